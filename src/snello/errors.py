@@ -1,0 +1,75 @@
+"""Every error that snello raises on purpose.
+
+Each message says what was wrong, which value, where, and what to do about it. The tree::
+
+    SnelloError
+    ├── ConfigError            an option or a recipe asks for something impossible      (also ValueError)
+    ├── DataError              a dataset is missing, empty or unreadable
+    ├── ModelError             a model cannot be built, traced, or loaded from this file
+    │   └── SimplifyError      exactness could not be shown; the original model is untouched
+    ├── BitstreamError         a bitstream is truncated, damaged or of another kind
+    ├── DivergenceError        the loss became NaN or infinite
+    ├── OutputError            a result cannot be written where it was asked for
+    └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class SnelloError(Exception):
+    """Root of the tree: catch it to catch everything that snello raises on purpose."""
+
+
+class ConfigError(SnelloError, ValueError):
+    """An option or a recipe asks for something impossible."""
+
+
+class DataError(SnelloError):
+    """A dataset is missing, empty or unreadable."""
+
+
+class ModelError(SnelloError):
+    """A model cannot be built, traced, or loaded from this file."""
+
+
+class SimplifyError(ModelError):
+    """Exactness could not be shown. Nothing was changed: the original model is still whole."""
+
+
+class BitstreamError(SnelloError):
+    """A bitstream is truncated, damaged or of another kind."""
+
+
+class DivergenceError(SnelloError):
+    """The loss became NaN or infinite."""
+
+
+class OutputError(SnelloError):
+    """A result cannot be written where it was asked for."""
+
+
+class MissingExtraError(SnelloError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import ``module`` or say which extra brings it.
+
+    Args:
+        module: dotted name of the module to import.
+        extra: the extra of snello that declares it, as in ``pip install 'snello[extra]'``.
+        purpose: what the caller needs it for, a noun phrase.
+
+    Raises:
+        MissingExtraError: with the pip command that helps.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package '{module.partition('.')[0]}' ({error}); "
+            f"install it with: pip install 'snello[{extra}]'"
+        ) from error

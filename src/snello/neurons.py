@@ -1,0 +1,188 @@
+"""What a neuron is, and how to reach its weights.
+
+A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one channel of
+a normalisation layer's affine transform. It is *dead* when every weight that feeds it is exactly zero.
+
+>>> layer = nn.Conv2d(3, 8, 3)
+>>> neuron_count(layer), rows(layer, layer.weight).shape
+(8, torch.Size([8, 27]))
+
+The stations of the journey meet here: they hand each other masks, keyed by the qualified name of the
+parameter (``"conv1.weight"``), true where the weight is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from snello.errors import ConfigError
+
+Masks = dict[str, Tensor]
+"""Qualified parameter name -> boolean tensor of the parameter's shape, true where the weight is kept."""
+
+WEIGHTED = (nn.Linear, _ConvNd)
+"""Layers whose neurons have incoming weights (transposed convolutions are a subclass of ``_ConvNd``)."""
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Normalisation layers: a neuron is one channel of the affine transform."""
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their transposes."""
+    return isinstance(module, WEIGHTED)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a BatchNorm, InstanceNorm, LayerNorm or GroupNorm *with* an affine transform."""
+    return isinstance(module, NORMS) and getattr(module, "weight", None) is not None
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether the module is a BatchNorm of any dimension."""
+    return isinstance(module, _BatchNorm)
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with incoming weights, in registration order, each shared module once under its first name."""
+    return {name: module for name, module in model.named_modules() if is_weighted(module)}
+
+
+def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have neurons: :func:`weighted_layers` and the affine normalisation layers."""
+    return {name: module for name, module in model.named_modules() if is_weighted(module) or is_norm(module)}
+
+
+def head(model: nn.Module) -> str | None:
+    """Name of the output layer: the last layer with weights, in registration order.
+
+    Its neurons are the classes, which no method here removes or freezes. None for a model without weights.
+    """
+    return next(reversed(weighted_layers(model)), None)
+
+
+def neuron_count(module: nn.Module) -> int:
+    """Number of neurons of a layer (output units, output channels, or affine channels)."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, _ConvNd):
+        return module.out_channels
+    if is_norm(module):
+        return int(module.weight.numel())  # type: ignore[union-attr, operator]
+    raise ConfigError(f"{type(module).__name__} has no neurons; see snello.neurons for the layers that do")
+
+
+def rows(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape, regrouped so that row *i* holds what belongs to neuron *i*.
+
+    Args:
+        module: a layer with neurons.
+        tensor: the weight, its gradient, or a mask of the weight's shape.
+
+    Returns:
+        Shape ``(neurons, incoming weights per neuron)``; a view where the layout of the layer allows one.
+    """
+    if isinstance(module, _ConvTransposeNd):
+        # (in, out/g, *k): the neurons are on dimension 1, and each group of inputs feeds its own outputs.
+        groups, fan_in, *kernel = module.groups, module.in_channels // module.groups, *tensor.shape[2:]
+        grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
+        return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
+    return tensor.reshape(neuron_count(module), -1)
+
+
+def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
+    """One value per neuron, shaped to broadcast over the weight: the inverse view of :func:`rows`.
+
+    Args:
+        module: a layer with neurons.
+        per_neuron: shape ``(neurons,)``.
+
+    Returns:
+        A tensor that broadcasts against ``module.weight`` along the neuron axis.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, _ConvTransposeNd):
+        groups, fan_in = module.groups, module.in_channels // module.groups
+        by_group = per_neuron.reshape(groups, 1, -1).expand(groups, fan_in, -1)
+        return by_group.reshape(module.in_channels, -1, *[1] * (weight.dim() - 2))
+    if isinstance(module, nn.LayerNorm):
+        return per_neuron.reshape(weight.shape)
+    return per_neuron.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def dead_neurons(module: nn.Module) -> Tensor:
+    """Which neurons have only zero weights: boolean, shape ``(neurons,)``.
+
+    A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to zero too).
+    """
+    return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
+
+
+def layer_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Qualified parameter name -> the module that owns it, tied parameters once under their first name."""
+    owners = {}
+    for name, _ in model.named_parameters():
+        owners[name] = model.get_submodule(name.rpartition(".")[0])
+    return owners
+
+
+def tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Groups of qualified names that are one and the same tensor (tied weights, shared modules)."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def select_layers(
+    layers: Mapping[str, nn.Module], exclude: Iterable[str], what: str
+) -> dict[str, nn.Module]:
+    """The layers that are not excluded by name.
+
+    Raises:
+        ConfigError: for a name that no layer has, with the names that exist.
+    """
+    excluded = set(exclude)
+    if unknown := sorted(excluded - set(layers)):
+        raise ConfigError(f"{what}: no layer is called {unknown[0]!r}; the layers are: {', '.join(layers)}")
+    return {name: module for name, module in layers.items() if name not in excluded}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters and number of non-zero ones, tied parameters once."""
+    total = sum(p.numel() for p in model.parameters())
+    return total, sum(int(torch.count_nonzero(p)) for p in model.parameters())
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set every weight whose mask is false to exactly zero, in place.
+
+    Raises:
+        ConfigError: for a mask whose parameter is missing or has another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != mask.shape:
+            found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
+            raise ConfigError(f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}")
+        parameter.masked_fill_(~mask.to(parameter.device), 0)
+
+
+def zero_masks(model: nn.Module) -> Masks:
+    """The masks that are already there: false wherever a weight of a layer is exactly zero."""
+    return {
+        f"{name}.weight": module.weight.detach() != 0  # type: ignore[union-attr, operator]
+        for name, module in weighted_layers(model).items()
+    }
+
+
+def iter_rows(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Name, layer and the weight regrouped by neuron, for each layer."""
+    for name, module in layers.items():
+        yield name, module, rows(module, module.weight)  # type: ignore[arg-type]
