@@ -1,0 +1,55 @@
+"""PWE: a plateau is reached after so many epochs without improvement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from snello.errors import ConfigError
+
+
+@dataclass
+class Plateau:
+    """Counts bad epochs: those whose loss does not improve on the best by the tolerance.
+
+    Attributes:
+        pwe: plateau waiting epochs; the plateau is reached after this many bad epochs in a row.
+        tolerance: an improvement smaller than this share of the best loss does not count.
+        best: the best loss so far.
+        bad: bad epochs since then.
+
+    Source: Tartaglione et al. (2021), section III-D.
+    """
+
+    pwe: int
+    tolerance: float = 0.01
+    best: float = math.inf
+    bad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pwe < 1:
+            raise ConfigError(f"pwe counts epochs to wait on a plateau: at least 1, not {self.pwe}")
+        if not 0 <= self.tolerance < 1:
+            raise ConfigError(f"tolerance is a share of the best loss: 0 <= tolerance < 1, not {self.tolerance}")
+
+    def update(self, loss: float) -> bool:
+        """Take in one epoch's loss; true if it is an improvement."""
+        if loss < self.best * (1 - self.tolerance):
+            self.best, self.bad = loss, 0
+            return True
+        self.bad += 1
+        return False
+
+    @property
+    def reached(self) -> bool:
+        """Whether enough bad epochs have passed."""
+        return self.bad >= self.pwe
+
+    def reset(self, loss: float) -> None:
+        """Start waiting anew from this loss: the network is another one after a pruning step."""
+        self.best, self.bad = loss, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)

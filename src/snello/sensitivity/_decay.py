@@ -1,0 +1,68 @@
+"""The protocol that every sensitivity follows, and the one implementation of the decay step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError
+
+
+class Sensitivity(ABC):
+    """A sensitivity of the outputs or of the loss, and the decay that follows from it.
+
+    Args:
+        lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning rate.
+    """
+
+    def __init__(self, lmbda: float) -> None:
+        if not (math.isfinite(lmbda) and 0 <= lmbda < 1):
+            raise ConfigError(f"lmbda is the share of a weight removed per step: 0 <= lmbda < 1, not {lmbda}")
+        self.lmbda = lmbda
+
+    def observe(self, outputs: Tensor) -> None:  # noqa: B027 - optional: not every method looks at the outputs
+        """Look at the network's outputs, shape (B, C), before ``loss.backward()``. Does nothing by default."""
+
+    @abstractmethod
+    def sensitivity(self) -> dict[str, Tensor]:
+        """The latest sensitivities by name, non-negative; empty before the first observation."""
+
+    @abstractmethod
+    def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What decays, and by which share: pairs of a weight and a tensor that broadcasts over it."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Shrink every weight by ``lmbda * insensitivity``; call it after ``optimizer.step()``."""
+        weights, insensitivities = self._weights_and_insensitivities()
+        if weights:
+            decay_(weights, insensitivities, self.lmbda)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs in order to go on identically."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to load by default
+        """Restore :meth:`state_dict`."""
+
+    def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to take out
+        """Take every hook out of the model."""
+
+
+def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
+    """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place."""
+    shrinkage = torch._foreach_mul(list(weights), list(insensitivities))
+    torch._foreach_add_(list(weights), shrinkage, alpha=-lmbda)
+
+
+def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
+    """``max(0, 1 - S)`` for all sensitivities at once; they are not changed."""
+    bounded = torch._foreach_neg(list(sensitivities))
+    torch._foreach_add_(bounded, 1.0)
+    torch._foreach_clamp_min_(bounded, 0.0)
+    return list(bounded)
