@@ -1,0 +1,30 @@
+"""The reference networks of the papers, torchvision's by name, and your own by ``"package.module:factory"``.
+
+A model is described by its name and its arguments, never by pickled code: a :class:`ModelSpec` goes into a
+recipe or a checkpoint as JSON, :func:`build` makes the network, :func:`load_weights` fills it.
+
+>>> from snello.models import ModelSpec, available, build
+>>> available()
+('lenet-300-100', 'lenet-5', 'resnet-20', 'resnet-32', 'resnet-56')
+>>> model = build("lenet-5", classes=10)
+>>> sum(p.numel() for p in model.parameters())
+431080
+>>> spec = ModelSpec("resnet-32", {"classes": 10})
+>>> ModelSpec.from_dict(spec.to_dict()) == spec
+True
+
+Sources: LeNet-300-100, LeCun et al., "Gradient-based learning applied to document recognition", 1998;
+LeNet-5, the variant of Caffe's MNIST example that the pruning papers count; ResNet-20/32/56, He et al., "Deep
+residual learning for image recognition", 2016, https://arxiv.org/abs/1512.03385, section 4.2, shortcuts of
+option A.
+"""
+
+from snello.models._build import ModelSpec as ModelSpec
+from snello.models._build import available as available
+from snello.models._build import build as build
+from snello.models._lenet import LeNet5 as LeNet5
+from snello.models._lenet import LeNet300 as LeNet300
+from snello.models._resnet import CifarResNet as CifarResNet
+from snello.models._weights import load_weights as load_weights
+
+__all__ = ["CifarResNet", "LeNet5", "LeNet300", "ModelSpec", "available", "build", "load_weights"]

@@ -1,0 +1,105 @@
+"""Weights from a state_dict file, all of them or none."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ModelError
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Fill a model with the weights of a file; either all of them fit, or the model is left as it was.
+
+    The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a ``state_dict``,
+    or a mapping with one under ``"state_dict"``; a ``module.`` before every key (left by ``DataParallel``) is
+    dropped. Counters ``num_batches_tracked`` may be missing, as in files of before 2018.
+
+    Args:
+        model: changed in place.
+        path: the file.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: for a missing or damaged file, and for weights of another model: how many keys are
+            missing, unexpected or of another shape, and the first of each.
+    """
+    path = Path(path).expanduser()
+    own: dict[str, Any] = model.state_dict()
+    state = _matching_prefix(_state_dict(_read(path), path), own)
+    if misfits := _misfits(state, own):
+        raise ModelError(
+            f"{path} does not fit this {type(model).__name__}: {'; '.join(misfits)}; "
+            "build the model with the name and arguments that the file was trained with"
+        )
+    # The keys that may be missing keep the model's own value.
+    model.load_state_dict({**own, **state})
+    return model
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(
+            f"no weights in {path}: it {found}; give the path of a state_dict file (.pt, .pth, .th)"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is not a weights file: it is damaged, of another kind, or holds pickled objects "
+            "other than tensors, which are never loaded; save model.state_dict() with torch.save"
+        ) from error
+    except Exception as error:  # a truncated file raises whatever its first broken byte leads to
+        raise ModelError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: it is truncated, damaged or of "
+            f"another kind ({_first_line(error)}); copy or download it again"
+        ) from error
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"{path} holds a {type(content).__name__} without weights, not a state_dict")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ModelError(f"{path} holds no state_dict: its entry {key!r} is a {type(value).__name__}")
+    return dict(content)
+
+
+def _matching_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefixed = all(key.startswith("module.") for key in state)
+    # A model may have a child that is really called "module": its keys match as they are.
+    if not prefixed or any(key in own for key in state):
+        return state
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and getattr(own[k], "shape", None) != state[k].shape]
+    found = [
+        f"{len(keys)} {what}, first {keys[0]!r}"
+        for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+        if keys
+    ]
+    if shapes:
+        key = shapes[0]
+        there, here = tuple(state[key].shape), tuple(getattr(own[key], "shape", ()))
+        found.append(
+            f"{len(shapes)} of another shape, first {key!r} ({there} in the file, {here} in the model)"
+        )
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
