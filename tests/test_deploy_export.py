@@ -1,0 +1,129 @@
+"""Export: the file computes what the model computes, at any batch size, or it does not appear."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snello.deploy import _export as export_module
+from snello.deploy import export, onnx_runner
+from snello.errors import ConfigError, ModelError, OutputError
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="the extra onnx is not installed")
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 5)
+    )
+
+
+class TwoInTwoOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.layer(first) + second, "twice": 2 * first}
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(4, 3) + 1
+
+
+class DropsSample(nn.Module):
+    """Runs in PyTorch at any batch size; its branch on the batch size cannot be exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (1 if x.shape[0] == 4 else 2)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_agree_at_every_batch_size(tmp_path: Path, batch: int) -> None:
+    model = small()
+    model[1].running_mean.normal_()
+    path = export(model, torch.randn(batch, 3, 8, 8), tmp_path / "net.onnx")
+    assert path == tmp_path / "net.onnx"
+    model.eval()
+    for size in (1, 2, 7):
+        x = torch.randn(size, 3, 8, 8)
+        found = torch.from_numpy(onnx_runner(path, x)()[0])  # type: ignore[index]
+        assert torch.allclose(found, model(x), atol=1e-5)
+
+
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+    model = TwoInTwoOut()
+    path = export(model, (torch.randn(2, 3), torch.randn(2, 4)), tmp_path / "two.onnx")
+    x, y = torch.randn(5, 3), torch.randn(5, 4)
+    found = onnx_runner(path, (x, y))()
+    for a, b in zip(found, model(x, y).values(), strict=True):  # type: ignore[call-overload]
+        assert torch.allclose(torch.from_numpy(a), b, atol=1e-6)
+
+
+def test_model_is_untouched_and_nothing_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small().train()
+    model[1].eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(model, torch.randn(2, 3, 8, 8), tmp_path / "net.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True, True]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]  # one file, nothing beside it
+
+
+def test_a_differing_file_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    target = tmp_path / "net.onnx"
+    target.write_bytes(b"the old one")
+    with pytest.raises(ModelError, match="differs from PyTorch by"):
+        export(nn.Linear(3, 2), torch.randn(2, 3), target)
+    assert target.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [target]
+    export(nn.Linear(3, 2), torch.randn(2, 3), target, verify=False)
+    assert target.read_bytes() != b"the old one"
+
+
+@pytest.mark.parametrize("model", [FixedBatch(), DropsSample()])
+def test_a_fixed_batch_size_is_refused(tmp_path: Path, model: nn.Module) -> None:
+    with pytest.raises(ModelError, match=type(model).__name__):
+        export(model, torch.randn(4, 3), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_places_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for target in ("missing/net.onnx", "file/net.onnx", "folder"):
+        with pytest.raises(OutputError) as caught:
+            export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / target)
+        assert str(tmp_path / target) in str(caught.value)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", no_space)
+    with pytest.raises(OutputError, match=r"net\.onnx: No space left"):
+        export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inputs", [(), torch.tensor(1.0), torch.empty(0, 3)])
+def test_inputs_without_a_batch_are_refused(tmp_path: Path, inputs: Tensor) -> None:
+    with pytest.raises(ConfigError, match="batch"):
+        export(nn.Linear(3, 2), inputs, tmp_path / "net.onnx")
