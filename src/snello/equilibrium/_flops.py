@@ -1,0 +1,188 @@
+"""What a backward pass costs: counted as the paper counts, and counted as it is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from snello.equilibrium._probe import Probe
+from snello.equilibrium._sparse import input_gradients_only
+from snello.errors import ConfigError, ModelError
+from snello.graph import as_inputs
+from snello.neurons import neuron_layers, weighted_layers
+
+
+def layer_macs(model: nn.Module, probe: Probe) -> dict[str, float]:
+    """Forward multiply-accumulates per sample of every layer with neurons that the probe calls.
+
+    A normalisation layer counts 2 per output entry, as is the custom; products of activations (attention)
+    belong to no neuron and are not counted.
+    """
+    macs: dict[str, float] = {}
+    layers = neuron_layers(model)
+
+    def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        macs[name] = macs.get(name, 0.0) + _macs(layers[name], inputs[0], output) / probe.samples
+
+    probe.read(layers, count)
+    return macs
+
+
+def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(layer, nn.Linear):
+        return output.numel() * layer.in_features
+    if isinstance(layer, _ConvTransposeNd):
+        return x.numel() * layer.weight[0].numel()
+    if isinstance(layer, _ConvNd):
+        return output.numel() * layer.weight[0].numel()
+    return 2 * output.numel()
+
+
+def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:
+    """Backward FLOPs per sample as in the tables of the NEq paper.
+
+    Twice the forward MACs of each layer times its share of updated neurons. This is one of the two products
+    of a backward pass, and freezing skips only the weight gradient: the true saving is about half of it.
+    See :func:`backward_flops`.
+
+    Args:
+        macs: layer name -> forward MACs per sample.
+        updated: layer name -> share of neurons updated; a layer without a share is updated whole.
+    """
+    return sum(2 * count * updated.get(name, 1.0) for name, count in macs.items())
+
+
+@dataclass(frozen=True)
+class BackwardFlops:
+    """FLOPs that one backward pass executes in matrix products and convolutions (2 per MAC).
+
+    Attributes:
+        input_gradient: FLOPs that carry the gradient from the loss to the layers.
+        weight_gradient: FLOPs that make the gradients of the weights.
+    """
+
+    input_gradient: int
+    weight_gradient: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.input_gradient + self.weight_gradient
+
+
+def backward_flops(
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    loss_fn: Callable[[Any], Tensor] | None = None,
+) -> BackwardFlops:
+    """Count the FLOPs of a real backward pass, with whatever is frozen now.
+
+    The model runs in its present mode; its gradients, buffers and the random generators are put back.
+
+    Args:
+        model: the model to run.
+        inputs: one batch.
+        loss_fn: the loss of the model's output; by default the sum of all its floating-point tensors.
+
+    Returns:
+        The two halves of the backward, for the whole batch.
+
+    Raises:
+        ModelError: if nothing in the output requires a gradient.
+    """
+    args = as_inputs(inputs)
+    with undisturbed(model):
+        edges: list[GradientEdge] = []
+        with _gradient_edges(model, edges):
+            output = model(*args)
+        loss = (loss_fn or _summed)(output)
+        if not loss.requires_grad:
+            raise ModelError(f"the loss of {type(model).__name__} requires no gradient: nothing to count")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        total = _counted(loss, parameters)
+        weighted = {id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)}
+        others = [p for p in parameters if id(p) not in weighted]
+        with input_gradients_only():
+            to_inputs = _counted(loss, [*edges, *others])
+    return BackwardFlops(to_inputs, total - to_inputs)
+
+
+@contextmanager
+def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[None]:
+    """Collect where the gradient of each layer's output arrives, also if an activation then overwrites it."""
+
+    def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            edges.append(get_gradient_edge(output))
+
+    handles = [m.register_forward_hook(collect) for m in neuron_layers(model).values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _counted(loss: Tensor, targets: list[Any]) -> int:
+    if not targets:
+        return 0
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        torch.autograd.grad(loss, targets, retain_graph=True, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def _convolution_backward_flops(
+    grad_shape: Any,
+    x_shape: Any,
+    w_shape: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: Any,
+    output_mask: Any,
+    out_shape: Any = None,
+    **_: Any,
+) -> int:
+    """torch counts the weight gradient of a grouped convolution ``groups`` times; this counts it once."""
+    positions = x_shape if transposed else grad_shape
+    macs = int(positions[0] * torch.Size(positions[2:]).numel() * torch.Size(w_shape).numel())
+    return 2 * macs * (int(output_mask[0]) + int(output_mask[1]))
+
+
+def _summed(output: Any) -> Tensor:
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    if not tensors:
+        raise ConfigError("loss_fn: the model's output holds no floating-point tensor; give a loss function")
+    return torch.stack([t.sum() for t in tensors]).sum()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Gradients, buffers and random generators are afterwards as they were; gradients start empty."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)

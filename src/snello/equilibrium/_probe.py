@@ -1,0 +1,145 @@
+"""What every neuron answers on a fixed probe set, and how alike two answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, ModelError
+from snello.graph import as_inputs
+
+Read = Callable[[str, tuple[Any, ...], Tensor], None]
+
+
+class Probe:
+    """The fixed inputs on which the neurons are compared, epoch after epoch.
+
+    Args:
+        model: the model; its mode, BatchNorm statistics and the random generators stay as they are.
+        inputs: one input tensor, or the tuple of the model's positional arguments.
+
+    Raises:
+        ConfigError: for an empty probe.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> None:
+        self.model, self.inputs = model, as_inputs(inputs)
+        if not self.inputs or self.inputs[0].dim() == 0 or not len(self.inputs[0]):
+            raise ConfigError("probe: needs at least one sample; give a batch of training inputs")
+
+    @property
+    def samples(self) -> int:
+        """Number of probe samples."""
+        return len(self.inputs[0])
+
+    def outputs(self, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Outputs of the layers, before any activation, of one forward in evaluation mode.
+
+        Returns:
+            Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer follow each
+            other along the samples. A layer that the forward never calls as a module is missing.
+        """
+        found: dict[str, list[Tensor]] = {}
+
+        def keep(name: str, _inputs: tuple[Any, ...], output: Tensor) -> None:
+            # The clone outlives an activation that works in place.
+            found.setdefault(name, []).append(by_channel(layers[name], output).clone())
+
+        self.read(layers, keep)
+        return {name: torch.cat(calls) for name, calls in found.items()}
+
+    def read(self, layers: Mapping[str, nn.Module], read: Read) -> None:
+        """Run the probe once and call ``read(name, inputs, output)`` at every call of a layer.
+
+        Raises:
+            ModelError: if the model does not run on the probe inputs.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(_evaluation(self.model))
+            for name, layer in layers.items():
+                handle = layer.register_forward_hook(
+                    lambda _m, inputs, output, name=name: read(name, inputs, output)
+                )
+                stack.callback(handle.remove)
+            try:
+                self.model(*self.inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in self.inputs)
+                raise ModelError(
+                    f"the model does not run on the probe inputs of shape {shapes}: {error}"
+                ) from error
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, full precision; everything is put back afterwards."""
+    modes = {m: m.training for m in model.modules()}
+    devices = {p.device for p in model.parameters()}
+    accelerated = sorted(d.index or 0 for d in devices if d.type == "cuda")
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=accelerated))
+        stack.enter_context(torch.no_grad())
+        for kind in sorted({d.type for d in devices}):
+            # The precision of phi must not depend on where in the loop step() is called.
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        # torch's fused transformer path would not call the layers, and so would hide them.
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def by_channel(module: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as ``(samples, channels, positions)``.
+
+    Linear and LayerNorm have their channels last, ``(B, *positions, F)``; convolutions and BatchNorm second,
+    ``(B, C, *positions)``. Without positions there is exactly one.
+    """
+    if isinstance(module, (nn.Linear, nn.LayerNorm)):
+        own = 1 if isinstance(module, nn.Linear) else len(module.normalized_shape)
+        flat = output.flatten(-own) if own > 1 else output
+        if flat.dim() == 1:
+            flat = flat.unsqueeze(0)
+        return flat.reshape(flat.shape[0], -1, flat.shape[-1]).transpose(1, 2)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if output.dim() == weight.dim() - 1:
+        output = output.unsqueeze(0)  # a convolution without a batch dimension
+    return output.reshape(output.shape[0], output.shape[1], -1)
+
+
+def similarity(now: Tensor, before: Tensor) -> Tensor:
+    r"""How alike a layer's neurons answered: :math:`\varphi` of the paper.
+
+    Per sample and channel the cosine over positions, then the mean over samples. Two silent answers (all
+    zeros) are alike (1); a silent and a speaking one are not (0).
+
+    Args:
+        now: outputs, shape ``(samples, channels, positions)``.
+        before: outputs of the same probe one epoch earlier, same shape.
+
+    Returns:
+        Shape ``(channels,)`` in [-1, 1], at least in float32.
+    """
+    dtype = torch.promote_types(now.dtype, torch.float32)
+    now, before = _unit(now.to(dtype)), _unit(before.to(device=now.device, dtype=dtype))
+    cosine = (now * before).sum(dim=2)
+    silent = (now == 0).all(dim=2) & (before == 0).all(dim=2)
+    return cosine.masked_fill(silent, 1.0).mean(dim=0)
+
+
+def _unit(outputs: Tensor) -> Tensor:
+    """Each channel scaled to length one; a silent one stays zero."""
+    # Scaling by the largest entry first keeps the squares of very small or large outputs representable.
+    peak = outputs.abs().amax(dim=2, keepdim=True)
+    scaled = outputs / torch.where(peak == 0, 1, peak)
+    length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)
+    return scaled / torch.where(length == 0, 1, length)

@@ -1,0 +1,596 @@
+"""NEq: what is measured, what is decided, and that frozen neurons stand still."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import snello.equilibrium
+from snello.equilibrium import (
+    NEq,
+    SelectiveUpdate,
+    Stochastic,
+    Velocity,
+    backward_flops,
+    similarity,
+    time_backward,
+)
+from snello.equilibrium._layers import monitored_layers
+from snello.equilibrium._probe import Probe
+from snello.errors import ConfigError, DivergenceError, ModelError
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-2),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
+    "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, stride=2, bias=False),
+        nn.LayerNorm((8, 3, 3)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 7),
+        nn.Dropout(0.1),
+        nn.Linear(7, 4),
+    ).double()
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, 2, 8, 8, generator=generator, dtype=torch.float64)
+    return x, torch.randint(4, (8,), generator=generator)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return OPTIMIZERS["momentum"](model.parameters())
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1, decay: float = 0.0) -> None:
+    for step in range(steps):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        if decay:
+            loss = loss + decay * sum(p.square().sum() for p in model.parameters())
+        loss.backward()
+        optimizer.step()
+
+
+def some(neq: SelectiveUpdate, seed: int = 0) -> dict[str, Tensor]:
+    """Masks with frozen and active neurons in every layer, and one layer frozen whole."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {n: torch.rand(len(m), generator=generator) < 0.5 for n, m in neq.frozen.items()}
+    masks = {n: m.index_fill(0, torch.tensor([0]), True) for n, m in masks.items()}
+    masks["3"] = torch.ones_like(masks["3"])
+    return masks
+
+
+def row(layer: nn.Module, tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.flatten()[mask] if isinstance(layer, nn.LayerNorm) else tensor[mask]
+
+
+def tensors(model: nn.Module) -> list[Tensor]:
+    return [t.detach().clone() for t in model.state_dict().values()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# --- what is held ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0.0, 0.1], ids=["", "decay in the loss"])
+def test_frozen_rows_are_bit_identical_and_the_others_move(name: str, decay: float) -> None:
+    model = network()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    neq = NEq(model, optimizer, batch()[0])
+    train(model, optimizer, 3)
+    masks = some(neq)
+    neq.apply(masks)
+    before = copy.deepcopy(model)
+    states = {
+        p: {k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for p, s in optimizer.state.items()
+    }
+    train(model, optimizer, 20, decay)
+    for layer_name, mask in masks.items():
+        layer, old = model.get_submodule(layer_name), before.get_submodule(layer_name)
+        for key, parameter in layer.named_parameters():
+            now, then = parameter.detach(), old.get_parameter(key).detach()
+            assert torch.equal(row(layer, now, mask), row(layer, then, mask))
+            assert (row(layer, now, ~mask) != row(layer, then, ~mask)).all()
+            for k, state in optimizer.state[parameter].items():
+                if not torch.is_tensor(state) or state.shape != parameter.shape:
+                    continue
+                frozen = row(layer, state, mask)
+                if k in ("momentum_buffer", "exp_avg"):
+                    assert frozen.count_nonzero() == 0
+                else:
+                    assert torch.equal(frozen, row(layer, states[parameter][k], mask))
+
+
+def test_frozen_gradients_are_zero_and_the_others_dense() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    x, y = batch()
+    model[8].p = 0.0
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+
+    dense = gradients()
+    masks = some(neq)
+    neq.apply(masks)
+    for name, sparse in gradients().items():
+        layer, mask = model.get_submodule(name.rpartition(".")[0]), masks.get(name.rpartition(".")[0])
+        if mask is None:  # the head
+            torch.testing.assert_close(sparse, dense[name])
+            continue
+        assert row(layer, sparse, mask).count_nonzero() == 0
+        torch.testing.assert_close(row(layer, sparse, ~mask), row(layer, dense[name], ~mask))
+
+
+def test_unfreezing_resumes_normal_training() -> None:
+    model = network()
+    optimizer = sgd(model)
+    neq = NEq(model, optimizer, batch()[0])
+    neq.apply(some(neq))
+    train(model, optimizer, 3)
+    neq.apply({})
+    twin = copy.deepcopy(model)
+    other = sgd(twin)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    # A row that was never stepped has no momentum; the twin must start from the same.
+    torch.manual_seed(1)
+    train(model, optimizer, 5)
+    torch.manual_seed(1)
+    train(twin, other, 5)
+    assert same(tensors(model), tensors(twin))
+
+
+def test_remove_gives_exactly_vanilla_training() -> None:
+    model = network()
+    optimizer = sgd(model)
+    classes = [type(m) for m in model.modules()]
+    hooks = (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks))
+    neq = NEq(model, optimizer, batch()[0])
+    neq.apply(some(neq))
+    assert classes != [type(m) for m in model.modules()]
+    neq.remove()
+    assert classes == [type(m) for m in model.modules()]
+    assert hooks == (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks))
+    assert not any(p._backward_hooks for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+    vanilla = network()
+    torch.manual_seed(1)
+    train(model, optimizer, 5)
+    torch.manual_seed(1)
+    train(vanilla, sgd(vanilla), 5)
+    assert same(tensors(model), tensors(vanilla))
+
+
+def test_nothing_frozen_is_exactly_vanilla_training() -> None:
+    model, vanilla = network(), network()
+    optimizer, plain = sgd(model), sgd(vanilla)
+    torch.manual_seed(1)
+    neq = NEq(model, optimizer, batch()[0], eps=0)
+    for _ in range(3):
+        train(model, optimizer, 2)
+        assert neq.step().total == 1
+    torch.manual_seed(1)
+    for _ in range(3):
+        train(vanilla, plain, 2)
+    # The probe left random generators, modes and statistics alone: even the dropout masks are the same.
+    assert same(tensors(model), tensors(vanilla))
+
+
+def test_batchnorm_statistics_move_as_in_vanilla() -> None:
+    model, vanilla = network(), network()
+    neq = NEq(model, sgd(model), batch()[0])
+    neq.apply({name: torch.ones_like(mask) for name, mask in neq.frozen.items()})
+    for net in (model, vanilla):
+        F.cross_entropy(net(batch()[0]), batch()[1]).backward()
+    assert torch.equal(model[1].running_mean, vanilla[1].running_mean)
+    assert torch.equal(model[1].num_batches_tracked, vanilla[1].num_batches_tracked)
+    assert model[1].running_mean.count_nonzero() > 0
+
+
+def test_a_deep_copy_trains_freely_and_leaves_the_original_alone() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    neq.apply(some(neq))
+    before = tensors(model)
+    twin = copy.deepcopy(model)
+    assert not any(type(m).__name__.startswith("Sparse") for m in twin.modules())
+    start = [p.detach().clone() for p in twin.parameters()]
+    train(twin, sgd(twin), 3)
+    assert all((p != q).any() for p, q in zip(twin.parameters(), start, strict=True))
+    assert same(before, tensors(model))
+
+
+# --- what is measured -----------------------------------------------------------------------------------
+
+
+def cosine_by_hand(now: Tensor, before: Tensor) -> float:
+    total = 0.0
+    for a, b in zip(now.tolist(), before.tolist(), strict=True):
+        product = sum(x * y for x, y in zip(a, b, strict=True))
+        lengths = (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+        if not any(a) and not any(b):
+            total += 1.0
+        elif lengths:
+            total += product / lengths
+    return total / len(now)
+
+
+def test_phi_is_the_mean_cosine_over_positions() -> None:
+    generator = torch.Generator().manual_seed(2)
+    now, before = torch.randn(2, 5, 3, 6, generator=generator, dtype=torch.float64)
+    now[:2, 0], before[:2, 0] = 0, 0  # silent both times
+    now[3, 1] = 0  # fell silent
+    now[4, 2] *= 1e-200  # tiny, but not silent
+    expected = [cosine_by_hand(now[:, c], before[:, c]) for c in range(3)]
+    tiny = torch.nn.functional.cosine_similarity(now[4, 2] * 1e200, before[4, 2], dim=0)
+    expected[2] = (sum(cosine_by_hand(now[i : i + 1, 2], before[i : i + 1, 2]) for i in range(4)) + tiny) / 5
+    torch.testing.assert_close(similarity(now, before), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_linear_output_without_positions_compares_signs() -> None:
+    now = torch.tensor([[3.0, -1.0, 0.0], [2.0, 1.0, 0.0]]).unsqueeze(2)
+    before = torch.tensor([[1.0, 4.0, 0.0], [5.0, 2.0, 1.0]]).unsqueeze(2)
+    assert similarity(now, before).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_the_probe_sees_outputs_before_the_activation_and_by_channel() -> None:
+    model = network()
+    x, _ = batch()
+    layers, _ = monitored_layers(model)
+    found = Probe(model, x).outputs(layers)
+    model.eval()
+    conv = model[0](x)
+    norm = model[1](conv)
+    assert torch.equal(found["0"], conv.flatten(2))
+    assert torch.equal(found["1"], norm.flatten(2))  # the ReLU behind it works in place
+    tokens = model[4](model[3](F.relu(norm)))
+    assert torch.equal(found["4"], tokens.reshape(8, 72, 1))
+    sequence = nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    x = torch.randn(2, 7, 5)
+    found = Probe(sequence, x).outputs(monitored_layers(sequence)[0])
+    assert torch.equal(found["0"], sequence[0](x).transpose(1, 2))
+    assert torch.equal(found["1"], sequence[:2](x).transpose(1, 2))
+
+
+def test_the_probe_disturbs_nothing() -> None:
+    class Noisy(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    model = Noisy(*network())
+    model[1].eval()
+    modes, before, state = [m.training for m in model.modules()], tensors(model), torch.get_rng_state()
+    neq = NEq(model, sgd(model), batch()[0])
+    neq.step()
+    assert [m.training for m in model.modules()] == modes
+    assert same(before, tensors(model))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_velocity_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    history = 1 - 0.05 * torch.rand(6, 4, generator=generator, dtype=torch.float64)
+    rule, eps, mu = Velocity(eps=0.01, mu=0.3), 0.01, 0.3
+    last, velocity = [1.0] * 4, [0.0] * 4
+    seen = set()
+    for phi in history:
+        frozen = rule.select({"layer": 4}, {"layer": phi})["layer"]
+        for i, value in enumerate(phi.tolist()):
+            velocity[i] = (value - last[i]) - mu * velocity[i]
+            last[i] = value
+        torch.testing.assert_close(rule.velocity["layer"], torch.tensor(velocity, dtype=torch.float64))
+        assert frozen.tolist() == [abs(v) < eps for v in velocity]
+        seen |= set(frozen.tolist())
+    assert seen == {True, False}
+
+
+def test_the_whole_decision_against_the_definition() -> None:
+    model = network()
+    optimizer = sgd(model)
+    x, _ = batch()
+    neq = NEq(model, optimizer, x, eps=2e-2)
+    layers, _ = monitored_layers(model)
+    probe = Probe(model, x)
+    reference, phi, velocity = probe.outputs(layers), None, None
+    for _ in range(4):
+        train(model, optimizer, 1)
+        now = probe.outputs(layers)
+        values = {
+            n: [cosine_by_hand(now[n][:, c], reference[n][:, c]) for c in range(now[n].shape[1])] for n in now
+        }
+        old_phi = phi or {n: [1.0] * len(v) for n, v in values.items()}
+        old_v = velocity or {n: [0.0] * len(v) for n, v in values.items()}
+        velocity = {
+            n: [a - b - 0.5 * c for a, b, c in zip(values[n], old_phi[n], old_v[n], strict=True)]
+            for n in values
+        }
+        reference, phi = now, values
+        neq.step()
+        assert {n: m.tolist() for n, m in neq.frozen.items()} == {
+            n: [abs(v) < 2e-2 for v in vs] for n, vs in velocity.items()
+        }
+    frozen = torch.cat(list(neq.frozen.values()))
+    assert 0 < frozen.sum() < len(frozen)
+
+
+def test_warm_up() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0], warmup=3)
+    totals = [neq.step().total for _ in range(4)]  # an untrained model is at equilibrium at once
+    assert totals == [1, 1, 0, 0]
+
+
+# --- what is watched ------------------------------------------------------------------------------------
+
+
+def test_the_head_the_excluded_and_the_unfit_are_left_alone() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.odd, self.tied = nn.Linear(4, 4), Odd(4, 4), nn.Linear(4, 4)
+            self.functional, self.normed = (
+                nn.Linear(4, 4),
+                nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            )
+            self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.b.weight = self.tied.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.normed(self.b(self.tied(self.odd(self.a(x)))))
+            return self.head(F.linear(x, self.functional.weight))
+
+    model = Unused()
+    neq = NEq(model, sgd(model), torch.randn(3, 4))
+    assert set(neq.frozen) == {"a"}
+    assert set(neq.left_alone) == {"odd", "tied", "functional", "normed", "b", "head"}
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0], exclude=("3", "7"))
+    assert set(neq.frozen) == {"0", "1", "4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"eps": -1}, ConfigError, "eps"),
+        ({"eps": float("nan")}, ConfigError, "eps"),
+        ({"mu": 1.0}, ConfigError, "mu"),
+        ({"warmup": 0}, ConfigError, "warmup"),
+        ({"exclude": ["nobody"]}, ConfigError, "nobody"),
+        ({"probe": torch.zeros(0, 2, 8, 8)}, ConfigError, "probe"),
+        ({"probe": torch.zeros(3, 5, 8, 8).double()}, ModelError, "probe"),
+        ({"optimizer": sgd(nn.Linear(1, 1))}, ConfigError, "optimizer"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
+    model = network()
+    complete = {"optimizer": sgd(model), "probe": batch()[0], **arguments}
+    with pytest.raises(error, match=says):
+        NEq(model, **complete)
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"nobody": torch.ones(6, dtype=torch.bool)},
+        {"0": torch.ones(5, dtype=torch.bool)},
+        {"0": torch.ones(6)},
+    ],
+)
+def test_bad_masks_change_nothing(masks: dict[str, Tensor]) -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    neq.apply(some(neq))
+    before = neq.frozen
+    with pytest.raises(ConfigError, match="mask"):
+        neq.apply(masks)
+    assert same(list(before.values()), list(neq.frozen.values()))
+
+
+def test_divergence_names_the_layer() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    with torch.no_grad():
+        model[3].weight.fill_(float("nan"))
+    with pytest.raises(DivergenceError, match="'3'"):
+        neq.step()
+
+
+# --- resuming, baselines --------------------------------------------------------------------------------
+
+
+def selective(model: nn.Module, optimizer: torch.optim.Optimizer, random: bool) -> SelectiveUpdate:
+    probe = batch()[0]
+    if random:
+        return SelectiveUpdate(model, optimizer, probe, Stochastic(0.4, seed=9))
+    return NEq(model, optimizer, probe, eps=2e-2)
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["neq", "stochastic"])
+def test_a_resumed_run_gives_identical_masks_and_weights(random: bool) -> None:
+    model = network()
+    model[8].p = 0.0
+    optimizer = sgd(model)
+    neq = selective(model, optimizer, random)
+    for _ in range(2):
+        train(model, optimizer, 2)
+        neq.step()
+    train(model, optimizer, 1)  # in the middle of an epoch
+    file = io.BytesIO()
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "neq": neq.state_dict()}, file
+    )
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    twin = network()
+    twin[8].p = 0.0
+    other = sgd(twin)
+    resumed = selective(twin, other, random)
+    twin.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    resumed.load_state_dict(saved["neq"])
+    steps = []
+    for net, opt, method in ((model, optimizer, neq), (twin, other, resumed)):
+        decided = []
+        for _ in range(3):
+            train(net, opt, 1)
+            decided.append((method.step(), [m.tolist() for m in method.frozen.values()]))
+        steps.append(decided)
+    assert steps[0] == steps[1]
+    assert same(tensors(model), tensors(twin))
+    assert 0 < steps[0][-1][0].total < 1
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    with pytest.raises(ConfigError, match="lacks"):
+        neq.load_state_dict({"epoch": 1})
+    other = NEq(model, sgd(model), batch()[0], exclude=["0"])
+    with pytest.raises(ConfigError, match="other layers"):
+        neq.load_state_dict(other.state_dict())
+    smaller = NEq(model, sgd(model), batch()[0][:2])
+    with pytest.raises(ConfigError, match="same probe"):
+        neq.load_state_dict(smaller.state_dict())
+
+
+def test_stochastic_draws_the_share_anew_from_its_own_generator() -> None:
+    model = network()
+    state = torch.get_rng_state()
+    method = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.4, seed=1))
+    drawn = []
+    for _ in range(3):
+        method.step()
+        drawn.append(method.frozen)
+        assert all(int(mask.sum()) == int(0.4 * len(mask)) for mask in drawn[-1].values())
+    assert not torch.equal(drawn[0]["4"], drawn[1]["4"])
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ConfigError, match="share"):
+        Stochastic(1.5)
+
+
+# --- what it costs --------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A CIFAR residual block with shortcuts of option A."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=c_out // c_in, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(c_out), nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.more = c_out - c_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.more:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more // 2))
+        return F.relu(x + y)
+
+
+def resnet32() -> nn.Sequential:
+    stages = [Block(a, b) for w in (16, 32, 64) for a, b in [(max(w // 2, 16), w)] + [(w, w)] * 4]
+    stem = (nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_paper_flops_of_resnet32() -> None:
+    model = resnet32()
+    neq = NEq(model, sgd(model), torch.randn(2, 3, 32, 32))
+    dense = neq.status()
+    assert dense.flops == dense.dense_flops
+    assert round(dense.dense_flops / 1e6, 1) == 138.9
+    neq.apply({name: torch.ones_like(mask) for name, mask in neq.frozen.items()})
+    assert neq.status().flops == 2 * 640  # the head is never frozen
+    neq.apply({name: torch.arange(len(mask)) % 2 == 0 for name, mask in neq.frozen.items()})
+    assert neq.status().flops == (dense.dense_flops - 1280) / 2 + 1280
+    assert neq.status().total == 0.5
+
+
+def test_executed_flops_fall_with_the_frozen_share() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 40, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(40, 8, 3, groups=4),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    x = torch.randn(4, 3, 6, 6)
+    model(x).sum().backward()
+    kept = [p.grad for p in model.parameters()]
+    neq = NEq(model, sgd(model), x)
+    first, grouped, head = 4 * 16 * 40 * 27, 4 * 4 * 8 * 90, 4 * 32 * 5
+    dense = backward_flops(model, x)
+    assert dense.weight_gradient == 2 * (first + grouped + head)
+    assert dense.input_gradient == 2 * (grouped + head)  # the first layer's input wants no gradient
+    neq.apply({"0": torch.arange(40) < 30})
+    assert type(model[0]) is not nn.Conv2d
+    sparse = backward_flops(model, x, lambda output: output.square().sum())
+    assert sparse.weight_gradient == 2 * (first // 4 + grouped + head)
+    assert sparse.input_gradient == dense.input_gradient
+    neq.apply({"0": torch.arange(40) < 4})  # too few to slice: the plain layer, its gradient masked
+    assert type(model[0]) is nn.Conv2d
+    assert backward_flops(model, x) == dense
+    neq.apply({"0": torch.ones(40, dtype=torch.bool), "2": torch.ones(8, dtype=torch.bool)})
+    assert backward_flops(model, x).weight_gradient == 2 * head
+    assert backward_flops(model, x).input_gradient == 0
+    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
+
+
+def test_timing_measures_both_and_puts_everything_back() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    neq.apply(some(neq))
+    train(model, neq_optimizer := sgd(model), 1)
+    del neq_optimizer
+    before, gradients = tensors(model), [p.grad for p in model.parameters()]
+    classes = [type(m) for m in model.modules()]
+    timing = time_backward(neq, *batch(), F.cross_entropy, repeats=3)
+    assert timing.repeats == 3
+    assert 0 < timing.sparse_p10 <= timing.sparse_ms <= timing.sparse_p90
+    assert 0 < timing.dense_p10 <= timing.dense_ms <= timing.dense_p90
+    assert timing.ratio == timing.sparse_ms / timing.dense_ms
+    assert same(before, tensors(model))
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+    assert classes == [type(m) for m in model.modules()]
+    with pytest.raises(ConfigError, match="repeats"):
+        time_backward(neq, *batch(), F.cross_entropy, repeats=0)
+
+
+def test_the_example_of_the_package_runs() -> None:
+    found = doctest.testmod(snello.equilibrium)
+    assert found.attempted > 5
+    assert found.failed == 0

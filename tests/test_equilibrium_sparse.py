@@ -1,0 +1,253 @@
+"""The sparse gradient is the dense gradient times the mask, whatever the layer."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from snello.equilibrium import _sparse
+from snello.equilibrium._sparse import attach, detach
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def gradients(layer: nn.Module, x: Tensor, weigh: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Output and gradients of input, weight and bias; a gradient that is not computed reads as zeros."""
+    layer.zero_grad(set_to_none=True)
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    output = layer(x)
+    generator = torch.Generator().manual_seed(3)
+    weigh = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    (output * weigh).sum().backward()
+    own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in layer.parameters()]
+    return output.detach(), x.grad, *own
+
+
+def assert_dense_times_mask(layer: nn.Module, x: Tensor, frozen: Tensor) -> None:
+    plain = type(layer)
+    output, to_input, *own = gradients(layer, x)
+    attach(layer, frozen)
+    assert isinstance(layer, plain)
+    sparse_output, sparse_to_input, *sparse_own = gradients(layer, x)
+    detach(layer)
+    assert type(layer) is plain
+    assert torch.equal(output, sparse_output)
+    torch.testing.assert_close(sparse_to_input, to_input)
+    for dense, sparse in zip(own, sparse_own, strict=True):
+        assert sparse[frozen].count_nonzero() == 0
+        expected = dense.clone()
+        expected[frozen] = 0
+        torch.testing.assert_close(sparse, expected)
+
+
+@st.composite
+def masks(draw: st.DrawFn, count: int) -> Tensor:
+    return torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    dims, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.sampled_from([1, 1, 2]))
+    c_in, c_out = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 20))
+    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "circular"]))
+    padding = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
+    stride = 1 if padding == "same" else draw(st.integers(1, 2))
+    layer = CONVS[dims](
+        c_in,
+        c_out,
+        draw(st.integers(1, 4)),
+        stride=stride,
+        padding=padding,
+        dilation=draw(st.integers(1, 2)) if dims < 3 else 1,
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=mode,
+    ).double()
+    x = torch.randn(draw(st.integers(1, 3)), c_in, *[7, 8, 9][:dims], dtype=torch.float64)
+    if dims in FORMATS and draw(st.booleans()):
+        x = x.to(memory_format=FORMATS[dims])
+        layer = layer.to(memory_format=FORMATS[dims])
+    if draw(st.integers(0, 5)) == 0:
+        x = x[0]  # no batch dimension
+    assert_dense_times_mask(layer, x, draw(masks(c_out)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_linear(data: st.DataObject) -> None:
+    draw = data.draw
+    c_in, c_out = draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    leading = draw(st.lists(st.integers(1, 3), max_size=3))
+    layer = nn.Linear(c_in, c_out, bias=draw(st.booleans())).double()
+    assert_dense_times_mask(layer, torch.randn(*leading, c_in, dtype=torch.float64), draw(masks(c_out)))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pays", [False, True])
+def test_both_ways_of_the_rule_give_the_same(
+    share: float, channels_last: bool, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sparse, "_slicing_pays", lambda *_: pays)
+    layer = nn.Conv2d(5, 40, 3, padding=1).double()
+    x = torch.randn(4, 5, 9, 9, dtype=torch.float64)
+    if channels_last:
+        layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    assert_dense_times_mask(layer, x, torch.arange(40) < 40 * share)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(6, 8)], ids=["conv", "linear"])
+def test_two_calls_of_one_module(layer: nn.Module) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.layer(2 * x) ** 2
+
+    model, frozen = Twice(), torch.arange(8) % 3 == 0
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    dense = gradients(model, x)
+    attach(model.layer, frozen)
+    sparse = gradients(model, x)
+    detach(model.layer)
+    torch.testing.assert_close(sparse[1], dense[1])
+    torch.testing.assert_close(sparse[2], dense[2] * ~frozen.reshape(-1, *[1] * (dense[2].dim() - 1)))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(6, 8)], ids=["conv", "linear"])
+def test_input_that_needs_no_gradient(layer: nn.Module) -> None:
+    x, frozen = torch.randn(3, 4, 6, 6), torch.arange(8) < 4
+    attach(layer, frozen)
+    layer(x).sum().backward()
+    assert layer.weight.grad[~frozen].count_nonzero() > 0
+    attach(layer, torch.ones(8, dtype=torch.bool))
+    assert not layer(x).requires_grad  # nothing below wants a gradient: the backward ends here
+    detach(layer)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Linear(6, 8)])
+def test_a_fully_frozen_layer_saves_no_input_and_computes_no_gradient(layer: nn.Module) -> None:
+    x = torch.randn(3, 4, 6, 6, requires_grad=True)
+
+    def saved() -> list[torch.Size]:
+        shapes: list[torch.Size] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.append(t.shape), t)[1], lambda t: t):
+            layer(x).sum().backward()
+        return shapes
+
+    elements = x.numel()
+    assert elements in [shape.numel() for shape in saved()]
+    layer.zero_grad(set_to_none=True)
+    attach(layer, torch.ones(8, dtype=torch.bool))
+    assert elements not in [shape.numel() for shape in saved()]
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+    detach(layer)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 40, 3), nn.Linear(6, 40)], ids=["conv", "linear"])
+@pytest.mark.parametrize("count", [5, 30, 40])
+def test_autocast(layer: nn.Module, count: int) -> None:
+    x, frozen = torch.randn(3, 4, 6, 6, requires_grad=True), torch.arange(40) < count
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(x)
+        output.float().square().sum().backward()
+        grad = torch.zeros_like(layer.weight) if layer.weight.grad is None else layer.weight.grad
+        return output.detach(), x.grad, grad
+
+    dense = run()
+    attach(layer, frozen)
+    sparse = run()
+    detach(layer)
+    assert sparse[0].dtype is torch.bfloat16
+    assert torch.equal(dense[0], sparse[0])
+    assert sparse[2].dtype is torch.float32
+    torch.testing.assert_close(sparse[1], dense[1], rtol=2e-2, atol=1e-1)
+    expected = dense[2].clone()
+    expected[frozen] = 0
+    torch.testing.assert_close(sparse[2], expected, rtol=2e-2, atol=2e-1)
+
+
+def test_second_derivatives_of_the_active_rows() -> None:
+    layer, frozen = nn.Conv2d(3, 8, 3).double(), torch.arange(8) < 4
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def penalty() -> Tensor:
+        (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), layer.weight)[0]
+
+    dense = penalty()
+    attach(layer, frozen)
+    sparse = penalty()
+    detach(layer)
+    torch.testing.assert_close(sparse[~frozen], dense[~frozen])
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
+def test_a_copy_is_a_plain_layer(copied: str) -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    attach(layer, torch.arange(8) < 4)
+    if copied == "deepcopy":
+        other = copy.deepcopy(layer)
+    else:
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert type(other) is nn.Conv2d
+    assert type(layer) is not nn.Conv2d
+    assert torch.equal(other.weight, layer.weight)
+    assert other.weight is not layer.weight
+    other(torch.randn(1, 3, 5, 5)).sum().backward()
+    assert layer.weight.grad is None
+    assert (other.weight.grad.flatten(1) != 0).any(1).all()
+    assert other.state_dict().keys() == layer.state_dict().keys()
+    detach(layer)
+
+
+def test_the_parameters_stay_the_same_objects_and_unfreezing_restores_the_class() -> None:
+    class Mine(nn.Linear):
+        pass
+
+    layer = Mine(4, 4)
+    weight, before = layer.weight, dict(vars(layer))
+    attach(layer, torch.tensor([True, False, False, False]))
+    assert layer.weight is weight
+    assert isinstance(layer, Mine)
+    assert type(layer) is not Mine
+    attach(layer, torch.zeros(4, dtype=torch.bool))
+    assert type(layer) is Mine
+    assert vars(layer) == before
+
+
+def test_it_is_one_node_of_the_graph() -> None:
+    from snello.graph import trace
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    attach(model[0], torch.arange(4) < 2)
+    assert [node.target for node in trace(model).nodes if node.op == "call_module"] == ["0", "1"]
+
+
+def test_evaluation_without_gradients_is_the_plain_layer() -> None:
+    layer, x = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), torch.randn(2, 3, 6, 6)
+    expected = layer(x)
+    alone = layer(x[0])
+    attach(layer, torch.ones(8, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer(x[0]), alone)
