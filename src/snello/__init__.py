@@ -1,0 +1,47 @@
+"""snello: frugal deep learning, both ways of the round trip.
+
+Outward, a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure.
+Homeward, cheaper training: neurons at equilibrium skip their backward pass.
+
+``import snello`` needs torch alone. Everything else is an extra, imported when it is used.
+"""
+
+from ._version import __version__ as __version__
+from .codec import CodecSettings as CodecSettings
+from .codec import compress as compress
+from .codec import decompress as decompress
+from .deploy import export as export
+from .deploy import footprint as footprint
+from .deploy import measure as measure
+from .equilibrium import NEq as NEq
+from .errors import SnelloError as SnelloError
+from .modelfile import Record as Record
+from .modelfile import load as load
+from .modelfile import save as save
+from .models import ModelSpec as ModelSpec
+from .pruning import Pruner as Pruner
+from .sensitivity import Lobster as Lobster
+from .sensitivity import SeReNe as SeReNe
+from .simplify import plan_of as plan_of
+from .simplify import simplify as simplify
+
+__all__ = [
+    "CodecSettings",
+    "Lobster",
+    "ModelSpec",
+    "NEq",
+    "Pruner",
+    "Record",
+    "SeReNe",
+    "SnelloError",
+    "__version__",
+    "compress",
+    "decompress",
+    "export",
+    "footprint",
+    "load",
+    "measure",
+    "plan_of",
+    "save",
+    "simplify",
+]

@@ -112,7 +112,9 @@ def _propagate_shapes(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Non
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"the model does not run on the example inputs of shape {shapes}: {reason}") from error
+        raise ModelError(
+            f"the model does not run on the example inputs of shape {shapes}: {reason}"
+        ) from error
 
 
 class _Shapes(fx.Interpreter):

@@ -138,9 +138,7 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def select_layers(
-    layers: Mapping[str, nn.Module], exclude: Iterable[str], what: str
-) -> dict[str, nn.Module]:
+def select_layers(layers: Mapping[str, nn.Module], exclude: Iterable[str], what: str) -> dict[str, nn.Module]:
     """The layers that are not excluded by name.
 
     Raises:

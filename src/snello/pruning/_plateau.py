@@ -31,7 +31,9 @@ class Plateau:
         if self.pwe < 1:
             raise ConfigError(f"pwe counts epochs to wait on a plateau: at least 1, not {self.pwe}")
         if not 0 <= self.tolerance < 1:
-            raise ConfigError(f"tolerance is a share of the best loss: 0 <= tolerance < 1, not {self.tolerance}")
+            raise ConfigError(
+                f"tolerance is a share of the best loss: 0 <= tolerance < 1, not {self.tolerance}"
+            )
 
     def update(self, loss: float) -> bool:
         """Take in one epoch's loss; true if it is an improvement."""

@@ -105,13 +105,16 @@ class Pruner:
         """Let go of the optimizer: pruned weights may move again."""
         self._pin.remove()
 
-    def step(self) -> PrunerStep:
-        """Once per epoch: measure the loss; on a plateau, restore the best weights and prune.
+    def step(self, loss: float | None = None) -> PrunerStep:
+        """Once per epoch: on a plateau of the loss, restore the best weights and prune.
+
+        Args:
+            loss: the validation loss of the model as it is, if it has been measured already.
 
         Raises:
             DivergenceError: if the validation loss is NaN or infinite.
         """
-        loss = self.loss()
+        loss = self.loss() if loss is None else _finite(loss)
         improved = self.plateau.update(loss)
         if improved:
             self._best = _snapshot(self.model)
@@ -158,10 +161,7 @@ class Pruner:
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        loss = self._measure()
-        if not math.isfinite(loss):
-            raise DivergenceError(f"the validation loss is {loss}: lower the learning rate or lmbda")
-        return loss
+        return _finite(self._measure())
 
     def _measure(self) -> float:
         with evaluation(self.model):
@@ -216,6 +216,12 @@ class Pruner:
         self.plateau = Plateau(**state["plateau"])
         self.finished = bool(state["finished"])
         self._best = state["best"]
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise DivergenceError(f"the validation loss is {loss}: lower the learning rate or lmbda")
+    return loss
 
 
 def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:

@@ -46,8 +46,8 @@ class Lobster(Sensitivity):
         return {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        weights = [p for p in self._parameters.values() if p.grad is not None]
-        if not weights:
+        pairs = [(p, p.grad) for p in self._parameters.values() if p.grad is not None]
+        if not pairs:
             return [], []
-        magnitudes = torch._foreach_abs([p.grad for p in weights])
-        return list(weights), insensitivity(magnitudes)
+        magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
+        return [p for p, _ in pairs], insensitivity(magnitudes)

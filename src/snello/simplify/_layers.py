@@ -22,6 +22,7 @@ class ChannelFill(nn.Module):
 
     snello_leaf = True
     index: Tensor
+    constant: Tensor | None
 
     def __init__(self, index: Sequence[int], constant: bool) -> None:
         super().__init__()
@@ -43,6 +44,7 @@ class ChannelConstant(nn.Module):
     """
 
     snello_leaf = True
+    constant: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from snello.graph import Graph, shape_of
 
-from ._rules import Add, Layer, Rule, Signal, rule_for
+from ._rules import Layer, Rule, Signal, rule_for
 
 
 @dataclass(frozen=True)

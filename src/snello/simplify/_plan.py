@@ -123,4 +123,6 @@ def _layer(data: dict[str, Any]) -> LayerPlan:
 
 def _adapter(data: dict[str, Any]) -> Adapter:
     index = None if data["index"] is None else tuple(int(i) for i in data["index"])
-    return Adapter(str(data["reader"]), str(data["operand"]), index, int(data["width"]), bool(data["constant"]))
+    return Adapter(
+        str(data["reader"]), str(data["operand"]), index, int(data["width"]), bool(data["constant"])
+    )

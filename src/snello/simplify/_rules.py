@@ -91,7 +91,9 @@ class Layer(Rule):
     def forward(self, *signals: Signal) -> Signal:
         (signal,) = signals
         # Under zero padding a non-zero constant is another value at the border: it is no constant for us.
-        position_dependent = (signal.value != 0) if self.pads_with_zeros else torch.zeros_like(signal.constant)
+        position_dependent = (
+            (signal.value != 0) if self.pads_with_zeros else torch.zeros_like(signal.constant)
+        )
         varying = ~signal.constant | position_dependent
         constant = (self.weight[:, varying] == 0).flatten(1).all(1)
         value = self.bias + self.weight.sum(2) @ signal.value.to(self.weight.device)
@@ -318,7 +320,7 @@ def _add_rule(node: fx.Node) -> Rule | None:
 def _flattens_all(node: fx.Node) -> bool:
     start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
     end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-    return start == 1 and end == -1
+    return bool(start == 1 and end == -1)
 
 
 def _flatten_rule(node: fx.Node) -> Rule | None:

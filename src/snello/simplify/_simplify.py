@@ -131,7 +131,9 @@ def _left_alone(graph: Graph, liveness: Liveness) -> dict[str, str]:
         elif liveness.rules[node] is None and node.op not in ("placeholder", "output"):
             narrowed = [a for a in node.all_input_nodes if a in liveness.layouts]
             if any(not liveness.layouts[a].is_whole for a in narrowed):
-                reasons[node.name] = f"no rule for {node._pretty_print_target(node.target)}: given at full width"
+                reasons[node.name] = (
+                    f"no rule for {node._pretty_print_target(node.target)}: given at full width"
+                )
     return reasons
 
 

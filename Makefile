@@ -1,0 +1,62 @@
+# Every target makes its own virtual environment and installs what it needs. A C++ compiler is needed once, for
+# the NNC codec (about two minutes).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo   the whole round trip on the built-in digits: prints the tables, writes $(OUT)/report.md"
+	@echo "make test   the tests"
+	@echo "make lint   ruff, types, import contracts"
+	@echo "make bench  the benchmarks, one table each"
+	@echo "make docs   the documentation, into site/"
+
+# A stamp per set of dependencies: installing again costs nothing until pyproject.toml changes.
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "snello needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+$(VENV)/.all: $(VENV)/.python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[all]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.all
+	$(BIN)/pip install --quiet --group test
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.all
+	$(BIN)/pip install --quiet --group lint
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.all
+	$(BIN)/pip install --quiet --group docs
+	touch $@
+
+demo: $(VENV)/.all
+	rm -rf $(OUT)
+	$(BIN)/snello journey digits --out=$(OUT)
+
+test: $(VENV)/.test
+	$(BIN)/pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.all
+	mkdir -p runs/bench
+	$(BIN)/python benchmarks/neq_backward.py --out runs/bench/neq_backward.json
+	$(BIN)/python benchmarks/simplify_latency.py --out runs/bench/simplify_latency.json
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site runs/demo runs/bench

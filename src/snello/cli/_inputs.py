@@ -1,0 +1,126 @@
+"""What several commands read and write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello import modelfile
+from snello.errors import ConfigError, OutputError
+from snello.modelfile import Record, write_file
+from snello.models import ModelSpec, build, load_weights
+from snello.reporting import Table, as_json, show
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """A model file, or an architecture by name with a file of weights."""
+    parser.add_argument("file", nargs="?", help="a model file written by snello")
+    parser.add_argument(
+        "--model", help="instead: lenet-5, resnet18 (torchvision), package.module:factory ..."
+    )
+    parser.add_argument("--arguments", default="{}", help="the factory's arguments, as JSON")
+    parser.add_argument("--weights", help="a state_dict file for --model; random weights without it")
+    parser.add_argument("--input-shape", help="shape of one input of --model, as 3,32,32")
+
+
+def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
+    """The model that the arguments name, in evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: if they name none, or two.
+        ModelError: if it cannot be built or loaded.
+    """
+    if (arguments.file is None) == (arguments.model is None):
+        raise ConfigError("give either a model file, or --model with --input-shape and perhaps --weights")
+    seed(arguments)
+    if arguments.file is not None:
+        return modelfile.load(arguments.file)
+    spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
+    record = Record(spec, _shape(arguments.input_shape))
+    model = build(spec)
+    if arguments.weights:
+        load_weights(model, arguments.weights)
+    return model.eval(), record
+
+
+def seed(arguments: argparse.Namespace) -> None:
+    """Seed torch, if the arguments say so."""
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+
+
+def device(arguments: argparse.Namespace) -> torch.device:
+    """The device that the arguments ask for; the CPU unless told otherwise.
+
+    Raises:
+        ConfigError: for a GPU that torch does not see.
+    """
+    wanted = arguments.device or "cpu"
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device=cuda, but torch sees no GPU: use --device=cpu")
+    return torch.device(wanted)
+
+
+def on_device(model: nn.Module, inputs: Tensor, arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """Model and inputs where the arguments want them."""
+    where = device(arguments)
+    return model.to(where), inputs.to(where)
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {path}")
+    return Path(path).read_bytes()
+
+
+def finish(table: Table, result: Any, path: str | Path) -> None:
+    """Show a result as a table and write it as JSON."""
+    show(table)
+    print(f"written: {write_file(path, lambda beside: beside.write_text(as_json(result)))}")
+
+
+def check_writable(path: str | Path) -> Path:
+    """Find out before the work, not after it, that the result cannot be written.
+
+    Raises:
+        OutputError: naming the folder.
+    """
+    path = Path(path)
+    write_file(path.parent / f".{path.name}.try", lambda beside: beside.write_bytes(b"")).unlink()
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    return path
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--arguments={text!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'--arguments={text!r} must be a JSON object, as {{"classes": 10}}')
+    return value
+
+
+def _shape(text: str | None) -> tuple[int, ...]:
+    if not text:
+        raise ConfigError("--model needs --input-shape, the shape of one input, as --input-shape=3,32,32")
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--input-shape={text!r} must be whole numbers with commas, as 3,32,32") from error
+    if min(shape) < 1:
+        raise ConfigError(f"--input-shape={text!r}: every dimension must be at least 1")
+    return shape

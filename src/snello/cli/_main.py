@@ -1,0 +1,68 @@
+"""``snello COMMAND ...``: parse, dispatch, and turn every foreseen error into one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from snello._version import __version__
+from snello.errors import SnelloError
+
+from . import compress, decompress, export, journey, measure, recipes, simplify, train
+
+COMMANDS = (journey, train, simplify, compress, decompress, export, measure, recipes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage error,
+        130 if interrupted.
+    """
+    sys.path.insert(0, os.getcwd())  # so that a model of the user's own is found as "module:factory"
+    arguments, overrides = _parser().parse_known_args(argv)
+    if overrides and not getattr(arguments, "takes_recipe", False):
+        return _complain(f"unknown option {overrides[0]!r}; see: snello {arguments.command} --help", 2)
+    arguments.overrides = overrides
+    try:
+        arguments.run(arguments)
+    except SnelloError as error:
+        return _complain(str(error), 1)
+    except OSError as error:
+        return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"snello: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="snello",
+        description="Frugal deep learning: a lean network to ship, and cheaper training.",
+        epilog="example: snello journey digits --out=runs/digits",
+    )
+    parser.add_argument("--version", action="version", version=f"snello {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        sub = subparsers.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=command.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--seed", type=int, help="seed of everything random")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser

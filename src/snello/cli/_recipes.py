@@ -1,0 +1,43 @@
+"""What journey and train share: a recipe, overrides, a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from snello.errors import require
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe, the folder and --resume; every other option is a field of the recipe."""
+    parser.add_argument(
+        "recipe", nargs="?", default="digits", help="a name from 'snello recipes ls', or a YAML file"
+    )
+    parser.add_argument("--out", help="run folder; default: runs/RECIPE")
+    parser.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    parser.set_defaults(takes_recipe=True)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """The command line's say over the recipe."""
+    given = [
+        f"--{name}={value}" for name in ("seed", "device") if (value := getattr(arguments, name)) is not None
+    ]
+    return [*arguments.overrides, *given]
+
+
+def run_folder(arguments: argparse.Namespace) -> Path:
+    """Where the run goes."""
+    return Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.recipe).stem
+
+
+def need_training() -> None:
+    """Say which extras are missing before anything starts."""
+    require("lightning", "train", "training")
+    require("rich", "report", "drawing tables")
+
+
+FIELDS = (
+    "Every field of the recipe is an option too, as --epochs=3 or --data.batch_size=50;\n"
+    "they are listed by 'snello recipes fields'."
+)

@@ -1,0 +1,40 @@
+"""``snello journey``: the whole round trip."""
+
+from __future__ import annotations
+
+import argparse
+
+from snello.errors import require
+
+from ._recipes import FIELDS, add_recipe_arguments, need_training, overrides, run_folder
+
+HELP = (
+    "the whole round trip on one recipe: train, prune, simplify, code, export, measure; train again with NEq"
+)
+EPILOG = f"{FIELDS}\n\nexample: snello journey digits --out=runs/digits --epochs=40"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    add_recipe_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Travel, show both tables, write the report."""
+    need_training()
+    require("matplotlib", "report", "drawing plots")
+    require("nncodec", "nnc", "coding bitstreams")
+    require("onnxruntime", "onnx", "measuring exported networks")
+    require("onnxscript", "onnx", "exporting to ONNX")
+    from snello.reporting import progress, shipping_table, show, training_table, write_report
+    from snello.training import journey, load_recipe
+
+    recipe, folder = load_recipe(arguments.recipe, overrides(arguments)), run_folder(arguments)
+    with progress(len(recipe.methods) * recipe.epochs + 1) as line:
+        result = journey(recipe, folder, resume=arguments.resume, progress=line)
+    report = write_report(result, folder)
+    if result.shipped:
+        show(shipping_table(result))
+    if result.trained:
+        show(training_table(result))
+    print(f"written: {report}")

@@ -1,0 +1,148 @@
+"""Model files: a ``state_dict`` and a JSON record of structure. No pickled code.
+
+The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it lean, if
+any, and the shape of its input; loading builds, applies the plan, and fills in the weights.
+
+>>> save("lean.pt", lean, Record(ModelSpec("lenet-5"), (1, 28, 28)))
+>>> model, record = load("lean.pt")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ModelError, OutputError
+from snello.models import ModelSpec, build
+from snello.simplify import SimplificationPlan, apply, plan_of
+
+FORMAT = "snello model 1"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a model beside its weights.
+
+    Attributes:
+        model: how to build the architecture.
+        input_shape: shape of one input, without the batch dimension.
+    """
+
+    model: ModelSpec
+    input_shape: tuple[int, ...]
+
+    def example_inputs(self, batch: int = 2) -> Tensor:
+        """Random inputs of the right shape: shape ``(batch, *input_shape)``."""
+        return torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
+    """The record of a model as plain JSON values, with the plan that made the model lean, if any."""
+    plan = plan_of(model)
+    return {
+        "model": record.model.to_dict(),
+        "input_shape": list(record.input_shape),
+        "plan": plan.to_json() if plan else None,
+    }
+
+
+def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> tuple[nn.Module, Record]:
+    """Build a model from its record and fill in its weights: the inverse of :func:`to_dict`.
+
+    Args:
+        data: the record.
+        state: the weights.
+        where: what the record was read from, for messages.
+
+    Raises:
+        ModelError: if the record is damaged or the weights do not fit it.
+    """
+    try:
+        record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
+        plan = data["plan"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
+    model = build(record.model)
+    if plan is not None:
+        model = apply(SimplificationPlan.from_json(plan), model)
+    fill(model, state, where)
+    return model, record
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights strictly, with one clear line if they belong to another model."""
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise ModelError(f"{where}: these weights belong to another model: {first}") from error
+
+
+def save(path: str | Path, model: nn.Module, record: Record) -> Path:
+    """Write a model file; the old one, if any, stays whole until the new one is complete.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    content = {"format": FORMAT, "record": json.dumps(to_dict(model, record)), "state_dict": state}
+    return write_file(path, lambda beside: torch.save(content, beside))
+
+
+def load(path: str | Path) -> tuple[nn.Module, Record]:
+    """Read a model file; the model is in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: if the file is missing, damaged, or no model file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged file
+        raise ModelError(f"{path} is truncated, damaged, or no file of weights") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} is no snello model file; to use weights alone, give --model NAME and --weights {path}"
+        )
+    model, record = from_dict(json.loads(content["record"]), content["state_dict"], str(path))
+    return model.eval(), record
+
+
+def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: never a half-written file.
+
+    Raises:
+        OutputError: naming the path and the reason.
+    """
+    path = Path(path)
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        beside = Path(name)
+        write(beside)
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

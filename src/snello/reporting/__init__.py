@@ -1,0 +1,24 @@
+"""Reporting: results become tables, plots and pages here and nowhere else.
+
+Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of text; it is
+drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages of a journey.
+"""
+
+from ._journey import shipping_table as shipping_table
+from ._journey import training_table as training_table
+from ._journey import write_report as write_report
+from ._progress import busy as busy
+from ._progress import progress as progress
+from ._tables import Table as Table
+from ._tables import markdown as markdown
+from ._tables import show as show
+from ._values import as_json as as_json
+from ._values import flops as flops
+from ._values import megabytes as megabytes
+from ._values import milliseconds as milliseconds
+from ._values import percent as percent
+
+__all__ = [
+    "Table", "as_json", "busy", "flops", "markdown", "megabytes", "milliseconds", "percent", "progress",
+    "shipping_table", "show", "training_table", "write_report",
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""The pages of a journey: two tables, two plots, and everything as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from snello.modelfile import write_file
+
+from ._plots import plot_pruning, plot_updates
+from ._tables import Table, markdown
+from ._values import as_json, flops, megabytes, milliseconds, percent
+
+if TYPE_CHECKING:  # drawing a table must not need the training extra
+    from snello.training import JourneyResult
+
+NAMES = {"baseline": "No pruning", "lobster": "LOBSTER", "serene": "SeReNe"}
+
+
+def shipping_table(result: JourneyResult) -> Table:
+    """Outward: accuracy, pruning ratio, megabytes and milliseconds of what is shipped."""
+    latency = result.shipped[0].pytorch if result.shipped else None
+    note = (
+        "Simplified MB: float32 file after physical removal of dead neurons. Accuracy: last epoch, test images. "
+        "Decoded: after the round trip through the bitstream. Latency: median (p10-p90) of the simplified "
+        "network, all networks in turns in one run"
+    )
+    if latency is not None:
+        note += f"; batch {latency.batch}, {latency.threads} thread(s), {latency.device}, {latency.repeats} repeats"
+    return Table(
+        title=f"A lean network to ship: {result.recipe.model.name} on {result.recipe.data.name}",
+        header=(
+            "Pruning", "Test\naccuracy", "Decoded\naccuracy", "Pruning\nratio", "Parameters\nleft",
+            "Simplified\n[MB]", "Bitstream\n[MB]", "PyTorch\n[ms]", "ONNX Rt\n[ms]",
+        ),
+        rows=tuple(
+            (
+                NAMES[row.method],
+                percent(row.test_accuracy),
+                percent(row.decoded_accuracy),
+                percent(row.pruned),
+                f"{row.parameters}\n-{percent(row.removed)}",
+                megabytes(row.simplified_bytes),
+                megabytes(row.bitstream_bytes),
+                milliseconds(row.pytorch),
+                milliseconds(row.onnxruntime),
+            )
+            for row in result.shipped
+        ),
+        note=note + ".",
+    )  # fmt: skip
+
+
+def training_table(result: JourneyResult) -> Table:
+    """Homeward: accuracy and the cost of the backward pass."""
+    rows, dense = result.trained, result.trained[0] if result.trained else None
+    run = next(iter(result.runs.values()))
+    return Table(
+        title=f"Cheaper training: {result.recipe.model.name} on {result.recipe.data.name}",
+        header=(
+            "Training", "Test\naccuracy", "Bprop FLOPs\n(paper)", "Bprop FLOPs\n(executed)",
+            "Backward\ntime", "Backward\n[ms/step]", "Training\n[s]",
+        ),
+        rows=tuple(
+            (
+                "NEq" if row.method == "neq" else "Baseline",
+                percent(row.test_accuracy),
+                _with_change(row.paper_flops, dense.paper_flops if dense else 0),
+                _with_change(row.executed_flops, dense.executed_flops if dense else 0),
+                f"{row.backward_ratio:.2f}x",
+                f"{row.backward_ms:.2f}",
+                f"{row.seconds:.0f}",
+            )
+            for row in rows
+        ),
+        note=(
+            "FLOPs per sample, mean over epochs. Paper: the published convention, which counts one of the two "
+            "products of a backward pass; executed: torch's counter on a real step. Backward time: shortened "
+            "over full backward, timed in turns on the same batch, median over epochs; ms/step and seconds are "
+            f"from separate runs. Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
+        ),
+    )  # fmt: skip
+
+
+def _with_change(count: float, dense: float) -> str:
+    if not dense or count == dense:
+        return flops(count)
+    return f"{flops(count)}\n{(count / dense - 1) * 100:+.1f} %"
+
+
+def write_report(result: JourneyResult, folder: str | Path) -> Path:
+    """Write ``report.md``, ``report.json`` and the two plots.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        OutputError: if a file cannot be written.
+        MissingExtraError: without matplotlib (extra ``report``).
+    """
+    folder = Path(folder)
+    write_file(folder / "report.json", lambda path: path.write_text(as_json(result)))
+    plot_pruning(result, folder / "pruning.png")
+    plot_updates(result, folder / "updates.png")
+    return write_file(folder / "report.md", lambda path: path.write_text(_page(result)))
+
+
+def _page(result: JourneyResult) -> str:
+    recipe = result.recipe
+    train, validation, test = result.images
+    parts = [
+        f"# {recipe.model.name} on {recipe.data.name}: the round trip",
+        "",
+        f"{train} training, {validation} validation and {test} test images. {recipe.epochs} epochs each, seed "
+        f"{recipe.seed}, {recipe.precision}, torch {torch.__version__}. Thresholds were chosen on the "
+        "validation images; accuracy is the last epoch's on the test images.",
+        "",
+    ]
+    if result.shipped:
+        parts += [markdown(shipping_table(result)), "![Loss and sparsity over epochs](pruning.png)", ""]
+    if result.trained:
+        parts += [markdown(training_table(result)), "![Share of neurons updated](updates.png)", ""]
+    return "\n".join(parts)

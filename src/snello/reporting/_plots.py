@@ -1,0 +1,77 @@
+"""The plots of a journey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import require
+from snello.modelfile import write_file
+
+if TYPE_CHECKING:
+    from snello.training import JourneyResult, TrainingResult
+
+COLOURS = {"baseline": "0.35", "lobster": "tab:orange", "serene": "tab:blue", "neq": "tab:green"}
+LABELS = {"baseline": "baseline", "lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq"}
+
+
+def plot_pruning(result: JourneyResult, path: Path) -> Path:
+    """Validation loss above, share of pruned parameters below, over epochs."""
+    figure, (loss, sparsity) = _figure(2)
+    for method, run in result.runs.items():
+        epochs = [e.epoch for e in run.epochs]
+        style = {"color": COLOURS[method], "label": LABELS[method]}
+        loss.plot(epochs, [e.val_loss for e in run.epochs], **style)
+        if method != "neq":
+            sparsity.plot(epochs, [e.pruned * 100 for e in run.epochs], **style)
+    loss.set(ylabel="validation loss", yscale="log", title=_title(result))
+    sparsity.set(ylabel="parameters at zero [%]", xlabel="epoch", ylim=(-2, 102))
+    return _finish(figure, (loss, sparsity), path)
+
+
+def plot_updates(result: JourneyResult, path: Path) -> Path:
+    """Share of neurons updated per epoch, and the measured backward time beside the two FLOP counts."""
+    figure, (share, cost) = _figure(2)
+    run = result.runs.get("neq")
+    if run is not None:
+        epochs = [e.epoch for e in run.epochs]
+        share.plot(epochs, [e.updated * 100 for e in run.epochs], color=COLOURS["neq"], label="NEq")
+        for label, values in _relative_costs(run, result.runs.get("baseline")).items():
+            cost.plot(epochs, values, label=label)
+    share.set(ylabel="neurons updated [%]", ylim=(-2, 102), title=_title(result))
+    cost.axhline(1, color="0.7", linewidth=1)
+    cost.set(ylabel="backward pass, NEq / baseline", xlabel="epoch")
+    cost.set_ylim(bottom=0)
+    return _finish(figure, (share, cost), path)
+
+
+def _relative_costs(run: TrainingResult, baseline: TrainingResult | None) -> dict[str, list[float]]:
+    dense = baseline.epochs[0].executed_flops if baseline else run.epochs[0].executed_flops
+    return {
+        "FLOPs, paper's convention": [e.paper_flops / e.paper_dense_flops for e in run.epochs],
+        "FLOPs executed": [e.executed_flops / dense for e in run.epochs],
+        "time measured": [e.sparse_ms / e.dense_ms for e in run.epochs],
+    }
+
+
+def _title(result: JourneyResult) -> str:
+    return f"{result.recipe.model.name} on {result.recipe.data.name}"
+
+
+def _figure(rows: int) -> Any:
+    require("matplotlib", "report", "drawing plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: its global state and its choice of a screen are nobody's business here.
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 1, sharex=True)
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> Path:
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))

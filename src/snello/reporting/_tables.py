@@ -1,0 +1,56 @@
+"""Tables: drawn on the terminal or as Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snello.errors import require
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Attributes:
+        title: one line above it.
+        header: names of the columns; the first column is aligned left, all others right.
+        rows: as many texts each as there are columns.
+        note: the conditions under which the numbers were measured.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def show(table: Table) -> None:
+    """Draw a table on the terminal."""
+    require("rich", "report", "drawing tables")
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title, caption=table.note or None, title_justify="left")
+    for number, name in enumerate(table.header):
+        drawn.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console = Console()
+    # Piped into a file there is no terminal to fit: let the table be as wide as it is.
+    console.print(drawn, width=None if console.is_terminal else 160)
+
+
+def markdown(table: Table) -> str:
+    """A table in GitHub's Markdown, with its title above and its note below."""
+    lines = [
+        f"### {table.title}",
+        "",
+        "| " + " | ".join(name.replace("\n", " ") for name in table.header) + " |",
+        "|" + "|".join("---" if not number else "---:" for number in range(len(table.header))) + "|",
+        *("| " + " | ".join(_cell(text) for text in row) + " |" for row in table.rows),
+    ]
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")

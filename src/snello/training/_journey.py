@@ -1,0 +1,219 @@
+"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train again with NEq."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from snello import modelfile
+from snello.codec import CodecSettings, compress, decompress
+from snello.datasets import DataSplits, loader
+from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
+from snello.modelfile import Record
+from snello.neurons import count_parameters
+from snello.simplify import simplify
+
+from ._evaluate import evaluate
+from ._fit import Progress, TrainingResult, initial_model, load_data, train
+from ._recipe import Method, Recipe
+
+PRUNING_ROWS: tuple[Method, ...] = ("baseline", "lobster", "serene")
+TRAINING_ROWS: tuple[Method, ...] = ("baseline", "neq")
+
+
+@dataclass(frozen=True)
+class ShippedRow:
+    """One network, all the way out: a row of the table of the MPEG-7 part 17 pipeline.
+
+    Attributes:
+        method: how it was trained.
+        test_accuracy: of the simplified network, in float32, on the test part.
+        decoded_accuracy: of the network decoded from the bitstream.
+        pruned: share of the original parameters that are exactly zero: the pruning ratio.
+        parameters: parameters left after simplification.
+        removed: share of the original parameters that are physically gone.
+        macs: multiply-accumulates per sample after simplification.
+        simplified_bytes: float32 parameters and buffers after simplification.
+        bitstream_bytes: the ``.snello`` file.
+        pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in one run.
+    """
+
+    method: str
+    test_accuracy: float
+    decoded_accuracy: float
+    pruned: float
+    parameters: int
+    removed: float
+    macs: int
+    simplified_bytes: int
+    bitstream_bytes: int
+    pytorch: Latency
+    onnxruntime: Latency
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """One way of training: a row of the NEq table.
+
+    Attributes:
+        method: how it was trained.
+        test_accuracy: of the last epoch, on the test part.
+        paper_flops: backward FLOPs per sample in the paper's convention (weight gradients only, with
+            normalisation layers), mean over epochs.
+        executed_flops: FLOPs that a backward pass really executes per sample, mean over epochs.
+        backward_ms: median over epochs of the median time of a step's backward pass.
+        backward_ratio: shortened over full backward, timed in turns on the same batch; median over epochs.
+            1 where nothing is frozen.
+        seconds: wall-clock time of the training.
+    """
+
+    method: str
+    test_accuracy: float
+    paper_flops: float
+    executed_flops: float
+    backward_ms: float
+    backward_ratio: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JourneyResult:
+    """Everything that a journey measured.
+
+    Attributes:
+        recipe: what was done.
+        data_source: where the images came from.
+        images: number of training, validation and test images.
+        runs: the training runs, by method.
+        shipped, trained: the two tables.
+        batch_size: images per training step.
+    """
+
+    recipe: Recipe
+    data_source: str
+    images: tuple[int, int, int]
+    runs: Mapping[str, TrainingResult]
+    shipped: tuple[ShippedRow, ...]
+    trained: tuple[TrainedRow, ...]
+    batch_size: int
+
+
+def journey(
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: Progress | None = None
+) -> JourneyResult:
+    """Run the round trip; every finished part of it is kept in the folder.
+
+    Args:
+        recipe: what to do.
+        folder: gets one folder per method, and what is shipped beside its checkpoint.
+        resume: go on with what the folder holds.
+        progress: called with lines of text.
+
+    Raises:
+        SnelloError: whatever the data, the model, the training or the shipping have to complain about.
+    """
+    folder, say = Path(folder), progress or (lambda line: None)
+    splits = load_data(recipe)
+    initial_model(recipe, splits)  # a wrong model is found before the first epoch of anything
+    runs: dict[str, TrainingResult] = {
+        method: train(recipe, method, folder / method, splits=splits, resume=resume, progress=progress)
+        for method in recipe.methods
+    }
+    say("simplify, code, export, measure ...")
+    shipped = _ship(recipe, folder, [m for m in PRUNING_ROWS if m in runs], splits)
+    return JourneyResult(
+        recipe=recipe,
+        data_source=splits.source,
+        images=(len(splits.train), len(splits.validation), len(splits.test)),
+        runs=runs,
+        shipped=shipped,
+        trained=_training_rows([runs[m] for m in TRAINING_ROWS if m in runs]),
+        batch_size=recipe.data.batch_size,
+    )
+
+
+def _ship(recipe: Recipe, folder: Path, methods: list[Method], splits: DataSplits) -> tuple[ShippedRow, ...]:
+    nets = {method: _simplified(folder / method) for method in methods}
+    times = _time(recipe, folder, nets)
+    return tuple(_shipped_row(recipe, folder, method, nets[method], times, splits) for method in methods)
+
+
+@dataclass(frozen=True)
+class _Net:
+    original: nn.Module
+    lean: nn.Module
+    record: Record
+
+
+def _simplified(folder: Path) -> _Net:
+    original, record = modelfile.load(folder / "model.pt")
+    inputs = record.example_inputs()
+    lean = simplify(original, inputs)
+    modelfile.save(folder / "simplified.pt", lean, record)
+    export(lean, inputs, folder / "simplified.onnx")
+    return _Net(original, lean, record)
+
+
+def _time(recipe: Recipe, folder: Path, nets: Mapping[Method, _Net]) -> dict[str, Latency]:
+    """Every network in both runtimes, in turns."""
+    ship = recipe.ship
+    runners = {}
+    for method, net in nets.items():
+        inputs = net.record.example_inputs(ship.batch)
+        runners[f"{method} pytorch"] = pytorch_runner(net.lean, inputs)
+        onnx = folder / method / "simplified.onnx"
+        runners[f"{method} onnxruntime"] = onnx_runner(onnx, inputs, ship.threads)
+    return latencies(
+        runners, repeats=ship.repeats, warmup=ship.warmup, threads=ship.threads, batch=ship.batch
+    )
+
+
+def _shipped_row(
+    recipe: Recipe, folder: Path, method: Method, net: _Net, times: dict[str, Latency], splits: DataSplits
+) -> ShippedRow:
+    record = modelfile.to_dict(net.lean, net.record)
+    data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
+    path = modelfile.write_file(folder / method / "model.snello", lambda beside: beside.write_bytes(data))
+    content = decompress(path.read_bytes())
+    decoded, _ = modelfile.from_dict(content.record, content.tensors, str(path))
+    batches = loader(splits.test, splits, 500)
+    total, nonzero = count_parameters(net.original)
+    size = footprint(net.lean, net.record.example_inputs(1))
+    return ShippedRow(
+        method=method,
+        test_accuracy=evaluate(net.lean, batches).accuracy,
+        decoded_accuracy=evaluate(decoded, batches).accuracy,
+        pruned=1 - nonzero / total,
+        parameters=size.parameters,
+        removed=1 - size.parameters / total,
+        macs=size.macs,
+        simplified_bytes=size.bytes,
+        bitstream_bytes=len(data),
+        pytorch=times[f"{method} pytorch"],
+        onnxruntime=times[f"{method} onnxruntime"],
+    )
+
+
+def _training_rows(runs: list[TrainingResult]) -> tuple[TrainedRow, ...]:
+    rows = [_trained_row(run) for run in runs]
+    dense = next((e.paper_dense_flops for run in runs for e in run.epochs if e.paper_dense_flops), 0.0)
+    # Without NEq nobody watches layers: the paper's count of the plain run is NEq's with nothing frozen.
+    return tuple(row if row.paper_flops else replace(row, paper_flops=dense) for row in rows)
+
+
+def _trained_row(run: TrainingResult) -> TrainedRow:
+    epochs = run.epochs
+    ratios = [e.sparse_ms / e.dense_ms for e in epochs if e.dense_ms > 0]
+    return TrainedRow(
+        method=run.method,
+        test_accuracy=run.test_accuracy,
+        paper_flops=statistics.mean(e.paper_flops for e in epochs),
+        executed_flops=statistics.mean(e.executed_flops for e in epochs),
+        backward_ms=statistics.median(e.backward_ms for e in epochs),
+        backward_ratio=statistics.median(ratios) if ratios else 1.0,
+        seconds=run.seconds,
+    )

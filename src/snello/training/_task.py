@@ -1,0 +1,85 @@
+"""The Lightning module: image classification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from snello.errors import DivergenceError
+
+from ._recipe import OptimizerConfig
+
+
+class Classification(L.LightningModule):
+    """Cross-entropy training of any classifier.
+
+    Logs ``train_loss``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``.
+
+    Args:
+        model: maps images (B, channels, H, W) to logits (B, C).
+        classes: C.
+        optimizer: optimizer and schedule.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self, model: nn.Module, classes: int, optimizer: OptimizerConfig, *, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self._config, self.memory_format = optimizer, memory_format
+        self.val_accuracy, self.test_accuracy = (
+            MulticlassAccuracy(classes, average="micro") for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (B, C)."""
+        return self.model(images.to(memory_format=self.memory_format))  # type: ignore[no-any-return]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch.
+
+        Raises:
+            DivergenceError: if it is NaN or infinite.
+        """
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"the training loss is {float(loss)} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
+                "lower optimizer.lr, or look for bad values in the data"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the validation part."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the test part."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        loss = F.cross_entropy(logits.float(), labels)
+        self.log(f"{part}_loss", loss, batch_size=len(labels), prog_bar=True)
+        self.log(f"{part}_accuracy", accuracy, batch_size=len(labels), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its step schedule, one step per epoch."""
+        config = self._config
+        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+        if config.name == "SGD":
+            options["momentum"] = config.momentum
+        optimizer = getattr(torch.optim, config.name)(self.model.parameters(), **options)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), config.gamma)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
