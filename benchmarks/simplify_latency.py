@@ -1,0 +1,82 @@
+"""Latency of simplified networks over dense ones, all in turns in one run.
+
+    python benchmarks/simplify_latency.py --threads 1 --out runs/bench/simplify_latency.json
+
+A share of the neurons of every layer but the head is zeroed at random, with the BatchNorm that follows. The
+bound printed beside each ratio is the share of MACs left: time cannot fall below it by computing less alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from snello import simplify
+from snello.deploy import footprint, latencies, pytorch_runner
+from snello.graph import trace
+from snello.models import build
+from snello.neurons import head, neuron_count, spread, weighted_layers
+
+MODELS = {"lenet-5": (1, 28, 28), "resnet-32": (3, 32, 32)}
+
+
+@torch.no_grad()
+def zero_neurons(model: torch.nn.Module, share: float, generator: torch.Generator) -> None:
+    """Zero a random share of each layer's neurons, and of the BatchNorm that reads them alone."""
+    graph = trace(model)
+    for name, layer in weighted_layers(model).items():
+        if name == head(model):
+            continue
+        keep = torch.rand(neuron_count(layer), generator=generator) >= share
+        layer.weight.mul_(spread(layer, keep))
+        norm = graph.norm_after(name)
+        affine = [layer.bias] if norm is None else list(model.get_submodule(norm).parameters())
+        for parameter in affine:
+            if parameter is not None:
+                parameter.mul_(keep)
+
+
+def main() -> None:
+    """Print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = []
+    for name, shape in MODELS.items():
+        x = torch.randn(options.batch, *shape, generator=generator)
+        nets = {"dense": build(name).eval()}
+        for share in (0.25, 0.5, 0.75, 0.9):
+            masked = build(name).eval()
+            zero_neurons(masked, share, generator)
+            nets[f"{share:.0%} dead"] = simplify(masked, x)
+        runners = {key: pytorch_runner(net, x) for key, net in nets.items()}
+        times = latencies(runners, repeats=options.repeats, threads=options.threads, batch=options.batch)
+        dense_ms, dense_macs = times["dense"].median_ms, footprint(nets["dense"], x).macs
+        print(f"{name}, batch {options.batch}, {options.threads} thread(s), cpu, {options.repeats} repeats")
+        for key, time in times.items():
+            macs = footprint(nets[key], x).macs / dense_macs
+            row = {
+                "model": name, "net": key, "ms": time.median_ms, "p10": time.p10_ms, "p90": time.p90_ms,
+                "ratio": time.median_ms / dense_ms, "macs": macs, "threads": options.threads, "batch": options.batch,
+            }  # fmt: skip
+            rows.append(row)
+            print(
+                f"  {key:10} {time.median_ms:7.3f} ms ({time.p10_ms:.3f}-{time.p90_ms:.3f})"
+                f"  {row['ratio']:.2f}x  MACs {macs:.2f}x"
+            )
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
