@@ -114,7 +114,11 @@ def load(path: str | Path) -> tuple[nn.Module, Record]:
         raise ModelError(
             f"{path} is no snello model file; to use weights alone, give --model NAME and --weights {path}"
         )
-    model, record = from_dict(json.loads(content["record"]), content["state_dict"], str(path))
+    try:
+        data, state = json.loads(content["record"]), content["state_dict"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
+    model, record = from_dict(data, state, str(path))
     return model.eval(), record
 
 

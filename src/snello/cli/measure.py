@@ -9,6 +9,7 @@ from typing import Any
 
 from snello import measure as measure_model
 from snello.deploy import measure_onnx
+from snello.errors import ConfigError
 
 from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model, seed
 
@@ -49,7 +50,9 @@ def _measured(arguments: argparse.Namespace) -> tuple[Any, list[Any], dict[str, 
         seed(arguments)
         alone = measure_onnx(arguments.file, batch=arguments.batch, **options)
         return alone, [alone.latency], {"parameters": alone.parameters, "bytes": alone.bytes}
+    if arguments.batch < 1:
+        raise ConfigError(f"--batch={arguments.batch}: choose at least 1")
     model, record = read_model(arguments)
-    model, inputs = on_device(model, record.example_inputs(max(arguments.batch, 1)), arguments)
+    model, inputs = on_device(model, record.example_inputs(arguments.batch), arguments)
     both = measure_model(model, inputs, onnx=arguments.onnx, **options)
     return both, list(both.latencies.values()), asdict(both.footprint)

@@ -23,8 +23,8 @@ def shipping_table(result: JourneyResult) -> Table:
     """Outward: accuracy, pruning ratio, megabytes and milliseconds of what is shipped."""
     latency = result.shipped[0].pytorch if result.shipped else None
     note = (
-        "Simplified MB: float32 file after physical removal of dead neurons. Accuracy: last epoch, test images. "
-        "Decoded: after the round trip through the bitstream. Latency: median (p10-p90) of the simplified "
+        "Params left and lean MB: after physical removal of dead neurons, float32. Accuracy: last epoch, test images. "
+        "Decoded: after the round trip through the NNC stream. Latency: median (p10-p90) of the simplified "
         "network, all networks in turns in one run"
     )
     if latency is not None:
@@ -32,16 +32,15 @@ def shipping_table(result: JourneyResult) -> Table:
     return Table(
         title=f"A lean network to ship: {result.recipe.model.name} on {result.recipe.data.name}",
         header=(
-            "Pruning", "Test\naccuracy", "Decoded\naccuracy", "Pruning\nratio", "Parameters\nleft",
-            "Simplified\n[MB]", "Bitstream\n[MB]", "PyTorch\n[ms]", "ONNX Rt\n[ms]",
+            "Pruning", "Accuracy\n(decoded)", "Pruning\nratio", "Params\nleft", "Lean\n[MB]", "Stream\n[MB]",
+            "PyTorch\n[ms]", "ONNX Rt\n[ms]",
         ),
         rows=tuple(
             (
                 NAMES[row.method],
-                percent(row.test_accuracy),
-                percent(row.decoded_accuracy),
+                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)})",
                 percent(row.pruned),
-                f"{row.parameters}\n-{percent(row.removed)}",
+                str(row.parameters) + (f"\n-{percent(row.removed)}" if row.removed > 0 else ""),
                 megabytes(row.simplified_bytes),
                 megabytes(row.bitstream_bytes),
                 milliseconds(row.pytorch),
@@ -60,7 +59,7 @@ def training_table(result: JourneyResult) -> Table:
     return Table(
         title=f"Cheaper training: {result.recipe.model.name} on {result.recipe.data.name}",
         header=(
-            "Training", "Test\naccuracy", "Bprop FLOPs\n(paper)", "Bprop FLOPs\n(executed)",
+            "Training", "Accuracy", "Bprop FLOPs\n(paper)", "Bprop FLOPs\n(executed)",
             "Backward\ntime", "Backward\n[ms/step]", "Training\n[s]",
         ),
         rows=tuple(

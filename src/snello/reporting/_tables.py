@@ -27,17 +27,24 @@ class Table:
 def show(table: Table) -> None:
     """Draw a table on the terminal."""
     require("rich", "report", "drawing tables")
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
-    drawn = RichTable(title=table.title, caption=table.note or None, title_justify="left")
+    # Square brackets are units here, not rich's markup.
+    drawn = RichTable(
+        title=escape(table.title), caption=escape(table.note) or None, title_justify="left",
+        caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
     for number, name in enumerate(table.header):
-        drawn.add_column(name, justify="right" if number else "left", overflow="fold")
+        drawn.add_column(escape(name), justify="right" if number else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(escape(cell) for cell in row))
     console = Console()
-    # Piped into a file there is no terminal to fit: let the table be as wide as it is.
-    console.print(drawn, width=None if console.is_terminal else 160)
+    if not console.is_terminal:  # piped into a file there is no screen to fit
+        console = Console(width=100)
+    console.print(drawn)
 
 
 def markdown(table: Table) -> str:

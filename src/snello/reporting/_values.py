@@ -39,7 +39,9 @@ def megabytes(size: int) -> str:
 
 def milliseconds(latency: Latency) -> str:
     """Median of a latency, and on a second line its 10th and 90th percentile."""
-    return f"{latency.median_ms:.3f}\n{latency.p10_ms:.3f}-{latency.p90_ms:.3f}"
+    digits = 3 if latency.median_ms < 1 else 2
+    low, high = (f"{value:.{digits}f}" for value in (latency.p10_ms, latency.p90_ms))
+    return f"{latency.median_ms:.{digits}f}\n{low}-{high}"
 
 
 def flops(count: float) -> str:

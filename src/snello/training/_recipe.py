@@ -227,8 +227,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     parser = recipe_parser()
     arguments = [f"--recipe={recipe_path(name_or_path)}", *overrides]
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # renamed in jsonargparse 4.49
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(arguments))
+        parsed = instantiate(parser.parse_args(arguments))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})

@@ -52,7 +52,7 @@ class Classification(L.LightningModule):
         loss = F.cross_entropy(self(images), labels)
         if not torch.isfinite(loss):
             raise DivergenceError(
-                f"the training loss is {float(loss)} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
+                f"the training loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
                 "lower optimizer.lr, or look for bad values in the data"
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), prog_bar=True)
