@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from snello._version import __version__
 from snello.errors import SnelloError
@@ -38,13 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a usage error with one line, as every other error is answered."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_complain(f"{message}; see: {self.prog} --help", 2))
+
+
 def _complain(message: str, status: int) -> int:
     print(f"snello: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="snello",
         description="Frugal deep learning: a lean network to ship, and cheaper training.",
         epilog="example: snello journey digits --out=runs/digits",

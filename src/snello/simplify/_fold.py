@@ -53,7 +53,6 @@ def set_constants(lean: nn.Module, graph: Graph, liveness: Liveness, plan: Simpl
             layout, reader = liveness.layouts[nodes[adapter.operand]], nodes[adapter.reader]
             whole = liveness.rules[reader] is None
             fill = layout.fill if whole else layout.fill[liveness.layouts[reader].kept]
-            _like_the_model(module, lean)
             _write(module, "constant", fill)
 
 
@@ -62,10 +61,3 @@ def _write(module: nn.Module, name: str, value: Tensor | None) -> None:
     if isinstance(target, Tensor) and value is not None:
         with torch.no_grad():
             target.copy_(value)
-
-
-def _like_the_model(module: nn.Module, lean: nn.Module) -> None:
-    """Device and dtype of the model's parameters, for a module that was made without any."""
-    parameter = next(lean.parameters(), None)
-    if parameter is not None:
-        module.to(device=parameter.device, dtype=parameter.dtype)

@@ -121,9 +121,17 @@ def _insert_adapters(lean: fx.GraphModule, nodes: dict[str, fx.Node], adapters: 
 
 
 def _call(lean: fx.GraphModule, name: str, module: nn.Module, before: fx.Node, operand: fx.Node) -> fx.Node:
+    _like_the_model(module, lean)
     lean.add_submodule(name, module)
     with lean.graph.inserting_before(before):
         return lean.graph.call_module(name, (operand,))
+
+
+def _like_the_model(module: nn.Module, lean: nn.Module) -> None:
+    """Device and dtype of the model's parameters, for a module that was made without any."""
+    parameter = next(lean.parameters(), None)
+    if parameter is not None:
+        module.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def _replace_sum(lean: fx.GraphModule, nodes: dict[str, fx.Node], adapter: Adapter, name: str) -> None:

@@ -247,7 +247,9 @@ def _module_rule(node: fx.Node, module: nn.Module) -> Rule | None:
         return Pointwise() if _one_tensor(node) else None
     if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
         padding = module.padding if isinstance(module.padding, tuple) else (module.padding,)
-        return None if any(padding) else Pointwise()
+        # A divisor of its own makes the pool of a constant another constant.
+        plain = not any(padding) and getattr(module, "divisor_override", None) is None
+        return Pointwise() if plain else None
     if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
         return _flatten_rule(node)
     return None
@@ -278,7 +280,8 @@ def _function_rule(node: fx.Node) -> Rule | None:
     if target in _TRANSPARENT_FUNCTIONS:
         return Pointwise()
     if target in _AVERAGE_POOLS:
-        return Pointwise() if len(node.args) <= 3 and not node.kwargs.get("padding") else None
+        special = node.kwargs.get("padding") or node.kwargs.get("divisor_override")
+        return Pointwise() if len(node.args) <= 3 and not special else None
     if target is operator.getitem:
         return Pointwise() if _is_spatial_slice(node.args[1]) else None
     if target is torch.flatten:

@@ -56,9 +56,16 @@ class TrainingResult:
 
     @staticmethod
     def read(path: Path) -> TrainingResult:
-        """From the JSON file of a finished run."""
-        data = json.loads(path.read_text())
-        return TrainingResult(**{**data, "epochs": tuple(EpochRecord(**e) for e in data["epochs"])})
+        """From the JSON file of a finished run.
+
+        Raises:
+            ModelError: if the file is damaged.
+        """
+        try:
+            data = json.loads(path.read_text())
+            return TrainingResult(**{**data, "epochs": tuple(EpochRecord(**e) for e in data["epochs"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{path} is damaged: remove it to train the last epochs again") from error
 
 
 def load_data(recipe: Recipe) -> DataSplits:
@@ -134,15 +141,29 @@ def train(
     if resume and result_file.is_file():
         return TrainingResult.read(result_file)
     splits = splits or load_data(recipe)
+    resumed = _sound(checkpoint) if resume and checkpoint.is_file() else None
     run = _Run(recipe, method, splits, progress)
     trainer = run.trainer(folder)
     started = time.perf_counter()
     trainer.fit(
         run.task, run.train_batches, run.val_batches,
-        ckpt_path=checkpoint if resume and checkpoint.is_file() else None, weights_only=True,
+        ckpt_path=resumed, weights_only=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     return run.finish(folder, trainer, seconds)
+
+
+def _sound(checkpoint: Path) -> Path:
+    """The checkpoint, if it can be read at all.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged file
+        raise ModelError(f"{checkpoint} is damaged: remove it to start this run anew") from error
+    return checkpoint
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:

@@ -227,9 +227,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     parser = recipe_parser()
     arguments = [f"--recipe={recipe_path(name_or_path)}", *overrides]
-    instantiate = (
-        getattr(parser, "instantiate", None) or parser.instantiate_classes
-    )  # renamed in jsonargparse 4.49
+    # jsonargparse 4.49 renamed it.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
         parsed = instantiate(parser.parse_args(arguments))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:

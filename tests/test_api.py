@@ -1,0 +1,72 @@
+"""The face of the package: its names, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snello
+
+NAMES = {
+    "__version__", "SnelloError",
+    "Lobster", "SeReNe", "Pruner", "simplify", "plan_of",
+    "CodecSettings", "compress", "decompress", "export", "footprint", "measure",
+    "NEq", "ModelSpec", "Record", "load", "save",
+}  # fmt: skip
+
+PROBE = """
+import json, sys
+import torch
+before = set(sys.modules)
+import snello
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def test_exported_names() -> None:
+    assert set(snello.__all__) == NAMES
+    assert len(snello.__all__) == len(NAMES)
+    assert all(hasattr(snello, name) for name in NAMES)
+
+
+def test_nothing_public_is_left_out() -> None:
+    """What the package shows beside __all__ is its folders and files alone."""
+    public = {name for name in vars(snello) if not name.startswith("_")}
+    files = {path.stem for path in Path(snello.__file__).parent.iterdir()}
+    assert public - NAMES <= files
+
+
+def test_verbs_are_functions_and_not_the_folders_of_the_same_name() -> None:
+    assert callable(snello.simplify)
+    # The folder is still there for who wants more of it.
+    assert importlib.import_module("snello.simplify").simplify is snello.simplify
+
+
+def test_import_needs_torch_alone() -> None:
+    source = str(Path(snello.__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", PROBE], env={**os.environ, "PYTHONPATH": source},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    new = set(json.loads(found.stdout.splitlines()[-1]))
+    assert "snello" in new
+    # torch loads parts of itself, and so its own dependencies, when they are first used.
+    torchs_own = {"torch", "triton", "sympy", "mpmath", "networkx", "jinja2", "filelock", "fsspec"}
+    assert new - {"snello"} - set(sys.stdlib_module_names) <= torchs_own
+
+
+@pytest.mark.parametrize("name", ["snello.training", "snello.reporting", "snello.cli", "snello.datasets"])
+def test_packages_list_what_they_export(name: str) -> None:
+    if name == "snello.training":
+        pytest.importorskip("lightning")
+        pytest.importorskip("jsonargparse")
+    package = importlib.import_module(name)
+    assert sorted(package.__all__) == sorted(set(package.__all__))
+    assert all(hasattr(package, exported) for exported in package.__all__)

@@ -1,0 +1,189 @@
+"""Model files: what is saved is what is loaded, or an error says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from snello import ModelSpec, Record, load, plan_of, save, simplify
+from snello.errors import ModelError, OutputError
+from snello.modelfile import FORMAT, from_dict, to_dict, write_file
+from snello.models import build
+
+RECORD = Record(ModelSpec("resnet-20", {"classes": 7}), (3, 32, 32))
+
+
+def _model(dead: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = build(RECORD.model)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            if dead and isinstance(module, nn.Conv2d):
+                module.weight[1::2] = 0
+    return model.eval()
+
+
+def _same(loaded: nn.Module, saved: nn.Module) -> None:
+    expected = saved.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        assert value.dtype == expected[name].dtype
+
+
+def test_round_trip_dense(tmp_path: Path) -> None:
+    model = _model()
+    path = save(tmp_path / "model.pt", model, RECORD)
+    loaded, record = load(path)
+    assert record == RECORD
+    assert plan_of(loaded) is None
+    assert not loaded.training
+    _same(loaded, model)
+    inputs = RECORD.example_inputs()
+    assert torch.equal(loaded(inputs), model(inputs))
+
+
+def test_round_trip_simplified(tmp_path: Path) -> None:
+    model = _model(dead=True)
+    inputs = RECORD.example_inputs()
+    lean = simplify(model, inputs)
+    loaded, _ = load(save(tmp_path / "lean.pt", lean, RECORD))
+    assert plan_of(loaded) == plan_of(lean) is not None
+    _same(loaded, lean)
+    assert torch.equal(loaded(inputs), lean(inputs))
+    assert _parameters(loaded) < _parameters(model)
+    # And again: what was loaded saves to the same.
+    again, _ = load(save(tmp_path / "again.pt", loaded, RECORD))
+    _same(again, lean)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_record_survives_json() -> None:
+    lean = simplify(_model(dead=True), RECORD.example_inputs())
+    data = json.loads(json.dumps(to_dict(lean, RECORD)))
+    model, record = from_dict(data, lean.state_dict(), "here")
+    assert record == RECORD
+    _same(model, lean)
+
+
+def test_file_is_data_and_no_code(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pt", _model(), RECORD)
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"format", "record", "state_dict"}
+    assert content["format"] == FORMAT
+    assert json.loads(content["record"])["input_shape"] == [3, 32, 32]
+
+
+def test_example_inputs_have_the_shape_and_repeat() -> None:
+    assert RECORD.example_inputs(5).shape == (5, 3, 32, 32)
+    assert torch.equal(RECORD.example_inputs(), RECORD.example_inputs())
+
+
+# Writing
+
+
+class _PulledPlugError(Exception):
+    pass
+
+
+def test_failed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "kept", lambda beside: beside.write_bytes(b"old"))
+
+    def half(beside: Path) -> None:
+        beside.write_bytes(b"ne")
+        raise _PulledPlugError
+
+    with pytest.raises(_PulledPlugError):
+        write_file(path, half)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+def test_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    path = save(tmp_path / "model.pt", model, RECORD)
+
+    def full(content: object, beside: Path) -> None:
+        beside.write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"cannot write .*model\.pt: No space left on device"):
+        save(path, _model(dead=True), RECORD)
+    monkeypatch.undo()
+    _same(load(path)[0], model)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_makes_folders_and_honours_the_umask(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "a" / "b" / "c", lambda beside: beside.write_bytes(b"x"))
+    (tmp_path / "plain").write_bytes(b"x")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_write_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"cannot write .*plain"):
+        save(tmp_path / "plain" / "model.pt", _model(), RECORD)
+
+
+# Reading
+
+
+def _content(tmp_path: Path, **changes: object) -> Path:
+    content = torch.load(save(tmp_path / "whole.pt", _model(), RECORD), weights_only=True)
+    content.update(changes)
+    torch.save({name: value for name, value in content.items() if value is not None}, tmp_path / "bad.pt")
+    return tmp_path / "bad.pt"
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ModelError, match=r"there is no model file nowhere\.pt"):
+        load("nowhere.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])
+def test_truncated_file(keep: float, tmp_path: Path) -> None:
+    data = save(tmp_path / "model.pt", _model(), RECORD).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
+    with pytest.raises(ModelError, match=r"cut\.pt is truncated, damaged"):
+        load(tmp_path / "cut.pt")
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    torch.save(_model(), tmp_path / "module.pt")
+    with pytest.raises(ModelError, match=r"module\.pt"):
+        load(tmp_path / "module.pt")
+
+
+def test_weights_alone_are_no_model_file(tmp_path: Path) -> None:
+    torch.save(_model().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"no snello model file.*--weights .*weights\.pt"):
+        load(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]", "{}", '{"model": {"name": "lenet-5"}}', 3])
+def test_damaged_record(record: object, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"bad\.pt: the record of the model is damaged"):
+        load(_content(tmp_path, record=record))
+
+
+def test_weights_of_another_model(tmp_path: Path) -> None:
+    other = build(ModelSpec("resnet-20", {"classes": 8})).state_dict()
+    with pytest.raises(ModelError, match=r"bad\.pt: these weights belong to another model"):
+        load(_content(tmp_path, state_dict=other))
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"bad\.pt"):
+        load(_content(tmp_path, state_dict=None))

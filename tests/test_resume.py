@@ -1,0 +1,183 @@
+"""Killed in the middle of an epoch and resumed, a run ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import snello
+from snello import modelfile
+from snello.errors import ConfigError, ModelError
+
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+from snello.training import EpochRecord, Recipe, TrainingResult, load_recipe, train
+
+EPOCHS, KILLED_IN = 6, 3
+SGD = ("--optimizer.momentum=0.9", "--optimizer.lr=0.003", "--optimizer.weight_decay=0.001")
+# The decay of AdamW is decoupled; its state is two moments and a step count per parameter.
+ADAMW = ("--optimizer.name=AdamW", "--optimizer.lr=0.00003")
+CASES = {
+    "baseline": ("baseline", SGD),
+    "lobster": ("lobster", SGD),
+    "serene": ("serene", SGD),
+    "neq": ("neq", SGD),
+    "serene-adamw": ("serene", ADAMW),
+}
+TIMES = {"seconds", "backward_ms", "dense_ms", "sparse_ms"}
+
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+from snello.training import Classification, train
+from test_resume import CASES, KILLED_IN, recipe_of
+
+torch.set_num_threads(1)
+step = Classification.training_step
+
+def deadly(self, batch, batch_idx):
+    if self.current_epoch == KILLED_IN - 1 and batch_idx == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+
+Classification.training_step = deadly
+for case, (method, _) in CASES.items():
+    # One process per run, without importing torch anew each time.
+    pid = os.fork()
+    if not pid:
+        train(recipe_of(case), method, os.path.join({folder!r}, case))
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+        sys.exit(f"{{case}} was not killed: status {{status}}")
+"""
+
+
+def recipe_of(case: str) -> Recipe:
+    """Few images, and steps so small that every epoch is on a plateau: prunings fall on either side of the kill."""
+    pruning = [
+        f"--{method}.{option}"
+        for method in ("lobster", "serene")
+        for option in ("pwe=1", "finetune=1", "twt=0.0005", "lmbda=0.0001")
+    ]
+    small = (
+        "--data.limit=200",
+        f"--epochs={EPOCHS}",
+        "--optimizer.milestones=[4]",
+        "--device=cpu",
+        "--neq.probe=20",
+    )
+    return load_recipe("digits", [*small, *pruning, *CASES[case][1]])
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order would differ in the last bit
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run per case, each killed by SIGKILL in the middle of an epoch."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    folder = tmp_path_factory.mktemp("killed")
+    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder))
+    source = str(Path(snello.__file__).parents[1])
+    path = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-3000:]
+    return folder
+
+
+def _timeless(record: EpochRecord) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if name not in TIMES}
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return modelfile.load(folder / "model.pt")[0].state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_run_equals_one_never_killed(
+    case: str, killed: Path, tmp_path: Path, one_thread: None
+) -> None:
+    recipe, method = recipe_of(case), CASES[case][0]
+    assert not (killed / case / "result.json").exists()
+    assert not (killed / case / "model.pt").exists()
+    lines: list[str] = []
+    resumed = train(recipe, method, killed / case, resume=True, progress=lines.append)
+    assert len(lines) == EPOCHS - KILLED_IN + 1, "the finished epochs are not trained again"
+
+    straight = train(recipe, method, tmp_path)
+    expected, found = _weights(tmp_path), _weights(killed / case)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert [_timeless(e) for e in resumed.epochs] == [_timeless(e) for e in straight.epochs]
+    assert (resumed.test_accuracy, resumed.test_loss) == (straight.test_accuracy, straight.test_loss)
+    _check_something_happened(case, straight)
+
+
+def _check_something_happened(case: str, run: TrainingResult) -> None:
+    """The comparison would prove little about masks if none were there."""
+    pruned = [epoch.pruned for epoch in run.epochs]
+    if case.startswith(("lobster", "serene")):
+        # An epoch's record is taken before the pruning step that may end it.
+        assert 0 < pruned[KILLED_IN - 1] < pruned[-1] < 1
+    else:
+        assert pruned[-1] == 0
+    if case == "neq":
+        assert run.epochs[KILLED_IN - 1].updated < 1
+        assert run.epochs[-1].updated < 1
+
+
+def test_finished_run_is_returned_not_repeated(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        "digits", ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0"]
+    )
+    first = train(recipe, "baseline", tmp_path)
+    before = (tmp_path / "model.pt").read_bytes()
+    lines: list[str] = []
+    assert train(recipe, "baseline", tmp_path, resume=True, progress=lines.append) == first
+    assert not lines
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+    train(load_recipe("digits", options), "baseline", tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
+        train(load_recipe("digits", options), "baseline", tmp_path)
+    with pytest.raises(ConfigError, match="another recipe"):
+        train(load_recipe("digits", [*options, "--seed=1"]), "baseline", tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "result.json"])
+def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
+    recipe = load_recipe(
+        "digits", ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+    )
+    train(recipe, "baseline", tmp_path)
+    if name == "last.ckpt":
+        (tmp_path / "result.json").unlink()
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    with pytest.raises(ModelError, match=rf"{name} is damaged: remove it"):
+        train(recipe, "baseline", tmp_path, resume=True)
