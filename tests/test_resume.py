@@ -173,7 +173,8 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
     recipe = load_recipe(
-        "digits", ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+        "digits",
+        ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"],
     )
     train(recipe, "baseline", tmp_path)
     if name == "last.ckpt":

@@ -1,0 +1,362 @@
+"""Simplification: the outputs stay, what is dead goes, and what cannot be shown exact is refused."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from laws import assert_same_outputs, kill, kill_neurons, parameter_count, randomise
+from snello.errors import ModelError, SimplifyError
+from snello.models import CifarResNet, LeNet5, LeNet300
+from snello.neurons import neuron_count, weighted_layers
+from snello.simplify import SimplificationPlan, apply, make_plan, plan_of, simplify
+from zoo import RESNET_32, ZOO, DeadBranch, Residual, Sample, average_pool, padded, tiny_mlp
+
+Shrunk = tuple[nn.Module, nn.Module, list[Tensor]]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(sample: Sample, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomise(sample.build().double(), generator(seed)).eval()
+
+
+def shrunk(sample: Sample, share: float, *, with_norms: bool, seed: int = 0) -> Shrunk:
+    """A model with dead neurons, its lean twin, and inputs of every shape."""
+    model = model_of(sample, seed)
+    inputs = sample.inputs(generator(seed + 1))
+    kill_neurons(model, share, generator(seed + 2), with_norms=with_norms)
+    return model, simplify(model, inputs[0]), inputs
+
+
+def widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(layer.weight.shape[:2]) for name, layer in weighted_layers(model).items()}
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("name", ZOO)
+@given(share=st.floats(0, 1), with_norms=st.booleans(), seed=st.integers(0, 999))
+@settings(max_examples=6, deadline=None, derandomize=True)
+def test_outputs_are_the_same_at_every_size_and_the_model_never_grows(
+    name: str, share: float, with_norms: bool, seed: int
+) -> None:
+    model, lean, inputs = shrunk(ZOO[name], share, with_norms=with_norms, seed=seed)
+    for x in inputs:
+        assert_same_outputs(model, lean, x)
+    # A bias that folding adds is never larger than the columns whose constants it holds.
+    assert parameter_count(lean) <= parameter_count(model)
+
+
+@pytest.mark.parametrize("with_norms", [True, False])
+def test_resnet_32(with_norms: bool) -> None:
+    model, lean, inputs = shrunk(RESNET_32, 0.5, with_norms=with_norms)
+    for x in inputs:
+        assert_same_outputs(model, lean, x)
+    assert parameter_count(lean) < 0.6 * parameter_count(model)
+
+
+@pytest.mark.parametrize("with_norms", [True, False])
+@pytest.mark.parametrize("name", ZOO)
+def test_all_dead(name: str, with_norms: bool) -> None:
+    model, lean, inputs = shrunk(ZOO[name], 1.0, with_norms=with_norms)
+    for x in inputs:
+        assert_same_outputs(model, lean, x)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_one_layer_all_dead(name: str) -> None:
+    sample = ZOO[name]
+    for layer_name, layer in weighted_layers(model_of(sample)).items():
+        model = model_of(sample)
+        kill(model, layer_name, torch.ones(neuron_count(layer), dtype=torch.bool), with_norms=False)
+        inputs = sample.inputs(generator())
+        lean = simplify(model, inputs[0])
+        for x in inputs:
+            assert_same_outputs(model, lean, x)
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if n != "dead branch"])
+def test_nothing_dead_changes_nothing(name: str) -> None:
+    model, lean, inputs = shrunk(ZOO[name], 0.0, with_norms=True)
+    plan = plan_of(lean)
+    assert plan is not None
+    assert plan.neurons_removed == 0
+    assert plan.adapters == plan.removed == ()
+    assert parameter_count(lean) == parameter_count(model)
+    assert model.state_dict().keys() == lean.state_dict().keys()
+    for x in inputs:
+        assert torch.equal(model(x), lean(x))
+
+
+def test_float32_stays_within_rounding() -> None:
+    model, _, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=False)
+    single = copy.deepcopy(model).float()
+    lean = simplify(single, inputs[0].float())
+    assert next(lean.parameters()).dtype == torch.float32
+    assert_same_outputs(single, lean, inputs[0].float(), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("divisor", [1, 3])
+def test_average_pool_that_does_not_average(divisor: int) -> None:
+    # With a divisor of its own, the pool of a constant is another constant.
+    sample = Sample(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 5, 3), nn.AvgPool2d(2, divisor_override=divisor), nn.Conv2d(5, 3, 1)
+        ),
+        ((2, 2, 8, 8),),
+    )
+    model, lean, (x,) = shrunk(sample, 0.5, with_norms=False)
+    assert_same_outputs(model, lean, x)
+
+
+# What goes
+
+
+def test_lenet_300_100_loses_exactly_its_dead_neurons() -> None:
+    model = LeNet300().double().eval()
+    kill(model, "fc1", torch.arange(300) % 3 == 0, with_norms=True)
+    kill(model, "fc2", torch.arange(100) < 40, with_norms=True)
+    lean = simplify(model, torch.randn(2, 784, dtype=torch.float64))
+    assert widths(lean) == {"fc1": (200, 784), "fc2": (60, 200), "fc3": (10, 60)}
+    assert parameter_count(lean) == 784 * 200 + 200 + 200 * 60 + 60 + 60 * 10 + 10
+
+
+def test_lenet_5_loses_exactly_its_dead_neurons() -> None:
+    model = LeNet5().double().eval()
+    kill(model, "conv1", torch.arange(20) < 5, with_norms=True)
+    kill(model, "conv2", torch.arange(50) >= 30, with_norms=True)
+    kill(model, "fc1", torch.arange(500) % 2 == 0, with_norms=True)
+    lean = simplify(model, torch.randn(2, 1, 28, 28, dtype=torch.float64))
+    assert widths(lean) == {"conv1": (15, 1), "conv2": (30, 15), "fc1": (250, 480), "fc2": (10, 250)}
+
+
+def test_neurons_that_nobody_reads_go_too() -> None:
+    model = tiny_mlp().double().eval()
+    with torch.no_grad():
+        model[2].weight[:, :4] = 0
+    lean = simplify(model, torch.randn(2, 4, dtype=torch.float64))
+    assert widths(lean) == {"0": (2, 4), "2": (5, 2), "4": (3, 5)}
+
+
+@pytest.mark.parametrize("with_norms", [True, False])
+def test_every_dead_row_of_a_resnet_is_gone(with_norms: bool) -> None:
+    model = model_of(ZOO["resnet-8"])
+    dead = kill_neurons(model, 0.5, generator(3), with_norms=with_norms)
+    lean = simplify(model, torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    layers = weighted_layers(lean)
+    for name, mask in dead.items():
+        if name in layers and name != "linear":
+            assert neuron_count(layers[name]) <= int((~mask).sum())
+    assert parameter_count(lean) < 0.5 * parameter_count(model)
+
+
+@pytest.mark.parametrize("with_norms", [True, False])
+def test_a_dead_branch_vanishes(with_norms: bool) -> None:
+    model = randomise(DeadBranch().double(), generator()).eval()
+    for index in (0, 3):
+        layer = model.branch[index]
+        kill(
+            model, f"branch.{index}", torch.ones(neuron_count(layer), dtype=torch.bool), with_norms=with_norms
+        )
+    x = torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x)
+    assert "branch.0" not in weighted_layers(lean)
+    assert "branch.3" not in weighted_layers(lean)
+
+
+def test_rows_that_sum_to_zero_are_alive() -> None:
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=torch.float64)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)).double().eval()
+    with torch.no_grad():
+        model[0].weight[:] = torch.stack([sobel, sobel.T])[:, None]
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    lean = simplify(model, x)
+    assert widths(lean) == widths(model)
+    assert torch.equal(lean(x), model(x))
+
+
+def test_what_is_left_alone_says_why() -> None:
+    reasons = {
+        "grouped": "grouped convolution",
+        "transposed": "transposed convolution",
+        "called twice": "called more than once",
+        "tied": "tied",
+        "concat": "no rule for",
+    }
+    for name, reason in reasons.items():
+        _, lean, _ = shrunk(ZOO[name], 0.5, with_norms=True)
+        plan = plan_of(lean)
+        assert plan is not None
+        assert any(reason in why for why in plan.left_alone.values()), name
+
+
+# Plan, saving, loading
+
+
+@pytest.mark.parametrize("with_norms", [True, False])
+@pytest.mark.parametrize("name", ZOO)
+def test_a_lean_model_is_loaded_without_pickled_code(name: str, with_norms: bool, tmp_path: Path) -> None:
+    _, lean, inputs = shrunk(ZOO[name], 0.4, with_norms=with_norms)
+    plan = plan_of(lean)
+    assert plan is not None
+    text = plan.to_json()
+    assert SimplificationPlan.from_json(text) == plan
+    assert SimplificationPlan.from_json(text).to_json() == text
+    torch.save(lean.state_dict(), tmp_path / "lean.pt")
+    loaded = apply(SimplificationPlan.from_json(text), ZOO[name].build().double().eval())
+    loaded.load_state_dict(torch.load(tmp_path / "lean.pt", weights_only=True))
+    for x in inputs:
+        assert torch.equal(loaded(x), lean(x))
+
+
+def test_make_plan_is_the_plan_that_simplify_follows() -> None:
+    model, lean, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=False)
+    assert make_plan(model, inputs[0]) == plan_of(lean)
+    assert plan_of(model) is None
+
+
+def test_the_plan_prints_every_layer() -> None:
+    model, _, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=True)
+    text = str(make_plan(model, inputs[0]))
+    assert all(name in text for name in weighted_layers(model))
+
+
+def test_deepcopy_of_a_lean_model() -> None:
+    _, lean, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=False)
+    twin = copy.deepcopy(lean)
+    assert torch.equal(twin(inputs[0]), lean(inputs[0]))
+    assert plan_of(twin) == plan_of(lean)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1)
+    assert not torch.equal(next(twin.parameters()), next(lean.parameters()))
+
+
+def test_a_lean_model_can_be_simplified_again() -> None:
+    model, lean, inputs = shrunk(ZOO["residual"], 0.4, with_norms=False)
+    assert_same_outputs(model, simplify(lean, inputs[0]), inputs[1])
+
+
+def test_a_lean_model_trains() -> None:
+    _, lean, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=True)
+    lean.train()
+    lean(inputs[0]).square().mean().backward()
+    assert all(p.grad is not None for p in lean.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_original_is_untouched_and_its_mode_kept(training: bool) -> None:
+    model = model_of(ZOO["resnet-8"]).train(training)
+    kill_neurons(model, 0.5, generator(), with_norms=True)
+    before = copy.deepcopy(model.state_dict())
+    lean = simplify(model, torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    assert lean.training is training
+    assert all(module.training is training for module in lean.modules())
+    assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# Refusals
+
+
+def test_a_plan_for_another_model_names_the_layer() -> None:
+    plan = make_plan(LeNet300(), torch.randn(2, 784))
+    with pytest.raises(ModelError, match="'fc1'"):
+        apply(plan, LeNet300(in_features=100))
+    with pytest.raises(ModelError, match="'fc1'"):
+        apply(plan, tiny_mlp())
+    lost = replace(plan, removed=("nowhere",))
+    with pytest.raises(ModelError, match="'nowhere'"):
+        apply(lost, LeNet300())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 99}', '{"version": 1}', '{"version": 1, "layers": 3}']
+)
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="not a simplification plan"):
+        SimplificationPlan.from_json(text)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+
+def test_an_untraceable_model_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"cannot trace Branching"):
+        simplify(Branching(), torch.randn(2, 3))
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"\(2, 5\)"):
+        simplify(tiny_mlp(), torch.randn(2, 5))
+
+
+def test_a_damaged_rewrite_is_refused_naming_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_mlp().double().eval()
+    kill(model, "0", torch.arange(6) < 3, with_norms=False)
+    with torch.no_grad():
+        model[0].bias.fill_(0.5)
+    before = copy.deepcopy(model.state_dict())
+    module = importlib.import_module("snello.simplify._simplify")
+    monkeypatch.setattr(module, "set_constants", lambda *_: None)
+    with pytest.raises(SimplifyError, match=r"first difference is at '2'"):
+        simplify(model, torch.randn(2, 4, dtype=torch.float64))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_border_kernels_hold_at_another_resolution() -> None:
+    # The constants are cut off by the padding: only a border kernel can be right at two resolutions.
+    model = randomise(padded("zeros").double(), generator()).eval()
+    kill(model, "0", torch.arange(6) < 3, with_norms=False)
+    lean = simplify(model, torch.randn(2, 2, 9, 8, dtype=torch.float64))
+    plan = plan_of(lean)
+    assert plan is not None
+    assert plan.layers["2"].border
+    for size in (3, 5, 17):
+        assert_same_outputs(model, lean, torch.randn(1, 2, size, size + 1, dtype=torch.float64))
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = average_pool()
+    model[0].weight.requires_grad_(False)
+    kill(model, "0", torch.arange(8) < 3, with_norms=True)
+    lean = simplify(model, torch.randn(2, 3, 8, 8))
+    assert not lean.get_submodule("0").weight.requires_grad
+    assert lean.get_submodule("4").weight.requires_grad
+
+
+def test_resnet_depth_is_kept_by_name() -> None:
+    model = CifarResNet(8).double().eval()
+    lean = simplify(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    assert weighted_layers(lean).keys() == weighted_layers(model).keys()
+    assert type(lean).__name__ == "CifarResNet"
+
+
+def test_residual_constant_operand() -> None:
+    """Dead channels of a branch that are non-zero constants are added to the stem."""
+    model = randomise(Residual().double(), generator(5)).eval()
+    kill(model, "branch.3", torch.ones(6, dtype=torch.bool), with_norms=False)
+    x = torch.randn(2, 2, 7, 7, dtype=torch.float64)
+    lean = simplify(model, x)
+    assert "branch.0" not in weighted_layers(lean)
+    assert_same_outputs(model, lean, x)
