@@ -34,10 +34,12 @@ class Graph:
     Attributes:
         module: the model as a graph module; it shares every submodule and parameter with the original.
         calls: module name -> the nodes that call it, in order of execution.
+        tied: names of the modules that have a parameter which also lives elsewhere.
     """
 
     module: fx.GraphModule
     calls: dict[str, list[fx.Node]]
+    tied: frozenset[str]
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -50,9 +52,7 @@ class Graph:
 
     def is_shared(self, name: str) -> bool:
         """Whether a layer is called more than once, or one of its parameters also lives elsewhere."""
-        if len(self.calls.get(name, [])) > 1:
-            return True
-        return any(own.rpartition(".")[0] == name for names in tied_parameters(self.module) for own in names)
+        return len(self.calls.get(name, [])) > 1 or name in self.tied
 
     def norm_after(self, name: str) -> str | None:
         """The BatchNorm that alone reads this layer's output, channel by channel; None if there is none."""
@@ -97,7 +97,8 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor | None =
             # The same module may be reached under two names: it is one layer all the same.
             target = names.get(id(module.get_submodule(node.target)), node.target)
             calls.setdefault(target, []).append(node)
-    return Graph(module, calls)
+    tied = {parameter.rpartition(".")[0] for group in tied_parameters(module) for parameter in group}
+    return Graph(module, calls, frozenset(tied))
 
 
 def as_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:

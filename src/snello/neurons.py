@@ -122,14 +122,6 @@ def dead_neurons(module: nn.Module) -> Tensor:
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
 
 
-def layer_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Qualified parameter name -> the module that owns it, tied parameters once under their first name."""
-    owners = {}
-    for name, _ in model.named_parameters():
-        owners[name] = model.get_submodule(name.rpartition(".")[0])
-    return owners
-
-
 def tied_parameters(model: nn.Module) -> list[list[str]]:
     """Groups of qualified names that are one and the same tensor (tied weights, shared modules)."""
     groups: dict[int, list[str]] = {}
@@ -170,14 +162,6 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
             raise ConfigError(f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}")
         parameter.masked_fill_(~mask.to(parameter.device), 0)
-
-
-def zero_masks(model: nn.Module) -> Masks:
-    """The masks that are already there: false wherever a weight of a layer is exactly zero."""
-    return {
-        f"{name}.weight": module.weight.detach() != 0  # type: ignore[union-attr, operator]
-        for name, module in weighted_layers(model).items()
-    }
 
 
 def iter_rows(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, Tensor]]:

@@ -31,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, show, write."""
     out = check_writable(arguments.out)
-    result, latencies, facts = _measured(arguments)
-    from snello.reporting import Table, milliseconds
+    from snello.reporting import Table, busy, milliseconds
+
+    with busy("measuring"):
+        result, latencies, facts = _measured(arguments)
 
     rows = [(name.replace("_", " "), str(value)) for name, value in facts.items()]
     rows += [(f"{latency.runtime} [ms]", milliseconds(latency)) for latency in latencies]

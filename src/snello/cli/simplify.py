@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simplify, write, and say what was kept and what was left alone."""
-    from snello.reporting import Table, percent
+    from snello.reporting import Table, busy, percent
 
     out = check_writable(arguments.out)
     model, record = read_model(arguments)
     model, inputs = on_device(model, record.example_inputs(), arguments)
-    lean = make_lean(model, inputs)
+    with busy("simplifying and verifying"):
+        lean = make_lean(model, inputs)
     plan = plan_of(lean)
     assert plan is not None
     before, after = footprint(model, inputs), footprint(lean, inputs)
