@@ -77,7 +77,7 @@ def training_table(result: JourneyResult) -> Table:
         note=(
             "FLOPs per sample, mean over epochs. Paper: the published convention, which counts one of the two "
             "products of a backward pass; executed: torch's counter on a real step. Backward time: shortened "
-            "over full backward, timed in turns on the same batch, median over epochs; ms/step and seconds are "
+            "over full backward, timed in turns on the same batch, sum over epochs; ms/step and seconds are "
             f"from separate runs. Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
         ),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from snello.neurons import count_parameters
 from ._callbacks import NEq, monitored
 
 PROFILE_REPEATS = 3
-"""Interleaved dense and sparse backward passes per epoch; the medians over epochs are what is reported."""
+"""Interleaved dense and sparse backward passes per epoch, of which the median is kept."""
 
 
 @dataclass(frozen=True)
