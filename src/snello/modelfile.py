@@ -10,9 +10,7 @@ any, and the shape of its input; loading builds, applies the plan, and fills in 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ModelError, OutputError
+from snello.errors import ModelError
+from snello.files import write_file as write_file
 from snello.models import ModelSpec, build
 from snello.simplify import SimplificationPlan, apply, plan_of
 
@@ -120,33 +119,3 @@ def load(path: str | Path) -> tuple[nn.Module, Record]:
         raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
     model, record = from_dict(data, state, str(path))
     return model.eval(), record
-
-
-def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: never a half-written file.
-
-    Raises:
-        OutputError: naming the path and the reason.
-    """
-    path = Path(path)
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        beside = Path(name)
-        write(beside)
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,6 @@ import copy
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from snello.deploy._runners import onnx_session
 from snello.errors import ConfigError, ModelError, OutputError, require
+from snello.files import writing
 from snello.graph import as_inputs
 
 TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ def export(
         require(module, "onnx", "ONNX export")
     inputs = _checked(as_inputs(example_inputs))
     clone = copy.deepcopy(model).eval().cpu()
-    with _beside(path) as temporary:
+    with writing(path) as temporary:
         _write(clone, inputs, temporary, opset)
         if verify:
             for batch in (inputs, tuple(torch.cat([x, x[:1]]) for x in inputs)):
@@ -158,32 +158,6 @@ def _check_writable(path: Path) -> None:
         raise OutputError(
             f"cannot write {path}: it is a folder, or {folder} is not writable; choose another path"
         )
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, which takes its name when the block ends without an error."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # mkstemp makes files private; the result shall have the rights of any other new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs
+from snello.graph import as_inputs, evaluation
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 
@@ -77,25 +77,19 @@ class Probe:
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, full precision; everything is put back afterwards."""
-    modes = {m: m.training for m in model.modules()}
     devices = {p.device for p in model.parameters()}
     accelerated = sorted(d.index or 0 for d in devices if d.type == "cuda")
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerated))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluation(model))
         for kind in sorted({d.type for d in devices}):
             # The precision of phi must not depend on where in the loop step() is called.
             stack.enter_context(torch.autocast(kind, enabled=False))
         # torch's fused transformer path would not call the layers, and so would hide them.
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        yield
 
 
 def by_channel(module: nn.Module, output: Tensor) -> Tensor:
