@@ -54,6 +54,10 @@ class Graph:
         """Whether a layer is called more than once, or one of its parameters also lives elsewhere."""
         return len(self.calls.get(name, [])) > 1 or name in self.tied
 
+    def is_tied(self, parameter: str) -> bool:
+        """Whether a parameter also goes by another name."""
+        return parameter.rpartition(".")[0] in self.tied
+
     def norm_after(self, name: str) -> str | None:
         """The BatchNorm that alone reads this layer's output, channel by channel; None if there is none."""
         nodes = self.calls.get(name, [])
@@ -124,6 +128,7 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         n.meta["snello_shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta["snello_dtype"] = result.dtype if isinstance(result, Tensor) else None
         return result
 
 

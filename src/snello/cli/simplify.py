@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     total = f"{after.parameters}/{before.parameters} ({percent(1 - after.parameters / before.parameters)} removed)"
     table = Table(
         f"{record.model.name}: neurons kept", ("Layer", "Neurons", "Inputs", "Remark"), tuple(rows),
-        f"Parameters {total}; MACs {after.macs}/{before.macs}; index operations {len(plan.adapters)}.",
+        f"Parameters {total}; MACs {after.macs}/{before.macs}; index operations {plan.index_operations}.",
     )  # fmt: skip
     result = {"before": before, "after": after, "plan": plan}
     finish(table, result, Path(f"{out}.json"))

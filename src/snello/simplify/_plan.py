@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from snello.errors import ModelError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -18,36 +18,120 @@ class LayerPlan:
 
     Attributes:
         outputs, inputs: full widths, in the original.
-        kept_outputs, kept_inputs: indices that stay, ascending.
+        kept_outputs, kept_inputs: original indices of what stays, in the lean layer's order.
+        groups: of the original convolution; 1 for other layers.
         bias: whether the lean layer has a bias (folded constants may need one).
         border: whether a constant kernel accounts for constants that zero padding cuts off at the border.
+        folded: how many constant inputs other than zero were folded into the layer.
     """
 
     outputs: int
     inputs: int
     kept_outputs: tuple[int, ...]
     kept_inputs: tuple[int, ...]
+    groups: int
     bias: bool
     border: bool
+    folded: int
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """An operation that the lean graph inserts between a node and one reader of it.
+class Fill:
+    """A node that the lean graph inserts behind ``operand``, for some of its readers.
 
     Attributes:
-        reader, operand: names of the nodes in the traced graph.
-        index: for each channel that the reader expects, its position among the present ones, or -1 if it is
-            absent. None if nothing is present: then only the constant is added, to the other operand.
-        width: how many channels the reader expects.
-        constant: whether any absent channel has a non-zero value.
+        name: of the inserted module.
+        operand, readers: names of nodes in the traced graph.
+        axis: of the channels.
+        appended: how many absent channels are appended; their values are the module's ``constant``.
+        zero: whether all of those values are zero (then they are not stored).
+        index: which of the present and appended channels the readers receive, in order; None for all.
     """
 
-    reader: str
+    name: str
     operand: str
+    readers: tuple[str, ...]
+    axis: int
+    appended: int
+    zero: bool
     index: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of two tensors that carry different channels.
+
+    Attributes:
+        name: of the inserted module.
+        node: the sum in the traced graph.
+        base: position among the sum's arguments of the operand that the other one is added to.
+        axis: of the channels.
+        grown: how many channels are appended to the base before the addition.
+        width: how many channels the result has.
+        index: channel of the result that each channel of the other operand is added to; None if that operand
+            has no channel at all.
+        constants: channels of the result that a constant is added to (the module's ``constant``).
+        in_place: whether the base may be overwritten when no gradient is recorded.
+    """
+
+    name: str
+    node: str
+    base: int
+    axis: int
+    grown: int
     width: int
-    constant: bool
+    index: tuple[int, ...] | None
+    constants: tuple[int, ...]
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A node replaced by some channels of an operand (a slice, a chunk, a shuffle), or by all of it.
+
+    Attributes:
+        name: of the inserted module.
+        node, operand: names of nodes in the traced graph.
+        axis: of the channels.
+        index: positions of the channels in the lean operand; None for all of them, as they are.
+    """
+
+    name: str
+    node: str
+    operand: str
+    axis: int
+    index: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Operands of a concatenation of which nothing is left, by position in its list."""
+
+    node: str
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A literal number in the lean graph.
+
+    Attributes:
+        node: name of a node in the traced graph.
+        position: which of the size arguments of a view becomes the literal; -1 if the node itself does.
+        value: the number.
+    """
+
+    node: str
+    position: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A bare parameter or buffer of which some channels stay, along one axis."""
+
+    axis: int
+    kept: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,24 +140,34 @@ class SimplificationPlan:
 
     Attributes:
         input_shapes: shapes of the example inputs, batch first.
-        layers: layer name -> what stays of it.
-        norms: name of each BatchNorm -> the channels that stay.
-        removed: names of nodes that vanish: nothing of their output exists, or only padding.
-        adapters: index operations at joins and before operations without a rule.
-        left_alone: node or layer name -> why nothing was removed there.
+        layers: name -> what stays of each layer with weights.
+        norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
+            channels that stay, in order.
+        parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
+        fills, sums, picks, drops, numbers: changes to the graph.
+        left_alone: layer or node name -> why nothing was removed there.
     """
 
-    input_shapes: tuple[tuple[int, ...], ...]
-    layers: Mapping[str, LayerPlan]
-    norms: Mapping[str, tuple[int, ...]]
-    removed: tuple[str, ...]
-    adapters: tuple[Adapter, ...]
-    left_alone: Mapping[str, str]
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    norms: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parameters: Mapping[str, Slice] = field(default_factory=dict)
+    fills: tuple[Fill, ...] = ()
+    sums: tuple[Sum, ...] = ()
+    picks: tuple[Pick, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    left_alone: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def neurons_removed(self) -> int:
         """How many neurons of layers with weights are taken out."""
         return sum(layer.outputs - len(layer.kept_outputs) for layer in self.layers.values())
+
+    @property
+    def index_operations(self) -> int:
+        """How many operations the lean graph has that move channels about, and the original has not."""
+        return len(self.fills) + len(self.sums) + sum(pick.index is not None for pick in self.picks)
 
     def to_json(self) -> str:
         """As JSON; :meth:`from_json` is the inverse."""
@@ -91,12 +185,16 @@ class SimplificationPlan:
             if data.pop("version") != VERSION:
                 raise ValueError(f"plan of another version than {VERSION}")
             return SimplificationPlan(
-                input_shapes=tuple(tuple(s) for s in data["input_shapes"]),
-                layers={name: _layer(layer) for name, layer in data["layers"].items()},
-                norms={name: tuple(kept) for name, kept in data["norms"].items()},
-                removed=tuple(data["removed"]),
-                adapters=tuple(_adapter(a) for a in data["adapters"]),
-                left_alone=dict(data["left_alone"]),
+                input_shapes=tuple(tuple(int(n) for n in s) for s in data["input_shapes"]),
+                layers={name: _record(LayerPlan, layer) for name, layer in data["layers"].items()},
+                norms={name: tuple(int(i) for i in kept) for name, kept in data["norms"].items()},
+                parameters={name: _record(Slice, part) for name, part in data["parameters"].items()},
+                fills=tuple(_record(Fill, x) for x in data["fills"]),
+                sums=tuple(_record(Sum, x) for x in data["sums"]),
+                picks=tuple(_record(Pick, x) for x in data["picks"]),
+                drops=tuple(_record(Drop, x) for x in data["drops"]),
+                numbers=tuple(_record(Number, x) for x in data["numbers"]),
+                left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"this is not a simplification plan: {error!r}") from error
@@ -107,22 +205,24 @@ class SimplificationPlan:
         for name, layer in self.layers.items():
             outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
             inputs = f"{len(layer.kept_inputs)}/{layer.inputs}"
-            lines.append(f"{name:{width}}  {outputs:13}  {inputs}{'  border' if layer.border else ''}")
-        lines += [f"index operation: {a.operand} -> {a.reader}" for a in self.adapters]
+            lines.append(f"{name:{width}}  {outputs:13}  {inputs}{_folding(layer)}")
+        lines += [f"channels put in place: {x.operand} -> {', '.join(x.readers)}" for x in self.fills]
+        lines += [f"channels added by index: {x.node}" for x in self.sums]
+        lines += [f"channels picked: {x.operand} -> {x.node}" for x in self.picks if x.index is not None]
         lines += [f"left alone: {name}: {why}" for name, why in self.left_alone.items()]
         return "\n".join(lines)
 
 
-def _layer(data: dict[str, Any]) -> LayerPlan:
-    kept = {key: tuple(int(i) for i in data[key]) for key in ("kept_outputs", "kept_inputs")}
-    return LayerPlan(
-        outputs=int(data["outputs"]), inputs=int(data["inputs"]), **kept,
-        bias=bool(data["bias"]), border=bool(data["border"]),
-    )  # fmt: skip
+def _folding(layer: LayerPlan) -> str:
+    if not layer.folded:
+        return ""
+    return f"  {layer.folded} constants folded into the {'border kernel' if layer.border else 'bias'}"
 
 
-def _adapter(data: dict[str, Any]) -> Adapter:
-    index = None if data["index"] is None else tuple(int(i) for i in data["index"])
-    return Adapter(
-        str(data["reader"]), str(data["operand"]), index, int(data["width"]), bool(data["constant"])
-    )
+Record = TypeVar("Record", LayerPlan, Fill, Sum, Pick, Drop, Number, Slice)
+
+
+def _record(kind: type[Record], data: Mapping[str, Any]) -> Record:
+    """A flat record from JSON: lists become tuples; every field must be there."""
+    values = {f.name: data[f.name] for f in fields(kind)}
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.errors import ModelError
 from snello.graph import trace
 
-from ._layers import ChannelConstant, ChannelFill, with_border
-from ._plan import Adapter, LayerPlan, SimplificationPlan
+from ._plan import LayerPlan, SimplificationPlan, Slice
+from ._primitives import ChannelFill, ChannelPick, ChannelSum, RaggedConv, add_border, is_even
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -29,18 +29,22 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
         ModelError: if the plan was made for another architecture, naming the layer.
     """
     training = model.training
-    graph = trace(copy.deepcopy(model).eval())  # in evaluation mode: tracing freezes functional dropout
-    lean = graph.module
-    nodes = {node.name: node for node in lean.graph.nodes}
-    _check(plan, lean, nodes)
-    for name, layer in plan.layers.items():
-        _narrow_layer(lean.get_submodule(name), layer)
-    for name, kept in plan.norms.items():
-        _narrow_norm(lean.get_submodule(name), kept)
-    _insert_adapters(lean, nodes, plan.adapters)
-    _remove_nodes(nodes, plan.removed)
+    # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
+    lean = trace(copy.deepcopy(model).eval()).module
+    _check(plan, lean)
+    _Rewriter(lean).edit(plan)
     lean.graph.eliminate_dead_code()
     lean.delete_all_unused_submodules()
+    # Only what is still called is narrowed: a dead branch has gone with its layers.
+    present = dict(lean.named_modules())
+    for name, layer in plan.layers.items():
+        if name in present:
+            narrow_layer(lean, name, layer)
+    for name, kept in plan.norms.items():
+        if name in present:
+            _narrow_norm(present[name], kept)
+    for name, part in plan.parameters.items():
+        _narrow_parameter(lean, name, part)
     lean.recompile()
     lean.meta["snello_plan"] = plan.to_json()
     lean.__class__.__name__ = type(model).__name__
@@ -53,98 +57,180 @@ def plan_of(lean: nn.Module) -> SimplificationPlan | None:
     return SimplificationPlan.from_json(text) if text else None
 
 
-def _check(plan: SimplificationPlan, lean: fx.GraphModule, nodes: dict[str, fx.Node]) -> None:
-    modules = dict(lean.named_modules())
+def weight_widths(weight: Tensor, module: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a layer with weights."""
+    if isinstance(module, _ConvNd):
+        return module.out_channels, module.in_channels
+    return int(weight.shape[0]), int(weight.shape[1])
+
+
+def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
+    modules, nodes = dict(lean.named_modules()), {node.name for node in lean.graph.nodes}
     for name, layer in plan.layers.items():
         weight = getattr(modules.get(name), "weight", None)
-        if not isinstance(weight, Tensor) or tuple(weight.shape[:2]) != (layer.outputs, layer.inputs):
-            found = tuple(weight.shape[:2]) if isinstance(weight, Tensor) else "no such layer"
+        found = weight_widths(weight, modules[name]) if isinstance(weight, Tensor) else "no such layer"
+        if found != (layer.outputs, layer.inputs):
             raise ModelError(
                 f"the plan was made for another model: layer {name!r} should be "
                 f"{(layer.outputs, layer.inputs)} (outputs, inputs), found {found}"
             )
-    named = [*plan.norms, *plan.removed, *(n for a in plan.adapters for n in (a.reader, a.operand))]
-    if missing := [name for name in named if name not in modules and name not in nodes]:
+    named = [node for fill in plan.fills for node in (fill.operand, *fill.readers)]
+    named += [x.node for x in (*plan.sums, *plan.drops, *plan.numbers)]
+    named += [node for pick in plan.picks for node in (pick.operand, pick.node)]
+    parameters = {name for name, _ in (*lean.named_parameters(), *lean.named_buffers())}
+    missing = [name for name in plan.norms if name not in modules]
+    missing += [name for name in named if name not in nodes]
+    missing += [name for name in plan.parameters if name not in parameters]
+    if missing:
         raise ModelError(f"the plan was made for another model: there is no {missing[0]!r}")
 
 
-def _narrow_layer(module: nn.Module, plan: LayerPlan) -> None:
-    rows, columns = torch.tensor(plan.kept_outputs), torch.tensor(plan.kept_inputs)
+class _Rewriter:
+    """Edits a traced graph; the plan speaks of its nodes by the names that they had when it was traced."""
+
+    def __init__(self, lean: fx.GraphModule) -> None:
+        self.lean = lean
+        self.nodes = {node.name: node for node in lean.graph.nodes}
+        parameter = next(lean.parameters(), None)
+        self.like = torch.zeros(0) if parameter is None else parameter
+
+    def edit(self, plan: SimplificationPlan) -> None:
+        """All changes to the graph, each of which leaves the names of the others valid."""
+        for number in plan.numbers:
+            self._write_number(self.nodes[number.node], number.position, number.value)
+        for fill in plan.fills:
+            operand = self.nodes[fill.operand]
+            inserted = self._insert(fill.name, ChannelFill(fill), operand, (operand,))
+            for reader in fill.readers:
+                self.nodes[reader].replace_input_with(operand, inserted)
+        for drop in plan.drops:
+            node = self.nodes[drop.node]
+            tensors = node.args[0] if node.args else node.kwargs["tensors"]
+            assert isinstance(tensors, (list, tuple))
+            left = [a for i, a in enumerate(tensors) if i not in drop.positions]
+            if node.args:
+                node.args = (left, *node.args[1:])
+            else:
+                node.kwargs = {**node.kwargs, "tensors": left}
+        for sum_ in plan.sums:
+            self._replace_sum(sum_.node, sum_.base, sum_.index is not None, ChannelSum(sum_), sum_.name)
+        for pick in plan.picks:
+            node, operand = self.nodes[pick.node], self.nodes[pick.operand]
+            if pick.index is not None:
+                module = ChannelPick(pick.axis, pick.index)
+                operand = self._insert(pick.name, module, node, (operand,))
+            self._replace(pick.node, operand)
+
+    def _insert(self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]) -> fx.Node:
+        module.to(device=self.like.device, dtype=self.like.dtype if self.like.is_floating_point() else None)
+        self.lean.add_submodule(name, module)
+        with self.lean.graph.inserting_after(after):
+            return self.lean.graph.call_module(name, tuple(operands))
+
+    def _replace(self, name: str, by: fx.Node) -> None:
+        node = self.nodes[name]
+        node.replace_all_uses_with(by)
+        self.nodes = {key: by if value is node else value for key, value in self.nodes.items()}
+
+    def _replace_sum(self, name: str, base: int, indexed: bool, module: ChannelSum, key: str) -> None:
+        node = self.nodes[name]
+        first, other = node.args[base], node.args[1 - base]
+        assert isinstance(first, fx.Node)
+        assert isinstance(other, fx.Node)
+        if not indexed and module.constant is None:
+            self._replace(name, first)
+        else:
+            self._replace(name, self._insert(key, module, node, (first, other) if indexed else (first,)))
+
+    def _write_number(self, node: fx.Node, position: int, value: int) -> None:
+        if position >= 0:
+            sizes = node.args[1:]
+            nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
+            flat = list(sizes[0] if nested else sizes)  # type: ignore[arg-type]
+            flat[position] = value
+            node.args = (node.args[0], tuple(flat)) if nested else (node.args[0], *flat)
+            return
+        for reader in list(node.users):
+            swap = lambda a: value if a is node else a  # noqa: E731
+            reader.args, reader.kwargs = fx.map_arg(reader.args, swap), fx.map_arg(reader.kwargs, swap)
+
+
+def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    requires_grad = getattr(module, name).requires_grad
+    # A clone keeps the memory format that the slice inherits (channels_last stays channels_last).
+    setattr(module, name, nn.Parameter(value.clone(), requires_grad=requires_grad))
+
+
+def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
+    """Cut a layer of the lean model to its kept rows and columns."""
+    module = lean.get_submodule(name)
+    if isinstance(module, _ConvNd) and plan.groups > 1 and not isinstance(module, _ConvTransposeNd):
+        if not is_even(plan):
+            lean.set_submodule(name, RaggedConv(module, plan))
+            return
     weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
-    rows, columns = rows.long().to(weight.device), columns.long().to(weight.device)
-    _replace(module, "weight", weight[rows][:, columns])
+    outputs, inputs = (
+        torch.tensor(x, device=weight.device).long() for x in (plan.kept_outputs, plan.kept_inputs)
+    )
+    _replace_parameter(module, "weight", sliced_weight(module, weight, plan))
     bias = module.bias
     if isinstance(bias, Tensor):
-        _replace(module, "bias", bias.detach()[rows])
+        _replace_parameter(module, "bias", bias.detach()[outputs])
     elif plan.bias:
-        module.bias = nn.Parameter(weight.new_zeros(len(rows)))
+        module.bias = nn.Parameter(weight.new_zeros(len(outputs)))
     if isinstance(module, _ConvNd):
-        module.out_channels, module.in_channels = len(rows), len(columns)
+        module.out_channels, module.in_channels = len(outputs), len(inputs)
+        if plan.groups > 1:
+            module.groups = len(torch.unique(outputs // (plan.outputs // plan.groups)))
         if plan.border:
-            with_border(module)
+            add_border(module)
     else:
-        module.out_features, module.in_features = len(rows), len(columns)  # type: ignore[assignment]
+        module.out_features, module.in_features = len(outputs), len(inputs)  # type: ignore[assignment]
+
+
+def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
+    """The kept rows and columns of a weight, or of whatever has its shape (a gradient, a moment)."""
+    outputs, inputs = (
+        torch.tensor(x, device=weight.device).long() for x in (plan.kept_outputs, plan.kept_inputs)
+    )
+    transposed = isinstance(module, _ConvTransposeNd)
+    if plan.groups == 1:
+        return weight[inputs][:, outputs] if transposed else weight[outputs][:, inputs]
+    fan_out, fan_in = plan.outputs // plan.groups, plan.inputs // plan.groups
+    # Rows are kept outputs (inputs, if transposed); the columns of each are those of its own group.
+    rows, columns, own, fan = (
+        (inputs, outputs, inputs // fan_in, fan_out)
+        if transposed
+        else (outputs, inputs, outputs // fan_out, fan_in)
+    )
+    members = {int(g): columns[columns // fan == g] % fan for g in torch.unique(own)}
+    return weight[rows[:, None], torch.stack([members[int(g)] for g in own])]
 
 
 def _narrow_norm(module: nn.Module, kept: Sequence[int]) -> None:
     index = torch.tensor(kept, dtype=torch.long)
     for name in ("weight", "bias"):
-        if isinstance(parameter := getattr(module, name), Tensor):
-            _replace(module, name, parameter.detach()[index.to(parameter.device)])
+        if isinstance(parameter := getattr(module, name, None), Tensor):
+            _replace_parameter(module, name, parameter.detach()[index.to(parameter.device)])
     for name in ("running_mean", "running_var"):
-        buffer: Tensor = getattr(module, name)
-        setattr(module, name, buffer[index.to(buffer.device)].clone())
-    module.num_features = len(kept)  # type: ignore[assignment]
+        if isinstance(buffer := getattr(module, name, None), Tensor):
+            setattr(module, name, buffer[index.to(buffer.device)].clone())
+    for name in ("num_features", "num_parameters"):
+        if hasattr(module, name):
+            setattr(module, name, len(kept))
 
 
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
-    requires_grad = getattr(module, name).requires_grad
-    # Contiguous in the memory format that the slice inherits (channels_last stays channels_last).
-    setattr(module, name, nn.Parameter(value.clone(), requires_grad=requires_grad))
-
-
-def adapter_name(number: int) -> str:
-    """Name of the module that the plan's n-th adapter becomes in the lean model."""
-    return f"snello_adapter_{number}"
-
-
-def _insert_adapters(lean: fx.GraphModule, nodes: dict[str, fx.Node], adapters: Sequence[Adapter]) -> None:
-    for number, adapter in enumerate(adapters):
-        if adapter.index is not None:
-            fill = ChannelFill(adapter.index, adapter.constant)
-            reader, operand = nodes[adapter.reader], nodes[adapter.operand]
-            reader.replace_input_with(operand, _call(lean, adapter_name(number), fill, reader, operand))
-    # Only now may a sum vanish: what was inserted to read it follows its replacement.
-    for number, adapter in enumerate(adapters):
-        if adapter.index is None:
-            _replace_sum(lean, nodes, adapter, adapter_name(number))
-
-
-def _call(lean: fx.GraphModule, name: str, module: nn.Module, before: fx.Node, operand: fx.Node) -> fx.Node:
-    _like_the_model(module, lean)
-    lean.add_submodule(name, module)
-    with lean.graph.inserting_before(before):
-        return lean.graph.call_module(name, (operand,))
-
-
-def _like_the_model(module: nn.Module, lean: nn.Module) -> None:
-    """Device and dtype of the model's parameters, for a module that was made without any."""
-    parameter = next(lean.parameters(), None)
-    if parameter is not None:
-        module.to(device=parameter.device, dtype=parameter.dtype)
-
-
-def _replace_sum(lean: fx.GraphModule, nodes: dict[str, fx.Node], adapter: Adapter, name: str) -> None:
-    """A sum of which one operand has no present channel: the other operand, plus constants if any."""
-    reader, operand = nodes[adapter.reader], nodes[adapter.operand]
-    other = next(a for a in reader.all_input_nodes if a is not operand)
-    if adapter.constant:
-        other = _call(lean, name, ChannelConstant(adapter.width), reader, other)
-    reader.replace_all_uses_with(other)
-
-
-def _remove_nodes(nodes: dict[str, fx.Node], removed: Sequence[str]) -> None:
-    """Nodes that only pass on what they receive: their readers read their operand instead."""
-    for name in removed:
-        node = nodes[name]
-        node.replace_all_uses_with(node.all_input_nodes[0])
+def _narrow_parameter(lean: nn.Module, name: str, part: Slice) -> None:
+    owner, _, attribute = name.rpartition(".")
+    try:
+        module = lean.get_submodule(owner)
+    except AttributeError:
+        return  # it belonged to a branch that has gone
+    tensor: Tensor = getattr(module, attribute)
+    kept = tensor.detach().index_select(part.axis, torch.tensor(part.kept, device=tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        _replace_parameter(module, attribute, kept)
+    else:
+        setattr(module, attribute, kept)
+    if isinstance(module, nn.Embedding):
+        module.embedding_dim = len(part.kept)

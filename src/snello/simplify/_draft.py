@@ -1,0 +1,114 @@
+"""A plan in the making, with the values that the lean model's new constants take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from ._plan import Drop, Fill, LayerPlan, Number, Pick, SimplificationPlan, Slice, Sum
+from ._signal import Layout
+
+
+class Draft:
+    """Collects what the rules decide; :meth:`plan` freezes it.
+
+    Attributes:
+        values: key in the lean model's ``state_dict`` -> float64 value, for everything that is folded.
+    """
+
+    def __init__(self, input_shapes: tuple[tuple[int, ...], ...], overwritable: frozenset[fx.Node]) -> None:
+        self.input_shapes = input_shapes
+        self.overwritable = overwritable
+        self.values: dict[str, Tensor] = {}
+        self.layers: dict[str, LayerPlan] = {}
+        self.norms: dict[str, tuple[int, ...]] = {}
+        self.parameters: dict[str, Slice] = {}
+        self._fills: dict[tuple[str, int, bytes], Fill] = {}
+        self._sums: list[Sum] = []
+        self._picks: list[Pick] = []
+        self._drops: list[Drop] = []
+        self._numbers: list[Number] = []
+
+    def plan(self, left_alone: dict[str, str]) -> SimplificationPlan:
+        """The plan, frozen. Where no neuron goes, nothing is changed at all."""
+        if not self.removes_anything:
+            return SimplificationPlan(self.input_shapes, dict(self.layers), left_alone=left_alone)
+        return SimplificationPlan(
+            self.input_shapes, dict(self.layers), dict(self.norms), dict(self.parameters),
+            tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
+            tuple(self._numbers), left_alone,
+        )  # fmt: skip
+
+    @property
+    def removes_anything(self) -> bool:
+        """Whether any neuron goes."""
+        narrowed = any(len(layer.kept_outputs) < layer.outputs for layer in self.layers.values())
+        return narrowed or bool(self.parameters)
+
+    def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
+        """Bring an operand into the layout that a reader wants. Readers that want the same share it."""
+        key = (operand.name, axis, wanted.order.numpy().tobytes())
+        if (fill := self._fills.get(key)) is not None:
+            if reader.name not in fill.readers:
+                self._fills[key] = Fill(**{**vars(fill), "readers": (*fill.readers, reader.name)})
+            return
+        missing = wanted.order[~received.present[wanted.order]]
+        joined = torch.cat([received.order, missing])
+        position = torch.full((received.width,), -1)
+        position[joined] = torch.arange(len(joined))
+        index = position[wanted.order]
+        constant = received.fill[missing]
+        name = f"snello_fill_{len(self._fills)}"
+        self._fills[key] = Fill(
+            name=name, operand=operand.name, readers=(reader.name,), axis=axis, appended=len(missing),
+            zero=not bool((constant != 0).any()), index=_index(index, len(joined)),
+        )  # fmt: skip
+        if not self._fills[key].zero:
+            self.values[f"{name}.constant"] = constant
+
+    def sum(
+        self, node: fx.Node, axis: int, base: int, layouts: tuple[Layout, Layout], produced: Layout
+    ) -> None:
+        """Add two operands that carry different channels; ``base`` says which one is added to."""
+        receiver, other = layouts[base], layouts[1 - base]
+        constant = (receiver.fill + other.fill)[produced.order]
+        # What is absent from both is not in the result; what is present in one has a fill of 0 there.
+        where = (constant != 0).nonzero().flatten()
+        operand = node.args[base]
+        assert isinstance(operand, fx.Node)
+        name = f"snello_sum_{len(self._sums)}"
+        index = produced.positions()[other.order]
+        self._sums.append(
+            Sum(
+                name=name, node=node.name, base=base, axis=axis,
+                grown=len(produced.order) - len(receiver.order), width=len(produced.order),
+                index=tuple(index.tolist()) if len(index) else None,
+                constants=tuple(where.tolist()), in_place=operand in self.overwritable,
+            )
+        )  # fmt: skip
+        if len(where):
+            self.values[f"{name}.constant"] = constant[where]
+
+    def pick(self, node: fx.Node, operand: fx.Node, axis: int, index: Tensor | None, present: int) -> None:
+        """Replace a node by some channels of an operand, given by their positions."""
+        name = f"snello_pick_{len(self._picks)}"
+        positions = None if index is None else _index(index, present)
+        self._picks.append(Pick(name, node.name, operand.name, axis, positions))
+
+    def slice(self, parameter: str, axis: int, order: Tensor) -> None:
+        """Keep some channels of a bare parameter or buffer."""
+        self.parameters[parameter] = Slice(axis, tuple(order.tolist()))
+
+    def drop(self, node: fx.Node, positions: list[int]) -> None:
+        """Take operands out of a concatenation."""
+        self._drops.append(Drop(node.name, tuple(positions)))
+
+    def number(self, node: fx.Node, value: int, position: int = -1) -> None:
+        """Write a number into the graph."""
+        self._numbers.append(Number(node.name, position, value))
+
+
+def _index(index: Tensor, available: int) -> tuple[int, ...] | None:
+    """Positions to select; None if they are all of those available, in order."""
+    everything = len(index) == available and torch.equal(index, torch.arange(available))
+    return None if everything else tuple(index.tolist())

@@ -1,0 +1,299 @@
+"""The few operations that a lean graph has and the original has not. Each is one node to snello's tracer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ._plan import Fill, LayerPlan, Sum
+
+
+def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+    """One value per channel, shaped to broadcast over the channels of x."""
+    return vector.to(x.dtype).view(-1, *[1] * (x.dim() - axis - 1))
+
+
+class ChannelFill(nn.Module):
+    """Append channels that are constants, then choose channels by index.
+
+    Args:
+        plan: what to append and to choose. Constants other than zero are the buffer ``constant``.
+
+    Shape: ``plan.axis`` changes its size, the others stay.
+    """
+
+    snello_leaf = True
+    constant: Tensor | None
+    index: Tensor | None
+
+    def __init__(self, plan: Fill) -> None:
+        super().__init__()
+        self.axis, self.appended = plan.axis, plan.appended
+        self.register_buffer("constant", None if plan.zero else torch.zeros(plan.appended))
+        self.register_buffer("index", _positions(plan.index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.appended:
+            sizes = [*x.shape[: self.axis], self.appended, *x.shape[self.axis + 1 :]]
+            if self.constant is None:
+                more = x.new_zeros(sizes)
+            else:
+                more = _along(self.constant, x, self.axis).expand(sizes)
+            x = torch.cat([x, more], self.axis)
+        return x if self.index is None else x.index_select(self.axis, self.index)
+
+
+class ChannelPick(nn.Module):
+    """Some channels, chosen by index; a view where they follow each other.
+
+    Args:
+        axis: of the channels.
+        index: their positions.
+    """
+
+    snello_leaf = True
+    index: Tensor | None
+
+    def __init__(self, axis: int, index: Sequence[int]) -> None:
+        super().__init__()
+        self.axis, self.start, self.length = axis, index[0], len(index)
+        run = list(index) == list(range(index[0], index[0] + len(index)))
+        self.register_buffer("index", None if run else _positions(index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.index is None:
+            return x.narrow(self.axis, self.start, self.length)
+        return x.index_select(self.axis, self.index)
+
+
+class ChannelSum(nn.Module):
+    """Add a tensor to some channels of another one, and constants to some.
+
+    Channels of the result: those of the base, then ``plan.grown`` new ones. The base is overwritten where the
+    plan has shown that nobody reads it later and no gradient is recorded.
+
+    Shape: (N, C, *) and, with an index, (N, len(index), *) to (N, ``plan.width``, *).
+    """
+
+    snello_leaf = True
+    index: Tensor | None
+    gather: Tensor | None
+    where: Tensor | None
+    constant: Tensor | None
+
+    def __init__(self, plan: Sum) -> None:
+        super().__init__()
+        self.axis, self.grown, self.width, self.in_place = plan.axis, plan.grown, plan.width, plan.in_place
+        self.register_buffer("index", _positions(plan.index), persistent=False)
+        self.register_buffer("gather", None if plan.index is None else _inverse(plan), persistent=False)
+        self.register_buffer("where", _positions(plan.constants or None), persistent=False)
+        self.register_buffer("constant", torch.zeros(len(plan.constants)) if plan.constants else None)
+
+    def forward(self, base: Tensor, other: Tensor | None = None) -> Tensor:
+        owned = self.in_place and not torch.is_grad_enabled()
+        if self.grown:
+            pad = (0, 0) * (base.dim() - self.axis - 1) + (0, self.grown)
+            base, owned = F.pad(base, pad), not torch.is_grad_enabled()
+        if other is not None:
+            base = self._add(base, other, owned)
+        if self.constant is None or self.where is None:
+            return base
+        vector = self.constant.new_zeros(self.width).index_copy(0, self.where, self.constant)
+        return base + _along(vector, base, self.axis)
+
+    def _add(self, base: Tensor, other: Tensor, owned: bool) -> Tensor:
+        assert self.index is not None
+        assert self.gather is not None
+        if base.is_contiguous() and self.axis == 1 and not torch.compiler.is_exporting():
+            return base.index_add_(1, self.index, other) if owned else base.index_add(1, self.index, other)
+        # Where channels are innermost in memory, or the graph is exported, a gather is the cheaper one.
+        if self.width > other.shape[self.axis]:
+            other = F.pad(other, (0, 0) * (other.dim() - self.axis - 1) + (0, 1))
+        return base + other.index_select(self.axis, self.gather)
+
+
+def _positions(index: Sequence[int] | None) -> Tensor | None:
+    return None if index is None else torch.tensor(index, dtype=torch.long)
+
+
+def _inverse(plan: Sum) -> Tensor:
+    """For each channel of the result the other operand's channel; one past its last where it has none."""
+    assert plan.index is not None
+    gather = torch.full((plan.width,), len(plan.index))
+    gather[list(plan.index)] = torch.arange(len(plan.index))
+    return gather
+
+
+class _Border(_ConvNd):
+    """A convolution some of whose inputs were constants other than zero.
+
+    Away from the border their contribution is a bias; at the border the padding cuts part of it off. It is
+    recovered at every resolution by convolving ones with ``border``: the kernel summed over the constant
+    inputs, weighted by their values. Shape of ``border``: (out, 1, *kernel).
+    """
+
+    snello_leaf = True
+    border: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        constant = _convolve(self, ones, self.border.to(x.dtype), groups=1)
+        return super().forward(x) + constant  # type: ignore[no-any-return, misc]
+
+
+class BorderConv1d(_Border, nn.Conv1d):
+    """Conv1d with constant inputs folded in; see :class:`_Border`."""
+
+
+class BorderConv2d(_Border, nn.Conv2d):
+    """Conv2d with constant inputs folded in; see :class:`_Border`."""
+
+
+class BorderConv3d(_Border, nn.Conv3d):
+    """Conv3d with constant inputs folded in; see :class:`_Border`."""
+
+
+class _BorderTransposed(_ConvTransposeNd):
+    """A transposed convolution with constant inputs folded in; ``border`` has shape (1, out, *kernel)."""
+
+    snello_leaf = True
+    border: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        operation = getattr(F, f"conv_transpose{x.dim() - 2}d")
+        constant = operation(
+            ones,
+            self.border.to(x.dtype),
+            None,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            1,
+            self.dilation,
+        )
+        return super().forward(x) + constant  # type: ignore[no-any-return, misc]
+
+
+class BorderConvTranspose1d(_BorderTransposed, nn.ConvTranspose1d):
+    """ConvTranspose1d with constant inputs folded in."""
+
+
+class BorderConvTranspose2d(_BorderTransposed, nn.ConvTranspose2d):
+    """ConvTranspose2d with constant inputs folded in."""
+
+
+class BorderConvTranspose3d(_BorderTransposed, nn.ConvTranspose3d):
+    """ConvTranspose3d with constant inputs folded in."""
+
+
+_BORDERS: dict[type[_ConvNd], type[_ConvNd]] = {
+    nn.Conv1d: BorderConv1d, nn.Conv2d: BorderConv2d, nn.Conv3d: BorderConv3d,
+    nn.ConvTranspose1d: BorderConvTranspose1d, nn.ConvTranspose2d: BorderConvTranspose2d,
+    nn.ConvTranspose3d: BorderConvTranspose3d,
+}  # fmt: skip
+
+
+def add_border(conv: _ConvNd) -> None:
+    """Make a narrowed convolution ready to hold a border kernel."""
+    kind = next(border for plain, border in _BORDERS.items() if isinstance(conv, plain))
+    conv.__class__ = kind
+    transposed = isinstance(conv, _ConvTransposeNd)
+    one = (1, conv.out_channels) if transposed else (conv.out_channels, 1)
+    conv.register_buffer("border", conv.weight.detach().new_zeros(*one, *conv.kernel_size))
+
+
+def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The convolution's geometry with another weight, without bias."""
+    operation = getattr(F, f"conv{x.dim() - 2}d")
+    if conv.padding_mode != "zeros":
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+        padding: Any = 0
+    else:
+        padding = conv.padding
+    return operation(x, weight, None, conv.stride, padding, conv.dilation, groups)  # type: ignore[no-any-return]
+
+
+class RaggedConv(nn.Module):
+    """A grouped convolution whose groups have lost different numbers of channels.
+
+    Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for each pair
+    of a kept input and a kept output of the same group. To compute, they are laid out in groups as wide as
+    the widest one, the rest zero.
+
+    Args:
+        conv: the original grouped convolution.
+        plan: what stays of it.
+    """
+
+    snello_leaf = True
+    bias: Tensor | None
+    inputs: Tensor
+    outputs: Tensor
+    slots: Tensor
+
+    def __init__(self, conv: _ConvNd, plan: LayerPlan) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.padding_mode, self.kernel_size = conv.padding_mode, conv.kernel_size
+        if conv.padding_mode != "zeros":
+            self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        groups = _group_members(plan)
+        fan_in, fan_out = max(len(i) for i, _ in groups), max(len(o) for _, o in groups)
+        self.groups, self.fan_in, self.fan_out = len(groups), fan_in, fan_out
+        position = {channel: i for i, channel in enumerate(plan.kept_inputs)}
+        # A group that is narrower than the widest reads its first input again, with a weight of zero.
+        gather = [position[(i + i[:1] * fan_in)[slot]] for i, _ in groups for slot in range(fan_in)]
+        place = {
+            o: g * fan_out + slot for g, (_, members) in enumerate(groups) for slot, o in enumerate(members)
+        }
+        pairs = [(o, i) for inputs, members in groups for o in members for i in inputs]
+        slot_of = {i: slot for inputs, _ in groups for slot, i in enumerate(inputs)}
+        slots = [place[o] * fan_in + slot_of[i] for o, i in pairs]
+        rows, columns = torch.tensor([o for o, _ in pairs]), torch.tensor([i for _, i in pairs])
+        kept = conv.weight.detach()[rows, columns % (plan.inputs // plan.groups)]
+        self.weight = nn.Parameter(kept.clone(), requires_grad=conv.weight.requires_grad)
+        kept_outputs = torch.tensor(plan.kept_outputs)
+        bias = (
+            conv.bias.detach()[kept_outputs] if conv.bias is not None else kept.new_zeros(len(kept_outputs))
+        )
+        self.bias = nn.Parameter(bias.clone()) if plan.bias else None
+        border = kept.new_zeros(len(kept_outputs), 1, *conv.kernel_size) if plan.border else None
+        self.register_buffer("border", border)
+        outputs = [place[o] for o in plan.kept_outputs]
+        for name, index in (("inputs", gather), ("outputs", outputs), ("slots", slots)):
+            self.register_buffer(name, torch.tensor(index, device=kept.device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.groups * self.fan_out
+        laid_out = self.weight.new_zeros(rows * self.fan_in, *self.kernel_size)
+        weight = laid_out.index_copy(0, self.slots, self.weight).view(rows, self.fan_in, *self.kernel_size)
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        y = _convolve(self, x.index_select(1, self.inputs), weight, self.groups).index_select(1, self.outputs)
+        if self.border is not None:
+            y = y + _convolve(self, ones, self.border.to(x.dtype), groups=1)
+        return y if self.bias is None else y + _along(self.bias, y, 1)
+
+
+def _group_members(plan: LayerPlan) -> list[tuple[list[int], list[int]]]:
+    """Kept inputs and kept outputs of each group that still has outputs."""
+    fan_in, fan_out = plan.inputs // plan.groups, plan.outputs // plan.groups
+    members: dict[int, tuple[list[int], list[int]]] = {}
+    for output in plan.kept_outputs:
+        members.setdefault(output // fan_out, ([], []))[1].append(output)
+    for channel in plan.kept_inputs:
+        if channel // fan_in in members:
+            members[channel // fan_in][0].append(channel)
+    return list(members.values())
+
+
+def is_even(plan: LayerPlan) -> bool:
+    """Whether every group of a narrowed grouped convolution has as many inputs and outputs as the next."""
+    groups = _group_members(plan)
+    used = sum(len(inputs) for inputs, _ in groups) == len(plan.kept_inputs)
+    return used and len({(len(i), len(o)) for i, o in groups}) == 1

@@ -1,0 +1,373 @@
+"""What a rule is, and the rules of operations that have no weights.
+
+A rule knows one kind of operation. It answers, in this order:
+
+- *forward*: what is known of the output's channels, given what is known of the inputs';
+- *reads*: which input channels are read, given the output channels that are;
+- *arrange*: given the channels that physically exist in each input, which ones it wants there (an adapter
+  supplies what is missing) and which ones its output then has;
+- *emit*: what that means for the plan.
+
+An operation without a rule gets its inputs at full width, and nothing is known of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ._draft import Draft
+from ._signal import Layout, Signal, same_order
+
+Wanted = tuple[list[Layout], Layout]
+"""The layouts that a rule wants of its operands, and the layout of its output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One operation of the graph, bound to the tensors that it reads channel by channel.
+
+    Attributes:
+        node: the operation.
+        operands: nodes whose channels it reads. Not always direct arguments: a shuffle of three steps is one
+            rule at the last of them.
+        axes: the axis of the channels in each operand.
+        axis: the axis of the channels in the output; None if the output has none (sizes).
+    """
+
+    node: fx.Node
+    operands: tuple[fx.Node, ...]
+    axes: tuple[int, ...]
+    axis: int | None
+
+    def forward(self, *signals: Signal) -> Signal:
+        """The signal of the output."""
+        raise NotImplementedError
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        """Which channels of each operand are read, given the useful ones of the output.
+
+        Args:
+            useful: boolean, shape (C of the output,).
+            signal: of the output.
+            signals: of the operands.
+        """
+        raise NotImplementedError
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        """Layouts wanted of the operands, and the layout of the output."""
+        raise NotImplementedError
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        """Write into the plan what narrowing means here. By default: adapters where an operand needs one."""
+        for operand, axis, has, wants in zip(self.operands, self.axes, received, wanted, strict=True):
+            if not same_order(has, wants) and len(wants.order):
+                draft.fill(operand, self.node, axis, has, wants)
+
+
+def outer(rule: Rule, absences: Sequence[Layout], order: Tensor) -> Layout:
+    """The output's layout: channels in ``order`` are present, the others are what constants make of them."""
+    value = rule.forward(*(layout.absence for layout in absences)).value.clone()
+    value[order] = 0
+    return Layout(order, value)
+
+
+@dataclass(frozen=True, eq=False)
+class PerChannel(Rule):
+    """One operand, and each channel of the output depends on the same channel of it alone.
+
+    Attributes:
+        function: maps constants, float64 of shape (C,); None for the identity.
+        only: a constant stays one only if it has this value (zero padding keeps zeros alone); None for any.
+    """
+
+    function: Callable[[Tensor], Tensor] | None = None
+    only: float | None = None
+
+    def forward(self, *signals: Signal) -> Signal:
+        (signal,) = signals
+        constant = signal.constant if self.only is None else signal.constant & (signal.value == self.only)
+        return Signal.of(constant, signal.value if self.function is None else self.function(signal.value))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        (layout,) = received
+        # Absent constants that do not stay constant here must exist from here on.
+        lost = layout.absence.constant & ~self.forward(layout.absence).constant & useful
+        wanted = layout.extended(lost)
+        return [wanted], outer(self, [wanted], wanted.order)
+
+
+@dataclass(frozen=True, eq=False)
+class View(PerChannel):
+    """A view that keeps the channel axis whole, or merges it with others; its literal sizes are rewritten.
+
+    Attributes:
+        before, after: how many positions on axes before and after the channels are merged with them.
+        argument: which size argument counts the channels; None where none does (flatten).
+    """
+
+    before: int = 1
+    after: int = 1
+    argument: int | None = None
+
+    def _merge(self, index: Tensor, channels: int) -> Tensor:
+        """Original indices of the merged features, for channels in physical order."""
+        before, after = torch.arange(self.before), torch.arange(self.after)
+        return ((before[:, None, None] * channels + index[None, :, None]) * self.after + after).flatten()
+
+    def _spread(self, per_channel: Tensor) -> Tensor:
+        return per_channel[None, :, None].expand(self.before, -1, self.after).flatten()
+
+    def forward(self, *signals: Signal) -> Signal:
+        (signal,) = signals
+        return Signal(self._spread(signal.constant), self._spread(signal.value))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful.reshape(self.before, -1, self.after).any(2).any(0)]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        (layout,) = received
+        return [layout], Layout(self._merge(layout.order, layout.width), self._spread(layout.fill))
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        if self.argument is not None and len(produced.order) < produced.width:
+            draft.number(self.node, len(produced.order), self.argument)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A bare parameter or buffer with one entry per channel, which only one operation reads.
+
+    Attributes:
+        name: qualified.
+        axis: of the channels.
+        signal: constant where a channel's entries are one number.
+    """
+
+    name: str
+    axis: int
+    signal: Signal
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Rule):
+    """A function of tensors element by element, with broadcasting.
+
+    Attributes:
+        function: maps one constant per operand and parameter, float64 of shape (C,), to the output's.
+        unknown: whether it also reads something that is not known per channel (another tensor, a number).
+        product: whether it multiplies, so that one zero makes a zero.
+        parameters: bare parameters among the operands: they can be cut to any channels.
+    """
+
+    function: Callable[[Sequence[Tensor]], Tensor]
+    unknown: bool
+    product: bool
+    parameters: tuple[Parameter, ...] = ()
+
+    def forward(self, *signals: Signal) -> Signal:
+        signals = (*signals, *(p.signal for p in self.parameters))
+        constant = torch.stack([s.constant for s in signals]).all(0) & (not self.unknown)
+        out = Signal.of(constant, self.function([s.value for s in signals]).expand(constant.shape))
+        if not self.product:
+            return out
+        zero = torch.stack([s.zero for s in signals]).any(0)
+        return Signal(out.constant | zero, out.value.masked_fill(zero, 0))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        if not self.product:
+            return [useful] * len(signals)
+        zero = [s.zero for s in (*signals, *(p.signal for p in self.parameters))]
+        return [
+            useful & ~sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(len(signals))
+        ]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        base = max(received, key=lambda layout: len(layout.order))
+        present = torch.stack([layout.present for layout in received]).any(0)
+        known = self.forward(*(layout.absence for layout in received))
+        order = base.extended(present | (useful & ~known.constant)).order
+        wanted = [layout.arranged(order) for layout in received]
+        return wanted, Layout(order, known.value.clone().index_fill(0, order, 0))
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        super().emit(draft, received, wanted, produced)
+        for parameter in self.parameters:
+            if not produced.is_natural and len(produced.order):
+                draft.slice(parameter.name, parameter.axis, produced.order)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Rule):
+    """The sum of two tensors of the same shape: what one of them lacks is not put in place, but added to."""
+
+    def forward(self, *signals: Signal) -> Signal:
+        a, b = signals
+        return Signal.of(a.constant & b.constant, a.value + b.value)
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful, useful]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        base = received[self.base(received)]
+        order = base.extended(received[0].present | received[1].present).order
+        return list(received), outer(self, received, order)
+
+    @staticmethod
+    def base(received: Sequence[Layout]) -> int:
+        """Which operand the other one is added to: the one with more channels."""
+        return int(len(received[1].order) > len(received[0].order))
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        a, b = received
+        constants = (a.fill + b.fill)[produced.order]
+        if len(produced.order) and (not same_order(a, b) or bool((constants != 0).any())):
+            assert self.axis is not None
+            draft.sum(self.node, self.axis, self.base(received), (a, b), produced)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Rule):
+    """Concatenation along the channels: layouts follow each other."""
+
+    def forward(self, *signals: Signal) -> Signal:
+        return Signal(torch.cat([s.constant for s in signals]), torch.cat([s.value for s in signals]))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return list(useful.split([len(s.constant) for s in signals]))
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        starts = torch.tensor([0, *(layout.width for layout in received)]).cumsum(0)
+        order = torch.cat([start + layout.order for start, layout in zip(starts, received, strict=False)])
+        return list(received), Layout(order, torch.cat([layout.fill for layout in received]))
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        empty = [i for i, layout in enumerate(received) if not len(layout.order)]
+        if empty and len(produced.order):
+            draft.drop(self.node, empty)
+
+
+@dataclass(frozen=True, eq=False)
+class Whole(Rule):
+    """Operands whose channels meet (concatenation of tokens, LayerNorm): every channel must be there.
+
+    Attributes:
+        norm: qualified name of a module with one parameter per channel, which takes them in any order.
+    """
+
+    norm: str | None = None
+
+    def forward(self, *signals: Signal) -> Signal:
+        return Signal.live(len(signals[0].constant))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [torch.ones_like(s.constant) for s in signals]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        base = next((layout for layout in received if layout.is_natural), received[0])
+        order = base.extended(torch.ones_like(useful)).order
+        return [layout.arranged(order) for layout in received], Layout(order, received[0].fill * 0)
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        super().emit(draft, received, wanted, produced)
+        if self.norm is not None and not produced.is_natural:
+            draft.norms[self.norm] = tuple(produced.order.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Channels(Rule):
+    """Some channels of the operand, in some order: slices, chunks, shuffles.
+
+    Attributes:
+        source: for each channel of the output the channel of the operand that it is.
+        free: whether the channels need not be moved: the output is the operand under other names.
+    """
+
+    source: Tensor
+    free: bool = False
+
+    def forward(self, *signals: Signal) -> Signal:
+        return Signal(signals[0].constant[self.source], signals[0].value[self.source])
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        read = torch.zeros_like(signals[0].constant)
+        read[self.source[useful]] = True
+        return [read]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        (layout,) = received
+        if self.free:
+            renamed = torch.empty_like(self.source)
+            renamed[self.source] = torch.arange(len(self.source))
+            return [layout], Layout(renamed[layout.order], layout.fill[self.source])
+        order = layout.present[self.source].nonzero().flatten()
+        return [layout], Layout(order, layout.fill[self.source])
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        (layout,) = received
+        assert self.axis is not None
+        if self.free:
+            draft.pick(self.node, self.operands[0], self.axes[0], None, 0)
+        elif len(produced.order) and not layout.is_natural:
+            index = layout.positions()[self.source[produced.order]]
+            draft.pick(self.node, self.operands[0], self.axes[0], index, len(layout.order))
+
+
+@dataclass(frozen=True, eq=False)
+class PadChannels(Rule):
+    """Zero channels before and after the operand's: they never need to exist."""
+
+    before: int
+    after: int
+
+    def _pad(self, x: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(x, (self.before, self.after), value=value)
+
+    def forward(self, *signals: Signal) -> Signal:
+        (signal,) = signals
+        return Signal(self._pad(signal.constant, True), self._pad(signal.value, 0))
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful[self.before : len(useful) - self.after]]
+
+    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
+        (layout,) = received
+        return [layout], Layout(layout.order + self.before, self._pad(layout.fill, 0))
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        draft.pick(self.node, self.operands[0], self.axes[0], None, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes(Rule):
+    """Reads the shape of its operand, not its values.
+
+    Attributes:
+        numbers: nodes that would read the number of channels -> the full number, which they go on reporting.
+    """
+
+    numbers: tuple[tuple[fx.Node, int], ...] = ()
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [torch.zeros_like(s.constant) for s in signals]
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        for node, value in self.numbers:
+            if not all(layout.is_natural for layout in received):
+                draft.number(node, value)
+
+
+class Absorbed(Rule):
+    """A step of something that a rule at a later node stands for."""
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return []
+
+    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
+        pass
