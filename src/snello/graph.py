@@ -23,8 +23,18 @@ from snello.neurons import is_batchnorm, neuron_layers, tied_parameters
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # snello's own primitives are single operations, like torch's.
-        return bool(getattr(m, "snello_leaf", False)) or super().is_leaf_module(m, module_qualified_name)
+        if type(m).__name__ == "StochasticDepth":  # traced into, it would never be active in training again
+            return True
+        # snello's own primitives are single operations, like torch's; so is attention, torch's or torchvision's.
+        own = bool(getattr(m, "snello_leaf", False)) or is_window_attention(m)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def is_window_attention(module: nn.Module | None) -> bool:
+    """Whether it is torchvision's (shifted) window attention of Swin, V1 or V2."""
+    kind = type(module)
+    names = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
+    return kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__ in names
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor | None =
             "Usual causes are Python branches or loops over tensor values in forward()."
         ) from error
     module = fx.GraphModule(model, graph)
+    _read_what_was_written(module)
     if example_inputs is not None:
         _propagate_shapes(module, as_inputs(example_inputs))
     calls: dict[str, list[fx.Node]] = {}
@@ -103,6 +114,32 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor | None =
             calls.setdefault(target, []).append(node)
     tied = {parameter.rpartition(".")[0] for group in tied_parameters(module) for parameter in group}
     return Graph(module, calls, frozenset(tied))
+
+
+def _read_what_was_written(module: fx.GraphModule) -> None:
+    """Whoever reads a tensor after it was overwritten reads the result of what overwrote it.
+
+    The values are the same; but now every edge says which ones they are.
+    """
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    for node in module.graph.nodes:
+        written = node.args[0] if node.args else None
+        if isinstance(written, fx.Node) and _writes(module, node):
+            for reader in [user for user in written.users if order[user] > order[node]]:
+                reader.replace_input_with(written, node)
+
+
+def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = getattr(node.target, "__name__", "")
+    in_place = name in ("iadd", "isub", "imul", "itruediv") or (
+        name.endswith("_") and not name.endswith("__")
+    )
+    return node.op == "call_function" and (in_place or bool(node.kwargs.get("inplace")))
 
 
 def as_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """Model files: a ``state_dict`` and a JSON record of structure. No pickled code.
 
-The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it lean, if
-any, and the shape of its input; loading builds, applies the plan, and fills in the weights.
+The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it lean and
+which BatchNorms were folded, if any, and the shape of its input; loading builds, applies plan and folds, and
+fills in the weights.
 
 >>> save("lean.pt", lean, Record(ModelSpec("lenet-5"), (1, 28, 28)))
 >>> model, record = load("lean.pt")
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from snello.errors import ModelError
 from snello.files import write_file as write_file
 from snello.models import ModelSpec, build
-from snello.simplify import SimplificationPlan, apply, plan_of
+from snello.simplify import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
 
@@ -50,6 +51,7 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
         "model": record.model.to_dict(),
         "input_shape": list(record.input_shape),
         "plan": plan.to_json() if plan else None,
+        "folded_batchnorms": folds_of(model),
     }
 
 
@@ -66,12 +68,14 @@ def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor], where: str) 
     """
     try:
         record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
-        plan = data["plan"]
+        plan, folds = data["plan"], dict(data["folded_batchnorms"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build(record.model)
     if plan is not None:
         model = apply(SimplificationPlan.from_json(plan), model)
+    if folds:
+        model = apply_folds(folds, model)
     fill(model, state, where)
     return model, record
 

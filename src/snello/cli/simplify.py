@@ -8,6 +8,7 @@ from pathlib import Path
 from snello import modelfile, plan_of
 from snello import simplify as make_lean
 from snello.deploy import footprint
+from snello.simplify import SimplificationPlan, fold_batchnorm, folds_of
 
 from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model
 
@@ -21,6 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="simplified.pt", help="the model file to write; default: simplified.pt"
     )
+    parser.add_argument(
+        "--prefer", choices=("bytes", "latency"), default="bytes",
+        help="remove every dead neuron, or only those whose removal saves more time than it costs; default: bytes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--round-to", type=int, default=1, metavar="N",
+        help="keep dead neurons until channel counts are multiples of N; default: 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fold-batchnorm", action="store_true", help="also fold BatchNorms into the layers next to them"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,21 +43,30 @@ def run(arguments: argparse.Namespace) -> None:
     model, record = read_model(arguments)
     model, inputs = on_device(model, record.example_inputs(), arguments)
     with busy("simplifying and verifying"):
-        lean = make_lean(model, inputs)
-    plan = plan_of(lean)
-    assert plan is not None
+        lean = make_lean(model, inputs, prefer=arguments.prefer, round_to=arguments.round_to)
+        plan = plan_of(lean)
+        assert plan is not None
+        if arguments.fold_batchnorm:
+            lean = fold_batchnorm(lean, inputs)
     before, after = footprint(model, inputs), footprint(lean, inputs)
     modelfile.save(out, lean, record)
-    rows = [
-        (name, f"{len(layer.kept_outputs)}/{layer.outputs}", f"{len(layer.kept_inputs)}/{layer.inputs}", "")
-        for name, layer in plan.layers.items()
-    ]
-    rows += [(name, "", "", f"left alone: {why}") for name, why in plan.left_alone.items()]
     total = f"{after.parameters}/{before.parameters} ({percent(1 - after.parameters / before.parameters)} removed)"
+    folded = f"; BatchNorms folded {len(folds_of(lean))}" if arguments.fold_batchnorm else ""
     table = Table(
-        f"{record.model.name}: neurons kept", ("Layer", "Neurons", "Inputs", "Remark"), tuple(rows),
-        f"Parameters {total}; MACs {after.macs}/{before.macs}; index operations {plan.index_operations}.",
+        f"{record.model.name}: neurons kept", ("Layer", "Neurons", "Inputs", "Remark"), _rows(plan),
+        f"Parameters {total}; MACs {after.macs}/{before.macs}; index operations {plan.index_operations}{folded}.",
     )  # fmt: skip
     result = {"before": before, "after": after, "plan": plan}
     finish(table, result, Path(f"{out}.json"))
     print(f"written: {out}")
+
+
+def _rows(plan: SimplificationPlan) -> tuple[tuple[str, ...], ...]:
+    """One row per layer with weights, then one per layer or operation that was left alone."""
+    rows = []
+    for name, layer in plan.layers.items():
+        remark = f"{layer.folded} constants folded" if layer.folded else ""
+        outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
+        rows.append((name, outputs, f"{len(layer.kept_inputs)}/{layer.inputs}", remark))
+    rows += [(name, "", "", f"left alone: {why}") for name, why in plan.left_alone.items()]
+    return tuple(rows)

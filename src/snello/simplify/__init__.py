@@ -16,6 +16,9 @@ constant value of those that are not. An operation without a rule receives its i
 it costs savings and never correctness.
 """
 
+from ._batchnorm import apply_folds as apply_folds
+from ._batchnorm import fold_batchnorm as fold_batchnorm
+from ._batchnorm import folds_of as folds_of
 from ._plan import LayerPlan as LayerPlan
 from ._plan import SimplificationPlan as SimplificationPlan
 from ._rewrite import apply as apply
@@ -23,4 +26,7 @@ from ._rewrite import plan_of as plan_of
 from ._simplify import make_plan as make_plan
 from ._simplify import simplify as simplify
 
-__all__ = ["LayerPlan", "SimplificationPlan", "apply", "make_plan", "plan_of", "simplify"]
+__all__ = [
+    "LayerPlan", "SimplificationPlan", "apply", "apply_folds", "fold_batchnorm", "folds_of", "make_plan", "plan_of",
+    "simplify",
+]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ._plan import Drop, Fill, LayerPlan, Number, Pick, SimplificationPlan, Slice, Sum
+from ._plan import AttentionPlan, Drop, Fill, LayerPlan, Number, Pick, SimplificationPlan, Slice, Sum
 from ._signal import Layout
 
 
@@ -21,6 +21,7 @@ class Draft:
         self.overwritable = overwritable
         self.values: dict[str, Tensor] = {}
         self.layers: dict[str, LayerPlan] = {}
+        self.attentions: dict[str, AttentionPlan] = {}
         self.norms: dict[str, tuple[int, ...]] = {}
         self.parameters: dict[str, Slice] = {}
         self._fills: dict[tuple[str, int, bytes], Fill] = {}
@@ -34,7 +35,7 @@ class Draft:
         if not self.removes_anything:
             return SimplificationPlan(self.input_shapes, dict(self.layers), left_alone=left_alone)
         return SimplificationPlan(
-            self.input_shapes, dict(self.layers), dict(self.norms), dict(self.parameters),
+            self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
             tuple(self._numbers), left_alone,
         )  # fmt: skip
@@ -43,7 +44,7 @@ class Draft:
     def removes_anything(self) -> bool:
         """Whether any neuron goes."""
         narrowed = any(len(layer.kept_outputs) < layer.outputs for layer in self.layers.values())
-        return narrowed or bool(self.parameters)
+        return narrowed or bool(self.parameters) or bool(self.attentions)
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
         """Bring an operand into the layout that a reader wants. Readers that want the same share it."""

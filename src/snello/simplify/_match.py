@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch.nn.utils import parametrize
 from snello.graph import Graph, shape_of
 from snello.neurons import is_batchnorm
 
+from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
-from ._rule import Absorbed, Channels, Concat, PerChannel, Rule, Whole
+from ._rule import Channels, Concat, PerChannel, Rule, Whole
 from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of
 
 Axes = dict[fx.Node, int]
@@ -41,10 +41,8 @@ _AVERAGE_FUNCTIONS = {
 
 def match(graph: Graph) -> tuple[dict[fx.Node, Rule], Axes]:
     """Rules, and the axis of the channels, for the nodes of a graph with shapes."""
-    rules: dict[fx.Node, Rule] = {}
+    rules: dict[fx.Node, Rule] = dict(shapes.shuffles(graph))
     axes: Axes = {}
-    for node, rule in shapes.shuffles(graph):
-        rules[node] = rule
     for node in graph.nodes:
         known = rules.get(node)
         rule = known if known is not None and _fits(known, axes) else _rule(graph, node, axes)
@@ -75,6 +73,8 @@ def _rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
     if node.op == "call_module":
         module = graph.layer(node)
         assert module is not None
+        if attention.is_attention(module):
+            return attention.rule(graph, node, axes)
         return _module_rule(graph, node, module, axes)
     if node.op in ("call_function", "call_method"):
         return _function_rule(graph, node, axes)
@@ -115,7 +115,7 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     if isinstance(module, _POOLS):
         return PerChannel(*arguments)
     if isinstance(module, _AVERAGES):
-        return _average_rule(arguments, module)
+        return _average_rule(node, operand, module)
     if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):  # ZeroPad too
         return PerChannel(*arguments, only=float(module.value))
     return None
@@ -146,10 +146,13 @@ def _affine_rule(node: fx.Node, operand: fx.Node, module: nn.Module) -> Rule | N
     arguments = (node, (operand,), (1,), 1)
     if isinstance(module, nn.PReLU):
         slope = module.weight.detach().cpu().double()
-        name = "" if len(slope) == 1 else str(node.target)
-        rule = PerChannel if len(slope) == 1 else Affine
-        extra = {} if len(slope) == 1 else {"name": name}
-        return rule(*arguments, lambda value: torch.where(value > 0, value, slope * value), **extra)
+
+        def function(value: Tensor) -> Tensor:
+            return torch.where(value > 0, value, slope * value)
+
+        if len(slope) == 1:
+            return PerChannel(*arguments, function)
+        return Affine(*arguments, function, name=str(node.target))
     if module.running_mean is None:
         return None
     scale, shift = affine_of(module)
@@ -166,12 +169,12 @@ def _layer_norm_rule(node: fx.Node, module: nn.LayerNorm, axes: Axes) -> Rule | 
     return Whole(node, (operand,), (axis,), axis, str(node.target) if module.elementwise_affine else None)
 
 
-def _average_rule(arguments: tuple[Any, ...], pool: nn.Module) -> Rule | None:
+def _average_rule(node: fx.Node, operand: fx.Node, pool: nn.Module) -> Rule | None:
     if getattr(pool, "divisor_override", None) is not None:
         return None  # the average of a constant is another constant, which depends on the window
     padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
     counted = any(padding) and bool(pool.count_include_pad)
-    return PerChannel(*arguments, only=0.0 if counted else None)
+    return PerChannel(node, (operand,), (1,), 1, only=0.0 if counted else None)
 
 
 def _width(node: fx.Node, axis: int) -> int:
@@ -181,7 +184,7 @@ def _width(node: fx.Node, axis: int) -> int:
 
 
 def _function_rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
-    for family in (shapes.rule, elementwise.rule):
+    for family in (attention.rule, shapes.rule, elementwise.rule):
         if (rule := family(graph, node, axes)) is not None:
             return rule
     target: Any = node.target
@@ -197,7 +200,7 @@ def _function_rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
         return PerChannel(*arguments)
     if target in _AVERAGE_FUNCTIONS:
         pool = _built(_AVERAGE_FUNCTIONS[target], node)
-        return None if pool is None else _average_rule(arguments, pool)
+        return None if pool is None else _average_rule(node, operand, pool)
     if target is F.pad:
         return shapes.pad_rule(node, operand, axes[operand])
     return None
@@ -225,6 +228,3 @@ def _concat_rule(node: fx.Node, axes: Axes) -> Rule | None:
     axis = found.pop()
     kind = Concat if dim % len(shape) == axis else Whole
     return kind(node, tuple(tensors), (axis,) * len(tensors), axis)  # type: ignore[arg-type]
-
-
-__all__ = ["Absorbed", "is_plain", "match", "operator"]

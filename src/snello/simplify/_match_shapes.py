@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 from snello.graph import Graph, shape_of
 
 from ._rule import Absorbed, Channels, PadChannels, PerChannel, Rule, Sizes, View
-from ._weighted import Weighted
 
 _VIEWS = {"view", "reshape", "flatten", torch.reshape, torch.flatten, "unflatten", torch.unflatten}
 _SIZED = {"view", "reshape", torch.reshape}
-_PERMUTES = {"permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes, "movedim", torch.movedim}  # fmt: skip
+_PERMUTES = {
+    "permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes, "movedim", torch.movedim
+}  # fmt: skip
 _UNIT_AXES = {"unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze}
 _MEANS = {"mean", torch.mean, "amax", torch.amax, "amin", torch.amin}
 _SUMS = {"sum", torch.sum}
@@ -125,7 +126,7 @@ def _permutation(node: fx.Node) -> list[int] | None:
         dims = list(dims[0])
     if not all(isinstance(d, int) for d in dims):
         return None
-    numbers = [int(d) % rank for d in dims]  # type: ignore[call-overload]
+    numbers = [int(d) % rank for d in dims if isinstance(d, int)]
     if node.target in ("permute", torch.permute):
         return numbers
     if len(numbers) != 2:
@@ -313,7 +314,11 @@ def _sizes_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
 
 def pad_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     """``F.pad``: positions, with the mode's effect on constants; or channels, with zeros."""
-    pad, mode, value = (_argument(node, i, n, d) for i, n, d in ((1, "pad", None), (2, "mode", "constant"), (3, "value", None)))  # fmt: skip
+    pad, mode, value = (
+        _argument(node, 1, "pad"),
+        _argument(node, 2, "mode", "constant"),
+        _argument(node, 3, "value"),
+    )
     rank = len(_shape(operand))
     if not isinstance(pad, (tuple, list)) or isinstance(value, fx.Node):
         return None
@@ -329,6 +334,3 @@ def pad_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     if not all(isinstance(p, int) and p >= 0 for p in own):
         return None
     return PadChannels(node, (operand,), (axis,), axis, int(own[0]), int(own[1]))
-
-
-__all__ = ["Shuffle", "ShuffleStep", "Weighted", "pad_rule", "rule", "shuffled", "shuffles"]

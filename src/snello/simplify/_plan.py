@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from snello.errors import ModelError
 
@@ -32,6 +32,41 @@ class LayerPlan:
     groups: int
     bias: bool
     border: bool
+    folded: int
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """One self-attention: ``nn.MultiheadAttention``, or the window attention of Swin.
+
+    Attributes:
+        outputs, inputs: widths of the module that is narrowed.
+        heads, width: how many heads the original has, and how wide each is.
+        kept_outputs, kept_inputs: indices of what stays, in the lean module's order.
+        kept_heads: original indices of the heads that stay, in the lean module's order.
+        rows: rows of the packed projection (queries, keys, values: 3 * heads * width in the original) that
+            stay, in the lean module's order. Those of values are also the columns of the output projection.
+        constants: rows of queries that are one number other than zero: they are the buffer ``constant``.
+        biased: how many of the kept heads, the first ones, have a position bias that a network computes.
+        hidden: hidden neurons of that network that stay.
+        bias, out_bias, position_bias: whether the projections and the network have a bias.
+        folded: how many constants other than zero were folded.
+    """
+
+    outputs: int
+    inputs: int
+    heads: int
+    width: int
+    kept_outputs: tuple[int, ...]
+    kept_inputs: tuple[int, ...]
+    kept_heads: tuple[int, ...]
+    rows: tuple[int, ...]
+    constants: tuple[int, ...]
+    biased: int
+    hidden: tuple[int, ...]
+    bias: bool
+    out_bias: bool
+    position_bias: bool
     folded: int
 
 
@@ -141,6 +176,7 @@ class SimplificationPlan:
     Attributes:
         input_shapes: shapes of the example inputs, batch first.
         layers: name -> what stays of each layer with weights.
+        attentions: name -> what stays of each self-attention that is narrowed.
         norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
             channels that stay, in order.
         parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
@@ -150,6 +186,7 @@ class SimplificationPlan:
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    attentions: Mapping[str, AttentionPlan] = field(default_factory=dict)
     norms: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     parameters: Mapping[str, Slice] = field(default_factory=dict)
     fills: tuple[Fill, ...] = ()
@@ -162,7 +199,9 @@ class SimplificationPlan:
     @property
     def neurons_removed(self) -> int:
         """How many neurons of layers with weights are taken out."""
-        return sum(layer.outputs - len(layer.kept_outputs) for layer in self.layers.values())
+        neurons = sum(layer.outputs - len(layer.kept_outputs) for layer in self.layers.values())
+        rows = sum(3 * x.heads * x.width - len(x.rows) for x in self.attentions.values())
+        return neurons + rows + sum(x.outputs - len(x.kept_outputs) for x in self.attentions.values())
 
     @property
     def index_operations(self) -> int:
@@ -187,6 +226,7 @@ class SimplificationPlan:
             return SimplificationPlan(
                 input_shapes=tuple(tuple(int(n) for n in s) for s in data["input_shapes"]),
                 layers={name: _record(LayerPlan, layer) for name, layer in data["layers"].items()},
+                attentions={name: _record(AttentionPlan, x) for name, x in data["attentions"].items()},
                 norms={name: tuple(int(i) for i in kept) for name, kept in data["norms"].items()},
                 parameters={name: _record(Slice, part) for name, part in data["parameters"].items()},
                 fills=tuple(_record(Fill, x) for x in data["fills"]),
@@ -200,12 +240,13 @@ class SimplificationPlan:
             raise ModelError(f"this is not a simplification plan: {error!r}") from error
 
     def __str__(self) -> str:
-        width = max((len(name) for name in self.layers), default=0)
+        width = max((len(name) for name in (*self.layers, *self.attentions)), default=0)
         lines = [f"{'layer':{width}}  outputs        inputs"]
         for name, layer in self.layers.items():
             outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
             inputs = f"{len(layer.kept_inputs)}/{layer.inputs}"
             lines.append(f"{name:{width}}  {outputs:13}  {inputs}{_folding(layer)}")
+        lines += [_attention(name, x, width) for name, x in self.attentions.items()]
         lines += [f"channels put in place: {x.operand} -> {', '.join(x.readers)}" for x in self.fills]
         lines += [f"channels added by index: {x.node}" for x in self.sums]
         lines += [f"channels picked: {x.operand} -> {x.node}" for x in self.picks if x.index is not None]
@@ -219,10 +260,16 @@ def _folding(layer: LayerPlan) -> str:
     return f"  {layer.folded} constants folded into the {'border kernel' if layer.border else 'bias'}"
 
 
-Record = TypeVar("Record", LayerPlan, Fill, Sum, Pick, Drop, Number, Slice)
+def _attention(name: str, plan: AttentionPlan, width: int) -> str:
+    outputs, inputs = f"{len(plan.kept_outputs)}/{plan.outputs}", f"{len(plan.kept_inputs)}/{plan.inputs}"
+    rows = f"{len(plan.rows)}/{3 * plan.heads * plan.width} queries, keys and values"
+    return f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"
+
+
+Record = TypeVar("Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Slice)
 
 
 def _record(kind: type[Record], data: Mapping[str, Any]) -> Record:
     """A flat record from JSON: lists become tuples; every field must be there."""
-    values = {f.name: data[f.name] for f in fields(kind)}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(kind)}
+    return kind(**{name: cast(Any, tuple(v) if isinstance(v, list) else v) for name, v in values.items()})

@@ -40,11 +40,8 @@ class ChannelFill(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.appended:
             sizes = [*x.shape[: self.axis], self.appended, *x.shape[self.axis + 1 :]]
-            if self.constant is None:
-                more = x.new_zeros(sizes)
-            else:
-                more = _along(self.constant, x, self.axis).expand(sizes)
-            x = torch.cat([x, more], self.axis)
+            constant = x.new_zeros(1) if self.constant is None else self.constant
+            x = torch.cat([x, _along(constant, x, self.axis).expand(sizes)], self.axis)
         return x if self.index is None else x.index_select(self.axis, self.index)
 
 
@@ -109,12 +106,21 @@ class ChannelSum(nn.Module):
     def _add(self, base: Tensor, other: Tensor, owned: bool) -> Tensor:
         assert self.index is not None
         assert self.gather is not None
-        if base.is_contiguous() and self.axis == 1 and not torch.compiler.is_exporting():
-            return base.index_add_(1, self.index, other) if owned else base.index_add(1, self.index, other)
-        # Where channels are innermost in memory, or the graph is exported, a gather is the cheaper one.
+        if not torch.compiler.is_exporting():
+            if base.is_contiguous():
+                return _index_add(base, self.axis, self.index, other, owned)
+            if self.axis == 1 and base.dim() == 4 and base.is_contiguous(memory_format=torch.channels_last):
+                # The same memory seen as (N, H, W, C): along the middle axis it would be slower by far.
+                views = base.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
+                return _index_add(views[0], 3, self.index, views[1], owned).permute(0, 3, 1, 2)
+        # Runtimes of exported graphs gather faster than they scatter.
         if self.width > other.shape[self.axis]:
             other = F.pad(other, (0, 0) * (other.dim() - self.axis - 1) + (0, 1))
         return base + other.index_select(self.axis, self.gather)
+
+
+def _index_add(base: Tensor, axis: int, index: Tensor, other: Tensor, owned: bool) -> Tensor:
+    return base.index_add_(axis, index, other) if owned else base.index_add(axis, index, other)
 
 
 def _positions(index: Sequence[int] | None) -> Tensor | None:
@@ -180,15 +186,15 @@ class _BorderTransposed(_ConvTransposeNd):
         return super().forward(x) + constant  # type: ignore[no-any-return, misc]
 
 
-class BorderConvTranspose1d(_BorderTransposed, nn.ConvTranspose1d):
+class BorderConvTranspose1d(_BorderTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
     """ConvTranspose1d with constant inputs folded in."""
 
 
-class BorderConvTranspose2d(_BorderTransposed, nn.ConvTranspose2d):
+class BorderConvTranspose2d(_BorderTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
     """ConvTranspose2d with constant inputs folded in."""
 
 
-class BorderConvTranspose3d(_BorderTransposed, nn.ConvTranspose3d):
+class BorderConvTranspose3d(_BorderTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
     """ConvTranspose3d with constant inputs folded in."""
 
 
@@ -233,6 +239,7 @@ class RaggedConv(nn.Module):
 
     snello_leaf = True
     bias: Tensor | None
+    border: Tensor | None
     inputs: Tensor
     outputs: Tensor
     slots: Tensor
@@ -252,11 +259,13 @@ class RaggedConv(nn.Module):
         place = {
             o: g * fan_out + slot for g, (_, members) in enumerate(groups) for slot, o in enumerate(members)
         }
-        pairs = [(o, i) for inputs, members in groups for o in members for i in inputs]
-        slot_of = {i: slot for inputs, _ in groups for slot, i in enumerate(inputs)}
-        slots = [place[o] * fan_in + slot_of[i] for o, i in pairs]
-        rows, columns = torch.tensor([o for o, _ in pairs]), torch.tensor([i for _, i in pairs])
-        kept = conv.weight.detach()[rows, columns % (plan.inputs // plan.groups)]
+        slots = [
+            place[o] * fan_in + slot
+            for inputs, members in groups
+            for o in members
+            for slot in range(len(inputs))
+        ]
+        kept = conv.weight.detach()[pairs(plan)]
         self.weight = nn.Parameter(kept.clone(), requires_grad=conv.weight.requires_grad)
         kept_outputs = torch.tensor(plan.kept_outputs)
         bias = (
@@ -290,6 +299,14 @@ def _group_members(plan: LayerPlan) -> list[tuple[list[int], list[int]]]:
         if channel // fan_in in members:
             members[channel // fan_in][0].append(channel)
     return list(members.values())
+
+
+def pairs(plan: LayerPlan) -> tuple[Tensor, Tensor]:
+    """Where the kernels of a ragged convolution are in the original weight: rows, and columns of their group."""
+    fan_in = plan.inputs // plan.groups
+    joined = [(o, i % fan_in) for inputs, outputs in _group_members(plan) for o in outputs for i in inputs]
+    rows, columns = torch.tensor(joined).T
+    return rows, columns
 
 
 def is_even(plan: LayerPlan) -> bool:

@@ -6,13 +6,16 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.errors import ModelError
 from snello.graph import trace
 
-from ._plan import LayerPlan, SimplificationPlan, Slice
+from ._lean_attention import dense, is_attention
+from ._lean_windows import lean_attention
+from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
 from ._primitives import ChannelFill, ChannelPick, ChannelSum, RaggedConv, add_border, is_even
 
 
@@ -30,8 +33,10 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     """
     training = model.training
     # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
-    lean = trace(copy.deepcopy(model).eval()).module
+    copied = copy.deepcopy(model).eval()
+    lean = trace(copied).module
     _check(plan, lean)
+    _wake_dropout(copied, lean)
     _Rewriter(lean).edit(plan)
     lean.graph.eliminate_dead_code()
     lean.delete_all_unused_submodules()
@@ -40,6 +45,9 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     for name, layer in plan.layers.items():
         if name in present:
             narrow_layer(lean, name, layer)
+    for name, attention in plan.attentions.items():
+        if name in present:
+            lean.set_submodule(name, lean_attention(present[name], attention))
     for name, kept in plan.norms.items():
         if name in present:
             _narrow_norm(present[name], kept)
@@ -74,8 +82,10 @@ def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
                 f"the plan was made for another model: layer {name!r} should be "
                 f"{(layer.outputs, layer.inputs)} (outputs, inputs), found {found}"
             )
+    for name, attention in plan.attentions.items():
+        _check_attention(name, attention, modules.get(name))
     named = [node for fill in plan.fills for node in (fill.operand, *fill.readers)]
-    named += [x.node for x in (*plan.sums, *plan.drops, *plan.numbers)]
+    named += [*(x.node for x in plan.sums), *(x.node for x in plan.drops), *(x.node for x in plan.numbers)]
     named += [node for pick in plan.picks for node in (pick.operand, pick.node)]
     parameters = {name for name, _ in (*lean.named_parameters(), *lean.named_buffers())}
     missing = [name for name in plan.norms if name not in modules]
@@ -83,6 +93,47 @@ def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
     missing += [name for name in plan.parameters if name not in parameters]
     if missing:
         raise ModelError(f"the plan was made for another model: there is no {missing[0]!r}")
+
+
+def _check_attention(name: str, plan: AttentionPlan, module: nn.Module | None) -> None:
+    found: object = "no such attention"
+    if is_attention(module) and getattr(module, "in_proj_weight", module) is not None:
+        own = dense(module)
+        found = (len(own.out_weight), own.weight.shape[1], own.heads, len(own.weight) // (3 * own.heads))
+    if found != (expected := (plan.outputs, plan.inputs, plan.heads, plan.width)):
+        raise ModelError(
+            f"the plan was made for another model: attention {name!r} should be {expected} "
+            f"(outputs, inputs, heads, width of a head), found {found}"
+        )
+
+
+_DROPOUTS = {
+    F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}  # fmt: skip
+
+
+def _wake_dropout(model: nn.Module, lean: fx.GraphModule) -> None:
+    """Functional dropout whose ``training`` follows the model's mode becomes a module, which follows it too."""
+    if not any(node.target in _DROPOUTS for node in lean.graph.nodes):
+        return
+    try:
+        in_training = {node.name: node for node in trace(model.train()).module.graph.nodes}
+    finally:
+        model.eval()
+    for node in list(lean.graph.nodes):
+        twin = in_training.get(node.name)
+        if node.target not in _DROPOUTS or twin is None or twin.target is not node.target:
+            continue
+        if _is_training(twin) and not _is_training(node):
+            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+            name = f"snello_{node.name}"
+            lean.add_submodule(name, _DROPOUTS[node.target](p))
+            node.op, node.target, node.args, node.kwargs = "call_module", name, (node.args[0],), {}
+
+
+def _is_training(node: fx.Node) -> bool:
+    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True))
 
 
 class _Rewriter:
@@ -157,17 +208,16 @@ class _Rewriter:
 
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     requires_grad = getattr(module, name).requires_grad
-    # A clone keeps the memory format that the slice inherits (channels_last stays channels_last).
-    setattr(module, name, nn.Parameter(value.clone(), requires_grad=requires_grad))
+    setattr(module, name, nn.Parameter(value, requires_grad=requires_grad))
 
 
 def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
     """Cut a layer of the lean model to its kept rows and columns."""
     module = lean.get_submodule(name)
-    if isinstance(module, _ConvNd) and plan.groups > 1 and not isinstance(module, _ConvTransposeNd):
-        if not is_even(plan):
-            lean.set_submodule(name, RaggedConv(module, plan))
-            return
+    grouped = plan.groups > 1 and not isinstance(module, _ConvTransposeNd)
+    if grouped and isinstance(module, _ConvNd) and not is_even(plan):
+        lean.set_submodule(name, RaggedConv(module, plan))
+        return
     weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
     outputs, inputs = (
         torch.tensor(x, device=weight.device).long() for x in (plan.kept_outputs, plan.kept_inputs)
@@ -190,12 +240,20 @@ def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
 
 def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
     """The kept rows and columns of a weight, or of whatever has its shape (a gradient, a moment)."""
+    # Indexing leaves strides of its own, on which layers are slow; channels_last stays channels_last.
+    channels_last = weight.dim() == 4 and not weight.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return _sliced(module, weight, plan).clone(memory_format=memory_format)
+
+
+def _sliced(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
     outputs, inputs = (
         torch.tensor(x, device=weight.device).long() for x in (plan.kept_outputs, plan.kept_inputs)
     )
     transposed = isinstance(module, _ConvTransposeNd)
     if plan.groups == 1:
-        return weight[inputs][:, outputs] if transposed else weight[outputs][:, inputs]
+        rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+        return weight.index_select(0, rows).index_select(1, columns)
     fan_out, fan_in = plan.outputs // plan.groups, plan.inputs // plan.groups
     # Rows are kept outputs (inputs, if transposed); the columns of each are those of its own group.
     rows, columns, own, fan = (

@@ -240,7 +240,7 @@ class Concat(Rule):
         return Signal(torch.cat([s.constant for s in signals]), torch.cat([s.value for s in signals]))
 
     def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return list(useful.split([len(s.constant) for s in signals]))
+        return list(torch.split(useful, [len(s.constant) for s in signals]))
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
         starts = torch.tensor([0, *(layout.width for layout in received)]).cumsum(0)

@@ -7,20 +7,31 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from snello.errors import ConfigError
 from snello.graph import Graph, as_inputs, trace
 from snello.neurons import is_norm, is_weighted
 
 from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
+from ._attention import is_attention, why_not
+from ._cost import prefer_speed, round_up
 from ._draft import Draft
 from ._match import is_plain
+from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
 from ._rewrite import apply
-from ._signal import Layout, same_order
+from ._signal import Layout
 from ._verify import verify
 
 
-def simplify(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> nn.Module:
+def simplify(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    prefer: str = "bytes",
+    round_to: int = 1,
+) -> nn.Module:
     """Remove every dead neuron that can be removed; the outputs in evaluation mode stay the same.
 
     The result is verified in float64 on the example inputs, and at another batch size and resolution where
@@ -29,6 +40,13 @@ def simplify(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> n
     Args:
         model: a model that torch.fx can trace; it is not changed.
         example_inputs: inputs of the real shape, batch first.
+        optimizer: an optimizer of the model's parameters: its groups are rebound to the lean parameters, and
+            its state (momentum, Adam's moments) is cut to the rows and columns that are kept, so that
+            training goes on. It is changed only once everything else has succeeded.
+        prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal would
+            cost more time in index operations than it saves.
+        round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions are
+            multiples of this, for hardware that likes such counts.
 
     Returns:
         A new module with the original layer names. ``plan_of(lean)`` tells what was done. Where there is
@@ -36,11 +54,13 @@ def simplify(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> n
 
     Raises:
         ModelError: if the model cannot be traced or does not run on the example inputs.
+        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds parameters
+            which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
     inputs = as_inputs(example_inputs)
     source = copy.deepcopy(model).eval()
-    analysis, arrangement, plan, values = _decide(source, inputs)
+    analysis, arrangement, plan, values = _decide(source, inputs, prefer, round_to)
 
     def build(original: nn.Module) -> nn.Module:
         lean = apply(plan, original)
@@ -50,20 +70,48 @@ def simplify(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> n
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
     reference = copy.deepcopy(source).double()
     verify(reference, build(reference), arrangement.layouts, analysis.axes, inputs)
-    return build(source).train(model.training)
+    lean = build(source)
+    if _stored(lean) > _stored(source):  # a constant or two can be more than a tiny neuron
+        plan = SimplificationPlan(plan.input_shapes, left_alone={"the model": "it would only have grown"})
+        lean = apply(plan, source)
+    lean.train(model.training)
+    if optimizer is not None:
+        rebind(optimizer, model, lean, plan)
+    return lean
 
 
-def make_plan(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> SimplificationPlan:
+def _stored(model: nn.Module) -> int:
+    """How many numbers the model's file holds."""
+    return sum(value.numel() for value in model.state_dict().values())
+
+
+def make_plan(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    prefer: str = "bytes",
+    round_to: int = 1,
+) -> SimplificationPlan:
     """What :func:`simplify` would do, without doing it. Arguments and errors as there."""
-    return _decide(copy.deepcopy(model).eval(), as_inputs(example_inputs))[2]
+    return _decide(copy.deepcopy(model).eval(), as_inputs(example_inputs), prefer, round_to)[2]
 
 
 Decision = tuple[Analysis, Arrangement, SimplificationPlan, dict[str, Tensor]]
 
 
-def _decide(model: nn.Module, inputs: tuple[Tensor, ...]) -> Decision:
+def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to: int) -> Decision:
+    if prefer not in ("latency", "bytes"):
+        raise ConfigError(f"prefer must be 'latency' or 'bytes', not {prefer!r}")
+    if round_to < 1:
+        raise ConfigError(f"round_to must be at least 1, not {round_to}")
     analysis = analyse(trace(model, inputs))
-    arrangement = arrange(analysis, {})
+    kept_alive: dict[fx.Node, Tensor] = {}
+    arrangement = arrange(analysis, kept_alive)
+    if round_to > 1:
+        kept_alive.update(round_up(analysis, arrangement, round_to))
+        arrangement = arrange(analysis, kept_alive)
+    if prefer == "latency":
+        arrangement = prefer_speed(analysis, kept_alive)
     shapes = tuple(tuple(int(n) for n in x.shape) for x in inputs)
     draft = Draft(shapes, overwritable(analysis, arrangement))
     for node, rule in analysis.rules.items():
@@ -73,7 +121,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...]) -> Decision:
         layout = arrangement.layouts[operand]
         if not layout.is_natural:
             draft.fill(operand, reader, analysis.axes[operand], layout, Layout.whole(layout.width))
-    plan = draft.plan(_left_alone(analysis, arrangement))
+    plan = draft.plan(_left_alone(model, analysis, arrangement))
     return analysis, arrangement, plan, draft.values
 
 
@@ -86,11 +134,16 @@ def set_constants(lean: nn.Module, values: dict[str, Tensor]) -> None:
                 state[name].copy_(value)
 
 
-def _left_alone(analysis: Analysis, arrangement: Arrangement) -> dict[str, str]:
-    graph, reasons = analysis.graph, {}
+def _left_alone(model: nn.Module, analysis: Analysis, arrangement: Arrangement) -> dict[str, str]:
+    graph = analysis.graph
+    reasons = dict.fromkeys(_unreached(model, graph), "not reached in evaluation mode: it goes")
     for node in graph.nodes:
         module = graph.layer(node)
         if node in analysis.rules or node.op in ("placeholder", "output", "get_attr"):
+            continue
+        if module is not None and is_attention(module):
+            reason = why_not(graph, node, module)
+            reasons[str(node.target)] = reason or "its input has its channels on another axis"
             continue
         if module is not None and (is_weighted(module) or is_norm(module)):
             reasons[str(node.target)] = _why(graph, node, module)
@@ -103,6 +156,17 @@ def _left_alone(analysis: Analysis, arrangement: Arrangement) -> dict[str, str]:
     return reasons
 
 
+def _unreached(model: nn.Module, graph: Graph) -> list[str]:
+    """Outermost modules with parameters that the evaluation graph never touches (training's auxiliary heads)."""
+    reached = set(dict(graph.module.named_modules()))
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and name not in reached and not inside and next(module.parameters(), None) is not None:
+            found.append(name)
+    return found
+
+
 def _why(graph: Graph, node: fx.Node, module: nn.Module) -> str:
     if graph.is_shared(str(node.target)):
         return "called more than once, or its parameters are tied"
@@ -111,6 +175,3 @@ def _why(graph: Graph, node: fx.Node, module: nn.Module) -> str:
     if is_norm(module):
         return "its channels are coupled: given at full width"
     return "its input has its channels on another axis"
-
-
-__all__ = ["make_plan", "same_order", "simplify"]

@@ -86,7 +86,7 @@ class Weighted(Producer):
 
     def forward(self, *signals: Signal) -> Signal:
         (signal,) = signals
-        groups, fan_out, fan_in, _ = self.taps.shape
+        groups, _, fan_in, _ = self.taps.shape
         varying = ~signal.constant
         if self.depends_on_position:
             varying = varying | (signal.value != 0)
@@ -97,7 +97,7 @@ class Weighted(Producer):
 
     def _contribution(self, value: Tensor) -> Tensor:
         """What constant inputs add through each kernel position: float64, shape (out, positions)."""
-        groups, fan_out, fan_in, positions = self.taps.shape
+        groups, _, fan_in, _ = self.taps.shape
         value = value.reshape(groups, fan_in)
         if groups == 1:  # only the columns that matter: a layer can be large
             columns = value[0].nonzero().flatten()
@@ -107,7 +107,7 @@ class Weighted(Producer):
 
     def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
         # A constant neuron is not computed, so that it reads nothing.
-        groups, fan_out, fan_in, _ = self.taps.shape
+        groups, fan_out = self.taps.shape[:2]
         needed = (useful & ~signal.constant).reshape(groups, fan_out, 1)
         return [(self.connected & needed).any(1).flatten()]
 

@@ -1,0 +1,328 @@
+"""Fold every BatchNorm into the layer next to it: in evaluation mode both are affine, and so is the two together.
+
+With scale s = gamma / sqrt(var + eps) and shift t = beta - mean * s, a layer W, b followed by the norm is the
+layer sW, sb + t; a norm followed by a layer that pads with nothing of its own is the layer Ws, b + Wt. The
+arithmetic is done in float64.
+
+    folded = fold_batchnorm(model, example_inputs)
+    torch.save(folded.state_dict(), "folded.pt"); json.dump(folds_of(folded), file)
+
+    fresh = apply_folds(json.load(file), build())         # the structure, without pickled code
+    fresh.load_state_dict(torch.load("folded.pt", weights_only=True))
+
+A lean model made by ``simplify`` is folded the same way: apply its plan first, then its folds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from snello.errors import ModelError, SimplifyError
+from snello.graph import Graph, as_inputs, evaluation, shape_of, trace
+from snello.neurons import is_batchnorm, spread
+
+from ._primitives import RaggedConv
+from ._verify import TOLERANCE, _other_batch, _outputs, difference
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class FoldedBatchNorm(nn.Identity):
+    """What is left where a BatchNorm was: nothing happens here.
+
+    Args:
+        layer: name of the layer that the norm was folded into.
+    """
+
+    snello_leaf = True
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def extra_repr(self) -> str:
+        return f"into {self.layer}"
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A norm, the layer that takes it in, and whether the norm comes first."""
+
+    norm: str
+    layer: str
+    norm_first: bool
+
+
+def fold_batchnorm(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> nn.Module:
+    """A copy of the model without the BatchNorms that a layer can take in; the outputs in evaluation mode stay.
+
+    A norm is folded into the Linear, convolution or transposed convolution that alone feeds it, or into the
+    Linear or convolution without zero padding that alone reads it. Shared, tied and parametrised layers,
+    layers with hooks and norms without running statistics are left alone. In training mode the copy computes
+    what a model with frozen norms does.
+
+    Args:
+        model: a model that torch.fx can trace, or a lean one; it is not changed.
+        example_inputs: inputs of the real shape, batch first.
+
+    Returns:
+        A module of the model's own class, with a :class:`FoldedBatchNorm` in place of each folded norm.
+
+    Raises:
+        ModelError: if the model cannot be traced or does not run on the example inputs.
+        SimplifyError: if the outputs differ in float64, naming the first layer that does.
+    """
+    inputs = as_inputs(example_inputs)
+    folded = copy.deepcopy(model)
+    folds = _fold_all(folded, inputs)
+    # Folded weights are rounded to the model's dtype: exactness is shown on a float64 twin.
+    reference = copy.deepcopy(model).double()
+    twin = copy.deepcopy(reference)
+    _fold_all(twin, inputs)
+    _verify(reference, twin, folds, inputs)
+    for fold in folds:
+        folded.get_submodule(fold.norm).train(model.get_submodule(fold.norm).training)
+    return folded
+
+
+def folds_of(model: nn.Module) -> dict[str, str]:
+    """Name of each folded norm -> name of the layer that has taken it in. Empty for a model without any."""
+    return {name: m.layer for name, m in model.named_modules() if isinstance(m, FoldedBatchNorm)}
+
+
+def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
+    """A copy of the model with the structure of a folded one; then its ``state_dict`` can be loaded.
+
+    Args:
+        folds: from :func:`folds_of`.
+        model: a freshly built model, or one that a plan was applied to; it is not changed.
+
+    Raises:
+        ModelError: if the folds were made for another architecture, naming the layer.
+    """
+    folded = copy.deepcopy(model)
+    modules = dict(folded.named_modules())
+    for norm, layer in folds.items():
+        if norm not in modules or not is_batchnorm(modules[norm]):
+            raise ModelError(f"the folds were made for another model: {norm!r} is no BatchNorm of this one")
+        if not hasattr(modules.get(layer), "weight"):
+            raise ModelError(f"the folds were made for another model: there is no layer {layer!r}")
+        _bias_of(modules[layer], modules[norm].num_features)
+        _replace(folded, norm, layer)
+    return folded
+
+
+def _fold_all(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Fold]:
+    """Fold in place until there is nothing left: behind a folded norm there may be another one."""
+    done: list[_Fold] = []
+    with evaluation(model):
+        example = tuple(_like(x, model) for x in inputs)
+        while folds := _candidates(trace(model, example)):
+            for fold in folds:
+                layer, norm = model.get_submodule(fold.layer), model.get_submodule(fold.norm)
+                (_absorb_next if fold.norm_first else _absorb)(layer, norm)
+                _replace(model, fold.norm, fold.layer)
+            done += folds
+    return done
+
+
+def _like(x: Tensor, model: nn.Module) -> Tensor:
+    parameter = next(model.parameters(), None)
+    return x.to(parameter.dtype) if parameter is not None and x.is_floating_point() else x
+
+
+def _replace(model: nn.Module, norm: str, layer: str) -> None:
+    parent, _, name = norm.rpartition(".")
+    replacement = FoldedBatchNorm(layer).train(model.get_submodule(norm).training)
+    setattr(model.get_submodule(parent), name, replacement)
+
+
+def _candidates(graph: Graph) -> list[_Fold]:
+    """The folds that one trace shows; no layer and no norm twice."""
+    taken: set[str] = set()
+    folds = []
+    for node in graph.nodes:
+        module = graph.layer(node)
+        if module is None or not is_batchnorm(module) or not _is_free(graph, node):
+            continue
+        if module.running_mean is None:
+            continue
+        fold = _into_source(graph, node) or _into_reader(graph, node)
+        if fold is not None and fold.layer not in taken:
+            taken.add(fold.layer)
+            folds.append(fold)
+    return folds
+
+
+def _is_free(graph: Graph, node: fx.Node) -> bool:
+    """Whether the module can be changed: one call, one name, parameters of its own, and nothing watching."""
+    name, module = str(node.target), graph.layer(node)
+    assert module is not None
+    names = Counter(id(m) for _, m in graph.module.named_modules(remove_duplicate=False))
+    calls = [n for n in graph.nodes if n.op == "call_module" and graph.layer(n) is module]
+    read = any(n.op == "get_attr" and str(n.target).startswith(f"{name}.") for n in graph.nodes)
+    hooked = any(getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward"))
+    parametrised = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in module._parameters
+    alone = names[id(module)] == 1 and len(calls) == 1 and not graph.is_shared(name)
+    return alone and not (read or hooked or parametrised or hasattr(module, "parametrizations"))
+
+
+def _into_source(graph: Graph, norm: fx.Node) -> _Fold | None:
+    """Into the layer that the norm reads, which nobody else does."""
+    source = norm.all_input_nodes[0]
+    while isinstance(graph.layer(source), nn.Identity) and len(source.users) == 1:
+        source = source.all_input_nodes[0]
+    layer = graph.layer(source)
+    if layer is None or len(source.users) != 1 or not _is_free(graph, source):
+        return None
+    known = isinstance(layer, (*_PLAIN, *_TRANSPOSED, RaggedConv))
+    if not known or not _has_channels_on_axis_1(source, layer):
+        return None
+    return _Fold(str(norm.target), str(source.target), norm_first=False)
+
+
+def _into_reader(graph: Graph, norm: fx.Node) -> _Fold | None:
+    """Into the layer that alone reads the norm, if it puts no zeros of its own beside what it reads."""
+    if len(norm.users) != 1:
+        return None
+    reader = next(iter(norm.users))
+    layer = graph.layer(reader)
+    if layer is None or type(layer) not in _PLAIN or not _is_free(graph, reader):
+        return None
+    if isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer):
+        return None
+    if not _has_channels_on_axis_1(reader, layer):
+        return None
+    return _Fold(str(norm.target), str(reader.target), norm_first=True)
+
+
+def _pads(layer: _ConvNd) -> bool:
+    return layer.padding != "valid" if isinstance(layer.padding, str) else any(layer.padding)
+
+
+def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
+    """Not so for Linear on tokens and for an unbatched convolution: a norm's channels are on axis 1."""
+    dimensions = 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2  # type: ignore[arg-type]
+    return len(shape_of(node) or ()) == dimensions
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a BatchNorm in evaluation mode, in float64."""
+    m: Any = norm
+    mean, var = m.running_mean.double(), m.running_var.double()
+    scale = torch.rsqrt(var + m.eps)
+    if m.weight is not None:
+        scale = scale * m.weight.detach().double()
+    shift = -mean * scale
+    return scale, shift if m.bias is None else shift + m.bias.detach().double()
+
+
+@torch.no_grad()
+def _absorb(layer: Any, norm: nn.Module) -> None:
+    """The norm behind the layer: rows are scaled."""
+    scale, shift = _affine(norm)
+    bias = _bias_of(layer, len(scale))
+    layer.weight.copy_(layer.weight.double() * _by_row(layer, scale))
+    if getattr(layer, "border", None) is not None:
+        axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+        shape = [-1 if i == axis else 1 for i in range(layer.border.dim())]
+        layer.border.copy_(layer.border.double() * scale.view(shape))
+    bias.copy_(bias.double() * scale + shift)
+
+
+def _by_row(layer: Any, scale: Tensor) -> Tensor:
+    """One value per neuron, shaped to broadcast over the weight."""
+    if not isinstance(layer, RaggedConv):
+        return spread(layer, scale)
+    # One kernel per pair of channels; its slot tells the row in the padded layout, ``outputs`` who that is.
+    row = {int(place): neuron for neuron, place in enumerate(layer.outputs)}
+    neurons = torch.tensor([row[int(slot) // layer.fan_in] for slot in layer.slots], device=scale.device)
+    return scale[neurons].view(-1, *[1] * len(layer.kernel_size))
+
+
+@torch.no_grad()
+def _absorb_next(layer: Any, norm: nn.Module) -> None:
+    """The norm before the layer: columns are scaled, and the shift reaches every position alike."""
+    scale, shift = _affine(norm)
+    weight = layer.weight.double()
+    groups = getattr(layer, "groups", 1)
+    rows = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    moved = torch.einsum("goik,gi->go", rows, shift.view(groups, -1)).flatten()
+    bias = _bias_of(layer, len(moved))
+    bias.copy_(bias.double() + moved)
+    layer.weight.copy_((rows * scale.view(groups, 1, -1, 1)).view(weight.shape))
+
+
+def _bias_of(layer: Any, channels: int) -> Tensor:
+    """The layer's bias; a new one of zeros where it has none."""
+    if layer.bias is None:
+        weight: Tensor = layer.weight
+        width = weight.shape[0] if type(layer) in _PLAIN else channels
+        layer.bias = nn.Parameter(weight.detach().new_zeros(width), requires_grad=weight.requires_grad)
+    return layer.bias  # type: ignore[no-any-return]
+
+
+def _verify(reference: nn.Module, folded: nn.Module, folds: list[_Fold], inputs: tuple[Tensor, ...]) -> None:
+    """Outputs in float64 on the example inputs, and at another batch size where the model takes one."""
+    first = tuple(x.detach().double() if x.is_floating_point() else x.detach() for x in inputs)
+    with evaluation(reference), evaluation(folded):
+        _compare(reference, folded, folds, first, _outputs(reference, first))
+        other = _other_batch(first, resize=False)
+        try:
+            expected = _outputs(reference, other)
+        except Exception:  # this model takes one batch size
+            return
+        _compare(reference, folded, folds, other, expected)
+
+
+def _compare(
+    reference: nn.Module,
+    folded: nn.Module,
+    folds: list[_Fold],
+    batch: tuple[Tensor, ...],
+    expected: list[Tensor],
+) -> None:
+    found = _outputs(folded, batch)
+    error = max((difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    if not error <= TOLERANCE:
+        where = _first_difference(reference, folded, folds, batch)
+        raise SimplifyError(
+            f"with its BatchNorms folded, the outputs differ by {error:.1e} of what they vary (allowed "
+            f"{TOLERANCE:.0e}); the first difference is at {where}. The model was left as it is."
+        )
+
+
+def _first_difference(
+    reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: tuple[Tensor, ...]
+) -> str:
+    places = [fold.layer if fold.norm_first else fold.norm for fold in folds]
+    expected, found = _record(reference, places, batch), _record(folded, places, batch)
+    # In the order in which the reference calls them.
+    for place, output in expected.items():
+        if difference(output, found[place]) > TOLERANCE:
+            return next(f"{f.norm!r} (into {f.layer!r})" for f in folds if place in (f.norm, f.layer))
+    return "the output"
+
+
+def _record(model: nn.Module, places: list[str], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def keep(place: str) -> Any:
+        return lambda _module, _inputs, output: outputs.__setitem__(place, output.clone())
+
+    handles = [model.get_submodule(place).register_forward_hook(keep(place)) for place in places]
+    try:
+        _outputs(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs

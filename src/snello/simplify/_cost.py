@@ -1,0 +1,147 @@
+"""Index operations cost time: which are worth it, and which dead neurons are better left where they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from snello.graph import shape_of
+
+from ._analysis import Analysis, Arrangement, arrange, whole_readers
+from ._rule import Add, Elementwise, PerChannel, View
+from ._signal import Layout, same_order
+from ._weighted import Weighted
+
+# Nanoseconds on one thread, batch 1, float32 (benchmarks/index_operations.py): they only have to be right
+# about which of two costs is the larger.
+MAC = 1 / 35
+"""One multiply-accumulate of a convolution or a linear layer."""
+ELEMENTWISE = 0.3
+"""One element through BatchNorm and activation."""
+MOVED = 0.15
+"""One element copied, selected or added by index, where the positions of a channel follow each other."""
+MOVED_INNERMOST = 0.7
+"""The same where the channels are innermost in memory (tokens)."""
+CALL = 8_000.0
+"""One more operation."""
+
+
+@dataclass(frozen=True)
+class _Join:
+    """A place where operands need an index operation to get into one order."""
+
+    order: Tensor
+    operands: tuple[tuple[fx.Node, int, Layout], ...]
+
+
+def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangement:
+    """Keep the dead neurons whose removal would cost more time in index operations than it saves.
+
+    Args:
+        analysis: of the model.
+        kept_alive: grows by the producers that keep dead neurons, with all neurons that they keep, in order.
+    """
+    while True:
+        arrangement = arrange(analysis, kept_alive)
+        widened = False
+        for join in _joins(analysis, arrangement):
+            producers = _worth_keeping(analysis, arrangement, join)
+            fresh = {p: join.order for p in producers if p not in kept_alive}
+            kept_alive.update(fresh)
+            widened = widened or bool(fresh)
+        if not widened:
+            return arrangement
+
+
+def _joins(analysis: Analysis, arrangement: Arrangement) -> list[_Join]:
+    found = []
+    for node, rule in analysis.rules.items():
+        if node not in arrangement.wanted or node not in analysis.axes:
+            continue
+        received, wanted = arrangement.received[node], arrangement.wanted[node]
+        if isinstance(rule, Add):
+            wanted = [layout.arranged(arrangement.layouts[node].order) for layout in received]
+        operands = zip(rule.operands, rule.axes, received, wanted, strict=True)
+        differing = tuple((a, axis, has) for a, axis, has, wants in operands if not same_order(has, wants))
+        if differing and all(same_order(w, wanted[0]) for w in wanted):
+            found.append(_Join(wanted[0].order, differing))
+    for _, operand in whole_readers(analysis):
+        layout, axis = arrangement.layouts[operand], analysis.axes[operand]
+        if not layout.is_natural:
+            found.append(_Join(torch.arange(layout.width), ((operand, axis, layout),)))
+    return found
+
+
+def _worth_keeping(analysis: Analysis, arrangement: Arrangement, join: _Join) -> list[fx.Node]:
+    """The producers to widen, if they can be, and if that costs less than the index operation."""
+    producers, kept, moved = [], 0.0, 0.0
+    for operand, axis, layout in join.operands:
+        producer = _own_producer(analysis, operand)
+        if producer is None:
+            return []
+        producers.append(producer)
+        missing = len(join.order) - len(layout.order)
+        kept += missing * _neuron_time(analysis, arrangement, producer, operand)
+        moved += CALL + len(join.order) * _positions(operand, axis) * _rate(operand, axis)
+    return producers if kept < moved else []
+
+
+def _own_producer(analysis: Analysis, node: fx.Node) -> fx.Node | None:
+    """The ungrouped layer whose neurons reach this node channel by channel, and nothing else."""
+    while len(node.users) == 1:
+        rule = analysis.rules.get(node)
+        if isinstance(rule, Weighted):
+            return node if rule.groups == 1 else None
+        single = isinstance(rule, (PerChannel, Elementwise)) and len(rule.operands) == 1
+        if rule is None or not single or (isinstance(rule, View) and rule.before * rule.after > 1):
+            return None
+        (node,) = rule.operands
+    return None
+
+
+def _neuron_time(analysis: Analysis, arrangement: Arrangement, producer: fx.Node, operand: fx.Node) -> float:
+    """What it costs to compute one neuron, and to carry it to the operand."""
+    rule = analysis.rules[producer]
+    assert isinstance(rule, Weighted)
+    (received,) = arrangement.wanted[producer]
+    positions = _positions(producer, rule.axes[0])
+    taps = len(received.order) * rule.taps.shape[3]
+    carried = 0
+    while operand is not producer:
+        carried += _positions(operand, analysis.axes[operand])
+        (operand,) = analysis.rules[operand].operands
+    return positions * taps * MAC + carried * ELEMENTWISE
+
+
+def _positions(node: fx.Node, axis: int) -> int:
+    """Positions per channel, for one example."""
+    shape = shape_of(node)
+    assert shape is not None
+    return math.prod(shape[1:]) // shape[axis] if axis else math.prod(shape[1:])
+
+
+def _rate(node: fx.Node, axis: int) -> float:
+    shape = shape_of(node)
+    assert shape is not None
+    return MOVED if math.prod(shape[axis + 1 :]) > 1 else MOVED_INNERMOST
+
+
+def round_up(analysis: Analysis, arrangement: Arrangement, multiple: int) -> dict[fx.Node, Tensor]:
+    """Dead neurons to keep so that channel counts are multiples of a number, where the width allows it.
+
+    Returns:
+        The producers that keep more, with all that they keep. Grouped convolutions keep their own counts.
+    """
+    kept = {}
+    for node, rule in analysis.rules.items():
+        if not isinstance(rule, Weighted) or rule.groups > 1:
+            continue
+        layout = arrangement.layouts[node]
+        count = min(layout.width, math.ceil(len(layout.order) / multiple) * multiple)
+        if count > len(layout.order):
+            spare = (~layout.present).nonzero().flatten()[: count - len(layout.order)]
+            kept[node] = torch.cat([layout.order, spare]).sort().values
+    return kept

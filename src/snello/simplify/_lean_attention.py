@@ -1,0 +1,297 @@
+"""Self-attention without its dead rows: heads of different widths in one projection.
+
+The projections store live rows and columns alone. To compute, queries, keys and values are laid out head by
+head, each as wide as the widest, the rest zero: zeros add nothing to a scalar product, nor to a norm. Where
+all heads are equally wide nothing is moved. The scale of the scalar products stays that of the full heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.graph import is_window_attention
+
+from ._plan import AttentionPlan
+
+Network = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Weights and biases of the two layers that compute a position bias: hidden, then heads."""
+
+
+_NAMES = (("in_proj_", "out_proj."), ("qkv.", "proj."))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The parameters of an attention in the geometry of the original: what a lean one lacks is zero.
+
+    Attributes:
+        weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys, values.
+        out_weight, out_bias: of the output projection, shape (outputs, heads * width).
+        heads: how many the original has.
+        cosine: whether queries and keys are normalised, and keys have no bias.
+        windowed: whether tokens are padded with zeros, so that constant inputs differ from place to place.
+        names: what the parameters of both projections begin with.
+        kept_heads, rows, constants: what the module really has; see :class:`AttentionPlan`.
+        biased: heads that have a position bias.
+        network: what computes the position bias, if something does.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    heads: int
+    cosine: bool
+    windowed: bool
+    names: tuple[str, str]
+    kept_heads: tuple[int, ...]
+    rows: tuple[int, ...]
+    constants: tuple[int, ...]
+    biased: tuple[int, ...]
+    network: Network | None
+
+
+def is_attention(module: nn.Module | None) -> bool:
+    """Whether it is self-attention that may be narrowed, lean or not."""
+    return type(module) is nn.MultiheadAttention or is_window_attention(module) or isinstance(module, Lean)
+
+
+def dense(module: Any) -> Dense:
+    """The parameters of any attention that :func:`is_attention` knows."""
+    if isinstance(module, Lean):
+        return module.expanded()
+    windowed, cosine = is_window_attention(module), hasattr(module, "cpb_mlp")
+    if windowed:
+        own = module.qkv.weight, module.qkv.bias, module.proj.weight, module.proj.bias
+    else:
+        own = module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias
+    heads = tuple(range(module.num_heads))
+    return Dense(
+        *own, module.num_heads, cosine, windowed, _NAMES[windowed], heads, tuple(range(len(own[0]))), (), heads,
+        network_of(module) if cosine else None,
+    )  # fmt: skip
+
+
+def network_of(module: Any) -> Network:
+    """The network that computes the position bias of Swin V2."""
+    first, last = module.cpb_mlp[0], module.cpb_mlp[2]
+    return first.weight, first.bias, last.weight, last.bias
+
+
+Cuts = dict[str, tuple[Tensor | None, ...]]
+"""Parameter of an attention -> what stays of it along its first axes, by index; None for everything."""
+
+
+def cuts(module: nn.Module, plan: AttentionPlan) -> Cuts:
+    """What the plan leaves of each parameter of an attention."""
+    own, last = dense(module), 2 * plan.heads * plan.width
+    rows, heads = _places(own.rows, plan.rows), _places(own.kept_heads, plan.kept_heads)
+    values = _places([r for r in own.rows if r >= last], [r for r in plan.rows if r >= last])
+    biased, hidden = _places(own.biased, plan.kept_heads[: plan.biased]), torch.tensor(plan.hidden).long()
+    inputs, outputs = (torch.tensor(x).long() for x in (plan.kept_inputs, plan.kept_outputs))
+    packed, out = own.names
+    return {
+        f"{packed}weight": (rows, inputs), f"{packed}bias": (rows,),
+        f"{out}weight": (outputs, values), f"{out}bias": (outputs,),
+        "relative_position_bias_table": (None, heads), "logit_scale": (heads,),
+        "cpb_mlp.0.weight": (hidden,), "cpb_mlp.0.bias": (hidden,),
+        "cpb_mlp.2.weight": (biased, hidden), "cpb_mlp.2.bias": (biased,),
+    }  # fmt: skip
+
+
+def _places(of: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    position = {item: i for i, item in enumerate(of)}
+    return torch.tensor([position[item] for item in chosen], dtype=torch.long)
+
+
+def cut(tensor: Tensor, indices: tuple[Tensor | None, ...]) -> Tensor:
+    """Choose by index along the first axes."""
+    for axis, index in enumerate(indices):
+        tensor = tensor if index is None else tensor.index_select(axis, index.to(tensor.device))
+    return tensor
+
+
+class _Layout:
+    """Where each row and column goes when the heads are laid out equally wide.
+
+    Attributes:
+        query_width, value_width: of every head: of the widest one.
+        slots: for each place its row, or one of the constants that follow the rows, or the zero that follows
+            those; None if every row is in its place.
+        columns: for each value that is kept its place; None if all places are values.
+    """
+
+    def __init__(self, plan: AttentionPlan) -> None:
+        size = plan.heads * plan.width
+        position = {row: i for i, row in enumerate((*plan.rows, *plan.constants))}
+        by_head = [range(head * plan.width, (head + 1) * plan.width) for head in plan.kept_heads]
+        pairs = [[d for d in dims if d in position or d + size in position] for dims in by_head]
+        values = [[d + 2 * size for d in dims if d + 2 * size in position] for dims in by_head]
+        self.query_width = max(1, max(map(len, pairs), default=0))
+        self.value_width = max(map(len, values), default=0)
+        places = _padded(pairs, self.query_width)
+        places += _padded([[d + size for d in dims] for dims in pairs], self.query_width)
+        places += _padded(values, self.value_width)
+        slots = [position.get(row, len(position)) for row in places]
+        self.slots = None if slots == list(range(len(plan.rows))) else slots
+        columns = [h * self.value_width + i for h, dims in enumerate(values) for i in range(len(dims))]
+        self.columns = None if len(columns) == len(by_head) * self.value_width else columns
+
+
+def _padded(by_head: Sequence[Sequence[int]], width: int) -> list[int]:
+    return [row for dims in by_head for row in (*dims, *[-1] * (width - len(dims)))]
+
+
+def _index(index: Sequence[int] | None) -> Tensor | None:
+    return None if index is None else torch.tensor(index, dtype=torch.long)
+
+
+def slim(module: nn.Module, cuts: Cuts, name: str) -> nn.Parameter:
+    """What stays of a parameter."""
+    parameter = module.get_parameter(name)
+    return nn.Parameter(cut(parameter.detach(), cuts[name]), requires_grad=parameter.requires_grad)
+
+
+def slim_layer(module: nn.Module, cuts: Cuts, prefix: str, bias: bool) -> nn.Linear:
+    """What stays of a projection, with a bias of zeros if it needs one and had none."""
+    weight = slim(module, cuts, f"{prefix}weight")
+    if not bias:
+        return _linear(weight, None)
+    present = any(name == f"{prefix}bias" for name, _ in module.named_parameters())
+    new = nn.Parameter(weight.detach().new_zeros(len(weight)))
+    return _linear(weight, slim(module, cuts, f"{prefix}bias") if present else new)
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    layer.out_features, layer.in_features = weight.shape
+    return layer
+
+
+class Lean(nn.Module):
+    """What all lean attentions share.
+
+    Args:
+        module: the attention to narrow.
+        plan: what stays of it.
+
+    Attributes:
+        keys: first row of the packed projection that is a key, and first that is a value.
+    """
+
+    snello_leaf = True
+    cosine = False
+    windowed = False
+    slots: Tensor | None
+    columns: Tensor | None
+    constant: Tensor | None
+    num_heads: int
+
+    def __init__(self, module: nn.Module, plan: AttentionPlan) -> None:
+        super().__init__()
+        layout, parts = _Layout(plan), cuts(module, plan)
+        self.plan, self.num_heads, self.scale = plan, len(plan.kept_heads), plan.width**-0.5
+        size = plan.heads * plan.width
+        self.keys = sum(row < size for row in plan.rows), sum(row < 2 * size for row in plan.rows)
+        self.query_width, self.value_width = layout.query_width, layout.value_width
+        packed, out = dense(module).names
+        weight = slim_layer(module, parts, packed, plan.bias)
+        self._set_projections(weight, slim_layer(module, parts, out, plan.out_bias))
+        self._set_positions(module, parts)
+        like = weight.weight.detach()
+        constant = like.new_zeros(len(plan.constants)) if plan.constants else None
+        self.register_buffer("constant", constant)
+        for name, index in (("slots", _index(layout.slots)), ("columns", _index(layout.columns))):
+            self.register_buffer(name, None if index is None else index.to(like.device), persistent=False)
+
+    def _set_projections(self, packed: nn.Linear, out: nn.Linear) -> None:
+        raise NotImplementedError
+
+    def _set_positions(self, module: nn.Module, parts: Cuts) -> None:
+        """Take over what makes the position bias."""
+
+    def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
+        raise NotImplementedError
+
+    def expanded(self) -> Dense:
+        """See :class:`Dense`."""
+        plan, (weight, bias, out) = self.plan, self._projections()
+        size, rows = plan.heads * plan.width, torch.tensor(plan.rows, dtype=torch.long)
+        full = weight.new_zeros(3 * size, weight.shape[1]).index_copy(0, rows.to(weight.device), weight)
+        values = (rows[rows >= 2 * size] - 2 * size).to(weight.device)
+        full_out = out.weight.new_zeros(len(out.weight), size).index_copy(1, values, out.weight)
+        full_bias = None
+        if bias is not None or self.constant is not None:
+            full_bias = weight.new_zeros(3 * size)
+            full_bias[list(plan.rows)] = weight.new_zeros(len(rows)) if bias is None else bias
+            if self.constant is not None:
+                full_bias[list(plan.constants)] = self.constant
+        return Dense(
+            full, full_bias, full_out, out.bias, plan.heads, self.cosine, self.windowed, _NAMES[self.windowed],
+            plan.kept_heads, plan.rows, plan.constants, plan.kept_heads[: plan.biased], self._network(),
+        )  # fmt: skip
+
+    def _network(self) -> Network | None:
+        return None
+
+    def _split(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys, values: shape (N, heads, tokens, width of each)."""
+        weight, bias, _ = self._projections()
+        y = F.linear(x, weight, bias)
+        if self.slots is not None:
+            tail = y.new_zeros(1) if self.constant is None else F.pad(self.constant.to(y.dtype), (0, 1))
+            y = torch.cat([y, tail.expand(*y.shape[:-1], len(tail))], -1).index_select(-1, self.slots)
+        widths = [self.num_heads * width for width in (self.query_width, self.query_width, self.value_width)]
+        return [_heads_first(part, self.num_heads) for part in torch.split(y, widths, -1)]
+
+    def _merge(self, attended: Tensor) -> Tensor:
+        """From (N, heads, tokens, value width) to (N, tokens, outputs)."""
+        x = attended.transpose(1, 2).flatten(2)
+        out: Tensor = self._projections()[2](x if self.columns is None else x.index_select(-1, self.columns))
+        return out
+
+    def _headless(self, x: Tensor) -> Tensor:
+        """Without any head the output is the bias."""
+        out = self._projections()[2]
+        zeros = x.new_zeros(*x.shape[:-1], out.out_features)
+        return zeros if out.bias is None else zeros + out.bias
+
+
+def _heads_first(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+class LeanMultiheadAttention(Lean):
+    """Self-attention of nn.MultiheadAttention, called and answering like it; weights are never returned.
+
+    Parameters: ``in_proj_weight`` (rows, inputs), ``in_proj_bias`` (rows,), ``out_proj``.
+    """
+
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+
+    def __init__(self, module: Any, plan: AttentionPlan) -> None:
+        super().__init__(module, plan)
+        self.batch_first, self.dropout = module.batch_first, module.dropout
+
+    def _set_projections(self, packed: nn.Linear, out: nn.Linear) -> None:
+        self.in_proj_weight, self.out_proj = packed.weight, out
+        self.register_parameter("in_proj_bias", packed.bias)
+
+    def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
+        return self.in_proj_weight, self.in_proj_bias, self.out_proj
+
+    def forward(self, query: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        if not self.num_heads:
+            return self._headless(query), None
+        q, k, v = self._split(query if self.batch_first else query.transpose(0, 1))
+        dropout = self.dropout if self.training else 0.0
+        y = self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale))
+        return y if self.batch_first else y.transpose(0, 1), None
