@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from laws import assert_zero_where
 from snello.errors import ConfigError, DivergenceError, ModelError
 from snello.neurons import dead_neurons, rows, weighted_layers
-from snello.pruning import Pruner, pin
+from snello.pruning import Cubic, OneShot, Pruner, Ratio, pin
 
 # The pruner
 
@@ -161,7 +162,7 @@ def test_a_neuron_is_scored_by_the_mean_magnitude_of_its_weights() -> None:
 def test_weights_go_by_magnitude_over_all_layers() -> None:
     model = convnet()
     before = {name: m.weight.detach().clone() for name, m in weighted_layers(model).items()}
-    search = Pruner(model, sgd(model), cross_entropy, twt=0.2).prune()
+    search = Pruner(model, sgd(model), cross_entropy, twt=0.2, exclude=()).prune()
     assert search.threshold > 0
     for name, weight in before.items():
         expected = torch.where(weight.abs() < search.threshold, 0.0, weight)
@@ -287,16 +288,62 @@ def test_a_resumed_run_goes_on_identically(granularity: Any) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in twin.state_dict().items())
 
 
-def test_a_copy_of_a_pruned_model_keeps_its_zeros() -> None:
+def test_copies_of_model_optimizer_and_pruner_go_on_alike_and_apart() -> None:
     model = convnet()
-    pruner = Pruner(model, sgd(model), cross_entropy, twt=0.5)
+    optimizer = sgd(model)
+    pruner = Pruner(model, optimizer, cross_entropy, twt=0.5)
+    train(model, optimizer, 2)
     pruner.prune()
-    twin = copy.deepcopy(model)
+    twin, twin_optimizer, twin_pruner = copy.deepcopy((model, optimizer, pruner))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(twin, twin_optimizer, 3)
     assert_zero_where(twin, pruner.masks)
-    optimizer = sgd(twin)
-    pin(twin, optimizer, pruner.masks)
-    train(twin, optimizer, 3)
-    assert_zero_where(twin, pruner.masks)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    train(model, optimizer, 3)
+    assert all(torch.equal(twin.state_dict()[name], value) for name, value in model.state_dict().items())
+    twin_pruner.twt = 2.0
+    twin_pruner.prune()
+    assert twin_pruner.pruned > pruner.pruned
+    assert twin_pruner.model is twin
+
+
+def test_an_average_of_the_weights_keeps_no_memory_of_what_was_pruned() -> None:
+    model = convnet()
+    optimizer = sgd(model)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    forgotten = copy.deepcopy(average)
+    pruner = Pruner(model, optimizer, cross_entropy, twt=0.5)
+    pruner.follow(average)
+    for step in range(6):
+        if step in (2, 4):
+            pruner.twt *= 2
+            pruner.prune()
+        train(model, optimizer, 1)
+        for averaged in (average, forgotten):
+            averaged.update_parameters(model)
+        if step >= 2:
+            assert_zero_where(average.module, pruner.masks)
+    revived = [forgotten.module.get_parameter(name)[~mask].any() for name, mask in pruner.masks.items()]
+    assert any(revived)  # what following is for
+
+
+def test_nothing_revives_under_a_gradient_scaler() -> None:
+    model = convnet()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=1)
+    pruner = Pruner(model, optimizer, cross_entropy, twt=0.5)
+    train(model, optimizer, 3)
+    pruner.prune()
+    before = model[0].weight.detach().clone()
+    for step in range(4):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        # The second step overflows and is skipped.
+        scaler.scale(loss * (math.inf if step == 1 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert_zero_where(model, pruner.masks)
+    assert not torch.equal(model[0].weight, before)
 
 
 # Refusals
@@ -310,6 +357,12 @@ def test_a_copy_of_a_pruned_model_keeps_its_zeros() -> None:
         ({"twt": math.nan}, "not nan"),
         ({"pwe": 0}, "not 0"),
         ({"exclude": ["9"]}, r"'9'.*0, 3, 6"),
+        ({"exclude": ["0", "3", "6"]}, "no layer to prune"),
+        ({"scope": "model"}, "not 'model'"),
+        ({"importance": "l3"}, "l1, l2, han, bn-scale, random, not 'l3'"),
+        ({"amount": Ratio(0.5), "twt": 0.1}, "twt is short"),
+        ({"schedule": OneShot(), "pwe": 2}, "pwe is short"),
+        ({"schedule": Cubic()}, "Ratio"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -322,10 +375,10 @@ def test_neurons_of_an_untraceable_model_are_refused() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.fc = nn.Linear(3, 2)
+            self.fc, self.out = nn.Linear(3, 2), nn.Linear(2, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) if x.sum() > 0 else self.fc(-x)
+            return self.out(self.fc(x) if x.sum() > 0 else self.fc(-x))
 
     model = Branching()
     with pytest.raises(ModelError, match="Branching"):

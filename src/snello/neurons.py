@@ -13,7 +13,7 @@ parameter (``"conv1.weight"``), true where the weight is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -130,16 +130,33 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def select_layers(layers: Mapping[str, nn.Module], exclude: Iterable[str], what: str) -> dict[str, nn.Module]:
-    """The layers that are not excluded by name.
+LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
+"""Which layers to leave out: names (of layers, or of modules that hold some), types, or a function that is
+given name and module and says true for those to leave out."""
+
+
+def select_layers(layers: Mapping[str, nn.Module], exclude: LayerFilter, what: str) -> dict[str, nn.Module]:
+    """The layers that are not excluded.
 
     Raises:
-        ConfigError: for a name that no layer has, with the names that exist.
+        ConfigError: for a name that neither a layer nor a module with layers has, with the names that exist.
     """
-    excluded = set(exclude)
-    if unknown := sorted(excluded - set(layers)):
+    if callable(exclude):
+        return {name: module for name, module in layers.items() if not exclude(name, module)}
+    given = [exclude] if isinstance(exclude, str) else list(exclude)
+    names = {item for item in given if isinstance(item, str)}
+    types = tuple(item for item in given if not isinstance(item, str))
+    if unknown := sorted(n for n in names if not any(_within(layer, n) for layer in layers)):
         raise ConfigError(f"{what}: no layer is called {unknown[0]!r}; the layers are: {', '.join(layers)}")
-    return {name: module for name, module in layers.items() if name not in excluded}
+    return {
+        name: module
+        for name, module in layers.items()
+        if not isinstance(module, types) and not any(_within(name, n) for n in names)
+    }
+
+
+def _within(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(f"{name}.")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

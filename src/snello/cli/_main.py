@@ -11,9 +11,9 @@ from typing import NoReturn
 from snello._version import __version__
 from snello.errors import SnelloError
 
-from . import compress, decompress, export, journey, measure, recipes, simplify, train
+from . import compress, decompress, export, journey, measure, recipes, simplify, sweep, train
 
-COMMANDS = (journey, train, simplify, compress, decompress, export, measure, recipes)
+COMMANDS = (journey, train, sweep, simplify, compress, decompress, export, measure, recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Pruning: what goes, and when.
+"""Pruning: what goes, how much, and when.
 
 A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving, prune,
 train on. *When* is decided by PWE, the number of bad epochs to wait on a plateau; *how much* by TWT, how
@@ -12,15 +12,64 @@ much worse the loss may get::
 What was pruned stays exactly zero: a hook on the optimizer sets it to zero again after every step, so that
 momentum and weight decay cannot revive it.
 
+Each of the three questions has other answers, and they combine::
+
+    from snello.pruning import Budget, Cubic, Pruner, Ratio, nonzero_macs, taylor
+
+    # one-shot, a trained network: the neurons that a loss would miss least, until half of the MACs are left
+    pruner = Pruner(model, None, granularity="neuron", importance=taylor(batches),
+                    amount=Budget(5e6, nonzero_macs(images)))
+    print(pruner.plan())            # what would go, layer by layer; nothing has changed yet
+    pruner.prune()
+
+    # 90 % of the weights of every layer, little by little over 10 epochs
+    pruner = Pruner(model, optimizer, scope="layer", amount=Ratio(0.9), schedule=Cubic(over=10))
+
+=============  ==================================================================================================
+what           ``importance``: "l1", "l2", "han", "bn-scale", "random", :func:`taylor`, or the scores of
+               :func:`snello.sensitivity.lobster_scores` and :func:`~snello.sensitivity.serene_scores`
+how much       ``amount``: :class:`LossBound` (TWT), :class:`Ratio`, :class:`Budget` of parameters, MACs, latency
+when           ``schedule``: :class:`Plateau` (PWE), :class:`OneShot`, :class:`Cubic`
+=============  ==================================================================================================
+
+:func:`import_masks` and :func:`export_masks` exchange masks with ``torch.nn.utils.prune``;
+:func:`pruning_potential` draws the curve of quality against pruned share.
+
 Sources: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS 2015;
 Tartaglione et al. (2021, 2022) for PWE and TWT; the bisection here returns a threshold that was tested.
 """
 
+from ._amount import Amount as Amount
+from ._amount import Budget as Budget
+from ._amount import LossBound as LossBound
+from ._amount import Ratio as Ratio
+from ._amount import Trial as Trial
+from ._amount import nonzero_parameters as nonzero_parameters
+from ._cost import nonzero_macs as nonzero_macs
+from ._importance import IMPORTANCES as IMPORTANCES
+from ._importance import Importance as Importance
+from ._importance import random as random
+from ._importance import taylor as taylor
+from ._interchange import export_masks as export_masks
+from ._interchange import import_masks as import_masks
 from ._pin import pin as pin
+from ._plan import LayerShare as LayerShare
+from ._plan import PruningPlan as PruningPlan
 from ._plateau import Plateau as Plateau
+from ._potential import PotentialPoint as PotentialPoint
+from ._potential import potential_point as potential_point
+from ._potential import pruning_potential as pruning_potential
 from ._pruner import Pruner as Pruner
 from ._pruner import PrunerStep as PrunerStep
+from ._schedule import Cubic as Cubic
+from ._schedule import OneShot as OneShot
+from ._schedule import Schedule as Schedule
 from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
-__all__ = ["Plateau", "Pruner", "PrunerStep", "ThresholdSearch", "pin", "search_threshold"]
+__all__ = [
+    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Plateau",
+    "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial",
+    "export_masks", "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
+    "pruning_potential", "random", "search_threshold", "taylor",
+]  # fmt: skip

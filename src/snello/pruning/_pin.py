@@ -18,7 +18,8 @@ def pin(
     """Apply the masks again after every ``optimizer.step()``.
 
     Momentum, weight decay and Adam's moments all write to a pruned weight; none of them gets through. A step
-    that a gradient scaler skips changes no weight and needs no pinning.
+    that a gradient scaler skips changes no weight and needs no pinning. A copy of an optimizer has no hooks:
+    pin it again (``copy.deepcopy((model, optimizer, pruner))`` does).
 
     Args:
         model: the model whose parameters the masks name.

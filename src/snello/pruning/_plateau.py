@@ -26,6 +26,7 @@ class Plateau:
     tolerance: float = 0.01
     best: float = math.inf
     bad: int = 0
+    restores = True
 
     def __post_init__(self) -> None:
         if self.pwe < 1:
@@ -48,6 +49,16 @@ class Plateau:
         """Whether enough bad epochs have passed."""
         return self.bad >= self.pwe
 
+    @property
+    def progress(self) -> float:
+        """Every plateau takes the whole amount."""
+        return 1.0
+
+    @property
+    def done(self) -> bool:
+        """Another plateau may always come; the pruner ends when nothing more could be pruned."""
+        return False
+
     def reset(self, loss: float) -> None:
         """Start waiting anew from this loss: the network is another one after a pruning step."""
         self.best, self.bad = loss, 0
@@ -55,3 +66,8 @@ class Plateau:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,33 +1,41 @@
-"""The pruner: plateau, threshold, masks and their pinning, in one stateful object."""
+"""The pruner: schedule, amount, masks and their pinning, in one stateful object."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from snello.errors import ConfigError, DivergenceError
-from snello.graph import evaluation, trace
+from snello.graph import evaluation
 from snello.neurons import (
+    LayerFilter,
     Masks,
     apply_masks,
     count_parameters,
     head,
-    iter_rows,
     select_layers,
-    spread,
     weighted_layers,
 )
+from snello.processes import mean_over_processes
 
+from ._amount import Amount, LossBound, Ratio
+from ._importance import Granularity, Importance, importance_of
 from ._pin import pin
+from ._plan import LayerShare, PruningPlan
 from ._plateau import Plateau
-from ._threshold import ThresholdSearch, search_threshold
+from ._schedule import Cubic, Schedule
+from ._threshold import ThresholdSearch
+from ._trial import ScoredTrial
+from ._units import Units
 
-Granularity = Literal["weight", "neuron"]
+Scope = Literal["global", "layer"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class PrunerStep:
     """What one call of :meth:`Pruner.step` did.
 
     Attributes:
-        loss: the validation loss that was measured.
+        loss: the validation loss that was measured; NaN without ``evaluate``.
         improved: whether it is the best of this stage by the tolerance.
         search: how the threshold was found, if a pruning step was taken; None otherwise.
         pruned: share of all the model's parameters that are exactly zero now.
@@ -48,65 +56,134 @@ class PrunerStep:
 
 
 class Pruner:
-    """Iterative pruning under a bound on the loss.
+    """Prune a network: what is worth least goes, as much as is asked, when the schedule says so.
+
+    Without options it is the template of the sensitivity papers: on a plateau of the loss, restore the best
+    weights and prune by magnitude as much as the loss allows.
+
+    With several processes (DistributedDataParallel) give it the wrapped model's ``.module`` and call it on
+    all of them: losses and costs are averaged, so that all prune alike.
 
     Args:
         model: the model; its parameters are masked in place and never replaced.
-        optimizer: the optimizer whose steps must not revive what was pruned.
-        evaluate: returns the validation loss of a model; called in evaluation mode without gradients.
-        granularity: "weight" prunes single weights by magnitude; "neuron" prunes whole neurons by the mean
-            magnitude of their weights, with their bias and the scale and shift of the BatchNorm that reads
-            them alone, so that a pruned neuron is exactly zero.
-        twt: threshold worsening tolerance: one pruning step may worsen the loss to ``(1 + twt) * loss``.
-        pwe: plateau waiting epochs.
-        tolerance: what counts as an improvement, as a share of the best loss.
-        exclude: names of layers that are never pruned. By default none for weights, the head for neurons
-            (its neurons are the classes).
+        optimizer: the optimizer whose steps must not revive what was pruned. None: there is none (yet).
+        evaluate: returns the validation loss of a model; called in evaluation mode without gradients. Only
+            :class:`LossBound` needs it.
+        granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias and the
+            scale and shift of the BatchNorm that reads them alone, so that a pruned neuron is exactly zero.
+        scope: "global" ranks the units of all layers together; "layer" takes the same share of every layer.
+        importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han", "bn-scale", "random",
+            or a function such as :func:`taylor`, :func:`snello.sensitivity.serene_scores` return.
+        amount: how much one step takes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
+        schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`.
+        exclude: layers that are never pruned: their names or types, or a function of name and module. The
+            default is the head.
+        twt: short for ``amount=LossBound(twt)``; 0.05 by default.
+        pwe: short for ``schedule=Plateau(pwe, tolerance)``; 5 by default.
+        tolerance: what counts as an improvement on the plateau, as a share of the best loss; 0.01 by default.
+        on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Raises:
-        ConfigError: for numbers outside their range and unknown layer names.
+        ConfigError: for numbers outside their range, unknown names, and options that exclude each other.
         ModelError: if neurons are to be pruned in a model that torch.fx cannot trace.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        evaluate: Callable[[nn.Module], float],
+        optimizer: torch.optim.Optimizer | None,
+        evaluate: Callable[[nn.Module], float] | None = None,
         *,
         granularity: Granularity = "weight",
-        twt: float = 0.05,
-        pwe: int = 5,
-        tolerance: float = 0.01,
-        exclude: Iterable[str] | None = None,
+        scope: Scope = "global",
+        importance: str | Importance = "l1",
+        amount: Amount | None = None,
+        schedule: Schedule | None = None,
+        exclude: LayerFilter | None = None,
+        twt: float | None = None,
+        pwe: int | None = None,
+        tolerance: float | None = None,
+        on_plan: Callable[[PruningPlan], object] | None = None,
     ) -> None:
         if granularity not in ("weight", "neuron"):
             raise ConfigError(f"granularity is 'weight' or 'neuron', not {granularity!r}")
-        if not (math.isfinite(twt) and twt >= 0):
-            raise ConfigError(f"twt is how much worse the loss may get: a number >= 0, not {twt}")
-        self.model, self.granularity, self.twt = model, granularity, twt
+        if scope not in ("global", "layer"):
+            raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
+        _either("amount", amount, twt=twt)
+        _either("schedule", schedule, pwe=pwe, tolerance=tolerance)
+        self.model, self.granularity, self.scope = model, granularity, scope
+        self.importance, self.on_plan = importance_of(importance), on_plan
+        self.amount: Amount = amount or LossBound(0.05 if twt is None else twt)
+        self.schedule: Schedule = schedule or Plateau(
+            5 if pwe is None else pwe, 0.01 if tolerance is None else tolerance
+        )
         self._evaluate = evaluate
-        self.plateau = Plateau(pwe, tolerance)
-        default = [name] if granularity == "neuron" and (name := head(model)) else []
-        layers = weighted_layers(model)
-        self._layers = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")
-        self._norms = _norms_after(model, self._layers) if granularity == "neuron" else {}
+        self._check_options()
+        self._units = Units.of(model, _prunable(model, exclude), granularity)
         self.masks: Masks = {}
         self.finished = False
         self._best: dict[str, Tensor] | None = None
-        self._pin = pin(model, optimizer, lambda: self.masks)
+        self._followers: list[nn.Module] = []
+        self._optimizer = optimizer
+        self._pin: RemovableHandle | None = None
+        self._pin_now()
+
+    def _check_options(self) -> None:
+        if self.amount.needs_loss and self._evaluate is None:
+            raise ConfigError(
+                "a bound on the loss needs evaluate, a function from the model to its validation loss"
+            )
+        if isinstance(self.schedule, Cubic) and not isinstance(self.amount, Ratio):
+            raise ConfigError(f"a cubic schedule raises a share: use amount=Ratio(...), not {self.amount}")
+
+    # Keeping pruned weights at zero
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Pin the masks through another optimizer than the one given first."""
-        self._pin.remove()
-        self._pin = pin(self.model, optimizer, lambda: self.masks)
+        self.remove()
+        self._optimizer = optimizer
+        self._pin_now()
 
     def remove(self) -> None:
         """Let go of the optimizer: pruned weights may move again."""
-        self._pin.remove()
+        if self._pin is not None:
+            self._pin.remove()
+
+    def _pin_now(self) -> None:
+        if self._optimizer is not None:
+            self._pin = pin(self.model, self._optimizer, lambda: self.masks)
+
+    def follow(self, model: nn.Module) -> None:
+        """Mask another model of the same parameters too, now and after every pruning step.
+
+        For a running average of the weights, ``torch.optim.swa_utils.AveragedModel``: it would otherwise keep
+        a memory of what the pruned weights were. From then on it averages zeros.
+        """
+        inner = getattr(model, "module", None)
+        self._followers.append(inner if isinstance(inner, nn.Module) else model)
+        apply_masks(self._followers[-1], self.masks)
+
+    def adopt(self, masks: Masks) -> None:
+        """Prune what these masks prune, in addition; see :func:`import_masks`.
+
+        Raises:
+            ConfigError: for a mask that does not fit the model.
+        """
+        apply_masks(self.model, masks)
+        self._set_masks(masks)
+
+    def _set_masks(self, masks: Masks) -> None:
+        grown = {
+            name: mask & self.masks[name] if name in self.masks else mask for name, mask in masks.items()
+        }
+        self.masks = {**self.masks, **grown}
+        for model in (self.model, *self._followers):
+            apply_masks(model, self.masks)
+
+    # Pruning
 
     def step(self, loss: float | None = None) -> PrunerStep:
-        """Once per epoch: on a plateau of the loss, restore the best weights and prune.
+        """Once per epoch: prune if the schedule says so; on a plateau, restore the best weights first.
 
         Args:
             loss: the validation loss of the model as it is, if it has been measured already.
@@ -114,39 +191,49 @@ class Pruner:
         Raises:
             DivergenceError: if the validation loss is NaN or infinite.
         """
-        loss = self.loss() if loss is None else _finite(loss)
-        improved = self.plateau.update(loss)
-        if improved:
+        loss = self.loss() if loss is None else _finite(self._agreed(loss))
+        improved = self.schedule.update(loss)
+        if improved and self.schedule.restores:
             self._best = _snapshot(self.model)
-        if not self.plateau.reached:
-            return PrunerStep(loss, improved, None, self.pruned)
-        return PrunerStep(loss, improved, self.prune(), self.pruned)
+        search = self.prune() if self.schedule.reached else None
+        return PrunerStep(loss, improved, search, self.pruned)
 
-    def prune(self) -> ThresholdSearch:
-        """One pruning step now, from the best weights of this stage. One-shot pruning is this call alone.
+    def plan(self) -> PruningPlan:
+        """What a pruning step would do to the model as it is. Nothing changes."""
+        scores = self._units.scores(self.model, self.importance, self.scope)
+        search = self.amount.search(ScoredTrial(self, self._units, scores), self.schedule.progress)
+        masks = self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
+        layers = []
+        for name, score in scores.items():
+            before = int((score == 0).sum())
+            after = int(((score < search.threshold) | (score == 0)).sum())
+            layers.append(LayerShare(name, score.numel(), before, after))
+        return PruningPlan(self.granularity, search, tuple(layers), masks)
 
-        The step may worsen the loss to ``(1 + twt)`` times the loss of those weights. When nothing could be
-        pruned, :attr:`finished` becomes true.
+    def prune(self, plan: PruningPlan | None = None) -> ThresholdSearch:
+        """One pruning step now. One-shot pruning is this call alone.
+
+        When nothing more could be pruned, or the schedule has come to its end, :attr:`finished` becomes true.
+
+        Args:
+            plan: take this step. Default: restore the best weights of this stage (if the schedule does) and
+                plan anew.
         """
-        if self._best is not None:
-            self.model.load_state_dict(self._best)
-            apply_masks(self.model, self.masks)
-        loss = self.loss()
-        scores = self._scores()
-        everything = torch.cat([score.flatten() for score in scores.values()])
-        search = search_threshold(
-            everything,
-            lambda threshold: self._loss_at(scores, threshold),
-            loss=loss,
-            bound=(1 + self.twt) * loss,
-            start=_mean_of_layer_means(scores),
-        )
-        self.finished = search.threshold == 0
-        if not self.finished:
-            self.masks = self._masks_at(scores, search.threshold)
-            apply_masks(self.model, self.masks)
-        self.plateau.reset(search.loss)
-        self._best = _snapshot(self.model)
+        if plan is None:
+            if self._best is not None:
+                self.model.load_state_dict(self._best)
+                apply_masks(self.model, self.masks)
+            plan = self.plan()
+        if self.on_plan is not None:
+            self.on_plan(plan)
+        search = plan.search
+        whole = self.schedule.progress >= 1
+        if search.threshold:
+            self._set_masks(plan.masks)
+        self.schedule.reset(search.loss)
+        self.finished = self.schedule.done or (whole and not search.threshold)
+        if self.schedule.restores:
+            self._best = _snapshot(self.model)
         return search
 
     @property
@@ -155,57 +242,51 @@ class Pruner:
         total, nonzero = count_parameters(self.model)
         return 1 - nonzero / total
 
+    @property
+    def twt(self) -> float:
+        """The tolerance of the bound on the loss; :class:`ConfigError` with another amount."""
+        if not isinstance(self.amount, LossBound):
+            raise ConfigError(f"there is no twt: the amount is {self.amount}")
+        return self.amount.twt
+
+    @twt.setter
+    def twt(self, twt: float) -> None:
+        self.amount = LossBound(twt)
+
+    @property
+    def plateau(self) -> Schedule:
+        """The schedule."""
+        return self.schedule
+
+    # Measuring
+
     def loss(self) -> float:
-        """The validation loss of the model as it is.
+        """The validation loss of the model as it is, averaged over the processes; NaN without ``evaluate``.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        return _finite(self._measure())
+        return self.measure() if self._evaluate is None else _finite(self.measure())
 
-    def _measure(self) -> float:
+    def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
+        """What ``evaluate`` or another function says of the model as it is, averaged over the processes."""
+        function = cost or self._evaluate
+        if function is None:
+            return math.nan
         with evaluation(self.model):
-            return float(self._evaluate(self.model))
+            return self._agreed(float(function(self.model)))
 
-    def _scores(self) -> dict[str, Tensor]:
-        """Layer name -> magnitude of each weight, or mean magnitude of each neuron's weights."""
-        if self.granularity == "weight":
-            return {name: m.weight.detach().abs() for name, m in self._layers.items()}  # type: ignore[union-attr, operator]
-        return {name: grouped.detach().abs().mean(1) for name, _, grouped in iter_rows(self._layers)}
+    def _agreed(self, value: float) -> float:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return mean_over_processes(value, device)
 
-    def _masks_at(self, scores: dict[str, Tensor], threshold: float) -> Masks:
-        """What a threshold keeps. What is zero already stays pruned, whatever the threshold."""
-        masks: Masks = {}
-        for name, score in scores.items():
-            keep, module = (score >= threshold) & (score > 0), self._layers[name]
-            if self.granularity == "weight":
-                masks[f"{name}.weight"] = keep
-                continue
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            masks[f"{name}.weight"] = spread(module, keep).expand_as(weight).contiguous()
-            if module.bias is not None:
-                masks[f"{name}.bias"] = keep
-            if norm := self._norms.get(name):
-                masks[f"{norm}.weight"] = masks[f"{norm}.bias"] = keep
-        return masks
-
-    def _loss_at(self, scores: dict[str, Tensor], threshold: float) -> float:
-        masks = self._masks_at(scores, threshold)
-        parameters = dict(self.model.named_parameters())
-        kept = {name: parameters[name].detach().clone() for name in masks}
-        apply_masks(self.model, masks)
-        try:
-            return self._measure()
-        finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
+    # Saving and copying
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, plateau and best weights: tensors and plain values only."""
+        """Masks, schedule and best weights: tensors and plain values only."""
         return {
             "masks": dict(self.masks),
-            "plateau": self.plateau.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "finished": self.finished,
             "best": self._best,
         }
@@ -213,27 +294,53 @@ class Pruner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the model's weights are loaded by whoever saved them."""
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
-        self.plateau = Plateau(**state["plateau"])
+        self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]
+        for model in (self.model, *self._followers):
+            apply_masks(model, self.masks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A pruner of the copied model, pinned through the copied optimizer: copy them together."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {
+            "_pin": None,
+            "_evaluate": self._evaluate,
+            "importance": self.importance,
+            "on_plan": self.on_plan,
+        }
+        for name, value in vars(self).items():
+            setattr(twin, name, shared[name] if name in shared else copy.deepcopy(value, memo))
+        twin._pin_now()
+        return twin
+
+
+def _either(name: str, given: object, **short: object) -> None:
+    """An option, or its short form, but not both."""
+    both = [key for key, value in short.items() if value is not None]
+    if given is not None and both:
+        raise ConfigError(f"{both[0]} is short for an option of {name}: give one of the two, not both")
+
+
+def _prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Module]:
+    layers = weighted_layers(model)
+    default = [name] if (name := head(model)) is not None else []
+    kept = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")
+    if not kept:
+        why = (
+            "the head is never pruned unless exclude=() says so"
+            if exclude is None and layers
+            else "none is left"
+        )
+        raise ConfigError(f"{type(model).__name__} has no layer to prune: {why}")
+    return kept
 
 
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise DivergenceError(f"the validation loss is {loss}: lower the learning rate or lmbda")
     return loss
-
-
-def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Layer name -> the affine BatchNorm that alone reads it."""
-    graph = trace(model)
-    found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
-    return {name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None}
-
-
-def _mean_of_layer_means(scores: dict[str, Tensor]) -> float:
-    means = [float(score[score > 0].mean()) for score in scores.values() if bool((score > 0).any())]
-    return sum(means) / len(means) if means else 0.0
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

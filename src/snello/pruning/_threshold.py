@@ -17,12 +17,14 @@ class ThresholdSearch:
         loss: the loss that was measured at this threshold.
         bound: what the loss was not to exceed.
         trials: number of thresholds tested.
+        cost: what the model costs at this threshold, where a budget asked for it.
     """
 
     threshold: float
     loss: float
     bound: float
     trials: int
+    cost: float | None = None
 
 
 def search_threshold(

@@ -7,6 +7,7 @@ drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the
 from ._journey import shipping_table as shipping_table
 from ._journey import training_table as training_table
 from ._journey import write_report as write_report
+from ._plots import plot_potential as plot_potential
 from ._progress import busy as busy
 from ._progress import progress as progress
 from ._tables import Table as Table
@@ -19,6 +20,6 @@ from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
 __all__ = [
-    "Table", "as_json", "busy", "flops", "markdown", "megabytes", "milliseconds", "percent", "progress",
-    "shipping_table", "show", "training_table", "write_report",
+    "Table", "as_json", "busy", "flops", "markdown", "megabytes", "milliseconds", "percent", "plot_potential",
+    "progress", "shipping_table", "show", "training_table", "write_report",
 ]  # fmt: skip

@@ -1,7 +1,9 @@
-"""The plots of a journey."""
+"""The plots of a journey, and of a pruning potential."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,3 +77,39 @@ def _finish(figure: Any, axes: Any, path: Path) -> Path:
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+
+
+def plot_potential(
+    curves: Mapping[str, Mapping[float, Sequence[float]]],
+    path: Path,
+    title: str,
+    *,
+    xlabel: str = "weights left [%]",
+    ylabel: str = "test accuracy [%]",
+) -> Path:
+    """The pruning potential: quality against pruned share, one line per method.
+
+    The horizontal axis is the share that is *left*, logarithmic and falling, so that 90 %, 99 % and 99.9 % pruned
+    are equally far apart.
+
+    Args:
+        curves: method -> pruned share in [0, 1) -> values in [0, 1], one per seed: their median is the line,
+            their range a band.
+        path: the PNG file.
+        title: above the plot.
+        xlabel, ylabel: what the shares and the values are.
+    """
+    figure, axis = _figure(1)
+    for method, curve in curves.items():
+        shares = sorted(share for share in curve if share < 1)
+        left = [100 * (1 - share) for share in shares]
+        values = [[100 * v for v in curve[share]] for share in shares]
+        (line,) = axis.plot(
+            left, [statistics.median(v) for v in values], marker="o", markersize=3, label=method
+        )
+        if any(len(v) > 1 for v in values):
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            axis.fill_between(left, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.invert_xaxis()
+    return _finish(figure, (axis,), path)

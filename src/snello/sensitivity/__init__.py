@@ -19,13 +19,34 @@ in anyone's training loop::
 
 ``lmbda`` is not multiplied by the learning rate.
 
-Sources: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural networks",
-Neural Networks (2022): :class:`Lobster`. Tartaglione et al., "SeReNe: Sensitivity-based regularization of
-neurons for structured sparsity in neural networks", IEEE TNNLS (2021): :class:`SeReNe`.
+=========================  ===========================================  ======================================
+method                     sensitivity of                               cost per training step
+=========================  ===========================================  ======================================
+:class:`Lobster`           the loss to a weight                         none: the gradient is there already
+:class:`SeReNe`            the outputs to a neuron                      a pass without weight gradients, every
+                                                                        4th step (C passes for ``"full"``)
+:class:`OutputSensitivity` the outputs to a weight                      a backward pass, every 4th step
+                                                                        (C passes for ``"full"``)
+=========================  ===========================================  ======================================
+
+With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with gradient accumulation observe every
+batch and step once; with DistributedDataParallel give the methods the wrapped model's ``.module`` and let
+every process do the same: they agree on what the joined batch says.
+
+:func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data, for one-shot
+pruning.
+
+Sources: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven regularization", NeurIPS
+2018: :class:`OutputSensitivity`. "Loss-based sensitivity regularization: towards deep sparse neural
+networks", Neural Networks (2022): :class:`Lobster`. "SeReNe: Sensitivity-based regularization of neurons for
+structured sparsity in neural networks", IEEE TNNLS (2021): :class:`SeReNe`.
 """
 
 from ._decay import Sensitivity as Sensitivity
 from ._lobster import Lobster as Lobster
+from ._output import OutputSensitivity as OutputSensitivity
+from ._scores import lobster_scores as lobster_scores
+from ._scores import serene_scores as serene_scores
 from ._serene import SeReNe as SeReNe
 
-__all__ = ["Lobster", "SeReNe", "Sensitivity"]
+__all__ = ["Lobster", "OutputSensitivity", "SeReNe", "Sensitivity", "lobster_scores", "serene_scores"]

@@ -16,6 +16,9 @@ from snello.errors import ConfigError
 class Sensitivity(ABC):
     """A sensitivity of the outputs or of the loss, and the decay that follows from it.
 
+    The protocol is ``observe`` → ``sensitivity`` → ``step``: look at the outputs before the backward pass,
+    measure, shrink after the optimizer's step.
+
     Args:
         lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning rate.
     """
@@ -25,7 +28,7 @@ class Sensitivity(ABC):
             raise ConfigError(f"lmbda is the share of a weight removed per step: 0 <= lmbda < 1, not {lmbda}")
         self.lmbda = lmbda
 
-    def observe(self, outputs: Tensor) -> None:  # noqa: B027 - optional: not every method looks at the outputs
+    def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:  # noqa: B027 - optional: not every method looks at the outputs
         """Look at the network's outputs, shape (B, C), before ``loss.backward()``. Does nothing by default."""
 
     @abstractmethod
@@ -38,7 +41,11 @@ class Sensitivity(ABC):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Shrink every weight by ``lmbda * insensitivity``; call it after ``optimizer.step()``."""
+        """Shrink every weight by ``lmbda * insensitivity``.
+
+        Call it after ``optimizer.step()`` (or ``scaler.step(optimizer)``, which unscales the gradients) and
+        before the gradients are zeroed: once per optimizer step, not once per accumulated batch.
+        """
         weights, insensitivities = self._weights_and_insensitivities()
         if weights:
             decay_(weights, insensitivities, self.lmbda)
@@ -55,14 +62,22 @@ class Sensitivity(ABC):
 
 
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
-    """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place."""
-    shrinkage = torch._foreach_mul(list(weights), list(insensitivities))
-    torch._foreach_add_(list(weights), shrinkage, alpha=-lmbda)
+    """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place.
+
+    Every operation is rounded once, in the order of the formula: the result does not depend on whether the
+    machine has a fused multiply-add.
+    """
+    shrinkage = torch._foreach_mul(list(weights), lmbda)
+    torch._foreach_mul_(shrinkage, list(insensitivities))
+    torch._foreach_sub_(list(weights), shrinkage)
 
 
 def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
-    """``max(0, 1 - S)`` for all sensitivities at once; they are not changed."""
+    """``max(0, 1 - S)`` for all sensitivities at once; they are not changed.
+
+    Zero where S is not a number: the step of a gradient scaler that overflowed must not touch the weights.
+    """
     bounded = torch._foreach_neg(list(sensitivities))
     torch._foreach_add_(bounded, 1.0)
     torch._foreach_clamp_min_(bounded, 0.0)
-    return list(bounded)
+    return [tensor.nan_to_num_(nan=0.0) for tensor in bounded]

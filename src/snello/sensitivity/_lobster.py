@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 
 import torch
 from torch import Tensor, nn
 
-from snello.neurons import is_batchnorm, is_weighted, select_layers
+from snello.neurons import LayerFilter, is_batchnorm, is_weighted, select_layers
 
 from ._decay import Sensitivity, insensitivity
 
@@ -18,20 +18,21 @@ class Lobster(Sensitivity):
     .. math:: S(L, w) = \left| \frac{\partial L}{\partial w} \right|
 
     The gradient is the one that ``loss.backward()`` has already left in ``weight.grad``, so the method costs
-    no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the gradients are zeroed; clipped
-    or scaled gradients are taken as they are. A parameter without a gradient is left alone: nothing is known
-    about it.
+    no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the gradients are zeroed: the
+    gradient is then that of the whole effective batch, accumulated, averaged over the processes of
+    DistributedDataParallel, and unscaled by ``scaler.step(optimizer)``. Clipped gradients are taken as they
+    are. A parameter without a gradient is left alone: nothing is known about it.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
         lmbda: strength of the decay per step.
-        exclude: names of layers that do not decay.
+        exclude: layers that do not decay: their names or types, or a function of name and module.
 
     Source: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural networks",
     Neural Networks 146 (2022), eq. 5-7.
     """
 
-    def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: Iterable[str] = ()) -> None:
+    def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: LayerFilter = ()) -> None:
         super().__init__(lmbda)
         layers = {name: m for name, m in model.named_modules() if is_weighted(m) or is_batchnorm(m)}
         unique = {
@@ -50,4 +51,10 @@ class Lobster(Sensitivity):
         if not pairs:
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
-        return [p for p, _ in pairs], insensitivity(magnitudes)
+        shares = insensitivity(magnitudes)
+        # A gradient scaler that finds an overflow skips the optimizer's step; the decay is skipped with it. As
+        # a factor, so that nobody waits for the device.
+        sound = torch.stack([n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)])
+        for share in shares:
+            share.mul_(sound.isfinite().all().to(share.device))
+        return [p for p, _ in pairs], shares

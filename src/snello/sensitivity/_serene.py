@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from snello.errors import ConfigError
-from snello.neurons import head, neuron_count, select_layers, spread, weighted_layers
+from snello.neurons import LayerFilter, head, neuron_count, select_layers, spread, weighted_layers
+from snello.processes import Group, rank_and_size, sum_over_processes
 
 from ._decay import Sensitivity, insensitivity
+from ._estimators import ESTIMATORS, Tap
+from ._outputs import class_scores, draw_classes
+from ._replay import Replay
+
+Estimate = Literal["sampled", "full", "lower-bound", "local"]
 
 
 class SeReNe(Sensitivity):
-    r"""Sensitivity-based regularisation of neurons, by an unbiased one-pass estimate.
+    r"""Sensitivity-based regularisation of neurons.
 
     .. math:: S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}} \right|
 
-    with :math:`p_{n,i}` the pre-activation of neuron i of layer n, averaged over the batch and over spatial
-    positions. The sum over classes would cost C backward passes per step. Instead one class :math:`k_b` is
-    drawn uniformly for each example, and one pass yields
+    with :math:`p_{n,i}` the pre-activation of neuron i of layer n, averaged over the batch and over
+    positions. Four estimates of it:
+
+    ``"sampled"`` (the default) draws one class :math:`k_b` uniformly for each example; one pass yields
     :math:`\left| \partial / \partial p \sum_b y_{b,k_b} \right|`, whose expectation is the sum (exactly so
     where examples do not mix, that is without batch statistics). The pass computes gradients of activations
     only, none of weights.
+
+    ``"full"`` is the definition, at C such passes; several classes are vectorised into one pass.
+
+    ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial p|`: one
+    pass, no randomness, never above the sum.
+
+    ``"local"`` needs no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not positive,
+    and S = 1 otherwise. It is meant for ReLU.
 
     Args:
         model: the neurons of its Linear and convolution layers decay: every weight that feeds them, not the
             bias.
         lmbda: strength of the decay per step.
-        every: observe on every n-th call only; in between, the latest sensitivity stands.
-        seed: seed of the generator that draws the classes; it is independent of torch's global one.
-        exclude: names of layers that do not decay. The default is the head alone: the sensitivity of an
-            output to itself is 1/C whatever the data say, so decaying by it would tell nothing.
+        estimate: one of the four.
+        every: observe on every n-th call only; in between, the latest sensitivity stands. The estimate stays
+            unbiased for the step it was taken at; its noise acts n times in a row instead of being averaged
+            over n draws, so that the variance of the accumulated decay is n times that of ``every=1``.
+        examples: observe only the first so many examples of a batch, in a second forward of their own in
+            evaluation mode; the variance grows as ``batch / examples``. None: all, in the forward that is
+            there anyway.
+        class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1 for tokens
+            (B, T, C). A dense output counts by its mean over positions.
+        classes_per_pass: how many classes ``"full"`` vectorises into one pass; memory grows with it.
+        seed: decides the classes drawn, with the number of the observation; torch's global generator is left
+            alone.
+        exclude: layers that do not decay: their names or types, or a function of name and module. The
+            default is the head alone: the sensitivity of an output to itself is 1/C whatever the data say, so
+            decaying by it would tell nothing.
+        group: the processes that share a batch; default: all, where torch.distributed is initialised. Each
+            must observe as often, on as many examples.
 
     Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured sparsity
-    in neural networks", IEEE TNNLS (2021), eq. 2. The sampled estimate is snello's.
+    in neural networks", IEEE TNNLS (2021), eq. 2-9. The sampled estimate is snello's.
     """
 
     def __init__(
@@ -45,117 +71,153 @@ class SeReNe(Sensitivity):
         model: nn.Module,
         lmbda: float = 1e-4,
         *,
-        every: int = 1,
+        estimate: Estimate = "sampled",
+        every: int = 4,
+        examples: int | None = None,
+        class_dim: int = 1,
+        classes_per_pass: int = 1,
         seed: int = 0,
-        exclude: Iterable[str] | None = None,
+        exclude: LayerFilter | None = None,
+        group: Group = None,
     ) -> None:
         super().__init__(lmbda)
-        if every < 1:
-            raise ConfigError(f"every counts steps between observations: at least 1, not {every}")
+        if estimate not in ESTIMATORS:
+            raise ConfigError(f"estimate is one of {', '.join(ESTIMATORS)}, not {estimate!r}")
+        for option, count in (
+            ("every", every),
+            ("examples", examples),
+            ("classes_per_pass", classes_per_pass),
+        ):
+            if count is not None and count < 1:
+                raise ConfigError(
+                    f"{option} is a number of steps, examples or classes: at least 1, not {count}"
+                )
         default = [name] if (name := head(model)) is not None else []
         self._layers = select_layers(
             weighted_layers(model), default if exclude is None else exclude, "SeReNe(exclude=...)"
         )
-        self.every = every
-        self._calls = 0
-        self._generator = torch.Generator().manual_seed(seed)
-        self._edges: dict[str, list[GradientEdge]] = {}
-        self._pending: list[dict[str, Tensor]] = []
+        self.every, self.seed = every, seed
+        self._estimator, self._class_dim, self._chunk = ESTIMATORS[estimate], class_dim, classes_per_pass
+        self._group, self._calls = group, 0
+        self._taps: list[tuple[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
         self._latest: dict[str, Tensor] = {}
-        self._handles = [model.register_forward_pre_hook(self._forget_graph)]
+        self._replay = None if examples is None else Replay(model, examples, lambda: self._due)
+        self._handles = [model.register_forward_pre_hook(self._forget)]
         self._handles += [m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()]
 
-    def _forget_graph(self, *_: Any) -> None:
-        self._edges = {}
+    @property
+    def _due(self) -> bool:
+        return self._calls % self.every == 0
+
+    def _forget(self, *_: Any) -> None:
+        self._taps = []
 
     def _remember(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            # The edge, not the tensor: an in-place activation that follows would make the tensor its own.
-            if module.training and output.requires_grad and self._calls % self.every == 0:
-                self._edges.setdefault(name, []).append(get_gradient_edge(output))
+            listening = self._due if self._replay is None else self._replay.running
+            if (
+                listening
+                and torch.is_grad_enabled()
+                and (output.requires_grad or not self._estimator.needs_graph)
+            ):
+                self._taps.append((name, self._estimator.tap(module, output)))
 
         return hook
 
-    def observe(self, outputs: Tensor) -> None:
-        """Estimate the sensitivities from the outputs of a training forward, before ``loss.backward()``.
+    def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
+        """Measure the sensitivities from the outputs of a forward with gradients, before ``loss.backward()``.
 
-        Several observations before one :meth:`step` (gradient accumulation) are averaged.
+        Several observations before one :meth:`step` (gradient accumulation) are averaged by their examples.
 
         Args:
-            outputs: the network's outputs, shape (B, C), attached to their graph. The graph is kept.
+            outputs: the network's outputs, shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph.
+                The graph is kept.
+            targets: not used.
 
         Raises:
             ConfigError: for outputs of another shape, or without a graph.
         """
+        call, due = self._calls, self._due
+        if due:
+            scores = class_scores(outputs, self._class_dim, "SeReNe.observe")
+            if self._replay is not None:
+                again = self._replay.run(len(outputs))
+                scores = class_scores(again, self._class_dim, "SeReNe.observe")
+            self._measure(scores, call)
         self._calls += 1
-        if (self._calls - 1) % self.every:
+        self._taps = []
+
+    def _measure(self, scores: Tensor, call: int) -> None:
+        def draw() -> Tensor:
+            return draw_classes(len(scores), scores.shape[1], self.seed, call, self._group)
+
+        taps: list[Tap] = [(self._layers[name], tap) for name, tap in self._taps]
+        if not taps:
             return
-        if outputs.dim() != 2 or not outputs.requires_grad:
-            raise ConfigError(
-                "SeReNe.observe needs the outputs (B, C) of a training forward, with their graph; "
-                f"got shape {tuple(outputs.shape)}, requires_grad={outputs.requires_grad}"
-            )
-        owners = [(name, edge) for name, edges in self._edges.items() for edge in edges]
-        if owners:
-            drawn = self._draw(outputs)
-            gradients = torch.autograd.grad(
-                drawn.sum(), [edge for _, edge in owners], retain_graph=True, allow_unused=True
-            )
-            self._pending.append(self._per_neuron([name for name, _ in owners], gradients))
-        self._edges = {}
+        values = self._estimator.measure(scores, taps, draw, self._chunk)
+        self._add([name for name, _ in self._taps], values, len(scores))
 
-    def _draw(self, outputs: Tensor) -> Tensor:
-        """One output per example, its class drawn uniformly: shape (B, 1)."""
-        batch, classes = outputs.shape
-        drawn = torch.randint(classes, (batch, 1), generator=self._generator)
-        return outputs.gather(1, drawn.to(outputs.device))
-
-    def _per_neuron(self, names: list[str], gradients: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        for name, gradient in zip(names, gradients, strict=True):
-            module = self._layers[name]
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            if gradient is None:  # the layer was called, but this call does not reach the outputs
-                value = weight.new_zeros(neuron_count(module))
-            else:
-                value = _mean_magnitude(module, gradient).to(weight.dtype)
+    def _add(self, names: list[str], values: list[Tensor], batch: int) -> None:
+        """Add one observation to the sums of every layer, over all processes."""
+        parts: dict[str, Tensor] = {}
+        for name, value in zip(names, values, strict=True):
             # A layer called more than once is one neuron seen at more positions.
-            sums[name] = sums[name] + value / names.count(name) if name in sums else value / names.count(name)
-        return sums
+            part = value * (batch / names.count(name))
+            parts[name] = parts[name] + part if name in parts else part
+        joined = torch.cat([self._part(parts, name, values[0], batch) for name in self._layers])
+        sum_over_processes(joined, self._group)
+        alone = rank_and_size(self._group)[1] == 1  # then the counts are known without waiting for the device
+        sizes = [size for m in self._layers.values() for size in (neuron_count(m), 1)]
+        pieces = iter(joined.split(sizes))  # type: ignore[no-untyped-call]
+        for name in self._layers:
+            total, count = next(pieces), next(pieces)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            examples = (batch if name in parts else 0) if alone else float(count)
+            self._counts[name] = self._counts.get(name, 0.0) + examples
+
+    def _part(self, parts: dict[str, Tensor], name: str, like: Tensor, batch: int) -> Tensor:
+        """The sum of one layer, and the number of examples behind it."""
+        if name in parts:
+            return torch.cat([parts[name].to(like), like.new_full((1,), batch)])
+        return like.new_zeros(neuron_count(self._layers[name]) + 1)
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Layer name -> sensitivity, shape ``(neurons,)``: the mean of the observations since the last step."""
-        if not self._pending:
+        """Layer name -> sensitivity, shape ``(neurons,)``: the mean of the observations since the last step.
+
+        Layers that were not called are missing. Half-precision models have theirs in single precision.
+        """
+        if not self._sums:
             return self._latest
-        names = self._pending[0].keys()
-        return {name: torch.stack([p[name] for p in self._pending]).mean(0) for name in names}
+        means = {n: total / self._counts[n] for n, total in self._sums.items() if self._counts[n] > 0}
+        return {name: self._estimator.finish(mean) for name, mean in means.items()}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        self._latest, self._pending = self.sensitivity(), []
-        bounded = insensitivity(list(self._latest.values()))
-        layers = [self._layers[name] for name in self._latest]
-        shares = [spread(module, share) for module, share in zip(layers, bounded, strict=True)]
-        return [module.weight for module in layers], shares  # type: ignore[misc]
+        self._latest, self._sums, self._counts = self.sensitivity(), {}, {}
+        shares: dict[int, tuple[Tensor, Tensor]] = {}
+        for name, share in zip(self._latest, insensitivity(list(self._latest.values())), strict=True):
+            module = self._layers[name]
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            if not weight.requires_grad:  # frozen by the user
+                continue
+            spread_share = spread(module, share.to(weight))
+            if (
+                id(weight) in shares
+            ):  # tied: it decays once, and as little as the neuron that cares most allows
+                spread_share = torch.minimum(shares[id(weight)][1], spread_share)
+            shares[id(weight)] = (weight, spread_share)
+        return [w for w, _ in shares.values()], [s for _, s in shares.values()]
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": self._generator.get_state(),
-            "calls": self._calls,
-            "latest": dict(self._latest),
-        }
+        return {"calls": self._calls, "latest": dict(self._latest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
         self._calls, self._latest = int(state["calls"]), dict(state["latest"])
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._edges = {}
-
-
-def _mean_magnitude(module: nn.Module, gradient: Tensor) -> Tensor:
-    """Mean of ``|gradient|`` over everything but the neurons: the last axis of Linear, the first after B else."""
-    magnitude = gradient.abs()
-    axis = magnitude.dim() - 1 if isinstance(module, nn.Linear) else 1
-    return magnitude.mean(dim=[d for d in range(magnitude.dim()) if d != axis])
+        if self._replay is not None:
+            self._replay.remove()
+        self._taps = []

@@ -70,6 +70,8 @@ class SensitivityPruning(L.Callback):
         self._epochs, self._monitor = epochs, monitor
         self._restored: Mapping[str, Any] | None = None
         self._outputs: Tensor | None = None
+        self._targets: Tensor | None = None
+        self._steps = 0
         self.sensitivity: Sensitivity | None = None
         self.pruner: Pruner | None = None
         self.last_step: PrunerStep | None = None
@@ -83,6 +85,7 @@ class SensitivityPruning(L.Callback):
         self.sensitivity = self._build(model)
         self.pruner = Pruner(model, _optimizer(trainer), self._evaluate, **self._options)
         self._hook = model.register_forward_hook(self._keep_outputs)
+        self._steps = trainer.global_step
         if self._restored is not None:
             self.sensitivity.load_state_dict(self._restored["sensitivity"])
             self.pruner.load_state_dict(self._restored["pruner"])
@@ -90,15 +93,23 @@ class SensitivityPruning(L.Callback):
     def _keep_outputs(self, model: nn.Module, inputs: Any, outputs: Tensor) -> None:
         self._outputs = outputs if model.training else None
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the targets, if a batch is a pair: a specific sensitivity asks for them."""
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        self._targets = batch[1] if pair and isinstance(batch[1], Tensor) else None
+
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Let the sensitivity look at the outputs while their graph exists."""
         if self.sensitivity is not None and self._outputs is not None and self._active(trainer):
-            self.sensitivity.observe(self._outputs)
+            self.sensitivity.observe(self._outputs, self._targets)
         self._outputs = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The decay, after the optimizer's step."""
-        if self.sensitivity is not None and self._active(trainer):
+        """The decay, after the optimizer's step: not after batches that only accumulate gradients."""
+        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        if self.sensitivity is not None and stepped and self._active(trainer):
             self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -229,6 +229,8 @@ class _Run:
             self.validation_loss,
             epochs=self.recipe.epochs - config.finetune,
             granularity=config.granularity,
+            # Of single weights the head's may go too, as in the papers; its neurons are the classes.
+            exclude=() if config.granularity == "weight" else None,
             twt=config.twt,
             pwe=config.pwe,
         )

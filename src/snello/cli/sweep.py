@@ -1,0 +1,127 @@
+"""``snello sweep``: the pruning potential of a trained network."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from snello.errors import ConfigError
+from snello.pruning import IMPORTANCES, Importance, PotentialPoint, pruning_potential, taylor
+from snello.sensitivity import lobster_scores, serene_scores
+
+from ._inputs import add_model_arguments, check_writable, device, finish, read_model
+
+HELP = "accuracy against pruned share: one-shot pruning of a trained network by several importances"
+EPILOG = "example: snello sweep runs/digits/baseline/model.pt --data=digits --out=sweep.json"
+CALIBRATED: dict[str, Callable[[Any], Importance]] = {
+    "taylor": taylor,
+    "lobster": lobster_scores,
+    "serene": serene_scores,
+}
+RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    add_model_arguments(parser)
+    parser.add_argument("--data", default="digits", help="digits, mnist, cifar10 or imagefolder")
+    parser.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
+    parser.add_argument("--data-path", help="the image folder, for imagefolder")
+    parser.add_argument("--image-size", type=int, help="resize the images to this many pixels a side")
+    parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
+    parser.add_argument("--scope", choices=("global", "layer"), default="global")
+    parser.add_argument(
+        "--importances",
+        help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED))}; default: all that fit the granularity",
+    )
+    parser.add_argument("--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}")
+    parser.add_argument(
+        "--calibration", type=int, default=1000, help="training images that scores are taken on"
+    )
+    parser.add_argument("--out", default="sweep.json", help="the JSON file to write; the plot lies beside it")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Sweep, show, write, plot."""
+    out = check_writable(arguments.out)
+    from snello.reporting import Table, busy, percent, plot_potential
+
+    ratios = _ratios(arguments.ratios)
+    with busy("pruning and measuring"):
+        points, facts = _points(arguments, ratios)
+    curves: dict[str, dict[float, list[float]]] = {}
+    for point in points:
+        curves.setdefault(point.method, {})[point.ratio] = [point.value]
+    header = ("Importance", *(percent(ratio, 1) for ratio in ratios))
+    rows = tuple((m, *(percent(curve[ratio][0]) for ratio in ratios)) for m, curve in curves.items())
+    note = (
+        f"Accuracy on {facts['images']} test images after pruning a share of the {arguments.granularity}s in one shot, "
+        f"without fine-tuning; scope {arguments.scope}, the head left whole, {facts['device']}."
+    )
+    title = f"{facts['model']} on {arguments.data}: pruning potential"
+    finish(Table(title, header, rows, note), {**facts, "points": points}, out)
+    axis = f"{arguments.granularity}s left [%]"
+    print(f"written: {plot_potential(curves, Path(f'{out}.png'), title, xlabel=axis)}")
+
+
+def _points(
+    arguments: argparse.Namespace, ratios: list[float]
+) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
+    from snello.datasets import load, loader
+    from snello.training import evaluate
+
+    model, record = read_model(arguments)
+    splits = load(
+        arguments.data, arguments.data_root, image_size=arguments.image_size, path=arguments.data_path
+    )
+    if splits.input_shape != tuple(record.input_shape):
+        raise ConfigError(
+            f"the model takes images of {tuple(record.input_shape)}, those of {arguments.data} are "
+            f"{splits.input_shape}: choose another --data or --image-size"
+        )
+    model = model.to(device(arguments))
+    calibration = loader(splits.train, splits, 100, limit=arguments.calibration)
+    test = loader(splits.test, splits, 500)
+
+    def accuracy(pruned: nn.Module) -> float:
+        return evaluate(pruned, test).accuracy
+
+    points = pruning_potential(
+        model, accuracy, _importances(arguments, calibration), ratios,
+        granularity=arguments.granularity, scope=arguments.scope,
+    )  # fmt: skip
+    facts = {
+        "model": record.model.name, "data": arguments.data, "images": len(splits.test),
+        "granularity": arguments.granularity, "scope": arguments.scope, "calibration": arguments.calibration,
+        "device": str(device(arguments)),
+    }  # fmt: skip
+    return points, facts
+
+
+def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, Any]:
+    known = {
+        **{name: name for name in IMPORTANCES},
+        **{n: make(calibration) for n, make in CALIBRATED.items()},
+    }
+    if arguments.importances is None:
+        # 'bn-scale' needs a BatchNorm behind the layers: it is there for who asks for it.
+        same = {"bn-scale"} | ({"l2"} if arguments.granularity == "weight" else set())
+        return {name: importance for name, importance in known.items() if name not in same}
+    names = arguments.importances.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--importances: there is no {unknown[0]!r}; there are: {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--ratios={text!r} must be numbers with commas, as {RATIOS}") from error
+    if not all(0 <= ratio < 1 for ratio in ratios):
+        raise ConfigError(f"--ratios={text!r}: every share lies in [0, 1)")
+    return ratios

@@ -1,0 +1,167 @@
+"""How much goes: by what the loss allows, by a share, or by a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError
+from snello.neurons import count_parameters
+
+from ._threshold import ThresholdSearch, search_threshold
+
+Cost = Callable[[nn.Module], float]
+"""What a model costs: parameters, MACs, milliseconds, joules. Less is better."""
+
+
+class Trial(Protocol):
+    """What an amount may ask before it names a threshold. Nothing it asks changes the model."""
+
+    @property
+    def scores(self) -> Tensor:
+        """All scores that a threshold decides on, one dimension; zeros are already pruned."""
+
+    @property
+    def start(self) -> float:
+        """A threshold to begin with."""
+
+    def loss(self, threshold: float = 0.0) -> float:
+        """The validation loss with everything below the threshold pruned; NaN without an ``evaluate``."""
+
+    def cost(self, measure: Cost, threshold: float) -> float:
+        """What the model costs with everything below the threshold pruned."""
+
+
+class Amount(Protocol):
+    """How much one pruning step takes."""
+
+    needs_loss: bool
+
+    def search(self, trial: Trial, progress: float) -> ThresholdSearch:
+        """Find a threshold and test it.
+
+        Args:
+            trial: the model at hand.
+            progress: how far along the schedule is, in (0, 1]; 1 means all of the amount.
+        """
+
+
+@dataclass(frozen=True)
+class LossBound:
+    """TWT: as much as the validation loss allows, ``(1 + twt)`` times what it is.
+
+    Attributes:
+        twt: threshold worsening tolerance.
+    """
+
+    twt: float = 0.05
+    needs_loss = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.twt) and self.twt >= 0):
+            raise ConfigError(f"twt is how much worse the loss may get: a number >= 0, not {self.twt}")
+
+    def search(self, trial: Trial, progress: float) -> ThresholdSearch:
+        """By bisection; see :func:`search_threshold`."""
+        loss = trial.loss()
+        return search_threshold(
+            trial.scores, trial.loss, loss=loss, bound=(1 + self.twt) * loss, start=trial.start
+        )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A share of the units (weights or neurons) of the layers that may be pruned.
+
+    Attributes:
+        share: in [0, 1]. Never more than this; less where ties would have to be broken.
+        of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each time.
+    """
+
+    share: float
+    of_rest: bool = False
+    needs_loss = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"a pruning ratio is a share: 0 <= share <= 1, not {self.share}")
+
+    def search(self, trial: Trial, progress: float) -> ThresholdSearch:
+        """By counting."""
+        live = trial.scores[trial.scores > 0].sort().values
+        share = self.share * progress
+        # A share times a count may fall short of a whole number by rounding alone.
+        if self.of_rest:
+            taken = math.floor(share * len(live) + 1e-6)
+        else:
+            taken = math.floor(share * len(trial.scores) + 1e-6) - (len(trial.scores) - len(live))
+        threshold = _below(live, taken)
+        return ThresholdSearch(threshold, trial.loss(threshold), math.inf, 1)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """As little as brings a cost down to a limit.
+
+    Attributes:
+        limit: what the model may cost, in the units of ``cost``.
+        cost: measures a model whose pruned weights are zero: :func:`nonzero_parameters`, :func:`nonzero_macs`,
+            or anything of yours, such as the latency of the simplified model:
+            ``lambda model: snello.measure(snello.simplify(model, x), x).latencies["pytorch"].median_ms``.
+    """
+
+    limit: float
+    cost: Cost
+    needs_loss = False
+
+    def __post_init__(self) -> None:
+        if not self.limit >= 0:
+            raise ConfigError(f"the limit of a budget is what the model may cost: >= 0, not {self.limit}")
+
+    def search(self, trial: Trial, progress: float) -> ThresholdSearch:
+        """By bisection over the number of units; the threshold returned was measured to be within the budget.
+
+        Raises:
+            ConfigError: if the model costs more even with everything pruned.
+        """
+        live = trial.scores[trial.scores > 0].sort().values
+        present = trial.cost(self.cost, 0.0)
+        if present <= self.limit:
+            return ThresholdSearch(0.0, trial.loss(), math.inf, 1, present)
+        low, high = 0, len(live)
+        best = trial.cost(self.cost, _below(live, high))
+        trials = 2
+        if best > self.limit:
+            raise ConfigError(
+                f"the budget of {self.limit:g} cannot be met: the model costs {present:g} now, and {best:g} with "
+                "everything pruned that may be; raise the limit, or exclude less"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            measured = trial.cost(self.cost, _below(live, middle))
+            trials += 1
+            if measured <= self.limit:
+                high, best = middle, measured
+            else:
+                low = middle
+        threshold = _below(live, high)
+        return ThresholdSearch(threshold, trial.loss(threshold), math.inf, trials, best)
+
+
+def nonzero_parameters(model: nn.Module) -> float:
+    """A cost: the number of parameters that are not zero, tied ones once."""
+    return float(count_parameters(model)[1])
+
+
+def _below(live: Tensor, taken: int) -> float:
+    """The threshold below which the ``taken`` smallest of the sorted scores lie (fewer where there are ties)."""
+    if taken <= 0 or not len(live):
+        return 0.0
+    if taken >= len(live):
+        return float(torch.nextafter(live[-1], live.new_tensor(math.inf)))
+    return float(live[taken])

@@ -1,0 +1,164 @@
+"""What a weight or a neuron is worth, in a network as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, DataError
+from snello.graph import trace
+from snello.neurons import iter_rows, rows, weighted_layers
+from snello.processes import sum_over_processes
+
+Granularity = Literal["weight", "neuron"]
+Importance = Callable[[nn.Module, Granularity], dict[str, Tensor]]
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``. The lowest go
+first. Layers without scores are left alone."""
+
+
+def l1(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+    """Magnitude: ``|w|`` per weight, the mean of it per neuron."""
+    if granularity == "weight":
+        return {name: _weight(m).abs() for name, m in weighted_layers(model).items()}
+    return {name: grouped.detach().abs().mean(1) for name, _, grouped in iter_rows(weighted_layers(model))}
+
+
+def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+    """Magnitude: ``|w|`` per weight, the root mean square of a neuron's weights."""
+    if granularity == "weight":
+        return l1(model, granularity)
+    grouped = iter_rows(weighted_layers(model))
+    return {name: row.detach().square().mean(1).sqrt() for name, _, row in grouped}
+
+
+def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+    """Magnitude in units of the layer's spread: a threshold on it is the "quality" of Han et al.
+
+    ``|w| < quality * std(w)``, with the standard deviation of the layer's weights that are not zero. One
+    threshold over all layers then is another one in each.
+
+    Source: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS 2015,
+    section 3.
+    """
+    scores = l1(model, granularity)
+    for name, module in weighted_layers(model).items():
+        live = _weight(module)[_weight(module) != 0]
+        spread = live.std() if len(live) > 1 else live.abs().sum()
+        # A layer whose weights are all alike has no spread: they are worth as much as they can be.
+        scores[name] = scores[name] / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    return scores
+
+
+def bn_scale(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+    """``|gamma|`` of the BatchNorm that reads a neuron alone; layers without one are left alone.
+
+    Source: Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017.
+
+    Raises:
+        ConfigError: for single weights, and for a network without such a BatchNorm.
+        ModelError: for a model that torch.fx cannot trace.
+    """
+    if granularity != "neuron":
+        raise ConfigError("'bn-scale' says what neurons are worth: use it with granularity='neuron'")
+    graph = trace(model)
+    norms = {name: graph.norm_after(name) for name in weighted_layers(model)}
+    scales = {n: model.get_submodule(norm).weight for n, norm in norms.items() if norm is not None}
+    found = {name: scale.detach().abs() for name, scale in scales.items() if isinstance(scale, Tensor)}
+    if not found:
+        raise ConfigError(f"'bn-scale' needs a BatchNorm behind a layer; {type(model).__name__} has none")
+    return found
+
+
+def random(seed: int = 0) -> Importance:
+    """Nothing at all: scores drawn uniformly, the baseline that must be beaten.
+
+    Args:
+        seed: the same seed draws the same scores, whatever was pruned in between.
+    """
+
+    def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        like = l1(model, granularity)
+        return {
+            n: torch.rand(s.shape, generator=generator, dtype=s.dtype).to(s.device) for n, s in like.items()
+        }
+
+    return scores
+
+
+def taylor(
+    batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Importance:
+    """First order in the loss: ``|w dL/dw|`` per weight, ``|sum w dL/dw|`` over a neuron's weights.
+
+    Args:
+        batches: calibration data, pairs of inputs and targets; gone through once per call, the model in
+            evaluation mode. The magnitudes are averaged over batches.
+        loss: of outputs and targets; default: cross-entropy.
+
+    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", ICLR
+    2017, eq. 7-8.
+    """
+    measure = loss or nn.functional.cross_entropy
+
+    def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        layers = weighted_layers(model)
+        sums = {name: torch.zeros_like(score) for name, score in l1(model, granularity).items()}
+        count = sum(_add_taylor(model, layers, sums, batch, measure, granularity) for batch in batches)
+        device = next(iter(sums.values())).device if sums else torch.device("cpu")
+        total = float(sum_over_processes(torch.tensor(float(count), device=device)))
+        if not total:
+            raise DataError("there is no batch to calibrate the scores on")
+        return {name: sum_over_processes(value) / total for name, value in sums.items()}
+
+    return scores
+
+
+def _add_taylor(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    sums: dict[str, Tensor],
+    batch: tuple[Tensor, Tensor],
+    measure: Callable[[Tensor, Tensor], Tensor],
+    granularity: Granularity,
+) -> int:
+    weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
+    inputs, targets = (part.to(weights[0].device) for part in batch)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(measure(model(inputs), targets), weights, allow_unused=True)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    for (name, module), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
+        if gradient is not None:
+            product = weight.detach() * gradient
+            sums[name] += (product if granularity == "weight" else rows(module, product).sum(1)).abs()
+    return 1
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "l1": l1, "l2": l2, "han": han, "bn-scale": bn_scale, "random": random(),
+}  # fmt: skip
+
+
+def importance_of(given: str | Importance) -> Importance:
+    """An importance by its name, or as it is.
+
+    Raises:
+        ConfigError: for an unknown name, with those that exist.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in IMPORTANCES:
+        raise ConfigError(f"importance is a function or one of {', '.join(IMPORTANCES)}, not {given!r}")
+    return IMPORTANCES[given]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.weight.detach()  # type: ignore[union-attr, operator, return-value]

@@ -1,0 +1,76 @@
+"""A pruning step before it is taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from snello.neurons import Masks
+
+from ._importance import Granularity
+from ._threshold import ThresholdSearch
+
+
+@dataclass(frozen=True)
+class LayerShare:
+    """What a step takes from one layer.
+
+    Attributes:
+        name: the layer.
+        units: how many weights or neurons it has.
+        before: how many of them are pruned already.
+        after: how many will be.
+    """
+
+    name: str
+    units: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What a pruning step will do. Printed, it is a table.
+
+    Attributes:
+        granularity: what the units are.
+        search: the threshold, and the loss and cost that were measured at it.
+        layers: one row per layer that may be pruned.
+        masks: what will be kept.
+    """
+
+    granularity: Granularity
+    search: ThresholdSearch
+    layers: tuple[LayerShare, ...]
+    masks: Masks = field(repr=False, compare=False)
+
+    @property
+    def before(self) -> int:
+        """Units that are pruned already, over all layers."""
+        return sum(layer.before for layer in self.layers)
+
+    @property
+    def after(self) -> int:
+        """Units that will be pruned, over all layers."""
+        return sum(layer.after for layer in self.layers)
+
+    @property
+    def units(self) -> int:
+        """Units that may be pruned, over all layers."""
+        return sum(layer.units for layer in self.layers)
+
+    def __str__(self) -> str:
+        width = max([5, *(len(layer.name) for layer in self.layers)])
+        total = LayerShare("all", self.units, self.before, self.after)
+        lines = [f"{'layer':{width}}  {self.granularity + 's':>9}  {'pruned':>9}  {'will be':>9}"]
+        for row in (*self.layers, total):
+            share = row.after / row.units if row.units else 0.0
+            lines.append(f"{row.name:{width}}  {row.units:9}  {row.before:9}  {row.after:9}  {share:7.2%}")
+        search = self.search
+        facts = [f"threshold {search.threshold:.4g}"]
+        if math.isfinite(search.loss):
+            bound = f" (bound {search.bound:.4f})" if math.isfinite(search.bound) else ""
+            facts.append(f"loss {search.loss:.4f}{bound}")
+        if search.cost is not None:
+            facts.append(f"cost {search.cost:g}")
+        return "\n".join([*lines, f"{', '.join(facts)}; {search.trials} trial(s)"])

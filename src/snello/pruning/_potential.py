@@ -1,0 +1,96 @@
+"""The pruning potential of a network: how well it does, against how much is gone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from snello.errors import ConfigError
+from snello.graph import evaluation
+from snello.neurons import LayerFilter, count_parameters, dead_neurons, neuron_count, weighted_layers
+
+from ._amount import Ratio
+from ._importance import Granularity, Importance
+from ._pruner import Pruner, Scope
+
+
+@dataclass(frozen=True)
+class PotentialPoint:
+    """One point of a curve.
+
+    Attributes:
+        method: whose curve.
+        ratio: the share of units that was asked for.
+        pruned: share of all the model's parameters that are exactly zero.
+        dead_neurons: share of the neurons of Linear and convolution layers whose weights are all zero.
+        value: what was measured, such as the accuracy.
+    """
+
+    method: str
+    ratio: float
+    pruned: float
+    dead_neurons: float
+    value: float
+
+
+def pruning_potential(
+    model: nn.Module,
+    measure: Callable[[nn.Module], float],
+    importances: Mapping[str, str | Importance],
+    ratios: Sequence[float] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99),
+    *,
+    granularity: Granularity = "weight",
+    scope: Scope = "global",
+    exclude: LayerFilter | None = None,
+    finetune: Callable[[nn.Module, Pruner], object] | None = None,
+) -> tuple[PotentialPoint, ...]:
+    """Prune copies of a trained network in one shot, by several importances and to several ratios.
+
+    Args:
+        model: the trained network; it is not changed.
+        measure: what to plot, such as the accuracy on test data; called in evaluation mode without gradients.
+        importances: a name for each curve -> as in ``Pruner(importance=...)``.
+        ratios: shares of the weights or neurons to prune, each from the whole network.
+        granularity, scope, exclude: as for :class:`Pruner`.
+        finetune: trains the pruned copy on before it is measured; attach its optimizer to the pruner
+            (``pruner.attach(optimizer)``) so that nothing revives.
+
+    Returns:
+        One point for every importance and ratio, in this order.
+
+    Raises:
+        ConfigError: for ratios outside [0, 1], and as :class:`Pruner`.
+    """
+    if not importances or not ratios:
+        raise ConfigError("a pruning potential needs at least one importance and one ratio")
+    points = []
+    for method, importance in importances.items():
+        for ratio in ratios:
+            twin = copy.deepcopy(model)
+            pruner = Pruner(
+                twin, None, granularity=granularity, scope=scope, importance=importance, amount=Ratio(ratio),
+                exclude=exclude,
+            )  # fmt: skip
+            pruner.prune()
+            if finetune is not None:
+                finetune(twin, pruner)
+            pruner.remove()
+            points.append(potential_point(twin, method, ratio, measure))
+    return tuple(points)
+
+
+def potential_point(
+    model: nn.Module, method: str, ratio: float, measure: Callable[[nn.Module], float]
+) -> PotentialPoint:
+    """One point of a curve, measured on a model as it is; for curves along a training of your own."""
+    with evaluation(model):
+        value = float(measure(model))
+    total, nonzero = count_parameters(model)
+    layers = weighted_layers(model).values()
+    neurons = sum(map(neuron_count, layers))
+    dead = sum(int(dead_neurons(layer).sum()) for layer in layers)
+    return PotentialPoint(method, ratio, 1 - nonzero / total, dead / neurons if neurons else math.nan, value)

@@ -1,0 +1,154 @@
+"""When pruning happens: once, on plateaus, or little by little."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from snello.errors import ConfigError
+
+
+class Schedule(Protocol):
+    """Asked once per epoch whether to prune."""
+
+    restores: bool
+    """Whether the best weights since the last pruning step are restored before the next."""
+
+    def update(self, loss: float) -> bool:
+        """Take in one epoch's loss; true if it is the best since the last pruning step."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether to prune now."""
+
+    @property
+    def progress(self) -> float:
+        """Which share of the amount to reach by now, in (0, 1]."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further pruning step will come."""
+
+    def reset(self, loss: float) -> None:
+        """A pruning step was taken; the loss after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+
+
+@dataclass
+class _Counter:
+    """Counts epochs and pruning steps."""
+
+    epochs: int = 0
+    steps: int = 0
+    best: float = float("inf")
+
+    def update(self, loss: float) -> bool:
+        """Take in one epoch's loss; true if it is the best since the last pruning step."""
+        self.epochs += 1
+        improved = loss < self.best
+        self.best = loss if improved else self.best
+        return improved
+
+    def reset(self, loss: float) -> None:
+        """A pruning step was taken; the loss after it."""
+        self.steps += 1
+        self.best = loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@dataclass
+class OneShot(_Counter):
+    """One pruning step, after so many epochs; what follows is fine-tuning.
+
+    Attributes:
+        after: epochs before it.
+        epochs, steps, best: the state.
+    """
+
+    after: int = 1
+    restores = False
+
+    def __post_init__(self) -> None:
+        if self.after < 1:
+            raise ConfigError(f"after counts epochs before the pruning step: at least 1, not {self.after}")
+
+    @property
+    def reached(self) -> bool:
+        """Whether to prune now."""
+        return self.steps == 0 and self.epochs >= self.after
+
+    @property
+    def progress(self) -> float:
+        """All at once."""
+        return 1.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the step was taken."""
+        return self.steps > 0
+
+
+@dataclass
+class Cubic(_Counter):
+    r"""Little by little, fast at first: :math:`s_t = s_f (1 - (1 - t / n)^3)`, t epochs after ``begin``.
+
+    Attributes:
+        over: epochs :math:`n` until the whole amount is reached.
+        begin: epochs before the first of them.
+        every: epochs between two pruning steps.
+        epochs, steps, best, complete: the state.
+
+    Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
+    2017, eq. 1, from a sparsity of zero. The amount must be a share: :class:`Ratio`.
+    """
+
+    over: int = 10
+    begin: int = 0
+    every: int = 1
+    complete: bool = False
+    restores = False
+
+    def __post_init__(self) -> None:
+        if self.over < 1 or self.every < 1 or self.begin < 0:
+            raise ConfigError(
+                f"a cubic schedule needs over >= 1, every >= 1 and begin >= 0 epochs, not {self.over}, "
+                f"{self.every}, {self.begin}"
+            )
+
+    @property
+    def _since(self) -> int:
+        return self.epochs - self.begin
+
+    @property
+    def reached(self) -> bool:
+        """Whether to prune now."""
+        due = self._since >= 1 and (self._since % self.every == 0 or self._since >= self.over)
+        return due and not self.complete
+
+    @property
+    def progress(self) -> float:
+        """The share of the final amount that is due by now."""
+        return 1 - (1 - min(max(self._since / self.over, 0.0), 1.0)) ** 3
+
+    @property
+    def done(self) -> bool:
+        """Whether the last pruning step was taken."""
+        return self.complete
+
+    def reset(self, loss: float) -> None:
+        """A pruning step was taken; the loss after it."""
+        super().reset(loss)
+        self.complete = self._since >= self.over

@@ -1,0 +1,112 @@
+"""What is pruned: single weights, or neurons whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError
+from snello.graph import trace
+from snello.neurons import Masks, dead_neurons, neuron_count, rows, spread
+
+from ._importance import Granularity, Importance
+
+
+@dataclass(frozen=True)
+class Units:
+    """The weights or neurons that may be pruned.
+
+    Attributes:
+        granularity: which of the two.
+        layers: the layers, by name.
+        norms: layer name -> the affine BatchNorm that alone reads it; for neurons.
+    """
+
+    granularity: Granularity
+    layers: dict[str, nn.Module]
+    norms: dict[str, str]
+
+    @staticmethod
+    def of(model: nn.Module, layers: dict[str, nn.Module], granularity: Granularity) -> Units:
+        """The units of some layers.
+
+        Raises:
+            ModelError: for neurons of a model that torch.fx cannot trace.
+        """
+        return Units(granularity, layers, _norms_after(model, layers) if granularity == "neuron" else {})
+
+    def dead(self, name: str) -> Tensor:
+        """Which units of a layer are zero already: boolean, shape of the weight or ``(neurons,)``."""
+        module = self.layers[name]
+        return _weight(module) == 0 if self.granularity == "weight" else dead_neurons(module)
+
+    def scores(self, model: nn.Module, importance: Importance, scope: str) -> dict[str, Tensor]:
+        """Layer name -> score of each unit: zero for those that are dead, positive for all others.
+
+        With the scope "layer", a score is the rank within its layer as a share of its units, so that one
+        threshold takes the same share of every layer.
+
+        Raises:
+            ConfigError: for importances of another shape, negative or not finite.
+        """
+        given = importance(model, self.granularity)
+        found: dict[str, Tensor] = {}
+        for name in self.layers:
+            if name in given:
+                score = self._checked(name, given[name].detach())
+                dead = self.dead(name)
+                score = score.clamp_min(torch.finfo(score.dtype).tiny).masked_fill(dead, 0)
+                found[name] = _ranks(score).masked_fill(dead, 0) if scope == "layer" else score
+        return found
+
+    def _checked(self, name: str, score: Tensor) -> Tensor:
+        module = self.layers[name]
+        per_weight = score.shape == _weight(module).shape
+        if self.granularity == "neuron" and per_weight and score.dim() > 1:
+            score = rows(module, score).mean(1)
+        shape = _weight(module).shape if self.granularity == "weight" else (neuron_count(module),)
+        if tuple(score.shape) != tuple(shape):
+            raise ConfigError(
+                f"importance of layer {name!r}: shape {tuple(score.shape)} where granularity="
+                f"{self.granularity!r} needs {tuple(shape)}"
+            )
+        if not bool((score >= 0).all()) or not bool(score.isfinite().all()):
+            raise ConfigError(f"importance of layer {name!r}: scores must be finite and not negative")
+        return score
+
+    def masks(self, scores: dict[str, Tensor], threshold: float) -> Masks:
+        """What a threshold keeps. What is zero already stays pruned, whatever the threshold."""
+        masks: Masks = {}
+        for name, score in scores.items():
+            keep, module = (score >= threshold) & (score > 0), self.layers[name]
+            if self.granularity == "weight":
+                masks[f"{name}.weight"] = keep
+                continue
+            masks[f"{name}.weight"] = spread(module, keep).expand_as(_weight(module)).contiguous()
+            if module.bias is not None:
+                masks[f"{name}.bias"] = keep
+            if norm := self.norms.get(name):
+                masks[f"{norm}.weight"] = masks[f"{norm}.bias"] = keep
+        return masks
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """Rank of each value as a share of their number, in (0, 1]; ties in order of their place."""
+    flat = score.flatten()
+    ranks = torch.empty(len(flat), dtype=torch.float64, device="cpu")
+    ranks[flat.cpu().argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64) / len(flat)
+    # Single precision holds 24 bits: enough for the ranks of 16 million weights, not of more.
+    return ranks.reshape(score.shape).to(score.device)
+
+
+def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Layer name -> the affine BatchNorm that alone reads it."""
+    graph = trace(model)
+    found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
+    return {name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None}
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.weight.detach()  # type: ignore[union-attr, operator, return-value]

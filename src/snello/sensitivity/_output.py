@@ -1,0 +1,137 @@
+"""Output sensitivity: how much do the outputs care about a weight?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError
+from snello.neurons import LayerFilter, select_layers, weighted_layers
+from snello.processes import Group, rank_and_size, sum_over_processes
+
+from ._decay import Sensitivity, insensitivity
+from ._outputs import class_scores, generator, target_scores
+
+Kind = Literal["unspecific", "specific"]
+
+
+class OutputSensitivity(Sensitivity):
+    r"""Sensitivity of the outputs to a weight, the ancestor of LOBSTER and SeReNe.
+
+    Unspecific, it asks all outputs alike; specific, it asks the output of the target class
+    :math:`k^\star` alone:
+
+    .. math:: S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
+              \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
+
+    with :math:`y_k` averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full backward
+    passes; ``"sampled"`` draws one class per observation instead, whose expectation is the sum.
+
+    Args:
+        model: the weights of its Linear and convolution layers decay.
+        lmbda: strength of the decay per step.
+        kind: "unspecific", or "specific" (then :meth:`observe` needs the targets).
+        estimate: "sampled" or "full"; it makes no difference to the specific kind.
+        every: observe on every n-th call only; in between, the latest sensitivity stands.
+        class_dim: the dimension of the classes in the outputs; see :class:`SeReNe`.
+        ignore_index: positions with this target are left out.
+        seed: decides the classes drawn, with the number of the observation.
+        exclude: layers that do not decay: their names or types, or a function of name and module.
+        group: the processes that share a batch; default: all, where torch.distributed is initialised.
+
+    Source: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven regularization",
+    NeurIPS 2018, eq. 4-6. The sampled estimate is snello's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lmbda: float = 1e-4,
+        *,
+        kind: Kind = "unspecific",
+        estimate: Literal["sampled", "full"] = "sampled",
+        every: int = 4,
+        class_dim: int = 1,
+        ignore_index: int = -100,
+        seed: int = 0,
+        exclude: LayerFilter = (),
+        group: Group = None,
+    ) -> None:
+        super().__init__(lmbda)
+        if kind not in ("unspecific", "specific") or estimate not in ("sampled", "full"):
+            raise ConfigError(
+                f"kind is 'unspecific' or 'specific', estimate 'sampled' or 'full', not {kind!r}, {estimate!r}"
+            )
+        if every < 1:
+            raise ConfigError(f"every counts steps between observations: at least 1, not {every}")
+        layers = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
+        unique = {id(m.weight): (f"{name}.weight", m.weight) for name, m in layers.items()}
+        self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
+        self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
+        self._class_dim, self._ignore_index, self._group = class_dim, ignore_index, group
+        self._calls = 0
+        self._pending: list[dict[str, Tensor]] = []
+        self._latest: dict[str, Tensor] = {}
+
+    def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
+        """Measure the sensitivities from the outputs, before ``loss.backward()``.
+
+        Several observations before one :meth:`step` (gradient accumulation) are averaged.
+
+        Args:
+            outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is kept.
+            targets: class indices (B,) or one per position; needed by the specific kind.
+
+        Raises:
+            ConfigError: for outputs or targets of another shape, or without a graph.
+        """
+        call, due = self._calls, self._calls % self.every == 0
+        if due:
+            scores = class_scores(outputs, self._class_dim, "OutputSensitivity.observe")
+            if self.kind == "specific":
+                if targets is None:
+                    raise ConfigError("the specific kind needs the targets: call observe(outputs, targets)")
+                picked = [target_scores(outputs, targets, self._class_dim, self._ignore_index)]
+            else:
+                picked = [scores[:, k] for k in self._classes(scores.shape[1], call)]
+            self._measure(picked)
+        self._calls += 1
+
+    def _classes(self, classes: int, call: int) -> list[int]:
+        if self.estimate == "full":
+            return list(range(classes))
+        return [int(torch.randint(classes, (), generator=generator(self.seed, call)))]
+
+    def _measure(self, picked: list[Tensor]) -> None:
+        """The mean over the picked outputs of the magnitude of the weights' gradients, over all processes."""
+        weights = {name: w for name, w in self._weights.items() if w.requires_grad}
+        sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+        size = rank_and_size(self._group)[1]
+        for score in picked:
+            gradients = torch.autograd.grad(
+                score.mean(), list(weights.values()), retain_graph=True, allow_unused=True
+            )
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                whole = torch.zeros_like(total) if gradient is None else gradient
+                total += (sum_over_processes(whole, self._group) / size).abs()
+        self._pending.append({name: total / len(picked) for name, total in sums.items()})
+
+    def sensitivity(self) -> dict[str, Tensor]:
+        """Parameter name -> sensitivity, shape of the weight: the mean of the observations since the last step."""
+        if not self._pending:
+            return self._latest
+        return {name: torch.stack([p[name] for p in self._pending]).mean(0) for name in self._pending[0]}
+
+    def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
+        self._latest, self._pending = self.sensitivity(), []
+        if not self._latest:
+            return [], []
+        return [self._weights[n] for n in self._latest], insensitivity(list(self._latest.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self._calls, "latest": dict(self._latest)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._calls, self._latest = int(state["calls"]), dict(state["latest"])

@@ -1,0 +1,71 @@
+"""What an output is, and which of them an observation looks at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError
+from snello.processes import Group, rank_and_size
+
+
+def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
+    """One score per example and class: shape (B, C), attached to the graph.
+
+    A network with an output at every pixel or token has as its score of a class the mean over positions, as
+    a classifier has that ends in global average pooling.
+
+    Args:
+        outputs: (B, C), (B, C, ...) with ``class_dim=1``, or (B, ..., C) with ``class_dim=-1``.
+        class_dim: the dimension of the classes.
+        who: who asks, for the error.
+
+    Raises:
+        ConfigError: for outputs without a graph, or without such a dimension.
+    """
+    dims = outputs.dim()
+    if not outputs.requires_grad or dims < 2 or not class_dim % dims >= 1 or not -dims < class_dim < dims:
+        raise ConfigError(
+            f"{who} needs the outputs of a training forward with their graph, the batch first and the classes "
+            f"on dimension {class_dim} (class_dim); got shape {tuple(outputs.shape)}, "
+            f"requires_grad={outputs.requires_grad}"
+        )
+    return outputs if dims == 2 else outputs.movedim(class_dim, 1).flatten(2).mean(2)
+
+
+def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index: int) -> Tensor:
+    """The score of each example's target class: shape (B,), attached to the graph.
+
+    With targets at every position, the mean of each position's own target, ignored positions left out.
+
+    Raises:
+        ConfigError: for targets of another shape or outside 0 ... C - 1.
+    """
+    outputs = outputs.movedim(class_dim, 1)
+    ignored = targets == ignore_index
+    fits = targets.shape == outputs.shape[:1] + outputs.shape[2:]
+    if not fits or bool(((targets < 0) | (targets >= outputs.shape[1])).logical_and(~ignored).any()):
+        raise ConfigError(
+            f"targets must be class indices 0 ... {outputs.shape[1] - 1} of shape "
+            f"{tuple(outputs.shape[:1] + outputs.shape[2:])} (or ignore_index={ignore_index}), "
+            f"got shape {tuple(targets.shape)}"
+        )
+    picked = outputs.gather(1, targets.masked_fill(ignored, 0).unsqueeze(1)).squeeze(1)
+    picked = picked.masked_fill(ignored, 0).reshape(len(outputs), -1)
+    return picked.sum(1) / (~ignored).reshape(len(outputs), -1).sum(1).clamp(min=1)
+
+
+def generator(seed: int, call: int) -> torch.Generator:
+    """Random numbers that depend on the seed and the number of the observation alone: nothing to resume."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + call)
+
+
+def draw_classes(batch: int, classes: int, seed: int, call: int, group: Group) -> Tensor:
+    """One class per example, uniformly: int64, shape (batch, 1), on the CPU.
+
+    Every process draws for the joined batch, the processes' examples one after the other, and takes its own
+    part: two processes with half a batch each draw what one process with the whole batch draws.
+    """
+    rank, size = rank_and_size(group)
+    drawn = torch.randint(classes, (size * batch, 1), generator=generator(seed, call))
+    return drawn[rank * batch : (rank + 1) * batch]

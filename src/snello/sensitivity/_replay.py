@@ -1,0 +1,66 @@
+"""A second forward of the first few examples of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Replay:
+    """Remembers a model's inputs, and runs the first of them again, in evaluation mode and with gradients.
+
+    The second forward neither moves the statistics of BatchNorm nor draws from torch's generators.
+
+    Args:
+        model: the model whose inputs are remembered.
+        examples: how many of a batch are run again.
+        wanted: says whether the forward about to begin will be run again.
+    """
+
+    def __init__(self, model: nn.Module, examples: int, wanted: Callable[[], bool]) -> None:
+        self._model, self._examples, self._wanted = model, examples, wanted
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._autocast: dict[str, Any] = {}
+        self.running = False
+        self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.running or not self._wanted():
+            return
+        self._inputs = (args, kwargs)
+        kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        self._autocast = {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+        }
+
+    def run(self, batch: int) -> Tensor:
+        """The outputs of the first examples of a batch of that size."""
+
+        def first(value: Any) -> Any:
+            per_example = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
+            return value[: self._examples] if per_example else value
+
+        (args, kwargs), self._inputs = self._inputs, ((), {})
+        modes = {module: module.training for module in self._model.modules()}
+        self._model.eval()
+        self.running = True
+        try:
+            with torch.enable_grad(), torch.autocast(**self._autocast):
+                outputs = self._model(
+                    *map(first, args), **{key: first(value) for key, value in kwargs.items()}
+                )
+        finally:
+            self.running = False
+            for module, training in modes.items():
+                module.training = training
+        return outputs  # type: ignore[no-any-return]
+
+    def remove(self) -> None:
+        """Take the hook out of the model."""
+        self._handle.remove()
+        self._inputs = ((), {})

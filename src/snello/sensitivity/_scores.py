@@ -1,0 +1,114 @@
+"""Sensitivities of a trained network on calibration data, as scores for one-shot pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import DataError
+from snello.neurons import rows, spread, weighted_layers
+from snello.processes import sum_over_processes
+
+from ._serene import Estimate, SeReNe
+
+Granularity = Literal["weight", "neuron"]
+Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``."""
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def lobster_scores(batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Scores:
+    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|`, as scores for pruning a trained network.
+
+    Args:
+        batches: calibration data, pairs of inputs and targets; gone through once per call.
+        loss: of outputs and targets; default: cross-entropy.
+
+    Returns:
+        A function of model and granularity, as ``Pruner(importance=...)`` takes it. It runs the model in
+        evaluation mode and leaves ``.grad`` alone. Per weight, the mean over batches of the magnitude; per
+        neuron, the mean of its weights' scores.
+    """
+    measure = loss or nn.functional.cross_entropy
+
+    def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        layers = weighted_layers(model)
+        weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
+        sums = [torch.zeros_like(w) for w in weights]
+        count = weights[0].new_zeros(1) if weights else torch.zeros(1)
+        with _Evaluating(model):
+            for inputs, targets in batches:
+                value = measure(model(inputs.to(count.device)), targets.to(count.device))
+                gradients = torch.autograd.grad(value, weights, allow_unused=True)
+                count += 1
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient.abs()
+        means = [sum_over_processes(total) for total in sums]
+        batches_seen = float(sum_over_processes(count))
+        if not batches_seen:
+            raise DataError("there is no batch to calibrate the scores on")
+        found = {name: mean / batches_seen for name, mean in zip(layers, means, strict=True)}
+        if granularity == "weight":
+            return found
+        return {name: rows(layers[name], score).mean(1) for name, score in found.items()}
+
+    return scores
+
+
+def serene_scores(
+    batches: Batches, *, estimate: Estimate = "sampled", class_dim: int = 1, seed: int = 0
+) -> Scores:
+    r"""SeReNe's sensitivity of the outputs to each neuron, as scores for pruning a trained network.
+
+    Args:
+        batches: calibration data, pairs of inputs and targets (the targets are not used).
+        estimate: one of SeReNe's estimates.
+        class_dim: the dimension of the classes in the outputs.
+        seed: decides the classes drawn.
+
+    Returns:
+        A function of model and granularity, as ``Pruner(importance=...)`` takes it. Per neuron, the
+        sensitivity S; per weight, ``S |w|``, the first-order bound on what the outputs lose with the weight.
+        The head's neurons are scored too, by 1/C.
+    """
+
+    def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        serene = SeReNe(model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=())
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            with _Evaluating(model):
+                for inputs, _ in batches:
+                    serene.observe(model(inputs.to(device)))
+            found = serene.sensitivity()
+        finally:
+            serene.remove()
+        if not found:
+            raise DataError("there is no batch to calibrate the scores on")
+        if granularity == "neuron":
+            return found
+        layers = weighted_layers(model)
+        return {n: layers[n].weight.detach().abs() * spread(layers[n], s) for n, s in found.items()}  # type: ignore[union-attr, operator]
+
+    return scores
+
+
+class _Evaluating:
+    """Evaluation mode with gradients inside the block; every module's own mode afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._modes = {module: module.training for module in self._model.modules()}
+        self._grad = torch.enable_grad()
+        self._grad.__enter__()
+        self._model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self._grad.__exit__(None, None, None)
+        for module, training in self._modes.items():
+            module.training = training
