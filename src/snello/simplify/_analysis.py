@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
+from snello.errors import SimplifyError
 from snello.graph import Graph, shape_of
 
 from ._match import match
-from ._rule import Rule, Sizes, Wanted
+from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
+from ._structure import Sizes
 from ._weighted import Producer
 
 
@@ -100,8 +102,11 @@ def arrange(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangemen
         hungry = _arrange(analysis, kept_alive, result)
         if hungry is None:
             return result
-        producer = _producer(analysis, hungry)
-        kept_alive[producer] = torch.zeros(1, dtype=torch.long)
+        producer, channel = _producer(analysis, hungry)
+        kept = result.layouts[producer].order
+        if channel in kept:
+            raise SimplifyError(f"{hungry.name!r} needs a channel that {producer.name!r} cannot give it")
+        kept_alive[producer] = torch.cat([kept, torch.tensor([channel])]).sort().values
 
 
 def _arrange(analysis: Analysis, kept_alive: dict[fx.Node, Tensor], result: Arrangement) -> fx.Node | None:
@@ -138,10 +143,13 @@ def _apply(
     return rule.arrange(signal, useful, *received)
 
 
-def _producer(analysis: Analysis, node: fx.Node) -> fx.Node:
+def _producer(analysis: Analysis, node: fx.Node) -> tuple[fx.Node, int]:
+    """A layer upstream, and a neuron of it that some channel of the node is made of."""
+    channels = torch.ones_like(analysis.useful[node])
     while not isinstance(rule := analysis.rules[node], Producer):
-        node = next(a for a in rule.operands if a in analysis.axes)
-    return node
+        sources = zip(rule.operands, rule.sources(channels), strict=True)
+        node, channels = next((a, c) for a, c in sources if a in analysis.axes and c.any())
+    return node, int(channels.nonzero()[0])
 
 
 def whole_readers(analysis: Analysis) -> list[tuple[fx.Node, fx.Node]]:

@@ -30,8 +30,9 @@ from ._draft import Draft
 from ._lean_attention import Dense, Lean, LeanMultiheadAttention, dense
 from ._lean_attention import is_attention as is_attention
 from ._plan import AttentionPlan
-from ._rule import Absorbed, Rule, Wanted
+from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
+from ._structure import Absorbed
 from ._weighted import Producer
 
 Axes = dict[fx.Node, int]

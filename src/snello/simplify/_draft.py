@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx
 
@@ -30,21 +32,17 @@ class Draft:
         self._drops: list[Drop] = []
         self._numbers: list[Number] = []
 
-    def plan(self, left_alone: dict[str, str]) -> SimplificationPlan:
-        """The plan, frozen. Where no neuron goes, nothing is changed at all."""
-        if not self.removes_anything:
-            return SimplificationPlan(self.input_shapes, dict(self.layers), left_alone=left_alone)
+    def plan(self, left_alone: dict[str, str], *, removes: bool) -> SimplificationPlan:
+        """The plan, frozen. Where no neuron goes, nothing is changed at all, not even the order of channels."""
+        if not removes:
+            self.values.clear()
+            layers = {name: _untouched(layer) for name, layer in self.layers.items()}
+            return SimplificationPlan(self.input_shapes, layers, left_alone=left_alone)
         return SimplificationPlan(
             self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
             tuple(self._numbers), left_alone,
         )  # fmt: skip
-
-    @property
-    def removes_anything(self) -> bool:
-        """Whether any neuron goes."""
-        narrowed = any(len(layer.kept_outputs) < layer.outputs for layer in self.layers.values())
-        return narrowed or bool(self.parameters) or bool(self.attentions)
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
         """Bring an operand into the layout that a reader wants. Readers that want the same share it."""
@@ -107,6 +105,10 @@ class Draft:
     def number(self, node: fx.Node, value: int, position: int = -1) -> None:
         """Write a number into the graph."""
         self._numbers.append(Number(node.name, position, value))
+
+
+def _untouched(layer: LayerPlan) -> LayerPlan:
+    return replace(layer, kept_outputs=tuple(range(layer.outputs)), kept_inputs=tuple(range(layer.inputs)))
 
 
 def _index(index: Tensor, available: int) -> tuple[int, ...] | None:

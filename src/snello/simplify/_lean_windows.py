@@ -62,7 +62,8 @@ class LeanWindowAttention(Lean):
         if any(shift):
             x = torch.roll(x, [-s for s in shift], (1, 2))
         x = x.reshape(batch, grid[0], high, grid[1], wide, x.shape[-1])
-        q, k, v = self._split(x.transpose(2, 3).reshape(batch * grid[0] * grid[1], high * wide, -1))
+        x = x.transpose(2, 3).reshape(batch * grid[0] * grid[1], high * wide, x.shape[-1])
+        q, k, v = self._split(x, grid[0] * grid[1] * high * wide)
         y = self._merge(self._attend(q, k, v, batch, grid, shift))
         y = F.dropout(y, self.dropout, self.training)
         y = y.reshape(batch, *grid, high, wide, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -74,22 +75,19 @@ class LeanWindowAttention(Lean):
         self, q: Tensor, k: Tensor, v: Tensor, batch: int, grid: tuple[int, int], shift: Sequence[int]
     ) -> Tensor:
         """Attention within windows: tensors of shape (N * windows, heads, tokens, width)."""
-        q, k, scale = self._scaled(q, k)
-        bias, dropout = self._position_bias(), self.attention_dropout if self.training else 0.0
-        if not any(shift):
-            bias = None if bias is None else bias.to(q.dtype)
-            return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
-        # One mask for each window and head: windows and heads share an axis, the batch has its own.
-        mask = self._mask(grid, shift, q).unsqueeze(1).expand(-1, self.num_heads, -1, -1)
-        mask = (mask if bias is None else mask + bias).to(q.dtype)
-        q, k, v = (t.reshape(batch, -1, *t.shape[2:]) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask.reshape(1, -1, *mask.shape[2:]), dropout, scale=scale
-        )
-        return y.reshape(-1, self.num_heads, *y.shape[2:])
+        # Written out: on CPUs scaled_dot_product_attention with a mask takes three passes more.
+        scores = self._scores(q, k)
+        if (bias := self._position_bias()) is not None:
+            scores = scores + bias
+        if any(shift):
+            windows = scores.reshape(batch, grid[0] * grid[1], *scores.shape[1:])
+            scores = (windows + self._mask(grid, shift, q).unsqueeze(1)).flatten(0, 1)
+        weights: Tensor = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+        return weights @ v
 
-    def _scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
-        return q, k, self.scale
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        scores: Tensor = (q * self.scale) @ k.transpose(-2, -1)
+        return scores
 
     def _mask(self, grid: tuple[int, int], shift: Sequence[int], like: Tensor) -> Tensor:
         """-100 between tokens that only the cyclic shift has brought together: (windows, tokens, tokens)."""
@@ -137,19 +135,20 @@ class LeanCosineWindowAttention(LeanWindowAttention):
         first, first_bias, last, last_bias = network_of(self)
         heads = torch.tensor(self.plan.kept_heads[: self.plan.biased], dtype=torch.long, device=last.device)
         full = last.new_zeros(self.plan.heads, last.shape[1]).index_copy(0, heads, last)
-        if last_bias is not None:
-            last_bias = last_bias.new_zeros(self.plan.heads).index_copy(0, heads, last_bias)
-        return first, first_bias, full, last_bias
+        if last_bias is None:
+            return first, first_bias, full, None
+        return first, first_bias, full, last_bias.new_zeros(self.plan.heads).index_copy(0, heads, last_bias)
 
     def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
-        bias, (start, end) = self.qkv.bias, self.keys
-        if bias is not None:  # keys have none
-            bias = torch.cat([bias[:start], bias.new_zeros(end - start), bias[end:]])
+        given, (start, end) = self.qkv.bias, self.keys
+        if given is None:
+            return self.qkv.weight, None, self.proj
+        bias = torch.cat([given[:start], given.new_zeros(end - start), given[end:]])  # keys have none
         return self.qkv.weight, bias, self.proj
 
-    def _scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), 1.0
+        return (F.normalize(q, dim=-1) * scale) @ F.normalize(k, dim=-1).transpose(-2, -1)
 
     def _position_bias(self) -> Tensor | None:
         if not self.plan.biased:

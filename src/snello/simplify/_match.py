@@ -17,7 +17,8 @@ from snello.neurons import is_batchnorm
 from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
-from ._rule import Channels, Concat, PerChannel, Rule, Whole
+from ._rule import PerChannel, Rule
+from ._structure import Channels, Concat, SideBySide, Whole
 from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of
 
 Axes = dict[fx.Node, int]
@@ -111,7 +112,7 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
         return None  # nothing is known, and nothing will be
     arguments = (node, (operand,), (1,), 1)
     if isinstance(module, nn.ChannelShuffle):
-        return Channels(*arguments, shapes.shuffled(_width(operand, 1), module.groups), free=True)
+        return _shuffle_rule(node, operand, module.groups)
     if isinstance(module, _POOLS):
         return PerChannel(*arguments)
     if isinstance(module, _AVERAGES):
@@ -170,11 +171,16 @@ def _layer_norm_rule(node: fx.Node, module: nn.LayerNorm, axes: Axes) -> Rule | 
 
 
 def _average_rule(node: fx.Node, operand: fx.Node, pool: nn.Module) -> Rule | None:
-    if getattr(pool, "divisor_override", None) is not None:
-        return None  # the average of a constant is another constant, which depends on the window
     padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
     counted = any(padding) and bool(pool.count_include_pad)
-    return PerChannel(node, (operand,), (1,), 1, only=0.0 if counted else None)
+    # A divisor of its own makes another constant, and at a padded or a cut window yet another one.
+    odd = counted or getattr(pool, "divisor_override", None) is not None
+    return PerChannel(node, (operand,), (1,), 1, only=0.0 if odd else None)
+
+
+def _shuffle_rule(node: fx.Node, operand: fx.Node, groups: int) -> Rule:
+    width = _width(operand, 1)
+    return Channels(node, (operand,), (1,), 1, width, shapes.shuffled(width, groups), free=True)
 
 
 def _width(node: fx.Node, axis: int) -> int:
@@ -195,7 +201,7 @@ def _function_rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
         return None
     arguments = (node, (operand,), (1,), 1)
     if target is F.channel_shuffle or target is torch.channel_shuffle:
-        return Channels(*arguments, shapes.shuffled(_width(operand, 1), int(node.args[1])), free=True)  # type: ignore[arg-type]
+        return _shuffle_rule(node, operand, int(node.args[1]))  # type: ignore[arg-type]
     if target in _POOL_FUNCTIONS:
         return PerChannel(*arguments)
     if target in _AVERAGE_FUNCTIONS:
@@ -207,11 +213,14 @@ def _function_rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
 
 
 def _built(kind: Callable[..., nn.Module], node: fx.Node) -> nn.Module | None:
-    """The module that a pooling function stands for; None if its options are computed."""
-    options = {name: value for name, value in node.kwargs.items() if name != "input"}
-    if any(isinstance(value, fx.Node) for value in (*node.args[1:], *options.values())):
+    """The module that a pooling function stands for, up to the size of its windows, which may be computed."""
+    options = {
+        name: value for name, value in node.kwargs.items() if name not in ("input", "kernel_size", "stride")
+    }
+    given = [1 if position < 2 else value for position, value in enumerate(node.args[1:])]
+    if any(isinstance(value, fx.Node) for value in (*given, *options.values())):
         return None
-    return kind(*node.args[1:], **options)
+    return kind(*(given or [1]), **options)
 
 
 def _concat_rule(node: fx.Node, axes: Axes) -> Rule | None:
@@ -226,5 +235,8 @@ def _concat_rule(node: fx.Node, axes: Axes) -> Rule | None:
     if len(found) != 1:
         return None
     axis = found.pop()
-    kind = Concat if dim % len(shape) == axis else Whole
-    return kind(node, tuple(tensors), (axis,) * len(tensors), axis)  # type: ignore[arg-type]
+    operands: tuple[fx.Node, ...] = tuple(tensors)  # type: ignore[arg-type]
+    axes_of = (axis,) * len(operands)
+    if dim % len(shape) == axis:
+        return Concat(node, operands, axes_of, axis, [_width(a, axis) for a in operands])
+    return SideBySide(node, operands, axes_of, axis)

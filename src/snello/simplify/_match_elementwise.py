@@ -27,7 +27,7 @@ _FUNCTIONS = {
     torch.rsqrt, torch.square, torch.log, torch.neg, torch.clamp, torch.clamp_min, torch.pow, torch.sin, torch.cos,
     torch.erf, torch.clone, operator.neg, operator.pow, operator.add, operator.iadd, operator.sub, operator.isub,
     operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.add, torch.sub, torch.mul, torch.div,
-    torch.multiply, torch.subtract, torch.divide, torch.maximum, torch.minimum, torch.true_divide,
+    torch.multiply, torch.subtract, torch.divide, torch.maximum, torch.minimum, torch.true_divide, torch.max, torch.min,
 }  # fmt: skip
 _METHODS = {
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "abs", "sqrt", "rsqrt", "square", "log", "neg",
@@ -52,19 +52,21 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     axis = _channel_axis(tensors, axes, shape)
     if axis is None:
         return None
-    operands, parameters, unknown = _sorted(graph, node, tensors, axes, shape, axis)
-    if operands is None:
+    found = _sorted(graph, node, tensors, axes, shape, axis)
+    if found is None:
         return None
+    operands, parameters, shared, unknown = found
     own_axes = tuple(axis - len(shape) + len(shape_of(a) or ()) for a in operands)
-    if _is_sum(node) and not parameters and not unknown and all(shape_of(a) == shape for a in operands):
+    alone = not parameters and not unknown
+    if _is_sum(node) and alone and all(shape_of(a) == shape for a in operands):
         first, second = node.args[:2]
         return Add(node, (first, second), (axis, axis), axis)  # type: ignore[arg-type]
     if _is_identity(graph, node):
         return PerChannel(node, tuple(operands), own_axes, axis)
     function = _evaluation(graph, node, [*operands, *(graph_node for graph_node, _ in parameters)])
     return Elementwise(
-        node, tuple(operands), own_axes, axis, function, unknown,
-        node.target in _PRODUCTS, tuple(parameter for _, parameter in parameters),
+        node, (*operands, *shared), (*own_axes, *(axes[a] for a in shared)), axis, function, unknown,
+        node.target in _PRODUCTS, tuple(parameter for _, parameter in parameters), len(shared),
     )  # fmt: skip
 
 
@@ -74,6 +76,10 @@ def _is_elementwise(graph: Graph, node: fx.Node) -> bool:
         return module is not None and is_elementwise_module(module)
     if node.op == "call_method":
         return node.target in _METHODS
+    if node.target in (torch.max, torch.min) and (
+        len(node.args) < 2 or not isinstance(node.args[1], fx.Node)
+    ):
+        return False  # a reduction
     name = getattr(node.target, "__name__", "")
     return node.target in _FUNCTIONS or node.target in _DROPOUTS or name == "stochastic_depth"
 
@@ -106,7 +112,7 @@ def _channel_axis(tensors: Sequence[fx.Node], axes: dict[fx.Node, int], shape: t
     return None
 
 
-Sorted = tuple[list[fx.Node] | None, list[tuple[fx.Node, Parameter]], bool]
+Sorted = tuple[list[fx.Node], list[tuple[fx.Node, Parameter]], list[fx.Node], bool]
 
 
 def _sorted(
@@ -116,25 +122,36 @@ def _sorted(
     axes: dict[fx.Node, int],
     shape: tuple[int, ...],
     axis: int,
-) -> Sorted:
-    """Operands read channel by channel, bare parameters, and whether anything else is read."""
-    operands, parameters = [], []
+) -> Sorted | None:
+    """Operands read channel by channel, bare parameters, operands whose one channel all others meet, and
+    whether anything is read whose value is not known. None if channels meet channels of another axis."""
+    operands, parameters, shared = [], [], []
     unknown = len(tensors) < len(node.all_input_nodes)
     for a in tensors:
         own = shape_of(a) or ()
         own_axis = axis - len(shape) + len(own)
         broadcast = own_axis < 0 or own[own_axis] != shape[axis]
         if broadcast:
-            if a in axes:
-                return None, [], False  # channels that meet channels of another number
-            unknown = True
+            if a in axes and own[axes[a]] > 1:
+                return None
+            shared += [a] if a in axes else []
+            unknown = unknown or _number(graph, a) is None
         elif axes.get(a, own_axis) != own_axis:
-            return None, [], False
+            return None
         elif (parameter := _parameter(graph, a, own_axis)) is not None:
             parameters.append((a, parameter))
         else:
             operands.append(a)
-    return operands, parameters, unknown
+    return operands, parameters, shared, unknown
+
+
+def _number(graph: Graph, node: fx.Node) -> Tensor | None:
+    """The value of a parameter or buffer of one element, in float64; None for anything else."""
+    if node.op != "get_attr":
+        return None
+    owner, _, attribute = str(node.target).rpartition(".")
+    tensor = getattr(graph.module.get_submodule(owner), attribute)
+    return tensor.detach().cpu().double().reshape(1) if tensor.numel() == 1 else None
 
 
 def _parameter(graph: Graph, node: fx.Node, axis: int) -> Parameter | None:
@@ -167,7 +184,8 @@ def _evaluation(
         unknown = torch.zeros_like(values[0])  # what is computed from it is not used
 
         def known(a: fx.Node) -> Any:
-            return by_node.get(a, unknown)
+            number = _number(graph, a)
+            return by_node.get(a, unknown if number is None else number)
 
         args, kwargs = fx.map_arg(node.args, known), fx.map_arg(node.kwargs, known)
         if node.op == "call_module":

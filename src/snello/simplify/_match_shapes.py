@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from snello.graph import Graph, shape_of
 
-from ._rule import Absorbed, Channels, PadChannels, PerChannel, Rule, Sizes, View
+from ._match_views import SIZED, argument, shape_or_empty, sizes_rule, view_rule
+from ._rule import PerChannel, Rule
+from ._structure import Absorbed, Channels, PadChannels
 
 _VIEWS = {"view", "reshape", "flatten", torch.reshape, torch.flatten, "unflatten", torch.unflatten}
-_SIZED = {"view", "reshape", torch.reshape}
 _PERMUTES = {
     "permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes, "movedim", torch.movedim
 }  # fmt: skip
 _UNIT_AXES = {"unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze}
 _MEANS = {"mean", torch.mean, "amax", torch.amax, "amin", torch.amin}
 _SUMS = {"sum", torch.sum}
+_EXTREMES = {"max", torch.max, "min", torch.min}
+_TURNS = {"flip", torch.flip, "roll", torch.roll}
 _CHUNKS = {"chunk", torch.chunk, "split", torch.split, "tensor_split", torch.tensor_split}
 
 
@@ -47,14 +48,6 @@ def shuffled(channels: int, groups: int) -> Tensor:
     return torch.arange(channels).reshape(groups, -1).T.flatten()
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return shape_of(node) or ()
-
-
 def shuffles(graph: Graph) -> Iterator[tuple[fx.Node, Rule]]:
     """Channel shuffles of (N, C, *): view as (N, g, C/g, *), transpose, view as (N, C, *)."""
     for first in graph.nodes:
@@ -65,7 +58,7 @@ def shuffles(graph: Graph) -> Iterator[tuple[fx.Node, Rule]]:
                 break
             steps.append(reader)
         last = next(iter(steps[-1].users)) if len(steps[-1].users) == 1 else None
-        if last is None or first.target not in _SIZED or last.target not in _VIEWS:
+        if last is None or first.target not in SIZED or last.target not in _VIEWS:
             continue
         if (rule := _shuffle(steps, last)) is not None:
             yield from ((step, ShuffleStep(step, (), (), None)) for step in steps)
@@ -76,15 +69,20 @@ def _shuffle(steps: list[fx.Node], last: fx.Node) -> Shuffle | None:
     source = steps[0].args[0]
     if not isinstance(source, fx.Node) or [s.target for s in steps[2:]] not in ([], ["contiguous"]):
         return None
-    before, split, swapped = _shape(source), _shape(steps[0]), _shape(steps[1]) if len(steps) > 1 else ()
-    if len(before) < 2 or len(split) != len(before) + 1 or before != _shape(last):
+    before, split, swapped = (
+        shape_or_empty(source),
+        shape_or_empty(steps[0]),
+        shape_or_empty(steps[1]) if len(steps) > 1 else (),
+    )
+    if len(before) < 2 or len(split) != len(before) + 1 or before != shape_or_empty(last):
         return None
     if steps[1].target not in _PERMUTES or _permutation(steps[1]) != [0, 2, 1, *range(3, len(split))]:
         return None
     groups = split[1]
     if split[0] != before[0] or groups * split[2] != before[1] or len(swapped) != len(split):
         return None
-    return Shuffle(last, (source,), (1,), 1, shuffled(before[1], groups), free=True, steps=tuple(steps))
+    order = shuffled(before[1], groups)
+    return Shuffle(last, (source,), (1,), 1, before[1], order, free=True, steps=tuple(steps))
 
 
 def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
@@ -95,13 +93,20 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     target: Any = node.target
     if target is operator.getitem and operand.target in _CHUNKS:
         return _chunk_rule(node, operand, axes)
+    if target is operator.getitem and operand.target in _EXTREMES:
+        return _extreme_rule(node, operand, axes)
     axis = axes.get(operand)
-    if axis is None or not _shape(operand):
+    if axis is None or not shape_or_empty(operand):
         return None
     if target == "size" or (target is getattr and node.args[1:] == ("shape",)) or target == "dim":
-        return _sizes_rule(node, operand, axis)
+        return sizes_rule(node, operand, axis)
     if target in _CHUNKS:
         return _chunks_rule(node, operand, axis)
+    if target in _EXTREMES and (over := _over(node)) is not None:
+        if axis in {d % len(shape_or_empty(operand)) for d in over}:
+            return None
+        read = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
+        return Absorbed(node, (), (), None) if read else None
     if shape_of(node) is None:
         return None
     if target is operator.getitem:
@@ -109,18 +114,57 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     if target in ("narrow", torch.narrow):
         return _narrow_rule(node, operand, axis)
     if target in _VIEWS or isinstance(graph.layer(node), (nn.Flatten, nn.Unflatten)):
-        return _view_rule(graph, node, operand, axis)
+        return view_rule(graph, node, operand, axis)
     moved = _moved(node, axis)
     if moved is not None:
         return PerChannel(node, (operand,), (axis,), moved)
     if target in _MEANS or target in _SUMS:
         return _reduction_rule(node, operand, axis)
+    if target in _TURNS:
+        return _turn_rule(node, operand, axis)
+    if target == "to" and len(node.args) == 1 and set(node.kwargs) == {"memory_format"}:
+        return PerChannel(node, (operand,), (axis,), axis)
     return None
+
+
+def _turn_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
+    """Flips and rolls along other axes; a flip of the channels is another order of them."""
+    flip = node.target in ("flip", torch.flip)
+    dims: Any = node.args[1:] if flip else argument(node, 2, "dims")
+    if isinstance(dims, tuple) and len(dims) == 1 and isinstance(dims[0], (tuple, list)):
+        dims = dims[0]
+    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+    if not dims or not all(isinstance(d, int) for d in dims):
+        return None
+    shape = shape_or_empty(operand)
+    if axis not in {d % len(shape) for d in dims}:
+        return PerChannel(node, (operand,), (axis,), axis)
+    if not flip or len(dims) > 1:
+        return None
+    width = shape[axis]
+    return Channels(node, (operand,), (axis,), axis, width, torch.arange(width).flip(0), free=True)
+
+
+def _over(node: fx.Node) -> list[int] | None:
+    """Axes that a reduction goes over; None if they are computed, or if it goes over all."""
+    dims = argument(node, 1, "dim")
+    over = [dims] if isinstance(dims, int) else dims
+    if not isinstance(over, (tuple, list)) or not all(isinstance(d, int) for d in over):
+        return None
+    return [int(d) for d in over]
+
+
+def _extreme_rule(node: fx.Node, extreme: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
+    """The values of a maximum or minimum with its indices."""
+    operand = extreme.args[0]
+    if not isinstance(operand, fx.Node) or operand not in axes or node.args[1] != 0 or _over(extreme) is None:
+        return None
+    return _reduction(node, operand, axes[operand], extreme)
 
 
 def _permutation(node: fx.Node) -> list[int] | None:
     """For each output axis of a permutation, the input axis that it is; None if it is computed."""
-    rank = len(_shape(node))
+    rank = len(shape_or_empty(node))
     dims = list(node.args[1:]) or list(node.kwargs.values())
     if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
         dims = list(dims[0])
@@ -146,80 +190,32 @@ def _moved(node: fx.Node, axis: int) -> int | None:
         return None if order is None else order.index(axis)
     if node.target not in _UNIT_AXES:
         return None
-    dim, rank = _argument(node, 1, "dim"), len(_shape(node))
+    dim, rank = argument(node, 1, "dim"), len(shape_or_empty(node))
     if not isinstance(dim, int):
         return None
     added = node.target in ("unsqueeze", torch.unsqueeze)
-    dim = dim % (rank if added else len(_shape(node.all_input_nodes[0])))
+    dim = dim % (rank if added else len(shape_or_empty(node.all_input_nodes[0])))
     if added:
         return axis + (dim <= axis)
     if dim == axis:
         return None
-    gone = len(_shape(node.all_input_nodes[0])) > rank
+    gone = len(shape_or_empty(node.all_input_nodes[0])) > rank
     return axis - (gone and dim < axis)
 
 
 def _reduction_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     """Mean, maximum or sum over axes other than the channels'."""
-    rank = len(_shape(operand))
-    dims = _argument(node, 1, "dim")
-    keep = _argument(node, 2, "keepdim", False)
-    over = [dims] if isinstance(dims, int) else dims
-    if not isinstance(over, (tuple, list)) or not all(isinstance(d, int) for d in over):
+    return _reduction(node, operand, axis, node)
+
+
+def _reduction(node: fx.Node, operand: fx.Node, axis: int, call: fx.Node) -> Rule | None:
+    over, rank = _over(call), len(shape_or_empty(operand))
+    if over is None or axis in (reduced := {d % rank for d in over}):
         return None
-    reduced = {int(d) % rank for d in over}
-    if axis in reduced:
-        return None
+    keep = argument(call, 2, "keepdim", False)
     out = axis if keep else axis - sum(d < axis for d in reduced)
     # A sum over positions counts them: of a constant other than zero it is another one at another resolution.
     return PerChannel(node, (operand,), (axis,), out, only=0.0 if node.target in _SUMS else None)
-
-
-def _view_rule(graph: Graph, node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
-    before, after = _shape(operand), _shape(node)
-    prefix = [math.prod(after[:i]) for i in range(len(after) + 1)]
-    start = math.prod(before[:axis])
-    for out, size in enumerate(after):
-        if prefix[out] == start and size == before[axis]:
-            return View(node, (operand,), (axis,), out, argument=_size_argument(node, out))
-    for first in range(axis, -1, -1):  # merged with the axes first..last, the batch apart
-        for last in range(axis, len(before)):
-            merged = math.prod(before[first : last + 1])
-            for out in range(1, len(after)):
-                if first and prefix[out] == math.prod(before[:first]) and after[out] == merged:
-                    if not _read_by_layers(graph, node):
-                        return None
-                    return View(
-                        node, (operand,), (axis,), out,
-                        before=math.prod(before[first:axis]), after=math.prod(before[axis + 1 : last + 1]),
-                        argument=_size_argument(node, out),
-                    )  # fmt: skip
-    return None
-
-
-def _size_argument(node: fx.Node, out: int) -> int | None:
-    """Position of the size of an output axis among a view's arguments; None where it is not written out."""
-    if node.target not in _SIZED:
-        return None
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = tuple(sizes[0])
-    return None if out >= len(sizes) or sizes[out] == -1 else out
-
-
-def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
-    """Whether merged features end in layers, which fix their number, so that an index may do so too."""
-    for reader in node.users:
-        module = graph.layer(reader)
-        if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
-            continue
-        single = (
-            module is not None and next(module.parameters(), None) is None and _shape(reader) == _shape(node)
-        )
-        functional = reader.op == "call_function" and reader.target in (F.relu, F.dropout, torch.relu)
-        if not (single or functional) or not _read_by_layers(graph, reader):
-            return False
-    return bool(node.users)
 
 
 def _index_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
@@ -228,7 +224,7 @@ def _index_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     parts = list(index) if isinstance(index, tuple) else [index]
     if not all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
         return None
-    rank, consumed = len(_shape(operand)), sum(p is not None and p is not Ellipsis for p in parts)
+    rank, consumed = len(shape_or_empty(operand)), sum(p is not None and p is not Ellipsis for p in parts)
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
         parts[at : at + 1] = [slice(None)] * (rank - consumed)
@@ -250,35 +246,37 @@ def _index_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     alone = all(p == slice(None) for p in parts if p is not own_part)
     if any(isinstance(end, fx.Node) for end in ends) or not alone:
         return None
-    return Channels(node, (operand,), (axis,), axis, torch.arange(_shape(operand)[axis])[own_part])
+    width = shape_or_empty(operand)[axis]
+    return Channels(node, (operand,), (axis,), axis, width, torch.arange(width)[own_part])
 
 
 def _narrow_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
-    dim, start, length = (_argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length")))
+    dim, start, length = (argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length")))
     if not all(isinstance(n, int) for n in (dim, start, length)):
         return None
-    shape = _shape(operand)
+    shape = shape_or_empty(operand)
     if dim % len(shape) != axis:
         return PerChannel(node, (operand,), (axis,), axis)
-    return Channels(node, (operand,), (axis,), axis, torch.arange(shape[axis]).narrow(0, start, length))
+    width = shape[axis]
+    return Channels(node, (operand,), (axis,), axis, width, torch.arange(width).narrow(0, start, length))
 
 
 def _chunks_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     """The parts are the rules' nodes; the chunking itself stands for nothing."""
     picked = all(u.target is operator.getitem and isinstance(u.args[1], int) for u in node.users)
-    known = isinstance(_chunk_dim(node), int) and not isinstance(_argument(node, 1, "chunks"), fx.Node)
+    known = isinstance(_chunk_dim(node), int) and not isinstance(argument(node, 1, "chunks"), fx.Node)
     return Absorbed(node, (), (), None) if picked and known else None
 
 
 def _chunk_dim(node: fx.Node) -> Any:
-    return _argument(node, 2, "dim", 0)
+    return argument(node, 2, "dim", 0)
 
 
 def _chunk_rule(node: fx.Node, chunks: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     operand = chunks.args[0]
     if not isinstance(operand, fx.Node) or operand not in axes or shape_of(node) is None:
         return None
-    axis, shape = axes[operand], _shape(operand)
+    axis, shape = axes[operand], shape_or_empty(operand)
     if _chunks_rule(chunks, operand, axis) is None:
         return None
     if _chunk_dim(chunks) % len(shape) != axis:
@@ -288,38 +286,17 @@ def _chunk_rule(node: fx.Node, chunks: fx.Node, axes: dict[fx.Node, int]) -> Rul
     options = {k: v for k, v in chunks.kwargs.items() if k != "dim"}
     name = chunks.target if isinstance(chunks.target, str) else chunks.target.__name__
     parts: Sequence[Tensor] = getattr(torch, name)(*args, **options)
-    return Channels(node, (operand,), (axis,), axis, parts[node.args[1]])  # type: ignore[index]
-
-
-def _sizes_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
-    shape = _shape(operand)
-    if node.target == "dim":
-        return Sizes(node, (operand,), (axis,), None)
-    if node.target == "size" and (len(node.args) > 1 or node.kwargs):
-        dim = _argument(node, 1, "dim")
-        if not isinstance(dim, int):
-            return None
-        numbers = ((node, shape[axis]),) if dim % len(shape) == axis else ()
-        return Sizes(node, (operand,), (axis,), None, numbers)
-    numbers = ()
-    for reader in node.users:
-        index = reader.args[1] if reader.target is operator.getitem else None
-        if isinstance(index, int):
-            if index % len(shape) == axis:
-                numbers = (*numbers, (reader, shape[axis]))
-        elif not isinstance(index, slice) or axis in range(len(shape))[index]:
-            return None  # the number of channels goes somewhere where it cannot be followed
-    return Sizes(node, (operand,), (axis,), None, numbers)
+    return Channels(node, (operand,), (axis,), axis, shape[axis], parts[node.args[1]])  # type: ignore[index]
 
 
 def pad_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     """``F.pad``: positions, with the mode's effect on constants; or channels, with zeros."""
     pad, mode, value = (
-        _argument(node, 1, "pad"),
-        _argument(node, 2, "mode", "constant"),
-        _argument(node, 3, "value"),
+        argument(node, 1, "pad"),
+        argument(node, 2, "mode", "constant"),
+        argument(node, 3, "value"),
     )
-    rank = len(_shape(operand))
+    rank = len(shape_or_empty(operand))
     if not isinstance(pad, (tuple, list)) or isinstance(value, fx.Node):
         return None
     before, after = 2 * (rank - 1 - axis), 2 * (rank - 1 - axis) + 1

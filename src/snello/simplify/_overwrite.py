@@ -10,8 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 from snello.neurons import is_batchnorm
 
 from ._analysis import Analysis, Arrangement
-from ._rule import Add, Concat
+from ._rule import Add
 from ._signal import same_order
+from ._structure import Concat
 
 _FRESH = (nn.Linear, _ConvNd, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.LayerNorm)
 """Modules whose output is never a view of their input."""

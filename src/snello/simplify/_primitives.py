@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,22 @@ from ._plan import Fill, LayerPlan, Sum
 def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
     """One value per channel, shaped to broadcast over the channels of x."""
     return vector.to(x.dtype).view(-1, *[1] * (x.dim() - axis - 1))
+
+
+class _Memo(nn.Module):
+    """Remembers one tensor that is computed from constants, as long as they stay what they are."""
+
+    def _remembered(self, key: tuple[Any, ...], source: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return compute()
+        key = (*key, id(source), source.device, None if source.is_inference() else source._version)
+        known: tuple[Any, Tensor] | None = self.__dict__.get("_memo")
+        if known is None or known[0] != key:
+            known = self.__dict__["_memo"] = key, compute()
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_memo"}
 
 
 class ChannelFill(nn.Module):
@@ -68,7 +84,7 @@ class ChannelPick(nn.Module):
         return x.index_select(self.axis, self.index)
 
 
-class ChannelSum(nn.Module):
+class ChannelSum(_Memo):
     """Add a tensor to some channels of another one, and constants to some.
 
     Channels of the result: those of the base, then ``plan.grown`` new ones. The base is overwritten where the
@@ -92,20 +108,31 @@ class ChannelSum(nn.Module):
         self.register_buffer("constant", torch.zeros(len(plan.constants)) if plan.constants else None)
 
     def forward(self, base: Tensor, other: Tensor | None = None) -> Tensor:
-        owned = self.in_place and not torch.is_grad_enabled()
+        recording = torch.is_grad_enabled()
+        owned = self.in_place and not recording
         if self.grown:
             pad = (0, 0) * (base.dim() - self.axis - 1) + (0, self.grown)
-            base, owned = F.pad(base, pad), not torch.is_grad_enabled()
+            base, owned = F.pad(base, pad), not recording
         if other is not None:
-            base = self._add(base, other, owned)
-        if self.constant is None or self.where is None:
+            base, owned = self._add(base, other, owned), not recording
+        if self.constant is None:
             return base
-        vector = self.constant.new_zeros(self.width).index_copy(0, self.where, self.constant)
-        return base + _along(vector, base, self.axis)
+        vector = _along(self._remembered((base.dtype,), self.constant, self._vector), base, self.axis)
+        return base.add_(vector) if owned else base + vector
+
+    def _vector(self) -> Tensor:
+        """The constants where they belong: shape (width,)."""
+        assert self.constant is not None
+        assert self.where is not None
+        return self.constant.new_zeros(self.width).index_copy(0, self.where, self.constant)
 
     def _add(self, base: Tensor, other: Tensor, owned: bool) -> Tensor:
         assert self.index is not None
         assert self.gather is not None
+        if base.dtype != other.dtype:  # under autocast; indexing does not promote, adding does
+            common = torch.promote_types(base.dtype, other.dtype)
+            owned = owned and base.dtype == common
+            base, other = base.to(common), other.to(common)
         if not torch.compiler.is_exporting():
             if base.is_contiguous():
                 return _index_add(base, self.axis, self.index, other, owned)
@@ -135,7 +162,7 @@ def _inverse(plan: Sum) -> Tensor:
     return gather
 
 
-class _Border(_ConvNd):
+class _Border(_Memo, _ConvNd):
     """A convolution some of whose inputs were constants other than zero.
 
     Away from the border their contribution is a bias; at the border the padding cuts part of it off. It is
@@ -147,9 +174,12 @@ class _Border(_ConvNd):
     border: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        ones = x.new_ones(1, 1, *x.shape[2:])
-        constant = _convolve(self, ones, self.border.to(x.dtype), groups=1)
-        return super().forward(x) + constant  # type: ignore[no-any-return, misc]
+        def compute() -> Tensor:
+            return _convolve(self, x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype), groups=1)
+
+        y: Tensor = super().forward(x)
+        constant = self._remembered((x.shape[2:], x.dtype), self.border, compute)
+        return y + constant if torch.is_grad_enabled() else y.add_(constant)
 
 
 class BorderConv1d(_Border, nn.Conv1d):
@@ -164,26 +194,22 @@ class BorderConv3d(_Border, nn.Conv3d):
     """Conv3d with constant inputs folded in; see :class:`_Border`."""
 
 
-class _BorderTransposed(_ConvTransposeNd):
+class _BorderTransposed(_Memo, _ConvTransposeNd):
     """A transposed convolution with constant inputs folded in; ``border`` has shape (1, out, *kernel)."""
 
     snello_leaf = True
     border: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        ones = x.new_ones(1, 1, *x.shape[2:])
-        operation = getattr(F, f"conv_transpose{x.dim() - 2}d")
-        constant = operation(
-            ones,
-            self.border.to(x.dtype),
-            None,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            1,
-            self.dilation,
-        )
-        return super().forward(x) + constant  # type: ignore[no-any-return, misc]
+        def compute() -> Tensor:
+            operation = getattr(F, f"conv_transpose{x.dim() - 2}d")
+            ones, border = x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype)
+            geometry = self.stride, self.padding, self.output_padding, 1, self.dilation
+            return operation(ones, border, None, *geometry)  # type: ignore[no-any-return]
+
+        y: Tensor = super().forward(x)
+        constant = self._remembered((x.shape[2:], x.dtype), self.border, compute)
+        return y + constant if torch.is_grad_enabled() else y.add_(constant)
 
 
 class BorderConvTranspose1d(_BorderTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
@@ -225,7 +251,7 @@ def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return operation(x, weight, None, conv.stride, padding, conv.dilation, groups)  # type: ignore[no-any-return]
 
 
-class RaggedConv(nn.Module):
+class RaggedConv(_Memo):
     """A grouped convolution whose groups have lost different numbers of channels.
 
     Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for each pair
@@ -279,14 +305,20 @@ class RaggedConv(nn.Module):
             self.register_buffer(name, torch.tensor(index, device=kept.device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.groups * self.fan_out
-        laid_out = self.weight.new_zeros(rows * self.fan_in, *self.kernel_size)
-        weight = laid_out.index_copy(0, self.slots, self.weight).view(rows, self.fan_in, *self.kernel_size)
-        ones = x.new_ones(1, 1, *x.shape[2:])
+        weight = self._laid_out()
         y = _convolve(self, x.index_select(1, self.inputs), weight, self.groups).index_select(1, self.outputs)
         if self.border is not None:
-            y = y + _convolve(self, ones, self.border.to(x.dtype), groups=1)
+            ones, border = x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype)
+            y = y + self._remembered(
+                (x.shape[2:], x.dtype), self.border, lambda: _convolve(self, ones, border, groups=1)
+            )
         return y if self.bias is None else y + _along(self.bias, y, 1)
+
+    def _laid_out(self) -> Tensor:
+        """The kernels in groups as wide as the widest: (groups * out per group, in per group, *kernel)."""
+        rows = self.groups * self.fan_out
+        empty = self.weight.new_zeros(rows * self.fan_in, *self.kernel_size)
+        return empty.index_copy(0, self.slots, self.weight).view(rows, self.fan_in, *self.kernel_size)
 
 
 def _group_members(plan: LayerPlan) -> list[tuple[list[int], list[int]]]:

@@ -53,6 +53,10 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
             _narrow_norm(present[name], kept)
     for name, part in plan.parameters.items():
         _narrow_parameter(lean, name, part)
+    # Tensors written in the forward are made again when a fresh model is traced: no part of the weights.
+    lean._non_persistent_buffers_set |= {
+        name for name in lean._buffers if name.startswith("_tensor_constant")
+    }
     lean.recompile()
     lean.meta["snello_plan"] = plan.to_json()
     lean.__class__.__name__ = type(model).__name__

@@ -57,6 +57,14 @@ class Rule:
         """
         raise NotImplementedError
 
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        """Which channels of each operand some channels of the output are made of, whatever their values.
+
+        Args:
+            channels: boolean, shape (C of the output,).
+        """
+        return [channels] * len(self.operands)
+
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
         """Layouts wanted of the operands, and the layout of the output."""
         raise NotImplementedError
@@ -129,7 +137,10 @@ class View(PerChannel):
         return Signal(self._spread(signal.constant), self._spread(signal.value))
 
     def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [useful.reshape(self.before, -1, self.after).any(2).any(0)]
+        return self.sources(useful)
+
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        return [channels.reshape(self.before, -1, self.after).any(2).any(0)]
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
         (layout,) = received
@@ -164,15 +175,22 @@ class Elementwise(Rule):
         unknown: whether it also reads something that is not known per channel (another tensor, a number).
         product: whether it multiplies, so that one zero makes a zero.
         parameters: bare parameters among the operands: they can be cut to any channels.
+        shared: how many of the operands, the last ones, have one channel that meets all of the others'.
     """
 
     function: Callable[[Sequence[Tensor]], Tensor]
     unknown: bool
     product: bool
     parameters: tuple[Parameter, ...] = ()
+    shared: int = 0
+
+    @property
+    def own(self) -> int:
+        """How many operands are read channel by channel."""
+        return len(self.operands) - self.shared
 
     def forward(self, *signals: Signal) -> Signal:
-        signals = (*signals, *(p.signal for p in self.parameters))
+        signals = (*signals[: self.own], *(p.signal for p in self.parameters))
         constant = torch.stack([s.constant for s in signals]).all(0) & (not self.unknown)
         out = Signal.of(constant, self.function([s.value for s in signals]).expand(constant.shape))
         if not self.product:
@@ -181,19 +199,25 @@ class Elementwise(Rule):
         return Signal(out.constant | zero, out.value.masked_fill(zero, 0))
 
     def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        all_or_none = [useful.any().reshape(1)] * self.shared
         if not self.product:
-            return [useful] * len(signals)
-        zero = [s.zero for s in (*signals, *(p.signal for p in self.parameters))]
-        return [
-            useful & ~sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(len(signals))
-        ]
+            return [useful] * self.own + all_or_none
+        zero = [s.zero for s in (*signals[: self.own], *(p.signal for p in self.parameters))]
+        others = (sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(self.own))
+        return [useful & ~other for other in others] + all_or_none
+
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        return [channels] * self.own + [torch.zeros(1, dtype=torch.bool)] * self.shared
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        base = max(received, key=lambda layout: len(layout.order))
-        present = torch.stack([layout.present for layout in received]).any(0)
-        known = self.forward(*(layout.absence for layout in received))
+        own, shared = received[: self.own], received[self.own :]
+        base = max(own, key=lambda layout: len(layout.order))
+        present = torch.stack([layout.present for layout in own]).any(0)
+        known = self.forward(*(layout.absence for layout in own))
         order = base.extended(present | (useful & ~known.constant)).order
-        wanted = [layout.arranged(order) for layout in received]
+        wanted = [layout.arranged(order) for layout in own]
+        # What all channels meet must be there as long as any of them is.
+        wanted += [layout.arranged(torch.arange(min(1, len(order)))) for layout in shared]
         return wanted, Layout(order, known.value.clone().index_fill(0, order, 0))
 
     def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
@@ -230,144 +254,3 @@ class Add(Rule):
         if len(produced.order) and (not same_order(a, b) or bool((constants != 0).any())):
             assert self.axis is not None
             draft.sum(self.node, self.axis, self.base(received), (a, b), produced)
-
-
-@dataclass(frozen=True, eq=False)
-class Concat(Rule):
-    """Concatenation along the channels: layouts follow each other."""
-
-    def forward(self, *signals: Signal) -> Signal:
-        return Signal(torch.cat([s.constant for s in signals]), torch.cat([s.value for s in signals]))
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return list(torch.split(useful, [len(s.constant) for s in signals]))
-
-    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        starts = torch.tensor([0, *(layout.width for layout in received)]).cumsum(0)
-        order = torch.cat([start + layout.order for start, layout in zip(starts, received, strict=False)])
-        return list(received), Layout(order, torch.cat([layout.fill for layout in received]))
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        empty = [i for i, layout in enumerate(received) if not len(layout.order)]
-        if empty and len(produced.order):
-            draft.drop(self.node, empty)
-
-
-@dataclass(frozen=True, eq=False)
-class Whole(Rule):
-    """Operands whose channels meet (concatenation of tokens, LayerNorm): every channel must be there.
-
-    Attributes:
-        norm: qualified name of a module with one parameter per channel, which takes them in any order.
-    """
-
-    norm: str | None = None
-
-    def forward(self, *signals: Signal) -> Signal:
-        return Signal.live(len(signals[0].constant))
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [torch.ones_like(s.constant) for s in signals]
-
-    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        base = next((layout for layout in received if layout.is_natural), received[0])
-        order = base.extended(torch.ones_like(useful)).order
-        return [layout.arranged(order) for layout in received], Layout(order, received[0].fill * 0)
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        super().emit(draft, received, wanted, produced)
-        if self.norm is not None and not produced.is_natural:
-            draft.norms[self.norm] = tuple(produced.order.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Channels(Rule):
-    """Some channels of the operand, in some order: slices, chunks, shuffles.
-
-    Attributes:
-        source: for each channel of the output the channel of the operand that it is.
-        free: whether the channels need not be moved: the output is the operand under other names.
-    """
-
-    source: Tensor
-    free: bool = False
-
-    def forward(self, *signals: Signal) -> Signal:
-        return Signal(signals[0].constant[self.source], signals[0].value[self.source])
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        read = torch.zeros_like(signals[0].constant)
-        read[self.source[useful]] = True
-        return [read]
-
-    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        (layout,) = received
-        if self.free:
-            renamed = torch.empty_like(self.source)
-            renamed[self.source] = torch.arange(len(self.source))
-            return [layout], Layout(renamed[layout.order], layout.fill[self.source])
-        order = layout.present[self.source].nonzero().flatten()
-        return [layout], Layout(order, layout.fill[self.source])
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        (layout,) = received
-        assert self.axis is not None
-        if self.free:
-            draft.pick(self.node, self.operands[0], self.axes[0], None, 0)
-        elif len(produced.order) and not layout.is_natural:
-            index = layout.positions()[self.source[produced.order]]
-            draft.pick(self.node, self.operands[0], self.axes[0], index, len(layout.order))
-
-
-@dataclass(frozen=True, eq=False)
-class PadChannels(Rule):
-    """Zero channels before and after the operand's: they never need to exist."""
-
-    before: int
-    after: int
-
-    def _pad(self, x: Tensor, value: float) -> Tensor:
-        return torch.nn.functional.pad(x, (self.before, self.after), value=value)
-
-    def forward(self, *signals: Signal) -> Signal:
-        (signal,) = signals
-        return Signal(self._pad(signal.constant, True), self._pad(signal.value, 0))
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [useful[self.before : len(useful) - self.after]]
-
-    def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        (layout,) = received
-        return [layout], Layout(layout.order + self.before, self._pad(layout.fill, 0))
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        draft.pick(self.node, self.operands[0], self.axes[0], None, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes(Rule):
-    """Reads the shape of its operand, not its values.
-
-    Attributes:
-        numbers: nodes that would read the number of channels -> the full number, which they go on reporting.
-    """
-
-    numbers: tuple[tuple[fx.Node, int], ...] = ()
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [torch.zeros_like(s.constant) for s in signals]
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        for node, value in self.numbers:
-            if not all(layout.is_natural for layout in received):
-                draft.number(node, value)
-
-
-class Absorbed(Rule):
-    """A step of something that a rule at a later node stands for."""
-
-    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return []
-
-    def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
-        pass

@@ -22,6 +22,7 @@ from ._plan import SimplificationPlan
 from ._rewrite import apply
 from ._signal import Layout
 from ._verify import verify
+from ._weighted import Producer
 
 
 def simplify(
@@ -121,7 +122,11 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         layout = arrangement.layouts[operand]
         if not layout.is_natural:
             draft.fill(operand, reader, analysis.axes[operand], layout, Layout.whole(layout.width))
-    plan = draft.plan(_left_alone(model, analysis, arrangement))
+    removes = bool(draft.attentions) or any(
+        isinstance(rule, Producer) and len(arrangement.layouts[node].order) < arrangement.layouts[node].width
+        for node, rule in analysis.rules.items()
+    )
+    plan = draft.plan(_left_alone(model, analysis, arrangement), removes=removes)
     return analysis, arrangement, plan, draft.values
 
 

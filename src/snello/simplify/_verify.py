@@ -58,7 +58,8 @@ def _compare(
         raise SimplifyError(
             f"simplified outputs differ by {error:.1e} of what the outputs vary (allowed {TOLERANCE:.0e}) on "
             f"inputs of shape {', '.join(str(tuple(x.shape)) for x in batch)}; the first difference is at "
-            f"{where}. The model was left as it is; please report this model."
+            f"{where}. The model was left as it is. A usual cause is an operation in place on a tensor that is read "
+            "again under another name or through a view; otherwise please report this model."
         )
 
 

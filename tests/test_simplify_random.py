@@ -1,0 +1,123 @@
+"""Simplification on random networks with random masks: it does not fail, outputs agree, nothing grows.
+
+A quick run draws 150 networks. ``SNELLO_EXAMPLES=5000`` draws as many instead, and ``-m slow`` draws 2000.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from random_graphs import Choose, Draw, draw_network, network, seeded
+from snello.simplify import simplify
+
+EXAMPLES = int(os.environ.get("SNELLO_EXAMPLES", "150"))
+
+COUNTS = {"networks": 0, "with something removed": 0, "elements before": 0, "elements after": 0}
+"""What the tests of this process have tried; printed at the end where SNELLO_EXAMPLES is set."""
+
+
+@st.composite
+def draws(draw: st.DrawFn) -> Draw:
+    choose: Choose = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    return draw_network(choose)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tensors(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else output
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Over the largest deviation from the batch mean; over the largest value where there is hardly any."""
+    assert expected.shape == found.shape
+    assert expected.isfinite().all(), "the drawn network itself is wrong"
+    largest = float(expected.abs().max())
+    scale = float((expected - expected.mean(0, keepdim=True)).abs().max())
+    return float((expected - found).abs().max()) / ((scale if scale > 1e-5 * largest else largest) or 1.0)
+
+
+def size_of(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+@torch.no_grad()
+def check(drawn: Draw) -> None:
+    """The law."""
+    model = network(drawn)
+    inputs = [torch.randn(s, dtype=torch.float64, generator=generator(drawn.seed)) for s in drawn.shapes()]
+    lean = simplify(model, inputs[0])
+    for x in inputs:
+        for a, b in zip(tensors(model(x)), tensors(lean(x)), strict=True):
+            assert difference(a, b) <= 1e-9, f"at shape {tuple(x.shape)}"
+    before, after = size_of(model), size_of(lean)
+    assert after <= before
+    COUNTS["networks"] += 1
+    COUNTS["with something removed"] += after < before
+    COUNTS["elements before"] += before
+    COUNTS["elements after"] += after
+
+
+def lawful(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        print_blob=False,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted():
+    yield
+    if "SNELLO_EXAMPLES" in os.environ:
+        kept = COUNTS["elements after"] / max(COUNTS["elements before"], 1)
+        print(f"\nrandom networks: {COUNTS}, kept {kept:.1%}")  # noqa: T201
+
+
+@given(draws())
+@lawful(EXAMPLES)
+def test_random_networks(drawn: Draw) -> None:
+    check(drawn)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("block", range(20))
+def test_seeded_networks(block: int) -> None:
+    """Uniform draws, a hundred per block: hypothesis prefers small and repeated choices."""
+    for seed in range(100 * block, 100 * block + 100):
+        drawn = seeded(seed)
+        try:
+            check(drawn)
+        except Exception as error:
+            raise AssertionError(f"seeded({seed}):\n{drawn}") from error
+
+
+def test_the_drawn_networks_are_worth_drawing() -> None:
+    """They run at every size, and every kind of step is drawn."""
+    kinds = set()
+    for seed in range(60):
+        drawn = seeded(seed)
+        kinds |= {step.kind for step in drawn.steps}
+        model = network(drawn)
+        for shape in drawn.shapes():
+            with torch.no_grad():
+                model(torch.randn(shape, dtype=torch.float64))
+    assert len(kinds) >= 22, sorted(kinds)
+
+
+def test_a_draw_prints_and_repeats() -> None:
+    assert str(seeded(3)) == str(seeded(3))
+    assert seeded(3) == seeded(3) != seeded(4)
+    assert str(seeded(3)).count("\n") == len(seeded(3).steps)
