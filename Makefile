@@ -54,6 +54,10 @@ bench: $(VENV)/.all
 	mkdir -p runs/bench
 	$(BIN)/python benchmarks/neq_backward.py --out runs/bench/neq_backward.json
 	$(BIN)/python benchmarks/simplify_latency.py --out runs/bench/simplify_latency.json
+	$(BIN)/python benchmarks/index_operations.py --out runs/bench/index_operations.json
+	$(BIN)/pip install --quiet --group bench
+	$(BIN)/python benchmarks/simplify_zoo.py --quick --out runs/bench/simplify_zoo.json
+	$(BIN)/python benchmarks/sensitivity_overhead.py --out runs/bench/sensitivity_overhead.json
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -188,6 +188,28 @@ def test_commands_chain(model_file: Path, tmp_path: Path, capsys: pytest.Capture
     assert json.loads(measured.read_text())["footprint"]["parameters"] == _parameters(small)
 
 
+def test_simplify_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    model = build(ModelSpec("resnet-20")).eval()
+    with torch.no_grad():
+        for block in model.layer2:
+            block.conv1.weight[:5] = 0
+    dense, out = tmp_path / "dense.pt", tmp_path / "lean.pt"
+    save(dense, model, Record(ModelSpec("resnet-20"), (3, 32, 32)))
+    options = ["--prefer=latency", "--round-to=8", "--fold-batchnorm"]
+    assert main(["simplify", str(dense), f"--out={out}", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "BatchNorms folded" in shown
+    assert "constants folded" not in shown, "the five dead neurons of 32 are kept: 27 is no multiple of 8"
+    lean, _ = load(out)
+    assert {block.conv1.out_channels for block in lean.layer2.children()} == {32}
+    assert not [m for m in lean.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    inputs = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(lean(inputs), model(inputs), rtol=1e-4, atol=1e-4)
+    assert main(["simplify", str(dense), f"--out={out}", "--round-to=0"]) != 0
+    assert "round_to must be at least 1" in capsys.readouterr().err
+
+
 def _parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from laws import assert_same_outputs, kill, kill_neurons, randomise
 from snello.errors import ConfigError
@@ -211,3 +215,80 @@ def test_every_preference_is_exact(name: str, prefer: str) -> None:
 def test_options_that_make_no_sense(option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=option):
         simplify(nn.Linear(2, 2), torch.randn(2, 2), **{option: value})
+
+
+# Mixed precision, several processes
+
+
+def test_autocast_runs_a_lean_model() -> None:
+    """Under autocast a residual stream may be float32 and its branch bfloat16."""
+    model, inputs, _ = dead_model("resnet-8")
+    single = model.float()
+    lean = simplify(single, inputs[0].float())
+    plan = plan_of(lean)
+    assert plan is not None
+    assert plan.sums, "nothing is added by index: the test would show nothing"
+    x = inputs[0].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        for recording in (False, True):
+            with torch.set_grad_enabled(recording):
+                expected, found = single(x).float(), lean(x).float()
+                torch.testing.assert_close(
+                    found, expected, rtol=0.1, atol=0.05 * float(expected.detach().abs().max())
+                )
+        lean(x).float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in lean.parameters())
+
+
+def _distributed_step(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model, inputs, _ = dead_model("resnet-8")
+        lean = DistributedDataParallel(simplify(model, inputs[0]))
+        lean(inputs[0][rank : rank + 1]).square().sum().backward()
+        torch.save({n: p.grad for n, p in lean.module.named_parameters()}, f"{folder}/{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_distributed_step, args=(r, port, str(tmp_path))) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    model, inputs, _ = dead_model("resnet-8")
+    lean = simplify(model, inputs[0])
+    (lean(inputs[0][:2]).square().sum() / 2).backward()  # DDP averages over the processes
+    for name, parameter in lean.named_parameters():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_remembered_border_follows_its_kernel() -> None:
+    """What is remembered between forwards is forgotten when weights are loaded, moved or another size comes."""
+    model = randomise(ZOO["zero padding"].build().double(), torch.Generator().manual_seed(0)).eval()
+    kill_neurons(model, 0.5, torch.Generator().manual_seed(1), with_norms=False)
+    inputs = ZOO["zero padding"].inputs(torch.Generator().manual_seed(2))
+    lean = simplify(model, inputs[0])
+    borders = [name for name in lean.state_dict() if name.endswith("border")]
+    assert borders, "no border kernel: the test would show nothing"
+    with torch.no_grad():
+        before = [lean(x) for x in (inputs[0], inputs[1], inputs[0])]
+        assert torch.equal(before[0], before[2])
+        state = {name: value * 2 if name in borders else value for name, value in lean.state_dict().items()}
+        twin = copy.deepcopy(lean)
+        twin.load_state_dict(state)
+        assert not torch.equal(twin(inputs[0]), before[0])
+        lean.load_state_dict(state)
+        assert torch.equal(lean(inputs[0]), twin(inputs[0]))
+        single = lean.float()(inputs[0].float())
+    torch.testing.assert_close(single.double(), twin(inputs[0]), rtol=1e-4, atol=1e-4)

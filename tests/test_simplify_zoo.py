@@ -53,7 +53,9 @@ SMALL: dict[str, tuple[int, tuple[int, ...] | None, float | None]] = {
 }
 QUICK = ("resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "lraspp_mobilenet_v3_large")
 CASES = [
-    pytest.param(name, variant, marks=[] if name in QUICK else [pytest.mark.exhaustive], id=f"{name}-{variant}")
+    pytest.param(
+        name, variant, marks=[] if name in QUICK else [pytest.mark.exhaustive], id=f"{name}-{variant}"
+    )
     for name in SMALL
     for variant in "AB"
 ]
