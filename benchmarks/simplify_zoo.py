@@ -41,7 +41,7 @@ from torch_pruning_zoo import torch_pruned
 from snello.deploy import latencies, pytorch_runner
 from snello.errors import SnelloError
 from snello.files import write_file
-from snello.reporting import Table, percent, progress, show
+from snello.reporting import Table, markdown, percent, progress, show
 from snello.simplify import simplify
 
 QUICK = ("resnet-32", "resnet18", "mobilenet_v2", "densenet121", "swin_t", "lraspp_mobilenet_v3_large")
@@ -288,6 +288,7 @@ def main() -> None:
     done = {(row["model"], row["share"], row["variant"], row["seed"]) for row in rows}
     todo = [(m, s, v) for m in members for s in options.shares for v in options.variants]
     todo = [(m, s, v) for m, s, v in todo if (m.name, s, v, options.seed) not in done]
+    todo = [] if options.report else todo
     skipped: dict[str, str] = {}
     with progress(len(todo)) as line:
         for member, share, variant in todo:
@@ -309,7 +310,10 @@ def main() -> None:
         f"network; ratio: simplified over masked. cpu, {options.threads} thread(s), batch 1, {options.repeats} "
         "repeats, median; spreads and conditions are in the JSON."
     )
-    show(Table("Exact simplification of masked networks", _HEADER, shown, note))
+    table = Table("Exact simplification of masked networks", _HEADER, shown, note)
+    show(table)
+    if options.page:
+        write_file(options.page, lambda beside: beside.write_text(markdown(table)))
 
 
 _HEADER = (
@@ -354,6 +358,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-torch-pruning", action="store_true")
     parser.add_argument("--all", action="store_true", help="also networks that seem too large for the memory")
     parser.add_argument("--fresh", action="store_true", help="compute again what --out already holds")
+    parser.add_argument(
+        "--report", action="store_true", help="only show the rows of --out, and measure nothing"
+    )
+    parser.add_argument("--page", type=Path, default=None, help="write the table as Markdown too")
     parser.add_argument("--out", type=Path, help="JSON; rows that it holds are not computed again")
     return parser
 

@@ -63,8 +63,10 @@ def test_outputs_are_the_same_at_every_size_and_the_model_never_grows(
 
 
 @pytest.mark.parametrize("with_norms", [True, False])
-def test_resnet_32(with_norms: bool) -> None:
-    model, lean, inputs = shrunk(RESNET_32, 0.5, with_norms=with_norms)
+@pytest.mark.parametrize("depth", [32, 56])
+def test_cifar_resnets(depth: int, with_norms: bool) -> None:
+    sample = Sample(lambda: CifarResNet(depth), RESNET_32.shapes)
+    model, lean, inputs = shrunk(sample, 0.5, with_norms=with_norms)
     for x in inputs:
         assert_same_outputs(model, lean, x)
     assert parameter_count(lean) < 0.6 * parameter_count(model)

@@ -115,7 +115,6 @@ WHOLE = {
     "norm: InstanceNorm with statistics": "no rule",
     "slice: getitem by half of the width": "its ends are computed",
     "slice: one channel": "an index on the channel axis",
-    "gate: CBAM's map of mean and maximum over channels": "the channels meet",
     "input: two tensors, one shared encoder": "a layer called twice",
     "tokens: mixer": "a layer along another axis than the channels'",
 }
