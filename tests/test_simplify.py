@@ -17,7 +17,16 @@ from laws import assert_same_outputs, kill, kill_neurons, parameter_count, rando
 from snello.errors import ModelError, SimplifyError
 from snello.models import CifarResNet, LeNet5, LeNet300
 from snello.neurons import neuron_count, weighted_layers
-from snello.simplify import SimplificationPlan, apply, make_plan, plan_of, simplify
+from snello.simplify import (
+    SimplificationPlan,
+    apply,
+    apply_folds,
+    fold_batchnorm,
+    folds_of,
+    make_plan,
+    plan_of,
+    simplify,
+)
 from snello.simplify._plan import Drop
 from zoo import RESNET_32, ZOO, DeadBranch, Residual, Sample, average_pool, padded, tiny_mlp
 
@@ -247,6 +256,26 @@ def test_deepcopy_of_a_lean_model() -> None:
 def test_a_lean_model_can_be_simplified_again() -> None:
     model, lean, inputs = shrunk(ZOO["residual"], 0.4, with_norms=False)
     assert_same_outputs(model, simplify(lean, inputs[0]), inputs[1])
+
+
+def test_a_lean_model_simplified_again_is_loaded_from_the_original(tmp_path: Path) -> None:
+    """Its plan holds the plan before; folding BatchNorms in between changes nothing about that."""
+    model, lean, inputs = shrunk(ZOO["resnet-8"], 0.4, with_norms=False)
+    for first in (lean, fold_batchnorm(lean, inputs[0])):
+        fewer = copy.deepcopy(first)
+        kill_neurons(fewer, 0.3, generator(9), with_norms=False)
+        leaner = simplify(fewer, inputs[0])
+        assert parameter_count(leaner) < parameter_count(lean) < parameter_count(model)
+        plan = plan_of(leaner)
+        assert plan is not None
+        assert plan.base == plan_of(lean)
+        assert SimplificationPlan.from_json(plan.to_json()) == plan
+        loaded = apply(plan, ZOO["resnet-8"].build().double())
+        loaded = apply_folds(folds_of(leaner), loaded).eval()
+        loaded.load_state_dict(leaner.state_dict())
+        for x in inputs:
+            assert torch.equal(loaded(x), leaner(x))
+            assert_same_outputs(fewer, leaner, x)
 
 
 def test_a_lean_model_trains() -> None:

@@ -165,7 +165,6 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         n.meta["snello_shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
-        n.meta["snello_dtype"] = result.dtype if isinstance(result, Tensor) else None
         return result
 
 

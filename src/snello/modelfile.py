@@ -68,8 +68,8 @@ def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor], where: str) 
     """
     try:
         record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
-        plan, folds = data["plan"], dict(data["folded_batchnorms"])
-    except (KeyError, TypeError, ValueError) as error:
+        plan, folds = data["plan"], dict(data.get("folded_batchnorms") or {})  # older files have none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build(record.model)
     if plan is not None:

@@ -68,5 +68,9 @@ def _rows(plan: SimplificationPlan) -> tuple[tuple[str, ...], ...]:
         remark = f"{layer.folded} constants folded" if layer.folded else ""
         outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
         rows.append((name, outputs, f"{len(layer.kept_inputs)}/{layer.inputs}", remark))
+    for name, part in plan.attentions.items():
+        outputs, inputs = f"{len(part.kept_outputs)}/{part.outputs}", f"{len(part.kept_inputs)}/{part.inputs}"
+        kept = f"heads {len(part.kept_heads)}/{part.heads}, rows of queries, keys, values {len(part.rows)}"
+        rows.append((name, outputs, inputs, f"{kept}/{3 * part.heads * part.width}"))
     rows += [(name, "", "", f"left alone: {why}") for name, why in plan.left_alone.items()]
     return tuple(rows)

@@ -18,9 +18,17 @@ class Draft:
         values: key in the lean model's ``state_dict`` -> float64 value, for everything that is folded.
     """
 
-    def __init__(self, input_shapes: tuple[tuple[int, ...], ...], overwritable: frozenset[fx.Node]) -> None:
+    def __init__(
+        self,
+        input_shapes: tuple[tuple[int, ...], ...],
+        overwritable: frozenset[fx.Node],
+        base: SimplificationPlan | None,
+    ) -> None:
         self.input_shapes = input_shapes
         self.overwritable = overwritable
+        self.base = base
+        # What is inserted into a model that is lean already must not take the names of what is there.
+        self.prefix = "snello" if base is None else f"snello_{base.generation}"
         self.values: dict[str, Tensor] = {}
         self.layers: dict[str, LayerPlan] = {}
         self.attentions: dict[str, AttentionPlan] = {}
@@ -37,11 +45,11 @@ class Draft:
         if not removes:
             self.values.clear()
             layers = {name: _untouched(layer) for name, layer in self.layers.items()}
-            return SimplificationPlan(self.input_shapes, layers, left_alone=left_alone)
+            return SimplificationPlan(self.input_shapes, layers, left_alone=left_alone, base=self.base)
         return SimplificationPlan(
             self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
-            tuple(self._numbers), left_alone,
+            tuple(self._numbers), left_alone, self.base,
         )  # fmt: skip
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
@@ -57,7 +65,7 @@ class Draft:
         position[joined] = torch.arange(len(joined))
         index = position[wanted.order]
         constant = received.fill[missing]
-        name = f"snello_fill_{len(self._fills)}"
+        name = f"{self.prefix}_fill_{len(self._fills)}"
         self._fills[key] = Fill(
             name=name, operand=operand.name, readers=(reader.name,), axis=axis, appended=len(missing),
             zero=not bool((constant != 0).any()), index=_index(index, len(joined)),
@@ -75,7 +83,7 @@ class Draft:
         where = (constant != 0).nonzero().flatten()
         operand = node.args[base]
         assert isinstance(operand, fx.Node)
-        name = f"snello_sum_{len(self._sums)}"
+        name = f"{self.prefix}_sum_{len(self._sums)}"
         index = produced.positions()[other.order]
         self._sums.append(
             Sum(
@@ -90,7 +98,7 @@ class Draft:
 
     def pick(self, node: fx.Node, operand: fx.Node, axis: int, index: Tensor | None, present: int) -> None:
         """Replace a node by some channels of an operand, given by their positions."""
-        name = f"snello_pick_{len(self._picks)}"
+        name = f"{self.prefix}_pick_{len(self._picks)}"
         positions = None if index is None else _index(index, present)
         self._picks.append(Pick(name, node.name, operand.name, axis, positions))
 

@@ -182,6 +182,7 @@ class SimplificationPlan:
         parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
         fills, sums, picks, drops, numbers: changes to the graph.
         left_alone: layer or node name -> why nothing was removed there.
+        base: the plan that had made the model lean before, if any: this one speaks of that lean model.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -195,6 +196,12 @@ class SimplificationPlan:
     drops: tuple[Drop, ...] = ()
     numbers: tuple[Number, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
+    base: SimplificationPlan | None = None
+
+    @property
+    def generation(self) -> int:
+        """How many plans there are, with those before this one."""
+        return 1 if self.base is None else self.base.generation + 1
 
     @property
     def neurons_removed(self) -> int:
@@ -223,21 +230,26 @@ class SimplificationPlan:
             data = json.loads(text)
             if data.pop("version") != VERSION:
                 raise ValueError(f"plan of another version than {VERSION}")
-            return SimplificationPlan(
-                input_shapes=tuple(tuple(int(n) for n in s) for s in data["input_shapes"]),
-                layers={name: _record(LayerPlan, layer) for name, layer in data["layers"].items()},
-                attentions={name: _record(AttentionPlan, x) for name, x in data["attentions"].items()},
-                norms={name: tuple(int(i) for i in kept) for name, kept in data["norms"].items()},
-                parameters={name: _record(Slice, part) for name, part in data["parameters"].items()},
-                fills=tuple(_record(Fill, x) for x in data["fills"]),
-                sums=tuple(_record(Sum, x) for x in data["sums"]),
-                picks=tuple(_record(Pick, x) for x in data["picks"]),
-                drops=tuple(_record(Drop, x) for x in data["drops"]),
-                numbers=tuple(_record(Number, x) for x in data["numbers"]),
-                left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
-            )
+            return SimplificationPlan._from_dict(data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"this is not a simplification plan: {error!r}") from error
+
+    @staticmethod
+    def _from_dict(data: Mapping[str, Any]) -> SimplificationPlan:
+        return SimplificationPlan(
+            input_shapes=tuple(tuple(int(n) for n in s) for s in data["input_shapes"]),
+            layers={name: _record(LayerPlan, layer) for name, layer in data["layers"].items()},
+            attentions={name: _record(AttentionPlan, x) for name, x in data["attentions"].items()},
+            norms={name: tuple(int(i) for i in kept) for name, kept in data["norms"].items()},
+            parameters={name: _record(Slice, part) for name, part in data["parameters"].items()},
+            fills=tuple(_record(Fill, x) for x in data["fills"]),
+            sums=tuple(_record(Sum, x) for x in data["sums"]),
+            picks=tuple(_record(Pick, x) for x in data["picks"]),
+            drops=tuple(_record(Drop, x) for x in data["drops"]),
+            numbers=tuple(_record(Number, x) for x in data["numbers"]),
+            left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
+            base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
+        )
 
     def __str__(self) -> str:
         width = max((len(name) for name in (*self.layers, *self.attentions)), default=0)

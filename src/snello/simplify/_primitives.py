@@ -231,13 +231,15 @@ _BORDERS: dict[type[_ConvNd], type[_ConvNd]] = {
 }  # fmt: skip
 
 
-def add_border(conv: _ConvNd) -> None:
-    """Make a narrowed convolution ready to hold a border kernel."""
+def add_border(conv: _ConvNd, outputs: Tensor) -> None:
+    """Make a narrowed convolution ready to hold a border kernel; of one that it has, the kept outputs stay."""
     kind = next(border for plain, border in _BORDERS.items() if isinstance(conv, plain))
     conv.__class__ = kind
-    transposed = isinstance(conv, _ConvTransposeNd)
-    one = (1, conv.out_channels) if transposed else (conv.out_channels, 1)
-    conv.register_buffer("border", conv.weight.detach().new_zeros(*one, *conv.kernel_size))
+    axis = 1 if isinstance(conv, _ConvTransposeNd) else 0
+    one = (1, conv.out_channels) if axis else (conv.out_channels, 1)
+    known = getattr(conv, "border", None)
+    empty = conv.weight.detach().new_zeros(*one, *conv.kernel_size)
+    conv.register_buffer("border", empty if known is None else known.index_select(axis, outputs))
 
 
 def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:

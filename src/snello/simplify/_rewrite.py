@@ -32,6 +32,8 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
         ModelError: if the plan was made for another architecture, naming the layer.
     """
     training = model.training
+    if plan.base is not None and plan_of(model) is None:
+        model = apply(plan.base, model)
     # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
     copied = copy.deepcopy(model).eval()
     lean = trace(copied).module
@@ -237,7 +239,7 @@ def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
         if plan.groups > 1:
             module.groups = len(torch.unique(outputs // (plan.outputs // plan.groups)))
         if plan.border:
-            add_border(module)
+            add_border(module, outputs)
     else:
         module.out_features, module.in_features = len(outputs), len(inputs)  # type: ignore[assignment]
 

@@ -19,7 +19,7 @@ from ._match import is_plain
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
-from ._rewrite import apply
+from ._rewrite import apply, plan_of
 from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer
@@ -73,7 +73,8 @@ def simplify(
     verify(reference, build(reference), arrangement.layouts, analysis.axes, inputs)
     lean = build(source)
     if _stored(lean) > _stored(source):  # a constant or two can be more than a tiny neuron
-        plan = SimplificationPlan(plan.input_shapes, left_alone={"the model": "it would only have grown"})
+        grown = {"the model": "it would only have grown"}
+        plan = SimplificationPlan(plan.input_shapes, left_alone=grown, base=plan.base)
         lean = apply(plan, source)
     lean.train(model.training)
     if optimizer is not None:
@@ -114,7 +115,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
     if prefer == "latency":
         arrangement = prefer_speed(analysis, kept_alive)
     shapes = tuple(tuple(int(n) for n in x.shape) for x in inputs)
-    draft = Draft(shapes, overwritable(analysis, arrangement))
+    draft = Draft(shapes, overwritable(analysis, arrangement), plan_of(model))
     for node, rule in analysis.rules.items():
         produced = arrangement.layouts.get(node, Layout.whole(0))
         rule.emit(draft, arrangement.received[node], arrangement.wanted[node], produced)

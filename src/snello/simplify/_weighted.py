@@ -70,6 +70,15 @@ class Weighted(Producer):
             return bias.detach().cpu().double()
         return torch.zeros(self.taps.shape[0] * self.taps.shape[1], dtype=torch.float64)
 
+    @cached_property
+    def border(self) -> Tensor | None:
+        """The border kernel of a layer that was simplified before: float64, shape (out, positions)."""
+        border = getattr(self.module, "border", None)
+        if not isinstance(border, Tensor):
+            return None
+        transposed = isinstance(self.module, _ConvTransposeNd)
+        return border.detach().cpu().double().movedim(1 if transposed else 0, 0).flatten(1)
+
     @property
     def depends_on_position(self) -> bool:
         """Whether a constant input other than zero may give another value at another position.
@@ -91,6 +100,8 @@ class Weighted(Producer):
         if self.depends_on_position:
             varying = varying | (signal.value != 0)
         constant = ~(self.connected & varying.reshape(groups, 1, fan_in)).any(2).flatten()
+        if self.border is not None:
+            constant &= (self.border == 0).all(1)
         return Signal.of(
             constant, self.bias + self._contribution(signal.value.masked_fill(varying, 0)).sum(1)
         )
@@ -157,6 +168,8 @@ class Weighted(Producer):
         (layout,) = wanted
         constants = self._contribution(layout.fill)[produced.order]
         border = self.depends_on_position and bool((constants != 0).any())
+        if self.border is not None:
+            border, constants = True, constants + self.border[produced.order]
         bias = self.bias[produced.order]
         if not border:
             bias = bias + constants.sum(1)

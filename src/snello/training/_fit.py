@@ -214,7 +214,9 @@ class _Run:
         if self.method == "lobster":
             return self._pruning(recipe.lobster, lambda model: Lobster(model, recipe.lobster.lmbda))
         if self.method == "serene":
-            return self._pruning(recipe.serene, lambda model: SeReNe(model, recipe.serene.lmbda, every=1, seed=seed))
+            return self._pruning(
+                recipe.serene, lambda model: SeReNe(model, recipe.serene.lmbda, every=1, seed=seed)
+            )
         if self.method == "neq":
             probe, _ = next(iter(loader(self.splits.train, self.splits, recipe.neq.probe)))
             return NEq(
