@@ -116,6 +116,10 @@ WHOLE = {
     "slice: getitem by half of the width": "its ends are computed",
     "slice: one channel": "an index on the channel axis",
     "input: two tensors, one shared encoder": "a layer called twice",
+    "shape: PixelShuffle": "no rule",
+    "norm: glu": "no rule",
+    "scalar: width as a number": "a number that is computed",
+    "scalar: shape[1] as a number": "a number that is computed",
     "tokens: mixer": "a layer along another axis than the channels'",
 }
 """Known limits: these operations get their channels at full width, at least where constants are not zero."""

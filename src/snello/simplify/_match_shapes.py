@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from snello.graph import Graph, shape_of
 
-from ._match_views import SIZED, argument, shape_or_empty, sizes_rule, view_rule
-from ._rule import PerChannel, Rule
-from ._structure import Absorbed, Channels, PadChannels
+from ._match_views import SIZED, argument, shape_or_empty, size_argument, sizes_rule, view_rule
+from ._rule import PerChannel, Rule, View
+from ._structure import Absorbed, Channels, ExpandAs, PadChannels
 
 _VIEWS = {"view", "reshape", "flatten", torch.reshape, torch.flatten, "unflatten", torch.unflatten}
 _PERMUTES = {
@@ -120,11 +120,26 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
         return PerChannel(node, (operand,), (axis,), moved)
     if target in _MEANS or target in _SUMS:
         return _reduction_rule(node, operand, axis)
+    if target in ("expand_as", "expand"):
+        return _expand_rule(node, operand, axes, axis)
     if target in _TURNS:
         return _turn_rule(node, operand, axis)
     if target == "to" and len(node.args) == 1 and set(node.kwargs) == {"memory_format"}:
         return PerChannel(node, (operand,), (axis,), axis)
     return None
+
+
+def _expand_rule(node: fx.Node, operand: fx.Node, axes: dict[fx.Node, int], axis: int) -> Rule | None:
+    shape, out = shape_or_empty(operand), shape_or_empty(node)
+    if len(shape) != len(out) or shape[axis] != out[axis]:
+        return None
+    if node.target == "expand_as":
+        model = node.args[1]
+        if not isinstance(model, fx.Node) or axes.get(model, axis) != axis:
+            return None
+        return ExpandAs(node, (operand, model), (axis, axis), axis)
+    argument = size_argument(node, axis)
+    return View(node, (operand,), (axis,), axis, argument=argument) if len(node.args) > 1 else None
 
 
 def _turn_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:

@@ -35,7 +35,7 @@ def view_rule(graph: Graph, node: fx.Node, operand: fx.Node, axis: int) -> Rule 
         return None
     for out, size in enumerate(after):
         if prefix[out] == start and size == before[axis]:
-            return View(node, (operand,), (axis,), out, argument=_size_argument(node, out))
+            return View(node, (operand,), (axis,), out, argument=size_argument(node, out))
     for first in range(axis, -1, -1):  # merged with the axes first..last, the batch apart
         for last in range(axis, len(before)):
             merged = math.prod(before[first : last + 1])
@@ -46,7 +46,7 @@ def view_rule(graph: Graph, node: fx.Node, operand: fx.Node, axis: int) -> Rule 
                     return View(
                         node, (operand,), (axis,), out,
                         before=math.prod(before[first:axis]), after=math.prod(before[axis + 1 : last + 1]),
-                        argument=_size_argument(node, out),
+                        argument=size_argument(node, out),
                     )  # fmt: skip
     return None
 
@@ -69,9 +69,9 @@ def _is_shape(size: object) -> bool:
     return whole or size.target is getattr or shape_of(size) is not None
 
 
-def _size_argument(node: fx.Node, out: int) -> int | None:
+def size_argument(node: fx.Node, out: int) -> int | None:
     """Position of the size of an output axis among a view's arguments; None where it is not written out."""
-    if node.target not in SIZED:
+    if node.target not in SIZED and node.target != "expand":
         return None
     sizes = node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):

@@ -66,6 +66,17 @@ class SideBySide(Rule):
 
 
 @dataclass(frozen=True, eq=False)
+class ExpandAs(SideBySide):
+    """``y.expand_as(x)``: the values are the first operand's; of the second only the shape is read."""
+
+    def forward(self, *signals: Signal) -> Signal:
+        return signals[0]
+
+    def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful, torch.zeros_like(useful)]
+
+
+@dataclass(frozen=True, eq=False)
 class Whole(Rule):
     """An operand whose channels meet (LayerNorm): every channel must be there, in whatever order.
 
