@@ -351,6 +351,45 @@ def test_a_damaged_rewrite_is_refused_naming_the_first_layer(monkeypatch: pytest
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Amplifier(nn.Module):
+    """Differences grow by a factor of up to 60 at each of five steps: rounding does too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.first(x))
+        for _ in range(5):
+            x = torch.sin(60 * x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-12])
+def test_rounding_that_a_network_amplifies_is_no_difference(
+    wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Amplifier().double().eval()
+    kill(model, "first", torch.arange(6) < 2, with_norms=False)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        amplified = float((model(x * (1 + 2**-52)) - model(x)).abs().max() / model(x).abs().max())
+    assert amplified > 1e-9, "nothing is amplified: the test would show nothing"
+    module = importlib.import_module("snello.simplify._simplify")
+    right = module.set_constants
+
+    def slightly_wrong(lean: nn.Module, values: dict[str, Tensor]) -> None:
+        right(lean, {name: value + wrong for name, value in values.items()})
+
+    monkeypatch.setattr(module, "set_constants", slightly_wrong)
+    if wrong:
+        with pytest.raises(SimplifyError):
+            simplify(model, x)
+    else:
+        simplify(model, x)
+
+
 def test_border_kernels_hold_at_another_resolution() -> None:
     # The constants are cut off by the padding: only a border kernel can be right at two resolutions.
     model = randomise(padded("zeros").double(), generator()).eval()
