@@ -174,13 +174,19 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; afterwards every module is in its own mode again."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """:func:`evaluation_mode`, without gradients."""
+    with evaluation_mode(model), torch.no_grad():
+        yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, DataError
-from snello.graph import trace
+from snello.graph import evaluation_mode, trace
 from snello.neurons import iter_rows, rows, weighted_layers
 from snello.processes import sum_over_processes
 
@@ -127,14 +127,8 @@ def _add_taylor(
 ) -> int:
     weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
     inputs, targets = (part.to(weights[0].device) for part in batch)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(measure(model(inputs), targets), weights, allow_unused=True)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), torch.enable_grad():
+        gradients = torch.autograd.grad(measure(model(inputs), targets), weights, allow_unused=True)
     for (name, module), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
         if gradient is not None:
             product = weight.detach() * gradient

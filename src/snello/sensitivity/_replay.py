@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello.graph import evaluation_mode
+
 
 class Replay:
     """Remembers a model's inputs, and runs the first of them again, in evaluation mode and with gradients.
@@ -46,18 +48,14 @@ class Replay:
             return value[: self._examples] if per_example else value
 
         (args, kwargs), self._inputs = self._inputs, ((), {})
-        modes = {module: module.training for module in self._model.modules()}
-        self._model.eval()
         self.running = True
         try:
-            with torch.enable_grad(), torch.autocast(**self._autocast):
+            with evaluation_mode(self._model), torch.enable_grad(), torch.autocast(**self._autocast):
                 outputs = self._model(
                     *map(first, args), **{key: first(value) for key, value in kwargs.items()}
                 )
         finally:
             self.running = False
-            for module, training in modes.items():
-                module.training = training
         return outputs  # type: ignore[no-any-return]
 
     def remove(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import DataError
+from snello.graph import evaluation_mode
 from snello.neurons import rows, spread, weighted_layers
 from snello.processes import sum_over_processes
 
@@ -39,7 +40,7 @@ def lobster_scores(batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | 
         weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
         sums = [torch.zeros_like(w) for w in weights]
         count = weights[0].new_zeros(1) if weights else torch.zeros(1)
-        with _Evaluating(model):
+        with evaluation_mode(model), torch.enable_grad():
             for inputs, targets in batches:
                 value = measure(model(inputs.to(count.device)), targets.to(count.device))
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
@@ -80,7 +81,7 @@ def serene_scores(
         serene = SeReNe(model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=())
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
-            with _Evaluating(model):
+            with evaluation_mode(model), torch.enable_grad():
                 for inputs, _ in batches:
                     serene.observe(model(inputs.to(device)))
             found = serene.sensitivity()
@@ -94,21 +95,3 @@ def serene_scores(
         return {n: layers[n].weight.detach().abs() * spread(layers[n], s) for n, s in found.items()}  # type: ignore[union-attr, operator]
 
     return scores
-
-
-class _Evaluating:
-    """Evaluation mode with gradients inside the block; every module's own mode afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._modes = {module: module.training for module in self._model.modules()}
-        self._grad = torch.enable_grad()
-        self._grad.__enter__()
-        self._model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self._grad.__exit__(None, None, None)
-        for module, training in self._modes.items():
-            module.training = training
