@@ -368,6 +368,7 @@ add_through(
         "roll": lambda: lambda x: torch.roll(x, 1, dims=2),
         "transpose of space": lambda: lambda x: x.transpose(2, 3),
         "there and back": lambda: lambda x: x.flatten(2).reshape(x.shape),
+        "groups and back": lambda: _groups_and_back,
         "channels last and back": lambda: lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2),
         "to channels_last": lambda: lambda x: x.to(memory_format=torch.channels_last),
         "ChannelShuffle": lambda: nn.ChannelShuffle(2),
@@ -379,6 +380,12 @@ add_through(
 CASES["shape: cumulated over space"] = Case(
     through(lambda: lambda x: x.cumsum(2)), ANY, DEAD, ROWS
 )  # a sum of constants grows with the position
+
+
+def _groups_and_back(x: Tensor) -> Tensor:
+    """Half of a shuffle: the view is undone by a view."""
+    batch, channels, height, width = x.size()
+    return x.view(batch, 2, channels // 2, height, width).view(batch, channels, height, width)
 
 
 def _shuffle(x: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ WHOLE = {
     "pool: average with its own divisor": "another constant, which the window's size decides",
     "pad: cut off": "negative padding",
     "shape: there and back": "a whole shape, taken from elsewhere",
+    "shape: groups and back": "channels on two axes",
     "shape: PixelUnshuffle": "no rule",
     "norm: InstanceNorm with statistics": "no rule",
     "slice: getitem by half of the width": "its ends are computed",

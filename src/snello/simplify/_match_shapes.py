@@ -58,7 +58,7 @@ def shuffles(graph: Graph) -> Iterator[tuple[fx.Node, Rule]]:
                 break
             steps.append(reader)
         last = next(iter(steps[-1].users)) if len(steps[-1].users) == 1 else None
-        if last is None or first.target not in SIZED or last.target not in _VIEWS:
+        if last is None or len(steps) < 2 or first.target not in SIZED or last.target not in _VIEWS:
             continue
         if (rule := _shuffle(steps, last)) is not None:
             yield from ((step, ShuffleStep(step, (), (), None)) for step in steps)
@@ -69,11 +69,7 @@ def _shuffle(steps: list[fx.Node], last: fx.Node) -> Shuffle | None:
     source = steps[0].args[0]
     if not isinstance(source, fx.Node) or [s.target for s in steps[2:]] not in ([], ["contiguous"]):
         return None
-    before, split, swapped = (
-        shape_or_empty(source),
-        shape_or_empty(steps[0]),
-        shape_or_empty(steps[1]) if len(steps) > 1 else (),
-    )
+    before, split, swapped = (shape_or_empty(node) for node in (source, steps[0], steps[1]))
     if len(before) < 2 or len(split) != len(before) + 1 or before != shape_or_empty(last):
         return None
     if steps[1].target not in _PERMUTES or _permutation(steps[1]) != [0, 2, 1, *range(3, len(split))]:
