@@ -38,7 +38,10 @@ SMALL = (
     "--data.limit=300", "--epochs=4", "--lobster.finetune=1", "--serene.finetune=1", "--device=cpu",
     "--ship.repeats=3", "--ship.warmup=1", "--neq.probe=10",
 )  # fmt: skip
-COMMANDS = ("journey", "train", "sweep", "simplify", "compress", "decompress", "export", "measure", "recipes")
+COMMANDS = (
+    "journey", "train", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
+    "bench-device", "report", "recipes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

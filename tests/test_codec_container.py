@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import subprocess
 import sys
+import zlib
 from typing import Any
 
 import pytest
@@ -13,15 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snello.codec import CodecSettings, compress, decode, decompress, quantised, read_header
+from snello.codec import (
+    CodecSettings,
+    Limits,
+    compress,
+    decode,
+    decompress,
+    encode,
+    quantised,
+    read_header,
+    stream_of,
+)
 from snello.codec import _manifest as manifest_module
 from snello.codec._manifest import DTYPES
-from snello.errors import BitstreamError, ConfigError
+from snello.errors import BitstreamError, ConfigError, MissingExtraError
 from test_codec_stream import choices, names, shapes
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 
-GOLDEN = bytes.fromhex(
+GOLDEN_1 = bytes.fromhex(
     "89534e4c0d0a1a0a01000000e10000004d0000000000000017294357ee0a06588836c6cfd516247103f03b9d8cf8c888"
     "3acbbfb6efbaf6be78da458edd8e83201085df65aed90d0c6ad55731c6a03358b2162c607ad1f4dd17db6cf672ce777e"
     "e60991971009fa27dc02f1063dac6123f6f012903867e7d774d2fb0efd9746013ef807bbf59aa7b774a90510efec4ba6"
@@ -32,6 +43,18 @@ GOLDEN = bytes.fromhex(
     "17160966632e6269617300d0c1c3810a80b4d80018f8"
 )
 
+GOLDEN = bytes.fromhex(
+    "89534e4c0d0a1a0a02000000ff0000004600000000000000918d9ad879377cfc1c625bc1319cd4743fb224260cc472ee"
+    "e1013bff297ce51a78da4d8fd18e83201444ffe53ed3061104fd15630ccac5925ab082e943e3bf2f74d3cdbece9c3b73"
+    "e70d3bce6137d0bde1110caed0c11256831e4e021153727e89c57d6ed05d6a46c007ff42b7dcd2f891a4206070439f6f"
+    "b274689f5cd4c9050f9dd56b44027b788df1eeb62d674197f6236b732e9b42b8ff41cf6d0cb614d9f9fa9b9fc3d559be"
+    "483beac7186f9a8926ff476b51d3c632ae98a6424c0c5bcbd9ac34375248c328e55c2955cb9a4a3db74d6338b56d3551"
+    "29662adb060824f431ec7957dfffeb233d236c2060d7a053cd805c14f1c7ba0ee4434d4ec7cc7c81866720afff1231e1"
+    "56fc92e07caa724fb108d08a528bd6c2309c3fc1d073e200040201000806810040008000060e000000001d160966632e"
+    "77656967687400d040c120a082a080f7dfa00300eae00017160966632e6269617300d0c0c3810a80b4d8004320"
+)
+GOLDEN_SETTINGS = CodecSettings(dependent_quantisation=False, qp_of={"fc.weight": -8})
+
 PREFIX = 56
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -41,7 +64,7 @@ records = st.dictionaries(texts, st.none() | texts | numbers | st.lists(numbers,
 @st.composite
 def any_tensors(draw: st.DrawFn) -> Tensor:
     dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
-    shape = draw(shapes | st.sampled_from([[0], [3, 0], [0, 2, 1]]))
+    shape = draw(shapes | st.sampled_from([[0], [3, 0], [0, 2, 1], [1] * 32, [3000], [60, 70], [0, 2**40]]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     return (torch.randn(shape, generator=generator) * 50).abs().to(dtype)
 
@@ -60,7 +83,7 @@ def sample() -> dict[str, Tensor]:
 @given(st.dictionaries(names, any_tensors(), max_size=4), choices, records)
 def test_round_trip(tensors: dict[str, Tensor], options: CodecSettings, record: dict[str, Any]) -> None:
     data = compress(tensors, options, record)
-    content = decompress(data)
+    content = decompress(data, isolated=False)
     assert content.settings == options
     assert content.record == record
     assert list(content.tensors) == list(tensors)
@@ -104,40 +127,66 @@ def test_every_truncation_and_any_appended_byte_is_noticed() -> None:
 def test_header_tells_what_is_inside() -> None:
     data = compress(sample(), CodecSettings(qp=-20), record={"model": "toy"})
     header = read_header(data)
-    assert (header.version, header.record, header.settings.qp) == (1, {"model": "toy"}, -20)
+    assert (header.version, header.record, header.settings.qp) == (2, {"model": "toy"}, -20)
     assert [e.name for e in header.tensors] == list(sample())
-    assert [e.exact is None for e in header.tensors] == [True, False, True, False, False]
+    assert [e.coded for e in header.tensors] == [True, False, True, False, False]
+    assert [e.qp for e in header.tensors] == [-20, None, -75, None, None]
+    assert [e.step_size for e in header.tensors] == [2.0**-5, None, 5 * 2.0**-21, None, None]
     assert PREFIX + header.manifest_bytes + header.stream_bytes == len(data)
     stream = data[PREFIX + header.manifest_bytes :]
-    assert list(decode(stream)) == ["fc.weight", "scale"]  # it is a plain NNC stream
+    assert stream == stream_of(data)
+    assert hashlib.sha256(stream).hexdigest() == header.stream_sha256
+    assert data[24:56].hex() == header.manifest_sha256
+    assert list(decode(stream, isolated=False)) == ["fc.weight", "scale"]  # it is a plain NNC stream
 
 
-def test_header_needs_no_codec() -> None:
-    code = (
-        "import sys; sys.modules['nncodec'] = None\n"
-        "from snello.codec import read_header, decompress\n"
-        "from snello.errors import MissingExtraError\n"
-        f"data = bytes.fromhex('{GOLDEN.hex()}')\n"
-        "assert read_header(data).record == {'model': 'golden'}\n"
-        "try: decompress(data)\n"
-        "except MissingExtraError as error: assert 'snello[nnc]' in str(error)\n"
-        "else: raise SystemExit('no error')\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_header_needs_no_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncodec", None)
+    for name in [name for name in sys.modules if name.startswith("nncodec.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert read_header(GOLDEN).record == {"model": "golden"}
+    assert stream_of(GOLDEN)
+    for isolated in (True, False):
+        with pytest.raises(MissingExtraError, match=r"snello\[nnc\]"):
+            decompress(GOLDEN, isolated=isolated)
 
 
-def test_golden_file_of_version_1_can_be_read() -> None:
-    content = decompress(GOLDEN)
-    assert (content.record, content.settings) == ({"model": "golden"}, CodecSettings())
-    expected = {
+def golden_tensors() -> dict[str, Tensor]:
+    return {
         "fc.weight": torch.tensor([[0.5, -0.25], [0.0, 1.0]]),
         "fc.bias": torch.tensor(0.0, dtype=torch.float64),
         "steps": torch.tensor([1, -2], dtype=torch.int16),
     }
-    assert list(content.tensors) == list(expected)
-    for name, tensor in expected.items():
+
+
+@pytest.mark.parametrize(
+    ("golden", "options", "version"), [(GOLDEN_1, CodecSettings(), 1), (GOLDEN, GOLDEN_SETTINGS, 2)]
+)
+def test_golden_files_can_be_read(golden: bytes, options: CodecSettings, version: int) -> None:
+    content = decompress(golden)
+    assert read_header(golden).version == version
+    assert (content.record, content.settings) == ({"model": "golden"}, options)
+    assert list(content.tensors) == list(golden_tensors())
+    for name, tensor in golden_tensors().items():
         assert torch.equal(content.tensors[name], tensor)
         assert content.tensors[name].dtype == tensor.dtype
+
+
+def test_golden_file_is_written() -> None:
+    written = compress(golden_tensors(), GOLDEN_SETTINGS, {"model": "golden"})
+    sizes = [int.from_bytes(data[12:16], "little") for data in (written, GOLDEN)]
+    manifests = [data[PREFIX : PREFIX + size] for data, size in zip((written, GOLDEN), sizes, strict=True)]
+    text = zlib.decompress(manifests[1])
+    assert zlib.decompress(manifests[0]) == text
+    assert (
+        stream_of(written)
+        == stream_of(GOLDEN)
+        == encode(
+            {name: tensor for name, tensor in golden_tensors().items() if name != "steps"}, GOLDEN_SETTINGS
+        )
+    )
+    if zlib.compress(text, 9) == manifests[1]:  # zlib-ng deflates the same text to other bytes
+        assert written == GOLDEN
 
 
 def test_without_floating_tensors_there_is_no_stream() -> None:
@@ -180,36 +229,154 @@ def test_manifest_is_capped_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
         decompress(data)
 
 
-def test_a_foreign_manifest_is_refused() -> None:
-    import hashlib
-    import zlib
-
+def signed(content: object, version: int = 2, stream: bytes = b"") -> bytes:
+    """A container with digests that fit, whatever its manifest says."""
     from snello.codec._container import _FIXED, MAGIC
 
-    good = {
-        "record": {},
-        "settings": {},
-        "stream_sha256": hashlib.sha256(b"").hexdigest(),
-        "tensors": [],
-    }
-    broken: list[object] = [
-        {**good, "record": []},
-        {**good, "settings": {"qp": 1000}},
-        {**good, "settings": {"unknown": 1}},
-        {**good, "tensors": [["a", [2], "int8", "00"]]},
-        {**good, "tensors": [["a", [-1], "int8", ""]]},
-        {**good, "tensors": [["a", [1], "complex64", None]]},
-        {**good, "tensors": [["a", [1], "float32", None]]},
-        {**good, "tensors": [["a"]]},
-        {"record": {}},
-        [],
-    ]
-    for content in [good, *broken]:
-        packed = zlib.compress(json.dumps(content).encode())
-        fixed = _FIXED.pack(MAGIC, 1, 0, len(packed), 0)
-        data = fixed + hashlib.sha256(fixed + packed).digest() + packed
-        if content is good:
-            assert decompress(data).tensors == {}
-        else:
-            with pytest.raises(BitstreamError):
-                decompress(data)
+    packed = zlib.compress(content if isinstance(content, bytes) else json.dumps(content).encode())
+    fixed = _FIXED.pack(MAGIC, version, 0, len(packed), len(stream))
+    return fixed + hashlib.sha256(fixed + packed).digest() + packed + stream
+
+
+OLD = {"qp": -32, "nonweight_qp": -75, "dependent_quantisation": True, "row_skipping": True}
+GOOD: dict[str, Any] = {
+    "record": {},
+    "settings": {**OLD, "codebook": False, "qp_of": {}},
+    "stream_sha256": hashlib.sha256(b"").hexdigest(),
+    "tensors": [["n", [2], "int8", None, "0001"]],
+}
+
+
+def test_the_good_manifest_is_good() -> None:
+    assert torch.equal(decompress(signed(GOOD)).tensors["n"], torch.tensor([0, 1], dtype=torch.int8))
+    old = {**GOOD, "settings": OLD, "tensors": [["n", [2], "int8", "0001"]]}
+    assert torch.equal(
+        decompress(signed(old, version=1)).tensors["n"], torch.tensor([0, 1], dtype=torch.int8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"record": []}, "dict"),
+        ({"settings": {**GOOD["settings"], "qp": 1000}}, "qp=1000"),
+        ({"settings": OLD}, "codebook"),
+        ({"settings": {**GOOD["settings"], "unknown": 1}}, "unknown"),
+        ({"settings": {**GOOD["settings"], "qp_of": {"a": True}}}, "qp_of"),
+        ({"extra": 1}, "extra"),
+        ({"tensors": {}}, "list"),
+        ({"tensors": [["a"]]}, "_entry"),
+        ({"tensors": [["a", [2], "int8", None, "00"]]}, "1 bytes do not fill"),
+        ({"tensors": [["a", [-1], "int8", None, ""]]}, "shape"),
+        ({"tensors": [["a", [True], "int8", None, "00"]]}, "shape"),
+        ({"tensors": [["a", [1.0], "int8", None, "00"]]}, "shape"),
+        ({"tensors": [["a", [2**62, 2**62], "int8", None, ""]]}, "shape"),
+        ({"tensors": [["a", [0, 2**62, 2**62], "int8", None, ""]]}, "shape"),
+        ({"tensors": [["a", [1] * 33, "int8", None, "00"]]}, "shape"),
+        ({"tensors": [["a", [1], "complex64", None, None]]}, "complex64"),
+        ({"tensors": [["a", [1], "int8", None, None]]}, "coded"),
+        ({"tensors": [["a", [1], "int8", 3, "00"]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "int8", {}, "00"]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "int8", [1, "2"], "00"]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "float32", [], None]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "float32", True, None]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "float32", None, "00000000"]]}, "coded"),
+        ({"tensors": [["a", [0], "float32", -32, None]]}, "coded"),
+        ({"tensors": [["a", [1], "float32", None, None]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "float32", 200, None]]}, "quantisation parameter"),
+        ({"tensors": [["a", [1], "float32", -32, None]]}, "NNC stream"),
+        ({"tensors": [["a", [1], "bool", None, "02"]]}, "bool"),
+        ({"tensors": [["a", [1], "int8", None, "zz"]]}, "hex"),
+        ({"tensors": [["a", [0], "int8", None, ""]] * 2}, "names"),
+        ({"tensors": [["\ud800", [0], "int8", None, ""]]}, "UTF-8"),
+    ],
+)
+def test_a_foreign_manifest_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BitstreamError, match=words):
+        decompress(signed({**GOOD, **change}))
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"record": 1}', b""])
+def test_what_is_no_manifest_is_refused(text: bytes) -> None:
+    with pytest.raises(BitstreamError, match="manifest cannot be read"):
+        read_header(signed(text))
+
+
+def test_the_number_of_values_of_a_manifest_is_capped_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = compress({}, record={"numbers": list(range(1000))})
+    monkeypatch.setattr(manifest_module, "MAX_VALUES", 900)
+    with pytest.raises(ConfigError, match="900"):
+        compress({}, record={"numbers": list(range(1000))})
+    with pytest.raises(BitstreamError, match="more than 900 values"):
+        read_header(data)
+
+
+def test_claims_beyond_the_limits_are_refused_before_they_cost_anything() -> None:
+    data = compress({"a": torch.ones(100, 10), "n": torch.arange(8)}, record={"text": "x" * 5000})
+    for limits, words in [
+        (Limits(decoded_bytes=4063), r"4064 bytes of tensors \('a' has the shape \(100, 10\)\)"),
+        (Limits(tensors=1), "2 tensors, more than the limit of 1"),
+        (Limits(manifest_bytes=4000), "exceeds 4000 bytes"),
+    ]:
+        with pytest.raises(BitstreamError, match=words):
+            decompress(data, limits, isolated=False)
+    assert len(decompress(data, Limits(decoded_bytes=4064, tensors=2), isolated=False).tensors) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"tensors": 0}, {"seconds": -1}, {"memory_bytes": 1.5}, {"decoded_bytes": True}]
+)
+def test_limits_are_validated(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Limits(**options)
+
+
+def rewritten(data: bytes, **changes: Any) -> bytes:
+    """The container with another stream or table, and digests that fit."""
+    header, stream = read_header(data), changes.pop("stream", stream_of(data))
+    content = json.loads(zlib.decompress(data[PREFIX : PREFIX + header.manifest_bytes]))
+    content |= changes | {"stream_sha256": hashlib.sha256(stream).hexdigest()}
+    return signed(content, stream=stream)
+
+
+def test_stream_and_table_have_to_agree() -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4)}
+    data = compress(tensors)
+    rows = [["a", [2, 3], "float32", -32, None], ["b", [4], "float32", -75, None]]
+    assert rewritten(data, tensors=rows)[PREFIX:] == rewritten(data)[PREFIX:]
+    reversed_stream = encode(dict(reversed(tensors.items())))
+    for damaged, words in [
+        (rewritten(data, tensors=rows[::-1]), "'a': its name, or its place"),
+        (rewritten(data, stream=reversed_stream), "'b': its name, or its place"),
+        (rewritten(data, tensors=rows[:1]), "'b': its name, or its place"),
+        (rewritten(data, tensors=[*rows, ["c", [1], "float32", -75, None]]), "'c': whether it is there"),
+        (rewritten(data, tensors=[["a", [3, 2], "float32", -32, None], rows[1]]), "'a': its shape"),
+        (
+            rewritten(data, tensors=[["a", [2, 3], "float32", -31, None], rows[1]]),
+            "quantisation parameter, -32",
+        ),
+        (rewritten(data, tensors=[]), "there is an NNC stream"),
+        (rewritten(data, stream=b""), "NNC stream of 0 bytes"),
+    ]:
+        with pytest.raises(BitstreamError, match=words):
+            decompress(damaged, isolated=False)
+
+
+def test_qp_of_is_honoured_and_recorded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(6, 5, generator=generator) for name in ("a", "b")} | {"v": torch.randn(9)}
+    options = CodecSettings(qp_of={"a": -20, "v": -40})
+    data = compress(tensors, options)
+    assert {e.name: e.qp for e in read_header(data).tensors} == {"a": -20, "b": -32, "v": -40}
+    content = decompress(data, isolated=False)
+    assert content.settings == options
+    for name, qp in {"a": -20, "b": -32}.items():
+        assert torch.equal(content.tensors[name], quantised(tensors, CodecSettings(qp=qp))[name])
+    assert torch.equal(content.tensors["v"], quantised(tensors, CodecSettings(nonweight_qp=-40))["v"])
+
+
+def test_qp_of_of_a_tensor_that_is_not_coded_is_refused() -> None:
+    tensors = {"a": torch.ones(2), "n": torch.tensor(3)}
+    for odd in ("n", "typo"):
+        with pytest.raises(ConfigError, match=rf"'{odd}' \(1 such of 2\)"):
+            compress(tensors, CodecSettings(qp_of={"a": -20, odd: -20}))

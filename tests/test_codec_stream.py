@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -38,11 +41,14 @@ def tensors(draw: st.DrawFn) -> Tensor:
     return values * (torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0])))
 
 
+quantisers = st.sampled_from([(True, False), (False, False), (False, True)])
 choices = st.builds(
-    CodecSettings,
+    lambda quantiser, **rest: CodecSettings(
+        dependent_quantisation=quantiser[0], codebook=quantiser[1], **rest
+    ),
+    quantisers,
     qp=st.integers(-60, 0),
     nonweight_qp=st.integers(-90, 0),
-    dependent_quantisation=st.booleans(),
     row_skipping=st.booleans(),
 )
 
@@ -51,7 +57,7 @@ choices = st.builds(
 @given(st.dictionaries(names, tensors(), min_size=1, max_size=4), choices)
 def test_decode_of_encode_is_quantised(sample: dict[str, Tensor], options: CodecSettings) -> None:
     stream = encode(sample, options)
-    decoded, expected = decode(stream), quantised(sample, options)
+    decoded, expected = decode(stream, isolated=False), quantised(sample, options)
     assert list(decoded) == list(expected) == list(sample)
     for name, tensor in sample.items():
         assert decoded[name].dtype == torch.float32
@@ -69,7 +75,7 @@ def test_values_are_multiples_of_the_step_and_near(tensor: Tensor, options: Code
     slack = tensor.double().abs() * 2.0**-22  # scaling and levels are float32 inside the coder
     assert ((values - tensor.double()).abs() <= bound * (1 + 1e-6) + slack).all()
     levels = values / step
-    exact = levels.abs() < 2**24  # beyond, a level has no float32 of its own
+    exact = levels.abs() < 2**21  # a step has three significant bits: beyond, the product has no float32
     assert torch.equal(levels[exact], levels[exact].round())
     if not options.dependent_quantisation:
         assert (values[tensor == 0] == 0).all()
@@ -159,6 +165,7 @@ def test_input_is_not_changed_and_layout_does_not_matter() -> None:
         ({7: torch.ones(1)}, ["7", "int"]),
         ({"l": [1.0]}, ["'l'", "list"]),
         ({"s": torch.ones(2, 2).to_sparse()}, ["'s'", "sparse"]),
+        ({"deep": torch.ones([1] * 33)}, ["'deep'", "33 dimensions"]),
         ({}, ["no tensor"]),
     ],
 )
@@ -169,11 +176,62 @@ def test_what_cannot_be_coded_is_named(sample: dict[str, Tensor], words: list[st
 
 
 @pytest.mark.parametrize(
-    "options", [{"qp": 128}, {"qp": -129}, {"nonweight_qp": 0.5}, {"qp": True}, {"row_skipping": 1}]
-)
+    "options",
+    [
+        {"qp": 128}, {"qp": -129}, {"nonweight_qp": 0.5}, {"qp": True}, {"row_skipping": 1},
+        {"qp_of": {"a": 128}}, {"qp_of": {"a": True}}, {"qp_of": {3: 1}}, {"qp_of": [("a", 1)]},
+        {"codebook": 1}, {"codebook": True, "dependent_quantisation": True},
+    ],
+)  # fmt: skip
 def test_settings_are_validated(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         CodecSettings(**options)  # type: ignore[arg-type]
+
+
+def test_settings_are_values() -> None:
+    table = {"a": -20, "b": -30}
+    one, two = CodecSettings(qp_of=table), CodecSettings(qp_of=dict(reversed(table.items())))
+    assert one == two
+    assert hash(one) == hash(two)
+    table["a"] = 0
+    assert one.qp_of == {"a": -20, "b": -30}  # a copy, and one that cannot change
+    with pytest.raises(TypeError):
+        one.qp_of["a"] = 0  # type: ignore[index]
+    assert CodecSettings(**one.to_dict()) == one != CodecSettings()
+    assert pickle.loads(pickle.dumps(copy.deepcopy(one))) == one
+
+
+def test_a_part_can_be_quantised_with_the_settings_of_the_whole() -> None:
+    options = CodecSettings(qp_of={"a": -20, "elsewhere": -20})
+    assert step_sizes({"a": torch.ones(2, 2)}, options) == {"a": 2.0**-5}
+    assert torch.equal(quantised({"a": torch.ones(2, 2)}, options)["a"], torch.ones(2, 2))
+    with pytest.raises(ConfigError, match="'elsewhere'"):
+        encode({"a": torch.ones(2, 2)}, options)
+
+
+def test_a_codebook_saves_bytes_where_weights_are_clustered_and_changes_no_value() -> None:
+    centres = torch.tensor([-0.7, -0.31, 0.0, 0.23, 0.9])
+    sample = {"w": centres[torch.randint(0, 5, (64, 60), generator=torch.Generator().manual_seed(0))]}
+    sample["gaussian"] = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
+    with_codebook = dataclasses.replace(UNIFORM, codebook=True)
+    streams = encode(sample, UNIFORM), encode(sample, with_codebook)
+    assert len(streams[1]) < 0.7 * len(streams[0])
+    plain, listed = (decode(stream, isolated=False) for stream in streams)
+    for name, values in quantised(sample, UNIFORM).items():
+        assert torch.equal(plain[name], values)
+        assert torch.equal(listed[name], values)
+    # Never larger: where a codebook does not pay there is none.
+    gaussian = {"g": sample["gaussian"]}
+    assert len(encode(gaussian, with_codebook)) <= len(encode(gaussian, UNIFORM))
+
+
+def test_large_tensors_in_both_ways() -> None:
+    sample = {"w": torch.zeros(1500, 1000), "v": torch.arange(100_000) / 100_000}
+    sample["w"][::50] = torch.randn(30, 1000, generator=torch.Generator().manual_seed(0))
+    stream, expected = encode(sample, UNIFORM), quantised(sample, UNIFORM)
+    for isolated in (True, False):
+        decoded = decode(stream, isolated=isolated)
+        assert all(torch.equal(decoded[name], expected[name]) for name in sample)
 
 
 @given(texts | st.text(st.sampled_from("%5F_GH2\0")))
@@ -188,8 +246,9 @@ def test_escape_is_invertible_and_safe(name: str) -> None:
     [b"", b"\0", b"\0\0\0\0", b"hello, world", b"\x80\0\0\x01", struct.pack(">H", 6) + b"\x80\x01\x02\x03"],
 )
 def test_another_kind_of_data_is_a_bitstream_error(stream: bytes) -> None:
-    with pytest.raises(BitstreamError):
-        decode(stream)
+    for isolated in (True, False):
+        with pytest.raises(BitstreamError):
+            decode(stream, isolated=isolated)
 
 
 def test_every_cut_inside_a_unit_is_a_bitstream_error() -> None:

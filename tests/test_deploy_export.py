@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snello.deploy import _export as export_module
-from snello.deploy import export, onnx_runner
+from laws import kill
+from snello import plan_of, simplify
+from snello.deploy import _verify, export, onnx_footprint, onnx_runner
 from snello.errors import ConfigError, ModelError, OutputError
+from snello.models import build
+from snello.neurons import neuron_count
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra onnx is not installed")
@@ -86,7 +89,7 @@ def test_model_is_untouched_and_nothing_is_said(
 
 
 def test_a_differing_file_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    monkeypatch.setattr(_verify, "TOLERANCE", -1.0)
     target = tmp_path / "net.onnx"
     target.write_bytes(b"the old one")
     with pytest.raises(ModelError, match="differs from PyTorch by"):
@@ -107,7 +110,7 @@ def test_a_fixed_batch_size_is_refused(tmp_path: Path, model: nn.Module) -> None
 def test_unwritable_places_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    for target in ("missing/net.onnx", "file/net.onnx", "folder"):
+    for target in ("file/net.onnx", "folder"):
         with pytest.raises(OutputError) as caught:
             export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / target)
         assert str(tmp_path / target) in str(caught.value)
@@ -127,3 +130,36 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_inputs_without_a_batch_are_refused(tmp_path: Path, inputs: Tensor) -> None:
     with pytest.raises(ConfigError, match="batch"):
         export(nn.Linear(3, 2), inputs, tmp_path / "net.onnx")
+
+
+def chain() -> nn.Sequential:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "dead"),
+    [(chain(), (3, 12, 12), ("0", "3")), (build("lenet-5"), (1, 28, 28), ("conv1", "conv2", "fc1"))],
+    ids=["chain", "lenet-5"],
+)
+def test_simplified_models_hold_no_gather_and_no_scatter(
+    tmp_path: Path, model: nn.Module, shape: tuple[int, ...], dead: tuple[str, ...]
+) -> None:
+    """Where the plan needs no index operation, the file has none, and fewer weights."""
+    import onnx
+
+    x = torch.randn(2, *shape)
+    for name in dead:
+        kill(model, name, torch.arange(neuron_count(model.get_submodule(name))) % 2 == 0, with_norms=True)
+    lean = simplify(model.eval(), x)
+    plan = plan_of(lean)
+    assert plan is not None
+    assert plan.index_operations == 0
+    operators = {}
+    for key, net in {"dense": model, "lean": lean}.items():
+        graph = onnx.load(str(export(net, x, tmp_path / f"{key}.onnx"))).graph
+        operators[key] = [node.op_type for node in graph.node]
+    assert not [name for name in operators["lean"] if name.startswith(("Gather", "Scatter"))]
+    assert sorted(operators["lean"]) == sorted(operators["dense"])
+    assert onnx_footprint(tmp_path / "lean.onnx").dead_neurons == 0
+    assert onnx_footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)

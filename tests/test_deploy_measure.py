@@ -166,10 +166,11 @@ def test_measure_gives_both_runtimes(exported: Path) -> None:
 
 def test_measure_onnx_alone(exported: Path) -> None:
     found = measure_onnx(exported, repeats=3, warmup=0)
-    assert found.parameters == 12 * 5 + 5 + 5 * 2 + 2
-    assert found.bytes == file_bytes(exported) == len(exported.read_bytes())
-    assert (found.latency.batch, found.latency.repeats, found.latency.runtime) == (1, 3, "onnxruntime")
-    assert measure_onnx(exported, batch=4, repeats=1).latency.batch == 4
+    assert (found.footprint.parameters, found.footprint.macs) == (12 * 5 + 5 + 5 * 2 + 2, 12 * 5 + 5 * 2)
+    assert file_bytes(exported) == len(exported.read_bytes())
+    time = found.latencies["onnxruntime"]
+    assert (time.batch, time.repeats, time.runtime) == (1, 3, "onnxruntime")
+    assert measure_onnx(exported, batch=4, repeats=1).latencies["onnxruntime"].batch == 4
 
 
 def test_threads_must_agree(exported: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ import torch
 from torch import nn
 
 from snello import ModelSpec, Record, load, plan_of, save, simplify
+from snello.codec import CodecSettings, compress, quantised
 from snello.errors import ModelError, OutputError
-from snello.modelfile import FORMAT, from_dict, to_dict, write_file
+from snello.modelfile import FORMAT, from_dict, read, summary, to_dict, write_file
 from snello.models import build
 
 RECORD = Record(ModelSpec("resnet-20", {"classes": 7}), (3, 32, 32))
@@ -187,3 +191,97 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
 def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"bad\.pt"):
         load(_content(tmp_path, state_dict=None))
+
+
+def test_a_file_of_weights_holds_tensors_only(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"bad\.pt: the state_dict holds other things"):
+        read(_content(tmp_path, state_dict={"w": 3}))
+
+
+# What is in a file
+
+
+def test_read_and_summary_build_no_model(tmp_path: Path) -> None:
+    lean = simplify(_model(dead=True), RECORD.example_inputs())
+    data, state = read(save(tmp_path / "lean.pt", lean, RECORD))
+    assert data == to_dict(lean, RECORD)
+    assert state.keys() == lean.state_dict().keys()
+    found, plan = summary(data), plan_of(lean)
+    assert plan is not None
+    assert found["model"] == RECORD.model.to_dict()
+    assert found["plan"]["layers"] == len(plan.layers)
+    assert 0 < found["plan"]["kept_outputs"] < found["plan"]["outputs"]
+    assert summary(to_dict(_model(), RECORD))["plan"] is None
+
+
+def test_summary_takes_any_record() -> None:
+    assert summary({}) == {}
+    assert summary({"a": 1, "model": "toy", "folded_batchnorms": 3}) == {"model": "toy", "other_keys": ["a"]}
+    with pytest.raises(ModelError, match="plan"):
+        summary({"plan": "{}"})
+
+
+# Strangers' files
+
+
+def test_a_strangers_file_cannot_name_code_to_call(tmp_path: Path) -> None:
+    data = {"model": {"name": "os:mkdir", "arguments": {"path": str(tmp_path / "made")}}, "input_shape": [1]}
+    data |= {"plan": None}
+    with pytest.raises(ModelError, match=r"'os:mkdir'.*own_code=True"):
+        from_dict(data, {}, "stranger.snello", own_code=False)
+    assert not (tmp_path / "made").exists()
+    torch.save({"format": FORMAT, "record": json.dumps(data), "state_dict": {}}, tmp_path / "stranger.pt")
+    with pytest.raises(ModelError, match=r"stranger\.pt.*'os:mkdir'"):
+        load(tmp_path / "stranger.pt", own_code=False)
+    assert not (tmp_path / "made").exists()
+
+
+# From one machine to another
+
+
+def _to_ship() -> Iterator[tuple[str, nn.Module, Record]]:
+    yield "lenet", build("lenet-5"), Record(ModelSpec("lenet-5"), (1, 28, 28))
+    yield "lean", simplify(_model(dead=True), RECORD.example_inputs()), RECORD
+    if pytest.importorskip("torchvision"):
+        spec = ModelSpec("mobilenet_v3_small", {"num_classes": 10, "width_mult": 0.5})
+        yield "mobilenet", build(spec), Record(spec, (3, 64, 64))
+
+
+READER = """
+import sys, pathlib, torch
+from snello.codec import decompress
+from snello.modelfile import from_dict
+for path in sorted(pathlib.Path('.').glob('*.snello')):
+    content = decompress(path.read_bytes())
+    model, record = from_dict(content.record, content.tensors, str(path), own_code=False)
+    sent = torch.load(path.with_suffix('.pt'), weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(sent['inputs']), sent['outputs']), path
+    print(path.stem, record.model.name)
+"""
+
+
+def test_what_one_machine_compresses_another_computes_with(tmp_path: Path) -> None:
+    """In a process that has never seen the model: its outputs are those of the quantised original, bit by bit."""
+    pytest.importorskip("nncodec")
+    torch.manual_seed(0)
+    settings = CodecSettings(qp=-26, dependent_quantisation=False, codebook=True)
+    expected = []
+    for name, model, record in _to_ship():
+        model.eval()
+        state = model.state_dict()
+        (tmp_path / f"{name}.snello").write_bytes(compress(state, settings, to_dict(model, record)))
+        floats = {key: value for key, value in state.items() if value.is_floating_point()}
+        before = {key: value.clone() for key, value in state.items()}
+        for key, value in quantised(floats, settings).items():
+            state[key].copy_(value.reshape(state[key].shape))
+        assert any(not torch.equal(before[key], state[key]) for key in state)  # quantisation has changed it
+        inputs = record.example_inputs()
+        with torch.no_grad():
+            torch.save({"inputs": inputs, "outputs": model(inputs)}, tmp_path / f"{name}.pt")
+        expected.append(f"{name} {record.model.name}")
+    done = subprocess.run(
+        [sys.executable, "-c", READER], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == sorted(expected)

@@ -42,13 +42,62 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
         OutputError: naming the path and the reason.
     """
     path = Path(path)
+    _make_folder(path)
+    with writing(path) as temporary:
+        write(temporary)
+    return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Find out before the work, not after it, that a file cannot be written; missing folders are made.
+
+    Raises:
+        OutputError: naming the path and the reason.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    _make_folder(path)  # says which file it was for, as the trial below would not
+    write_file(path.parent / f".{path.name}.try", lambda beside: beside.write_bytes(b"")).unlink()
+    return path
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> Path:
+    """Find out before the work that a folder can be made and holds nothing yet; its parents are made.
+
+    Raises:
+        OutputError: naming the path and the reason.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"cannot write {path}: it exists and is no empty folder; give another name")
+    check_writable(path.parent / f".{path.name}.folder")
+    return path
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, which takes its name when the block ends without an error.
+
+    Raises:
+        OutputError: naming the path and the reason; ``path`` may exist as an empty folder only.
+    """
+    try:
+        _make_folder(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            inside = Path(temporary) / "whole"
+            inside.mkdir()
+            yield inside
+            inside.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    with writing(path) as temporary:
-        write(temporary)
-    return path
 
 
 def _umask() -> int:

@@ -55,22 +55,32 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
     }
 
 
-def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> tuple[nn.Module, Record]:
+def from_dict(
+    data: Mapping[str, Any], state: Mapping[str, Tensor], where: str, *, own_code: bool = True
+) -> tuple[nn.Module, Record]:
     """Build a model from its record and fill in its weights: the inverse of :func:`to_dict`.
 
     Args:
         data: the record.
         state: the weights.
         where: what the record was read from, for messages.
+        own_code: whether the record may name a ``"package.module:factory"``, which is imported and called.
+            There is no code in a file, but this names code on your machine: say False for strangers' files.
 
     Raises:
-        ModelError: if the record is damaged or the weights do not fit it.
+        ModelError: if the record is damaged, the weights do not fit it, or it names a factory that it may not.
     """
     try:
         record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
         plan, folds = data["plan"], dict(data.get("folded_batchnorms") or {})  # older files have none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
+    if ":" in record.model.name and not own_code:
+        raise ModelError(
+            f"{where}: its model is made by {record.model.name!r}, which is neither snello's nor torchvision's "
+            "and would be imported and called with arguments from the file; allow it (own_code=True, "
+            "--own-code) if the file comes from someone you trust"
+        )
     model = build(record.model)
     if plan is not None:
         model = apply(SimplificationPlan.from_json(plan), model)
@@ -100,8 +110,23 @@ def save(path: str | Path, model: nn.Module, record: Record) -> Path:
     return write_file(path, lambda beside: torch.save(content, beside))
 
 
-def load(path: str | Path) -> tuple[nn.Module, Record]:
+def load(path: str | Path, *, own_code: bool = True) -> tuple[nn.Module, Record]:
     """Read a model file; the model is in evaluation mode, on the CPU.
+
+    Args:
+        path: of the file.
+        own_code: as for :func:`from_dict`; say False for strangers' files.
+
+    Raises:
+        ModelError: if the file is missing, damaged, or no model file.
+    """
+    data, state = read(path)
+    model, record = from_dict(data, state, str(path), own_code=own_code)
+    return model.eval(), record
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The record and the weights of a model file, as they stand in it; no model is built.
 
     Raises:
         ModelError: if the file is missing, damaged, or no model file.
@@ -118,8 +143,44 @@ def load(path: str | Path) -> tuple[nn.Module, Record]:
             f"{path} is no snello model file; to use weights alone, give --model NAME and --weights {path}"
         )
     try:
-        data, state = json.loads(content["record"]), content["state_dict"]
+        data, state = json.loads(content["record"]), dict(content["state_dict"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
-    model, record = from_dict(data, state, str(path))
-    return model.eval(), record
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: the state_dict holds other things than tensors")
+    return data, state
+
+
+def summary(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says, in a few plain values: for people who ask what is in a file.
+
+    Args:
+        data: a record as of :func:`to_dict`, or any other mapping: what it lacks is left out.
+
+    Returns:
+        ``model``, ``input_shape``, ``plan`` (layers, outputs before and after, what was left alone; None for a
+        dense model), ``folded_batchnorms``, a number, and ``other_keys``, the names of what else there is.
+
+    Raises:
+        ModelError: if there is a plan and it is damaged.
+    """
+    found = {key: data[key] for key in ("model", "input_shape") if key in data}
+    if "plan" in data:
+        found["plan"] = (
+            None if data["plan"] is None else _plan_summary(SimplificationPlan.from_json(data["plan"]))
+        )
+    if isinstance(folds := data.get("folded_batchnorms"), Mapping):
+        found["folded_batchnorms"] = len(folds)
+    if others := sorted(set(data) - {"model", "input_shape", "plan", "folded_batchnorms"}):
+        found["other_keys"] = others
+    return found
+
+
+def _plan_summary(plan: SimplificationPlan) -> dict[str, int]:
+    return {
+        "layers": len(plan.layers),
+        "outputs": sum(layer.outputs for layer in plan.layers.values()),
+        "kept_outputs": sum(len(layer.kept_outputs) for layer in plan.layers.values()),
+        "attentions": len(plan.attentions),
+        "left_alone": len(plan.left_alone),
+    }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from snello import modelfile
-from snello.errors import ConfigError, OutputError
+from snello.errors import ConfigError
+from snello.files import check_writable as check_writable
 from snello.modelfile import Record, write_file
 from snello.models import ModelSpec, build, load_weights
 from snello.reporting import Table, as_json, show
@@ -20,6 +21,11 @@ from snello.reporting import Table, as_json, show
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """A model file, or an architecture by name with a file of weights."""
     parser.add_argument("file", nargs="?", help="a model file written by snello")
+    add_architecture_arguments(parser)
+
+
+def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
+    """An architecture by name with a file of weights, instead of a file."""
     parser.add_argument(
         "--model", help="instead: lenet-5, resnet18 (torchvision), package.module:factory ..."
     )
@@ -89,19 +95,6 @@ def finish(table: Table, result: Any, path: str | Path) -> None:
     """Show a result as a table and write it as JSON."""
     show(table)
     print(f"written: {write_file(path, lambda beside: beside.write_text(as_json(result)))}")
-
-
-def check_writable(path: str | Path) -> Path:
-    """Find out before the work, not after it, that the result cannot be written.
-
-    Raises:
-        OutputError: naming the folder.
-    """
-    path = Path(path)
-    write_file(path.parent / f".{path.name}.try", lambda beside: beside.write_bytes(b"")).unlink()
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder")
-    return path
 
 
 def _json_object(text: str) -> dict[str, Any]:

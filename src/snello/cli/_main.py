@@ -11,9 +11,25 @@ from typing import NoReturn
 from snello._version import __version__
 from snello.errors import SnelloError
 
-from . import compress, decompress, export, journey, measure, recipes, simplify, sweep, train
+from . import (
+    bench_device,
+    compress,
+    decompress,
+    export,
+    inspect,
+    journey,
+    measure,
+    recipes,
+    report,
+    simplify,
+    sweep,
+    train,
+)
 
-COMMANDS = (journey, train, sweep, simplify, compress, decompress, export, measure, recipes)
+COMMANDS = (
+    journey, train, sweep, simplify, compress, decompress, inspect, export, measure, bench_device, report,
+    recipes,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"snello {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+        name = command.__name__.rpartition(".")[2].replace("_", "-")  # a module's name holds no hyphen
         sub = subparsers.add_parser(
             name,
             help=command.HELP,

@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("file", help="a bitstream written by 'snello compress'")
     parser.add_argument("--out", default="decoded.pt", help="the model file to write; default: decoded.pt")
+    parser.add_argument(
+        "--own-code",
+        action="store_true",
+        help="trust the file to name a factory of yours, which is imported and called",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -29,7 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     data = read_bytes(arguments.file)
     with busy("decoding"):
         content = decode(data)
-    model, record = modelfile.from_dict(content.record, content.tensors, arguments.file)
+    model, record = modelfile.from_dict(
+        content.record, content.tensors, arguments.file, own_code=arguments.own_code
+    )
     modelfile.save(out, model, record)
     size = footprint(model, record.example_inputs(1))
     table = Table(

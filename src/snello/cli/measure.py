@@ -1,26 +1,37 @@
-"""``snello measure``: size, operations and latency of one model."""
+"""``snello measure``: size, operations, memory and latency of one model or of several side by side."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from snello import measure as measure_model
-from snello.deploy import measure_onnx
+from snello.deploy import MODEL_RUNTIMES, compare
 from snello.errors import ConfigError
 
-from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model, seed
+from ._inputs import add_architecture_arguments, check_writable, finish, seed
+from ._subjects import subjects
 
-HELP = "measure parameters, non-zeros, MACs, bytes and latency of a model file or an ONNX file"
-EPILOG = "example: snello measure lean.pt --onnx=lean.onnx --threads=1"
+HELP = (
+    "measure parameters, non-zeros, MACs, memory, bytes and latency of model files, side by side in one run"
+)
+EPILOG = (
+    "example: snello measure lean.pt --onnx=lean.onnx --threads=1\n"
+    "example: snello measure dense.pt lean.pt lean-int8.onnx --runtimes=pytorch,onnxruntime"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    add_model_arguments(parser)
+    parser.add_argument(
+        "files", nargs="*", help="model files (.pt, .snello, .onnx, .pt2, .xml, .pte), or folders of them"
+    )
+    add_architecture_arguments(parser)
     parser.add_argument("--onnx", help="the same model exported: timed in turns with PyTorch")
+    parser.add_argument(
+        "--runtimes", default="pytorch",
+        help=f"what PyTorch models are timed in, with commas, of: {', '.join(MODEL_RUNTIMES)}; default: pytorch",
+    )  # fmt: skip
     parser.add_argument("--out", default="measure.json", help="the JSON file to write; default: measure.json")
     parser.add_argument("--repeats", type=int, default=50, help="timed forwards")
     parser.add_argument("--warmup", type=int, default=10, help="untimed forwards before them")
@@ -31,30 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, show, write."""
     out = check_writable(arguments.out)
-    from snello.reporting import Table, busy, milliseconds
+    from snello.reporting import busy, show
 
+    from ._profiles import clock_table, paper_table
+
+    seed(arguments)
+    given = subjects(arguments, batch=arguments.batch)
+    if arguments.onnx:
+        if len(given) != 1 or given[0].model is None:
+            raise ConfigError("--onnx is the export of one PyTorch model: give that alone")
+        given = [replace(given[0], onnx=Path(arguments.onnx))]
+    options = {name: getattr(arguments, name) for name in ("batch", "repeats", "warmup", "threads")}
     with busy("measuring"):
-        result, latencies, facts = _measured(arguments)
-
-    rows = [(name.replace("_", " "), str(value)) for name, value in facts.items()]
-    rows += [(f"{latency.runtime} [ms]", milliseconds(latency)) for latency in latencies]
-    one = latencies[0]
-    note = (
-        f"Latency: median (p10-p90); batch {one.batch}, {one.threads} thread(s), {one.device}, "
-        f"{one.warmup} warm-up and {one.repeats} timed forwards."
-    )
-    finish(Table(arguments.file or arguments.model, ("What", "Value"), tuple(rows), note), result, Path(out))
-
-
-def _measured(arguments: argparse.Namespace) -> tuple[Any, list[Any], dict[str, Any]]:
-    options = {name: getattr(arguments, name) for name in ("repeats", "warmup", "threads")}
-    if arguments.file and arguments.file.endswith(".onnx"):
-        seed(arguments)
-        alone = measure_onnx(arguments.file, batch=arguments.batch, **options)
-        return alone, [alone.latency], {"parameters": alone.parameters, "bytes": alone.bytes}
-    if arguments.batch < 1:
-        raise ConfigError(f"--batch={arguments.batch}: choose at least 1")
-    model, record = read_model(arguments)
-    model, inputs = on_device(model, record.example_inputs(arguments.batch), arguments)
-    both = measure_model(model, inputs, onnx=arguments.onnx, **options)
-    return both, list(both.latencies.values()), asdict(both.footprint)
+        profiles = compare(given, runtimes=tuple(arguments.runtimes.split(",")), **options)
+    # One model is its own result, as it always was.
+    result = profiles[0] if len(profiles) == 1 else {"models": profiles}
+    show(paper_table("On paper", profiles))
+    finish(clock_table("On the clock, in one run", profiles), result, out)

@@ -13,7 +13,8 @@ True
 >>> decompress(data).record
 {'model': 'fc'}
 
-The codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
+Decoding runs in a child process behind :class:`Limits`: a damaged or hostile file ends in an error. The
+codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
 :func:`read_header` does not.
 
 Sources: ISO/IEC 15938-17, "Compression of neural networks for multimedia content description and
@@ -25,6 +26,8 @@ from snello.codec._container import Decompressed as Decompressed
 from snello.codec._container import compress as compress
 from snello.codec._container import decompress as decompress
 from snello.codec._container import read_header as read_header
+from snello.codec._container import stream_of as stream_of
+from snello.codec._limits import Limits as Limits
 from snello.codec._manifest import Header as Header
 from snello.codec._manifest import TensorEntry as TensorEntry
 from snello.codec._settings import CodecSettings as CodecSettings
@@ -37,6 +40,7 @@ __all__ = [
     "CodecSettings",
     "Decompressed",
     "Header",
+    "Limits",
     "TensorEntry",
     "compress",
     "decode",
@@ -45,4 +49,5 @@ __all__ = [
     "quantised",
     "read_header",
     "step_sizes",
+    "stream_of",
 ]

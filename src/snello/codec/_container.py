@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snello.codec._limits import Limits
 from snello.codec._manifest import (
     DTYPES,
     MAX_MANIFEST,
     Header,
     TensorEntry,
+    check_sizes,
     entry_of,
     exact_tensor,
     is_coded,
     read_manifest,
     write_manifest,
 )
-from snello.codec._settings import CodecSettings
-from snello.codec._stream import decode, encode
+from snello.codec._settings import CodecSettings, check_names
+from snello.codec._stream import code_all, decode_each, join, prepared
 from snello.errors import BitstreamError, ConfigError
 
 MAGIC = b"\x89SNL\r\n\x1a\n"  # as PNG's: a transfer that drops the eighth bit or rewrites line ends shows
-VERSION = 1
+VERSION = 2  # 1 had neither codebook and qp_of in its settings, nor QPs in its table
 _FIXED = struct.Struct("<8sHHIQ")  # magic, version, reserved, manifest bytes, stream bytes
 _PREFIX = _FIXED.size + 32  # and the SHA-256 of these and the manifest
 
 _DEFAULTS = CodecSettings()
+_LIMITS = Limits()
 _NO_RECORD: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -71,7 +73,7 @@ def compress(
 
     Raises:
         ConfigError: for a NaN or an infinity, a tensor or name that the format does not have, each with its
-            name; or a record that is not JSON.
+            name; if ``settings.qp_of`` names a tensor that is not coded; or for a record that is not JSON.
         MissingExtraError: without nncodec.
     """
     for name, tensor in tensors.items():
@@ -79,48 +81,75 @@ def compress(
             raise ConfigError(f"tensor {name!r}: pass strings and torch.Tensors, not {type(tensor).__name__}")
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
     coded = {name: tensor for name, tensor in tensors.items() if is_coded(tensor)}
-    stream = encode(coded, settings) if coded else b""
+    check_names(settings, coded)
+    parts = code_all(prepared(coded), settings)
+    stream = join(parts) if parts else b""
+    qps = {name: qp for name, (_, qp) in zip(coded, parts, strict=True)}
+    entries = [replace(entry, qp=qps.get(entry.name)) for entry in entries]
     manifest = write_manifest(entries, record, settings, hashlib.sha256(stream).hexdigest())
     fixed = _FIXED.pack(MAGIC, VERSION, 0, len(manifest), len(stream))
     return fixed + hashlib.sha256(fixed + manifest).digest() + manifest + stream
 
 
-def decompress(data: bytes) -> Decompressed:
+def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) -> Decompressed:
     """Unpack a container.
+
+    The NNC stream is decoded in a child process whose time and memory are limited, so that a damaged or
+    hostile file ends in an error here, whatever it does there. The child costs about 0.2 s to start.
 
     Args:
         data: the bytes of :func:`compress`.
+        limits: what the file may cost; see :class:`Limits`.
+        isolated: False decodes in this process: faster for small files, and only for those you trust. Of the
+            limits, only those of the claimed sizes hold then.
 
     Returns:
         Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast back to the
         dtype they came with; all others are exact.
 
     Raises:
-        BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of file.
+        BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of file; and for a
+            file that cannot be decoded within the limits.
+        ConfigError: if no child process can be started.
         MissingExtraError: without nncodec, if there is a stream to decode.
     """
-    header, stream = _open(data)
-    decoded = decode(stream) if stream else {}
-    listed = {entry.name for entry in header.tensors if entry.exact is None}
-    if listed != set(decoded):
-        odd = sorted(listed ^ set(decoded))
+    header, stream = _open(data, limits)
+    check_sizes(header.tensors, limits)
+    coded = {entry.name: entry for entry in header.tensors if entry.coded}
+    decoded = {
+        entry.name: values
+        for entry, values in _matched(list(coded.values()), decode_each(stream, limits, isolated))
+    } if coded else {}  # fmt: skip
+    if stream and not coded:
         raise BitstreamError(
-            f"manifest and NNC stream disagree about the tensor {odd[0]!r}; write the file anew"
+            "the manifest lists no coded tensor, but there is an NNC stream; write the file anew"
         )
-    tensors = {entry.name: _restore(entry, decoded) for entry in header.tensors}
+    tensors = {
+        entry.name: _cast(entry, decoded.pop(entry.name)) if entry.coded else exact_tensor(entry)
+        for entry in header.tensors
+    }
     return Decompressed(tensors, header.record, header.settings)
 
 
-def read_header(data: bytes) -> Header:
-    """Check a container and read what it says about itself; needs no codec.
+def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:
+    """Check a container and read what it says about itself; needs no codec, and decodes nothing.
 
     Raises:
         BitstreamError: as :func:`decompress`.
     """
-    return _open(data)[0]
+    return _open(data, limits)[0]
 
 
-def _open(data: bytes) -> tuple[Header, bytes]:
+def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
+    """The plain NNC stream inside a container: what :func:`encode` gives for its floating tensors.
+
+    Raises:
+        BitstreamError: as :func:`read_header`.
+    """
+    return _open(data, limits)[1]
+
+
+def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
     data = bytes(data)
     if not data.startswith(MAGIC):
         raise BitstreamError(
@@ -129,20 +158,25 @@ def _open(data: bytes) -> tuple[Header, bytes]:
     if len(data) < _PREFIX:
         raise BitstreamError(f"truncated .snello file: {len(data)} bytes, the header alone has {_PREFIX}")
     _, version, reserved, manifest_bytes, stream_bytes = _FIXED.unpack_from(data)
-    if version != VERSION or reserved:
+    if not 1 <= version <= VERSION or reserved:
         raise BitstreamError(
-            f".snello format version {version} (reserved field {reserved}) is not {VERSION}: "
+            f".snello format version {version} (reserved field {reserved}) is not one of 1 to {VERSION}: "
             "the file is damaged or was written by a newer snello"
         )
     _check_size(len(data), manifest_bytes, stream_bytes)
     manifest = data[_PREFIX : _PREFIX + manifest_bytes]
     stream = data[_PREFIX + manifest_bytes :]
-    if hashlib.sha256(data[: _FIXED.size] + manifest).digest() != data[_FIXED.size : _PREFIX]:
+    digest = hashlib.sha256(data[: _FIXED.size] + manifest)
+    if digest.digest() != data[_FIXED.size : _PREFIX]:
         raise BitstreamError("damaged .snello file: the SHA-256 of header and manifest does not match")
-    record, settings, entries, stream_sha256 = read_manifest(manifest)
-    if hashlib.sha256(stream).hexdigest() != stream_sha256:
+    said = read_manifest(manifest, version, limits)
+    if hashlib.sha256(stream).hexdigest() != said.stream_sha256:
         raise BitstreamError("damaged .snello file: the SHA-256 of the NNC stream does not match")
-    return Header(version, record, settings, entries, manifest_bytes, stream_bytes), stream
+    header = Header(
+        version, said.record, said.settings, said.tensors, manifest_bytes, stream_bytes,
+        digest.hexdigest(), said.stream_sha256,
+    )  # fmt: skip
+    return header, stream
 
 
 def _check_size(size: int, manifest_bytes: int, stream_bytes: int) -> None:
@@ -154,15 +188,31 @@ def _check_size(size: int, manifest_bytes: int, stream_bytes: int) -> None:
         )
 
 
-def _restore(entry: TensorEntry, decoded: Mapping[str, Tensor]) -> Tensor:
-    if entry.exact is not None:
-        return exact_tensor(entry)
-    values = decoded[entry.name]
-    if values.numel() != prod(entry.shape):
-        raise BitstreamError(
-            f"tensor {entry.name!r}: the stream holds {values.numel()} values, the manifest says "
-            f"{entry.shape}"
-        )
+def _matched(
+    entries: list[TensorEntry], decoded: Iterator[tuple[str, int | None, Tensor]]
+) -> Iterator[tuple[TensorEntry, Tensor]]:
+    """Row and values of each tensor of the stream, as long as stream and table agree."""
+    expected = iter(entries)
+    for name, qp, values in decoded:
+        entry = next(expected, None)
+        if entry is None or name != entry.name:
+            raise _disagreement(name, "its name, or its place")
+        if tuple(values.shape) != entry.stream_shape:
+            raise _disagreement(name, f"its shape, {tuple(values.shape)} and {entry.shape}")
+        if entry.qp is not None and qp != entry.qp:
+            raise _disagreement(name, f"its quantisation parameter, {qp} and {entry.qp}")
+        yield entry, values
+    if (entry := next(expected, None)) is not None:
+        raise _disagreement(entry.name, "whether it is there")
+
+
+def _disagreement(name: str, what: str) -> BitstreamError:
+    return BitstreamError(
+        f"NNC stream and manifest disagree about the tensor {name[:80]!r}: {what}; write the file anew"
+    )
+
+
+def _cast(entry: TensorEntry, values: Tensor) -> Tensor:
     dtype = DTYPES[entry.dtype]
     # Quantisation may carry the largest values of a narrow dtype just beyond its range, to infinity.
     limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +18,37 @@ QP_MIN, QP_MAX = -128, 127
 
 MAX_LEVEL = 2**30
 """Largest integer level used: a safe half of what the coder's int32 holds."""
+
+MAX_DIMENSIONS = 32
+"""Most dimensions of a tensor, as numpy has it."""
+
+MAX_CODEBOOK = 256
+"""Most entries of a codebook: beyond, listing the levels costs more than it saves."""
+
+
+class QPTable(Mapping[str, int]):
+    """Tensor name -> quantisation parameter: a mapping that cannot change, so that settings can be hashed."""
+
+    def __init__(self, items: Mapping[str, int]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, name: str) -> int:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+_NO_TABLE: Mapping[str, int] = QPTable({})
 
 
 @dataclass(frozen=True)
@@ -31,25 +64,67 @@ class CodecSettings:
             other weights may become a step or two (at 50 % sparsity about one in a hundred does): switch
             it off where pruned weights must stay zero.
         row_skipping: rows whose levels are all zero cost one bit.
+        codebook: tensors of at most :data:`MAX_CODEBOOK` distinct levels are also tried with a codebook, the list
+            of those levels, and coded with it where that is smaller. It changes bytes, never values, and
+            pays where weights are clustered. The standard has it for uniform quantisation only, so
+            ``dependent_quantisation`` has to be off.
+        qp_of: tensor name -> quantisation parameter of that tensor, instead of ``qp`` or ``nonweight_qp``.
+            Any mapping; kept as one that cannot change, so that the settings stay hashable.
 
     Raises:
-        ConfigError: for a quantisation parameter that is no integer from -128 to 127, or a switch that is no
-            boolean.
+        ConfigError: for a quantisation parameter that is no integer from -128 to 127 (with its tensor's
+            name), a switch that is no boolean, a table that is no mapping from names, or a codebook together
+            with dependent quantisation.
     """
 
     qp: int = -32
     nonweight_qp: int = -75
     dependent_quantisation: bool = True
     row_skipping: bool = True
+    codebook: bool = False
+    qp_of: Mapping[str, int] = _NO_TABLE
 
     def __post_init__(self) -> None:
         for name in ("qp", "nonweight_qp"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not QP_MIN <= value <= QP_MAX:
-                raise ConfigError(f"{name}={value!r}: choose an integer from {QP_MIN} to {QP_MAX}")
-        for name in ("dependent_quantisation", "row_skipping"):
+            _check_qp(name, getattr(self, name))
+        for name in ("dependent_quantisation", "row_skipping", "codebook"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: choose True or False")
+        if self.codebook and self.dependent_quantisation:
+            raise ConfigError(
+                "codebook=True with dependent_quantisation=True: the standard has codebooks for uniform "
+                "quantisation only; switch one of the two off"
+            )
+        if not isinstance(self.qp_of, Mapping):
+            raise ConfigError(f"qp_of={self.qp_of!r}: pass a mapping from tensor names to integers")
+        for tensor, value in self.qp_of.items():
+            if not isinstance(tensor, str):
+                raise ConfigError(f"qp_of has the key {tensor!r}: names of tensors are strings")
+            _check_qp(f"qp_of[{tensor!r}]", value)
+        object.__setattr__(self, "qp_of", QPTable(self.qp_of))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values: ``CodecSettings(**settings.to_dict()) == settings``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"qp_of": dict(self.qp_of)}
+
+
+def _check_qp(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not QP_MIN <= value <= QP_MAX:
+        raise ConfigError(f"{name}={value!r}: choose an integer from {QP_MIN} to {QP_MAX}")
+
+
+def check_names(settings: CodecSettings, names: Collection[str]) -> None:
+    """Refuse a table that names tensors which are not coded, lest a slip of the pen goes unnoticed.
+
+    Raises:
+        ConfigError: with the first such name.
+    """
+    odd = [name for name in settings.qp_of if name not in names]
+    if odd:
+        raise ConfigError(
+            f"qp_of names the tensor {odd[0]!r} ({len(odd)} such of {len(settings.qp_of)}), which is not among "
+            f"the {len(names)} floating tensors to code; take it out of the table, or correct the name"
+        )
 
 
 def step_size(qp: int) -> float:
@@ -59,20 +134,20 @@ def step_size(qp: int) -> float:
 
 
 def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -> int:
-    """The quantisation parameter of one tensor: that of its kind, raised until its levels fit.
+    """The quantisation parameter of one tensor: its own or that of its kind, raised until its levels fit.
 
     A level beyond int32 would overflow in the coder. Raising the step size until the largest level is 2^30
     still leaves values finer than float32 itself can tell apart.
 
     Args:
-        name: for the message.
+        name: of the tensor, as in ``qp_of``.
         tensor: float32, not empty.
-        settings: the parameters of the two kinds.
+        settings: the parameters of the two kinds, and of single tensors.
 
     Raises:
         ConfigError: if the largest value needs a step size beyond what the stream can carry (about 4e18).
     """
-    wanted = settings.qp if tensor.dim() > 1 else settings.nonweight_qp
+    wanted = settings.qp_of.get(name, settings.qp if tensor.dim() > 1 else settings.nonweight_qp)
     largest = float(tensor.abs().max())
     fitting = (qp for qp in range(wanted, QP_MAX + 1) if largest <= MAX_LEVEL * step_size(qp))
     found = next(fitting, None)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from snello.codec import _nncodec, _worker
+from snello.codec._child import check_claims, decode_isolated
+from snello.codec._limits import Limits
 from snello.codec._names import escape, unescape
-from snello.codec._settings import CodecSettings, quantisation_parameter, step_size
-from snello.errors import BitstreamError, ConfigError, require
+from snello.codec._settings import (
+    MAX_DIMENSIONS,
+    CodecSettings,
+    check_names,
+    quantisation_parameter,
+    step_size,
+)
+from snello.errors import BitstreamError, ConfigError
 
 _DEFAULTS = CodecSettings()
+_LIMITS = Limits()
 
 _HEADER_UNITS = 3
 """Units before the first tensor: start, model parameter set, topology."""
@@ -31,41 +40,89 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
     Raises:
         ConfigError: for a NaN or an infinity, an integer, complex, empty or oversized tensor, or a name that
-            cannot be written, each with the name; or if there is nothing to code.
+            cannot be written, each with the name; if ``settings.qp_of`` names a tensor that is not there; or
+            if there is nothing to code.
         MissingExtraError: without nncodec.
     """
-    ready = _ready(tensors)
+    ready = prepared(tensors)
     if not ready:
         raise ConfigError("encode: there is no tensor to code; pass at least one")
-    parts = [_encode_one(index, name, ready[name], settings) for index, name in enumerate(ready)]
-    # Each part opens with the same three units; the stream needs them once.
-    header = b"".join(_units(parts[0])[:_HEADER_UNITS])
-    return header + b"".join(unit for part in parts for unit in _units(part)[_HEADER_UNITS:])
+    check_names(settings, ready)
+    return join(code_all(ready, settings))
 
 
-def decode(stream: bytes) -> dict[str, Tensor]:
+def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple[bytes, int]]:
+    """The stream and the quantisation parameter of each tensor, one by one; tensors as of :func:`prepared`."""
+    # One tensor at a time: for each tensor, nncodec copies every other one (quadratic in the model's size).
+    return [_code_one(index, name, tensor, settings) for index, (name, tensor) in enumerate(ready.items())]
+
+
+def join(parts: list[tuple[bytes, int]]) -> bytes:
+    """One stream of those of single tensors. Each opens with the same three units; the stream needs them once."""
+    units = [list(_worker.split_units(stream)) for stream, _ in parts]
+    header = b"".join(units[0][:_HEADER_UNITS])
+    return header + b"".join(unit for part in units for unit in part[_HEADER_UNITS:])
+
+
+def _code_one(index: int, name: str, tensor: Tensor, settings: CodecSettings) -> tuple[bytes, int]:
+    qp = quantisation_parameter(name, tensor, settings)
+    levels = _nncodec.quantise(escape(name), tensor.numpy(), index, qp, settings)
+    return _nncodec.code(levels, settings), qp
+
+
+def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) -> dict[str, Tensor]:
     """Decode a plain NNC stream.
 
     The standard protects nothing inside a tensor: of a damaged stream, wrong values may be all there is to
-    see. Where damage must be noticed, use the container (:func:`compress`).
+    see. Where damage must be noticed, use the container (:func:`compress`). The decoder is native code that
+    trusts its input, so it runs in a child process whose time and memory are limited: whatever the stream
+    does to it ends in one error here. The child costs about 0.2 s to start.
 
     Args:
         stream: the bytes of :func:`encode`, or of another NNC encoder.
+        limits: what decoding may cost.
+        isolated: False decodes in this process: faster for small streams, and only for those you trust. Of
+            the limits, only those of the claimed sizes hold then.
 
     Returns:
         Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape ``(1,)``:
         the stream has no tensors of zero dimensions.
 
     Raises:
-        BitstreamError: if the stream is truncated or cannot be decoded.
+        BitstreamError: if the stream is truncated, cannot be decoded, or exceeds the limits.
+        ConfigError: if no child process can be started.
         MissingExtraError: without nncodec.
     """
-    _units(stream)
-    nnc = _nnc()
-    arrays = _call(
-        "decoding the stream, which is damaged or no NNC stream,", lambda: nnc.decompress(bytearray(stream))
-    )
-    return {unescape(name): torch.from_numpy(array).to(torch.float32) for name, array in arrays.items()}
+    return {name: tensor for name, _, tensor in decode_each(bytes(stream), limits, isolated)}
+
+
+def decode_each(stream: bytes, limits: Limits, isolated: bool) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Name, quantisation parameter (None if the stream has none) and values of each tensor, one by one.
+
+    Raises:
+        BitstreamError: as :func:`decode`, and for a name that comes twice.
+    """
+    try:
+        units = list(_worker.split_units(stream))
+    except ValueError as error:
+        raise BitstreamError(str(error)) from error
+    seen: set[str] = set()
+    for key, qp, tensor in decode_isolated(stream, limits) if isolated else _decode_here(units, limits):
+        name = unescape(key)
+        if name in seen:
+            raise BitstreamError(f"the NNC stream has the tensor {name!r} twice: it is damaged")
+        seen.add(name)
+        yield name, qp, tensor
+
+
+def _decode_here(units: list[bytes], limits: Limits) -> Iterator[tuple[str, int | None, Tensor]]:
+    _nncodec.core("coder")
+    what = "decoding the stream, which is damaged or no NNC stream,"
+    check_claims(_nncodec.call(what, lambda: _worker.read_claims(units)), limits)
+    tensors = _worker.decode_units(units)
+    while (found := _nncodec.call(what, lambda: next(tensors, None))) is not None:
+        name, qp, array = found
+        yield name, qp, torch.from_numpy(array)
 
 
 def quantised(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -> dict[str, Tensor]:
@@ -76,7 +133,8 @@ def quantised(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
 
     Args:
         tensors: as for :func:`encode`.
-        settings: as for :func:`encode`.
+        settings: as for :func:`encode`; but ``qp_of`` may name tensors that are not given, so that a part of
+            a model can be quantised with the settings of the whole.
 
     Returns:
         Name -> float32 tensor; integer multiples of :func:`step_sizes`. A scalar has shape ``(1,)``.
@@ -85,26 +143,35 @@ def quantised(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
         ConfigError: as :func:`encode`.
         MissingExtraError: without nncodec.
     """
-    return {name: _quantise_one(name, tensor, settings) for name, tensor in _ready(tensors).items()}
+    return {name: _quantise_one(name, tensor, settings) for name, tensor in prepared(tensors).items()}
 
 
 def step_sizes(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -> dict[str, float]:
     """The quantisation step size of each tensor.
 
-    It is that of ``qp`` or ``nonweight_qp``, or a larger one where values are so large that the levels would
-    not fit into 2^30.
+    It is that of ``qp_of``, ``qp`` or ``nonweight_qp``, or a larger one where values are so large that the
+    levels would not fit into 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors too.
 
     Raises:
         ConfigError: as :func:`encode`.
     """
     return {
         name: step_size(quantisation_parameter(name, tensor, settings))
-        for name, tensor in _ready(tensors).items()
+        for name, tensor in prepared(tensors).items()
     }
 
 
-def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as the coder wants them: float32, contiguous, on the CPU, at least one dimension."""
+def _quantise_one(name: str, tensor: Tensor, settings: CodecSettings) -> Tensor:
+    qp = quantisation_parameter(name, tensor, settings)
+    return torch.from_numpy(_nncodec.quantise(escape(name), tensor.numpy(), 0, qp, settings).values())
+
+
+def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as the coder wants them: float32, contiguous, on the CPU, at least one dimension.
+
+    Raises:
+        ConfigError: as :func:`encode`.
+    """
     for name in tensors:
         escape(name)
     return {name: _ready_one(name, tensor) for name, tensor in tensors.items()}
@@ -122,6 +189,8 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
             f"tensor {name!r} of dtype {tensor.dtype} and shape {tuple(tensor.shape)}: an NNC stream carries "
             "non-empty floating tensors; compress() stores the others beside it"
         )
+    if tensor.dim() > MAX_DIMENSIONS:
+        raise ConfigError(f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}")
     ready = tensor.detach().to("cpu", torch.float32).reshape(tensor.shape or (1,)).contiguous()
     if bad := int((~torch.isfinite(ready)).sum()):
         raise ConfigError(
@@ -129,68 +198,3 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
             "they have no code, so repair the tensor first"
         )
     return ready
-
-
-def _encode_one(index: int, name: str, tensor: Tensor, settings: CodecSettings) -> bytes:
-    # One tensor at a time: for each tensor, nncodec copies every other one (quadratic in the model's size).
-    model = require("nncodec.nnc_core.nnr_model", "nnc", "NNC coding").NNRModel(
-        {escape(name): tensor.numpy()}
-    )
-    model.model_info["parameter_index"][escape(name)] = index
-    return bytes(_compress(name, tensor, settings, model=model))
-
-
-def _quantise_one(name: str, tensor: Tensor, settings: CodecSettings) -> Tensor:
-    return torch.from_numpy(_compress(name, tensor, settings, quantize_only=True)[escape(name)])
-
-
-def _compress(name: str, tensor: Tensor, settings: CodecSettings, **options: Any) -> Any:
-    key = escape(name)
-    # Explicit per tensor, because nncodec takes nonweight_qp=0 for "not given".
-    qp = quantisation_parameter(name, tensor, settings)
-    nnc, numpy = _nnc(), require("numpy", "nnc", "NNC coding")
-    return _call(
-        f"coding tensor {name!r}",
-        lambda: nnc.compress(
-            {key: tensor.numpy()},
-            qp_per_tensor={key: numpy.int32(qp)},
-            use_dq=settings.dependent_quantisation,
-            row_skipping=settings.row_skipping,
-            bitstream_path=None,
-            return_bitstream=True,
-            verbose=False,
-            **options,
-        ),
-    )
-
-
-def _nnc() -> Any:
-    return require("nncodec.nnc", "nnc", "NNC coding")
-
-
-def _call(what: str, action: Callable[[], Any]) -> Any:
-    """Run a call into nncodec; whatever it raises (SystemExit included) becomes one error of ours."""
-    try:
-        return action()
-    except (Exception, SystemExit) as error:
-        reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise BitstreamError(f"{what} failed in nncodec ({type(error).__name__}): {reason}") from error
-
-
-def _units(stream: bytes) -> list[bytes]:
-    """The units of a stream. Each opens with its size: one flag bit, then 15 bits, or 31 with the flag."""
-    return list(_iter_units(bytes(stream)))
-
-
-def _iter_units(stream: bytes) -> Iterator[bytes]:
-    position = 0
-    while position < len(stream) or position == 0:
-        width = 4 if stream[position : position + 1] >= b"\x80" else 2
-        size = int.from_bytes(stream[position : position + width], "big") & ((1 << (8 * width - 1)) - 1)
-        if size <= width or position + size > len(stream):
-            raise BitstreamError(
-                f"NNC stream of {len(stream)} bytes: the unit at byte {position} says it has {size} bytes, "
-                f"{len(stream) - position} are there; the stream is truncated, damaged or of another kind"
-            )
-        yield stream[position : position + size]
-        position += size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,28 +50,42 @@ def footprint(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -> 
         parameters=parameters,
         nonzeros=nonzeros,
         dead_neurons=sum(int(dead_neurons(layer).sum()) for layer in weighted_layers(model).values()),
-        macs=_macs(model, as_inputs(example_inputs)),
-        bytes=_state_bytes(model),
+        macs=model_macs(model, as_inputs(example_inputs)),
+        bytes=state_bytes(model.state_dict(keep_vars=True).values()),
     )
 
 
-def _macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def model_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulate operations of one sample, in evaluation mode."""
+    with evaluation(model):
+        return macs_of(model, inputs, type(model).__name__)
+
+
+def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) -> int:
+    """Multiply-accumulate operations of one sample of whatever runs torch's operators.
+
+    Raises:
+        ModelError: if it does not run on one sample.
+    """
     sample = tuple(x[:1] for x in inputs)
     counter = FlopCounterMode(display=False)
     try:
-        with evaluation(model), _no_attention_fastpath(), counter:
-            model(*sample)
+        with torch.no_grad(), _no_attention_fastpath(), counter:
+            call(*sample)
     except Exception as error:  # the model's own code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
-        raise ModelError(
-            f"{type(model).__name__} does not run on one sample of shape {shapes}: {error}"
-        ) from error
+        raise ModelError(f"{name} does not run on one sample of shape {shapes}: {error}") from error
     return counter.get_total_flops() // 2
 
 
-def _state_bytes(model: nn.Module) -> int:
-    # keep_vars gives the tensors themselves, so that a tied one is recognised.
-    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
+def state_bytes(state: Iterable[object]) -> int:
+    """Bytes of the tensors of a ``state_dict``, floating-point ones as float32, tied ones once.
+
+    Args:
+        state: its values, taken with ``keep_vars=True``: the tensors themselves, so that a tied one is
+            recognised.
+    """
+    tensors = {id(t): t for t in state if isinstance(t, Tensor)}
     return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from snello.deploy._runners import Runner, Runtime
+from snello.deploy._device_bench import take_turns
+from snello.deploy._runners import Runner, Runtime, torch_threads
 from snello.errors import ConfigError
 
 
@@ -81,20 +81,8 @@ def latencies(
                 "build it with the same number, or the ratio says nothing"
             )
     with torch_threads(threads):
-        times = _take_turns(made, repeats, warmup)
+        times = take_turns(list(made), lambda name: _time(made[name]), repeats, warmup)
     return {name: _summary(made[name], times[name], threads, warmup) for name in made}
-
-
-def _take_turns(runners: Mapping[str, Runner], repeats: int, warmup: int) -> dict[str, list[float]]:
-    names = list(runners)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(warmup + repeats):
-        start = round_ % len(names) if names else 0
-        for name in names[start:] + names[:start]:
-            elapsed = _time(runners[name])
-            if round_ >= warmup:
-                times[name].append(elapsed)
-    return times
 
 
 def _time(runner: Runner) -> float:
@@ -133,14 +121,3 @@ def _check(**counts: tuple[int, int]) -> None:
     for name, (value, least) in counts.items():
         if value < least:
             raise ConfigError(f"{name}={value}: choose at least {least}")
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """torch's thread count within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

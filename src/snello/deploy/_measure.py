@@ -4,47 +4,34 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snello.deploy._device_bench import KitError, random_feed
 from snello.deploy._footprint import Footprint, footprint
 from snello.deploy._latency import Latency, latencies
+from snello.deploy._memory import PeakMemory, peak_memory, peak_memory_onnx
+from snello.deploy._onnx_footprint import onnx_footprint
 from snello.deploy._runners import Runner, onnx_runner, onnx_session, pytorch_runner
-from snello.errors import ConfigError, ModelError, require
+from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A model on paper and on the clock.
+    """A model, or an ONNX file, on paper and on the clock.
 
     Attributes:
         footprint: parameters, operations, bytes.
         latencies: runtime ("pytorch", "onnxruntime") -> time, taken in turns in one run.
+        peak_memory: of one forward pass; None where the system does not tell.
     """
 
     footprint: Footprint
     latencies: dict[str, Latency]
-
-
-@dataclass(frozen=True)
-class OnnxMeasurement:
-    """An ONNX file on paper and on the clock.
-
-    Attributes:
-        parameters: values in the file's initialisers, without the int64 and boolean ones (shapes, axes,
-            indices). Exporters fold BatchNorm into convolutions, so it may be below the model's own number.
-        bytes: size of the file.
-        latency: its time in ONNX Runtime.
-    """
-
-    parameters: int
-    bytes: int
-    latency: Latency
+    peak_memory: PeakMemory | None
 
 
 def measure(
@@ -76,12 +63,12 @@ def measure(
     if onnx is not None:
         runners["onnxruntime"] = onnx_runner(onnx, inputs, threads)
     times = latencies(runners, repeats=repeats, warmup=warmup, threads=threads)
-    return Measurement(footprint(model, inputs), times)
+    return Measurement(footprint(model, inputs), times, peak_memory(model, inputs))
 
 
 def measure_onnx(
     path: str | os.PathLike[str], *, batch: int = 1, repeats: int = 50, warmup: int = 10, threads: int = 1
-) -> OnnxMeasurement:
+) -> Measurement:
     """Count and time an ONNX file by itself, on random inputs of the shapes that the file states.
 
     Args:
@@ -96,13 +83,25 @@ def measure_onnx(
         ConfigError: for counts out of range.
         MissingExtraError: without onnx or onnxruntime.
     """
+    runner = onnx_runner(path, onnx_inputs(path, batch), threads)
+    times = latencies({"onnxruntime": runner}, repeats=repeats, warmup=warmup, threads=threads)
+    return Measurement(onnx_footprint(path), times, peak_memory_onnx(path, batch=batch, threads=threads))
+
+
+def onnx_inputs(path: str | os.PathLike[str], batch: int = 1) -> tuple[Tensor, ...]:
+    """Random inputs of the shapes that an ONNX file states: standard normal, zeros for integers.
+
+    Raises:
+        ModelError: if the file cannot be loaded, or leaves a dimension other than the batch open.
+        ConfigError: for a batch below one.
+    """
     if batch < 1:
         raise ConfigError(f"batch={batch}: choose at least 1")
-    session = onnx_session(path, threads)
-    inputs = tuple(_random_input(path, node, batch) for node in session.get_inputs())
-    runner = onnx_runner(path, inputs, threads)
-    times = latencies({"file": runner}, repeats=repeats, warmup=warmup, threads=threads)
-    return OnnxMeasurement(_initialiser_count(path), file_bytes(path), times["file"])
+    try:
+        feed = random_feed(onnx_session(path, threads=1), batch)
+    except KitError as error:
+        raise ModelError(f"{path}: {error}. Build its inputs yourself and use onnx_runner") from error
+    return tuple(torch.from_numpy(value) for value in feed.values())
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:
@@ -114,37 +113,3 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
     if not Path(path).is_file():
         raise ModelError(f"there is no file {path}")
     return Path(path).stat().st_size
-
-
-_DTYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(double)": torch.float64,
-    "tensor(float16)": torch.float16,
-    "tensor(int64)": torch.int64,
-    "tensor(int32)": torch.int32,
-    "tensor(int8)": torch.int8,
-    "tensor(uint8)": torch.uint8,
-    "tensor(bool)": torch.bool,
-}
-
-
-def _random_input(path: str | os.PathLike[str], node: Any, batch: int) -> Tensor:
-    shape = list(node.shape)
-    if shape and not isinstance(shape[0], int):
-        shape[0] = batch
-    if node.type not in _DTYPES or not all(isinstance(n, int) for n in shape):
-        raise ModelError(
-            f"{path}: input {node.name!r} is {node.type} of shape {node.shape}; only the batch may be open. "
-            "Build its inputs yourself and use onnx_runner"
-        )
-    dtype = _DTYPES[node.type]
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype)  # zero is an index that every table has
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-def _initialiser_count(path: str | os.PathLike[str]) -> int:
-    onnx = require("onnx", "onnx", "counting the parameters of an ONNX file")
-    graph = onnx.load(str(path), load_external_data=False).graph
-    skipped = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-    return sum(prod(t.dims) for t in graph.initializer if t.data_type not in skipped)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from snello.deploy._device_bench import KitError, session_of
+from snello.deploy._verify import batch_of, first_line
 from snello.errors import ConfigError, ModelError, require
 from snello.graph import as_inputs
 
-Runtime = Literal["pytorch", "onnxruntime"]
+Runtime = Literal[
+    "pytorch", "torch.compile", "torch.export", "onnxruntime", "onnxruntime int8", "openvino", "executorch"
+]
+"""What runs a model. An ONNX file with quantised weights is timed as "onnxruntime int8" where it is made here."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,57 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
         with torch.inference_mode():
             return clone(*arguments)
 
-    _try(call, type(model).__name__, [tuple(x.shape) for x in arguments])
-    return Runner("pytorch", _batch(arguments), str(arguments[0].device), None, call)
+    return runner("pytorch", arguments, None, call, type(model).__name__)
+
+
+def compiled_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1) -> Runner:
+    """A runner of the model compiled by ``torch.compile``: one whole graph, for these shapes alone.
+
+    It is compiled here, not while it is timed, and for this number of threads, which the code that torch
+    writes fixes.
+
+    Args:
+        model: any module; a copy of it as it is now is run.
+        inputs: positional inputs with the batch on dimension 0, on the device of the model.
+        threads: number of CPU threads that it will run with.
+
+    Raises:
+        ModelError: if the model cannot be compiled as one graph, or does not run on the inputs.
+        ConfigError: where there is no C++ compiler, or for a number of threads below one.
+    """
+    _check_threads(threads)
+    arguments = as_inputs(inputs)
+    # A graph that breaks, or is compiled too often, would fall back to eager mode without a word.
+    compiled = torch.compile(copy.deepcopy(model).eval(), fullgraph=True, dynamic=False)
+
+    def call() -> object:
+        with torch.inference_mode():
+            return compiled(*arguments)
+
+    with torch_threads(threads):
+        try:
+            call()
+        except Exception as error:  # torch.compile wraps whatever its back ends raise
+            raise _not_compiled(error, type(model).__name__) from error
+    return runner("torch.compile", arguments, threads, call, type(model).__name__)
+
+
+def _not_compiled(error: Exception, name: str) -> Exception:
+    # torch wraps the reason in an error of its own, by text alone.
+    if "InvalidCxxCompiler" in str(error) or "No working C++ compiler" in str(error):
+        return ConfigError(
+            "torch.compile needs a C++ compiler and finds none: install one (Debian: apt-get install g++), name it in "
+            "the environment variable CXX, or leave torch.compile out"
+        )
+    return ModelError(f"torch.compile cannot compile {name} as one graph: {first_line(error)}")
 
 
 def onnx_runner(
-    path: str | os.PathLike[str], inputs: tuple[Tensor, ...] | Tensor, threads: int = 1
+    path: str | os.PathLike[str],
+    inputs: tuple[Tensor, ...] | Tensor,
+    threads: int = 1,
+    *,
+    runtime: Runtime = "onnxruntime",
 ) -> Runner:
     """A runner of an ONNX file in ONNX Runtime on the CPU.
 
@@ -70,6 +121,7 @@ def onnx_runner(
         path: the file.
         inputs: its inputs in order, with the batch on dimension 0.
         threads: number of threads of the runtime.
+        runtime: what to call it in results.
 
     Raises:
         ModelError: if the file cannot be loaded or does not run on the inputs.
@@ -88,8 +140,38 @@ def onnx_runner(
     def call() -> object:
         return session.run(None, feed)
 
-    _try(call, str(path), [tuple(x.shape) for x in arguments])
-    return Runner("onnxruntime", _batch(arguments), "cpu", threads, call)
+    return runner(runtime, arguments, threads, call, str(path), device="cpu")
+
+
+def runner(
+    runtime: Runtime,
+    inputs: tuple[Tensor, ...],
+    threads: int | None,
+    call: Callable[[], object],
+    what: str,
+    device: str | None = None,
+) -> Runner:
+    """A runner of any callable that was tried once.
+
+    Args:
+        runtime: what runs it.
+        inputs: what it is run on, for the batch size and the messages.
+        threads: threads that the runtime was built with; None where the caller's setting holds.
+        call: runs it once.
+        what: the model or the file, for messages.
+        device: where it runs; None for where the inputs are.
+
+    Raises:
+        ModelError: if it does not run.
+    """
+    # Better once now than in the middle of a timing run.
+    try:
+        call()
+    except Exception as error:  # every runtime has exceptions of its own
+        raise ModelError(
+            f"{what} does not run on inputs of shape {[tuple(x.shape) for x in inputs]}: {error}"
+        ) from error
+    return Runner(runtime, batch_of(inputs), device or str(inputs[0].device), threads, call)
 
 
 def onnx_session(path: str | os.PathLike[str], threads: int) -> Any:
@@ -100,27 +182,33 @@ def onnx_session(path: str | os.PathLike[str], threads: int) -> Any:
         ConfigError: for a number of threads below one.
         MissingExtraError: without onnxruntime.
     """
-    if threads < 1:
-        raise ConfigError(f"threads={threads}: choose at least 1")
+    _check_threads(threads)
     if not Path(path).is_file():
         raise ModelError(f"there is no ONNX file {path}")
-    runtime = require("onnxruntime", "onnx", "running ONNX files")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
+    require("onnxruntime", "onnx", "running ONNX files")
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has its own exceptions, without a public root
-        raise ModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+        return session_of(str(path), threads)
+    except KitError as error:
+        raise ModelError(str(error)) from error
 
 
-def _batch(inputs: tuple[Tensor, ...]) -> int:
-    return int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
+def random_inputs(shapes: Iterable[Iterable[int]]) -> tuple[Tensor, ...]:
+    """Standard normal inputs of these shapes, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(tuple(shape), generator=generator) for shape in shapes)
 
 
-def _try(call: Callable[[], object], what: str, shapes: list[tuple[int, ...]]) -> None:
-    # Better once now than in the middle of a timing run.
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """torch's thread count within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        call()
-    except Exception as error:
-        raise ModelError(f"{what} does not run on inputs of shape {shapes}: {error}") from error
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise ConfigError(f"threads={threads}: choose at least 1")

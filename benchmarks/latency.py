@@ -1,0 +1,132 @@
+"""Latency of dense, masked, simplified and quantised networks, all in turns in one run.
+
+    python benchmarks/latency.py --out runs/bench/latency.json
+
+LeNet-5 (1×28²), ResNet-32 (3×32²), ResNet-18 (3×224²) and VGG-16 for CIFAR (torchvision's vgg16_bn without its
+classifier, then 512-512-10), with random weights: none of these times depends on what was learnt.
+
+- dense: as it is.
+- masked: 90 % of the single weights of every layer but the head at zero, at random, as LOBSTER leaves a network.
+  No neuron dies of it, so nothing can be removed: what a dense runtime makes of scattered zeros.
+- simplified: half of the neurons of every layer but the head dead, at random, as SeReNe would leave them, and
+  taken out by ``snello.simplify``.
+- for latency: the same, simplified with ``prefer="latency"``: neurons whose removal costs an index operation that
+  takes longer than they do are left.
+
+Each of them in PyTorch, in ONNX Runtime, and in ONNX Runtime after int8 quantisation (ranges from random inputs:
+this is about time). The table gives the median in ms with its 10th and 90th percentile, and the ratio to the dense
+network in the same runtime beside the ratio of MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+
+import torch
+from masked_zoo import zero
+from simplify_latency import dead_neurons
+from torch import nn
+
+from snello import simplify
+from snello.deploy import Profile, Subject, compare
+from snello.files import write_file
+from snello.models import build
+from snello.neurons import head, weighted_layers
+from snello.reporting import Table, as_json, markdown
+
+RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
+INPUTS = {
+    "lenet-5": (1, 28, 28),
+    "resnet-32": (3, 32, 32),
+    "resnet18": (3, 224, 224),
+    "vgg-16-cifar": (3, 32, 32),
+}
+MASKED, DEAD = 0.9, 0.5
+
+
+def network(name: str) -> nn.Module:
+    """A network of the table, randomly initialised."""
+    if name != "vgg-16-cifar":
+        return build(name).eval()
+    features = build("vgg16_bn").features
+    classifier = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    return nn.Sequential(features, nn.Flatten(), classifier).eval()
+
+
+@torch.no_grad()
+def mask(model: nn.Module, share: float, generator: torch.Generator) -> nn.Module:
+    """Zero a random share of the single weights of each layer but the head."""
+    for name, layer in weighted_layers(model).items():
+        if name != head(model):
+            layer.weight.mul_(torch.rand(layer.weight.shape, generator=generator) >= share)
+    return model
+
+
+def subjects(name: str, batch: int, generator: torch.Generator) -> list[Subject]:
+    """The four variants of a network."""
+    x = torch.randn(batch, *INPUTS[name], generator=generator)
+    masked = mask(network(name), MASKED, generator)
+    dying = network(name)
+    zero(dying, dead_neurons(dying, DEAD, generator), with_norms=True)
+    nets = {
+        "dense": network(name),
+        "masked": masked,
+        "simplified": simplify(dying, x),
+        "for latency": simplify(dying, x, prefer="latency"),
+    }
+    return [Subject(f"{name} {variant}", net, (x,)) for variant, net in nets.items()]
+
+
+def table(profiles: tuple[Profile, ...], note: str) -> Table:
+    """One row per network and variant."""
+    dense = {p.name.split()[0]: p for p in profiles if p.name.endswith(" dense")}
+    rows = []
+    for profile in profiles:
+        base = dense[profile.name.split()[0]]
+        paper = profile.footprint
+        assert paper is not None
+        assert base.footprint is not None
+        cells = [str(paper.parameters), f"{paper.macs / base.footprint.macs:.2f}x"]
+        for runtime in RUNTIMES:
+            time, ratio = profile.latencies[runtime], profile.latencies[runtime].median_ms
+            ratio /= base.latencies[runtime].median_ms
+            cells += [f"{time.median_ms:.3f} ({time.p10_ms:.3f}-{time.p90_ms:.3f})", f"{ratio:.2f}x"]
+        rows.append((profile.name, *cells))
+    header = ["Network", "Params", "MACs"]
+    for runtime in RUNTIMES:
+        header += [f"{runtime} [ms]", "to dense"]
+    return Table("Latency", tuple(header), tuple(rows), note)
+
+
+def main() -> None:
+    """Print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(options.seed)
+    torch.manual_seed(options.seed)
+    given = [subject for name in options.models for subject in subjects(name, options.batch, generator)]
+    conditions = {key: getattr(options, key) for key in ("threads", "repeats", "warmup")}
+    profiles = compare(given, runtimes=RUNTIMES, **conditions)
+    note = (
+        f"Median (p10-p90); batch {options.batch}, {options.threads} thread(s), {options.warmup} warm-up and "
+        f"{options.repeats} timed calls, everything in turns in one run; {platform.machine()}, "
+        f"torch {torch.__version__}."
+    )
+    print(markdown(table(profiles, note)))
+    if options.out:
+        write_file(options.out, lambda path: path.write_text(as_json({"note": note, "models": profiles})))
+
+
+if __name__ == "__main__":
+    main()

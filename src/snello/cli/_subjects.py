@@ -1,0 +1,76 @@
+"""Model files of every kind, as what is measured."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from snello import decompress, modelfile
+from snello.deploy import MODEL_FILES, Subject
+from snello.errors import ConfigError
+
+from ._inputs import on_device, read_bytes, read_model
+
+SUFFIXES = (".pt", ".snello", *MODEL_FILES)
+
+
+def subjects(arguments: argparse.Namespace, *, batch: int, short_names: bool = False) -> list[Subject]:
+    """What the arguments name: files, all files of folders, or an architecture.
+
+    Args:
+        arguments: with ``files`` and those of :func:`snello.cli._inputs.add_model_arguments`.
+        batch: samples of a model's inputs.
+        short_names: call them by the file's name without its ending.
+
+    Raises:
+        ConfigError: if they name none, or both files and an architecture, or a folder without models.
+        ModelError: if one cannot be loaded.
+    """
+    if batch < 1:
+        raise ConfigError(f"--batch={batch}: choose at least 1")
+    if bool(arguments.files) == (arguments.model is not None):
+        raise ConfigError("give either model files, or --model with --input-shape and perhaps --weights")
+    if arguments.model is not None:
+        arguments.file = None
+        model, record = read_model(arguments)
+        model, inputs = on_device(model, record.example_inputs(batch), arguments)
+        return [Subject(arguments.model, model, (inputs,))]
+    paths = [path for text in arguments.files for path in _expanded(Path(text))]
+    names = _names(paths, short_names)
+    return [_subject(path, name, batch, arguments) for path, name in zip(paths, names, strict=True)]
+
+
+def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
+    if path.suffix in MODEL_FILES:
+        return Subject(name, file=path)
+    if path.suffix == ".snello":
+        content = decompress(read_bytes(str(path)))
+        model, record = modelfile.from_dict(content.record, content.tensors, str(path))
+    else:
+        model, record = modelfile.load(path)
+    model, inputs = on_device(model.eval(), record.example_inputs(batch), arguments)
+    return Subject(name, model, (inputs,), path, bitstream=path.suffix == ".snello")
+
+
+def _expanded(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    if not found:
+        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _names(paths: Sequence[Path], short: bool) -> list[str]:
+    """The shortest names that differ: the file's, with as many of its folders as it takes."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        parts = [path.with_suffix("").parts if short else path.parts for path in paths]
+        names = [("-" if short else "/").join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(
+        "two models have the same name"
+        + (", apart from their endings" if short else "")
+        + f": {', '.join(map(str, paths))}; give each once"
+    )

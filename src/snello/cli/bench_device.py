@@ -1,0 +1,62 @@
+"""``snello bench-device``: a folder that times models on another device."""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import Tensor
+
+from snello.deploy import Subject, device_kit
+from snello.errors import ConfigError
+from snello.files import check_new_folder
+
+from ._calibration import add_calibration_arguments, calibration, warn_random
+from ._inputs import seed
+from ._subjects import subjects
+
+HELP = "make a folder that times models on another device, with onnxruntime and numpy alone"
+EPILOG = (
+    "example: snello bench-device kit lean.pt dense.pt\n"
+    "         copy the folder, run 'python bench.py' there, and read what it wrote:\n"
+    "         snello report measure.json device.json"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("folder", help="the folder to make")
+    parser.add_argument(
+        "files", nargs="+", help="model files (.pt, .snello) and ONNX files, or folders of them"
+    )
+    parser.add_argument("--no-int8", action="store_true", help="leave the int8 versions out")
+    add_calibration_arguments(parser)
+    parser.set_defaults(model=None)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, quantise, write the folder."""
+    from snello.reporting import Table, busy, megabytes, show
+
+    folder = check_new_folder(arguments.folder)
+    seed(arguments)
+    given = subjects(arguments, batch=2, short_names=True)
+    data = None if arguments.no_int8 else _calibration(given, arguments)
+    with busy("exporting"):
+        kit = device_kit(folder, given, int8=not arguments.no_int8, calibration=data)
+    rows = tuple((m.file, m.precision, megabytes(m.bytes), m.source) for m in kit.models)
+    note = f"Copy {folder} to the device and run 'python bench.py' there; its README says how."
+    show(Table("Kit for another device", ("File", "Precision", "Size [MB]", "Made from"), rows, note))
+    print(f"written: {folder}")
+
+
+def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Tensor] | None:
+    """Batches for all models alike; None for random inputs of each model's own shape."""
+    shapes = sorted({tuple(x.shape[1:]) for subject in given for x in subject.inputs})
+    if not shapes:
+        return None  # ONNX files alone: nothing is quantised
+    if arguments.data is None:
+        warn_random()
+        return None
+    if len(shapes) > 1:
+        raise ConfigError(f"--data={arguments.data} fits models of one input shape, not of {shapes}")
+    return calibration(shapes[0], arguments)[0]

@@ -1,0 +1,63 @@
+"""``snello report``: what was measured here beside what other devices measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from snello.deploy import DeviceResult, Profile, read_device_result, read_profiles
+from snello.errors import ConfigError
+from snello.modelfile import write_file
+
+from ._inputs import check_writable
+
+HELP = "read results of 'snello measure' and of a kit's bench.py, and show them side by side"
+EPILOG = (
+    "example: snello report measure.json pi3.json phone.json --out=report.md\n"
+    "A device's times stand in the row of the file that they were taken of, or that it was made from, by SHA-256."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument(
+        "results", nargs="+", help="JSON files; a device's column is called as its file (pi3.json: pi3)"
+    )
+    parser.add_argument("--out", help="also write the table, as Markdown, into this file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, show, write."""
+    out = check_writable(arguments.out) if arguments.out else None
+    from snello.reporting import markdown, show
+
+    from ._profiles import clock_table, paper_table
+
+    profiles: list[Profile] = []
+    devices: list[tuple[str, DeviceResult]] = []
+    for path in map(Path, arguments.results):
+        if _is_device(path):
+            devices.append((path.stem, read_device_result(path)))
+        else:
+            profiles += read_profiles(path)
+    names = [name for name, _ in devices]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two devices are called {twice[0]!r}, as their files: rename one, as pi3.json")
+    tables = [paper_table("On paper", profiles)] if profiles else []
+    tables.append(clock_table("On the clock", profiles, devices))
+    for table in tables:
+        show(table)
+    if out:
+        text = "\n".join(map(markdown, tables))
+        print(f"written: {write_file(out, lambda beside: beside.write_text(text))}")
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    return isinstance(data, dict) and "device" in data

@@ -1,0 +1,123 @@
+"""The calls into nncodec that quantise and code one tensor.
+
+They go to ``nncodec.nnc_core``, past ``nncodec.nnc``, which does the same but imports torchvision, pandas,
+scikit-learn, OpenCV and h5py first. What is written is what ``nncodec.nnc.compress`` writes, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from snello.codec._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
+from snello.errors import BitstreamError, require
+
+_UNARY_LENGTH_MINUS_1 = 10
+_ENCODER = {
+    "cabac_unary_length_minus1": _UNARY_LENGTH_MINUS_1,
+    "param_opt_flag": True,
+    "partial_data_counter": 0,
+    "general_profile_idc": 1,
+    "node_id_present_flag": 1,
+    "device_id": 0,
+    "mps_parent_signalling_enabled_flag": 0,
+    "parent_node_id_present_flag": 0,
+    "temporal_context_modeling_flag": 0,
+    "pre_signalling": 0,
+}
+
+
+def core(module: str) -> Any:
+    """A module of ``nncodec.nnc_core``.
+
+    Raises:
+        MissingExtraError: without nncodec.
+    """
+    require("nncodec.nnc_core", "nnc", "NNC coding")  # first: its modules import each other through it
+    return require(f"nncodec.nnc_core.{module}", "nnc", "NNC coding")
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One tensor after quantisation.
+
+    Attributes:
+        key: its name in the stream.
+        model: what nncodec knows of the tensor.
+        data: its levels, and how they were made.
+    """
+
+    key: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+
+    def values(self) -> Any:
+        """The values that the decoder will give: float32 array of the tensor's shape."""
+        data = {name: dict(part) if isinstance(part, dict) else part for name, part in self.data.items()}
+        call("dequantising", lambda: core("approximator").rec(data))
+        return data["parameters"][self.key]
+
+
+def quantise(key: str, array: Any, index: int, qp: int, settings: CodecSettings) -> Quantised:
+    """Quantise one float32 array of at least one dimension; ``index`` is its place in the stream."""
+    numpy = require("numpy", "nnc", "NNC coding")
+    approximator = core("approximator")
+
+    def run() -> Quantised:
+        model = core("nnr_model").NNRModel({key: array}).model_info
+        model["parameter_index"][key] = index
+        data = approximator.init_approx_data({key: array}, model, qp_density=QP_DENSITY, scan_order=0)
+        options = approximator.ApproxInfo(
+            data, model, "uniform", 0, qp, False, not settings.dependent_quantisation, _UNARY_LENGTH_MINUS_1, 0,
+            qp_per_tensor={key: numpy.int32(qp)},  # explicit, for nonweight_qp=0 means "not given"
+        )  # fmt: skip
+        return Quantised(key, model, approximator.approx(options.approx_info, model, data, _ENCODER))
+
+    return call(f"quantising tensor {key!r}", run)  # type: ignore[no-any-return]
+
+
+def code(tensor: Quantised, settings: CodecSettings) -> bytes:
+    """The stream of one tensor: start, model parameter set, topology, and its data unit."""
+    plain = _code(tensor, settings)
+    listed = _with_codebook(tensor) if settings.codebook else None
+    return plain if listed is None else min(plain, _code(listed, settings), key=len)
+
+
+def _code(tensor: Quantised, settings: CodecSettings) -> bytes:
+    options = _ENCODER | {"row_skip_enabled_flag": int(settings.row_skipping)}
+    coder = core("coder")
+    coded = call(f"coding tensor {tensor.key!r}", lambda: coder.encode(options, tensor.model, tensor.data))
+    return bytes(coded[0])
+
+
+def _with_codebook(tensor: Quantised) -> Quantised | None:
+    """The same levels as indices into a list of those that occur; None if that would not do."""
+    numpy = require("numpy", "nnc", "NNC coding")
+    key, levels = tensor.key, tensor.data["parameters"][tensor.key]
+    listed, indices, counts = numpy.unique(levels, return_inverse=True, return_counts=True)
+    # Beyond 2^24 a codebook rounds level * step once, and the uniform dequantiser the level before it.
+    if len(listed) > MAX_CODEBOOK or max(abs(int(listed[0])), abs(int(listed[-1]))) > 2**24:
+        return None
+    # The index zero is the cheapest to code. nncodec tries every entry for it, at the price of coding the
+    # tensor as often; the entry that occurs most is the best or close to it.
+    zero = int(counts.argmax())
+    growth = core("approximator").codebook.get_best_egk(listed, zero)[0]
+    changed = {
+        "parameters": (indices.reshape(levels.shape) - zero).astype(numpy.int32),
+        "approx_method": "codebook",
+        "dq_flag": 0,
+        "codebooks": listed,
+        "codebook_zero_offsets": zero,
+        "codebooks_egk": growth,
+    }
+    return replace(tensor, data=tensor.data | {name: {key: value} for name, value in changed.items()})
+
+
+def call(what: str, action: Callable[[], Any]) -> Any:
+    """Run a call into nncodec; whatever it raises (SystemExit included) becomes one error of ours."""
+    try:
+        return action()
+    except (Exception, SystemExit) as error:
+        reason = str(error).partition("\n")[0][:120] or type(error).__name__
+        raise BitstreamError(f"{what} failed in nncodec ({type(error).__name__}): {reason}") from error

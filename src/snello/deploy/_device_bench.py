@@ -1,0 +1,328 @@
+"""Time ONNX models on the machine where this file lies; it needs onnxruntime and numpy alone.
+
+    python bench.py                      writes device.json beside this file
+    python bench.py --threads 4 --repeats 200
+
+The models are those of models.json. They are timed in turns: each repeat calls every model once, so that what
+slows the machine for a while slows all of them alike. Outputs are compared with those that the models gave
+where the kit was made. Take device.json back and read it with: snello report measure.json device.json
+"""
+
+# This file is copied into the kit as it is, so nothing of snello may be imported here; snello itself uses the
+# functions below. Old Pythons of small boards shall run it too (3.8).
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Sequence  # noqa: UP035
+
+FORMAT = "snello device 1"
+KIT = "snello device kit 1"
+# The smallest ONNX file, y = x for one float: what the runtime takes for itself is not a model's memory.
+IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808"
+    "0112040a02080142040a00100d"
+)
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+AGREES = 1e-3  # float32 outputs of another CPU may differ by rounding, relative to the largest magnitude
+
+
+class KitError(ValueError):
+    """Something about the kit or the options is wrong; the message says what."""
+
+
+def take_turns(
+    names: Sequence[str], milliseconds: Callable[[str], float], repeats: int, warmup: int
+) -> dict[str, list[float]]:
+    """Times of each name, taken in turns; each round begins with the next one.
+
+    Args:
+        names: what to time.
+        milliseconds: runs the named one once and returns its time.
+        repeats: timed rounds.
+        warmup: untimed rounds before.
+    """
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(warmup + repeats):
+        start = round_ % len(names) if names else 0
+        for name in [*names[start:], *names[:start]]:
+            elapsed = milliseconds(name)
+            if round_ >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def session_of(path: str | bytes, threads: int) -> Any:
+    """A session of ONNX Runtime on the CPU with so many threads.
+
+    Raises:
+        KitError: for a file that ONNX Runtime cannot load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has its own exceptions, without a public root
+        name = path if isinstance(path, str) else "a model in memory"
+        raise KitError(f"ONNX Runtime cannot load {name}: {error}") from error
+
+
+def random_feed(session: Any, batch: int) -> dict[str, Any]:
+    """Inputs of the shapes that the file states: standard normal, zeros for integers.
+
+    Raises:
+        KitError: for an input of unknown type, or with an open dimension other than the batch.
+    """
+    import numpy
+
+    random, feed = numpy.random.RandomState(0), {}
+    for node in session.get_inputs():
+        shape = list(node.shape)
+        if shape and not isinstance(shape[0], int):
+            shape[0] = batch
+        if node.type not in DTYPES or not all(isinstance(n, int) for n in shape):
+            raise KitError(
+                f"input {node.name!r} is {node.type} of shape {node.shape}; only the batch may be open"
+            )
+        dtype = numpy.dtype(DTYPES[node.type])
+        # Zero is an index that every table has.
+        floating = dtype.kind == "f"
+        feed[node.name] = (random.standard_normal(shape) if floating else numpy.zeros(shape)).astype(dtype)
+    return feed
+
+
+def peak_memory(path: str, threads: int, batch: int) -> int | None:
+    """Bytes by which a process of its own grows at most while it loads a file and runs it; None if unknown."""
+    command = [sys.executable, "-I", os.path.abspath(__file__), "--peak", os.path.abspath(path)]
+    command += ["--threads", str(threads), "--batch", str(batch)]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None  # a terminal without processes of its own, or an emulated CPU
+    if child.returncode:
+        raise KitError(f"{path}: the process that measures memory failed: {child.stderr.strip()[-300:]}")
+    answer: int | None = json.loads(child.stdout)
+    return answer
+
+
+def _peak_here(path: str, threads: int, batch: int) -> int | None:
+    """What :func:`peak_memory` runs in a process of its own."""
+    import numpy
+
+    session_of(IDENTITY, threads).run(None, {"x": numpy.ones(1, numpy.float32)})
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    session = session_of(path, threads)
+    feed = random_feed(session, batch)
+    for _ in range(3):
+        session.run(None, feed)
+    peak = _status("VmHWM")
+    return None if before is None or peak is None else max(0, peak - before)
+
+
+def _status(field: str) -> int | None:
+    """A line of /proc/self/status, in bytes."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _read_kit(folder: Path) -> list[dict[str, Any]]:
+    try:
+        kit = json.loads((folder / "models.json").read_text())
+    except (OSError, ValueError) as error:
+        raise KitError(f"{folder / 'models.json'} cannot be read: {error}") from error
+    if kit.get("format") != KIT:
+        raise KitError(
+            f"{folder / 'models.json'} is of format {kit.get('format')!r}, this script reads {KIT!r}"
+        )
+    for entry in kit["models"]:
+        data = (folder / entry["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise KitError(f"{entry['file']} was changed or damaged on the way: copy the folder again")
+    models: list[dict[str, Any]] = kit["models"]
+    return models
+
+
+def _difference(session: Any, check: Path) -> float:
+    """Largest difference to the outputs that lie in the kit, relative to the largest magnitude."""
+    import numpy
+
+    with numpy.load(check, allow_pickle=False) as saved:
+        feed = {node.name: saved["in_" + str(i)] for i, node in enumerate(session.get_inputs())}
+        worst = 0.0
+        for i, found in enumerate(session.run(None, feed)):
+            expected = saved["out_" + str(i)]
+            if found.shape != expected.shape:
+                raise KitError(f"{check}: output {i} has shape {found.shape} here, {expected.shape} there")
+            if found.size:
+                scale = float(numpy.abs(expected).max())
+                error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
+                worst = max(worst, error / scale if scale else error)
+    return worst
+
+
+def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> dict[str, Any]:
+    """Time every model of a kit.
+
+    Raises:
+        KitError: for a kit that is not whole, or options out of range.
+    """
+    import numpy
+
+    conditions = {"threads": threads, "batch": batch, "warmup": warmup, "repeats": repeats}
+    for name, value in conditions.items():
+        if value < (name != "warmup"):
+            raise KitError(f"--{name}={value}: choose at least {int(name != 'warmup')}")
+    entries = _read_kit(folder)
+    sessions = {entry["file"]: session_of(str(folder / entry["file"]), threads) for entry in entries}
+    feeds = {file: random_feed(session, batch) for file, session in sessions.items()}
+    differences = {
+        entry["file"]: _difference(sessions[entry["file"]], folder / entry["check"]) for entry in entries
+    }
+
+    def milliseconds(file: str) -> float:
+        begin = time.perf_counter_ns()
+        sessions[file].run(None, feeds[file])
+        return (time.perf_counter_ns() - begin) / 1e6
+
+    before = temperature()
+    times = take_turns(list(sessions), milliseconds, repeats, warmup)
+    after = temperature()
+    results = []
+    for entry in entries:
+        p10, median, p90 = (float(q) for q in numpy.quantile(times[entry["file"]], [0.1, 0.5, 0.9]))
+        results.append(
+            {
+                **{key: entry[key] for key in ("name", "file", "precision", "sha256", "source_sha256", "bytes")},
+                "median_ms": median, "p10_ms": p10, "p90_ms": p90,
+                "difference": differences[entry["file"]],
+                "peak_bytes": peak_memory(str(folder / entry["file"]), threads, batch),
+            }
+        )  # fmt: skip
+    heat = {"celsius_before": before, "celsius_after": after}
+    return {"format": FORMAT, "device": {**describe(), **heat}, **conditions, "models": results}
+
+
+def describe() -> dict[str, Any]:
+    """What a reader must know of this machine."""
+    import numpy
+    import onnxruntime
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "os": platform.platform(),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": numpy.__version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def cpu_name() -> str:
+    """The board and the CPU, as far as the system tells."""
+    board = _first_line("/proc/device-tree/model")
+    names = []
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip().lower() in ("model name", "hardware", "cpu part"):
+                names.append(key.strip() + " " + value.strip() if "part" in key else value.strip())
+    found = ", ".join(dict.fromkeys(name for name in [board or "", *names] if name))
+    return found or platform.processor() or platform.machine() or "unknown"
+
+
+def temperature() -> float | None:
+    """Degrees Celsius of the first sensor, None where there is none: a hot board slows itself down."""
+    text = _first_line("/sys/class/thermal/thermal_zone0/temp")
+    return int(text) / 1000 if text and text.lstrip("-").isdigit() else None
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip("\0\n ").partition("\n")[0] or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _print(result: dict[str, Any]) -> None:
+    device = result["device"]
+    lines = [
+        f"{device['cpu']}, {device['cores']} cores, ONNX Runtime {device['onnxruntime']}; "
+        f"{result['threads']} thread(s), batch {result['batch']}, {result['warmup']} warm-up and "
+        f"{result['repeats']} timed runs, all models in turns"
+    ]
+    for row in result["models"]:
+        lines.append(
+            f"{row['file']:32} {row['median_ms']:9.3f} ms  (p10 {row['p10_ms']:.3f}, p90 {row['p90_ms']:.3f})"
+        )
+        if row["precision"] == "float32" and not row["difference"] <= AGREES:
+            lines.append(
+                f"    WARNING: outputs differ by {row['difference']:.2g} from where the kit was made"
+            )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    """Parse, run, write."""
+    here = Path(__file__).absolute().parent
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument(
+        "--out", default=str(here / "device.json"), help="default: device.json beside this file"
+    )
+    parser.add_argument("--peak", metavar="FILE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        sys.stdout.write(json.dumps(_peak_here(options.peak, options.threads, options.batch)))
+        return 0
+    try:
+        result = run(here, options.threads, options.batch, options.warmup, options.repeats)
+    except (KitError, ImportError, OSError) as error:
+        sys.stderr.write(f"bench.py: error: {error}\n")
+        return 1
+    out = Path(options.out)
+    beside = out.with_name(out.name + ".tmp")
+    beside.write_text(json.dumps(result, indent=1))
+    beside.replace(out)
+    _print(result)
+    sys.stdout.write(f"written: {out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

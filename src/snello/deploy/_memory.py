@@ -1,0 +1,121 @@
+"""The memory that a forward pass takes at most."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snello.deploy._device_bench import KitError
+from snello.deploy._device_bench import peak_memory as process_growth
+from snello.errors import ModelError, require
+from snello.graph import as_inputs, evaluation
+
+Method = Literal["tensors", "process"]
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The memory of one forward pass at its fullest, and how that was found.
+
+    The two methods answer different questions: compare like with like.
+
+    Attributes:
+        bytes: how much.
+        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of the activations that live at
+            the same time, as torch's operators hand them out (the scratch space inside an operator is not
+            seen; the same on every machine). ``"process"``: growth of the resident set of a process of its
+            own while it loads the file and runs it three times (with everything the runtime takes for it).
+    """
+
+    bytes: int
+    method: Method
+
+
+def peak_memory(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -> PeakMemory:
+    """Memory of one forward pass in evaluation mode, by counting the tensors that live at the same time.
+
+    Args:
+        model: any module; its mode is restored.
+        example_inputs: positional inputs of the batch size of interest.
+
+    Raises:
+        ModelError: if the model does not run on the inputs.
+    """
+    with evaluation(model):
+        return peak_memory_of(model, [*model.parameters(), *model.buffers()], as_inputs(example_inputs))
+
+
+def peak_memory_of(
+    call: Callable[..., object], state: Iterable[Tensor], inputs: tuple[Tensor, ...]
+) -> PeakMemory:
+    """The same for whatever runs torch's operators on a state of its own."""
+    resident = _storages([*state, *inputs])
+    try:
+        with torch.no_grad(), _Live(resident) as live:
+            call(*inputs)
+    except Exception as error:  # the model's own code may raise anything
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ModelError(
+            f"{type(call).__name__} does not run on inputs of shape {shapes}: {error}"
+        ) from error
+    return PeakMemory(sum(resident.values()) + live.peak, "tensors")
+
+
+def peak_memory_onnx(path: str | os.PathLike[str], *, batch: int = 1, threads: int = 1) -> PeakMemory | None:
+    """Memory that ONNX Runtime takes for a file, in a process of its own; None where the system does not tell.
+
+    It tells on Linux, in ``/proc/self/status``: largest resident set minus the one before the file was loaded.
+
+    Raises:
+        ModelError: if the file does not run.
+        MissingExtraError: without onnxruntime.
+    """
+    require("onnxruntime", "onnx", "running ONNX files")
+    try:
+        growth = process_growth(str(path), threads, batch)
+    except KitError as error:
+        raise ModelError(str(error)) from error
+    return None if growth is None else PeakMemory(growth, "process")
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the storages that operators return until nobody holds them any more."""
+
+    def __init__(self, known: Mapping[int, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._now = 0
+        self._known = known
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(outputs):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return outputs
+
+    def _follow(self, storage: Any) -> None:
+        if storage in self._seen or storage.data_ptr() in self._known:
+            return
+        size = storage.nbytes()
+        self._seen.add(storage)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self._now -= size
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Address -> bytes of every piece of memory behind the tensors, shared ones once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}

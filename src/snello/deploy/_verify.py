@@ -1,0 +1,151 @@
+"""Two runtimes, one model: do they compute the same?"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snello.errors import ConfigError, ModelError
+from snello.graph import as_inputs
+
+TOLERANCE = 1e-4
+"""Largest accepted difference to PyTorch, relative to the largest magnitude of the output."""
+
+
+def checked_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
+    """Example inputs on the CPU, each with a batch.
+
+    Raises:
+        ConfigError: if there is none, or one without a batch.
+    """
+    inputs = as_inputs(example_inputs)
+    if not inputs or not all(x.dim() and x.shape[0] for x in inputs):
+        raise ConfigError(
+            f"example inputs of shape {shapes(inputs) or 'none'}: give each a batch of at least 1 on dimension 0"
+        )
+    return tuple(x.detach().cpu() for x in inputs)
+
+
+def shapes(inputs: Sequence[Tensor]) -> str:
+    """Shapes for a message."""
+    return ", ".join(str(tuple(x.shape)) for x in inputs)
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode."""
+    return copy.deepcopy(model).eval().cpu()
+
+
+def one_more(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same inputs with the first sample once more: another batch size."""
+    return tuple(torch.cat([x, x[:1]]) for x in inputs)
+
+
+def batch_of(inputs: tuple[Tensor, ...]) -> int:
+    """Samples per call: dimension 0 of the first input, 1 where it has none."""
+    return int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
+
+
+def compare_outputs(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
+    where: str,
+) -> float:
+    """Run a model and what it was exported to on the same inputs, and compare.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        inputs: on the CPU.
+        run: the exported model: inputs to the list of its outputs.
+        where: what runs the exported model, for messages.
+
+    Returns:
+        The largest difference over the outputs, each relative to its largest magnitude.
+
+    Raises:
+        ModelError: if either does not run, or an output differs in shape or by more than 1e-4 of its
+            largest magnitude.
+    """
+    name, batch = type(model).__name__, batch_of(inputs)
+    expected = _outputs(model, inputs)
+    try:
+        found = run(inputs)
+    except Exception as error:  # every runtime has exceptions of its own
+        raise ModelError(
+            f"the exported {name} does not run in {where} at batch size {batch}: {first_line(error)}"
+        ) from error
+    if [y.shape for y in found] != [y.shape for y in expected]:
+        raise ModelError(
+            f"the exported {name} gives outputs of shape {[tuple(y.shape) for y in found]} in {where} at batch "
+            f"size {batch}; PyTorch gives {[tuple(y.shape) for y in expected]}"
+        )
+    worst = 0.0
+    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+        difference = relative_difference(a, b)
+        # Negated, so that a NaN on either side is a failure too.
+        if not difference <= TOLERANCE:
+            raise ModelError(
+                f"the exported {name} differs from PyTorch by {difference:.3g} of the largest magnitude in {where}, "
+                f"where {TOLERANCE:.3g} is allowed (output {index}, batch size {batch}); nothing was written"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude of ``expected``; infinite where that is zero alone."""
+    if expected.numel() == 0:
+        return 0.0
+    found, expected = found.double(), expected.double()
+    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    return difference / scale if scale else 0.0 if difference == 0 else math.inf
+
+
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            outputs = model(*inputs)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelError(
+            f"{type(model).__name__} itself does not run at batch size {batch_of(inputs)}, so no export of it can: "
+            f"{first_line(error)}"
+        ) from error
+    return flat(outputs)
+
+
+def flat(outputs: object) -> list[Tensor]:
+    """The tensors of whatever a model returns, in order."""
+    return [y for y in pytree.tree_leaves(outputs) if isinstance(y, Tensor)]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what exporters print, warn and log; what matters comes back as an error."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
