@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from removable import removable
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
+from snello.graph import trace
 from snello.models import available, build
+from snello.neurons import is_batchnorm, is_weighted, neuron_count, spread, weighted_layers
 
 Variant = Literal["A", "B"]
 
@@ -132,19 +133,15 @@ def heads(model: nn.Module) -> set[str]:
     parts = [part for part in ("classifier", "aux_classifier") if getattr(model, part, None) is not None]
     if len(parts) == 1 and not hasattr(model, "backbone"):
         parts = []  # a classification network whose last block is called "classifier"
-    layers = _layers(model)
+    layers = weighted_layers(model)
     return {[name for name in layers if name.startswith(part)][-1] for part in parts or [""]}
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
 
 
 @torch.no_grad()
 def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Random BatchNorm statistics, affines, biases, layer scales, and weights that are all one number; in place."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if is_batchnorm(module):
             module.running_mean.uniform_(-0.5, 0.5, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
         if isinstance(module, nn.MultiheadAttention):
@@ -166,18 +163,33 @@ def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
 @torch.no_grad()
 def kill(model: nn.Module, share: float, variant: Variant, generator: torch.Generator) -> nn.Module:
     """Zero all weights of a random share of the neurons of every layer but the output layers, in place."""
-    norms = _norms(model)
-    for name, layer in _layers(model).items():
-        if name in heads(model):
-            continue
-        count = len(_rows(layer))
-        dead = torch.randperm(count, generator=generator)[: round(share * count)]
-        _rows(layer).index_fill_(0, dead, 0)
-        if variant == "A":
-            affine = [layer.bias, *(norms[name].parameters() if name in norms else ())]
-            for parameter in affine:
-                if parameter is not None:
-                    parameter.index_fill_(0, dead, 0)
+    outputs = heads(model)
+    dead = {}
+    for name, layer in weighted_layers(model).items():
+        if name not in outputs:
+            count = neuron_count(layer)
+            drawn = torch.randperm(count, generator=generator)[: round(share * count)]
+            dead[name] = torch.zeros(count, dtype=torch.bool).index_fill_(0, drawn, True)
+    return zero(model, dead, with_norms=variant == "A")
+
+
+@torch.no_grad()
+def zero(model: nn.Module, dead: Mapping[str, Tensor], *, with_norms: bool) -> nn.Module:
+    """Zero all weights of some neurons, in place.
+
+    Args:
+        model: changed in place.
+        dead: layer -> boolean, shape ``(neurons,)``.
+        with_norms: also zero their biases, and the affine of the BatchNorm that alone reads them.
+    """
+    graph = trace(model)
+    for name, neurons in dead.items():
+        layer, norm = model.get_submodule(name), graph.norm_after(name)
+        layer.weight.masked_fill_(spread(layer, neurons), 0)
+        affine = [] if norm is None else model.get_submodule(norm).parameters()
+        for parameter in [layer.bias, *affine] if with_norms else []:
+            if parameter is not None:
+                parameter.masked_fill_(neurons, 0)
     return model
 
 
@@ -187,12 +199,12 @@ def rescue(model: nn.Module, x: Tensor, generator: torch.Generator) -> int:
 
     Independent masks of depthwise layers leave nothing of a signal without a residual path: 10 % of 10 %.
     """
-    norms = _norms(model)
+    graph = trace(model)
     for revived in itertools.count():
         found = removable(model, x, borders=False)
         blocked = [
             layer for layer in found.layers if layer.constant.all() and layer.live_inputs.any()
-            and isinstance(model.get_submodule(layer.name), (nn.Linear, _ConvNd))
+            and is_weighted(model.get_submodule(layer.name))
         ]  # fmt: skip
         if not found.constant_outputs or not blocked:
             return revived
@@ -201,8 +213,8 @@ def rescue(model: nn.Module, x: Tensor, generator: torch.Generator) -> int:
         rows, groups = _rows(layer), getattr(layer, "groups", 1)
         row = column // (len(blocked[-1].live_inputs) // groups) * (len(rows) // groups)
         rows[row] = torch.randn(rows[row].shape, generator=generator)
-        if blocked[-1].name in norms:
-            norm = norms[blocked[-1].name]
+        if (name := graph.norm_after(blocked[-1].name)) is not None:
+            norm = model.get_submodule(name)
             norm.weight[row], norm.bias[row] = 1, 0.1
     raise AssertionError("unreachable")
 
@@ -238,8 +250,8 @@ def calibrate(model: nn.Module, x: Tensor, generator: torch.Generator) -> nn.Mod
         module.running_mean.copy_(torch.where(alive, shifted, module.running_mean))
         module.running_var.copy_(torch.where(alive, spread, module.running_var))
 
-    handles = [m.register_forward_hook(layer) for m in _layers(model).values()]
-    handles += [m.register_forward_pre_hook(norm) for m in model.modules() if isinstance(m, _BatchNorm)]
+    handles = [m.register_forward_hook(layer) for m in weighted_layers(model).values()]
+    handles += [m.register_forward_pre_hook(norm) for m in model.modules() if is_batchnorm(m)]
     model(x)
     for handle in handles:
         handle.remove()
@@ -254,22 +266,6 @@ def _rows(layer: nn.Module) -> Tensor:
     if layer.groups != 1:
         raise NotImplementedError("masks of grouped transposed convolutions")
     return weight.transpose(0, 1)
-
-
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Layer name -> the BatchNorm that reads its output alone."""
-    graph = fx.symbolic_trace(model)
-    found = {}
-    for node in graph.graph.nodes:
-        readers = [graph.get_submodule(user.target) for user in node.users if user.op == "call_module"]
-        if (
-            node.op == "call_module"
-            and len(node.users) == 1
-            and readers
-            and isinstance(readers[0], _BatchNorm)
-        ):
-            found[node.target] = model.get_submodule(next(iter(node.users)).target)
-    return found
 
 
 # --- comparing ----------------------------------------------------------------------------------------------

@@ -13,30 +13,24 @@ import json
 from pathlib import Path
 
 import torch
+from masked_zoo import zero
+from torch import Tensor
 
 from snello import simplify
 from snello.deploy import footprint, latencies, pytorch_runner
-from snello.graph import trace
 from snello.models import build
-from snello.neurons import head, neuron_count, spread, weighted_layers
+from snello.neurons import head, neuron_count, weighted_layers
 
 MODELS = {"lenet-5": (1, 28, 28), "resnet-32": (3, 32, 32)}
 
 
-@torch.no_grad()
-def zero_neurons(model: torch.nn.Module, share: float, generator: torch.Generator) -> None:
-    """Zero a random share of each layer's neurons, and of the BatchNorm that reads them alone."""
-    graph = trace(model)
-    for name, layer in weighted_layers(model).items():
-        if name == head(model):
-            continue
-        keep = torch.rand(neuron_count(layer), generator=generator) >= share
-        layer.weight.mul_(spread(layer, keep))
-        norm = graph.norm_after(name)
-        affine = [layer.bias] if norm is None else list(model.get_submodule(norm).parameters())
-        for parameter in affine:
-            if parameter is not None:
-                parameter.mul_(keep)
+def dead_neurons(model: torch.nn.Module, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random share of the neurons of each layer but the head, as masks."""
+    return {
+        name: torch.rand(neuron_count(layer), generator=generator) < share
+        for name, layer in weighted_layers(model).items()
+        if name != head(model)
+    }
 
 
 def main() -> None:
@@ -57,7 +51,7 @@ def main() -> None:
         nets = {"dense": build(name).eval()}
         for share in (0.25, 0.5, 0.75, 0.9):
             masked = build(name).eval()
-            zero_neurons(masked, share, generator)
+            zero(masked, dead_neurons(masked, share, generator), with_norms=True)
             nets[f"{share:.0%} dead"] = simplify(masked, x)
         runners = {key: pytorch_runner(net, x) for key, net in nets.items()}
         times = latencies(runners, repeats=options.repeats, threads=options.threads, batch=options.batch)

@@ -88,7 +88,9 @@ def kill(model: nn.Module, dead: Mapping[str, tuple[int, ...]], *, constant: boo
     for name, neurons in dead.items():
         layer, index = model.get_submodule(name), torch.tensor(neurons, dtype=torch.long)
         if isinstance(layer, nn.Embedding):
-            layer.weight[:, index] = torch.rand(len(index), dtype=layer.weight.dtype) if constant else 0.0
+            layer.weight[:, index] = (
+                torch.linspace(0.2, 0.9, len(index)).to(layer.weight) if constant else 0.0
+            )
             continue
         mask = torch.zeros(neuron_count(layer), dtype=torch.bool)
         mask[index] = True

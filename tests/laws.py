@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from snello.graph import trace
 from snello.neurons import is_batchnorm, neuron_count, spread, weighted_layers
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of its own: nothing else draws from it."""
+    return torch.Generator().manual_seed(seed)
+
+
+def tensors(output: object) -> Iterator[Tensor]:
+    """All tensors of what a model returns, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (dict, list, tuple)):
+        for value in output.values() if isinstance(output, dict) else output:
+            yield from tensors(value)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference over the largest deviation from the batch mean, which constant outputs do not hide."""
+    assert expected.shape == found.shape
+    assert expected.dtype == found.dtype
+    assert expected.isfinite().all(), "the model itself is wrong"
+    scale = float((expected - expected.mean(0, keepdim=True)).abs().max())
+    largest = float(expected.abs().max())
+    if scale <= 1e-5 * largest:  # the output does not depend on the input
+        scale = largest
+    return float((expected - found).abs().max()) / (scale or 1.0)
 
 
 def assert_same_outputs(a: nn.Module, b: nn.Module, *inputs: Tensor, tolerance: float = 1e-10) -> None:

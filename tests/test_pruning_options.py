@@ -1,4 +1,4 @@
-"""What, how much, when: importances, amounts, schedules, plans, masks of torch, and the pruning potential."""
+"""How much and when: amounts, schedules, and the plans that say so before it happens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
+from torch import nn
 
-from laws import assert_zero_where
-from snello.errors import ConfigError, DataError
-from snello.neurons import Masks, count_parameters, dead_neurons, neuron_count, rows, weighted_layers
+from pruning_samples import batch, by_loops, convnet, loss, pruned_units, weights
+from snello.errors import ConfigError
 from snello.pruning import (
     IMPORTANCES,
     Budget,
@@ -26,153 +24,9 @@ from snello.pruning import (
     Plateau,
     Pruner,
     Ratio,
-    export_masks,
-    import_masks,
     nonzero_macs,
     nonzero_parameters,
-    pruning_potential,
-    taylor,
 )
-from snello.sensitivity import lobster_scores, serene_scores
-
-
-def convnet(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32, 10), nn.Tanh(), nn.Linear(10, 3),
-    ).double()  # fmt: skip
-
-
-def batch(size: int = 12) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(size, 2, 6, 6, dtype=torch.float64, generator=generator)
-    return x, torch.randint(3, (size,), generator=generator)
-
-
-@torch.no_grad()
-def loss(model: nn.Module) -> float:
-    x, y = batch()
-    return float(nn.functional.cross_entropy(model(x), y))
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: m.weight.detach().clone() for name, m in weighted_layers(model).items()}  # type: ignore[union-attr, operator]
-
-
-def pruned_units(model: nn.Module, granularity: str) -> dict[str, Tensor]:
-    """Layer name -> which units are zero, flat."""
-    if granularity == "neuron":
-        return {name: dead_neurons(m) for name, m in weighted_layers(model).items()}
-    return {name: (w == 0).flatten() for name, w in weights(model).items()}
-
-
-# Importances
-
-
-def by_loops(model: nn.Module, name: str, granularity: str) -> dict[str, Tensor]:
-    """The definitions, a neuron at a time."""
-    found = {}
-    for layer, module in weighted_layers(model).items():
-        weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
-        if granularity == "weight":
-            found[layer] = weight.abs() / (weight.std() if name == "han" else 1)
-            continue
-        values = []
-        for row in rows(module, weight):
-            l1 = sum(abs(w) for w in row.tolist()) / len(row)
-            l2 = math.sqrt(sum(w * w for w in row.tolist()) / len(row))
-            values.append({"l1": l1, "l2": l2, "han": l1 / float(weight.std())}[name])
-        found[layer] = torch.tensor(values, dtype=torch.float64)
-    return found
-
-
-@pytest.mark.parametrize("granularity", ["weight", "neuron"])
-@pytest.mark.parametrize("name", ["l1", "l2", "han"])
-def test_magnitudes_are_their_definitions(name: str, granularity: Any) -> None:
-    model = convnet()
-    found = IMPORTANCES[name](model, granularity)
-    for layer, expected in by_loops(model, name, granularity).items():
-        torch.testing.assert_close(found[layer], expected, rtol=1e-12, atol=0)
-
-
-def test_hans_spread_is_that_of_what_is_left() -> None:
-    model = convnet()
-    with torch.no_grad():
-        model[6].weight[:5] = 0
-    std = model[6].weight[5:].std()
-    torch.testing.assert_close(IMPORTANCES["han"](model, "weight")["6"], model[6].weight.detach().abs() / std)
-
-
-@pytest.mark.parametrize("granularity", ["weight", "neuron"])
-def test_taylor_is_the_first_order_change_of_the_loss(granularity: Any) -> None:
-    model = convnet().eval()
-    x, y = batch()
-    found = taylor([(x, y)])(model, granularity)
-    nn.functional.cross_entropy(model(x), y).backward()
-    for name, module in weighted_layers(model).items():
-        product = (module.weight * module.weight.grad).detach()  # type: ignore[union-attr, operator]
-        expected = product.abs() if granularity == "weight" else rows(module, product).sum(1).abs()
-        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=0)
-    step = 1e-6
-    before = loss(model)
-    with torch.no_grad():  # shrink one neuron a little: the loss changes by step times its score
-        model[6].weight[2] *= 1 - step
-    if granularity == "neuron":
-        assert abs(loss(model) - before) == pytest.approx(step * float(found["6"][2]), rel=1e-3)
-
-
-def test_bn_scale_is_that_of_the_norm_behind() -> None:
-    model = convnet()
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([-3.0, 1, 2, 0.5, 4, 5]))
-    assert IMPORTANCES["bn-scale"](model, "neuron")["0"].tolist() == [3, 1, 2, 0.5, 4, 5]
-    pruner = Pruner(model, None, granularity="neuron", importance="bn-scale", amount=Ratio(0.5))
-    pruner.prune()
-    assert dead_neurons(model[0]).tolist() == [False, True, True, True, False, False]
-    assert not dead_neurons(model[3]).any()
-    for bad in (
-        lambda: IMPORTANCES["bn-scale"](model, "weight"),
-        lambda: IMPORTANCES["bn-scale"](model[3:], "neuron"),
-    ):
-        with pytest.raises(ConfigError, match="bn-scale"):
-            bad()
-
-
-def test_random_is_the_same_for_a_seed_and_different_for_another() -> None:
-    from snello.pruning import random
-
-    model = convnet()
-    a, b, c = (random(seed)(model, "weight")["0"] for seed in (0, 0, 1))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-@pytest.mark.parametrize("scores", [taylor, lobster_scores, serene_scores])
-@pytest.mark.parametrize("granularity", ["weight", "neuron"])
-def test_calibrated_importances_prune(scores: Callable[..., Any], granularity: Any) -> None:
-    model = convnet()
-    importance = scores([batch()])
-    expected = importance(model, granularity)
-    pruner = Pruner(model, None, granularity=granularity, importance=importance, amount=Ratio(0.4))
-    search = pruner.prune()
-    for name, gone in pruned_units(model, granularity).items():
-        low = expected[name].flatten() < search.threshold
-        assert torch.equal(gone, low if name != "8" else torch.zeros_like(gone))
-
-
-def test_scores_that_do_not_fit_are_refused() -> None:
-    model = convnet()
-    with pytest.raises(DataError, match="no batch"):
-        taylor([])(model, "weight")
-    for importance, message in (
-        (lambda m, g: {"0": torch.ones(6)}, r"'0'.*\(6,\)"),
-        (lambda m, g: {"0": -torch.ones(6, 2, 3, 3)}, "negative"),
-        (lambda m, g: {"0": torch.full((6, 2, 3, 3), math.nan)}, "finite"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            Pruner(model, None, importance=importance, amount=Ratio(0.5)).plan()
-
 
 # Amounts
 
@@ -364,88 +218,3 @@ def test_a_plan_changes_nothing_and_is_what_happens(amount: Any, granularity: An
     assert text[0].split()[:2] == ["layer", f"{granularity}s"]
     assert text[-2].split()[:4] == ["all", str(plan.units), "0", str(plan.after)]
     assert f"{plan.search.threshold:.4g}" in text[-1]
-
-
-# Masks of torch
-
-
-def test_masks_of_torch_are_taken_over_and_handed_back() -> None:
-    model = convnet()
-    parameters = {id(p) for p in model.parameters()}
-    original = weights(model)
-    torch_prune.random_unstructured(model[0], "weight", 0.5)
-    torch_prune.ln_structured(model[6], "weight", 0.3, 1, 0)
-    torch_prune.l1_unstructured(model[6], "bias", 0.2)
-    expected: Masks = {
-        "0.weight": model[0].weight_mask != 0, "6.weight": model[6].weight_mask != 0, "6.bias": model[6].bias_mask != 0
-    }  # fmt: skip
-    outputs = model(batch()[0]).detach()
-    masks = import_masks(model)
-    assert masks.keys() == expected.keys()
-    assert all(torch.equal(masks[name], mask) for name, mask in expected.items())
-    assert {id(p) for p in model.parameters()} == parameters  # the optimizer still trains them
-    torch.testing.assert_close(model(batch()[0]), outputs)
-    assert import_masks(model) == {}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
-    pruner = Pruner(model, optimizer, amount=Ratio(0.3))
-    pruner.adopt(masks)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(batch()[0]).square().sum().backward()
-        optimizer.step()
-    assert_zero_where(model, masks)
-    pruner.prune()
-    assert all(not (pruner.masks[name] & ~mask).any() for name, mask in masks.items())
-    kept = weights(model)
-    export_masks(model, pruner.masks)
-    assert torch_prune.is_pruned(model)
-    assert {id(p) for p in model.parameters()} == parameters
-    with pytest.raises(ConfigError, match="already"):
-        export_masks(model, pruner.masks)
-    back = import_masks(model)
-    assert all(torch.equal(back[name], mask) for name, mask in pruner.masks.items())
-    assert all(torch.equal(w, kept[name]) for name, w in weights(model).items())
-    assert not torch.equal(kept["0"], original["0"])
-
-
-# The pruning potential
-
-
-def test_a_pruning_potential_is_one_shot_from_the_whole_network_at_every_point() -> None:
-    model = convnet()
-    before = copy.deepcopy(model.state_dict())
-    trained: list[float] = []
-
-    def finetune(twin: nn.Module, pruner: Pruner) -> None:
-        optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
-        pruner.attach(optimizer)
-        for _ in range(2):
-            optimizer.zero_grad()
-            x, y = batch()
-            nn.functional.cross_entropy(twin(x), y).backward()
-            optimizer.step()
-        trained.append(pruner.pruned)
-
-    importances = {"magnitude": "l1", "random": "random", "taylor": taylor([batch()])}
-    points = pruning_potential(model, loss, importances, (0.0, 0.5, 1.0), exclude=(), finetune=finetune)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert [(p.method, p.ratio) for p in points] == [(m, r) for m in importances for r in (0.0, 0.5, 1.0)]
-    total = count_parameters(model)[0]
-    prunable = sum(w.numel() for w in weights(model).values())
-    for point, share in zip(points, trained, strict=True):
-        assert (
-            point.pruned
-            == pytest.approx(share)
-            == pytest.approx(math.floor(point.ratio * prunable) / total, abs=0.01)
-        )
-    assert [p.dead_neurons for p in points if p.ratio == 1] == [1.0] * 3
-    plain = pruning_potential(model, loss, {"magnitude": "l1"}, (0.0,))
-    assert plain[0].value == loss(model.eval())
-    with pytest.raises(ConfigError, match="at least one"):
-        pruning_potential(model, loss, {})
-
-
-def test_neurons_are_counted_whole() -> None:
-    model = convnet()
-    (point,) = pruning_potential(model, loss, {"l2": "l2"}, (0.5,), granularity="neuron")
-    assert point.dead_neurons == 12 / sum(neuron_count(m) for m in weighted_layers(model).values())

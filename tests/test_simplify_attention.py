@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from laws import parameter_count
+from laws import difference, generator, parameter_count
 from snello.graph import trace
 from snello.neurons import weighted_layers
 from snello.simplify import SimplificationPlan, apply, plan_of, simplify
@@ -22,10 +22,6 @@ swin = pytest.importorskip("torchvision.models.swin_transformer")
 
 WIDTH, HEADS = 12, 3
 Build = Callable[[], nn.Module]
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -143,11 +139,6 @@ def kill_at_random(model: nn.Module, share: float, biases: bool, seed: int) -> N
             head = (torch.rand(3 * module.num_heads, generator=g) < 0.5 * share).repeat_interleave(width)
             kill_rows(module, (part | head).nonzero().flatten().tolist(), biases)
             out_weight[:, torch.rand(len(out_weight), generator=g) < 0.3 * share] = 0
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """Largest, relative to how much the outputs vary from example to example and place to place."""
-    return float((a - b).abs().max() / (a - a.mean()).abs().max())
 
 
 def assert_same(model: nn.Module, lean: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -6,7 +6,7 @@ import copy
 import importlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,24 +16,12 @@ from torch.nn.utils import parametrizations
 
 from hard_cases import CASES
 from hard_cases import kill as kill_named
-from laws import kill_neurons, randomise
+from laws import generator, kill_neurons, randomise, tensors
 from snello.errors import ModelError, SimplifyError
 from snello.neurons import is_batchnorm
 from snello.simplify import apply, plan_of, simplify
 from snello.simplify._batchnorm import FoldedBatchNorm, apply_folds, fold_batchnorm, folds_of
 from zoo import ZOO
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (dict, list, tuple)):
-        for value in output.values() if isinstance(output, dict) else output:
-            yield from tensors(value)
 
 
 @torch.no_grad()
@@ -336,9 +324,9 @@ def test_the_mode_is_kept(training: bool) -> None:
 
 def test_a_wrong_fold_is_refused_naming_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("snello.simplify._batchnorm")
-    right = module._affine
+    right = module.affine_of
     monkeypatch.setattr(
-        module, "_affine", lambda norm: (right(norm)[0], right(norm)[1] + (norm.num_features == 5))
+        module, "affine_of", lambda norm: (right(norm)[0], right(norm)[1] + (norm.num_features == 5))
     )
     model = ready(
         nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5))

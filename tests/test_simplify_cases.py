@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from hard_cases import CASES, REFUSED, Case, blind, kill, neurons_of, random_dead
+from laws import difference, generator, tensors
 from snello.errors import ModelError, SimplifyError, SnelloError
 from snello.neurons import weighted_layers
 from snello.simplify import apply, plan_of, simplify
@@ -25,34 +26,10 @@ from snello.simplify import apply, plan_of, simplify
 Inputs = tuple[Tensor, ...]
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (dict, list, tuple)):
-        for value in output.values() if isinstance(output, dict) else output:
-            yield from tensors(value)
-
-
 def structure(output: object) -> object:
     if isinstance(output, dict):
         return {key: structure(value) for key, value in output.items()}
     return [structure(v) for v in output] if isinstance(output, (list, tuple)) else type(output)
-
-
-def difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest deviation from the batch mean, which constant outputs do not hide."""
-    assert expected.shape == found.shape
-    assert expected.dtype == found.dtype
-    assert expected.isfinite().all(), "the case itself is wrong"
-    scale = float((expected - expected.mean(0, keepdim=True)).abs().max())
-    largest = float(expected.abs().max())
-    if scale <= 1e-5 * largest:  # the output does not depend on the input
-        scale = largest
-    return float((expected - found).abs().max()) / (scale or 1.0)
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> object:

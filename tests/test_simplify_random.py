@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
+from laws import difference, generator, tensors
 from random_graphs import Choose, Draw, draw_network, network, seeded
 from snello.simplify import simplify
 
@@ -26,23 +27,6 @@ COUNTS = {"networks": 0, "with something removed": 0, "elements before": 0, "ele
 def draws(draw: st.DrawFn) -> Draw:
     choose: Choose = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     return draw_network(choose)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def tensors(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (output,) if isinstance(output, Tensor) else output
-
-
-def difference(expected: Tensor, found: Tensor) -> float:
-    """Over the largest deviation from the batch mean; over the largest value where there is hardly any."""
-    assert expected.shape == found.shape
-    assert expected.isfinite().all(), "the drawn network itself is wrong"
-    largest = float(expected.abs().max())
-    scale = float((expected - expected.mean(0, keepdim=True)).abs().max())
-    return float((expected - found).abs().max()) / ((scale if scale > 1e-5 * largest else largest) or 1.0)
 
 
 def size_of(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from laws import assert_same_outputs, kill, kill_neurons, randomise
+from laws import assert_same_outputs, generator, kill, kill_neurons, randomise
 from snello.errors import ConfigError
 from snello.neurons import apply_masks, weighted_layers
 from snello.simplify import make_plan, plan_of, simplify
@@ -31,9 +31,9 @@ def dead_model(name: str, seed: int = 0) -> tuple[nn.Module, list[Tensor], dict[
     """A model with dead neurons that are zero, inputs, and its dead neurons."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = randomise(ZOO[name].build().double(), torch.Generator().manual_seed(seed)).eval()
-    dead = kill_neurons(model, 0.4, torch.Generator().manual_seed(seed + 2), with_norms=True)
-    return model, ZOO[name].inputs(torch.Generator().manual_seed(seed + 1)), dead
+        model = randomise(ZOO[name].build().double(), generator(seed)).eval()
+    dead = kill_neurons(model, 0.4, generator(seed + 2), with_norms=True)
+    return model, ZOO[name].inputs(generator(seed + 1)), dead
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -171,7 +171,7 @@ def test_functional_dropout_is_active_in_training_again() -> None:
 
 def test_round_to_keeps_dead_neurons_and_outputs() -> None:
     layers = (nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 3))
-    model = randomise(nn.Sequential(*layers).double(), torch.Generator().manual_seed(0)).eval()
+    model = randomise(nn.Sequential(*layers).double(), generator(0)).eval()
     kill(model, "0", torch.arange(32) < 13, with_norms=False)
     kill(model, "2", torch.arange(20) < 9, with_norms=False)
     x = torch.randn(4, 5, dtype=torch.float64)
@@ -202,9 +202,9 @@ def _plans(model: nn.Module, dead: int) -> tuple:
 @pytest.mark.parametrize("name", ["resnet-8", "residual", "concat"])
 def test_every_preference_is_exact(name: str, prefer: str) -> None:
     model = ZOO[name].build().double().eval()
-    randomise(model, torch.Generator().manual_seed(3))
-    kill_neurons(model, 0.1, torch.Generator().manual_seed(4), with_norms=False)
-    inputs = ZOO[name].inputs(torch.Generator().manual_seed(5))
+    randomise(model, generator(3))
+    kill_neurons(model, 0.1, generator(4), with_norms=False)
+    inputs = ZOO[name].inputs(generator(5))
     lean = simplify(model, inputs[0], prefer=prefer, round_to=2)
     for x in inputs:
         assert_same_outputs(model, lean, x)
@@ -275,9 +275,9 @@ def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
 
 def test_a_remembered_border_follows_its_kernel() -> None:
     """What is remembered between forwards is forgotten when weights are loaded, moved or another size comes."""
-    model = randomise(ZOO["zero padding"].build().double(), torch.Generator().manual_seed(0)).eval()
-    kill_neurons(model, 0.5, torch.Generator().manual_seed(1), with_norms=False)
-    inputs = ZOO["zero padding"].inputs(torch.Generator().manual_seed(2))
+    model = randomise(ZOO["zero padding"].build().double(), generator(0)).eval()
+    kill_neurons(model, 0.5, generator(1), with_norms=False)
+    inputs = ZOO["zero padding"].inputs(generator(2))
     lean = simplify(model, inputs[0])
     borders = [name for name in lean.state_dict() if name.endswith("border")]
     assert borders, "no border kernel: the test would show nothing"

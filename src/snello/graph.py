@@ -23,11 +23,16 @@ from snello.neurons import is_batchnorm, neuron_layers, tied_parameters
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m).__name__ == "StochasticDepth":  # traced into, it would never be active in training again
+        if is_stochastic_depth(m):  # traced into, it would never be active in training again
             return True
         # snello's own primitives are single operations, like torch's; so is attention, torch's or torchvision's.
         own = bool(getattr(m, "snello_leaf", False)) or is_window_attention(m)
         return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def is_stochastic_depth(module: nn.Module | None) -> bool:
+    """Whether it is a StochasticDepth, torchvision's or one like it."""
+    return type(module).__name__ == "StochasticDepth"
 
 
 def is_window_attention(module: nn.Module | None) -> bool:
@@ -171,6 +176,13 @@ class _Shapes(fx.Interpreter):
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of a node's output on the example inputs; None where it is not one tensor."""
     return node.meta.get("snello_shape")
+
+
+def known_shape(node: fx.Node) -> tuple[int, ...]:
+    """:func:`shape_of` a node whose output is known to be one tensor."""
+    shape = shape_of(node)
+    assert shape is not None
+    return shape
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from snello.errors import ConfigError
 
+from ._state import Stateful
+
 
 @dataclass
-class Plateau:
+class Plateau(Stateful):
     """Counts bad epochs: those whose loss does not improve on the best by the tolerance.
 
     Attributes:
@@ -62,12 +63,3 @@ class Plateau:
     def reset(self, loss: float) -> None:
         """Start waiting anew from this loss: the network is another one after a pruning step."""
         self.best, self.bad = loss, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)

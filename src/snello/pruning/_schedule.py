@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from snello.errors import ConfigError
+
+from ._state import Stateful
 
 
 class Schedule(Protocol):
@@ -40,7 +42,7 @@ class Schedule(Protocol):
 
 
 @dataclass
-class _Counter:
+class _Counter(Stateful):
     """Counts epochs and pruning steps."""
 
     epochs: int = 0
@@ -58,15 +60,6 @@ class _Counter:
         """A pruning step was taken; the loss after it."""
         self.steps += 1
         self.best = loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 @dataclass

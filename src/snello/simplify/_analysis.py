@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from snello.errors import SimplifyError
-from snello.graph import Graph, shape_of
+from snello.graph import Graph, known_shape
 
 from ._match import match
 from ._rule import Rule, Wanted
@@ -61,14 +61,8 @@ def analyse(graph: Graph) -> Analysis:
     return analysis
 
 
-def _channels(node: fx.Node, axis: int) -> int:
-    shape = shape_of(node)
-    assert shape is not None
-    return shape[axis]
-
-
 def _signal(analysis: Analysis, node: fx.Node, axis: int) -> Signal:
-    return analysis.signals.get(node) or Signal.live(_channels(node, axis))
+    return analysis.signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
 def _find_useful(analysis: Analysis) -> None:
@@ -131,7 +125,7 @@ def _arrange(analysis: Analysis, kept_alive: dict[fx.Node, Tensor], result: Arra
 
 
 def _layout(result: Arrangement, node: fx.Node, axis: int) -> Layout:
-    return result.layouts.get(node) or Layout.whole(_channels(node, axis))
+    return result.layouts.get(node) or Layout.whole(known_shape(node)[axis])
 
 
 def _apply(

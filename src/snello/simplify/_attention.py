@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from snello.graph import Graph, is_window_attention, shape_of
 
+from ._calls import argument
 from ._draft import Draft
 from ._lean_attention import Dense, Lean, LeanMultiheadAttention, dense
 from ._lean_attention import is_attention as is_attention
@@ -33,7 +33,7 @@ from ._plan import AttentionPlan
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Absorbed
-from ._weighted import Producer
+from ._weighted import Producer, is_plain
 
 Axes = dict[fx.Node, int]
 
@@ -241,7 +241,7 @@ def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
     inner = [f"{name}.{part}" for part, _ in module.named_modules() if part]
     if any(graph.is_shared(part) for part in (name, *inner)):
         return "called more than once, or its parameters are tied"
-    if not _is_plain(module):
+    if not is_plain(module):
         return "its weights are not plain parameters (a parametrisation, or a mask of torch.nn.utils.prune)"
     if is_window_attention(module) or (isinstance(module, Lean) and module.windowed):
         return None
@@ -255,14 +255,6 @@ def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
     if any(user.target is not operator.getitem or _used_beyond(user) for user in node.users):
         return "its attention weights are read"
     return None
-
-
-def _is_plain(module: nn.Module) -> bool:
-    weights = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    plain = all("weight" in m._parameters for m in weights)
-    if isinstance(module, (nn.MultiheadAttention, LeanMultiheadAttention)):
-        plain = plain and "in_proj_weight" in module._parameters
-    return plain and not any(parametrize.is_parametrized(m) for m in module.modules())
 
 
 def _used_beyond(user: fx.Node) -> bool:
@@ -289,7 +281,7 @@ def rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
         return None
     if isinstance(module, (nn.MultiheadAttention, LeanMultiheadAttention)):
         return Absorbed(node, (), (), None) if _operand(_query(node), axes, 3) else None
-    operand = _operand(node.args[0] if node.args else node.kwargs.get("x"), axes, 4)
+    operand = _operand(argument(node, 0, "x"), axes, 4)
     if operand is None:
         return None
     return Attention(node, (operand,), (3,), 3, str(node.target), node, dense(module))

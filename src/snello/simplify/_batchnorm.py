@@ -23,14 +23,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from snello.errors import ModelError, SimplifyError
+from snello.errors import ModelError
 from snello.graph import Graph, as_inputs, evaluation, shape_of, trace
 from snello.neurons import is_batchnorm, spread
 
 from ._primitives import RaggedConv
-from ._verify import TOLERANCE, _other_batch, _outputs, difference
+from ._verify import TOLERANCE, Batch, compare, difference, outputs
+from ._weighted import affine_of, is_plain, pads_with_zeros
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -85,10 +86,13 @@ def fold_batchnorm(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
     folded = copy.deepcopy(model)
     folds = _fold_all(folded, inputs)
     # Folded weights are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = copy.deepcopy(model).double()
+    reference = copy.deepcopy(model).double().eval()
     twin = copy.deepcopy(reference)
     _fold_all(twin, inputs)
-    _verify(reference, twin, folds, inputs)
+    compare(
+        reference, twin, inputs, "with its BatchNorms folded, the outputs",
+        lambda batch: _first_difference(reference, twin, folds, batch),
+    )  # fmt: skip
     for fold in folds:
         folded.get_submodule(fold.norm).train(model.get_submodule(fold.norm).training)
     return folded
@@ -128,8 +132,9 @@ def _fold_all(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Fold]:
         example = tuple(_like(x, model) for x in inputs)
         while folds := _candidates(trace(model, example)):
             for fold in folds:
-                layer, norm = model.get_submodule(fold.layer), model.get_submodule(fold.norm)
-                (_absorb_next if fold.norm_first else _absorb)(layer, norm)
+                layer: Any = model.get_submodule(fold.layer)
+                affine = (x.to(layer.weight.device) for x in affine_of(model.get_submodule(fold.norm)))
+                (_absorb_next if fold.norm_first else _absorb)(layer, *affine)
                 _replace(model, fold.norm, fold.layer)
             done += folds
     return done
@@ -171,9 +176,8 @@ def _is_free(graph: Graph, node: fx.Node) -> bool:
     calls = [n for n in graph.nodes if n.op == "call_module" and graph.layer(n) is module]
     read = any(n.op == "get_attr" and str(n.target).startswith(f"{name}.") for n in graph.nodes)
     hooked = any(getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward"))
-    parametrised = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in module._parameters
     alone = names[id(module)] == 1 and len(calls) == 1 and not graph.is_shared(name)
-    return alone and not (read or hooked or parametrised or hasattr(module, "parametrizations"))
+    return alone and is_plain(module) and not (read or hooked)
 
 
 def _into_source(graph: Graph, norm: fx.Node) -> _Fold | None:
@@ -198,15 +202,9 @@ def _into_reader(graph: Graph, norm: fx.Node) -> _Fold | None:
     layer = graph.layer(reader)
     if layer is None or type(layer) not in _PLAIN or not _is_free(graph, reader):
         return None
-    if isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer):
-        return None
-    if not _has_channels_on_axis_1(reader, layer):
+    if pads_with_zeros(layer) or not _has_channels_on_axis_1(reader, layer):
         return None
     return _Fold(str(norm.target), str(reader.target), norm_first=True)
-
-
-def _pads(layer: _ConvNd) -> bool:
-    return layer.padding != "valid" if isinstance(layer.padding, str) else any(layer.padding)
 
 
 def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
@@ -215,21 +213,9 @@ def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
     return len(shape_of(node) or ()) == dimensions
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a BatchNorm in evaluation mode, in float64."""
-    m: Any = norm
-    mean, var = m.running_mean.double(), m.running_var.double()
-    scale = torch.rsqrt(var + m.eps)
-    if m.weight is not None:
-        scale = scale * m.weight.detach().double()
-    shift = -mean * scale
-    return scale, shift if m.bias is None else shift + m.bias.detach().double()
-
-
 @torch.no_grad()
-def _absorb(layer: Any, norm: nn.Module) -> None:
+def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """The norm behind the layer: rows are scaled."""
-    scale, shift = _affine(norm)
     bias = _bias_of(layer, len(scale))
     layer.weight.copy_(layer.weight.double() * _by_row(layer, scale))
     if getattr(layer, "border", None) is not None:
@@ -250,9 +236,8 @@ def _by_row(layer: Any, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _absorb_next(layer: Any, norm: nn.Module) -> None:
+def _absorb_next(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """The norm before the layer: columns are scaled, and the shift reaches every position alike."""
-    scale, shift = _affine(norm)
     weight = layer.weight.double()
     groups = getattr(layer, "groups", 1)
     rows = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
@@ -271,58 +256,26 @@ def _bias_of(layer: Any, channels: int) -> Tensor:
     return layer.bias  # type: ignore[no-any-return]
 
 
-def _verify(reference: nn.Module, folded: nn.Module, folds: list[_Fold], inputs: tuple[Tensor, ...]) -> None:
-    """Outputs in float64 on the example inputs, and at another batch size where the model takes one."""
-    first = tuple(x.detach().double() if x.is_floating_point() else x.detach() for x in inputs)
-    with evaluation(reference), evaluation(folded):
-        _compare(reference, folded, folds, first, _outputs(reference, first))
-        other = _other_batch(first, resize=False)
-        try:
-            expected = _outputs(reference, other)
-        except Exception:  # this model takes one batch size
-            return
-        _compare(reference, folded, folds, other, expected)
-
-
-def _compare(
-    reference: nn.Module,
-    folded: nn.Module,
-    folds: list[_Fold],
-    batch: tuple[Tensor, ...],
-    expected: list[Tensor],
-) -> None:
-    found = _outputs(folded, batch)
-    error = max((difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-    if not error <= TOLERANCE:
-        where = _first_difference(reference, folded, folds, batch)
-        raise SimplifyError(
-            f"with its BatchNorms folded, the outputs differ by {error:.1e} of what they vary (allowed "
-            f"{TOLERANCE:.0e}); the first difference is at {where}. The model was left as it is."
-        )
-
-
-def _first_difference(
-    reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: tuple[Tensor, ...]
-) -> str:
+def _first_difference(reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: Batch) -> str:
     places = [fold.layer if fold.norm_first else fold.norm for fold in folds]
     expected, found = _record(reference, places, batch), _record(folded, places, batch)
     # In the order in which the reference calls them.
     for place, output in expected.items():
-        if difference(output, found[place]) > TOLERANCE:
+        if not difference(output, found[place]) <= TOLERANCE:
             return next(f"{f.norm!r} (into {f.layer!r})" for f in folds if place in (f.norm, f.layer))
     return "the output"
 
 
-def _record(model: nn.Module, places: list[str], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    outputs: dict[str, Tensor] = {}
+def _record(model: nn.Module, places: list[str], batch: Batch) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
 
     def keep(place: str) -> Any:
-        return lambda _module, _inputs, output: outputs.__setitem__(place, output.clone())
+        return lambda _module, _inputs, output: seen.__setitem__(place, output.clone())
 
     handles = [model.get_submodule(place).register_forward_hook(keep(place)) for place in places]
     try:
-        _outputs(model, batch)
+        outputs(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return outputs
+    return seen

@@ -61,9 +61,7 @@ class Draft:
             return
         missing = wanted.order[~received.present[wanted.order]]
         joined = torch.cat([received.order, missing])
-        position = torch.full((received.width,), -1)
-        position[joined] = torch.arange(len(joined))
-        index = position[wanted.order]
+        index = received.arranged(joined).positions()[wanted.order]
         constant = received.fill[missing]
         name = f"{self.prefix}_fill_{len(self._fills)}"
         self._fills[key] = Fill(

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
-from snello.graph import Graph, shape_of
+from snello.graph import Graph, known_shape, shape_of
 from snello.neurons import is_batchnorm
 
 from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
+from ._calls import argument
 from ._rule import PerChannel, Rule
 from ._structure import Channels, Concat, SideBySide, Whole
-from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of
+from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of, is_plain
 
 Axes = dict[fx.Node, int]
 
@@ -84,7 +84,7 @@ def _rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
 
 def single_operand(node: fx.Node, axes: Axes, axis: int) -> fx.Node | None:
     """The node's first argument, if it is a tensor that has, or may have, its channels on this axis."""
-    operand = node.args[0] if node.args else node.kwargs.get("input")
+    operand = argument(node, 0, "input")
     if not isinstance(operand, fx.Node) or (shape := shape_of(operand)) is None or len(shape) < 2:
         return None
     axis = axis % len(shape)
@@ -93,8 +93,10 @@ def single_operand(node: fx.Node, axes: Axes, axis: int) -> fx.Node | None:
 
 def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> Rule | None:
     has_state = next(module.parameters(), None) is not None
-    if (has_state and graph.is_shared(str(node.target))) or shape_of(node) is None:
-        return None  # a layer called twice cannot be narrowed two ways
+    if has_state and (graph.is_shared(str(node.target)) or not is_plain(module)):
+        return None  # a layer called twice cannot be narrowed two ways, nor a weight that is computed at all
+    if shape_of(node) is None:
+        return None
     if elementwise.is_elementwise_module(module):
         return elementwise.rule(graph, node, axes)
     if isinstance(module, (nn.Flatten, nn.Unflatten)):
@@ -122,16 +124,8 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     return None
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether the weight is a plain parameter: no parametrisation, no mask of torch.nn.utils.prune."""
-    return "weight" in module._parameters and not parametrize.is_parametrized(module)
-
-
 def _weighted_rule(node: fx.Node, module: nn.Module, axes: Axes) -> Rule | None:
-    name, shape = str(node.target), shape_of(node)
-    assert shape is not None
-    if not is_plain(module):
-        return None
+    name, shape = str(node.target), known_shape(node)
     if isinstance(module, nn.Embedding):
         fixed = module.max_norm is None and not module.sparse
         return EmbeddingColumns(node, (), (), len(shape) - 1, name, module) if fixed else None
@@ -161,12 +155,10 @@ def _affine_rule(node: fx.Node, operand: fx.Node, module: nn.Module) -> Rule | N
 
 
 def _layer_norm_rule(node: fx.Node, module: nn.LayerNorm, axes: Axes) -> Rule | None:
-    shape = shape_of(node)
-    assert shape is not None
     operand = single_operand(node, axes, -1)
     if operand is None or operand not in axes or len(module.normalized_shape) != 1:
         return None
-    axis = len(shape) - 1
+    axis = len(known_shape(node)) - 1
     return Whole(node, (operand,), (axis,), axis, str(node.target) if module.elementwise_affine else None)
 
 
@@ -179,14 +171,8 @@ def _average_rule(node: fx.Node, operand: fx.Node, pool: nn.Module) -> Rule | No
 
 
 def _shuffle_rule(node: fx.Node, operand: fx.Node, groups: int) -> Rule:
-    width = _width(operand, 1)
+    width = known_shape(operand)[1]
     return Channels(node, (operand,), (1,), 1, width, shapes.shuffled(width, groups), free=True)
-
-
-def _width(node: fx.Node, axis: int) -> int:
-    shape = shape_of(node)
-    assert shape is not None
-    return shape[axis]
 
 
 def _function_rule(graph: Graph, node: fx.Node, axes: Axes) -> Rule | None:
@@ -224,8 +210,7 @@ def _built(kind: Callable[..., nn.Module], node: fx.Node) -> nn.Module | None:
 
 
 def _concat_rule(node: fx.Node, axes: Axes) -> Rule | None:
-    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    tensors, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
     shape = shape_of(node)
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or shape is None:
         return None
@@ -238,5 +223,5 @@ def _concat_rule(node: fx.Node, axes: Axes) -> Rule | None:
     operands: tuple[fx.Node, ...] = tuple(tensors)  # type: ignore[arg-type]
     axes_of = (axis,) * len(operands)
     if dim % len(shape) == axis:
-        return Concat(node, operands, axes_of, axis, [_width(a, axis) for a in operands])
+        return Concat(node, operands, axes_of, axis, [known_shape(a)[axis] for a in operands])
     return SideBySide(node, operands, axes_of, axis)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from snello.graph import Graph, shape_of
+from snello.graph import Graph, is_stochastic_depth, shape_of
 
+from ._calls import DROPOUTS
 from ._rule import Add, Elementwise, Parameter, PerChannel, Rule
 from ._signal import Signal
 
@@ -36,12 +37,11 @@ _METHODS = {
 }  # fmt: skip
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
 
 def is_elementwise_module(module: nn.Module) -> bool:
     """Activations without parameters, dropout, and whatever else is the identity in evaluation mode."""
-    return isinstance(module, _MODULES) or type(module).__name__ == "StochasticDepth"
+    return isinstance(module, _MODULES) or is_stochastic_depth(module)
 
 
 def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
@@ -80,8 +80,7 @@ def _is_elementwise(graph: Graph, node: fx.Node) -> bool:
         len(node.args) < 2 or not isinstance(node.args[1], fx.Node)
     ):
         return False  # a reduction
-    name = getattr(node.target, "__name__", "")
-    return node.target in _FUNCTIONS or node.target in _DROPOUTS or name == "stochastic_depth"
+    return node.target in _FUNCTIONS or _is_dropout(node)
 
 
 def _is_identity(graph: Graph, node: fx.Node) -> bool:
@@ -89,11 +88,15 @@ def _is_identity(graph: Graph, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = graph.layer(node)
         dropout = isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd))
-        return dropout or type(module).__name__ == "StochasticDepth"
+        return dropout or is_stochastic_depth(module)
     if node.op == "call_method":
         return node.target in ("contiguous", "clone", "detach")
-    name = getattr(node.target, "__name__", "")
-    return node.target in _DROPOUTS or node.target is torch.clone or name == "stochastic_depth"
+    return node.target is torch.clone or _is_dropout(node)
+
+
+def _is_dropout(node: fx.Node) -> bool:
+    """Functional dropout, torchvision's of whole residual branches included."""
+    return node.target in DROPOUTS or getattr(node.target, "__name__", "") == "stochastic_depth"
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from snello.graph import Graph, shape_of
 
-from ._match_views import SIZED, argument, shape_or_empty, size_argument, sizes_rule, view_rule
+from ._calls import argument, one_by_one
+from ._match_views import SIZED, shape_or_empty, size_argument, sizes_rule, view_rule
 from ._rule import PerChannel, Rule, View
 from ._structure import Absorbed, Channels, ExpandAs, PadChannels
 
@@ -83,7 +84,7 @@ def _shuffle(steps: list[fx.Node], last: fx.Node) -> Shuffle | None:
 
 def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     """The rule of a shape operation; None for another one."""
-    operand = node.args[0] if node.args else node.kwargs.get("input")
+    operand = argument(node, 0, "input")
     if not isinstance(operand, fx.Node):
         return None
     target: Any = node.target
@@ -115,7 +116,7 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
     if moved is not None:
         return PerChannel(node, (operand,), (axis,), moved)
     if target in _MEANS or target in _SUMS:
-        return _reduction_rule(node, operand, axis)
+        return _reduction_rule(node, operand, axis, node)
     if target in ("expand_as", "expand"):
         return _expand_rule(node, operand, axes, axis)
     if target in _TURNS:
@@ -134,17 +135,15 @@ def _expand_rule(node: fx.Node, operand: fx.Node, axes: dict[fx.Node, int], axis
         if not isinstance(model, fx.Node) or axes.get(model, axis) != axis:
             return None
         return ExpandAs(node, (operand, model), (axis, axis), axis)
-    argument = size_argument(node, axis)
-    return View(node, (operand,), (axis,), axis, argument=argument) if len(node.args) > 1 else None
+    if len(node.args) < 2:
+        return None
+    return View(node, (operand,), (axis,), axis, argument=size_argument(node, axis))
 
 
 def _turn_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
     """Flips and rolls along other axes; a flip of the channels is another order of them."""
     flip = node.target in ("flip", torch.flip)
-    dims: Any = node.args[1:] if flip else argument(node, 2, "dims")
-    if isinstance(dims, tuple) and len(dims) == 1 and isinstance(dims[0], (tuple, list)):
-        dims = dims[0]
-    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+    dims = one_by_one(node.args[1:] if flip else (argument(node, 2, "dims"),))
     if not dims or not all(isinstance(d, int) for d in dims):
         return None
     shape = shape_or_empty(operand)
@@ -170,15 +169,13 @@ def _extreme_rule(node: fx.Node, extreme: fx.Node, axes: dict[fx.Node, int]) -> 
     operand = extreme.args[0]
     if not isinstance(operand, fx.Node) or operand not in axes or node.args[1] != 0 or _over(extreme) is None:
         return None
-    return _reduction(node, operand, axes[operand], extreme)
+    return _reduction_rule(node, operand, axes[operand], extreme)
 
 
 def _permutation(node: fx.Node) -> list[int] | None:
     """For each output axis of a permutation, the input axis that it is; None if it is computed."""
     rank = len(shape_or_empty(node))
-    dims = list(node.args[1:]) or list(node.kwargs.values())
-    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
-        dims = list(dims[0])
+    dims = one_by_one(node.args[1:] or list(node.kwargs.values()))
     if not all(isinstance(d, int) for d in dims):
         return None
     numbers = [int(d) % rank for d in dims if isinstance(d, int)]
@@ -214,12 +211,8 @@ def _moved(node: fx.Node, axis: int) -> int | None:
     return axis - (gone and dim < axis)
 
 
-def _reduction_rule(node: fx.Node, operand: fx.Node, axis: int) -> Rule | None:
-    """Mean, maximum or sum over axes other than the channels'."""
-    return _reduction(node, operand, axis, node)
-
-
-def _reduction(node: fx.Node, operand: fx.Node, axis: int, call: fx.Node) -> Rule | None:
+def _reduction_rule(node: fx.Node, operand: fx.Node, axis: int, call: fx.Node) -> Rule | None:
+    """Mean, maximum or sum over axes other than the channels', which ``call`` names."""
     over, rank = _over(call), len(shape_or_empty(operand))
     if over is None or axis in (reduced := {d % rank for d in over}):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +11,12 @@ from torch import fx, nn
 
 from snello.graph import Graph, shape_of
 
+from ._calls import argument, one_by_one
 from ._rule import Rule, View
 from ._structure import Sizes
 
 SIZED = {"view", "reshape", torch.reshape}
 """Views whose sizes are written out."""
-
-
-def argument(node: fx.Node, position: int, name: str, default: object = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def shape_or_empty(node: fx.Node) -> tuple[int, ...]:
@@ -55,9 +51,7 @@ def _sizes_are_written_out(node: fx.Node) -> bool:
     """Whether a view names its sizes one by one: a whole shape taken from elsewhere cannot be rewritten."""
     if node.target not in SIZED:
         return True
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = tuple(sizes[0])
+    sizes = one_by_one(node.args[1:])
     return len(sizes) == len(shape_or_empty(node)) and not any(_is_shape(size) for size in sizes)
 
 
@@ -73,9 +67,7 @@ def size_argument(node: fx.Node, out: int) -> int | None:
     """Position of the size of an output axis among a view's arguments; None where it is not written out."""
     if node.target not in SIZED and node.target != "expand":
         return None
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = tuple(sizes[0])
+    sizes = one_by_one(node.args[1:])
     return None if out >= len(sizes) or sizes[out] == -1 else out
 
 

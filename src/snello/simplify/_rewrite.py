@@ -6,13 +6,13 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.errors import ModelError
 from snello.graph import trace
 
+from ._calls import DROPOUTS, argument, one_by_one
 from ._lean_attention import dense, is_attention
 from ._lean_windows import lean_attention
 from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
@@ -113,15 +113,9 @@ def _check_attention(name: str, plan: AttentionPlan, module: nn.Module | None) -
         )
 
 
-_DROPOUTS = {
-    F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}  # fmt: skip
-
-
 def _wake_dropout(model: nn.Module, lean: fx.GraphModule) -> None:
     """Functional dropout whose ``training`` follows the model's mode becomes a module, which follows it too."""
-    if not any(node.target in _DROPOUTS for node in lean.graph.nodes):
+    if not any(node.target in DROPOUTS for node in lean.graph.nodes):
         return
     try:
         in_training = {node.name: node for node in trace(model.train()).module.graph.nodes}
@@ -129,17 +123,16 @@ def _wake_dropout(model: nn.Module, lean: fx.GraphModule) -> None:
         model.eval()
     for node in list(lean.graph.nodes):
         twin = in_training.get(node.name)
-        if node.target not in _DROPOUTS or twin is None or twin.target is not node.target:
+        if node.target not in DROPOUTS or twin is None or twin.target is not node.target:
             continue
         if _is_training(twin) and not _is_training(node):
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
             name = f"snello_{node.name}"
-            lean.add_submodule(name, _DROPOUTS[node.target](p))
+            lean.add_submodule(name, DROPOUTS[node.target](argument(node, 1, "p", 0.5)))
             node.op, node.target, node.args, node.kwargs = "call_module", name, (node.args[0],), {}
 
 
 def _is_training(node: fx.Node) -> bool:
-    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True))
+    return bool(argument(node, 2, "training", True))
 
 
 class _Rewriter:
@@ -162,9 +155,7 @@ class _Rewriter:
                 self.nodes[reader].replace_input_with(operand, inserted)
         for drop in plan.drops:
             node = self.nodes[drop.node]
-            tensors = node.args[0] if node.args else node.kwargs["tensors"]
-            assert isinstance(tensors, (list, tuple))
-            left = [a for i, a in enumerate(tensors) if i not in drop.positions]
+            left = [a for i, a in enumerate(argument(node, 0, "tensors")) if i not in drop.positions]
             if node.args:
                 node.args = (left, *node.args[1:])
             else:
@@ -201,11 +192,10 @@ class _Rewriter:
 
     def _write_number(self, node: fx.Node, position: int, value: int) -> None:
         if position >= 0:
-            sizes = node.args[1:]
-            nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
-            flat = list(sizes[0] if nested else sizes)  # type: ignore[arg-type]
-            flat[position] = value
-            node.args = (node.args[0], tuple(flat)) if nested else (node.args[0], *flat)
+            sizes = list(one_by_one(node.args[1:]))
+            sizes[position] = value
+            nested = isinstance(node.args[1], (tuple, list))
+            node.args = (node.args[0], tuple(sizes)) if nested else (node.args[0], *sizes)
             return
         for reader in list(node.users):
             swap = lambda a: value if a is node else a  # noqa: E731

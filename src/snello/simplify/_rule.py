@@ -76,11 +76,16 @@ class Rule:
                 draft.fill(operand, self.node, axis, has, wants)
 
 
-def outer(rule: Rule, absences: Sequence[Layout], order: Tensor) -> Layout:
-    """The output's layout: channels in ``order`` are present, the others are what constants make of them."""
-    value = rule.forward(*(layout.absence for layout in absences)).value.clone()
-    value[order] = 0
-    return Layout(order, value)
+def join(rule: Rule, useful: Tensor, received: Sequence[Layout]) -> Wanted:
+    """Operands that meet channel by channel: in one order, and with whatever any of them has.
+
+    What all of them lack is what constants make of it; it must exist from here on where that is no constant.
+    """
+    base = max(received, key=lambda layout: len(layout.order))
+    present = torch.stack([layout.present for layout in received]).any(0)
+    known = rule.forward(*(layout.absence for layout in received))
+    order = base.extended(present | (useful & ~known.constant)).order
+    return [layout.arranged(order) for layout in received], Layout(order, known.value.index_fill(0, order, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +109,7 @@ class PerChannel(Rule):
         return [useful]
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        (layout,) = received
-        # Absent constants that do not stay constant here must exist from here on.
-        lost = layout.absence.constant & ~self.forward(layout.absence).constant & useful
-        wanted = layout.extended(lost)
-        return [wanted], outer(self, [wanted], wanted.order)
+        return join(self, useful, received)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,15 +211,10 @@ class Elementwise(Rule):
         return [channels] * self.own + [torch.zeros(1, dtype=torch.bool)] * self.shared
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        own, shared = received[: self.own], received[self.own :]
-        base = max(own, key=lambda layout: len(layout.order))
-        present = torch.stack([layout.present for layout in own]).any(0)
-        known = self.forward(*(layout.absence for layout in own))
-        order = base.extended(present | (useful & ~known.constant)).order
-        wanted = [layout.arranged(order) for layout in own]
+        wanted, produced = join(self, useful, received[: self.own])
         # What all channels meet must be there as long as any of them is.
-        wanted += [layout.arranged(torch.arange(min(1, len(order)))) for layout in shared]
-        return wanted, Layout(order, known.value.clone().index_fill(0, order, 0))
+        one = torch.arange(min(1, len(produced.order)))
+        return wanted + [layout.arranged(one) for layout in received[self.own :]], produced
 
     def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
         super().emit(draft, received, wanted, produced)
@@ -239,9 +235,7 @@ class Add(Rule):
         return [useful, useful]
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        base = received[self.base(received)]
-        order = base.extended(received[0].present | received[1].present).order
-        return list(received), outer(self, received, order)
+        return list(received), join(self, useful, received)[1]
 
     @staticmethod
     def base(received: Sequence[Layout]) -> int:

@@ -15,14 +15,13 @@ from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
 from ._cost import prefer_speed, round_up
 from ._draft import Draft
-from ._match import is_plain
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
 from ._rewrite import apply, plan_of
 from ._signal import Layout
 from ._verify import verify
-from ._weighted import Producer
+from ._weighted import Producer, is_plain
 
 
 def simplify(
@@ -151,7 +150,7 @@ def _left_alone(model: nn.Module, analysis: Analysis, arrangement: Arrangement) 
             reason = why_not(graph, node, module)
             reasons[str(node.target)] = reason or "its input has its channels on another axis"
             continue
-        if module is not None and (is_weighted(module) or is_norm(module)):
+        if module is not None and (is_weighted(module) or is_norm(module) or not is_plain(module)):
             reasons[str(node.target)] = _why(graph, node, module)
             continue
         narrowed = [a for a in node.all_input_nodes if a in arrangement.layouts]
@@ -176,7 +175,7 @@ def _unreached(model: nn.Module, graph: Graph) -> list[str]:
 def _why(graph: Graph, node: fx.Node, module: nn.Module) -> str:
     if graph.is_shared(str(node.target)):
         return "called more than once, or its parameters are tied"
-    if is_weighted(module) and not is_plain(module):
+    if not is_plain(module):
         return "its weight is not a plain parameter (a parametrisation, or a mask of torch.nn.utils.prune)"
     if is_norm(module):
         return "its channels are coupled: given at full width"

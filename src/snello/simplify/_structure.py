@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ._draft import Draft
-from ._rule import Rule, Wanted
+from ._rule import Rule, Wanted, join
 from ._signal import Layout, Signal
 
 
@@ -56,13 +56,7 @@ class SideBySide(Rule):
         return [useful] * len(signals)
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        base = max(received, key=lambda layout: len(layout.order))
-        present = torch.stack([layout.present for layout in received]).any(0)
-        known = self.forward(*(layout.absence for layout in received))
-        order = base.extended(present | (useful & ~known.constant)).order
-        return [layout.arranged(order) for layout in received], Layout(
-            order, known.value.index_fill(0, order, 0)
-        )
+        return join(self, useful, received)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +84,12 @@ class Whole(Rule):
         return Signal.live(len(signals[0].constant))
 
     def reads(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [torch.ones_like(s.constant) for s in signals]
+        return [torch.ones_like(signals[0].constant)]
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        base = next((layout for layout in received if layout.is_natural), received[0])
-        order = base.extended(torch.ones_like(useful)).order
-        return [layout.arranged(order) for layout in received], Layout(order, received[0].fill * 0)
+        (layout,) = received
+        whole = layout.extended(torch.ones_like(useful))
+        return [whole], whole
 
     def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
         super().emit(draft, received, wanted, produced)

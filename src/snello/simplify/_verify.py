@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,15 +22,17 @@ ROUNDING, LOOSEST = 100.0, 1e-6
 inputs does to the original's outputs is allowed (rounding enters at every operation, not at the inputs alone), as
 long as it stays below a millionth."""
 
+Batch = tuple[Tensor, ...]
+
 
 def verify(
     reference: nn.Module,
     lean: nn.Module,
     layouts: Mapping[fx.Node, Layout],
     axes: Mapping[fx.Node, int],
-    inputs: tuple[Tensor, ...],
+    inputs: Batch,
 ) -> None:
-    """Compare outputs on the example inputs and, where the model takes it, at another size.
+    """Compare a lean model with the original: see :func:`compare`.
 
     Args:
         reference, lean: both in float64 and in evaluation mode.
@@ -38,61 +42,83 @@ def verify(
     Raises:
         SimplifyError: naming the first layer whose output differs.
     """
+    compare(
+        reference, lean, inputs, "simplified outputs",
+        lambda batch: _first_difference(reference, lean, layouts, axes, batch),
+        "A usual cause is an operation in place on a tensor that is read again under another name or through a "
+        "view; otherwise please report this model.",
+    )  # fmt: skip
+
+
+def compare(
+    reference: nn.Module,
+    candidate: nn.Module,
+    inputs: Batch,
+    what: str,
+    where: Callable[[Batch], str],
+    advice: str = "",
+) -> None:
+    """Compare outputs on the example inputs and, where the model takes it, at another size.
+
+    Args:
+        reference, candidate: both in float64 and in evaluation mode.
+        inputs: the example inputs, of any dtype.
+        what: the candidate's outputs, for the error.
+        where: names the first layer whose output differs on a batch.
+        advice: what to do about it, for the error.
+
+    Raises:
+        SimplifyError: if the outputs differ by more than rounding explains, or are put together in another way.
+    """
+    for batch, expected in _batches(reference, inputs):
+        found = outputs(candidate, batch)
+        shapes = ", ".join(str(tuple(x.shape)) for x in batch)
+        if structure(found) != structure(expected):
+            raise SimplifyError(
+                f"{what} are put together in another way: {structure(found)} instead of {structure(expected)}, on "
+                f"inputs of shape {shapes}. The model was left as it is. {advice}".rstrip()
+            )
+        error = worst_difference(expected, found)
+        if not (error <= TOLERANCE or error <= _rounding(reference, batch, expected)):
+            raise SimplifyError(
+                f"{what} differ by {error:.1e} of what the outputs vary (allowed {TOLERANCE:.0e}) on inputs of "
+                f"shape {shapes}; the first difference is at {where(batch)}. The model was left as it is. "
+                f"{advice}".rstrip()
+            )
+
+
+def _batches(reference: nn.Module, inputs: Batch) -> Iterator[tuple[Batch, object]]:
+    """The example inputs and, where the model takes it, another batch; each with what the reference returns."""
     first = tuple(_double(x) for x in inputs)
-    _compare(reference, lean, layouts, axes, first, _outputs(reference, first))
-    for batch in (_other_batch(first, resize=True), _other_batch(first, resize=False)):
+    yield first, outputs(reference, first)
+    for resize in (True, False):
+        other = tuple(_resized(x, resize) for x in first)
         try:
-            expected = _outputs(reference, batch)
+            expected = outputs(reference, other)
         except Exception:  # this model takes one resolution, or one batch size
             continue
-        _compare(reference, lean, layouts, axes, batch, expected)
+        yield other, expected
         return
 
 
-def _compare(
-    reference: nn.Module,
-    lean: nn.Module,
-    layouts: Mapping[fx.Node, Layout],
-    axes: Mapping[fx.Node, int],
-    batch: tuple[Tensor, ...],
-    expected: list[Tensor],
-) -> None:
-    error = max((difference(a, b) for a, b in zip(expected, _outputs(lean, batch), strict=True)), default=0.0)
-    if error <= TOLERANCE:
-        return
-    if not error <= min(ROUNDING * _rounding(reference, batch, expected), LOOSEST):
-        where = _first_difference(reference, lean, layouts, axes, batch)
-        raise SimplifyError(
-            f"simplified outputs differ by {error:.1e} of what the outputs vary (allowed {TOLERANCE:.0e}) on "
-            f"inputs of shape {', '.join(str(tuple(x.shape)) for x in batch)}; the first difference is at "
-            f"{where}. The model was left as it is. A usual cause is an operation in place on a tensor that is read "
-            "again under another name or through a view; otherwise please report this model."
-        )
-
-
-def _rounding(reference: nn.Module, batch: tuple[Tensor, ...], expected: list[Tensor]) -> float:
-    """What one unit in the last place of the inputs does to the outputs."""
+def _rounding(reference: nn.Module, batch: Batch, expected: object) -> float:
+    """The difference that rounding explains: see :data:`ROUNDING`."""
     nudged = tuple(x * (1 + 2**-52) if x.is_floating_point() else x for x in batch)
-    return max(
-        (difference(a, b) for a, b in zip(expected, _outputs(reference, nudged), strict=True)), default=0.0
-    )
+    return min(ROUNDING * worst_difference(expected, outputs(reference, nudged)), LOOSEST)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    return list(_tensors(model(*(x.clone() for x in batch))))
+def outputs(model: nn.Module, batch: Batch) -> object:
+    """What a model returns for copies of the inputs: it may write on them."""
+    return model(*(x.clone() for x in batch))
 
 
 def _double(x: Tensor) -> Tensor:
     return x.detach().double() if x.is_floating_point() else x.detach()
 
 
-def _other_batch(inputs: tuple[Tensor, ...], *, resize: bool) -> tuple[Tensor, ...]:
-    """Two examples or one more than given, at three quarters of the resolution (where there is one)."""
-    return tuple(_resized(x, resize) for x in inputs)
-
-
 def _resized(x: Tensor, resize: bool) -> Tensor:
+    """Two examples or one more than given, at three quarters of the resolution (where there is one)."""
     # One example more, at another size: what was baked into the lean graph shows.
     batch = torch.cat([x, x[:1].flip(-1) * 0.5 if x.is_floating_point() else x[:1].flip(-1)])
     batch = batch[-3:]
@@ -102,15 +128,46 @@ def _resized(x: Tensor, resize: bool) -> Tensor:
     return batch.contiguous()
 
 
+def _parts(output: object) -> dict[str, object] | None:
+    """What a container holds, by what it calls it; None for anything else."""
+    if isinstance(output, Mapping):  # tracing makes a plain dict of every kind of mapping
+        return {repr(key): value for key, value in output.items()}
+    if isinstance(output, (list, tuple)):
+        return {str(index): value for index, value in enumerate(output)}
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return None
+
+
 def _tensors(output: object) -> Iterator[Tensor]:
+    """All tensors, in order."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
+    for part in (_parts(output) or {}).values():
+        yield from _tensors(part)
+
+
+def structure(output: object) -> str:
+    """How an output is put together: ``(tensor, None)``, ``{'out': tensor}``; everything but tensors by value."""
+    if isinstance(output, Tensor):
+        return "tensor"
+    if (parts := _parts(output)) is None:
+        simple = output is None or isinstance(output, (int, float, str))
+        return repr(output) if simple else type(output).__name__
+    if isinstance(output, (list, tuple)):
+        left, right = "()" if isinstance(output, tuple) else "[]"
+        return left + ", ".join(map(structure, parts.values())) + right
+    return "{" + ", ".join(f"{name}: {structure(part)}" for name, part in parts.items()) + "}"
+
+
+def worst_difference(expected: object, found: object) -> float:
+    """The largest :func:`difference` of two outputs' tensors; NaN if one of them is.
+
+    Both must have one :func:`structure`.
+    """
+    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    differences = [difference(a, b) for a, b in pairs]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
@@ -122,6 +179,10 @@ def difference(expected: Tensor, found: Tensor) -> float:
         return 0.0
     if not expected.is_floating_point():
         return float((expected != found).any())
+    infinite = expected.isinf()  # a mask in front of a softmax
+    if (expected[infinite] != found[infinite]).any():
+        return float("inf")
+    expected, found = expected.masked_fill(infinite, 0), found.masked_fill(infinite, 0)
     error = (expected - found).abs().max()
     largest = expected.abs().max()
     spread = (expected - expected.mean(0, keepdim=True)).abs().max() if expected.dim() else largest
@@ -147,7 +208,7 @@ def _first_difference(
     lean: nn.Module,
     layouts: Mapping[fx.Node, Layout],
     axes: Mapping[fx.Node, int],
-    batch: tuple[Tensor, ...],
+    batch: Batch,
 ) -> str:
     """Name of the first node whose present channels differ."""
     assert isinstance(lean, fx.GraphModule)
@@ -159,6 +220,6 @@ def _first_difference(
         expected, found = original.outputs.get(node.name), candidate.outputs.get(node.name)
         if expected is None or found is None:
             continue
-        if difference(expected.index_select(axes[node], layout.order), found) > TOLERANCE:
+        if not difference(expected.index_select(axes[node], layout.order), found) <= TOLERANCE:
             return repr(str(node.target) if node.op == "call_module" else node.name)
     return "the output"

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from ._draft import Draft
 from ._plan import LayerPlan
@@ -86,12 +87,7 @@ class Weighted(Producer):
         Zero padding cuts part of the kernel off at the border; a transposed convolution reaches each
         position through another subset of its kernel.
         """
-        if isinstance(self.module, _ConvTransposeNd):
-            return True
-        if not isinstance(self.module, _ConvNd) or self.module.padding_mode != "zeros":
-            return False
-        padding = self.module.padding
-        return padding != "valid" if isinstance(padding, str) else any(padding)
+        return isinstance(self.module, _ConvTransposeNd) or pads_with_zeros(self.module)
 
     def forward(self, *signals: Signal) -> Signal:
         (signal,) = signals
@@ -245,8 +241,26 @@ def _even(*group_of: Tensor) -> bool:
     return all(len(set(torch.unique(g, return_counts=True)[1].tolist())) <= 1 for g in group_of)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether all weights in a module are plain parameters: no parametrisation, no mask of torch.nn.utils.prune."""
+    return not any(parametrize.is_parametrized(m) or _is_computed(m) for m in module.modules())
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Whether a weight or bias is a tensor that is made of parameters by other names."""
+    names = ("weight", "bias", "in_proj_weight", "in_proj_bias")
+    return any(isinstance(getattr(module, n, None), Tensor) and n not in module._parameters for n in names)
+
+
+def pads_with_zeros(module: nn.Module) -> bool:
+    """Whether it is a convolution that puts zeros beside what it reads."""
+    if not isinstance(module, _ConvNd) or module.padding_mode != "zeros":
+        return False
+    return module.padding != "valid" if isinstance(module.padding, str) else any(module.padding)
+
+
 def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a BatchNorm in evaluation mode, in float64: each of shape (C,)."""
+    """Scale and shift of a BatchNorm in evaluation mode, in float64 on the CPU: each of shape (C,)."""
     mean, var = (getattr(module, f"running_{x}").detach().cpu().double() for x in ("mean", "var"))
     weight, bias = module.weight, module.bias
     scale = weight.detach().cpu().double() if isinstance(weight, Tensor) else torch.ones_like(mean)
