@@ -5,6 +5,9 @@
 Nanoseconds per element (of the wider tensor, or of the operand that is added by index), and per
 multiply-accumulate, for batch 1 in float32. Medians; all operations of a shape in turns in one run.
 ``snello.simplify(..., prefer="latency")`` keeps a dead neuron where moving costs more than computing.
+
+Grouped convolutions come in microseconds per call, for several widths of a group: a ragged convolution is laid
+out in groups of the next width that is fast.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from snello.reporting import Table, show
 
 IMAGES = ((64, 56), (256, 56), (256, 14), (512, 7))
 TOKENS = ((3136, 96), (196, 768))
+GROUPED = ((26, 28), (26, 14), (55, 7))  # groups, size
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 23, 24, 30, 32)
 
 
 def images(channels: int, size: int) -> dict[str, tuple[Callable[[], Tensor], int]]:
@@ -59,6 +64,16 @@ def tokens(length: int, channels: int) -> dict[str, tuple[Callable[[], Tensor], 
     }
 
 
+def grouped(groups: int, size: int) -> dict[str, tuple[Callable[[], Tensor], int]]:
+    """3x3 convolutions of some groups, each as wide in as out; per call, in units of a microsecond."""
+
+    def operation(width: int) -> Callable[[], Tensor]:
+        x, weight = torch.randn(1, groups * width, size, size), torch.randn(groups * width, width, 3, 3)
+        return lambda: F.conv2d(x, weight, padding=1, groups=groups)
+
+    return {f"3x3 in groups of {width}, us per call": (operation(width), 1000) for width in WIDTHS}
+
+
 def measure(operations: dict[str, tuple[Callable[[], Tensor], int]], repeats: int) -> dict[str, float]:
     """Median nanoseconds per element or multiply-accumulate."""
     times: dict[str, list[float]] = {name: [] for name in operations}
@@ -82,6 +97,7 @@ def main() -> None:
     torch.manual_seed(0)
     result = {f"{c} x {s} x {s}": measure(images(c, s), options.repeats) for c, s in IMAGES}
     result |= {f"{n} tokens x {c}": measure(tokens(n, c), options.repeats) for n, c in TOKENS}
+    result |= {f"{g} groups, {s} x {s}": measure(grouped(g, s), options.repeats) for g, s in GROUPED}
     rows = tuple(
         (shape, name, f"{value:.3f}") for shape, times in result.items() for name, value in times.items()
     )
@@ -90,7 +106,6 @@ def main() -> None:
         Table("Nanoseconds per element, or per multiply-accumulate", ("shape", "operation", "ns"), rows, note)
     )
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"conditions": note, "nanoseconds": result}, indent=1)
         write_file(options.out, lambda beside: beside.write_text(text))
 
