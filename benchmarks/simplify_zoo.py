@@ -28,7 +28,7 @@ import platform
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Row:
         dependence: deviation of the outputs from their batch mean over their largest value.
         rounding: error of the masked network in float32.
         size, removable: parameters and buffers, and how many of them the oracle calls removable.
-        dense_ms, dense_p10_ms, dense_p90_ms: latency of the masked network.
+        dense_ms, dense_p10_ms, dense_p90_ms: latency of the masked network; None where it was not asked for.
         snello, torch_pruning: the outcomes; Torch-Pruning's is None if it was not asked for.
         conditions: where and how it was measured.
     """
@@ -104,9 +104,9 @@ class Row:
     rounding: float
     size: int
     removable: int
-    dense_ms: float
-    dense_p10_ms: float
-    dense_p90_ms: float
+    dense_ms: float | None
+    dense_p10_ms: float | None
+    dense_p90_ms: float | None
     snello: Outcome
     torch_pruning: Outcome | None
     conditions: dict[str, Any]
@@ -205,11 +205,11 @@ def measure(member: Member, share: float, variant: str, options: argparse.Namesp
         results["torch-pruning"] = with_torch_pruning(case)
     x = case.inputs[0][:1]
     nets = {"dense": case.model, **{name: lean for name, (_, lean) in results.items() if lean is not None}}
-    runners = {name: pytorch_runner(net, x) for name, net in nets.items()}
-    times = latencies(runners, repeats=options.repeats, warmup=3, threads=options.threads)
-    dense = times["dense"]
+    runners = {} if options.no_latency else {name: pytorch_runner(net, x) for name, net in nets.items()}
+    times = latencies(runners, repeats=options.repeats, warmup=3, threads=options.threads) if runners else {}
+    dense = times.get("dense")
     outcomes = {
-        name: outcome if name not in times else _timed(outcome, times[name], dense.median_ms)
+        name: _timed(outcome, times[name], dense.median_ms) if dense and name in times else outcome
         for name, (outcome, _) in results.items()
     }
     return Row(
@@ -217,7 +217,8 @@ def measure(member: Member, share: float, variant: str, options: argparse.Namesp
         side=member.side, second=tuple(case.inputs[1].shape) if len(case.inputs) > 1 else None, rescued=rescued,
         dependence=dependence(case.expected[0]), rounding=error(case.expected[0], outputs(case.model, case.inputs[0])),
         size=size(case.model, case.count.never_run), removable=case.count.removable,
-        dense_ms=dense.median_ms, dense_p10_ms=dense.p10_ms, dense_p90_ms=dense.p90_ms,
+        dense_ms=dense and dense.median_ms, dense_p10_ms=dense and dense.p10_ms,
+        dense_p90_ms=dense and dense.p90_ms,
         snello=outcomes["snello"], torch_pruning=outcomes.get("torch-pruning"), conditions=_conditions(options),
     )  # fmt: skip
 
@@ -268,6 +269,12 @@ def select(names: Sequence[str] | None) -> list[Member]:
     return [m for m in members.values() if names is None or m.name in names or m.family in names]
 
 
+def at_side(member: Member, side: int | None) -> Member:
+    """A member with smaller inputs, if it takes them: transformers with a fixed grid and Inception do not."""
+    fixed = member.family in ("vit", "maxvit", "inception") or side is None
+    return member if fixed else replace(member, side=min(side, member.side))
+
+
 def load(path: Path | None, fresh: bool) -> list[dict[str, Any]]:
     """The rows of an earlier run."""
     if path is None or fresh or not path.exists():
@@ -288,10 +295,11 @@ def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
     members = select(options.models or (QUICK if options.quick else None))
+    members = [at_side(member, options.side) for member in members]
     rows = load(options.out, options.fresh)
-    done = {(row["model"], row["share"], row["variant"], row["seed"]) for row in rows}
+    done = {(row["model"], row["side"], row["share"], row["variant"], row["seed"]) for row in rows}
     todo = [(m, s, v) for m in members for s in options.shares for v in options.variants]
-    todo = [(m, s, v) for m, s, v in todo if (m.name, s, v, options.seed) not in done]
+    todo = [(m, s, v) for m, s, v in todo if (m.name, m.side, s, v, options.seed) not in done]
     todo = [] if options.report else todo
     skipped: dict[str, str] = {}
     with progress(len(todo)) as line:
@@ -321,7 +329,8 @@ def main() -> None:
 
 
 _HEADER = (
-    "network", "dead", "removed", "float64", "float32", "second", "[s]", "[ms]", "ratio", "TP", "error", "ratio",
+    "network", "side", "dead", "removed", "float64", "float32", "second", "[s]", "[ms]", "ratio",
+    "TP", "error", "ratio",
 )  # fmt: skip
 
 
@@ -338,10 +347,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     def number(outcome: dict[str, Any] | None, key: str, form: str) -> str:
         return "-" if outcome is None or outcome[key] is None else format(outcome[key], form)
 
-    dense = f"{row['dense_ms']:.1f}"
+    dense = "-" if row["dense_ms"] is None else f"{row['dense_ms']:.1f}"
     return (
-        row["model"], f"{row['share']:.0%} {row['variant']}", removed(ours), number(ours, "error64", ".0e"),
-        number(ours, "error32", ".0e"), number(ours, "second64", ".0e"), number(ours, "seconds", ".1f"), dense,
+        row["model"], f"{row['side']}", f"{row['share']:.0%} {row['variant']}", removed(ours),
+        number(ours, "error64", ".0e"), number(ours, "error32", ".0e"), number(ours, "second64", ".0e"),
+        number(ours, "seconds", ".1f"), dense,
         number(ours, "ratio", ".2f"), removed(theirs), number(theirs, "error64", ".0e"), number(theirs, "ratio", ".2f"),
     )  # fmt: skip
 
@@ -359,6 +369,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each network")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--side", type=int, help="of the inputs, where a network takes smaller ones than its own"
+    )
+    parser.add_argument("--no-latency", action="store_true", help="exactness and sizes only")
     parser.add_argument("--no-torch-pruning", action="store_true")
     parser.add_argument("--all", action="store_true", help="also networks that seem too large for the memory")
     parser.add_argument("--fresh", action="store_true", help="compute again what --out already holds")
