@@ -1,0 +1,115 @@
+"""How coarse a model may be quantised, as ``snello compress`` is told."""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import nn
+
+from snello.codec import CodecSettings
+from snello.datasets import DataSplits, load, loader
+from snello.errors import ConfigError, ModelError
+from snello.modelfile import Record
+from snello.ratesearch import RateSearch, search_rate
+
+BATCH = 250
+
+
+def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
+    """A bound, and the data that it is measured on."""
+    group = parser.add_argument_group(
+        "search for the smallest bitstream", "instead of --qp: the coarsest quantisation that keeps the bound"
+    )
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        help="how much worse the decoded model may be on validation images: 0.002 is 0.2 points of accuracy",
+    )
+    group.add_argument(
+        "--metric", choices=("accuracy", "loss"), default="accuracy", help="of what; default: accuracy"
+    )
+    group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
+    group.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
+    group.add_argument("--data-path", help="the image folder, for imagefolder")
+    group.add_argument(
+        "--validation-images",
+        type=int,
+        default=5000,
+        help="at most so many, not from the test set; default: 5000",
+    )
+    group.add_argument(
+        "--calibration-images", type=int, default=512, help="training images, without labels; default: 512"
+    )
+    group.add_argument("--one-qp", action="store_true", help="one quantisation parameter for all weights")
+
+
+def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
+    """Search as the arguments say. ``--uniform`` tries no dependent quantisation, so that zeros stay zero.
+
+    Args:
+        arguments: of a parser with :func:`add_rate_arguments`, and the coder's own options.
+        model: the model to code, on the device where it is to be evaluated.
+        record: its record; the shape of its input is that of the images.
+
+    Returns:
+        What to code (``.model``; a folded copy, perhaps) and how (``.settings``).
+
+    Raises:
+        ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot be kept.
+        ModelError: if the images do not fit the model.
+        DataError: for a dataset that is missing.
+    """
+    if not arguments.data:
+        raise ConfigError(
+            "--max-drop needs data to measure on: name a dataset with --data, as --data=cifar10"
+        )
+    for option in ("validation_images", "calibration_images"):
+        if getattr(arguments, option) < 1:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
+    splits = _splits(arguments, record)
+    batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images)
+    device = next((p.device for p in model.parameters()), None)
+    return search_rate(
+        model,
+        _Metric(splits, arguments.metric, arguments.validation_images),
+        max_drop=arguments.max_drop,
+        higher_is_better=arguments.metric == "accuracy",
+        calibration=[images.to(device) for images, _ in batches],
+        per_tensor=not arguments.one_qp,
+        keep_zeros=arguments.uniform,
+        settings=_settings(arguments),
+    )
+
+
+def _splits(arguments: argparse.Namespace, record: Record) -> DataSplits:
+    splits = load(
+        arguments.data, arguments.data_root, path=arguments.data_path, image_size=record.input_shape[-1]
+    )
+    if splits.input_shape != tuple(record.input_shape):
+        raise ModelError(
+            f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
+            f"{tuple(record.input_shape)}; name the dataset that it was trained on with --data"
+        )
+    return splits
+
+
+def _settings(arguments: argparse.Namespace) -> CodecSettings:
+    return CodecSettings(
+        nonweight_qp=arguments.nonweight_qp,
+        dependent_quantisation=not arguments.uniform,
+        codebook=arguments.codebook,
+    )
+
+
+class _Metric:
+    """Accuracy or loss on the validation images."""
+
+    def __init__(self, splits: DataSplits, metric: str, limit: int) -> None:
+        self._batches = list(loader(splits.validation, splits, BATCH, limit=limit))
+        self._metric = metric
+
+    def __call__(self, model: nn.Module) -> float:
+        from snello.training import evaluate
+
+        return float(getattr(evaluate(model, self._batches), self._metric))

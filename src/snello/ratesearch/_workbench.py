@@ -1,0 +1,214 @@
+"""One form of the model, and the trials made on it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from snello.codec import CodecSettings, encode, quantised
+from snello.errors import ConfigError
+from snello.graph import evaluation
+
+from ._correct import Correction
+from ._trial import Evaluate, Method, Trial, coded_tensors, fill, passes
+
+
+@dataclass(eq=False)
+class Form:
+    """A form in which the model can be coded: as it is, or with its BatchNorms folded.
+
+    Attributes:
+        model: the weights before quantisation; never changed.
+        folded: which of the two.
+        correction: corrects biases after quantisation, if wanted.
+        tensors: what goes into the stream.
+        groups: the same names; those of tied weights, which are one tensor, together.
+    """
+
+    model: nn.Module
+    folded: bool
+    correction: Correction | None = None
+    tensors: dict[str, Tensor] = field(init=False)
+    groups: list[list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = coded_tensors(self.model)
+        tied: dict[tuple[object, ...], list[str]] = {}
+        for name, value in self.tensors.items():
+            tied.setdefault((value.device, value.data_ptr(), value.shape, value.stride()), []).append(name)
+        self.groups = list(tied.values())
+        self._twin = copy.deepcopy(self.model)
+
+    def decode(self, settings: CodecSettings) -> tuple[dict[str, Tensor], nn.Module]:
+        """What to code under these settings, and the model that comes out of the decoder (used again next time)."""
+        fill(self._twin, quantised(self.tensors, settings))
+        if self.correction is None:
+            return self.tensors, self._twin
+        changed = self.correction.corrected(self._twin, self.tensors)
+        coded = self.tensors | changed
+        fill(self._twin, quantised(coded, settings))
+        return coded, self._twin
+
+    def size(self, settings: CodecSettings) -> int:
+        """Bytes of the stream, before any correction."""
+        return len(encode(self.tensors, settings))
+
+
+CHANCES = 3
+"""Settings that may fail, from the finest that would be smaller than the best, before coarser ones are given up."""
+
+
+class Workbench:
+    """Makes trials, keeps the trail, and knows the best.
+
+    Args:
+        evaluate: loss or accuracy of a model.
+        bound: the worst value allowed.
+        higher_is_better: whether it is an accuracy.
+    """
+
+    def __init__(self, evaluate: Evaluate, bound: float, higher_is_better: bool) -> None:
+        self._evaluate, self._bound, self._higher = evaluate, bound, higher_is_better
+        self._done: dict[tuple[int, CodecSettings], Trial] = {}
+        self._forms: dict[int, Form] = {}
+        self.trail: list[Trial] = []
+        self.best: Trial | None = None
+
+    def attempt(self, form: Form, settings: CodecSettings, method: Method) -> Trial:
+        """Quantise, decode, evaluate. The same settings are not evaluated twice."""
+        key = (id(form), settings)
+        if key not in self._done:
+            coded, decoded = form.decode(settings)
+            size, value = len(encode(coded, settings)), measured(self._evaluate, decoded)
+            passed = passes(value, self._bound, self._higher)
+            trial = Trial(method, form.folded, settings, size, value, passed)
+            self._done[key] = trial
+            self._forms[id(trial)] = form
+            self.trail.append(trial)
+            if passed and (self.best is None or size < self.best.bytes):
+                self.best = trial
+        return self._done[key]
+
+    def form_of(self, trial: Trial) -> Form:
+        """The form that a trial was made on."""
+        return self._forms[id(trial)]
+
+    def best_of(self, method: Method) -> Trial | None:
+        """The smallest trial of one method that passed; the earlier one wins a tie."""
+        passed = [trial for trial in self.trail if trial.passed and trial.method == method]
+        return min(passed, key=lambda trial: trial.bytes, default=None)
+
+    def coarsest(
+        self,
+        form: Form,
+        settings_at: Callable[[int], CodecSettings],
+        size_at: Callable[[int], float],
+        indices: range,
+        method: Method,
+    ) -> None:
+        """Bisect for the coarsest setting that passes, where only those count that are smaller than the best.
+
+        Args:
+            form: what to quantise.
+            settings_at: index -> settings, from fine to coarse.
+            size_at: index -> bytes, exact or estimated, falling.
+            indices: at least one.
+            method: for the trail.
+        """
+
+        def passed(index: int) -> bool:
+            return self.attempt(form, settings_at(index), method).passed
+
+        first, last = indices[0], indices[-1]
+        if self.best is None:
+            _bisect(passed, first - 1, last + 1)
+            return
+        first = first_below(size_at, self.best.bytes, indices)
+        # evaluate has a finite sample: where the finest just fails, the next may still pass.
+        distinct = _first_distinct(settings_at, range(first, last + 1), CHANCES)
+        start = next((index for index in distinct if passed(index)), None)
+        if start is not None:
+            _bisect(passed, *_gallop(passed, start, last))
+
+
+def _first_distinct(settings_at: Callable[[int], CodecSettings], indices: range, count: int) -> Iterator[int]:
+    """The first few indices whose settings are not those of the index before."""
+    before = None
+    for index in indices:
+        settings = settings_at(index)
+        if settings != before:
+            yield index
+            count -= 1
+        if not count:
+            return
+        before = settings
+
+
+def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, int]:
+    """From an index that passed, ever longer steps, to one that passed and one that did not (or does not exist)."""
+    step = 1
+    while fine < last:
+        ahead = min(fine + step, last)
+        if not passed(ahead):
+            return fine, ahead
+        fine, step = ahead, 2 * step
+    return fine, last + 1
+
+
+def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
+    """The last index that passed between one that did (or lies before the first) and one that did not."""
+    while coarse - fine > 1:
+        middle = (fine + coarse) // 2
+        if passed(middle):
+            fine = middle
+        else:
+            coarse = middle
+    return fine
+
+
+def first_below(size_at: Callable[[int], float], limit: float, indices: range) -> int:
+    """The first index whose size is below the limit; one beyond the last if there is none."""
+    low, high = indices[0], indices[-1] + 1
+    while low < high:
+        middle = (low + high) // 2
+        if size_at(middle) < limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def measured(evaluate: Evaluate, model: nn.Module) -> float:
+    """What ``evaluate`` says, as a float.
+
+    Raises:
+        ConfigError: if it is no number.
+    """
+    with evaluation(model):
+        value = evaluate(model)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate returned {value!r}, a {type(value).__name__}; return one number, a loss or an accuracy"
+        ) from error
+
+
+def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float:
+    """The worst value allowed.
+
+    Raises:
+        ConfigError: for an impossible ``max_drop``, or a model whose own value is no finite number.
+    """
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
+        raise ConfigError(
+            f"max_drop={max_drop!r}: give how much worse the value may become, 0 or more, in the unit of "
+            "evaluate (0.002 for 0.2 points of an accuracy in [0, 1])"
+        )
+    if not math.isfinite(before):
+        raise ConfigError(f"evaluate says {before} of the model before compression; there is nothing to keep")
+    return before - max_drop if higher_is_better else before + max_drop

@@ -1,0 +1,88 @@
+"""``snello compress --max-drop``: the options, and the search that they describe."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from snello.cli._rate import add_rate_arguments, search
+from snello.codec import encode
+from snello.errors import ConfigError, ModelError
+from snello.modelfile import Record
+from snello.models import ModelSpec, build
+from snello.ratesearch._trial import coded_tensors
+
+pytest.importorskip("nncodec", reason="the extra nnc is not installed")
+pytest.importorskip("sklearn", reason="the extra train is not installed")
+pytest.importorskip("lightning", reason="the extra train is not installed")
+
+RECORD = Record(ModelSpec("lenet-300-100", {"in_features": 64}), (1, 8, 8))
+
+
+def parse(*words: str) -> argparse.Namespace:
+    """As ``snello compress`` parses them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nonweight-qp", type=int, default=-75)
+    parser.add_argument("--uniform", action="store_true")
+    parser.add_argument("--codebook", action="store_true")
+    add_rate_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    from snello.datasets import load, loader
+
+    torch.manual_seed(0)
+    splits = load("digits")
+    model = build(RECORD.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for images, labels in loader(splits.train, splits, 50):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return model.eval()
+
+
+def test_search_keeps_the_bound_on_validation_images(trained: nn.Module) -> None:
+    found = search(parse("--max-drop=0.02", "--data=digits", "--one-qp"), trained, RECORD)
+    assert found.before > 0.8
+    assert found.before - 0.02 <= found.after
+    assert found.method == "one qp"
+    assert found.bytes == len(encode(coded_tensors(found.model), found.settings))
+    assert found.bytes < sum(p.numel() for p in trained.parameters()) / 2  # less than four bits a weight
+    finer = search(parse("--max-drop=0.02", "--data=digits", "--one-qp", "--uniform"), trained, RECORD)
+    assert not any(trial.settings.dependent_quantisation for trial in finer.trail)
+
+
+def test_a_loss_is_kept_too(trained: nn.Module) -> None:
+    words = ("--max-drop=0.05", "--metric=loss", "--data=digits", "--uniform", "--validation-images=50")
+    found = search(parse(*words), trained, RECORD)
+    assert found.before < found.after <= found.before + 0.05
+    assert found.per_tensor is not None
+    assert found.method == "per tensor"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-drop=0.1"], "--data"),
+        (["--max-drop=-1", "--data=digits"], r"max_drop=-1\.0"),
+        (["--max-drop=0.1", "--data=digits", "--validation-images=0"], "--validation-images=0"),
+        (["--max-drop=0.1", "--data=digits", "--calibration-images=-3"], "--calibration-images=-3"),
+    ],
+)
+def test_impossible_options(words: list[str], message: str, trained: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(parse(*words), trained, RECORD)
+
+
+def test_images_of_another_shape() -> None:
+    record = Record(ModelSpec("resnet-20"), (3, 8, 8))
+    with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(3, 8, 8\)"):
+        search(parse("--max-drop=0.1", "--data=digits"), build(record.model), record)
