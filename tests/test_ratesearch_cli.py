@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snello import modelfile
+from snello.cli import main
 from snello.cli._rate import add_rate_arguments, search
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
@@ -86,3 +90,24 @@ def test_images_of_another_shape() -> None:
     record = Record(ModelSpec("resnet-20"), (3, 8, 8))
     with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(3, 8, 8\)"):
         search(parse("--max-drop=0.1", "--data=digits"), build(record.model), record)
+
+
+def test_compress_writes_what_the_search_found(
+    trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, plain, small = (str(tmp_path / name) for name in ("m.pt", "plain.snello", "small.snello"))
+    modelfile.save(source, trained, RECORD)
+    assert main(["compress", source, f"--out={plain}"]) == 0
+    assert main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"]) == 0
+    assert "one qp: accuracy" in " ".join(capsys.readouterr().out.split())
+    assert Path(small).stat().st_size < 0.5 * Path(plain).stat().st_size
+    said = json.loads(Path(f"{small}.json").read_text())
+    assert said["after"] >= said["bound"] == pytest.approx(said["before"] - 0.02)
+    assert said["bitstream_bytes"] == Path(small).stat().st_size
+    for wrong, message in (
+        (["--max-drop=0.1", "--data=digits", "--qp=-20"], "exclude each other"),
+        (["--data=digits"], "--max-drop"),
+    ):
+        assert main(["compress", source, f"--out={tmp_path / 'no.snello'}", *wrong]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "no.snello").exists()

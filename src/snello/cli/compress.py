@@ -9,9 +9,12 @@ from snello import CodecSettings, modelfile
 from snello import compress as encode
 from snello.codec import read_header, stream_of
 from snello.deploy import footprint
+from snello.errors import ConfigError
 from snello.modelfile import write_file
+from snello.ratesearch import RateSearch
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._rate import add_rate_arguments, search
 
 HELP = "code a model into an ISO/IEC 15938-17 (NNC) bitstream"
 EPILOG = "example: snello compress lean.pt --out=lean.snello --qp=-32"
@@ -22,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--out", default="model.snello", help="the bitstream to write; default: model.snello")
     parser.add_argument(
-        "--qp", type=int, default=-32, help="quantisation parameter of weights; less is finer"
+        "--qp", type=int, help="quantisation parameter of weights; less is finer; default: -32"
     )
     parser.add_argument("--nonweight-qp", type=int, default=-75, help="the same for biases and norms")
     parser.add_argument(
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the plain NNC stream alone, for any NNC decoder: without the model's record, integers, digests",
     )
+    add_rate_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,29 +49,57 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.reporting import Table, busy, megabytes
 
     out = check_writable(arguments.out)
-    settings = CodecSettings(
-        qp=arguments.qp,
-        nonweight_qp=arguments.nonweight_qp,
-        dependent_quantisation=not arguments.uniform,
-        codebook=arguments.codebook,
-    )
+    settings, found = _settings(arguments), None
     model, record = read_model(arguments)
+    size = footprint(model, record.example_inputs(1)).bytes
+    if arguments.max_drop is not None:
+        with busy("searching"):
+            found = search(arguments, model, record)
+        model, settings = found.model, found.settings
     with busy("coding"):
         data = encode(model.state_dict(), settings, modelfile.to_dict(model, record))
-    left_out = ""
+    notes = [
+        _found(found, arguments.metric)
+        if found
+        else f"qp {settings.qp}, nonweight qp {settings.nonweight_qp}."
+    ]
     if arguments.raw:
         exact = sum(not entry.coded for entry in read_header(data).tensors)
-        left_out = f" Plain stream: without the model's record and {exact} integer or empty tensors."
+        notes.append(f"Plain stream: without the model's record and {exact} integer or empty tensors.")
         data = stream_of(data)
     write_file(out, lambda beside: beside.write_bytes(data))
-    size = footprint(model, record.example_inputs(1)).bytes
     table = Table(
         record.model.name, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
         ((str(out), megabytes(size), megabytes(len(data)), f"{size / len(data):.1f}x"),),
-        f"qp {settings.qp}, nonweight qp {settings.nonweight_qp}.{left_out}",
+        " ".join(notes),
     )  # fmt: skip
-    finish(
-        table,
-        {"float32_bytes": size, "bitstream_bytes": len(data), "settings": settings},
-        Path(f"{out}.json"),
+    result = {"float32_bytes": size, "bitstream_bytes": len(data), "settings": settings}
+    if found is not None:
+        result |= {"before": found.before, "after": found.after, "bound": found.bound, "trail": found.trail}
+    finish(table, result, Path(f"{out}.json"))
+
+
+def _found(found: RateSearch, metric: str) -> str:
+    folded = ", BatchNorms folded" if found.folded else ""
+    return (
+        f"{found.method}{folded}: {metric} {found.after:.4f} after {found.before:.4f} on validation images, "
+        f"{found.bound:.4f} allowed; {found.evaluations} evaluations."
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> CodecSettings:
+    if arguments.max_drop is None:
+        if arguments.data is not None:
+            raise ConfigError(
+                "--data is for the search: say how much worse the model may be, with --max-drop"
+            )
+    elif arguments.qp is not None:
+        raise ConfigError(
+            "--qp and --max-drop exclude each other: the search finds the quantisation parameters"
+        )
+    return CodecSettings(
+        qp=-32 if arguments.qp is None else arguments.qp,
+        nonweight_qp=arguments.nonweight_qp,
+        dependent_quantisation=not arguments.uniform,
+        codebook=arguments.codebook,
     )
