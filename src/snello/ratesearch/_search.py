@@ -267,10 +267,12 @@ def _costs(
         if name in curvature:
             costs[name] = curvature_costs(form.tensors[name], curvature[name], table)
         else:
-            costs[name] = _probed(form, name, table, sorted(table)[-1 :: -2 * OCTAVE], probe, tools)
+            costs[name] = _probed(form, name, table, sorted(table)[-1 :: -2 * OCTAVE], probe, tools, {})
     for name, qp in _sketch(sizes, costs, target).items():
-        around = [qp - OCTAVE, qp, qp + OCTAVE, max(sizes[name])]
-        costs[name] = _probed(form, name, sizes[name], [q for q in around if q in sizes[name]], probe, tools)
+        around = [q for q in (qp - OCTAVE, qp, qp + OCTAVE, max(sizes[name])) if q in sizes[name]]
+        fine = qp - 3 * OCTAVE  # down there, the second order holds, and a probe would see noise
+        known = {fine: costs[name][fine]} if name in curvature and fine in sizes[name] else {}
+        costs[name] = _probed(form, name, sizes[name], around, probe, tools, known)
     return costs
 
 
@@ -287,11 +289,11 @@ def _sketch(sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int 
 
 
 def _probed(
-    form: Form, name: str, table: Table, qps: Sequence[int], probe: Probe, tools: CodecSettings
+    form: Form, name: str, table: Table, qps: Sequence[int], probe: Probe, tools: CodecSettings, known: Table
 ) -> dict[int, float]:
-    """Costs of a group, measured at some parameters with it alone quantised."""
+    """Costs of a group, measured at some parameters with it alone quantised, and known at others."""
     names = next(names for names in form.groups if names[0] == name)
-    return probed_costs({qp: probe.quantisation_cost(names, qp, tools) for qp in qps}, table)
+    return probed_costs({qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table)
 
 
 def _at_price(sizes: Mapping[str, Table], costs: Mapping[str, Table], index: int) -> Allocation:

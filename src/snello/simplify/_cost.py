@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from snello.graph import shape_of
+from snello.graph import known_shape
 
 from ._analysis import Analysis, Arrangement, arrange, whole_readers
 from ._rule import Add, Elementwise, PerChannel, View
@@ -118,15 +118,12 @@ def _neuron_time(analysis: Analysis, arrangement: Arrangement, producer: fx.Node
 
 def _positions(node: fx.Node, axis: int) -> int:
     """Positions per channel, for one example."""
-    shape = shape_of(node)
-    assert shape is not None
+    shape = known_shape(node)
     return math.prod(shape[1:]) // shape[axis] if axis else math.prod(shape[1:])
 
 
 def _rate(node: fx.Node, axis: int) -> float:
-    shape = shape_of(node)
-    assert shape is not None
-    return MOVED if math.prod(shape[axis + 1 :]) > 1 else MOVED_INNERMOST
+    return MOVED if math.prod(known_shape(node)[axis + 1 :]) > 1 else MOVED_INNERMOST
 
 
 def round_up(analysis: Analysis, arrangement: Arrangement, multiple: int) -> dict[fx.Node, Tensor]:
