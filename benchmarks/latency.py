@@ -10,8 +10,8 @@ classifier, then 512-512-10), with random weights: none of these times depends o
   No neuron dies of it, so nothing can be removed: what a dense runtime makes of scattered zeros.
 - simplified: half of the neurons of every layer but the head dead, at random, as SeReNe would leave them, and
   taken out by ``snello.simplify``.
-- for latency: the same, simplified with ``prefer="latency"``: neurons whose removal costs an index operation that
-  takes longer than they do are left.
+- plain: the same, simplified with ``prefer="plain"``: neurons whose removal would need an index
+  operation at a residual join are left.
 
 Each of them in PyTorch, in ONNX Runtime, and in ONNX Runtime after int8 quantisation (ranges from random inputs:
 this is about time). The table gives the median in ms with its 10th and 90th percentile, and the ratio to the dense
@@ -74,7 +74,7 @@ def subjects(name: str, batch: int, generator: torch.Generator) -> list[Subject]
         "dense": network(name),
         "masked": masked,
         "simplified": simplify(dying, x),
-        "for latency": simplify(dying, x, prefer="latency"),
+        "plain": simplify(dying, x, prefer="plain"),
     }
     return [Subject(f"{name} {variant}", net, (x,)) for variant, net in nets.items()]
 

@@ -12,16 +12,17 @@ Accuracies are those of the last epoch's weights on the test set; nothing is sel
 run again; what a run froze in each epoch lies beside it as ``.masks.pt``.
 
 ``replay`` times optimisation steps (forward, backward, step) under those masks, the plain model and the one
-with frozen neurons in turns on the same batches, so that the machine's other work meets both alike.
+with frozen neurons in turns on the same batches, so that the machine's other work meets both alike, and counts
+the FLOPs that the backward executes. ``report`` prints the table of what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +61,16 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     network = NETWORKS[options.network]
-    splits = load(network.data, validation=0.02)
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.command == "replay":
-        replay(options, network, splits)
-        return
-    for seed in options.seeds:
-        for policy in options.policies:
-            path = options.out / f"{options.network}_{policy}_{seed}.json"
-            if not path.is_file():
-                train(network, splits, policy, seed, path)
+    if options.command in ("train", "replay"):
+        splits = load(network.data, validation=0.02)
+        for seed in options.seeds:
+            for policy in options.policies:
+                path = options.out / f"{options.network}_{policy}_{seed}.json"
+                if options.command == "train" and not path.is_file():
+                    train(network, splits, policy, seed, path)
+                if options.command == "replay" and policy != "baseline":
+                    replay(network, splits, path, options)
     report(options)
 
 
@@ -82,7 +83,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15, help="pairs of steps per epoch of masks, in replay")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="pairs of steps per epoch of masks, in replay"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     return parser.parse_args()
 
@@ -169,6 +172,76 @@ def accuracy(model: nn.Module, splits: DataSplits) -> float:
         for x, y in loader(splits.test, splits, 500)
     )
     return right / len(splits.test)
+
+
+def replay(network: Network, splits: DataSplits, path: Path, options: argparse.Namespace) -> None:
+    """Time and count what the masks of each epoch save, and write it beside the run."""
+    if not path.is_file():
+        return
+    torch.manual_seed(0)
+    masks = torch.load(path.with_suffix(".masks.pt"), weights_only=True)
+    plain, sparse = (build(network.model).to(memory_format=torch.channels_last) for _ in range(2))
+    sparse.load_state_dict(plain.state_dict())
+    optimizers = sgd(plain), sgd(sparse)
+    method = SelectiveUpdate(sparse, optimizers[1], torch.zeros(2, *splits.input_shape), Stochastic(0.0))
+    batches = list(itertools.islice(loader(splits.train, splits, BATCH), options.repeats + 1))
+    x, y = batches[0]
+    dense = backward_flops(plain, x).total
+    rows = []
+    for epoch, frozen in enumerate(masks, 1):
+        method.apply(frozen)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for turn, (x, y) in enumerate(batches):
+            for dense_turn in (True, False) if turn % 2 else (False, True):
+                model, optimizer = (plain, optimizers[0]) if dense_turn else (sparse, optimizers[1])
+                started = time.perf_counter()
+                step(model, optimizer, x, y, network.bf16)
+                if turn:  # the first warms up, and measures where slicing pays
+                    times[dense_turn].append(time.perf_counter() - started)
+        ratio = statistics.median(times[False]) / statistics.median(times[True])
+        rows.append({"epoch": epoch, "step_time": ratio, "flops": backward_flops(sparse, x).total / dense})
+        print(
+            f"{path.stem} {epoch:3d} step time {ratio:.3f} backward FLOPs {rows[-1]['flops']:.3f}", flush=True
+        )
+    record = json.dumps({"threads": options.threads, "pairs": options.repeats, "epochs": rows}, indent=1)
+    write_file(path.with_suffix(".replay.json"), lambda beside: beside.write_text(record + "\n"))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Means over the seeds that are there, with the smallest and largest."""
+    print(
+        "| Policy | Seeds | Test accuracy | Updated | FLOPs, paper | Backward FLOPs, executed | Step time |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for policy in POLICIES:
+        found = sorted(options.out.glob(f"{options.network}_{policy}_[0-9]*.json"))
+        runs = [path for path in found if ".replay" not in path.name]
+        if not runs:
+            print(f"| {policy} | 0 | not run | | | | |")
+            continue
+        epochs = [json.loads(path.read_text())["epochs"] for path in runs]
+        replays = [path.with_suffix(".replay.json") for path in runs]
+        timed = [json.loads(path.read_text())["epochs"] for path in replays if path.is_file()]
+        print(
+            f"| {policy} | {len(runs)} "
+            f"| {over_seeds([rows[-1]['test_accuracy'] for rows in epochs])} "
+            f"| {over_seeds([mean(rows, 'updated') for rows in epochs])} "
+            f"| {over_seeds([mean(rows, 'paper_flops') for rows in epochs])} "
+            f"| {over_seeds([mean(rows, 'flops') for rows in timed])} "
+            f"| {over_seeds([mean(rows, 'step_time') for rows in timed])} |"
+        )
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    """Over the epochs; a baseline has no share and pays in full."""
+    return statistics.mean(1.0 if row[key] is None else row[key] for row in rows)
+
+
+def over_seeds(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ({min(values):.2%}-{max(values):.2%})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2%}{spread}"
 
 
 if __name__ == "__main__":

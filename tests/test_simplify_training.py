@@ -198,7 +198,7 @@ def _plans(model: nn.Module, dead: int) -> tuple:
     return tuple(make_plan(model, x, prefer=p) for p in ("bytes", "latency"))
 
 
-@pytest.mark.parametrize("prefer", ["bytes", "latency"])
+@pytest.mark.parametrize("prefer", ["bytes", "latency", "plain"])
 @pytest.mark.parametrize("name", ["resnet-8", "residual", "concat"])
 def test_every_preference_is_exact(name: str, prefer: str) -> None:
     model = ZOO[name].build().double().eval()
@@ -209,6 +209,18 @@ def test_every_preference_is_exact(name: str, prefer: str) -> None:
     for x in inputs:
         assert_same_outputs(model, lean, x)
     assert copy.deepcopy(lean).state_dict().keys() == lean.state_dict().keys()
+
+
+def test_plain_leaves_the_index_operations_out_of_a_residual_stream() -> None:
+    model = ZOO["resnet-8"].build().double().eval()
+    randomise(model, generator(3))
+    kill_neurons(model, 0.5, generator(4), with_norms=True)
+    x = ZOO["resnet-8"].inputs(generator(5))[0]
+    plans = {prefer: make_plan(model, x, prefer=prefer) for prefer in ("bytes", "plain")}
+    assert plans["bytes"].index_operations > 2
+    # The two shortcuts that pad channels (He et al.'s option A) are made by no layer that could carry more.
+    assert plans["plain"].index_operations <= 2
+    assert 0 < plans["plain"].neurons_removed < plans["bytes"].neurons_removed
 
 
 @pytest.mark.parametrize(("option", "value"), [("prefer", "speed"), ("round_to", 0)])

@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="simplified.pt", help="the model file to write; default: simplified.pt"
     )
     parser.add_argument(
-        "--prefer", choices=("bytes", "latency"), default="bytes",
-        help="remove every dead neuron, or only those whose removal saves more time than it costs; default: bytes",
+        "--prefer", choices=("bytes", "latency", "plain"), default="bytes",
+        help="remove every dead neuron, or only those whose removal saves more time than it costs, or needs no "
+        "index operation (for int8); default: bytes",
     )  # fmt: skip
     parser.add_argument(
         "--round-to", type=int, default=1, metavar="N",

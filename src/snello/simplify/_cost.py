@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ CALL = 8_000.0
 """One more operation."""
 
 
+_Choose = Callable[[Analysis, Arrangement, "_Join"], list[fx.Node]]
+
+
 @dataclass(frozen=True)
 class _Join:
     """A place where operands need an index operation to get into one order."""
@@ -44,15 +48,29 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
         analysis: of the model.
         kept_alive: grows by the producers that keep dead neurons, with all neurons that they keep, in order.
     """
+    return _widened(analysis, kept_alive, _worth_keeping)
+
+
+def prefer_plain(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangement:
+    """Keep the dead neurons whose removal would need an index operation, wherever a layer can keep them.
+
+    Args:
+        analysis: of the model.
+        kept_alive: as for :func:`prefer_speed`.
+    """
+    return _widened(analysis, kept_alive, _that_can_keep)
+
+
+def _widened(analysis: Analysis, kept_alive: dict[fx.Node, Tensor], choose: _Choose) -> Arrangement:
     while True:
         arrangement = arrange(analysis, kept_alive)
-        widened = False
+        before = {producer: len(order) for producer, order in kept_alive.items()}
         for join in _joins(analysis, arrangement):
-            producers = _worth_keeping(analysis, arrangement, join)
-            fresh = {p: join.order for p in producers if p not in kept_alive}
-            kept_alive.update(fresh)
-            widened = widened or bool(fresh)
-        if not widened:
+            for producer in choose(analysis, arrangement, join):
+                kept = kept_alive.get(producer, arrangement.layouts[producer].order)
+                if missing := set(join.order.tolist()) - set(kept.tolist()):
+                    kept_alive[producer] = torch.tensor(sorted({*kept.tolist(), *missing}))
+        if before == {producer: len(order) for producer, order in kept_alive.items()}:
             return arrangement
 
 
@@ -87,6 +105,39 @@ def _worth_keeping(analysis: Analysis, arrangement: Arrangement, join: _Join) ->
         kept += missing * _neuron_time(analysis, arrangement, producer, operand)
         moved += CALL + len(join.order) * _positions(operand, axis) * _rate(operand, axis)
     return producers if kept < moved else []
+
+
+def _that_can_keep(analysis: Analysis, arrangement: Arrangement, join: _Join) -> list[fx.Node]:
+    """For each operand a producer that can carry what it lacks, if it has one."""
+    found = (_some_producer(analysis, operand) for operand, _, _ in join.operands)
+    return [producer for producer in found if producer is not None]
+
+
+def _some_producer(analysis: Analysis, node: fx.Node) -> fx.Node | None:
+    """An ungrouped layer whose neurons reach this node: of a sum's, the one furthest up.
+
+    One is enough: what one operand of a sum carries, the sum carries, and every sum after it.
+    """
+    rule = analysis.rules.get(node)
+    if isinstance(rule, Weighted):
+        return node if rule.groups == 1 else None
+    if isinstance(rule, View) and rule.before * rule.after > 1:
+        return None
+    if not isinstance(rule, (Add, PerChannel, Elementwise)):
+        return None
+    # A sum among the operands leads further up a residual stream than a branch does.
+    operands = sorted(rule.operands, key=lambda n: not _is_stream(analysis, n))
+    return next((found for n in operands if (found := _some_producer(analysis, n)) is not None), None)
+
+
+def _is_stream(analysis: Analysis, node: fx.Node) -> bool:
+    """Whether the node is a sum, possibly after an activation or a normalisation."""
+    rule = analysis.rules.get(node)
+    while (
+        isinstance(rule, (PerChannel, Elementwise)) and not isinstance(rule, Add) and len(rule.operands) == 1
+    ):
+        rule = analysis.rules.get(rule.operands[0])
+    return isinstance(rule, Add)
 
 
 def _own_producer(analysis: Analysis, node: fx.Node) -> fx.Node | None:

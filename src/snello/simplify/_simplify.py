@@ -13,7 +13,7 @@ from snello.neurons import is_norm, is_weighted
 
 from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
-from ._cost import prefer_speed, round_up
+from ._cost import prefer_plain, prefer_speed, round_up
 from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
@@ -22,6 +22,8 @@ from ._rewrite import apply, plan_of
 from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer, is_plain
+
+PREFERENCES = ("bytes", "latency", "plain")
 
 
 def simplify(
@@ -44,7 +46,8 @@ def simplify(
             its state (momentum, Adam's moments) is cut to the rows and columns that are kept, so that
             training goes on. It is changed only once everything else has succeeded.
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal would
-            cost more time in index operations than it saves.
+            cost more time in index operations than it saves; "plain" leaves those whose removal would need any,
+            for int8 runtimes and compilers, whose fused graphs an index operation breaks apart.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions are
             multiples of this, for hardware that likes such counts.
 
@@ -101,8 +104,8 @@ Decision = tuple[Analysis, Arrangement, SimplificationPlan, dict[str, Tensor]]
 
 
 def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to: int) -> Decision:
-    if prefer not in ("latency", "bytes"):
-        raise ConfigError(f"prefer must be 'latency' or 'bytes', not {prefer!r}")
+    if prefer not in PREFERENCES:
+        raise ConfigError(f"prefer must be one of {', '.join(PREFERENCES)}, not {prefer!r}")
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     analysis = analyse(trace(model, inputs))
@@ -111,8 +114,8 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
     if round_to > 1:
         kept_alive.update(round_up(analysis, arrangement, round_to))
         arrangement = arrange(analysis, kept_alive)
-    if prefer == "latency":
-        arrangement = prefer_speed(analysis, kept_alive)
+    if prefer != "bytes":
+        arrangement = (prefer_speed if prefer == "latency" else prefer_plain)(analysis, kept_alive)
     shapes = tuple(tuple(int(n) for n in x.shape) for x in inputs)
     draft = Draft(shapes, overwritable(analysis, arrangement), plan_of(model))
     for node, rule in analysis.rules.items():
