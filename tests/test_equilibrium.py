@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import doctest
-import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,64 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snello.equilibrium
-from snello.equilibrium import (
-    NEq,
-    SelectiveUpdate,
-    Stochastic,
-    Velocity,
-    backward_flops,
-    similarity,
-    time_backward,
-)
+from equilibrium_samples import OPTIMIZERS, batch, network, same, sgd, tensors, train
+from snello.equilibrium import NEq, SelectiveUpdate, similarity
 from snello.equilibrium._layers import monitored_layers
 from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, DivergenceError, ModelError
-
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-2),
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-2),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
-    "adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
-    "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1),
-}
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(5)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(6, 8, 3, stride=2, bias=False),
-        nn.LayerNorm((8, 3, 3)),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(72, 7),
-        nn.Dropout(0.1),
-        nn.Linear(7, 4),
-    ).double()
-
-
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(8, 2, 8, 8, generator=generator, dtype=torch.float64)
-    return x, torch.randint(4, (8,), generator=generator)
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return OPTIMIZERS["momentum"](model.parameters())
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1, decay: float = 0.0) -> None:
-    for step in range(steps):
-        x, y = batch(step)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        if decay:
-            loss = loss + decay * sum(p.square().sum() for p in model.parameters())
-        loss.backward()
-        optimizer.step()
 
 
 def some(neq: SelectiveUpdate, seed: int = 0) -> dict[str, Tensor]:
@@ -85,14 +30,6 @@ def some(neq: SelectiveUpdate, seed: int = 0) -> dict[str, Tensor]:
 
 def row(layer: nn.Module, tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.flatten()[mask] if isinstance(layer, nn.LayerNorm) else tensor[mask]
-
-
-def tensors(model: nn.Module) -> list[Tensor]:
-    return [t.detach().clone() for t in model.state_dict().values()]
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 # --- what is held ---------------------------------------------------------------------------------------
@@ -296,23 +233,6 @@ def test_the_probe_disturbs_nothing() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_velocity_against_a_loop() -> None:
-    generator = torch.Generator().manual_seed(0)
-    history = 1 - 0.05 * torch.rand(6, 4, generator=generator, dtype=torch.float64)
-    rule, eps, mu = Velocity(eps=0.01, mu=0.3), 0.01, 0.3
-    last, velocity = [1.0] * 4, [0.0] * 4
-    seen = set()
-    for phi in history:
-        frozen = rule.select({"layer": 4}, {"layer": phi})["layer"]
-        for i, value in enumerate(phi.tolist()):
-            velocity[i] = (value - last[i]) - mu * velocity[i]
-            last[i] = value
-        torch.testing.assert_close(rule.velocity["layer"], torch.tensor(velocity, dtype=torch.float64))
-        assert frozen.tolist() == [abs(v) < eps for v in velocity]
-        seen |= set(frozen.tolist())
-    assert seen == {True, False}
-
-
 def test_the_whole_decision_against_the_definition() -> None:
     model = network()
     optimizer = sgd(model)
@@ -342,11 +262,13 @@ def test_the_whole_decision_against_the_definition() -> None:
     assert 0 < frozen.sum() < len(frozen)
 
 
-def test_warm_up() -> None:
+def test_warm_up_counts_calls_of_step() -> None:
     model = network()
     neq = NEq(model, sgd(model), batch()[0], warmup=3)
-    totals = [neq.step().total for _ in range(4)]  # an untrained model is at equilibrium at once
-    assert totals == [1, 1, 0, 0]
+    decided = [neq.step() for _ in range(4)]  # an untrained model is at equilibrium at once
+    assert [step.total for step in decided] == [1, 1, 0, 0]
+    assert [step.step for step in decided] == [1, 2, 3, 4]
+    assert neq.status() == decided[-1]
 
 
 # --- what is watched ------------------------------------------------------------------------------------
@@ -381,6 +303,16 @@ def test_the_head_the_excluded_and_the_unfit_are_left_alone() -> None:
     assert set(neq.frozen) == {"0", "1", "4"}
 
 
+def test_a_frozen_model_is_not_taken_over() -> None:
+    model = network()
+    first = NEq(model, sgd(model), batch()[0])
+    first.apply(some(first))
+    with pytest.raises(ConfigError, match=r"layer '0' are frozen by another .* remove\(\)"):
+        NEq(model, sgd(model), batch()[0])
+    first.remove()
+    assert set(NEq(model, sgd(model), batch()[0]).frozen) == {"0", "1", "3", "4", "7"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
@@ -388,6 +320,11 @@ def test_the_head_the_excluded_and_the_unfit_are_left_alone() -> None:
         ({"eps": float("nan")}, ConfigError, "eps"),
         ({"mu": 1.0}, ConfigError, "mu"),
         ({"warmup": 0}, ConfigError, "warmup"),
+        ({"formula": "newest"}, ConfigError, "formula: .*paper, released"),
+        ({"kinds": ["conv", "attention"]}, ConfigError, "kinds: 'attention'.*layernorm"),
+        ({"kinds": []}, ConfigError, "kinds"),
+        ({"positions": 0}, ConfigError, "positions"),
+        ({"dispatch": "guessed"}, ConfigError, "dispatch: .*measured, fixed"),
         ({"exclude": ["nobody"]}, ConfigError, "nobody"),
         ({"probe": torch.zeros(0, 2, 8, 8)}, ConfigError, "probe"),
         ({"probe": torch.zeros(3, 5, 8, 8).double()}, ModelError, "probe"),
@@ -428,166 +365,7 @@ def test_divergence_names_the_layer() -> None:
         neq.step()
 
 
-# --- resuming, baselines --------------------------------------------------------------------------------
-
-
-def selective(model: nn.Module, optimizer: torch.optim.Optimizer, random: bool) -> SelectiveUpdate:
-    probe = batch()[0]
-    if random:
-        return SelectiveUpdate(model, optimizer, probe, Stochastic(0.4, seed=9))
-    return NEq(model, optimizer, probe, eps=2e-2)
-
-
-@pytest.mark.parametrize("random", [False, True], ids=["neq", "stochastic"])
-def test_a_resumed_run_gives_identical_masks_and_weights(random: bool) -> None:
-    model = network()
-    model[8].p = 0.0
-    optimizer = sgd(model)
-    neq = selective(model, optimizer, random)
-    for _ in range(2):
-        train(model, optimizer, 2)
-        neq.step()
-    train(model, optimizer, 1)  # in the middle of an epoch
-    file = io.BytesIO()
-    torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "neq": neq.state_dict()}, file
-    )
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    twin = network()
-    twin[8].p = 0.0
-    other = sgd(twin)
-    resumed = selective(twin, other, random)
-    twin.load_state_dict(saved["model"])
-    other.load_state_dict(saved["optimizer"])
-    resumed.load_state_dict(saved["neq"])
-    steps = []
-    for net, opt, method in ((model, optimizer, neq), (twin, other, resumed)):
-        decided = []
-        for _ in range(3):
-            train(net, opt, 1)
-            decided.append((method.step(), [m.tolist() for m in method.frozen.values()]))
-        steps.append(decided)
-    assert steps[0] == steps[1]
-    assert same(tensors(model), tensors(twin))
-    assert 0 < steps[0][-1][0].total < 1
-
-
-def test_a_state_of_something_else_is_refused() -> None:
-    model = network()
-    neq = NEq(model, sgd(model), batch()[0])
-    with pytest.raises(ConfigError, match="lacks"):
-        neq.load_state_dict({"epoch": 1})
-    other = NEq(model, sgd(model), batch()[0], exclude=["0"])
-    with pytest.raises(ConfigError, match="other layers"):
-        neq.load_state_dict(other.state_dict())
-    smaller = NEq(model, sgd(model), batch()[0][:2])
-    with pytest.raises(ConfigError, match="same probe"):
-        neq.load_state_dict(smaller.state_dict())
-
-
-def test_stochastic_draws_the_share_anew_from_its_own_generator() -> None:
-    model = network()
-    state = torch.get_rng_state()
-    method = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.4, seed=1))
-    drawn = []
-    for _ in range(3):
-        method.step()
-        drawn.append(method.frozen)
-        assert all(int(mask.sum()) == int(0.4 * len(mask)) for mask in drawn[-1].values())
-    assert not torch.equal(drawn[0]["4"], drawn[1]["4"])
-    assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ConfigError, match="share"):
-        Stochastic(1.5)
-
-
-# --- what it costs --------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """A CIFAR residual block with shortcuts of option A."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=c_out // c_in, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(c_out), nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.more = c_out - c_in
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.more:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more // 2))
-        return F.relu(x + y)
-
-
-def resnet32() -> nn.Sequential:
-    stages = [Block(a, b) for w in (16, 32, 64) for a, b in [(max(w // 2, 16), w)] + [(w, w)] * 4]
-    stem = (nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def test_paper_flops_of_resnet32() -> None:
-    model = resnet32()
-    neq = NEq(model, sgd(model), torch.randn(2, 3, 32, 32))
-    dense = neq.status()
-    assert dense.flops == dense.dense_flops
-    assert round(dense.dense_flops / 1e6, 1) == 138.9
-    neq.apply({name: torch.ones_like(mask) for name, mask in neq.frozen.items()})
-    assert neq.status().flops == 2 * 640  # the head is never frozen
-    neq.apply({name: torch.arange(len(mask)) % 2 == 0 for name, mask in neq.frozen.items()})
-    assert neq.status().flops == (dense.dense_flops - 1280) / 2 + 1280
-    assert neq.status().total == 0.5
-
-
-def test_executed_flops_fall_with_the_frozen_share() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 40, 3),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(40, 8, 3, groups=4),
-        nn.Flatten(),
-        nn.Linear(32, 5),
-    )
-    x = torch.randn(4, 3, 6, 6)
-    model(x).sum().backward()
-    kept = [p.grad for p in model.parameters()]
-    neq = NEq(model, sgd(model), x)
-    first, grouped, head = 4 * 16 * 40 * 27, 4 * 4 * 8 * 90, 4 * 32 * 5
-    dense = backward_flops(model, x)
-    assert dense.weight_gradient == 2 * (first + grouped + head)
-    assert dense.input_gradient == 2 * (grouped + head)  # the first layer's input wants no gradient
-    neq.apply({"0": torch.arange(40) < 30})
-    assert type(model[0]) is not nn.Conv2d
-    sparse = backward_flops(model, x, lambda output: output.square().sum())
-    assert sparse.weight_gradient == 2 * (first // 4 + grouped + head)
-    assert sparse.input_gradient == dense.input_gradient
-    neq.apply({"0": torch.arange(40) < 4})  # too few to slice: the plain layer, its gradient masked
-    assert type(model[0]) is nn.Conv2d
-    assert backward_flops(model, x) == dense
-    neq.apply({"0": torch.ones(40, dtype=torch.bool), "2": torch.ones(8, dtype=torch.bool)})
-    assert backward_flops(model, x).weight_gradient == 2 * head
-    assert backward_flops(model, x).input_gradient == 0
-    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
-
-
-def test_timing_measures_both_and_puts_everything_back() -> None:
-    model = network()
-    neq = NEq(model, sgd(model), batch()[0])
-    neq.apply(some(neq))
-    train(model, neq_optimizer := sgd(model), 1)
-    del neq_optimizer
-    before, gradients = tensors(model), [p.grad for p in model.parameters()]
-    classes = [type(m) for m in model.modules()]
-    timing = time_backward(neq, *batch(), F.cross_entropy, repeats=3)
-    assert timing.repeats == 3
-    assert 0 < timing.sparse_p10 <= timing.sparse_ms <= timing.sparse_p90
-    assert 0 < timing.dense_p10 <= timing.dense_ms <= timing.dense_p90
-    assert timing.ratio == timing.sparse_ms / timing.dense_ms
-    assert same(before, tensors(model))
-    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
-    assert classes == [type(m) for m in model.modules()]
-    with pytest.raises(ConfigError, match="repeats"):
-        time_backward(neq, *batch(), F.cross_entropy, repeats=0)
+# --- the package ----------------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_package_runs() -> None:

@@ -12,10 +12,27 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snello.equilibrium import _sparse
-from snello.equilibrium._sparse import attach, detach
+from snello.equilibrium._dispatch import Decision, Dispatch, Work
+from snello.equilibrium._sparse import detach
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+class Always(Dispatch):
+    """Slices always or never, whatever is faster."""
+
+    def __init__(self, sliced: bool) -> None:
+        super().__init__()
+        self.sliced = sliced
+
+    def decision(self, work: Work) -> Decision:
+        return Decision(self.sliced)
+
+
+def attach(layer: nn.Module, frozen: Tensor, dispatch: Dispatch | None = None) -> None:
+    _sparse.attach(layer, frozen, dispatch or Always(sliced=True))
 
 
 def gradients(layer: nn.Module, x: Tensor, weigh: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -30,10 +47,12 @@ def gradients(layer: nn.Module, x: Tensor, weigh: Tensor | None = None) -> tuple
     return output.detach(), x.grad, *own
 
 
-def assert_dense_times_mask(layer: nn.Module, x: Tensor, frozen: Tensor) -> None:
+def assert_dense_times_mask(
+    layer: nn.Module, x: Tensor, frozen: Tensor, dispatch: Dispatch | None = None
+) -> None:
     plain = type(layer)
     output, to_input, *own = gradients(layer, x)
-    attach(layer, frozen)
+    attach(layer, frozen, dispatch)
     assert isinstance(layer, plain)
     sparse_output, sparse_to_input, *sparse_own = gradients(layer, x)
     detach(layer)
@@ -41,15 +60,21 @@ def assert_dense_times_mask(layer: nn.Module, x: Tensor, frozen: Tensor) -> None
     assert torch.equal(output, sparse_output)
     torch.testing.assert_close(sparse_to_input, to_input)
     for dense, sparse in zip(own, sparse_own, strict=True):
-        assert sparse[frozen].count_nonzero() == 0
+        if isinstance(layer, tuple(TRANSPOSED.values())) and dense.dim() > 1:
+            dense, sparse = dense.transpose(0, 1), sparse.transpose(0, 1)
+        mask = frozen.view(dense.shape) if dense.numel() == len(frozen) else frozen
+        assert sparse[mask].count_nonzero() == 0
         expected = dense.clone()
-        expected[frozen] = 0
+        expected[mask] = 0
         torch.testing.assert_close(sparse, expected)
 
 
 @st.composite
 def masks(draw: st.DrawFn, count: int) -> Tensor:
     return torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+
+
+ways = st.booleans().map(Always)
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,7 +103,54 @@ def test_convolution(data: st.DataObject) -> None:
         layer = layer.to(memory_format=FORMATS[dims])
     if draw(st.integers(0, 5)) == 0:
         x = x[0]  # no batch dimension
-    assert_dense_times_mask(layer, x, draw(masks(c_out)))
+    assert_dense_times_mask(layer, x, draw(masks(c_out)), draw(ways))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_transposed_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    dims, stride = draw(st.sampled_from([1, 2, 2, 3])), draw(st.integers(1, 3))
+    c_in, c_out = draw(st.integers(1, 4)), draw(st.integers(1, 20))
+    layer = TRANSPOSED[dims](
+        c_in,
+        c_out,
+        draw(st.integers(1, 4)),
+        stride=stride,
+        padding=draw(st.integers(0, 1)),
+        output_padding=draw(st.integers(0, stride - 1)),
+        bias=draw(st.booleans()),
+    ).double()
+    x = torch.randn(draw(st.integers(1, 3)), c_in, *[4, 5, 6][:dims], dtype=torch.float64)
+    if dims in FORMATS and draw(st.booleans()):
+        x = x.to(memory_format=FORMATS[dims])
+        layer = layer.to(memory_format=FORMATS[dims])
+    assert_dense_times_mask(layer, x, draw(masks(c_out)), draw(ways))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_groups(data: st.DataObject) -> None:
+    draw = data.draw
+    groups = draw(st.integers(2, 6))
+    layer = nn.Conv2d(
+        groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3)), 3, padding=1, groups=groups
+    ).double()
+    x = torch.randn(2, layer.in_channels, 5, 6, dtype=torch.float64)
+    if draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    assert_dense_times_mask(layer, x, draw(masks(layer.out_channels)), draw(ways))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_normalisations(data: st.DataObject) -> None:
+    draw = data.draw
+    channels = draw(st.integers(1, 6))
+    layer = draw(st.sampled_from([nn.BatchNorm2d(channels), nn.LayerNorm((5, 6)), nn.LayerNorm(6)])).double()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(3, channels, 5, 6, dtype=torch.float64)
+    assert_dense_times_mask(layer, x, draw(masks(layer.weight.numel())))
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,21 +160,48 @@ def test_linear(data: st.DataObject) -> None:
     c_in, c_out = draw(st.integers(1, 5)), draw(st.integers(1, 12))
     leading = draw(st.lists(st.integers(1, 3), max_size=3))
     layer = nn.Linear(c_in, c_out, bias=draw(st.booleans())).double()
-    assert_dense_times_mask(layer, torch.randn(*leading, c_in, dtype=torch.float64), draw(masks(c_out)))
+    x = torch.randn(*leading, c_in, dtype=torch.float64)
+    assert_dense_times_mask(layer, x, draw(masks(c_out)), draw(ways))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.7])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("pays", [False, True])
-def test_both_ways_of_the_rule_give_the_same(
-    share: float, channels_last: bool, pays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_sparse, "_slicing_pays", lambda *_: pays)
-    layer = nn.Conv2d(5, 40, 3, padding=1).double()
-    x = torch.randn(4, 5, 9, 9, dtype=torch.float64)
-    if channels_last:
-        layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    assert_dense_times_mask(layer, x, torch.arange(40) < 40 * share)
+def test_measuring_decides_once_per_kind_of_work() -> None:
+    layer, x = nn.Conv2d(5, 40, 3, padding=1).double(), torch.randn(4, 5, 9, 9, dtype=torch.float64)
+    dispatch = Dispatch("measured")
+    assert_dense_times_mask(layer, x, torch.arange(40) < 30, dispatch)
+    assert_dense_times_mask(layer, x, torch.arange(40) >= 10, dispatch)  # as many, others
+    ((work, decision),) = dispatch.decisions.items()
+    assert work.weight == (40, 5, 3, 3)
+    assert work.active == 2
+    assert min(decision.dense_ms, decision.sliced_ms) > 0
+    assert decision.sliced == (decision.sliced_ms < 0.97 * decision.dense_ms)
+    assert_dense_times_mask(layer, x, torch.arange(40) < 10, dispatch)
+    assert_dense_times_mask(layer, x[:1], torch.arange(40) < 30, dispatch)
+    assert len(dispatch.decisions) == 3
+
+
+def test_nothing_is_measured_while_torch_is_to_be_deterministic() -> None:
+    layer, x = nn.Conv2d(5, 64, 3), torch.randn(4, 5, 9, 9)
+    dispatch = Dispatch("measured")
+    torch.use_deterministic_algorithms(True)
+    try:
+        attach(layer, torch.arange(64) < 32, dispatch)
+        gradients(layer, x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        detach(layer)
+    assert not dispatch.decisions
+
+
+def test_the_fixed_rule_slices_wide_layers_and_leaves_narrow_ones() -> None:
+    def slices(outputs: int, fan_in: int, active: int, last: bool = False) -> bool:
+        work = Work((), (outputs, fan_in), 10, last, True, torch.float32, "cpu", active, 1)
+        return Dispatch("fixed").decision(work).sliced
+
+    assert not slices(16, 144, active=1)
+    assert slices(64, 576, active=6)
+    assert not slices(64, 576, active=7)
+    assert not slices(64, 64, active=4, last=True)
+    assert slices(64, 64, active=2, last=True)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(6, 8)], ids=["conv", "linear"])

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,20 +23,58 @@ from snello.graph import as_inputs
 from snello.neurons import neuron_layers, weighted_layers
 
 
-def layer_macs(model: nn.Module, probe: Probe) -> dict[str, float]:
-    """Forward multiply-accumulates per sample of every layer with neurons that the probe calls.
+@dataclass(frozen=True)
+class ForwardUse:
+    """How a forward pass uses the layers with neurons.
+
+    Attributes:
+        called: names of the layers that are called as modules, in order of their first call.
+        macs: layer name -> multiply-accumulates per sample; also of the layers whose weights are used by
+            another module, as torchvision's shifted window attention does.
+    """
+
+    called: tuple[str, ...]
+    macs: dict[str, float]
+
+
+def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
+    """Which layers the probe calls, in which order, and what they compute.
 
     A normalisation layer counts 2 per output entry, as is the custom; products of activations (attention)
-    belong to no neuron and are not counted.
+    belong to no neuron and are not counted, nor are the weights inside ``nn.MultiheadAttention``.
     """
-    macs: dict[str, float] = {}
     layers = neuron_layers(model)
+    called: dict[str, float] = {}
+    used: dict[str, float] = {}
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
-        macs[name] = macs.get(name, 0.0) + _macs(layers[name], inputs[0], output) / probe.samples
+        called[name] = called.get(name, 0.0) + _macs(layers[name], inputs[0], output) / probe.samples
 
-    probe.read(layers, count)
-    return macs
+    def count_use(name: str, x: Tensor, output: Tensor) -> None:
+        used[name] = used.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
+
+    with _WeightUses(weighted_layers(model), count_use):
+        probe.read(layers, count)
+    return ForwardUse(tuple(called), used | called)
+
+
+class _WeightUses(TorchFunctionMode):
+    """Sees every product of an input with a layer's weight, whoever asks for it."""
+
+    PRODUCTS = frozenset(
+        (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+    )
+
+    def __init__(self, layers: Mapping[str, nn.Module], use: Callable[[str, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._names = {id(layer.weight): name for name, layer in layers.items()}
+        self._use = use
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in self.PRODUCTS and len(args) > 1 and (name := self._names.get(id(args[1]))) is not None:
+            self._use(name, args[0], output)
+        return output
 
 
 def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -52,7 +92,7 @@ def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> floa
 
     Twice the forward MACs of each layer times its share of updated neurons. This is one of the two products
     of a backward pass, and freezing skips only the weight gradient: the true saving is about half of it.
-    See :func:`backward_flops`.
+    See :func:`step_flops`.
 
     Args:
         macs: layer name -> forward MACs per sample.
@@ -79,14 +119,42 @@ class BackwardFlops:
         return self.input_gradient + self.weight_gradient
 
 
-def backward_flops(
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs that one forward and backward pass execute in matrix products and convolutions (2 per MAC).
+
+    Attributes:
+        forward: FLOPs of the forward pass.
+        input_gradient: FLOPs that carry the gradient from the loss to the layers.
+        weight_gradient: FLOPs that make the gradients of the weights.
+    """
+
+    forward: int
+    input_gradient: int
+    weight_gradient: int
+
+    @property
+    def backward(self) -> int:
+        """Both halves of the backward pass."""
+        return self.input_gradient + self.weight_gradient
+
+    @property
+    def total(self) -> int:
+        """Forward and backward."""
+        return self.forward + self.backward
+
+
+def step_flops(
     model: nn.Module,
     inputs: Tensor | tuple[Tensor, ...],
     loss_fn: Callable[[Any], Tensor] | None = None,
-) -> BackwardFlops:
-    """Count the FLOPs of a real backward pass, with whatever is frozen now.
+) -> StepFlops:
+    """Count the FLOPs of a real forward and backward pass, with whatever is frozen now.
 
-    The model runs in its present mode; its gradients, buffers and the random generators are put back.
+    torch's counter reads them off the operations that are executed. A layer that has not yet measured whether
+    to compute its active rows alone follows the fixed rule here; after one training step on such a batch it
+    does what it does in training. The model runs in its present mode; its gradients, buffers and the random
+    generators are put back.
 
     Args:
         model: the model to run.
@@ -94,26 +162,46 @@ def backward_flops(
         loss_fn: the loss of the model's output; by default the sum of all its floating-point tensors.
 
     Returns:
-        The two halves of the backward, for the whole batch.
+        The three parts, for the whole batch.
 
     Raises:
         ModelError: if nothing in the output requires a gradient.
     """
-    args = as_inputs(inputs)
     with undisturbed(model):
         edges: list[GradientEdge] = []
-        with _gradient_edges(model, edges):
-            output = model(*args)
-        loss = (loss_fn or _summed)(output)
-        if not loss.requires_grad:
-            raise ModelError(f"the loss of {type(model).__name__} requires no gradient: nothing to count")
+        with _gradient_edges(model, edges), FlopCounterMode(display=False) as counter:
+            loss = loss_of(model, as_inputs(inputs), loss_fn)
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = _counted(loss, parameters)
         weighted = {id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)}
         others = [p for p in parameters if id(p) not in weighted]
         with input_gradients_only():
             to_inputs = _counted(loss, [*edges, *others])
-    return BackwardFlops(to_inputs, total - to_inputs)
+    return StepFlops(int(counter.get_total_flops()), to_inputs, total - to_inputs)
+
+
+def backward_flops(
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    loss_fn: Callable[[Any], Tensor] | None = None,
+) -> BackwardFlops:
+    """The backward part of :func:`step_flops`; same arguments, same errors."""
+    counted = step_flops(model, inputs, loss_fn)
+    return BackwardFlops(counted.input_gradient, counted.weight_gradient)
+
+
+def loss_of(
+    model: nn.Module, args: tuple[Tensor, ...], loss_fn: Callable[[Any], Tensor] | None = None
+) -> Tensor:
+    """The loss of the model's output; without a loss function the sum of its floating-point tensors.
+
+    Raises:
+        ModelError: if it requires no gradient.
+    """
+    loss = (loss_fn or _summed)(model(*args))
+    if not loss.requires_grad:
+        raise ModelError(f"the loss of {type(model).__name__} requires no gradient: nothing to measure")
+    return loss
 
 
 @contextmanager

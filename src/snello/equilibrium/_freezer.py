@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from snello.equilibrium._dispatch import Dispatch
 from snello.equilibrium._hold import HeldRows, RowHold
-from snello.equilibrium._layers import WEIGHTED
-from snello.equilibrium._sparse import attach, detach, worth_attaching
+from snello.equilibrium._rows import neuron_axis
+from snello.equilibrium._sparse import attach, detach
 from snello.errors import ConfigError
 from snello.neurons import neuron_count
 
@@ -23,22 +23,24 @@ class Freezer:
     Args:
         layers: layer name -> Linear, convolution, BatchNorm or LayerNorm.
         optimizer: the optimizer that holds their parameters.
+        dispatch: decides where computing the active rows alone pays.
 
     Raises:
         ConfigError: if the optimizer holds none of their parameters.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Module], optimizer: Optimizer, dispatch: Dispatch | None = None
+    ) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not any(id(p) in held for layer in layers.values() for p in layer.parameters(recurse=False)):
             raise ConfigError(
                 "optimizer: it holds no parameter of the watched layers; build it from the parameters of "
                 "this very model, not of a copy"
             )
-        self.layers = dict(layers)
+        self.layers, self.dispatch = dict(layers), dispatch or Dispatch()
         self._frozen = {name: _nothing(layer) for name, layer in layers.items()}
         self._hold = RowHold(optimizer)
-        self._gates: list[RemovableHandle] = []
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -76,27 +78,20 @@ class Freezer:
             self._attach()
 
     def _attach(self) -> None:
-        self._detach()
         for name, layer in self.layers.items():
-            if isinstance(layer, WEIGHTED) and worth_attaching(layer, self._frozen[name]):
-                attach(layer, self._frozen[name])
-            else:
-                self._gates += [_gate(held) for held in self._rows(name)]
+            attach(layer, self._frozen[name], self.dispatch)
 
     def _detach(self) -> None:
         for layer in self.layers.values():
             detach(layer)
-        for gate in self._gates:
-            gate.remove()
-        self._gates = []
 
     def _rows(self, name: str) -> list[HeldRows]:
         layer, index = self.layers[name], self._frozen[name].nonzero().flatten()
         if not len(index):
             return []
-        flat = isinstance(layer, nn.LayerNorm)
+        axis = neuron_axis(layer)
         trained = [p for p in layer.parameters(recurse=False) if p.requires_grad]
-        return [HeldRows(p, index.to(p.device), flat) for p in trained]
+        return [HeldRows(p, index.to(p.device), axis) for p in trained]
 
     def _check(self, name: str, mask: Tensor) -> None:
         if name not in self.layers:
@@ -107,11 +102,6 @@ class Freezer:
                 f"mask {name!r}: must be boolean of shape ({count},), true where frozen, "
                 f"not {mask.dtype} of shape {tuple(mask.shape)}"
             )
-
-
-def _gate(held: HeldRows) -> RemovableHandle:
-    handle: RemovableHandle = held.parameter.register_hook(held.erase)  # type: ignore[no-untyped-call]
-    return handle
 
 
 def _nothing(layer: nn.Module) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from snello.equilibrium._rows import by_neuron
+
 MOMENTUM = frozenset({"momentum_buffer", "exp_avg"})
 """Optimizer state that would carry a neuron on after it was frozen: it is erased."""
 
@@ -21,27 +23,23 @@ class HeldRows:
     Attributes:
         parameter: the parameter.
         index: indices of its frozen neurons.
-        flat: whether every entry is a neuron (LayerNorm over several dimensions), not every row.
+        axis: where its neurons lie; see ``neuron_axis``.
     """
 
     parameter: Tensor
     index: Tensor
-    flat: bool = False
+    axis: int | None = 0
 
     def view(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape with the neurons on dimension 0."""
-        return tensor.view(-1) if self.flat else tensor
+        return by_neuron(tensor, self.axis)
 
     def local(self) -> HeldRows:
         """The same rows with the index where the parameter is now."""
         device = self.parameter.device
         if self.index.device == device:
             return self
-        return HeldRows(self.parameter, self.index.to(device), self.flat)
-
-    def erase(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor with these rows at zero."""
-        return self.view(tensor.clone()).index_fill_(0, self.index.to(tensor.device), 0).view_as(tensor)
+        return HeldRows(self.parameter, self.index.to(device), self.axis)
 
 
 class RowHold:
@@ -57,29 +55,35 @@ class RowHold:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
         self._held: list[HeldRows] = []
         self._aside: list[tuple[HeldRows, Tensor, Tensor]] = []
+        self._stepping: list[HeldRows] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
 
     def set(self, held: Iterable[HeldRows]) -> None:
-        """Hold these rows, and no others, from now on."""
+        """Hold these rows, and no others, from now on; they lose their momentum here."""
         self._held = list(held)
+        for rows in self._held:
+            self._erase_momentum(rows.local())
 
     def remove(self) -> None:
         """Let go, and take the hooks off the optimizer."""
-        self._held, self._aside = [], []
+        self._held, self._aside, self._stepping = [], [], []
         for handle in self._handles:
             handle.remove()
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._held = [held.local() for held in self._held]  # the model may have moved
+        # An optimizer passes over a parameter without a gradient, so that nothing has to be set aside.
+        self._stepping = [held for held in self._held if held.parameter.grad is not None]
         self._aside = [
             (held, tensor, held.view(tensor).index_select(0, held.index))
-            for held in self._held
+            for held in self._stepping
             for tensor in (held.parameter, *_row_state(optimizer, held.parameter, erased=False))
         ]
 
@@ -87,10 +91,14 @@ class RowHold:
     def _after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         for held, tensor, values in self._aside:
             held.view(tensor).index_copy_(0, held.index, values)
-        self._aside = []
-        for held in self._held:
-            for state in _row_state(optimizer, held.parameter, erased=True):
-                held.view(state).index_fill_(0, held.index, 0)
+        for held in self._stepping:
+            self._erase_momentum(held)
+        self._aside, self._stepping = [], []
+
+    @torch.no_grad()
+    def _erase_momentum(self, held: HeldRows) -> None:
+        for state in _row_state(self._optimizer, held.parameter, erased=True):
+            held.view(state).index_fill_(0, held.index, 0)
 
 
 def _row_state(optimizer: Optimizer, parameter: Tensor, *, erased: bool) -> list[Tensor]:

@@ -11,28 +11,47 @@ from snello.errors import ConfigError
 from snello.neurons import head, neuron_layers, select_layers
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS)
-_KINDS = (*WEIGHTED, nn.LayerNorm)
+
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (*CONVOLUTIONS, *TRANSPOSED),
+    "batchnorm": (_BatchNorm,),
+    "layernorm": (nn.LayerNorm,),
+    "linear": (nn.Linear,),
+}
+"""Kinds of layers whose neurons can be watched."""
+
+_WATCHABLE = tuple(kind for kinds in KINDS.values() for kind in kinds)
+_AS_DOCUMENTED = (*WEIGHTED, *TRANSPOSED, nn.LayerNorm)
 
 
 def monitored_layers(
-    model: nn.Module, exclude: Iterable[str] = ()
+    model: nn.Module, exclude: Iterable[str] = (), kinds: Iterable[str] | None = None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers whose neurons are watched and may be frozen, and those that are not.
 
-    Watched are Linear, Conv1d/2d/3d, BatchNorm and LayerNorm with an affine transform; never the head.
+    Watched are Linear, convolutions, BatchNorm and LayerNorm with an affine transform; never the head.
 
     Args:
         model: any module.
         exclude: names of layers to leave alone.
+        kinds: names of :data:`KINDS` to watch, or one of them; None for all.
 
     Returns:
         Layers by name, and for every other layer with neurons the reason why it always updates.
 
     Raises:
-        ConfigError: for an excluded name that no layer has, or when no layer is left.
+        ConfigError: for an excluded name that no layer has, an unknown kind, when no layer is left, or when
+            neurons of the model are frozen already.
     """
+    wanted = _wanted(kinds)
     candidates = neuron_layers(model)
+    if held := [name for name, module in candidates.items() if hasattr(type(module), "_snello_plain")]:
+        raise ConfigError(
+            f"NEq: neurons of layer {held[0]!r} are frozen by another NEq or SelectiveUpdate; call its remove() "
+            "first: two of them would undo each other"
+        )
     kept = select_layers(candidates, exclude, "NEq")
     watched: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
@@ -44,6 +63,8 @@ def monitored_layers(
             left[name] = "the head: its neurons are the classes"
         elif reason := _unfit(module, owners):
             left[name] = reason
+        elif not isinstance(module, wanted):
+            left[name] = "of a kind that is not watched"
         else:
             watched[name] = module
     if not watched:
@@ -52,6 +73,16 @@ def monitored_layers(
             f"left alone: {left or 'nothing, the model has no layer with neurons'}"
         )
     return watched, left
+
+
+def _wanted(kinds: Iterable[str] | None) -> tuple[type[nn.Module], ...]:
+    """The classes of the kinds to watch."""
+    named = [*KINDS] if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    if unknown := [kind for kind in named if kind not in KINDS]:
+        raise ConfigError(f"kinds: {unknown[0]!r} is none of the kinds of layers: {', '.join(KINDS)}")
+    if not named:
+        raise ConfigError(f"kinds: names no kind of layer; give some of {', '.join(KINDS)}, or None for all")
+    return tuple(layer for kind in named for layer in KINDS[kind])
 
 
 def _owners(model: nn.Module) -> dict[int, int]:
@@ -64,22 +95,25 @@ def _owners(model: nn.Module) -> dict[int, int]:
 
 
 def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
-    if not isinstance(module, (*_KINDS, _BatchNorm)):
+    if not isinstance(module, _WATCHABLE):
         return f"{type(module).__name__} is not watched"
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
+        # On axis 1 of its weight lies the number within the group: no index there is one neuron.
+        return "the neurons of a grouped transposed convolution are on no axis of its weight"
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed (parametrisation or pruning hook), not a parameter"
     if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
         # Freezing a row here would freeze it in the other module as well.
         return "one of its parameters is tied to another layer"
-    if isinstance(module, _KINDS) and not _runs_as_documented(module):
+    if isinstance(module, _AS_DOCUMENTED) and not _runs_as_documented(module):
         return f"{type(module).__name__} computes its output in its own way"
     return None
 
 
 def _runs_as_documented(module: nn.Module) -> bool:
     """Whether the layer's forward is torch's: what replaces it, or reads its channels, relies on that."""
-    base = next(kind for kind in _KINDS if isinstance(module, kind))
+    base = next(kind for kind in _AS_DOCUMENTED if isinstance(module, kind))
     methods = ("forward", "_conv_forward") if isinstance(module, CONVOLUTIONS) else ("forward",)
     same = all(getattr(type(module), method) is getattr(base, method) for method in methods)
     return same and not any(method in vars(module) for method in methods)

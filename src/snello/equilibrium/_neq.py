@@ -1,63 +1,58 @@
-"""The object of the training loop: probe, decide, freeze, once an epoch."""
+"""The object of the training loop: probe, decide, freeze, once a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from snello.equilibrium._flops import layer_macs, paper_flops
+from snello.equilibrium._agree import from_first_rank
+from snello.equilibrium._dispatch import Dispatch, DispatchMode
+from snello.equilibrium._flops import forward_use, paper_flops
 from snello.equilibrium._freezer import Freezer
 from snello.equilibrium._layers import monitored_layers
 from snello.equilibrium._probe import Probe, similarity
-from snello.equilibrium._selection import Selection, Velocity
+from snello.equilibrium._records import EquilibriumStep
+from snello.equilibrium._selection import Formula, Selection, Velocity, WatchedLayer
 from snello.errors import ConfigError, DivergenceError
 from snello.neurons import neuron_count
 
 
-@dataclass(frozen=True)
-class EquilibriumStep:
-    """What one call of ``step()`` decided for the next epoch.
-
-    Attributes:
-        epoch: number of epochs trained so far.
-        updated: layer name -> share of its neurons that go on learning, in [0, 1].
-        total: the same over all watched neurons.
-        flops: backward FLOPs per sample of the next epoch in the paper's convention (weight gradients only;
-            see ``backward_flops`` for what is really executed).
-        dense_flops: the same with nothing frozen.
-    """
-
-    epoch: int
-    updated: dict[str, float]
-    total: float
-    flops: float
-    dense_flops: float
-
-
 class SelectiveUpdate:
-    """Freezes, epoch by epoch, the neurons that a selection names.
+    """Freezes, step by step, the neurons that a selection names.
+
+    A *step* of it is whatever lies between two calls of :meth:`step`: an epoch, or any number of iterations.
 
     Frozen neurons keep their weights bit for bit, through momentum and weight decay; they still work in the
     forward pass, and BatchNorm statistics still move. The masks stay in force until :meth:`remove`.
 
-    Eager mode, one process: ``torch.compile``, activation checkpointing and DDP are not supported yet.
+    In a distributed training every process calls :meth:`step`: each runs the probe, so that each could go on
+    from its own state, but the first rank's similarities and masks are everybody's. What the other ranks
+    measure is not used, and their probe need not even hold the same samples.
 
     Args:
-        model: the model in training. Its parameters are never replaced.
+        model: the model in training. Its parameters are never replaced. A ``DistributedDataParallel`` is
+            looked through.
         optimizer: the optimizer that trains it.
         probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors, the same for
             the whole training. The outputs of all watched layers on it are kept in memory.
         selection: the rule that names the frozen neurons.
-        warmup: number of first epochs in which every neuron learns, at least 1.
+        warmup: number of first steps in which every neuron learns, at least 1.
         exclude: names of layers that always learn. The head always does.
+        kinds: kinds of layers to watch, some of "conv" (transposed ones too), "batchnorm", "layernorm" and
+            "linear"; None for all. The others always learn.
+        positions: keep so many spatial positions of every probe output instead of all; see
+            :func:`snello.equilibrium.sketch` for the memory it saves and the error it makes.
+        dispatch: "measured" times, once per shape, whether computing the active rows alone is faster than
+            masking the dense gradient; "fixed" decides by a rule, so that two runs round alike.
 
     Attributes:
-        model: the model.
+        model: the model, unwrapped.
+        optimizer: the optimizer.
         left_alone: layer name -> why its neurons always learn.
 
     Raises:
@@ -74,21 +69,30 @@ class SelectiveUpdate:
         *,
         warmup: int = 1,
         exclude: Iterable[str] = (),
+        kinds: Iterable[str] | None = None,
+        positions: int | None = None,
+        dispatch: DispatchMode = "measured",
     ) -> None:
         if warmup < 1:
-            raise ConfigError(f"warmup: must be at least 1, not {warmup}; nothing is known before one epoch")
-        self.model, self.selection, self.warmup = model, selection, warmup
-        layers, self.left_alone = monitored_layers(model, exclude)
-        self._probe = Probe(model, probe)
-        self._macs = layer_macs(model, self._probe)
-        for name in [name for name in layers if name not in self._macs]:
+            raise ConfigError(f"warmup: must be at least 1, not {warmup}; nothing is known before one step")
+        if dispatch not in get_args(DispatchMode):
+            raise ConfigError(
+                f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
+            )
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.optimizer, self.selection, self.warmup = optimizer, selection, warmup
+        found, self.left_alone = monitored_layers(self.model, exclude, kinds)
+        self._probe = Probe(self.model, probe, positions)
+        use = forward_use(self.model, self._probe)
+        self._macs = use.macs
+        layers = {name: found[name] for name in use.called if name in found}
+        for name in found.keys() - layers.keys():
             # MultiheadAttention and others use the weights without calling the layer.
             self.left_alone[name] = "the forward never calls it as a module"
-            del layers[name]
-        self._neurons = {name: neuron_count(layer) for name, layer in layers.items()}
-        self.freezer = Freezer(layers, optimizer)
+        self._layers = {name: _watched(layer) for name, layer in layers.items()}
+        self.freezer = Freezer(layers, optimizer, Dispatch(dispatch))
         self._reference = self._probe.outputs(layers) if selection.observes else {}
-        self._epoch = 0
+        self._step = 0
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -107,26 +111,26 @@ class SelectiveUpdate:
         self.freezer.apply(frozen)
 
     def step(self) -> EquilibriumStep:
-        """Call once at the end of every epoch: decides which neurons learn in the next one.
+        """Call once an epoch, or every so many iterations: decides which neurons learn until the next call.
 
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
         similarities = self._similarities() if self.selection.observes else {}
-        masks = self.selection.select(self._neurons, similarities)
-        self._epoch += 1
-        self.freezer.apply(masks if self._epoch >= self.warmup else {})
+        chosen = self.selection.select(self._layers, similarities)
+        self._step += 1
+        self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})
         return self.status()
 
     def status(self) -> EquilibriumStep:
-        """What is frozen now, and what the next epoch costs."""
+        """What is frozen now, and what training costs until the next step."""
         masks = self.freezer.frozen
         learning = {name: len(mask) - int(mask.sum()) for name, mask in masks.items()}
-        updated = {name: count / self._neurons[name] for name, count in learning.items()}
+        updated = {name: count / len(masks[name]) for name, count in learning.items()}
         return EquilibriumStep(
-            epoch=self._epoch,
+            step=self._step,
             updated=updated,
-            total=sum(learning.values()) / sum(self._neurons.values()),
+            total=sum(learning.values()) / sum(len(mask) for mask in masks.values()),
             flops=paper_flops(self._macs, updated),
             dense_flops=paper_flops(self._macs, {}),
         )
@@ -134,12 +138,14 @@ class SelectiveUpdate:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the coming masks depend on, as tensors and primitives.
 
-        It holds the probe outputs of the last epoch, and so is as large as the probe's activations.
+        It holds the probe outputs of the last step, and so is as large as the probe's activations, or as
+        their sketch.
         """
         return {
-            "epoch": self._epoch,
+            "step": self._step,
             "frozen": self.frozen,
             "reference": {name: outputs.clone() for name, outputs in self._reference.items()},
+            "positions": self._probe.positions,
             "selection": self.selection.state_dict(),
         }
 
@@ -147,47 +153,71 @@ class SelectiveUpdate:
         """Go on from a saved state; the model and the optimizer load their own.
 
         Raises:
-            ConfigError: if it belongs to other layers or another probe.
+            ConfigError: if it belongs to other layers, another probe or other positions.
         """
         self._check_state(state)
+        self.selection.load_state_dict(state["selection"])
         self.freezer.apply(state["frozen"])
-        self._epoch = int(state["epoch"])
+        self._step = int(state["step"])
         self._reference = {
             name: outputs.to(self._reference[name], copy=True) for name, outputs in state["reference"].items()
         }
-        self.selection.load_state_dict(state["selection"])
 
     def remove(self) -> None:
         """Undo everything: layers, gradients and optimizer are those of a plain training again."""
         self.freezer.remove()
 
+    @property
+    def _device(self) -> torch.device:
+        return next(p.device for layer in self.freezer.layers.values() for p in layer.parameters())
+
     def _similarities(self) -> dict[str, Tensor]:
         now = self._probe.outputs(self.freezer.layers)
-        phi = {name: similarity(outputs, self._reference[name]) for name, outputs in now.items()}
-        for name, values in phi.items():
+        own = {name: similarity(outputs, self._reference[name]) for name, outputs in now.items()}
+        phi = from_first_rank(own, self._device)
+        for name, values in phi.items():  # after they were sent: all ranks stop, or none
             if not torch.isfinite(values).all():
                 raise DivergenceError(
-                    f"layer {name!r}: its outputs on the probe are not finite after epoch {self._epoch + 1}; "
+                    f"layer {name!r}: its outputs on the probe are not finite at step {self._step + 1}; "
                     "lower the learning rate"
                 )
         self._reference = now
         return phi
 
+    def _agreed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        complete = {
+            name: masks[name] if name in masks else torch.zeros(layer.neurons, dtype=torch.bool)
+            for name, layer in self._layers.items()
+        }
+        return from_first_rank(complete, self._device)
+
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        if missing := {"epoch", "frozen", "reference", "selection"} - set(state):
+        if missing := {"step", "frozen", "reference", "positions", "selection"} - set(state):
             raise ConfigError(f"state_dict: lacks {', '.join(sorted(missing))}; it is no state of NEq")
-        if other := set(state["frozen"]) ^ set(self._neurons):
+        if other := set(state["frozen"]) ^ set(self._layers):
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"
             )
-        shapes = {name: tuple(x.shape) for name, x in state["reference"].items()}
-        own = {name: tuple(x.shape) for name, x in self._reference.items()}
-        if shapes != own:
-            differing = sorted(n for n in {*shapes, *own} if shapes.get(n) != own.get(n))
-            raise ConfigError(
-                f"state_dict: its probe outputs do not fit this probe in layer {differing[0]!r}: "
-                f"{shapes.get(differing[0])} is not {own.get(differing[0])}; resume with the same probe"
-            )
+        kept, own = state["positions"], self._probe.positions
+        if kept != own:
+            raise ConfigError(f"state_dict: its probe keeps {kept or 'all'} positions, not {own or 'all'}")
+        _check_reference(state["reference"], self._reference)
+
+
+def _check_reference(reference: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    shapes = {name: tuple(x.shape) for name, x in reference.items()}
+    expected = {name: tuple(x.shape) for name, x in own.items()}
+    if shapes != expected:
+        name = min(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
+        raise ConfigError(
+            f"state_dict: its probe outputs do not fit this probe in layer {name!r}: "
+            f"{shapes.get(name)} is not {expected.get(name)}; resume with the same probe"
+        )
+
+
+def _watched(layer: nn.Module) -> WatchedLayer:
+    trained = sum(p.numel() for p in layer.parameters(recurse=False) if p.requires_grad)
+    return WatchedLayer(neuron_count(layer), trained // neuron_count(layer))
 
 
 class NEq(SelectiveUpdate):
@@ -201,8 +231,12 @@ class NEq(SelectiveUpdate):
         probe: a few training inputs under evaluation transforms; the paper's ResNet-32 uses 50.
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
-        warmup: number of first epochs in which every neuron learns, at least 1.
+        formula: "paper" or "released"; see :class:`Velocity`.
+        warmup: number of first steps in which every neuron learns, at least 1.
         exclude: names of layers that always learn.
+        kinds: kinds of layers to watch; see :class:`SelectiveUpdate`.
+        positions: spatial positions of the probe outputs to keep; see :class:`SelectiveUpdate`.
+        dispatch: "measured" or "fixed"; see :class:`SelectiveUpdate`.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in deep
     models", NeurIPS 2022.
@@ -216,7 +250,21 @@ class NEq(SelectiveUpdate):
         *,
         eps: float = 1e-3,
         mu: float = 0.5,
+        formula: Formula = "paper",
         warmup: int = 1,
         exclude: Iterable[str] = (),
+        kinds: Iterable[str] | None = None,
+        positions: int | None = None,
+        dispatch: DispatchMode = "measured",
     ) -> None:
-        super().__init__(model, optimizer, probe, Velocity(eps, mu), warmup=warmup, exclude=exclude)
+        super().__init__(
+            model,
+            optimizer,
+            probe,
+            Velocity(eps, mu, formula),
+            warmup=warmup,
+            exclude=exclude,
+            kinds=kinds,
+            positions=positions,
+            dispatch=dispatch,
+        )

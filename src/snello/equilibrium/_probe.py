@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs, evaluation
 
@@ -21,13 +23,18 @@ class Probe:
     Args:
         model: the model; its mode, BatchNorm statistics and the random generators stay as they are.
         inputs: one input tensor, or the tuple of the model's positional arguments.
+        positions: number of spatial positions of every output to keep, see :func:`sketch`; None for all.
 
     Raises:
-        ConfigError: for an empty probe.
+        ConfigError: for an empty probe, or fewer than one position.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> None:
-        self.model, self.inputs = model, as_inputs(inputs)
+    def __init__(
+        self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], positions: int | None = None
+    ) -> None:
+        self.model, self.inputs, self.positions = model, as_inputs(inputs), positions
+        if positions is not None and positions < 1:
+            raise ConfigError(f"positions: must be at least 1, not {positions}; None keeps all of them")
         if not self.inputs or self.inputs[0].dim() == 0 or not len(self.inputs[0]):
             raise ConfigError("probe: needs at least one sample; give a batch of training inputs")
 
@@ -41,16 +48,19 @@ class Probe:
 
         Returns:
             Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer follow each
-            other along the samples. A layer that the forward never calls as a module is missing.
+            other along the samples, filled up with zeros where one has fewer positions (a cosine does not
+            see them). A layer that the forward never calls as a module is missing.
         """
         found: dict[str, list[Tensor]] = {}
 
         def keep(name: str, _inputs: tuple[Any, ...], output: Tensor) -> None:
-            # The clone outlives an activation that works in place.
-            found.setdefault(name, []).append(by_channel(layers[name], output).clone())
+            answers = by_channel(layers[name], output)
+            # The copy outlives an activation that works in place.
+            kept = answers.clone() if self.positions is None else sketch(answers, self.positions)
+            found.setdefault(name, []).append(kept)
 
         self.read(layers, keep)
-        return {name: torch.cat(calls) for name, calls in found.items()}
+        return {name: _joined(calls) for name, calls in found.items()}
 
     def read(self, layers: Mapping[str, nn.Module], read: Read) -> None:
         """Run the probe once and call ``read(name, inputs, output)`` at every call of a layer.
@@ -74,6 +84,13 @@ class Probe:
                 ) from error
 
 
+def _joined(calls: list[Tensor]) -> Tensor:
+    if len(calls) == 1:
+        return calls[0]
+    positions = max(call.shape[2] for call in calls)
+    return torch.cat([F.pad(call, (0, positions - call.shape[2])) for call in calls])
+
+
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, full precision; everything is put back afterwards."""
@@ -83,7 +100,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerated))
         stack.enter_context(evaluation(model))
-        for kind in sorted({d.type for d in devices}):
+        for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
             # The precision of phi must not depend on where in the loop step() is called.
             stack.enter_context(torch.autocast(kind, enabled=False))
         # torch's fused transformer path would not call the layers, and so would hide them.

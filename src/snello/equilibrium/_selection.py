@@ -1,32 +1,51 @@
-"""Who is frozen next epoch: the velocity rule of NEq, and the random baseline."""
+"""Who is frozen next: the interface of a selection, and NEq's rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from snello.errors import ConfigError
 
+Formula = Literal["paper", "released"]
+
+
+@dataclass(frozen=True)
+class WatchedLayer:
+    """What a selection knows of a layer.
+
+    Attributes:
+        neurons: number of its neurons.
+        parameters: trained parameters of each of its neurons, bias included.
+    """
+
+    neurons: int
+    parameters: int
+
 
 class Selection(Protocol):
-    """A rule that says, once an epoch, which neurons are frozen during the next one."""
+    """A rule that says, once a step, which neurons are frozen until the next one."""
 
     @property
     def observes(self) -> bool:
-        """Whether the rule looks at similarities, so that the probe must run every epoch."""
+        """Whether the rule looks at similarities, so that the probe must run at every step."""
 
-    def select(self, neurons: Mapping[str, int], similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The next masks.
 
         Args:
-            neurons: layer name -> number of neurons.
+            layers: layer name -> the layer, in the order in which the forward first calls them.
             similarities: layer name -> phi of shape ``(neurons,)``; empty unless the rule observes.
 
         Returns:
-            Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen.
+            Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen. A layer
+            without a mask learns.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -39,92 +58,82 @@ class Selection(Protocol):
 class Velocity:
     r"""NEq's rule: a neuron is at equilibrium when its similarity has stopped changing.
 
-    .. math:: v^t = \Delta\varphi^t - \mu\,v^{t-1}, \qquad \Delta\varphi^t = \varphi^t - \varphi^{t-1},
-        \qquad \text{frozen} \iff |v^t| < \varepsilon
+    With :math:`\Delta\varphi^t = \varphi^t - \varphi^{t-1}`, a neuron is frozen when
+    :math:`|v^t| < \varepsilon`, where
 
-    with :math:`\varphi^0 = 1` and :math:`v^0 = 0`: before training a neuron is like itself.
+    .. math::
+        \text{paper:}\quad v^t &= \Delta\varphi^t - \mu\,v^{t-1} \\
+        \text{released:}\quad v^t &= \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}
+
+    Before the first step a neuron is like itself and at rest: :math:`\varphi = 1`,
+    :math:`\Delta\varphi = v = 0`. The two disagree: the released formula is the smoothed *second* difference
+    of phi, so that a neuron whose similarity grows steadily is at equilibrium there, and not in the paper.
 
     Args:
         eps: the bound on the velocity; 0 freezes nothing.
         mu: the weight of the last velocity, in [0, 1).
+        formula: "paper", the equation as published; or "released", what the authors' code computes.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in deep
-    models", NeurIPS 2022. The code released with the paper keeps :math:`\mu v^{t-1} + \Delta\varphi^t -
-    \Delta\varphi^{t-1}` instead; here the paper's equation is used.
+    models", NeurIPS 2022, section 3, and the code at https://github.com/EIDOSLAB/NEq.
     """
 
     observes = True
 
-    def __init__(self, eps: float = 1e-3, mu: float = 0.5) -> None:
+    def __init__(self, eps: float = 1e-3, mu: float = 0.5, formula: Formula = "paper") -> None:
         if not eps >= 0:
             raise ConfigError(f"eps: must be at least 0, not {eps}; the paper uses 1e-3")
         if not 0 <= mu < 1:
             raise ConfigError(f"mu: must be in [0, 1), not {mu}; the paper uses 0.5")
-        self.eps, self.mu = eps, mu
+        if formula not in get_args(Formula):
+            raise ConfigError(f"formula: must be one of {', '.join(get_args(Formula))}, not {formula!r}")
+        self.eps, self.mu, self.formula = eps, mu, formula
         self._phi: dict[str, Tensor] = {}
+        self._change: dict[str, Tensor] = {}
         self._velocity: dict[str, Tensor] = {}
 
     @property
+    def phi(self) -> dict[str, Tensor]:
+        """Layer name -> the last similarities, shape ``(neurons,)``; empty before the first step."""
+        return copied(self._phi)
+
+    @property
     def velocity(self) -> dict[str, Tensor]:
-        """Layer name -> the last velocities, shape ``(neurons,)``; empty before the first epoch."""
-        return {name: v.clone() for name, v in self._velocity.items()}
+        """Layer name -> the last velocities, shape ``(neurons,)``; empty before the first step."""
+        return copied(self._velocity)
 
-    def select(self, neurons: Mapping[str, int], similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Advance the velocities by one epoch; see :class:`Selection`."""
-        frozen = {}
-        for name in neurons:
-            phi = similarities[name]
-            last = self._phi.get(name, torch.ones_like(phi)).to(phi)
-            before = self._velocity.get(name, torch.zeros_like(phi)).to(phi)
-            velocity = (phi - last) - self.mu * before
-            self._phi[name], self._velocity[name] = phi, velocity
-            frozen[name] = velocity.abs() < self.eps
-        return frozen
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Advance the velocities by one step; see :class:`Selection`."""
+        for name in layers:
+            self._advance(name, similarities[name])
+        return {name: self._velocity[name].abs() < self.eps for name in layers}
+
+    def _advance(self, name: str, phi: Tensor) -> None:
+        rest = torch.zeros_like(phi)
+        change = phi - self._phi.get(name, rest + 1).to(phi)
+        before = self.mu * self._velocity.get(name, rest).to(phi)
+        if self.formula == "paper":
+            velocity = change - before
+        else:
+            velocity = before + change - self._change.get(name, rest).to(phi)
+        self._phi[name], self._change[name], self._velocity[name] = phi, change, velocity
 
     def state_dict(self) -> dict[str, Any]:
-        """Similarities and velocities of the last epoch."""
-        return {"phi": _copied(self._phi), "velocity": _copied(self._velocity)}
+        """Similarities, their last changes and velocities."""
+        return {
+            "phi": copied(self._phi),
+            "change": copied(self._change),
+            "velocity": copied(self._velocity),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        self._phi, self._velocity = _copied(state["phi"]), _copied(state["velocity"])
+        self._phi, self._change = copied(state["phi"]), copied(state["change"])
+        self._velocity = copied(state["velocity"])
 
 
-class Stochastic:
-    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn anew each epoch.
-
-    Args:
-        p: share of each layer to freeze, in [0, 1].
-        seed: seed of its own generator; the global generators are not touched.
-
-    Source: the Stochastic baseline of the NEq paper.
-    """
-
-    observes = False
-
-    def __init__(self, p: float, seed: int = 0) -> None:
-        if not 0 <= p <= 1:
-            raise ConfigError(f"p: the frozen share must be in [0, 1], not {p}")
-        self.p = p
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def select(self, neurons: Mapping[str, int], similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw the next masks; see :class:`Selection`."""
-        return {name: self._draw(count) for name, count in neurons.items()}
-
-    def _draw(self, count: int) -> Tensor:
-        frozen = torch.zeros(count, dtype=torch.bool)
-        frozen[torch.randperm(count, generator=self._generator)[: int(self.p * count)]] = True
-        return frozen
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the generator."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._generator.set_state(state["generator"].cpu())
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same mapping with tensors of its own."""
     return {name: tensor.clone() for name, tensor in tensors.items()}

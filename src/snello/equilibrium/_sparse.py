@@ -5,81 +5,57 @@ A layer with frozen neurons changes its class to a subclass with another ``forwa
 holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, for frozen neurons belong to the
 optimizer that holds them, and the copy has none.
 
+Three ways, by what is frozen:
+
+- all neurons: the layer runs with detached parameters. Nothing is computed for them, a convolution keeps no
+  input, and where nothing below learns the backward ends.
+- some, and slicing pays (see ``_dispatch.py``): only the active rows are computed.
+- some, and it does not: the plain layer, whose gradient is then masked.
+
 Freezing output neurons saves weight gradients only. The gradient of the input is always the dense one, for
 the layers below need it whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.hooks import RemovableHandle
 
-_PLAN = "_snello_rows"
-
-MIN_FROZEN = 0.5
-"""Frozen share from which the active rows are computed alone; below it, the dense gradient is masked.
-
-Measured per layer on one x86 thread, whole backward of the layer over the plain one (LeNet-5, ResNet-32 and
-128-channel layers, 1x1 and 3x3): at 25 % slicing gave 0.8 to 1.4, at 50 % 0.7 to 0.95, at 75 % 0.5 to 0.9
-where the bounds below hold. Masking costs 0 to 3 %. Accelerators have not been measured.
-"""
-
-MIN_CHANNELS = 17
-"""CPU kernels work on blocks of 16 channels: slicing a 16-channel layer gave 1.0 to 1.9 at every share."""
-
-MIN_CHANNELS_LAST = 32
-"""In channels_last the active channels must be gathered entry by entry; 20 channels gave 1.0 to 1.7."""
-
-MIN_FAN_IN_LAST = 256
-"""In channels_last, incoming weights per neuron for the gathering to be worth it already at MIN_FROZEN;
-with fewer (a 1x1 convolution of 64 channels gave 1.08 at 50 %, 0.77 at 75 %) MIN_FROZEN_NARROW holds."""
-
-MIN_FROZEN_NARROW = 0.75
+from snello.equilibrium._dispatch import BUCKETS, Dispatch, Gradients, Work, can_measure, rule
+from snello.equilibrium._rows import Rows, by_neuron, neuron_axis
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Which rows of a layer are frozen, as index tensors made once per mask.
+@dataclass
+class _Attached:
+    """What belongs to an attached layer besides its parameters."""
 
-    Attributes:
-        frozen: indices of the frozen rows.
-        active: indices of the others.
-    """
+    rows: Rows
+    dispatch: Dispatch
+    gates: list[RemovableHandle]
 
-    frozen: Tensor
-    active: Tensor
 
-    @classmethod
-    def of(cls, mask: Tensor) -> Rows:
-        """From a boolean mask, true where frozen."""
-        return cls(mask.nonzero().flatten(), (~mask).nonzero().flatten())
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
-    @cached_property
-    def share(self) -> float:
-        """Share of the rows that are frozen."""
-        return len(self.frozen) / (len(self.frozen) + len(self.active))
-
-    @property
-    def all_frozen(self) -> bool:
-        """Whether no row is active."""
-        return not len(self.active)
-
-    def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
-        return self if self.frozen.device == device else Rows(self.frozen.to(device), self.active.to(device))
+_attached: WeakKeyDictionary[nn.Module, _Attached] = WeakKeyDictionary()
+"""Beside the layers, not in them, so that no copy takes it along."""
 
 
 class _Geometry(NamedTuple):
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
     groups: int
 
 
@@ -105,160 +81,254 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.stride(1) == 1 and tensor.shape[2:].numel() > 1
 
 
-def _slicing_pays(rows: Rows, grad: Tensor, weight: Tensor) -> bool:
-    """Whether to compute the active rows alone: the rule behind the constants above."""
-    if not _channels_last(grad):
-        return rows.share >= MIN_FROZEN and len(weight) >= MIN_CHANNELS
-    bound = MIN_FROZEN if weight[0].numel() >= MIN_FAN_IN_LAST else MIN_FROZEN_NARROW
-    return rows.share >= bound and len(weight) >= MIN_CHANNELS_LAST
+def _channels(tensor: Tensor, index: Tensor) -> Tensor:
+    """Some channels, dimension 1, in the layout of the whole."""
+    if not _channels_last(tensor):
+        return tensor.index_select(1, index)
+    # The matrix of positions and channels, a view: gathering its columns is several times faster on a CPU
+    # than index_select on four dimensions, which also leaves the layout.
+    last = tensor.movedim(1, -1)
+    part = last.reshape(-1, last.shape[-1]).index_select(1, index)
+    return part.view(*last.shape[:-1], len(index)).movedim(-1, 1)
 
 
 class _ConvRows(torch.autograd.Function):
+    """A convolution whose weight gradient may be computed for the active rows alone."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, geometry: _Geometry
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Rows,
+        geometry: _Geometry,
+        dispatch: Dispatch,
+        work: Work,
     ) -> Tensor:
         # Without an active row the weight arrives detached, and the input need not survive the forward.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows, ctx.geometry, ctx.like = rows, geometry, (x.shape, x.stride())
-        stride, padding, dilation, groups = geometry
-        output: Tensor = torch.ops.aten.convolution(
-            x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-        )
+        ctx.dispatch, ctx.work = dispatch, work
+        output: Tensor = torch.ops.aten.convolution(x, weight, bias, *geometry)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        wanted = [need and (i == 0 or _weight_gradients) for i, need in enumerate(ctx.needs_input_grad[:3])]
+        needs = ctx.needs_input_grad[:3]
+        wanted = [need and (i == 0 or _weight_gradients) for i, need in enumerate(needs)]
         if x is None:  # only its shape and layout matter now
             x = torch.empty_strided(*ctx.like, dtype=weight.dtype, device=weight.device)
-        if wanted[1] and ctx.geometry.groups == 1 and _slicing_pays(ctx.rows, grad, weight):
-            return *_sliced(ctx, grad, x, weight, wanted), None, None
-        return *_masked(ctx, grad, x, weight, wanted), None, None
+
+        def dense() -> Gradients:
+            return _conv_backward(grad, x, weight, ctx.geometry, wanted)
+
+        def sliced() -> Gradients:
+            to_input, _, _ = _conv_backward(grad, x, weight, ctx.geometry, [wanted[0], False, False])
+            return to_input, *_conv_rows(grad, x, weight, ctx.geometry, ctx.rows, wanted)
+
+        found = dense() if not wanted[1] else _faster(ctx, dense, sliced)
+        return *found, None, None, None, None
+
+
+def _faster(ctx: Any, dense: Any, sliced: Any) -> Gradients:
+    """The gradients, by the way that is known or found to be the faster one."""
+    decision = None if ctx.work is None else ctx.dispatch.decision(ctx.work)
+    if decision is None and can_measure() and _weight_gradients:
+        found: Gradients = ctx.dispatch.measure(ctx.work, dense, sliced)
+        return found
+    slicing = rule(ctx.work) if decision is None else decision.sliced
+    return sliced() if slicing else dense()  # type: ignore[no-any-return]
 
 
 def _conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     if not any(wanted):
         return None, None, None
-    stride, padding, dilation, groups = geometry
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        [weight.shape[0]],
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * len(stride),
-        groups,
-        wanted,
-    )
+    biases = [weight.shape[1] * geometry.groups if geometry.transposed else weight.shape[0]]
+    found: Gradients = torch.ops.aten.convolution_backward(grad, x, weight, biases, *geometry, wanted)
     return found
 
 
-def _masked(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
-) -> tuple[Tensor | None, ...]:
-    """The dense gradient times the mask."""
-    to_input, *own = _conv_backward(grad, x, weight, ctx.geometry, wanted)
-    return to_input, *(g if g is None else g.index_fill_(0, ctx.rows.frozen, 0) for g in own)
+def _conv_rows(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, rows: Rows, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias for the active rows, among zeros."""
+    axis = 1 if geometry.transposed else 0
+    index = rows.active
+    if geometry.groups > 1:
+        # Whole groups are computed: those with an active row. The frozen rows among them are masked later.
+        index, inputs, groups = _active_groups(index, weight.shape[0], x.shape[1], geometry.groups)
+        x, geometry = _channels(x, inputs), geometry._replace(groups=groups)
+    # Only the shape of the weight matters here, so that a view of its first rows will do.
+    head = weight.narrow(axis, 0, len(index))
+    _, part, bias = _conv_backward(_channels(grad, index), x, head, geometry, [False, *wanted[1:]])
+    return _scattered(part, bias, weight, index, axis)
 
 
-def _sliced(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
-) -> tuple[Tensor | None, ...]:
-    """The gradient of the active rows, among zeros."""
-    to_input, _, _ = _conv_backward(grad, x, weight, ctx.geometry, [wanted[0], False, False])
-    active = ctx.rows.active
-    # Two ways to gather the same channels: each is the fast one in its layout.
-    part = grad[:, active] if _channels_last(grad) else grad.index_select(1, active)
-    if _channels_last(grad):
-        part = _as_channels_last(part)
-    # Only the shape of the weight matters here, so that a view of the first rows will do.
-    head = weight.narrow(0, 0, len(active))
-    _, rows, bias = _conv_backward(part, x, head, ctx.geometry, [False, *wanted[1:]])
-    return to_input, *_scattered(rows, bias, weight, active)
+def _active_groups(active: Tensor, outputs: int, inputs: int, groups: int) -> tuple[Tensor, Tensor, int]:
+    """Output channels and input channels of the groups with an active neuron, and how many groups those are."""
+    per_out, per_in = outputs // groups, inputs // groups
+    alive: Tensor = torch.unique(active // per_out)
 
+    def members(size: int) -> Tensor:
+        channels = alive[:, None] * size + torch.arange(size, device=alive.device)
+        return channels.flatten()
 
-def _as_channels_last(tensor: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats.get(tensor.dim(), torch.contiguous_format))
+    return members(per_out), members(per_in), len(alive)
 
 
 def _scattered(
-    rows: Tensor | None, bias: Tensor | None, weight: Tensor, active: Tensor
+    part: Tensor | None, bias: Tensor | None, weight: Tensor, index: Tensor, axis: int = 0
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the active rows of weight and bias, among zeros."""
+    """Gradients of some rows of weight and bias, among zeros."""
     return (
-        None if rows is None else torch.zeros_like(weight).index_copy_(0, active, rows),
-        None if bias is None else bias.new_zeros(len(weight)).index_copy_(0, active, bias),
+        None if part is None else torch.zeros_like(weight).index_copy_(axis, index, part),
+        None if bias is None else bias.new_zeros(weight.shape[axis]).index_copy_(0, index, bias),
     )
 
 
 class _LinearRows(torch.autograd.Function):
+    """A Linear layer whose weight gradient may be computed for the active rows alone."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.rows = rows
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, dispatch: Dispatch, work: Work
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.rows, ctx.dispatch, ctx.work = rows, dispatch, work
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         to_input = grad.matmul(weight) if needs_x else None
         if not (_weight_gradients and (needs_weight or needs_bias)):
-            return to_input, None, None, None
-        flat, active = grad.reshape(-1, grad.shape[-1]), ctx.rows.active
-        sliced = ctx.rows.share >= MIN_FROZEN
-        part = flat.index_select(1, active) if sliced else flat
-        found = (
-            part.t().mm(x.reshape(-1, x.shape[-1])) if needs_weight else None,
-            part.sum(0) if needs_bias else None,
-        )
-        if sliced:
-            return to_input, *_scattered(*found, weight, active), None
-        return to_input, *(g if g is None else g.index_fill_(0, ctx.rows.frozen, 0) for g in found), None
+            return to_input, None, None, None, None, None
+        flat, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+
+        def products(part: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            return part.t().mm(inputs) if needs_weight else None, part.sum(0) if needs_bias else None
+
+        def sliced() -> Gradients:
+            active = ctx.rows.active
+            return _scattered(*products(flat.index_select(1, active)), weight, active)
+
+        return to_input, *_faster(ctx, lambda: products(flat), sliced), None, None, None
 
 
-def _operands(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Rows]:
-    """Input, weight and bias as the plain layer would use them, and the frozen rows."""
-    weight, bias, rows = module.weight, module.bias, vars(module)[_PLAN].to(module.weight.device)
-    if rows.all_frozen:
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
+def _operand_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of an operand; a custom function would keep the wide one."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
-        # What autocast does for the plain layer; a custom function would keep the wide operands.
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return x, weight, bias, rows
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
-def _linear_forward(self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return F.linear(x, self.weight, self.bias)
-    x, weight, bias, rows = _operands(self, x)
-    output: Tensor = (
-        F.linear(x, weight, bias) if rows.all_frozen else _LinearRows.apply(x, weight, bias, rows)
+def _work(layer: Any, kind: tuple[Any, ...], x: Tensor, positions: int, last: bool) -> Work | None:
+    """The work of the layer's backward, or None if it is known that slicing does not pay there."""
+    attached = _attached[layer]
+    rows = attached.rows
+    work = Work(
+        kind,
+        tuple(by_neuron(layer.weight, neuron_axis(layer)).shape),
+        positions.bit_length(),
+        last,
+        x.requires_grad,
+        _operand_dtype(x),
+        str(x.device),
+        -(-len(rows.active) * BUCKETS // rows.count),
+        torch.get_num_threads(),
     )
-    return output
+    decision = attached.dispatch.decision(work)
+    return None if decision is not None and not decision.sliced else work
 
 
-def _conv_forward(self: Any, x: Tensor) -> Tensor:
+def _eager(forward: Forward) -> Forward:
+    """Break the graph here under torch.compile: the layer runs between two compiled parts."""
+    found: Forward = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _detached_forward(self: Any, *args: Any) -> Any:
+    """The plain layer's own forward with parameters that ask for no gradient."""
+    plain = self._snello_plain
+    stand_in = object.__new__(plain)
+    own = {name: p if p is None else p.detach() for name, p in self._parameters.items()}
+    # The buffers are the layer's own, so that BatchNorm's statistics go on moving.
+    vars(stand_in).update({**vars(self), "_parameters": own})
+    return plain.forward(stand_in, *args)
+
+
+@_eager
+def _linear_forward(self: Any, x: Tensor) -> Any:
+    attached = _at_home(self)
     if not torch.is_grad_enabled():
-        plain: Tensor = self._conv_forward(x, self.weight, self.bias)
-        return plain
-    x, weight, bias, rows = _operands(self, x)
-    batched = x if x.dim() == weight.dim() else x.unsqueeze(0)
-    batched, padding = _padded(self, batched)
-    geometry = _Geometry(list(self.stride), padding, list(self.dilation), self.groups)
-    output: Tensor = _ConvRows.apply(batched, weight, bias, rows, geometry)
+        return self._snello_plain.forward(self, x)
+    if attached.rows.all_frozen:
+        return _detached_forward(self, x)
+    work = _work(self, ("linear",), x, x.shape[:-1].numel(), last=True)
+    if work is None:
+        return self._snello_plain.forward(self, x)
+    dtype = _operand_dtype(x)
+    bias = None if self.bias is None else self.bias.to(dtype)
+    return _LinearRows.apply(x.to(dtype), self.weight.to(dtype), bias, attached.rows, attached.dispatch, work)
+
+
+@_eager
+def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    attached = _at_home(self)
+    weight, bias = self.weight, self.bias
+    if not torch.is_grad_enabled():
+        return self._snello_plain.forward(self, x, *args, **kwargs)
+    if attached.rows.all_frozen:
+        weight, bias, work = weight.detach(), None if bias is None else bias.detach(), None
+    else:
+        kind = (type(self).__name__, self.stride, self.padding, self.dilation, self.groups)
+        work = _work(self, kind, x, x.numel() // x.shape[1 - self.weight.dim()], _layout(self, x))
+        if work is None:
+            return self._snello_plain.forward(self, x, *args, **kwargs)
+    dtype = _operand_dtype(x)
+    batched = x.to(dtype) if x.dim() == weight.dim() else x.to(dtype).unsqueeze(0)
+    padded, geometry = _geometry(self, batched, *args, **kwargs)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    output: Tensor = _ConvRows.apply(padded, weight, bias, attached.rows, geometry, attached.dispatch, work)
     return output if x.dim() == weight.dim() else output.squeeze(0)
+
+
+def _at_home(layer: Any) -> _Attached:
+    """What is attached to a layer, with the rows where the layer is now."""
+    attached = _attached[layer]
+    attached.rows = attached.rows.to(layer.weight.device)
+    return attached
+
+
+def _layout(layer: Any, x: Tensor) -> bool:
+    """Whether a convolution works in channels_last: its kernel follows either operand."""
+    return (x.dim() == layer.weight.dim() and _channels_last(x)) or (
+        layer.weight.shape[1] > 1 and _channels_last(layer.weight)
+    )
+
+
+def _geometry(module: Any, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, _Geometry]:
+    """The input, padded here where the kernel cannot, and everything else that the kernel has to know."""
+    transposed = isinstance(module, _ConvTransposeNd)
+    if transposed:
+        dims = len(module.kernel_size)
+        extra = module._output_padding(
+            x, output_size, module.stride, module.padding, module.kernel_size, dims, module.dilation
+        )
+        padding = module.padding
+    else:
+        x, padding = _padded(module, x)
+        extra = [0] * len(padding)
+    return x, _Geometry(
+        tuple(module.stride), tuple(padding), tuple(module.dilation), transposed, tuple(extra), module.groups
+    )
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
@@ -272,16 +342,27 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
     return x, list(before)
 
 
+@_eager
+def _other_forward(self: Any, *args: Any) -> Any:
+    """For layers without a product to slice, as normalisations: all frozen, or plain."""
+    if torch.is_grad_enabled() and _at_home(self).rows.all_frozen:
+        return _detached_forward(self, *args)
+    return self._snello_plain.forward(self, *args)
+
+
 def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
     """How copy and pickle see the layer: plain."""
-    state = {key: value for key, value in vars(self).items() if key != _PLAN}
-    return object.__new__, (self._snello_plain,), state
+    return object.__new__, (self._snello_plain,), vars(self).copy()
 
 
 @cache
 def _sparse_class(plain: Any) -> Any:
     """The subclass that takes over while rows are frozen; one per class of layer."""
-    forward = _linear_forward if issubclass(plain, nn.Linear) else _conv_forward
+    forward: Callable[..., Any] = _other_forward
+    if issubclass(plain, nn.Linear):
+        forward = _linear_forward
+    elif issubclass(plain, _ConvNd):
+        forward = _conv_forward
     return type(
         f"Sparse{plain.__name__}",
         (plain,),
@@ -296,41 +377,46 @@ def _sparse_class(plain: Any) -> Any:
     )
 
 
-def worth_attaching(module: nn.Module, frozen: Tensor) -> bool:
-    """Whether a Linear or convolution can gain from a backward of its own; else masking its gradient will do.
+def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch) -> None:
+    """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
 
-    It can when nothing is active, or when slicing may pay; the layout of the data has the last word in each
-    backward.
-
-    Args:
-        module: a Linear, Conv1d, Conv2d or Conv3d.
-        frozen: boolean, shape ``(neurons,)``.
-    """
-    if frozen.all():
-        return True
-    enough = float(frozen.float().mean()) >= MIN_FROZEN
-    if isinstance(module, nn.Linear):
-        return enough
-    return enough and len(frozen) >= MIN_CHANNELS and bool(module.groups == 1)
-
-
-def attach(module: nn.Module, frozen: Tensor) -> None:
-    """Let a Linear or convolution skip the gradient of its frozen rows; nothing frozen restores the layer.
+    Whatever reaches ``.grad`` in the frozen rows, by the layer or by another way (a penalty on the weights),
+    is set to zero there as soon as it is accumulated.
 
     Args:
-        module: a Linear, Conv1d, Conv2d or Conv3d.
+        module: a Linear, convolution, transposed convolution without groups, BatchNorm or LayerNorm.
         frozen: boolean, shape ``(neurons,)``.
+        dispatch: decides whether slicing pays.
     """
     detach(module)
     if not frozen.any():
         return
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    vars(module)[_PLAN] = Rows.of(frozen.to(weight.device))
-    plain: Any = type(module)
-    module.__class__ = _sparse_class(plain)
+    parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
+    rows = Rows.of(frozen.to(parameters[0].device)) if parameters else Rows.of(frozen)
+    axis = neuron_axis(module)
+    gates = [
+        p.register_post_accumulate_grad_hook(_gate(axis, rows))  # type: ignore[no-untyped-call]
+        for p in parameters
+    ]
+    _attached[module] = _Attached(rows, dispatch, gates)
+    if rows.all_frozen or isinstance(module, (nn.Linear, _ConvNd)):
+        plain: Any = type(module)
+        module.__class__ = _sparse_class(plain)
+
+
+def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def erase(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
+
+    return erase
 
 
 def detach(module: nn.Module) -> None:
     """Give a layer its own class back."""
     module.__class__ = getattr(type(module), "_snello_plain", type(module))
-    vars(module).pop(_PLAN, None)
+    attached = _attached.pop(module, None)
+    if attached is not None:
+        for gate in attached.gates:
+            gate.remove()

@@ -1,16 +1,18 @@
-"""How long the backward takes with and without freezing, measured side by side."""
+"""How long a training step takes with and without freezing, measured side by side."""
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from snello.equilibrium._flops import undisturbed
 from snello.equilibrium._neq import SelectiveUpdate
@@ -71,41 +73,191 @@ def time_backward(
     Raises:
         ConfigError: for fewer than one repeat.
     """
-    if repeats < 1:
-        raise ConfigError(f"repeats: must be at least 1, not {repeats}")
-    args = as_inputs(inputs)
+    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
     times: dict[bool, list[float]] = {True: [], False: []}
     with undisturbed(neq.model):
         for turn in range(repeats + 1):
-            # Which one goes first alternates, lest one always inherits the other's caches.
-            for dense in (True, False) if turn % 2 else (False, True):
+            for dense in _in_turns(turn):
                 with neq.freezer.dense() if dense else nullcontext():
-                    elapsed = _once(neq.model, args, targets, loss_fn)
+                    _, backward = _passes(neq, args, loss)
                 if turn:  # the first turn warms up
-                    times[dense].append(elapsed)
+                    times[dense].append(backward)
     dense_spread, sparse_spread = _spread(times[True]), _spread(times[False])
     return BackwardTiming(
         *dense_spread, *sparse_spread, repeats, str(args[0].device), torch.get_num_threads()
     )
 
 
-def _once(model: Any, args: tuple[Tensor, ...], targets: Any, loss_fn: Callable[[Any, Any], Tensor]) -> float:
-    for parameter in model.parameters():
+@dataclass(frozen=True)
+class PhaseTiming:
+    """One phase of a training step, plain and with the frozen neurons skipped.
+
+    Attributes:
+        dense_ms: median of the plain phase, in milliseconds.
+        dense_p10: its 10th percentile.
+        dense_p90: its 90th percentile.
+        sparse_ms: median with the frozen neurons skipped.
+        sparse_p10: its 10th percentile.
+        sparse_p90: its 90th percentile.
+    """
+
+    dense_ms: float
+    dense_p10: float
+    dense_p90: float
+    sparse_ms: float
+    sparse_p10: float
+    sparse_p90: float
+
+    @property
+    def ratio(self) -> float:
+        """Sparse over dense: below 1 the frozen neurons save time."""
+        return self.sparse_ms / self.dense_ms
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Dense and sparse training steps of the same model on the same batch, interleaved.
+
+    Attributes:
+        forward: forward pass and loss.
+        backward: backward pass.
+        optimizer: ``optimizer.step()``; in the sparse one with all that holds the frozen rows.
+        step: the three together.
+        repeats: measurements of each, after one warm-up.
+        batch: samples of the batch.
+        device: where it was measured.
+        threads: number of intra-op threads of the CPU.
+    """
+
+    forward: PhaseTiming
+    backward: PhaseTiming
+    optimizer: PhaseTiming
+    step: PhaseTiming
+    repeats: int
+    batch: int
+    device: str
+    threads: int
+
+
+def time_step(
+    neq: SelectiveUpdate,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Tensor],
+    repeats: int = 20,
+) -> StepTiming:
+    """Time forward, backward and optimizer step, dense and sparse in turn, with what is frozen now.
+
+    The dense optimizer step is that of a plain optimizer with the same state. Weights, optimizer state,
+    gradients, BatchNorm statistics and random generators are put back.
+
+    Args:
+        neq: the frozen model.
+        inputs: one batch.
+        targets: its targets, the second argument of the loss.
+        loss_fn: ``loss_fn(output, targets)`` -> scalar.
+        repeats: measurements of each kind.
+
+    Raises:
+        ConfigError: for fewer than one repeat.
+    """
+    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
+    # A shallow copy works on the same parameters and the same state, without anybody's hooks.
+    optimizers = {True: copy.copy(neq.optimizer), False: neq.optimizer}
+    times: dict[bool, list[tuple[float, float, float]]] = {True: [], False: []}
+    with undisturbed(neq.model), _put_back(neq.optimizer) as weights_back:
+        for turn in range(repeats + 1):
+            for dense in _in_turns(turn):
+                with neq.freezer.dense() if dense else nullcontext():
+                    passes = _passes(neq, args, loss)
+                    elapsed = (*passes, _timed(optimizers[dense].step, args[0].device))
+                if turn:  # the first turn warms up
+                    times[dense].append(elapsed)
+                weights_back()  # lest many steps on one batch end in infinities
+    plain, skipping = ([*zip(*times[kind], strict=True)] for kind in (True, False))
+    forward, backward, update = (_phase(*both) for both in zip(plain, skipping, strict=True))
+    return StepTiming(
+        forward=forward,
+        backward=backward,
+        optimizer=update,
+        step=_phase([sum(t) for t in times[True]], [sum(t) for t in times[False]]),
+        repeats=repeats,
+        batch=len(args[0]),
+        device=str(args[0].device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _checked(repeats: int, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if repeats < 1:
+        raise ConfigError(f"repeats: must be at least 1, not {repeats}")
+    return as_inputs(inputs)
+
+
+def _in_turns(turn: int) -> tuple[bool, bool]:
+    """Which one goes first alternates, lest one always inherits the other's caches."""
+    return (True, False) if turn % 2 else (False, True)
+
+
+def _loss(
+    neq: SelectiveUpdate, targets: Any, loss_fn: Callable[[Any, Any], Tensor]
+) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    return lambda args: loss_fn(neq.model(*args), targets)
+
+
+def _passes(
+    neq: SelectiveUpdate, args: tuple[Tensor, ...], loss_of: Callable[[tuple[Tensor, ...]], Tensor]
+) -> tuple[float, float]:
+    """Milliseconds of a forward and of a backward pass, from empty gradients."""
+    for parameter in neq.model.parameters():
         parameter.grad = None
-    loss = loss_fn(model(*args), targets)
-    _synchronise(loss)
+    found: list[Tensor] = []
+    device = args[0].device
+    forward = _timed(lambda: found.append(loss_of(args)), device)
+    return forward, _timed(found[0].backward, device)
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    _synchronise(device)
     start = time.perf_counter()
-    loss.backward()  # type: ignore[no-untyped-call]
-    _synchronise(loss)
+    work()
+    _synchronise(device)
     return (time.perf_counter() - start) * 1e3
 
 
-def _synchronise(tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize(tensor.device)
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
-def _spread(times: list[float]) -> tuple[float, float, float]:
+@contextmanager
+def _put_back(optimizer: Optimizer) -> Iterator[Callable[[], None]]:
+    """Parameters and state of an optimizer are afterwards as they were; yields what resets the parameters."""
+    parameters = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    states = {p: {key: _copy(value) for key, value in state.items()} for p, state in optimizer.state.items()}
+
+    @torch.no_grad()
+    def weights_back() -> None:
+        for parameter, value in parameters:
+            parameter.copy_(value)
+
+    try:
+        yield weights_back
+    finally:
+        weights_back()
+        optimizer.state.clear()
+        optimizer.state.update(states)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _phase(dense: Sequence[float], sparse: Sequence[float]) -> PhaseTiming:
+    return PhaseTiming(*_spread(dense), *_spread(sparse))
+
+
+def _spread(times: Sequence[float]) -> tuple[float, float, float]:
     """Median, 10th and 90th percentile."""
     if len(times) == 1:
         return times[0], times[0], times[0]

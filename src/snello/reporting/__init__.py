@@ -4,12 +4,19 @@ Results are frozen dataclasses from the other packages. A *table* is a title, a 
 drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages of a journey.
 """
 
+from ._equilibrium import cost_table as cost_table
+from ._equilibrium import plot_costs as plot_costs
+from ._equilibrium import plot_equilibrium as plot_equilibrium
+from ._equilibrium import plot_updated as plot_updated
+from ._journey import round_trip_table as round_trip_table
 from ._journey import shipping_table as shipping_table
 from ._journey import training_table as training_table
 from ._journey import write_report as write_report
 from ._plots import plot_potential as plot_potential
 from ._progress import busy as busy
 from ._progress import progress as progress
+from ._reproduce import reproduction_tables as reproduction_tables
+from ._reproduce import write_reproduction as write_reproduction
 from ._tables import Table as Table
 from ._tables import markdown as markdown
 from ._tables import show as show
@@ -20,6 +27,7 @@ from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
 __all__ = [
-    "Table", "as_json", "busy", "flops", "markdown", "megabytes", "milliseconds", "percent", "plot_potential",
-    "progress", "shipping_table", "show", "training_table", "write_report",
+    "Table", "as_json", "busy", "cost_table", "flops", "markdown", "megabytes", "milliseconds", "percent",
+    "plot_costs", "plot_equilibrium", "plot_potential", "plot_updated", "progress", "reproduction_tables",
+    "round_trip_table", "shipping_table", "show", "training_table", "write_report", "write_reproduction",
 ]  # fmt: skip

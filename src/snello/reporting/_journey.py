@@ -16,7 +16,14 @@ from ._values import as_json, flops, megabytes, milliseconds, percent
 if TYPE_CHECKING:  # drawing a table must not need the training extra
     from snello.training import JourneyResult
 
-NAMES = {"baseline": "No pruning", "lobster": "LOBSTER", "serene": "SeReNe"}
+NAMES = {"lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq", "stochastic-star": "Stochastic*"}
+
+
+def method_label(method: str, plain: str = "Baseline") -> str:
+    """The name of a method for readers; ``plain`` is what the baseline is called."""
+    if method == "baseline":
+        return plain
+    return " + ".join(NAMES.get(part, part.replace("-", " ").capitalize()) for part in method.split("+"))
 
 
 def shipping_table(result: JourneyResult) -> Table:
@@ -37,7 +44,7 @@ def shipping_table(result: JourneyResult) -> Table:
         ),
         rows=tuple(
             (
-                NAMES[row.method],
+                method_label(row.method, "No pruning"),
                 f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)})",
                 percent(row.pruned),
                 str(row.parameters) + (f"\n-{percent(row.removed)}" if row.removed > 0 else ""),
@@ -64,7 +71,7 @@ def training_table(result: JourneyResult) -> Table:
         ),
         rows=tuple(
             (
-                "NEq" if row.method == "neq" else "Baseline",
+                method_label(row.method),
                 percent(row.test_accuracy),
                 _with_change(row.paper_flops, dense.paper_flops if dense else 0),
                 _with_change(row.executed_flops, dense.executed_flops if dense else 0),
@@ -83,10 +90,52 @@ def training_table(result: JourneyResult) -> Table:
     )  # fmt: skip
 
 
+def round_trip_table(result: JourneyResult) -> Table | None:
+    """Both ways of the round trip in one table, where a method went both; None where none did."""
+    shipped, trained = {r.method: r for r in result.shipped}, {r.method: r for r in result.trained}
+    methods = [method for method in result.runs if method in shipped and method in trained]
+    if not any("+" in method for method in methods):
+        return None
+    lean, cheap = shipped[methods[0]], trained[methods[0]]
+    return Table(
+        title=f"The round trip, both ways: {result.recipe.model.name} on {result.recipe.data.name}",
+        header=(
+            "Training", "Accuracy\n(decoded)", "Bprop FLOPs\n(executed)", "Backward\ntime", "Training\n[s]",
+            "Params\nleft", "Lean\n[MB]", "Stream\n[MB]", "ONNX Rt\n[ms]",
+        ),
+        rows=tuple(
+            (
+                method_label(method),
+                f"{percent(shipped[method].test_accuracy)}\n({percent(shipped[method].decoded_accuracy)})",
+                _with_change(trained[method].executed_flops, cheap.executed_flops),
+                f"{trained[method].backward_ratio:.2f}x",
+                f"{trained[method].seconds:.0f}{_change(trained[method].seconds, cheap.seconds)}",
+                f"{shipped[method].parameters}{_change(shipped[method].parameters, lean.parameters)}",
+                f"{megabytes(shipped[method].simplified_bytes)}"
+                f"{_change(shipped[method].simplified_bytes, lean.simplified_bytes)}",
+                f"{megabytes(shipped[method].bitstream_bytes)}"
+                f"{_change(shipped[method].bitstream_bytes, lean.bitstream_bytes)}",
+                f"{shipped[method].onnxruntime.median_ms:.3f}"
+                f"{_change(shipped[method].onnxruntime.median_ms, lean.onnxruntime.median_ms)}",
+            )
+            for method in methods
+        ),
+        note=(
+            "Changes are against the first row. FLOPs of the backward pass, per sample, mean over epochs, without the "
+            "extra pass that takes SeReNe's sensitivities; its time is in the seconds. Backward time: shortened over "
+            "full backward, in turns on the same batch; the seconds are of separate runs."
+        ),
+    )  # fmt: skip
+
+
+def _change(value: float, base: float) -> str:
+    return "" if not base or value == base else f"\n{(value / base - 1) * 100:+.1f} %"
+
+
 def _with_change(count: float, dense: float) -> str:
     if not dense or count == dense:
         return flops(count)
-    return f"{flops(count)}\n{(count / dense - 1) * 100:+.1f} %"
+    return flops(count) + _change(count, dense)
 
 
 def write_report(result: JourneyResult, folder: str | Path) -> Path:
@@ -121,4 +170,6 @@ def _page(result: JourneyResult) -> str:
         parts += [markdown(shipping_table(result)), "![Loss and sparsity over epochs](pruning.png)", ""]
     if result.trained:
         parts += [markdown(training_table(result)), "![Share of neurons updated](updates.png)", ""]
+    if (both := round_trip_table(result)) is not None:
+        parts += [markdown(both), ""]
     return "\n".join(parts)

@@ -11,10 +11,16 @@ from snello.errors import require
 from snello.modelfile import write_file
 
 if TYPE_CHECKING:
-    from snello.training import JourneyResult, TrainingResult
+    from snello.training import JourneyResult, Reproduction, TrainingResult
 
 COLOURS = {"baseline": "0.35", "lobster": "tab:orange", "serene": "tab:blue", "neq": "tab:green"}
 LABELS = {"baseline": "baseline", "lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq"}
+
+
+def _style(method: str) -> dict[str, str]:
+    """Label and colour of a method; combinations and baselines take the next colour of matplotlib's cycle."""
+    label = " + ".join(LABELS.get(part, part) for part in method.split("+"))
+    return {"label": label, **({"color": COLOURS[method]} if method in COLOURS else {})}
 
 
 def plot_pruning(result: JourneyResult, path: Path) -> Path:
@@ -22,9 +28,9 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
     figure, (loss, sparsity) = _figure(2)
     for method, run in result.runs.items():
         epochs = [e.epoch for e in run.epochs]
-        style = {"color": COLOURS[method], "label": LABELS[method]}
-        loss.plot(epochs, [e.val_loss for e in run.epochs], **style)
-        if method != "neq":
+        (line,) = loss.plot(epochs, [e.val_loss for e in run.epochs], **_style(method))
+        if method == "baseline" or run.epochs[-1].pruned:
+            style = {"color": line.get_color(), "label": line.get_label()}
             sparsity.plot(epochs, [e.pruned * 100 for e in run.epochs], **style)
     loss.set(ylabel="validation loss", yscale="log", title=_title(result))
     sparsity.set(ylabel="parameters at zero [%]", xlabel="epoch", ylim=(-2, 102))
@@ -34,10 +40,13 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
 def plot_updates(result: JourneyResult, path: Path) -> Path:
     """Share of neurons updated per epoch, and the measured backward time beside the two FLOP counts."""
     figure, (share, cost) = _figure(2)
+    for method, other in result.runs.items():
+        if any(e.paper_dense_flops for e in other.epochs):
+            epochs = [e.epoch for e in other.epochs]
+            share.plot(epochs, [e.updated * 100 for e in other.epochs], **_style(method))
     run = result.runs.get("neq")
     if run is not None:
         epochs = [e.epoch for e in run.epochs]
-        share.plot(epochs, [e.updated * 100 for e in run.epochs], color=COLOURS["neq"], label="NEq")
         for label, values in _relative_costs(run, result.runs.get("baseline")).items():
             cost.plot(epochs, values, label=label)
     share.set(ylabel="neurons updated [%]", ylim=(-2, 102), title=_title(result))
@@ -113,3 +122,24 @@ def plot_potential(
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
     axis.invert_xaxis()
     return _finish(figure, (axis,), path)
+
+
+def plot_reproduction(result: Reproduction, path: Path) -> Path:
+    """Paper and measured side by side, one panel per quantity; rows that were not run show the paper alone."""
+    comparable = [q for q in result.table.quantities if not q.device]
+    figure, panels = _figure(len(comparable))
+    places = range(len(result.rows))
+    for panel, quantity in zip(panels, comparable, strict=True):
+        paper = [row.row.published[quantity.key] or 0 for row in result.rows]
+        here = [row.measured[quantity.key] if row.measured else 0 for row in result.rows]
+        panel.bar([x - 0.2 for x in places], paper, width=0.4, color="0.7", label="paper")
+        panel.bar([x + 0.2 for x in places], here, width=0.4, color="tab:blue", label="measured")
+        panel.set_ylabel(quantity.label, fontsize="small")
+        if quantity.key != "performance" and max(paper) > 20 * min((p for p in paper if p), default=1):
+            panel.set_yscale("log")  # networks differ by orders of magnitude
+    panels[0].set_title(result.table.title + (" (quick variants)" if result.quick else ""))
+    panels[-1].set_xticks(
+        list(places), [row.row.name for row in result.rows], rotation=60, ha="right", fontsize="small"
+    )
+    figure.set_size_inches(10, 3 * len(comparable) + 2)
+    return _finish(figure, panels, path)

@@ -1,0 +1,289 @@
+"""Selections to hold NEq against: random neurons, a whole prefix of the network, a budget."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snello.equilibrium._records import EquilibriumStep
+from snello.equilibrium._selection import Formula, Velocity, WatchedLayer
+from snello.errors import ConfigError
+
+
+class Stochastic:
+    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn anew each step.
+
+    Args:
+        p: share of each layer to freeze, in [0, 1].
+        seed: seed of its own generator; the global generators are not touched.
+
+    Source: the Stochastic baseline of the NEq paper.
+    """
+
+    observes = False
+
+    def __init__(self, p: float, seed: int = 0) -> None:
+        self.p = _share("p", p)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Draw the next masks; see :class:`Selection`."""
+        return {name: _drawn(layer.neurons, self.p, self._generator) for name, layer in layers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._generator.set_state(state["generator"].cpu())
+
+
+class MatchedStochastic:
+    """The paper's Stochastic*: random neurons, as many as NEq froze.
+
+    So it tells what NEq's *choice* of neurons is worth, at the same cost.
+
+    Args:
+        run: what to match. A finished run: its frozen shares, or the :class:`EquilibriumStep` that each of
+            its steps returned (in warm-up too). Or a :class:`Velocity` rule, which then watches this very run:
+            every step freezes the mean share that the rule would have frozen in the steps so far.
+        per_step: match a finished run step by step, not by its mean; after its end its last share stays.
+        seed: seed of its own generator; the global generators are not touched.
+
+    Raises:
+        ConfigError: for an empty run, a share outside [0, 1], or ``per_step`` without a finished run.
+
+    Source: the Stochastic* baseline of the NEq paper, which draws at NEq's mean frozen share.
+    """
+
+    def __init__(
+        self, run: Sequence[float | EquilibriumStep] | Velocity, *, per_step: bool = False, seed: int = 0
+    ) -> None:
+        self._rule = run if isinstance(run, Velocity) else None
+        self._shares = () if isinstance(run, Velocity) else tuple(_frozen_share(step) for step in run)
+        if self._rule is None and not self._shares:
+            raise ConfigError("run: it is empty; give the frozen share of at least one step")
+        if self._rule is not None and per_step:
+            raise ConfigError("per_step: needs a finished run; a velocity rule gives its running mean")
+        self.per_step = per_step
+        self._generator = torch.Generator().manual_seed(seed)
+        self._steps, self._seen = 0, 0.0
+
+    @property
+    def observes(self) -> bool:
+        """Whether a rule watches, so that the probe must run at every step."""
+        return self._rule is not None
+
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Draw the next masks; see :class:`Selection`."""
+        if self._rule is not None:
+            masks = self._rule.select(layers, similarities)
+            neurons = sum(layer.neurons for layer in layers.values())
+            self._seen += sum(int(mask.sum()) for mask in masks.values()) / neurons
+        self._steps += 1
+        share = self._next_share()
+        return {name: _drawn(layer.neurons, share, self._generator) for name, layer in layers.items()}
+
+    def _next_share(self) -> float:
+        if self._rule is not None:
+            return self._seen / self._steps
+        if self.per_step:
+            return self._shares[min(self._steps, len(self._shares)) - 1]
+        return statistics.fmean(self._shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, counters, and the rule that watches."""
+        return {
+            "generator": self._generator.get_state(),
+            "steps": self._steps,
+            "seen": self._seen,
+            "rule": {} if self._rule is None else self._rule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        if bool(state["rule"]) != (self._rule is not None):
+            raise ConfigError("state_dict: one of the two matches a velocity rule, the other a finished run")
+        self._generator.set_state(state["generator"].cpu())
+        self._steps, self._seen = int(state["steps"]), float(state["seen"])
+        if self._rule is not None:
+            self._rule.load_state_dict(state["rule"])
+
+
+@dataclass(frozen=True)
+class FreezeOut:
+    """FreezeOut's timetable: which share of the layers has stopped learning at a step.
+
+    Layer after layer stops between ``t0`` and the end of the training. FreezeOut also anneals the learning
+    rate of each layer down to zero until it stops; that is left to the scheduler.
+
+    Attributes:
+        steps: steps of the whole training.
+        t0: when the layers start to stop, as a share of the training, in (0, 1].
+        cubed: stop each layer at the cube of its linear time ``t0 + (1 - t0) i / layers``, so that the first
+            layers stop earlier: from ``t0 ** 3`` on.
+
+    Raises:
+        ConfigError: for fewer than one step or a time outside (0, 1].
+
+    Source: Brock, Lim, Ritchie, Weston, "FreezeOut: Accelerate training by progressively freezing layers",
+    2017, https://arxiv.org/abs/1706.04983, section 2.
+    """
+
+    steps: int
+    t0: float = 0.8
+    cubed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps: must be at least 1, not {self.steps}")
+        if not 0 < self.t0 <= 1:
+            raise ConfigError(f"t0: must be in (0, 1], not {self.t0}")
+
+    def __call__(self, step: int) -> float:
+        """Share of the layers that no longer learn after ``step`` steps, in [0, 1]."""
+        time = min(step / self.steps, 1.0)
+        time = time ** (1 / 3) if self.cubed else time
+        if time >= 1:
+            return 1.0
+        return max(time - self.t0, 0.0) / (1 - self.t0) if self.t0 < 1 else 0.0
+
+
+class Prefix:
+    """A baseline that freezes whole layers, from the input on: what is known without looking at neurons.
+
+    Below the deepest layer that learns the input gradient stops too, so this saves more time per frozen
+    parameter than scattered neurons do.
+
+    Args:
+        share: share of the watched layers to freeze, in [0, 1]; or a function of the number of steps so far
+            (1 at the first one) that returns it, such as :class:`FreezeOut`. A convolution and the BatchNorm
+            behind it are two layers.
+    """
+
+    observes = False
+
+    def __init__(self, share: float | Callable[[int], float]) -> None:
+        self._share = share if callable(share) else _constant(_share("share", share))
+        self._steps = 0
+
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Freeze the first layers in forward order; see :class:`Selection`.
+
+        Raises:
+            ConfigError: if the schedule returns a share outside [0, 1].
+        """
+        share = _share(f"share: the schedule at step {self._steps + 1}", self._share(self._steps + 1))
+        self._steps += 1
+        # 0.29 * 100 is a little less than 29 in binary.
+        count = int(share * len(layers) + 1e-9)
+        return {
+            name: torch.full((layer.neurons,), index < count)
+            for index, (name, layer) in enumerate(layers.items())
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps so far."""
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._steps = int(state["steps"])
+
+
+class Budget:
+    """A fixed number of parameters learns: those of the neurons with most velocity per parameter.
+
+    The neurons of all layers stand in one line, the fastest per parameter first; they learn until the next
+    one would not fit. So no neuron that learns is slower per parameter than one that is frozen.
+
+    Args:
+        budget: parameters that may learn (a whole number), or their share of all parameters of watched
+            layers (a float in [0, 1]). The layers that are left alone learn besides.
+        mu: weight of the last velocity; see :class:`Velocity`.
+        formula: which velocity; see :class:`Velocity`.
+
+    Raises:
+        ConfigError: for a negative budget, or a share above 1.
+
+    Source: Quélennec, Tartaglione, Mozharovskyi, Nguyen, "Towards on-device learning on the edge: ways to
+    select neurons to update under a budget constraint", WACV workshops 2024,
+    https://arxiv.org/abs/2312.05282.
+    """
+
+    observes = True
+
+    def __init__(self, budget: int | float, mu: float = 0.5, formula: Formula = "paper") -> None:
+        if isinstance(budget, bool) or not (budget >= 0 and (isinstance(budget, int) or budget <= 1)):
+            raise ConfigError(
+                f"budget: must be a number of parameters (int) or a share in [0, 1] (float), not {budget!r}"
+            )
+        self.budget = budget
+        self._rule = Velocity(0, mu, formula)
+
+    @property
+    def velocity(self) -> dict[str, Tensor]:
+        """Layer name -> the last velocities, shape ``(neurons,)``; empty before the first step."""
+        return self._rule.velocity
+
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Advance the velocities, let the fastest learn; see :class:`Selection`."""
+        self._rule.select(layers, similarities)
+        velocity = self._rule.velocity
+        speed = torch.cat([velocity[name].cpu().abs().double() for name in layers])
+        sizes = [layer.neurons for layer in layers.values()]
+        each = torch.tensor([layer.parameters for layer in layers.values()])
+        cost = each.repeat_interleave(torch.tensor(sizes))
+        # Stable, so that neurons of equal speed learn in forward order on every machine.
+        order = torch.argsort(speed / cost.clamp(min=1), descending=True, stable=True)
+        fits = cost[order].cumsum(0) <= self._parameters(int(cost.sum()))
+        frozen = torch.ones(len(speed), dtype=torch.bool)
+        frozen[order[fits]] = False
+        parts = frozen.split(sizes)  # type: ignore[no-untyped-call]
+        return dict(zip(layers, parts, strict=True))
+
+    def _parameters(self, total: int) -> int:
+        return self.budget if isinstance(self.budget, int) else int(self.budget * total + 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the velocities."""
+        return self._rule.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._rule.load_state_dict(state)
+
+
+def _drawn(count: int, share: float, generator: torch.Generator) -> Tensor:
+    """A mask with ``int(share * count)`` random neurons."""
+    frozen = torch.zeros(count, dtype=torch.bool)
+    frozen[torch.randperm(count, generator=generator)[: int(share * count)]] = True
+    return frozen
+
+
+def _frozen_share(step: float | EquilibriumStep) -> float:
+    return _share("run", 1 - step.total if isinstance(step, EquilibriumStep) else step)
+
+
+def _share(what: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{what}: the frozen share must be in [0, 1], not {value}")
+    return float(value)
+
+
+def _constant(share: float) -> Callable[[int], float]:
+    return lambda _step: share

@@ -1,0 +1,74 @@
+"""Everything that a step costs with and without freezing, in one record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from snello.equilibrium._flops import StepFlops, step_flops
+from snello.equilibrium._memory import StepMemory, step_memory
+from snello.equilibrium._neq import SelectiveUpdate
+from snello.equilibrium._records import EquilibriumStep
+from snello.equilibrium._timing import StepTiming, time_step
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """What one training step costs with the neurons that are frozen now, beside the plain step.
+
+    Attributes:
+        status: what is frozen, and its FLOPs in the paper's convention, per sample.
+        dense_flops: FLOPs that the plain step executes, for the whole batch.
+        flops: FLOPs that the step with frozen neurons executes.
+        dense_memory: memory of the plain forward and backward pass.
+        memory: memory of both passes with frozen neurons.
+        timing: measured times, both steps in turns.
+    """
+
+    status: EquilibriumStep
+    dense_flops: StepFlops
+    flops: StepFlops
+    dense_memory: StepMemory
+    memory: StepMemory
+    timing: StepTiming
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """What is left of the plain step: three counts, two times and a memory, each 1 with nothing frozen."""
+        return {
+            "backward FLOPs, paper's convention": self.status.flops / self.status.dense_flops,
+            "backward FLOPs executed": self.flops.backward / self.dense_flops.backward,
+            "step FLOPs executed": self.flops.total / self.dense_flops.total,
+            "backward time": self.timing.backward.ratio,
+            "step time": self.timing.step.ratio,
+            "saved activations": self.memory.saved_bytes / max(self.dense_memory.saved_bytes, 1),
+        }
+
+
+def measure_cost(
+    neq: SelectiveUpdate,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Tensor],
+    repeats: int = 20,
+) -> UpdateCost:
+    """Count FLOPs and memory and measure times of a step, plain and with what is frozen now.
+
+    Everything is put back, as by :func:`time_step`, whose arguments these are.
+
+    Raises:
+        ConfigError: for fewer than one repeat.
+        ModelError: if the loss requires no gradient.
+    """
+
+    def loss(output: Any) -> Tensor:
+        return loss_fn(output, targets)
+
+    timing = time_step(neq, inputs, targets, loss_fn, repeats)
+    with neq.freezer.dense():
+        dense = step_flops(neq.model, inputs, loss), step_memory(neq.model, inputs, loss)
+    sparse = step_flops(neq.model, inputs, loss), step_memory(neq.model, inputs, loss)
+    return UpdateCost(neq.status(), dense[0], sparse[0], dense[1], sparse[1], timing)

@@ -1,0 +1,145 @@
+"""Slice or not: which of two equal ways to a weight gradient is the faster one here.
+
+Computing the active rows alone saves part of one product, and costs a gather and, in a convolution, a second
+call. Whether that pays depends on the shape, the layout, the share of frozen rows, the machine and the library
+below: on one x86 thread the whole backward of a layer went down to 0.5 or up to 1.6. So it is measured, on the
+tensors of the run, at the first backward that needs to know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+DispatchMode = Literal["measured", "fixed"]
+
+TURNS = 3
+"""Timed calls of each way, in turns after one warm-up; the smallest counts, for the rest is other work."""
+
+MARGIN = 0.97
+"""Slicing must be faster by this factor: equal is not worth the second code path."""
+
+BUCKETS = 8
+"""Numbers of active rows within one eighth of the layer share a decision."""
+
+BLOCK = 16
+"""CPU kernels work on blocks of 16 channels; the fixed rule counts active rows in whole blocks."""
+
+FIXED_SHARE = 0.76
+"""The fixed rule slices when at most this share of the blocks is active. Measured on one x86 thread, whole
+backward of one convolution over the plain one: 0.76 to 0.97 at 75 % active, 0.64 to 0.88 at 50 %, 0.51 to
+0.80 at 10 %, for 32 channels and more; a layer of 16 channels is one block, and gave 1.0 to 1.15 always."""
+
+FIXED_FAN_IN = 128
+"""In channels_last the gather walks over single entries, and needs a product behind it that is worth it: with
+64 incoming weights (1x1) slicing gave 1.07 at 50 %, 0.9 at 75 %. Below this bound the fixed rule asks for a
+quarter of the blocks."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how long a backward takes.
+
+    Attributes:
+        kind: name of the operation and its geometry.
+        weight: shape of the weight.
+        positions: binary magnitude of the number of output positions, over the whole batch.
+        channels_last: layout of the data.
+        needs_input: whether the gradient of the input is wanted as well.
+        dtype: of the operands.
+        device: where it runs.
+        active: active rows in eighths of the layer, rounded up.
+        threads: intra-op threads of the CPU.
+    """
+
+    kind: tuple[Any, ...]
+    weight: tuple[int, ...]
+    positions: int
+    channels_last: bool
+    needs_input: bool
+    dtype: torch.dtype
+    device: str
+    active: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One way chosen.
+
+    Attributes:
+        sliced: whether the active rows are computed alone.
+        dense_ms: time of the whole backward of the layer, in milliseconds; None if it was not measured.
+        sliced_ms: the same with the active rows computed alone.
+    """
+
+    sliced: bool
+    dense_ms: float | None = None
+    sliced_ms: float | None = None
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Dispatch:
+    """Decides, per kind of work, whether slicing pays, and remembers it for the run.
+
+    Args:
+        mode: "measured" times both ways once per kind of work. "fixed" follows a rule made from measurements
+            on one machine: two runs with the same seed then round alike, which measured decisions cannot
+            promise. While ``torch.are_deterministic_algorithms_enabled()``, the rule is used in either mode.
+    """
+
+    def __init__(self, mode: DispatchMode = "measured") -> None:
+        self.mode = mode
+        self.decisions: dict[Work, Decision] = {}
+
+    def decision(self, work: Work) -> Decision | None:
+        """What is decided for this kind of work; None when it still has to be measured."""
+        if self.mode == "fixed" or torch.are_deterministic_algorithms_enabled():
+            return Decision(rule(work))
+        return self.decisions.get(work)
+
+    def measure(
+        self, work: Work, dense: Callable[[], Gradients], sliced: Callable[[], Gradients]
+    ) -> Gradients:
+        """Time both ways, remember the faster one, and return the gradients."""
+        times: dict[bool, list[float]] = {False: [], True: []}
+        found: dict[bool, Gradients] = {}
+        with torch.no_grad():
+            for turn in range(TURNS + 1):
+                for way, run in ((False, dense), (True, sliced)):
+                    _synchronise(work.device)
+                    start = time.perf_counter()
+                    found[way] = run()
+                    _synchronise(work.device)
+                    if turn:
+                        times[way].append(time.perf_counter() - start)
+        dense_ms, sliced_ms = min(times[False]) * 1e3, min(times[True]) * 1e3
+        decision = Decision(sliced_ms < MARGIN * dense_ms, dense_ms, sliced_ms)
+        self.decisions[work] = decision
+        return found[decision.sliced]
+
+
+def can_measure() -> bool:
+    """Whether timing makes sense now: not while derivatives are recorded, counted or traced."""
+    return not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+
+
+def rule(work: Work) -> bool:
+    """The fixed rule behind the constants above: whether to slice."""
+    rows = work.weight[0]
+    blocks = -(-rows // BLOCK)
+    active = -(-work.active * rows // (BUCKETS * BLOCK))
+    narrow = work.channels_last and torch.Size(work.weight[1:]).numel() < FIXED_FAN_IN
+    return active <= (blocks // 4 if narrow else FIXED_SHARE * blocks)
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize(device)

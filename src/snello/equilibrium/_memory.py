@@ -1,0 +1,77 @@
+"""What the forward pass keeps for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.equilibrium._flops import loss_of, undisturbed
+from snello.graph import as_inputs
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Memory of one forward and backward pass.
+
+    Attributes:
+        saved_bytes: bytes that autograd keeps alive between the two passes, beside parameters, buffers and
+            the inputs themselves: the saved activations at their peak, each storage once.
+        peak_bytes: most that the device had allocated at once during both passes, beyond what it had before;
+            gradients included. None on a device that does not count (the CPU).
+    """
+
+    saved_bytes: int
+    peak_bytes: int | None
+
+
+def step_memory(
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    loss_fn: Callable[[Any], Tensor] | None = None,
+) -> StepMemory:
+    """Measure the memory of a forward and a backward pass, with whatever is frozen now.
+
+    A layer without an active neuron saves no input; one with some saves it whole. The model runs in its
+    present mode; its gradients, buffers and the random generators are put back.
+
+    Args:
+        model: the model to run.
+        inputs: one batch.
+        loss_fn: the loss of the model's output; by default the sum of all its floating-point tensors.
+
+    Raises:
+        ModelError: if nothing in the output requires a gradient.
+    """
+    args = as_inputs(inputs)
+    owned = {_storage(t) for t in (*model.parameters(), *model.buffers(), *args)}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in owned:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    device = args[0].device
+    with undisturbed(model):
+        before = _start_counting(device)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = loss_of(model, args, loss_fn)
+        loss.backward()  # type: ignore[no-untyped-call]
+        peak = None if before is None else torch.cuda.max_memory_allocated(device) - before
+    return StepMemory(sum(saved.values()), peak)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _start_counting(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)

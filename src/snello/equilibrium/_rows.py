@@ -1,0 +1,61 @@
+"""Which rows of a layer are frozen, and where they lie in its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The neurons of one layer, divided into frozen and active ones; index tensors made once per mask.
+
+    Attributes:
+        frozen: indices of the frozen neurons.
+        active: indices of the others.
+    """
+
+    frozen: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Rows:
+        """From a boolean mask, true where frozen."""
+        return cls(mask.nonzero().flatten(), (~mask).nonzero().flatten())
+
+    @cached_property
+    def count(self) -> int:
+        """Number of neurons."""
+        return len(self.frozen) + len(self.active)
+
+    @cached_property
+    def all_frozen(self) -> bool:
+        """Whether no neuron is active."""
+        return not len(self.active)
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on another device."""
+        return self if self.frozen.device == device else Rows(self.frozen.to(device), self.active.to(device))
+
+
+def neuron_axis(layer: nn.Module) -> int | None:
+    """On which dimension of the weight the neurons lie; None where every entry is one (LayerNorm)."""
+    if isinstance(layer, nn.LayerNorm):
+        return None
+    return 1 if isinstance(layer, _ConvTransposeNd) else 0
+
+
+def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
+    """A view of a parameter, its gradient or its optimizer state with the neurons on dimension 0.
+
+    Args:
+        tensor: of the parameter's shape.
+        axis: of the layer that the parameter belongs to; see :func:`neuron_axis`.
+    """
+    if axis is None:
+        return tensor.view(-1)
+    return tensor.transpose(0, axis) if tensor.dim() > 1 else tensor

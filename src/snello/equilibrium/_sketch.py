@@ -1,0 +1,46 @@
+"""Fewer numbers to keep of every answer: a sketch of its spatial positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0.6180339887498949
+"""The multiples of the golden ratio, modulo 1, spread evenly whatever their number, and start where they may."""
+
+
+def sketch(outputs: Tensor, positions: int) -> Tensor:
+    """A few spatial positions of every sample's outputs, the same ones at every call.
+
+    Each sample keeps other positions than its neighbours, the next ones of one evenly spread sequence, so that
+    the errors of the samples cancel in their mean. There is nothing random about it, and nothing to save.
+
+    Measured with ResNet-20 on CIFAR-10, 50 probe images, 12 steps of 40 iterations, where all positions take
+    75.4 MB in float32. The error is that of phi in the layers with more than 16 positions; the masks are those
+    of :class:`Velocity` at its defaults over all layers, in the last four steps, with 5 to 33 % frozen:
+
+    ==========  ===========  ===================  ==============  =================
+    positions   memory [MB]  mean error of phi    95 % are below  neurons alike [%]
+    ==========  ===========  ===================  ==============  =================
+    64          17.6         0.0007               0.005           98.5
+    32          8.8          0.0028               0.012           95.4
+    16          4.4          0.0049               0.022           92.6
+    ==========  ===========  ===================  ==============  =================
+
+    LeNet-5 on MNIST gave 0.0007, 0.0022 and 0.0043. At the same memory, one random subset for all samples gave
+    0.0017, 0.0062 and 0.0113 on ResNet-20, signed random projections 0.0021, 0.0098 and 0.0131 (Gaussian) and
+    0.0017, 0.0078 and 0.0127 (one sign and one sum per position).
+
+    Args:
+        outputs: shape ``(samples, channels, all positions)``.
+        positions: number of positions to keep.
+
+    Returns:
+        A copy of shape ``(samples, channels, positions)``; of all positions, where there are no more.
+    """
+    samples, channels, available = outputs.shape
+    if available <= positions:
+        return outputs.clone()
+    turns = torch.arange(samples * positions, dtype=torch.float64) * GOLDEN
+    index = (turns % 1 * available).long().view(samples, 1, positions)
+    return outputs.gather(2, index.to(outputs.device).expand(-1, channels, -1))

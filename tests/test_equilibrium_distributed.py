@@ -1,0 +1,117 @@
+"""Two processes decide as one, even where they measure different things."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from equilibrium_samples import batch, network, sgd, train
+from snello.equilibrium import Budget, MatchedStochastic, Prefix, SelectiveUpdate, Stochastic, Velocity
+from snello.errors import DivergenceError
+
+SELECTIONS: dict[str, Any] = {
+    "velocity": lambda seed: Velocity(2e-2),
+    "stochastic": lambda seed: Stochastic(0.5, seed=seed),
+    "matched": lambda seed: MatchedStochastic(Velocity(5e-2), seed=seed),
+    "prefix": lambda seed: Prefix(0.4),
+    "budget": lambda seed: Budget(0.5),
+}
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        found = {name: _decided(name, rank) for name in SELECTIONS}
+        found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
+        torch.save(found, Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def _decided(name: str, rank: int) -> dict[str, Any]:
+    """Masks and state of the selection after three steps of ranks that have drifted apart."""
+    model = network()
+    model[8].p = 0.0
+    optimizer = sgd(model)
+    # The ranks have other probes and, without DDP's averaging, other weights and other seeds.
+    probe = batch(100 + rank)[0]
+    method = SelectiveUpdate(_wrapped(model), optimizer, probe, SELECTIONS[name](rank))
+    masks = {}
+    for step in range(3):
+        train(model, optimizer, 1 + rank)
+        method.step()
+        masks |= {f"{step} {layer}": mask for layer, mask in method.frozen.items()}
+    assert method.model is model
+    own = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {"masks": masks, "own": own, "state": method.selection.state_dict()}
+
+
+def _wrapped(model: nn.Module) -> nn.Module:
+    """As the user hands it over; the loop here trains the model inside, so that the ranks drift apart."""
+    return DistributedDataParallel(model) if distributed.is_initialized() else model
+
+
+def _stops(rank: int) -> bool:
+    model = network()
+    method = SelectiveUpdate(model, sgd(model), batch()[0], Velocity())
+    if rank == 0:
+        with torch.no_grad():
+            model[3].weight.fill_(float("nan"))
+    try:
+        method.step()
+    except DivergenceError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("no gloo")
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(rank, port, str(folder))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    return first, second
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_masks_are_the_first_ranks_on_every_rank(name: str, outcomes: Any) -> None:
+    first, second = (outcome[name] for outcome in outcomes)
+    assert not torch.equal(first["own"], second["own"]), "the ranks measured the same: nothing is shown"
+    assert first["masks"].keys() == second["masks"].keys()
+    for key, mask in first["masks"].items():
+        assert torch.equal(mask, second["masks"][key]), key
+    alone = _decided(name, 0)["masks"]
+    assert all(torch.equal(mask, alone[key]) for key, mask in first["masks"].items())
+    frozen = torch.cat(list(first["masks"].values()))
+    assert 0 < int(frozen.sum()) < len(frozen)
+
+
+@pytest.mark.parametrize("name", ["velocity", "budget"])
+def test_what_a_rule_remembers_is_the_same_on_every_rank(name: str, outcomes: Any) -> None:
+    first, second = (outcome[name]["state"] for outcome in outcomes)
+    for kind in ("phi", "velocity", "change"):
+        for layer, values in first[kind].items():
+            assert torch.equal(values, second[kind][layer])
+
+
+def test_all_ranks_stop_when_the_first_one_diverges(outcomes: Any) -> None:
+    assert [bool(outcome["diverged"]["stopped"]) for outcome in outcomes] == [True, True]

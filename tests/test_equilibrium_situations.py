@@ -1,0 +1,274 @@
+"""Frozen neurons where people train: compiled, checkpointed, accumulated, under AMP, in several processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from snello.equilibrium._dispatch import Decision, Dispatch, Work
+from snello.equilibrium._freezer import Freezer
+
+FROZEN = {"0": 0.5, "3": 0.75, "6": 1.0, "10": 0.4}
+"""Layer -> share of its neurons that is frozen."""
+
+
+class Sliced(Dispatch):
+    """Slices wherever it can, so that small tests take the road of large networks."""
+
+    def decision(self, work: Work) -> Decision:
+        return Decision(sliced=True)
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.GroupNorm(2, 12),  # no statistics over the batch, which two processes would each have of their own
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 20),
+        nn.ReLU(),
+        nn.Linear(20, 5),
+    ).to(dtype)
+
+
+def watched(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: model.get_submodule(name) for name in FROZEN}
+
+
+def masks(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, layer in watched(network()).items():
+        count = layer.weight.shape[0]
+        frozen = torch.zeros(count, dtype=torch.bool)
+        frozen[torch.randperm(count, generator=generator)[: round(FROZEN[name] * count)]] = True
+        found[name] = frozen
+    return found
+
+
+def sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+
+
+def data(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(8, 3, 6, 6, generator=generator, dtype=torch.float64).to(dtype),
+        torch.randint(5, (8,), generator=generator),
+    )
+
+
+def masked_dense(model: nn.Module, x: Tensor, y: Tensor, frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the gradients must be: those of a plain copy, zero in the frozen rows."""
+    plain = copy.deepcopy(model)
+    plain.zero_grad()
+    F.cross_entropy(plain(x), y).backward()
+    found = {name: p.grad.clone() for name, p in plain.named_parameters()}
+    for name, mask in frozen.items():
+        found[f"{name}.weight"][mask] = 0
+        found[f"{name}.bias"][mask] = 0
+    return found
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@pytest.fixture(params=["sliced", "fixed", "measured"])
+def dispatch(request: pytest.FixtureRequest) -> Dispatch:
+    return Sliced() if request.param == "sliced" else Dispatch(request.param)
+
+
+@pytest.fixture
+def compiled() -> Iterator[Callable[[nn.Module], Any]]:
+    torch._dynamo.reset()
+    yield lambda model: torch.compile(model, backend="aot_eager")
+    torch._dynamo.reset()
+
+
+def test_compiled(compiled: Callable[[nn.Module], Any], dispatch: Dispatch) -> None:
+    model = network()
+    step = compiled(model)
+    freezer = Freezer(watched(model), sgd(model), dispatch)
+    for seed in range(3):  # the masks change under the compiled network
+        frozen = masks(seed)
+        x, y = data(seed)
+        freezer.apply(frozen)
+        model.zero_grad()
+        F.cross_entropy(step(x), y).backward()
+        assert_same(gradients(model), masked_dense(model, x, y, frozen))
+    freezer.remove()
+    model.zero_grad()
+    F.cross_entropy(step(x), y).backward()
+    assert_same(gradients(model), masked_dense(model, x, y, {}))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool, dispatch: Dispatch) -> None:
+    model, (x, y), frozen = network(), data(1), masks()
+    freezer = Freezer(watched(model), sgd(model), dispatch)
+    freezer.apply(frozen)
+    hidden = checkpoint(model[:6], x.requires_grad_(), use_reentrant=reentrant)
+    F.cross_entropy(checkpoint(model[6:], hidden, use_reentrant=reentrant), y).backward()
+    assert_same(gradients(model), masked_dense(model, x.detach(), y, frozen))
+    expected = torch.autograd.grad(F.cross_entropy(copy.deepcopy(model)(x), y), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_gradient_accumulation(dispatch: Dispatch) -> None:
+    model, frozen = network(), masks()
+    freezer = Freezer(watched(model), sgd(model), dispatch)
+    freezer.apply(frozen)
+    parts = [masked_dense(model, *data(seed), frozen) for seed in range(3)]
+    for seed in range(3):
+        x, y = data(seed)
+        F.cross_entropy(model(x), y).backward()
+    assert_same(gradients(model), {name: sum(part[name] for part in parts) for name in parts[0]})
+
+
+def test_a_penalty_on_the_weights_does_not_reach_frozen_rows(dispatch: Dispatch) -> None:
+    model, (x, y), frozen = network(), data(0), masks()
+    freezer = Freezer(watched(model), sgd(model), dispatch)
+    freezer.apply(frozen)
+    (F.cross_entropy(model(x), y) + sum(p.square().sum() for p in model.parameters())).backward()
+    for name, mask in frozen.items():
+        layer = model.get_submodule(name)
+        assert layer.weight.grad[mask].count_nonzero() == 0
+        if not mask.all():
+            assert layer.weight.grad[~mask].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_autocast_with_and_without_a_gradient_scaler(scaled: bool, dispatch: Dispatch) -> None:
+    model, (x, y), frozen = network(torch.float32), data(0, torch.float32), masks()
+    optimizer = sgd(model)
+    freezer = Freezer(watched(model), optimizer, dispatch)
+    freezer.apply(frozen)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=16.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    for name, mask in frozen.items():
+        for kind in ("weight", "bias"):
+            now, old = model.get_parameter(f"{name}.{kind}"), before[f"{name}.{kind}"]
+            assert torch.equal(now[mask], old[mask])
+            assert mask.all() or not torch.equal(now[~mask], old[~mask])
+
+
+def test_a_gradient_of_bfloat16_is_the_dense_one_times_the_mask() -> None:
+    model, (x, y), frozen = network(torch.float32), data(0, torch.float32), masks()
+
+    def run(net: nn.Module) -> dict[str, Tensor]:
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return gradients(net)
+
+    expected = run(copy.deepcopy(model))
+    for name, mask in frozen.items():
+        expected[f"{name}.weight"][mask] = 0
+        expected[f"{name}.bias"][mask] = 0
+    Freezer(watched(model), sgd(model), Sliced()).apply(frozen)
+    assert_same(run(model), expected, rtol=2e-2, atol=2e-3)
+
+
+def test_a_fully_frozen_batchnorm_ends_the_backward_and_its_statistics_move() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+    vanilla = copy.deepcopy(model)
+    freezer = Freezer({"0": model[0], "1": model[1]}, sgd(model))
+    freezer.apply({name: torch.ones(4, dtype=torch.bool) for name in ("0", "1")})
+    x = data(0)[0]
+    assert not model[:3](x).requires_grad
+    model(x)
+    vanilla(x)
+    vanilla(x)
+    for kind in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(model[1], kind), getattr(vanilla[1], kind))
+    model.eval()
+    vanilla.eval()
+    torch.testing.assert_close(model(x), vanilla(x))
+
+
+# Two processes
+
+
+def train(model: nn.Module, step: nn.Module, rank: int, size: int) -> dict[str, Tensor]:
+    """Steps with changing masks, each process on its share of the batch."""
+    optimizer = sgd(model)
+    freezer = Freezer(watched(model), optimizer, Sliced())
+    for seed in range(6):
+        freezer.apply(masks(seed // 2) if seed else {})
+        x, y = (part[rank * (8 // size) :][: 8 // size] for part in data(seed))
+        optimizer.zero_grad()
+        F.cross_entropy(step(x), y).backward()
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model = network()
+        # Layers that are frozen whole give no gradient, which DDP has to be told.
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        torch.save(train(model, wrapped, rank, 2), Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("no gloo")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    model = network()
+    alone = train(model, model, 0, 1)
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name, values in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], values)
+    start = network()
+    for name, mask in masks(1).items():  # in force in steps 3 and 4: the others moved
+        moved = model.get_submodule(name).weight != start.get_submodule(name).weight
+        assert mask.all() or moved[~mask].any()
