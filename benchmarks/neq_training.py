@@ -9,7 +9,8 @@ Stochastic(0.5), and Stochastic* (p is the mean frozen share of the NEq run with
 runs first). The schedule is the paper's for ResNet-32, scaled down: 0.1, divided by ten after 40 % and 60 % of
 the epochs, momentum 0.9, weight decay 5e-4, batches of 100, crop and flip on CIFAR-10, 50 probe images.
 Accuracies are those of the last epoch's weights on the test set; nothing is selected. A finished run is not
-run again; what a run froze in each epoch lies beside it as ``.masks.pt``.
+run again, an interrupted one goes on from its last epoch; what a run froze in each epoch lies beside it as
+``.masks.pt``.
 
 ``replay`` times optimisation steps (forward, backward, step) under those masks, the plain model and the one
 with frozen neurons in turns on the same batches, so that the machine's other work meets both alike, and counts
@@ -99,8 +100,18 @@ def train(network: Network, splits: DataSplits, policy: str, seed: int, path: Pa
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=seed, augment=network.augment)  # type: ignore[arg-type]
     probe, _ = next(iter(loader(splits.train, splits, PROBE)))
     method = method_of(policy, model, optimizer, probe.to(memory_format=torch.channels_last), seed, path)
-    epochs, masks = [], []
-    for epoch in range(network.epochs):
+    epochs: list[dict[str, Any]] = []
+    masks: list[dict[str, Tensor]] = []
+    checkpoint = path.with_suffix(".ckpt")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    if method is not None:
+        parts["method"] = method
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        epochs, masks = saved["epochs"], saved["masks"]
+    for epoch in range(len(epochs), network.epochs):
         batches.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         frozen = {} if method is None else method.frozen
         status = None if method is None else method.status()
@@ -131,9 +142,13 @@ def train(network: Network, splits: DataSplits, policy: str, seed: int, path: Pa
             f"{row['test_accuracy']:.2%} updated {row['updated']:.1%} {seconds:.0f} s + probe {probe_seconds:.2f} s",
             flush=True,
         )
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"epochs": epochs, "masks": masks}
+        write_file(checkpoint, lambda beside, state=state: torch.save(state, beside))
     torch.save(masks, path.with_suffix(".masks.pt"))
     record = json.dumps({"policy": policy, "seed": seed, "epochs": epochs}, indent=1) + "\n"
     write_file(path, lambda beside: beside.write_text(record))
+    checkpoint.unlink()
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
