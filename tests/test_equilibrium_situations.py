@@ -139,6 +139,16 @@ def test_activation_checkpointing(reentrant: bool, dispatch: Dispatch) -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
+def test_a_replica_is_a_plain_layer() -> None:
+    """DataParallel makes them without asking the layer."""
+    model, (x, y), frozen = network(), data(0), masks()
+    Freezer(watched(model), sgd(model), Sliced()).apply(frozen)
+    replica = model[0]._replicate_for_data_parallel()
+    replica.weight, replica.bias = (p.detach().requires_grad_() for p in model[0].parameters())
+    replica(x).sum().backward()
+    assert replica.weight.grad[frozen["0"]].count_nonzero() > 0
+
+
 def test_gradient_accumulation(dispatch: Dispatch) -> None:
     model, frozen = network(), masks()
     freezer = Freezer(watched(model), sgd(model), dispatch)

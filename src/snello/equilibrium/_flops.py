@@ -48,7 +48,8 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     used: dict[str, float] = {}
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
-        called[name] = called.get(name, 0.0) + _macs(layers[name], inputs[0], output) / probe.samples
+        x = inputs[0] if inputs else output  # only a transposed convolution asks for it
+        called[name] = called.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
 
     def count_use(name: str, x: Tensor, output: Tensor) -> None:
         used[name] = used.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples

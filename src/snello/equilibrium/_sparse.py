@@ -266,8 +266,8 @@ def _detached_forward(self: Any, *args: Any) -> Any:
 
 @_eager
 def _linear_forward(self: Any, x: Tensor) -> Any:
-    attached = _at_home(self)
-    if not torch.is_grad_enabled():
+    attached = _in_force(self)
+    if attached is None:
         return self._snello_plain.forward(self, x)
     if attached.rows.all_frozen:
         return _detached_forward(self, x)
@@ -281,10 +281,10 @@ def _linear_forward(self: Any, x: Tensor) -> Any:
 
 @_eager
 def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    attached = _at_home(self)
-    weight, bias = self.weight, self.bias
-    if not torch.is_grad_enabled():
+    attached = _in_force(self)
+    if attached is None:
         return self._snello_plain.forward(self, x, *args, **kwargs)
+    weight, bias = self.weight, self.bias
     if attached.rows.all_frozen:
         weight, bias, work = weight.detach(), None if bias is None else bias.detach(), None
     else:
@@ -300,10 +300,14 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return output if x.dim() == weight.dim() else output.squeeze(0)
 
 
-def _at_home(layer: Any) -> _Attached:
-    """What is attached to a layer, with the rows where the layer is now."""
-    attached = _attached[layer]
-    attached.rows = attached.rows.to(layer.weight.device)
+def _in_force(layer: Any) -> _Attached | None:
+    """What is attached to a layer, with the rows where the layer is now; None where the plain layer has to do.
+
+    That is without gradients, and in a replica, as DataParallel makes them.
+    """
+    attached = _attached.get(layer) if torch.is_grad_enabled() else None
+    if attached is not None:
+        attached.rows = attached.rows.to(layer.weight.device)
     return attached
 
 
@@ -345,9 +349,10 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
 @_eager
 def _other_forward(self: Any, *args: Any) -> Any:
     """For layers without a product to slice, as normalisations: all frozen, or plain."""
-    if torch.is_grad_enabled() and _at_home(self).rows.all_frozen:
-        return _detached_forward(self, *args)
-    return self._snello_plain.forward(self, *args)
+    attached = _in_force(self)
+    if attached is None or not attached.rows.all_frozen:
+        return self._snello_plain.forward(self, *args)
+    return _detached_forward(self, *args)
 
 
 def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
