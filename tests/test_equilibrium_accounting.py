@@ -106,6 +106,19 @@ def test_borrowed_weights_count_and_always_learn() -> None:
     assert neq.status().dense_flops == 2 * 7 * (30 + 20 + 8)
     neq.apply({"own": torch.ones(5, dtype=torch.bool)})
     assert neq.status().flops == 2 * 7 * (20 + 8)
+    neq.remove()
+    with pytest.raises(ConfigError, match=r"no layer is left to watch.*'lent'"):
+        NEq(model, sgd(model), torch.randn(3, 7, 6), exclude=["own"])
+
+
+def test_the_projections_of_attention_count() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(8, 3))
+    use = forward_use(model, Probe(model, torch.randn(2, 5, 8)))
+    assert use.macs["0.self_attn.in_proj"] == 5 * 8 * 24
+    assert use.macs["0.self_attn.out_proj"] == 5 * 8 * 8
+    assert use.macs["0.linear1"] == 5 * 8 * 16
+    assert use.called == ("0.norm1", "0.linear1", "0.linear2", "0.norm2", "1")
 
 
 # --- what is executed -----------------------------------------------------------------------------------
@@ -232,8 +245,11 @@ def test_dense_and_sparse_steps_are_taken_in_turns() -> None:
     sparse = type(model.hidden).__name__
     assert sparse != "Linear"
     seen.clear()
+    held: list[object] = []
+    neq.optimizer.register_step_post_hook(lambda *_: held.append(None))
     time_step(neq, torch.randn(5, 3), torch.zeros(5, dtype=torch.long), F.cross_entropy, repeats=3)
     assert seen == [sparse, "Linear", "Linear", sparse] * 2
+    assert len(held) == 4  # the dense optimizer is a plain one
 
 
 # --- memory ---------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from equilibrium_samples import batch, network, sgd, train
 from snello.equilibrium import Budget, MatchedStochastic, Prefix, SelectiveUpdate, Stochastic, Velocity
-from snello.errors import DivergenceError
+from snello.errors import ConfigError, DivergenceError
 
 SELECTIONS: dict[str, Any] = {
     "velocity": lambda seed: Velocity(2e-2),
@@ -32,6 +33,8 @@ def _worker(rank: int, port: int, folder: str) -> None:
     try:
         found = {name: _decided(name, rank) for name in SELECTIONS}
         found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
+        found["refused"] = {"wrappers": torch.tensor(_refused())}
+        found |= {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
         torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -57,7 +60,29 @@ def _decided(name: str, rank: int) -> dict[str, Any]:
 
 def _wrapped(model: nn.Module) -> nn.Module:
     """As the user hands it over; the loop here trains the model inside, so that the ranks drift apart."""
-    return DistributedDataParallel(model) if distributed.is_initialized() else model
+    if not distributed.is_initialized():
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def _trained(name: str, rank: int) -> dict[str, Any]:
+    """What a real training with DDP gives: another part of the data on every rank, gradients averaged."""
+    model = network()
+    model[8].p = 0.0
+    wrapped, optimizer = _wrapped(model), sgd(model)
+    method = SelectiveUpdate(model, optimizer, batch()[0], SELECTIONS[name](rank))
+    frozen = []
+    for step in range(4):
+        x, y = batch(10 * step + rank)
+        optimizer.zero_grad()
+        cross_entropy(wrapped(x), y).backward()
+        optimizer.step()
+        method.step()
+        frozen.append(torch.cat(list(method.frozen.values())))
+    return {
+        "weights": {key: p.detach().clone() for key, p in model.named_parameters()},
+        "frozen": torch.stack(frozen),
+    }
 
 
 def _stops(rank: int) -> bool:
@@ -71,6 +96,18 @@ def _stops(rank: int) -> bool:
     except DivergenceError:
         return True
     return False
+
+
+def _refused() -> int:
+    """How many wrappers that could not bear layers without a gradient are refused."""
+    count = 0
+    for options in ({}, {"find_unused_parameters": True, "static_graph": True}):
+        model = network()
+        try:
+            SelectiveUpdate(DistributedDataParallel(model, **options), sgd(model), batch()[0], Velocity())
+        except ConfigError as error:
+            count += "find_unused_parameters=True" in str(error)
+    return count
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +142,27 @@ def test_masks_are_the_first_ranks_on_every_rank(name: str, outcomes: Any) -> No
     assert 0 < int(frozen.sum()) < len(frozen)
 
 
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_the_copies_of_the_model_stay_one(name: str, outcomes: Any) -> None:
+    first, second = (outcome[f"trained {name}"] for outcome in outcomes)
+    assert torch.equal(first["frozen"], second["frozen"])
+    assert 0 < int(first["frozen"].sum()) < first["frozen"].numel()
+    start = network().state_dict()
+    for key, weights in first["weights"].items():
+        assert torch.equal(weights, second["weights"][key]), key
+        assert not torch.equal(weights, start[key])
+
+
 @pytest.mark.parametrize("name", ["velocity", "budget"])
 def test_what_a_rule_remembers_is_the_same_on_every_rank(name: str, outcomes: Any) -> None:
     first, second = (outcome[name]["state"] for outcome in outcomes)
     for kind in ("phi", "velocity", "change"):
         for layer, values in first[kind].items():
             assert torch.equal(values, second[kind][layer])
+
+
+def test_wrappers_that_want_every_gradient_are_refused(outcomes: Any) -> None:
+    assert [int(outcome["refused"]["wrappers"]) for outcome in outcomes] == [2, 2]
 
 
 def test_all_ranks_stop_when_the_first_one_diverges(outcomes: Any) -> None:

@@ -141,7 +141,7 @@ def test_activation_checkpointing(reentrant: bool, dispatch: Dispatch) -> None:
 
 def test_a_replica_is_a_plain_layer() -> None:
     """DataParallel makes them without asking the layer."""
-    model, (x, y), frozen = network(), data(0), masks()
+    model, (x, _), frozen = network(), data(0), masks()
     Freezer(watched(model), sgd(model), Sliced()).apply(frozen)
     replica = model[0]._replicate_for_data_parallel()
     replica.weight, replica.bias = (p.detach().requires_grad_() for p in model[0].parameters())

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from snello.errors import ModelError
+from snello.flops import flop_counter
 from snello.graph import as_inputs, evaluation
 from snello.neurons import count_parameters, dead_neurons, weighted_layers
 
@@ -68,7 +68,7 @@ def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) 
         ModelError: if it does not run on one sample.
     """
     sample = tuple(x[:1] for x in inputs)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     try:
         with torch.no_grad(), _no_attention_fastpath(), counter:
             call(*sample)

@@ -23,8 +23,6 @@ exact, so all other neurons train as ever.
 (5, True)
 >>> neq.remove()                                        # a plain model and a plain optimizer again
 
-Freezing saves weight gradients, which are one of the two halves of a backward pass; ``decided.flops`` follows
-the paper's convention, :func:`backward_flops` counts what is executed, :func:`time_backward` measures it.
 Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes it. Its
 baselines are :class:`Stochastic`, :class:`MatchedStochastic` (Stochastic*, as many neurons as NEq froze) and
 :class:`Prefix` (whole layers from the input on, :class:`FreezeOut`'s timetable). :class:`Budget` lets a fixed

@@ -14,11 +14,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from snello.equilibrium._gradients import input_gradients_only
 from snello.equilibrium._probe import Probe
-from snello.equilibrium._sparse import input_gradients_only
 from snello.errors import ConfigError, ModelError
+from snello.flops import flop_counter
 from snello.graph import as_inputs
 from snello.neurons import neuron_layers, weighted_layers
 
@@ -41,7 +41,8 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     """Which layers the probe calls, in which order, and what they compute.
 
     A normalisation layer counts 2 per output entry, as is the custom; products of activations (attention)
-    belong to no neuron and are not counted, nor are the weights inside ``nn.MultiheadAttention``.
+    belong to no neuron and are not counted. The input projection of a ``MultiheadAttention``, which is no
+    layer, counts under the name ``in_proj`` beside its ``out_proj``.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
@@ -51,8 +52,8 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
         x = inputs[0] if inputs else output  # only a transposed convolution asks for it
         called[name] = called.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
 
-    def count_use(name: str, x: Tensor, output: Tensor) -> None:
-        used[name] = used.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
+    def count_use(name: str, macs: int) -> None:
+        used[name] = used.get(name, 0.0) + macs / probe.samples
 
     with _WeightUses(weighted_layers(model), count_use):
         probe.read(layers, count)
@@ -66,16 +67,24 @@ class _WeightUses(TorchFunctionMode):
         (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
     )
 
-    def __init__(self, layers: Mapping[str, nn.Module], use: Callable[[str, Tensor, Tensor], None]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], use: Callable[[str, int], None]) -> None:
         super().__init__()
-        self._names = {id(layer.weight): name for name, layer in layers.items()}
+        self._owners = {id(layer.weight): (name, layer) for name, layer in layers.items()}
         self._use = use
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in self.PRODUCTS and len(args) > 1 and (name := self._names.get(id(args[1]))) is not None:
-            self._use(name, args[0], output)
+        if func in self.PRODUCTS and len(args) > 1 and id(args[1]) in self._owners:
+            name, layer = self._owners[id(args[1])]
+            self._use(name, _macs(layer, args[0], output))
+        elif func is F.multi_head_attention_forward and id(args[11]) in self._owners:
+            self._attention(args)
         return output
+
+    def _attention(self, args: Any) -> None:
+        (query, key, value, width), (name, _) = args[:4], self._owners[id(args[11])]
+        self._use(name, query.numel() * width)
+        self._use(name.replace("out_proj", "in_proj"), (query.numel() + key.numel() + value.numel()) * width)
 
 
 def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -170,7 +179,7 @@ def step_flops(
     """
     with undisturbed(model):
         edges: list[GradientEdge] = []
-        with _gradient_edges(model, edges), FlopCounterMode(display=False) as counter:
+        with _gradient_edges(model, edges), flop_counter() as counter:
             loss = loss_of(model, as_inputs(inputs), loss_fn)
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = _counted(loss, parameters)
@@ -224,31 +233,9 @@ def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[Non
 def _counted(loss: Tensor, targets: list[Any]) -> int:
     if not targets:
         return 0
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with flop_counter() as counter:
         torch.autograd.grad(loss, targets, retain_graph=True, allow_unused=True)
     return int(counter.get_total_flops())
-
-
-def _convolution_backward_flops(
-    grad_shape: Any,
-    x_shape: Any,
-    w_shape: Any,
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: Any,
-    output_mask: Any,
-    out_shape: Any = None,
-    **_: Any,
-) -> int:
-    """torch counts the weight gradient of a grouped convolution ``groups`` times; this counts it once."""
-    positions = x_shape if transposed else grad_shape
-    macs = int(positions[0] * torch.Size(positions[2:]).numel() * torch.Size(w_shape).numel())
-    return 2 * macs * (int(output_mask[0]) + int(output_mask[1]))
 
 
 def _summed(output: Any) -> Tensor:

@@ -36,7 +36,7 @@ class SelectiveUpdate:
 
     Args:
         model: the model in training. Its parameters are never replaced. A ``DistributedDataParallel`` is
-            looked through.
+            looked through; it must have been built with ``find_unused_parameters=True``.
         optimizer: the optimizer that trains it.
         probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors, the same for
             the whole training. The outputs of all watched layers on it are kept in memory.
@@ -79,16 +79,18 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = _unwrapped(model)
         self.optimizer, self.selection, self.warmup = optimizer, selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)
         self._probe = Probe(self.model, probe, positions)
         use = forward_use(self.model, self._probe)
         self._macs = use.macs
         layers = {name: found[name] for name in use.called if name in found}
-        for name in found.keys() - layers.keys():
-            # MultiheadAttention and others use the weights without calling the layer.
-            self.left_alone[name] = "the forward never calls it as a module"
+        # MultiheadAttention and others use the weights without calling the layer.
+        uncalled = [name for name in found if name not in layers]
+        self.left_alone |= dict.fromkeys(uncalled, "the forward never calls it as a module")
+        if not layers:
+            raise ConfigError(f"NEq: no layer is left to watch; left alone: {self.left_alone}")
         self._layers = {name: _watched(layer) for name, layer in layers.items()}
         self.freezer = Freezer(layers, optimizer, Dispatch(dispatch))
         self._reference = self._probe.outputs(layers) if selection.observes else {}
@@ -213,6 +215,18 @@ def _check_reference(reference: Mapping[str, Tensor], own: Mapping[str, Tensor])
             f"state_dict: its probe outputs do not fit this probe in layer {name!r}: "
             f"{shapes.get(name)} is not {expected.get(name)}; resume with the same probe"
         )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if not isinstance(model, DistributedDataParallel):
+        return model
+    if not model.find_unused_parameters or model.static_graph:
+        raise ConfigError(
+            "model: a layer that is frozen whole gives no gradient, and which layers are changes from step to "
+            "step; wrap the model with find_unused_parameters=True and without static_graph"
+        )
+    inner: nn.Module = model.module
+    return inner
 
 
 def _watched(layer: nn.Module) -> WatchedLayer:
