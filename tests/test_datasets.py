@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snello.datasets
-from dataset_files import colours, same, write_classes, write_mnist
-from snello.datasets import DataSplits, Images, _load, _splits, available, load
+from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
+from snello.datasets import DataSplits, Images, _cifar, _load, _splits, available, load
 from snello.errors import ConfigError, DataError
 
 pytest.importorskip("torchvision", reason="MNIST and CIFAR-10 need the extra 'train'")
@@ -32,8 +32,13 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: py
 
 
 def test_exported_names() -> None:
-    assert set(snello.datasets.__all__) == {"DataSplits", "Images", "available", "load", "loader"}
-    assert available() == ("digits", "mnist", "cifar10", "imagefolder")
+    assert set(snello.datasets.__all__) == {
+        "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load", "loader",
+    }  # fmt: skip
+    assert available() == (
+        "digits", "mnist", "cifar10", "cifar100", "imagenet", "coco", "imagefolder", "imagefolder-stream",
+        "maskfolder",
+    )  # fmt: skip
 
 
 # The cut ---------------------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ def test_impossible_options(tmp_path: Path) -> None:
         load("digit")
     with pytest.raises(ConfigError, match="image_size=0"):
         load("digits", image_size=0)
-    with pytest.raises(ConfigError, match="'imagefolder' needs a path"):
+    with pytest.raises(ConfigError, match=r"'imagefolder', .* need a path"):
         load("imagefolder")
     with pytest.raises(ConfigError, match="no other dataset has one; got 'digits'"):
         load("digits", path=tmp_path)
@@ -171,6 +176,7 @@ def test_missing_data_says_where_it_looked_and_what_to_type(
     for name, places in {
         "mnist": ["MNIST/raw"],
         "cifar10": ["cifar-10-batches-py", "cifar10-jpeg", "cifar10", "cifar10-jpeg.tar.gz"],
+        "cifar100": ["cifar-100-python"],
     }.items():
         with pytest.raises(DataError) as caught:
             load(name)
@@ -225,8 +231,8 @@ def test_download_goes_to_the_first_root_and_only_when_missing(
 
 
 def write_cifar(folder: Path) -> None:
-    write_classes(folder / "train", _load.CIFAR10, 4)
-    write_classes(folder / "test", _load.CIFAR10, 2, first=100)
+    write_classes(folder / "train", _cifar.CIFAR10, 4)
+    write_classes(folder / "test", _cifar.CIFAR10, 2, first=100)
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -240,12 +246,12 @@ def check_cifar(splits: DataSplits) -> None:
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(40))
     assert sorted(colours(splits.test)) == list(range(100, 120))
     assert splits.train.labels.tolist() == [c // 4 for c in colours(splits.train)]
-    assert splits.classes == _load.CIFAR10
+    assert splits.classes == _cifar.CIFAR10
 
 
 @pytest.fixture
 def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "CIFAR10_COUNTS", (40, 20))
+    monkeypatch.setattr(_cifar, "CIFAR10_COUNTS", (40, 20))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-jpeg"])
@@ -256,14 +262,22 @@ def test_cifar_from_folders(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny_counts")
-def test_cifar_archive_is_unpacked_once(tmp_path: Path) -> None:
+def test_cifar_archive_is_unpacked_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path / "made")
     pack(tmp_path / "made", tmp_path / "root" / "cifar10-jpeg.tar.gz")
-    check_cifar(load("cifar10", root=tmp_path / "root"))
-    (folder,) = (tmp_path / "cache").iterdir()
-    before = folder.stat().st_mtime_ns
-    check_cifar(load("cifar10", root=tmp_path / "root"))
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+    first = load("cifar10", root=tmp_path / "root")
+    check_cifar(first)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert len(before) == 2
+    monkeypatch.setattr(_cifar, "read_parts", lambda *_: pytest.fail("decoded again"))
+    again = load("cifar10", root=tmp_path / "root")
+    check_cifar(again)
+    assert same(again.train, first.train)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == before
+    (file,) = (tmp_path / "cache").glob("*-decoded.pt")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"-decoded\.pt is damaged .*remove it"):
+        load("cifar10", root=tmp_path / "root")
 
 
 def test_cifar_archive_that_is_damaged_or_climbs_out_leaves_nothing(tmp_path: Path) -> None:
@@ -304,7 +318,7 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def batches(root: Path, train: bool, download: bool) -> SimpleNamespace:
         data = np.zeros((20, 32, 32, 3), np.uint8)
         data[..., 0], data[:, 0, :, 1] = np.arange(20)[:, None, None], 7
-        return SimpleNamespace(data=data, targets=[i % 10 for i in range(20)], classes=list(_load.CIFAR10))
+        return SimpleNamespace(data=data, targets=[i % 10 for i in range(20)], classes=list(_cifar.CIFAR10))
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", batches)
     write_cifar(tmp_path / "cifar10")
@@ -314,6 +328,32 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert colours(splits.test) == list(range(20))
     assert splits.test.pixels[:, 1, 0].eq(7).all()
     assert not splits.test.pixels[:, 1, 1:].any()
+
+
+# CIFAR-100 -------------------------------------------------------------------------------------------------
+
+
+def test_cifar100_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar100(tmp_path, monkeypatch)
+    splits = load("cifar100", root=tmp_path)
+    assert isinstance(splits, DataSplits)
+    assert splits.input_shape == (3, 32, 32)
+    assert splits.classes == tuple(f"class {i}" for i in range(100))
+    assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(200))
+    assert splits.train.labels.tolist() == [c // 2 for c in colours(splits.train)]
+    assert colours(splits.test) == list(range(100))
+    # Red is constant; green counts columns, blue counts rows: neither axes nor channels are mixed up.
+    assert torch.equal(splits.test.pixels[:, 1, 5], torch.arange(32).expand(100, 32))
+    assert torch.equal(splits.test.pixels[:, 2, :, 5], torch.arange(32).expand(100, 32))
+    assert splits.source == str(tmp_path / "cifar-100-python")
+
+
+def test_damaged_cifar100_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar100(tmp_path, monkeypatch)
+    file = tmp_path / "cifar-100-python" / "train"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"CIFAR100 cannot be read from .*--data.download=true"):
+        load("cifar100", root=tmp_path)
 
 
 # The real files --------------------------------------------------------------------------------------------

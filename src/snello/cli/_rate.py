@@ -7,7 +7,7 @@ import argparse
 from torch import nn
 
 from snello.codec import CodecSettings
-from snello.datasets import DataSplits, load, loader
+from snello.datasets import Splits, load, loader
 from snello.errors import ConfigError, ModelError
 from snello.modelfile import Record
 from snello.ratesearch import RateSearch, search_rate
@@ -82,7 +82,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
     )
 
 
-def _splits(arguments: argparse.Namespace, record: Record) -> DataSplits:
+def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
     splits = load(
         arguments.data, arguments.data_root, path=arguments.data_path, image_size=record.input_shape[-1]
     )
@@ -105,7 +105,7 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
 class _Metric:
     """Accuracy or loss on the validation images."""
 
-    def __init__(self, splits: DataSplits, metric: str, limit: int) -> None:
+    def __init__(self, splits: Splits, metric: str, limit: int) -> None:
         self._batches = list(loader(splits.validation, splits, BATCH, limit=limit))
         self._metric = metric
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from snello.datasets._splits import derived_seed, generator
-from snello.datasets._types import DataSplits, Images
+from snello.datasets._stream import Batch, EpochKeys, StreamedBatches
+from snello.datasets._types import DataSplits, Images, Part, Splits, StreamedImages, StreamedSplits
 from snello.errors import ConfigError, DataError
 
 Augment = Literal["none", "crop-flip"]
-Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
 PADDING = 4
@@ -23,8 +23,8 @@ PADDING = 4
 
 
 def loader(
-    images: Images,
-    splits: DataSplits,
+    images: Part,
+    splits: Splits,
     batch_size: int,
     *,
     shuffle: bool = False,
@@ -33,40 +33,56 @@ def loader(
     limit: int | None = None,
     replicas: int = 1,
     rank: int = 0,
+    workers: int = 0,
 ) -> DataLoader[Batch]:
-    """Batches of one part of a dataset, normalised by the training part's statistics.
+    """Batches of one part of a dataset, normalised by the splits' channel statistics.
 
-    A whole batch is fetched, augmented and normalised at once: there is no cost per image in Python and no
-    need for worker processes. With ``shuffle`` or ``augment`` the sampler is a ``DistributedSampler``; call
-    ``sampler.set_epoch(epoch)`` before every epoch, as Lightning does by itself, or every epoch is the first.
+    In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image in Python.
+    Streamed images are decoded by worker processes. With ``shuffle`` or ``augment`` the sampler is a
+    ``DistributedSampler``; call ``sampler.set_epoch(epoch)`` before every epoch, as Lightning does by itself, or
+    every epoch is the first.
 
     Args:
         images: a part of the splits.
-        splits: where the channel statistics come from.
+        splits: what the part belongs to.
         batch_size: images per batch; the last batch may be smaller.
         shuffle: whether to draw a new order every epoch.
         seed: decides, with the epoch, the order and the augmentation.
-        augment: ``"crop-flip"`` pads 4 black pixels, crops a random window of the original size and mirrors
-            it with probability 1/2. The draw belongs to (seed, epoch, image): it does not depend on the batch
-            size, the number of processes, or the global random state.
-        limit: use only the first so many images.
-        replicas: number of processes among which the images are dealt out.
+        augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the original size
+            and mirrors it with probability 1/2; streamed it crops a random area of random aspect and mirrors
+            it, or for segmentation scales by 0.5 … 2, mirrors and crops. The draw belongs to (seed, epoch,
+            image): it does not depend on the batch size, the workers, the number of processes, or the global
+            random state.
+        limit: use only the first so many images; the order of a part is random, so they are a fair sample.
+        replicas: number of processes among which the images are dealt out. The last of them repeat a few images
+            where their number is not a multiple.
         rank: this process, 0 … replicas − 1.
+        workers: processes that decode streamed images, 0 for none; images in memory need none and start none.
 
     Returns:
-        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``).
+        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32 ``(B, 3, H, W)``,
+        int64 ``(B, H, W)`` with 255 where there is no class). Segmented images that keep their size, as they
+        do without augmentation, are padded on the right and below to the largest of the batch.
 
     Raises:
-        ConfigError: for a batch size or limit below 1, an unknown augmentation, or an impossible rank.
-        DataError: when there are no images.
+        ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank, or a part
+            that is not of these splits.
+        DataError: when there are no images; while iterating, for one that cannot be decoded, naming its file.
     """
-    _check(images, batch_size, augment, limit, replicas, rank)
-    if limit is not None:
-        images = Images(images.pixels[:limit], images.labels[:limit])
-    batches = _Batches(images, splits, seed, augment)
+    _check(images, splits, batch_size, augment, limit, replicas, rank, workers)
+    if limit is not None and limit < len(images):
+        images = images.subset(torch.arange(limit))
+    batches: _Batches | StreamedBatches
+    kind: type[EpochKeys | _EpochSampler]
+    if isinstance(images, StreamedImages):
+        assert isinstance(splits, StreamedSplits)
+        batches, kind = StreamedBatches(images, splits, seed, augment), EpochKeys
+    else:
+        assert isinstance(splits, DataSplits)
+        batches, kind, workers = _Batches(images, splits, seed, augment), _EpochSampler, 0
     sampler = None
     if shuffle or augment != "none" or replicas > 1:
-        sampler = _EpochSampler(
+        sampler = kind(
             batches, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=derived_seed(seed, "order")
         )
     return DataLoader(
@@ -74,14 +90,22 @@ def loader(
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=_identity,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=workers > 0 and torch.cuda.is_available(),
         # A loader without its own generator advances the global one at every epoch.
         generator=generator(seed, "loader"),
     )
 
 
 def _check(
-    images: Images, batch_size: int, augment: str, limit: int | None, replicas: int, rank: int
-) -> None:
+    images: Part, splits: Splits, batch_size: int, augment: str, limit: int | None, replicas: int, rank: int,
+    workers: int,
+) -> None:  # fmt: skip
+    if isinstance(images, StreamedImages) != isinstance(splits, StreamedSplits):
+        raise ConfigError(
+            f"{images!r} is no part of these {type(splits).__name__}: pass splits.train, for example"
+        )
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1")
     if limit is not None and limit < 1:
@@ -90,6 +114,8 @@ def _check(
         raise ConfigError(f"there is no augment={augment!r}; it is one of: {', '.join(get_args(Augment))}")
     if not 0 <= rank < replicas:
         raise ConfigError(f"rank={rank} must be one of 0 … replicas − 1, with replicas={replicas}")
+    if workers < 0:
+        raise ConfigError(f"workers={workers} must be 0 or more processes")
     if len(images) == 0:
         raise DataError("there are no images to make batches of; this part of the dataset is empty")
 

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from snello.datasets._folders import TEST_SHARE, class_names, read_image_folder, read_parts
-from snello.datasets._places import missing, roots, unpacked
+from snello.datasets._cifar import read_cifar10, read_cifar100
+from snello.datasets._coco import read_coco
+from snello.datasets._folders import TEST_SHARE, read_image_folder
+from snello.datasets._masks import read_mask_folder
+from snello.datasets._places import Request, missing, roots
 from snello.datasets._splits import channel_statistics, cut_out, resized
-from snello.datasets._types import DataSplits, Images, RawData
-from snello.errors import ConfigError, DataError, require
+from snello.datasets._streamed import read_imagenet, stream_image_folder
+from snello.datasets._torchvision import from_torchvision
+from snello.datasets._types import DataSplits, Images, RawData, RawStream, Splits, StreamedSplits, Task
+from snello.errors import ConfigError, require
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_COUNTS = (50_000, 10_000)
 MNIST_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation per channel that every pretrained network of torchvision expects."""
 
-@dataclass(frozen=True)
-class _Request:
-    roots: tuple[Path, ...]
-    path: Path | None
-    image_size: int | None
-    download: bool
+_STREAMED_SIZES: dict[Task, tuple[int, int]] = {"classification": (224, 256), "segmentation": (480, 520)}
+"""Side of a crop, and shorter side of an image in evaluation, as in torchvision's reference scripts."""
 
 
 def available() -> tuple[str, ...]:
@@ -45,47 +44,57 @@ def load(
     image_size: int | None = None,
     download: bool = False,
     path: str | Path | None = None,
-) -> DataSplits:
-    """Read a dataset into memory and cut it into training, validation and test parts.
+) -> Splits:
+    """Find a dataset and cut it into training, validation and test parts.
 
     Args:
-        name: ``"digits"`` (1 797 images of 8×8, comes with scikit-learn), ``"mnist"``, ``"cifar10"``, or
-            ``"imagefolder"``.
+        name: in memory ``"digits"`` (1 797 images of 8×8, comes with scikit-learn), ``"mnist"``, ``"cifar10"``,
+            ``"cifar100"`` and ``"imagefolder"``; streamed from their files ``"imagenet"``, ``"coco"`` (segmentation
+            into the 21 classes of Pascal VOC), ``"imagefolder-stream"`` and ``"maskfolder"``.
         root: folder that holds the dataset: ``root/MNIST/raw``, ``root/cifar-10-batches-py``,
-            ``root/cifar10-jpeg/{train,test}/CLASS/*.jpg``, ``root/cifar10/{train,test}/CLASS/*.jpg`` or
-            ``root/cifar10-jpeg.tar.gz``. None looks in the folders of the environment variable SNELLO_DATA
-            (several are separated as in PATH), else in ``./data``.
-        validation: share of every class of the training images that becomes the validation part, in (0, 1).
-            An image folder with its own ``val`` keeps that instead.
-        seed: chooses which images those are. The test part never depends on it.
-        image_size: resize all images to this many pixels squared; None keeps them as they are.
-        download: where MNIST or CIFAR-10 is missing, have torchvision fetch it into the first root.
-        path: the folder of ``"imagefolder"``: with ``train`` and ``test`` (and perhaps ``val``) inside, or
-            with one folder per class, of which a fixed fifth becomes the test part.
+            ``root/cifar10-jpeg/{train,test}/CLASS/*.jpg``, ``root/cifar10/{train,test}/CLASS/*.jpg``,
+            ``root/cifar10-jpeg.tar.gz``, ``root/cifar-100-python``, ``root/imagenet/{train,val}/n01440764/*.JPEG``
+            or ``root/coco`` with ``train2017``, ``val2017`` and ``annotations/instances_{train,val}2017.json``;
+            for the last two, ``root`` may be that folder itself. None looks in the folders of the environment
+            variable SNELLO_DATA (several are separated as in PATH), else in ``./data``.
+        validation: share of the training images that becomes the validation part, in (0, 1); of every class,
+            except for segmentation. A folder of images with its own ``val`` keeps that instead.
+        seed: chooses which images those are. The test part never depends on it: it is the official validation
+            part of ImageNet and COCO, whose test labels are not public.
+        image_size: side of the square that a network sees, in pixels. In memory all images are resized to it,
+            and None keeps them as they are. Streamed images are cropped to it after resizing; None is 224 for
+            classification and 480 for segmentation.
+        download: where MNIST or CIFAR is missing, have torchvision fetch it into the first root.
+        path: the folder of ``"imagefolder"`` and ``"imagefolder-stream"``: with ``train`` and ``test`` (and perhaps
+            ``val``) inside, or with one folder per class, of which a fixed fifth becomes the test part. The
+            folder of ``"maskfolder"``: ``train`` and ``test`` (and perhaps ``val``), each with ``images/NAME.jpg``
+            and ``masks/NAME.png``, whose pixels are places in the list ``classes.txt``, or 255.
 
     Returns:
-        The parts, in memory as uint8, with the training part's channel statistics.
+        The parts, with channel statistics: :class:`DataSplits` in memory as uint8 with those of the training
+        part, or :class:`StreamedSplits` with those of ImageNet.
 
     Raises:
         ConfigError: for an unknown name or an impossible option.
         DataError: for a dataset that is missing (with every place looked in and what to type), incomplete or
             undecodable (naming the file).
+        MissingExtraError: for COCO without pycocotools, which draws its masks.
     """
     reader = _reader(name)
     if not 0 < validation < 1:
         raise ConfigError(f"validation={validation} must lie between 0 and 1, both excluded, such as 0.1")
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size={image_size} must be at least 1 pixel")
-    if (path is None) == (name == "imagefolder"):
-        raise ConfigError(
-            f"path={path!r}: 'imagefolder' needs a path, and no other dataset has one; got {name!r}"
-        )
-    folder = None if path is None else Path(path).expanduser()
-    raw = reader(_Request(roots(root), folder, image_size, download))
+    if (path is None) == (name in _WITH_PATH):
+        needs = "', '".join(_WITH_PATH)
+        raise ConfigError(f"path={path!r}: '{needs}' need a path, and no other dataset has one; got {name!r}")
+    raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
+    if isinstance(raw, RawStream):
+        return _cut_stream(name, raw, validation, seed, image_size)
     return _cut(name, raw, validation, seed, image_size)
 
 
-def _reader(name: str) -> Callable[[_Request], RawData]:
+def _reader(name: str) -> Callable[[Request], RawData | RawStream]:
     if name not in _READERS:
         close = difflib.get_close_matches(name.lower(), _READERS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -102,7 +111,21 @@ def _cut(name: str, raw: RawData, validation: float, seed: int, image_size: int 
     return DataSplits(name, train, held_out, test, raw.classes, mean, std, raw.source)
 
 
-def _digits(request: _Request) -> RawData:
+def _cut_stream(
+    name: str, raw: RawStream, validation: float, seed: int, image_size: int | None
+) -> StreamedSplits:
+    train, held_out = raw.train, raw.validation
+    if held_out is None:
+        train, held_out = cut_out(train, validation, seed, "validation")
+    crop, resize = _STREAMED_SIZES[raw.task]
+    side = image_size or crop
+    return StreamedSplits(
+        name, train, held_out, raw.test, raw.classes, *IMAGENET_STATISTICS, raw.source, raw.task,
+        input_shape=(3, side, side), resize=round(side * resize / crop),
+    )  # fmt: skip
+
+
+def _digits(request: Request) -> RawData:
     data = require("sklearn.datasets", "train", "the digits dataset").load_digits()
     # 0 … 16 to 0 … 255
     pixels = torch.as_tensor(data.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
@@ -111,7 +134,7 @@ def _digits(request: _Request) -> RawData:
     return RawData(train, test, tuple(map(str, range(10))), "scikit-learn")
 
 
-def _mnist(request: _Request) -> RawData:
+def _mnist(request: Request) -> RawData:
     folders = [root / "MNIST" / "raw" for root in request.roots]
     held = [folder for folder in folders if all((folder / file).is_file() for file in MNIST_FILES)]
     if not held and not request.download:
@@ -121,80 +144,21 @@ def _mnist(request: _Request) -> RawData:
     root = held[0].parent.parent if held else request.roots[0]
     train, test = (
         Images(part.data.unsqueeze(1), part.targets.long())
-        for part in (_torchvision("MNIST", root, train, not held) for train in (True, False))
+        for part in (from_torchvision("MNIST", root, train, not held) for train in (True, False))
     )
     return RawData(train, test, tuple(map(str, range(10))), str(root / "MNIST"))
 
 
-def _cifar10(request: _Request) -> RawData:
-    places: list[Path] = []
-    for root in request.roots:
-        if (root / "cifar-10-batches-py").is_dir():
-            return _cifar10_batches(root, download=False)
-        for name in ("cifar10-jpeg", "cifar10"):
-            if (root / name / "train").is_dir():
-                return _cifar10_folders(root / name)
-        archive = root / "cifar10-jpeg.tar.gz"
-        if archive.is_file():
-            return _cifar10_folders(_with_train(unpacked(archive), archive))
-        places += [root / "cifar-10-batches-py", root / "cifar10-jpeg", root / "cifar10", archive]
-    if request.download:
-        return _cifar10_batches(request.roots[0], download=True)
-    raise missing("CIFAR-10", places, request.roots[0])
-
-
-def _cifar10_batches(root: Path, download: bool) -> RawData:
-    train, test = (_torchvision("CIFAR10", root, part, download) for part in (True, False))
-    classes, source = tuple(train.classes), str(root / "cifar-10-batches-py")
-    return RawData(_from_torchvision(train), _from_torchvision(test), classes, source)
-
-
-def _from_torchvision(cifar: Any) -> Images:
-    return Images(torch.as_tensor(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets))
-
-
-def _cifar10_folders(path: Path) -> RawData:
-    if different := sorted(set(class_names(path / "train")) ^ set(CIFAR10)):
-        raise DataError(
-            f"{path / 'train'} is not CIFAR-10: class {different[0]!r} is missing or does not belong"
-        )
-    raw = read_parts(path, None)
-    found = len(raw.train), len(raw.test)
-    if found != CIFAR10_COUNTS:
-        raise DataError(
-            f"{path} holds {found[0]} training and {found[1]} test images instead of "
-            f"{CIFAR10_COUNTS[0]} and {CIFAR10_COUNTS[1]}; unpack it again, or load a subset of your own "
-            f"with --data.name=imagefolder --data.path={path}"
-        )
-    return raw
-
-
-def _with_train(folder: Path, archive: Path) -> Path:
-    """The folder with ``train`` inside: the unpacked one, or a single folder within it."""
-    for candidate in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-        if (candidate / "train").is_dir():
-            return candidate
-    raise DataError(
-        f"{archive} holds no folder 'train'; it should hold train/CLASS/*.jpg and test/CLASS/*.jpg"
-    )
-
-
-def _torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
-    datasets = require("torchvision.datasets", "train", f"reading {kind}")
-    try:
-        return getattr(datasets, kind)(root, train=train, download=download)
-    except Exception as error:  # torchvision raises AssertionError, RuntimeError, URLError … for bad files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        doing = "fetched into" if download else "read from"
-        raise DataError(
-            f"{kind} cannot be {doing} {root.absolute()}: {reason}; remove what is damaged there and pass "
-            "--data.download=true (download=True in Python), or copy it there by hand"
-        ) from error
-
-
-_READERS: dict[str, Callable[[_Request], RawData]] = {
+_READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
     "digits": _digits,
     "mnist": _mnist,
-    "cifar10": _cifar10,
-    "imagefolder": lambda request: read_image_folder(request.path or Path(), request.image_size),
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "imagenet": read_imagenet,
+    "coco": read_coco,
+    "imagefolder": lambda request: read_image_folder(request.path, request.image_size),
+    "imagefolder-stream": lambda request: stream_image_folder(request.path),
+    "maskfolder": lambda request: read_mask_folder(request.path),
 }
+
+_WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

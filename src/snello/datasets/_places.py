@@ -9,11 +9,22 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from snello.errors import DataError
 
 VARIABLE = "SNELLO_DATA"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What :func:`snello.datasets.load` was asked for, as the readers need it."""
+
+    roots: tuple[Path, ...]
+    path: Path
+    image_size: int | None
+    download: bool
 
 
 def roots(root: str | Path | None) -> tuple[Path, ...]:
@@ -24,14 +35,25 @@ def roots(root: str | Path | None) -> tuple[Path, ...]:
     return tuple(Path(folder).expanduser() for folder in listed if folder) or (Path("data"),)
 
 
-def missing(what: str, places: Sequence[Path], first_root: Path) -> DataError:
-    """The error for a dataset that is nowhere: every place looked in, and what to type."""
+def missing(what: str, places: Sequence[Path], first_root: Path, source: str | None = None) -> DataError:
+    """The error for a dataset that is nowhere: every place looked in, and what to type.
+
+    Args:
+        what: the dataset, with what belongs to it.
+        places: where it was looked for.
+        first_root: where a download would go.
+        source: where to get it, for a dataset that nothing here downloads.
+    """
     looked = "\n".join(f"  {place.absolute()}" for place in places)
+    fetch = (
+        f"To fetch it into {first_root.absolute()}, pass --data.download=true (download=True in Python)."
+        if source is None
+        else f"It is not downloaded here: {source}."
+    )
     return DataError(
         f"{what} was not found. Looked for:\n{looked}\n"
         f"If you have it, name the folder that holds it: set the environment variable "
-        f"{VARIABLE}=/that/folder, or pass --data.root=/that/folder (root= in Python). "
-        f"To fetch it into {first_root.absolute()}, pass --data.download=true (download=True in Python)."
+        f"{VARIABLE}=/that/folder, or pass --data.root=/that/folder (root= in Python). {fetch}"
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snello.datasets._types import Images
+from snello.datasets._types import Images, StreamedImages
 from snello.errors import DataError
+
+PartT = TypeVar("PartT", Images, StreamedImages)
 
 CHUNK = 4096
 """Images per step where uint8 has to become float32 for a moment."""
@@ -55,9 +58,14 @@ def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tupl
     return (~cut).nonzero().flatten(), cut.nonzero().flatten()
 
 
-def cut_out(images: Images, fraction: float, seed: int, purpose: str) -> tuple[Images, Images]:
-    """The images that stay and those that are cut out; see :func:`stratified`."""
-    stay, cut = stratified(images.labels, fraction, seed, purpose)
+def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[PartT, PartT]:
+    """The images that stay and those that are cut out; see :func:`stratified`.
+
+    Images with segmentation masks count as one class: they show several.
+    """
+    masked = isinstance(images, StreamedImages) and not isinstance(images.targets, Tensor)
+    labels = torch.zeros(len(images), dtype=torch.int64) if masked else images.labels
+    stay, cut = stratified(labels, fraction, seed, purpose)
     return images.subset(stay), images.subset(cut)
 
 

@@ -1,0 +1,26 @@
+"""The small datasets that torchvision reads and downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from snello.errors import DataError, require
+
+
+def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
+    """One part of a torchvision dataset.
+
+    Raises:
+        DataError: if it cannot be read or fetched, with torchvision's reason.
+    """
+    datasets = require("torchvision.datasets", "train", f"reading {kind}")
+    try:
+        return getattr(datasets, kind)(root, train=train, download=download)
+    except Exception as error:  # torchvision raises AssertionError, RuntimeError, URLError … for bad files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        doing = "fetched into" if download else "read from"
+        raise DataError(
+            f"{kind} cannot be {doing} {root.absolute()}: {reason}; remove what is damaged there and pass "
+            "--data.download=true (download=True in Python), or copy it there by hand"
+        ) from error
