@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 import snello.models
 from snello.errors import ModelError
 from snello.graph import shape_of, trace
-from snello.models import CifarResNet, ModelSpec, available, build
+from snello.models import CifarResNet, ModelSpec, available, build, load_weights
+from snello.neurons import weighted_layers
 
 INPUTS = {name: (1, 28, 28) if name.startswith("lenet") else (3, 32, 32) for name in available()}
 PARAMETERS = {
@@ -21,13 +23,19 @@ PARAMETERS = {
     "lenet-5": 431_080,
     "resnet-20": 269_722,
     "resnet-32": 464_154,
+    "resnet-44": 658_586,
     "resnet-56": 853_018,
+    "resnet-110": 1_727_962,
+    "vgg-16-cifar": 14_991_946,
+    "alexnet-cifar": 23_631_552,
 }
+CLASSES = {name: 100 if name == "alexnet-cifar" else 10 for name in available()}
 
 
 def test_exported_names() -> None:
     assert set(snello.models.__all__) == {
-        "CifarResNet", "LeNet5", "LeNet300", "ModelSpec", "available", "build", "load_weights",
+        "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
+        "load_weights",
     }  # fmt: skip
 
 
@@ -36,12 +44,63 @@ def test_parameter_counts_of_the_papers(name: str) -> None:
     assert sum(p.numel() for p in build(name).parameters()) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "megabytes"), [("vgg-16-cifar", 59.97), ("alexnet-cifar", 94.53), ("resnet-32", 1.86)]
+)
+def test_sizes_of_the_pruning_papers(name: str, megabytes: float) -> None:
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(name).parameters())
+    assert round(parameters * 4 / 1e6, 2) == megabytes
+
+
+def test_only_this_vgg_has_the_published_size() -> None:
+    """Without the normalised hidden layer it is 59.96, without any BatchNorm 59.93, with one layer less 58.91."""
+    with torch.device("meta"):
+        model = build("vgg-16-cifar")
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
+    linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert (len(norms), linear) == (14, [(512, 512), (512, 10)])
+    whole = sum(p.numel() for p in model.parameters())
+    without_last = whole - sum(p.numel() for p in norms[-1].parameters())
+    without_any = whole - sum(p.numel() for norm in norms for p in norm.parameters())
+    assert [round(n * 4 / 1e6, 2) for n in (without_last, without_any)] == [59.96, 59.93]
+
+
+def test_alexnet_as_it_is_usually_written_has_biases() -> None:
+    with torch.device("meta"):
+        model = build("alexnet-cifar", bias=True)
+    assert sum(p.numel() for p in model.parameters()) == 23_640_996
+    assert not [n for n, _ in build("alexnet-cifar").named_parameters() if n.endswith("bias")]
+
+
+def test_alexnet_starts_where_it_can_learn() -> None:
+    """Without normalisation everything hangs on the start: classes as good as equal, no layer silent or loud."""
+    torch.manual_seed(0)
+    model = build("alexnet-cifar").eval()
+    x = torch.randn(16, 3, 32, 32)
+    assert 0.05 < float(model(x).std().detach()) < 0.5
+    stds = [
+        float(m.weight.detach().std()) * m.weight[0].numel() ** 0.5 for m in weighted_layers(model).values()
+    ]
+    assert stds == pytest.approx([1.0] * len(stds), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["vgg-16-cifar", "alexnet-cifar"])
+def test_pooling_before_the_head_changes_nothing_at_the_published_size(name: str) -> None:
+    model = build(name).eval()
+    sizes = []
+    model.pool.register_forward_hook(lambda _, x, y: sizes.append((x[0], y)))  # type: ignore[union-attr]
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, CLASSES[name])
+    assert torch.equal(*sizes[0])
+    assert model(torch.rand(1, 3, 48, 40)).shape == (1, CLASSES[name])
+
+
 @pytest.mark.parametrize("name", available())
 def test_traces_to_the_same_function(name: str) -> None:
     model = build(name).double().eval()
     x = torch.randn(2, *INPUTS[name], dtype=torch.float64)
     graph = trace(model, x)
-    assert shape_of(graph.nodes[-1]) == (2, 10)
+    assert shape_of(graph.nodes[-1]) == (2, CLASSES[name])
     assert torch.equal(graph.module(x), model(x))
 
 
@@ -136,6 +195,8 @@ def test_build_torchvision_without_downloads(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("downloads")
 
+    # Imported while torch.hub is patched, torchvision would keep the patch for good.
+    pytest.importorskip("torchvision.models")
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     with torch.device("meta"):
@@ -143,7 +204,54 @@ def test_build_torchvision_without_downloads(monkeypatch: pytest.MonkeyPatch) ->
         assert build("deeplabv3_resnet50", num_classes=5).classifier[-1].out_channels == 5  # type: ignore[union-attr, index]
 
 
-def test_build_own_factory(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.exhaustive
+def test_every_torchvision_name_builds() -> None:
+    models = pytest.importorskip("torchvision.models")
+    names = [n for m in (models, models.segmentation) for n in models.list_models(module=m)]
+    assert len(names) > 80
+    with torch.device("meta"):
+        assert all(isinstance(build(name), nn.Module) for name in names)
+
+
+def test_pretrained_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As torchvision downloads them: a file of that name in torch's folder of checkpoints."""
+    models = pytest.importorskip("torchvision.models")
+    weights = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.manual_seed(5)
+    original = build("shufflenet_v2_x0_5")
+    torch.save(original.state_dict(), folder / weights.url.rpartition("/")[2])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    loaded = [
+        build("shufflenet_v2_x0_5", weights="IMAGENET1K_V1"),
+        load_weights(build("shufflenet_v2_x0_5"), "ShuffleNet_V2_X0_5_Weights.DEFAULT"),
+    ]
+    for model in loaded:
+        state = model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in original.state_dict().items())
+    with pytest.raises(ModelError, match=r"ResNet: \d+ missing"):
+        load_weights(build("resnet-20"), "ShuffleNet_V2_X0_5_Weights.DEFAULT")
+    with pytest.raises(ModelError, match=r"weights='NOPE'"):
+        build("shufflenet_v2_x0_5", weights="NOPE")
+
+
+@pytest.mark.parametrize("name", ["ResNet18_Weights.NOPE", "Nope_Weights.DEFAULT"])
+def test_unknown_weights_name(name: str) -> None:
+    with pytest.raises(ModelError, match=f"torchvision knows no weights '{name}'"):
+        load_weights(build("resnet-20"), name)
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(ModelError, match=r"cannot be fetched from https.*no route to host.*give its path"):
+        load_weights(build("resnet-20"), "ResNet18_Weights.DEFAULT")
+
+
+def test_build_own_factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "my_snello_nets.py").write_text(
         "from torch import nn\nclass Zoo:\n    tiny = staticmethod(lambda width=2: nn.Linear(3, width))\n"
         "def broken():\n    raise KeyError('inside')\ndef nothing():\n    return 3\n"

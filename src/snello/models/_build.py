@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from snello.errors import MissingExtraError, ModelError, SnelloError, require
+from snello.models._alexnet import CifarAlexNet
 from snello.models._lenet import LeNet5, LeNet300
 from snello.models._resnet import CifarResNet
+from snello.models._vgg import CifarVGG16
 
 Factory = Callable[..., nn.Module]
 
@@ -23,7 +25,11 @@ _OURS: dict[str, Factory] = {
     "lenet-5": LeNet5,
     "resnet-20": partial(CifarResNet, 20),
     "resnet-32": partial(CifarResNet, 32),
+    "resnet-44": partial(CifarResNet, 44),
     "resnet-56": partial(CifarResNet, 56),
+    "resnet-110": partial(CifarResNet, 110),
+    "vgg-16-cifar": CifarVGG16,
+    "alexnet-cifar": CifarAlexNet,
 }
 
 

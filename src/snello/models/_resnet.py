@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.errors import ModelError
+from snello.models._initialise import kaiming
 
 
 class BasicBlock(nn.Module):
@@ -71,7 +72,7 @@ class CifarResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(64, classes)
-        self.apply(_initialise)
+        self.apply(kaiming)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, shape ``(B, classes)``."""
@@ -83,9 +84,3 @@ class CifarResNet(nn.Module):
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
-
-
-def _initialise(module: nn.Module) -> None:
-    """He et al., "Delving deep into rectifiers", 2015: what the published accuracies were trained from."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight)

@@ -1,8 +1,9 @@
-"""Weights from a state_dict file, all of them or none."""
+"""Weights from a state_dict file or by torchvision's name, all of them or none."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ModelError
+from snello.errors import ModelError, require
+
+TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -22,18 +25,21 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
     Args:
         model: changed in place.
-        path: the file.
+        path: the file; or torchvision's name of pretrained weights, such as
+            ``"ResNet50_Weights.IMAGENET1K_V2"``, which torchvision downloads once and keeps in
+            ``$TORCH_HOME/hub/checkpoints``.
 
     Returns:
         The same model.
 
     Raises:
-        ModelError: for a missing or damaged file, and for weights of another model: how many keys are
-            missing, unexpected or of another shape, and the first of each.
+        ModelError: for a missing or damaged file, for a name that torchvision does not know or cannot fetch, and
+            for weights of another model: how many keys are missing, unexpected or of another shape, and the
+            first of each.
+        MissingExtraError: for torchvision's name while torchvision is not installed.
     """
-    path = Path(path).expanduser()
     own: dict[str, Any] = model.state_dict()
-    state = _matching_prefix(_state_dict(_read(path), path), own)
+    state = _matching_prefix(_source(path), own)
     if misfits := _misfits(state, own):
         raise ModelError(
             f"{path} does not fit this {type(model).__name__}: {'; '.join(misfits)}; "
@@ -42,6 +48,31 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     # The keys that may be missing keep the model's own value.
     model.load_state_dict({**own, **state})
     return model
+
+
+def _source(path: str | Path) -> dict[str, Tensor]:
+    file = Path(path).expanduser()
+    if isinstance(path, str) and TORCHVISION_NAME.fullmatch(path) and not file.exists():
+        return _fetch(path)
+    return _state_dict(_read(file), file)
+
+
+def _fetch(name: str) -> dict[str, Tensor]:
+    models = require("torchvision.models", "train", f"the weights {name!r}")
+    try:
+        weights = models.get_weight(name)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"torchvision knows no weights {name!r}: {_first_line(error)}; "
+            "torchvision.models.get_model_weights(model) lists those of a model"
+        ) from error
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # URLError, RuntimeError for a wrong hash, a damaged file in the cache …
+        raise ModelError(
+            f"the weights {name!r} cannot be fetched from {weights.url}: {_first_line(error)}; download the file "
+            "elsewhere and give its path"
+        ) from error
 
 
 def _read(path: Path) -> object:
