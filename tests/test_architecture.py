@@ -60,8 +60,8 @@ def test_the_import_reader_sees_what_it_should() -> None:
     """Lest the laws above hold because nothing is found."""
     assert "snello.errors.SnelloError" in _imports(SOURCE / "__init__.py")
     assert "snello.simplify.plan_of" in _imports(SOURCE / "modelfile.py")
-    assert "snello.training._task.Classification" in _imports(SOURCE / "training" / "_fit.py")
-    assert "snello.training.load_recipe" in _imports(SOURCE / "cli" / "train.py")
+    assert "snello.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
+    assert "snello.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -39,7 +39,7 @@ SMALL = (
     "--ship.repeats=3", "--ship.warmup=1", "--neq.probe=10",
 )  # fmt: skip
 COMMANDS = (
-    "journey", "train", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
+    "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
     "bench-device", "report", "recipes",
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ from snello.training import (
     load_recipe,
     train,
 )
-from snello.training._recipe import OptimizerConfig
+from snello.training._config import OptimizerConfig
 
 EPOCHS = 4
 
@@ -295,7 +295,7 @@ def test_history_of_a_run(method: Any, tmp_path: Path) -> None:
 def test_baseline_is_the_run_that_neq_and_pruning_start_from(tmp_path: Path) -> None:
     """Same seed, same batches: the first epoch of NEq, its warm-up, is the baseline's to the last bit."""
     recipe = _recipe()
-    baseline, neq = (train(recipe, m, tmp_path / m) for m in ("baseline", "neq"))  # type: ignore[arg-type]
+    baseline, neq = (train(recipe, m, tmp_path / m) for m in ("baseline", "neq"))
     assert baseline.epochs[0].train_loss == neq.epochs[0].train_loss
     assert baseline.epochs[0].val_loss == neq.epochs[0].val_loss
     assert baseline.epochs[1].train_loss != neq.epochs[1].train_loss
@@ -324,8 +324,8 @@ def test_model_that_does_not_fit_is_found_before_training(arguments: str, words:
 
 
 def test_unknown_method(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"baseline, lobster, serene, neq, not 'magic'"):
-        train(_recipe(), "magic", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"baseline, lobster, serene, neq, .*, not 'magic'"):
+        train(_recipe(), "magic", tmp_path)
 
 
 def test_parts_of_the_data_do_not_depend_on_the_method() -> None:

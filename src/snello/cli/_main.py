@@ -21,14 +21,15 @@ from . import (
     measure,
     recipes,
     report,
+    reproduce,
     simplify,
     sweep,
     train,
 )
 
 COMMANDS = (
-    journey, train, sweep, simplify, compress, decompress, inspect, export, measure, bench_device, report,
-    recipes,
+    journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
+    report, recipes,
 )  # fmt: skip
 
 

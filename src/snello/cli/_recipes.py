@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snello.errors import require
+
+if TYPE_CHECKING:
+    from snello.training import Recipe
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +19,9 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="run folder; default: runs/RECIPE")
     parser.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    parser.add_argument(
+        "--quick", action="store_true", help="the recipe's own small values: a try in minutes"
+    )
     parser.set_defaults(takes_recipe=True)
 
 
@@ -24,6 +31,20 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         f"--{name}={value}" for name in ("seed", "device") if (value := getattr(arguments, name)) is not None
     ]
     return [*arguments.overrides, *given]
+
+
+def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
+    """The recipe of that name, or the one that the arguments name, with the command line's say over it."""
+    from snello.training import load_recipe
+
+    return load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: under torchrun there are several."""
+    from snello.training import world
+
+    return world().is_first
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:

@@ -6,7 +6,7 @@ import argparse
 
 from snello.errors import require
 
-from ._recipes import FIELDS, add_recipe_arguments, need_training, overrides, run_folder
+from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
 HELP = (
     "the whole round trip on one recipe: train, prune, simplify, code, export, measure; train again with NEq"
@@ -26,15 +26,26 @@ def run(arguments: argparse.Namespace) -> None:
     require("nncodec", "nnc", "coding bitstreams")
     require("onnxruntime", "onnx", "measuring exported networks")
     require("onnxscript", "onnx", "exporting to ONNX")
-    from snello.reporting import progress, shipping_table, show, training_table, write_report
-    from snello.training import journey, load_recipe
+    from snello.reporting import (
+        progress,
+        round_trip_table,
+        shipping_table,
+        show,
+        training_table,
+        write_report,
+    )
+    from snello.training import journey
 
-    recipe, folder = load_recipe(arguments.recipe, overrides(arguments)), run_folder(arguments)
+    recipe, folder = read_recipe(arguments), run_folder(arguments)
     with progress(len(recipe.methods) * recipe.epochs + 1) as line:
         result = journey(recipe, folder, resume=arguments.resume, progress=line)
+    if not is_first():
+        return
     report = write_report(result, folder)
     if result.shipped:
         show(shipping_table(result))
     if result.trained:
         show(training_table(result))
+    if (both := round_trip_table(result)) is not None:
+        show(both)
     print(f"written: {report}")

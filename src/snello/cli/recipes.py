@@ -1,4 +1,4 @@
-"""``snello recipes``: list them, or get your own copy."""
+"""``snello recipes``: list them, get your own copy, check it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,52 @@ from pathlib import Path
 from snello.errors import ConfigError, require
 from snello.modelfile import write_file
 
-HELP = "list the recipes that come with snello, copy one to change it, or list the fields of a recipe"
-EPILOG = "example: snello recipes cp digits mine.yaml"
+from ._recipes import FIELDS, read_recipe
+
+HELP = (
+    "list the recipes that come with snello, copy one to change it, check one, or list the fields of a recipe"
+)
+EPILOG = f"{FIELDS}\n\nexample: snello recipes cp digits mine.yaml, then snello recipes validate mine.yaml --epochs=3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("action", choices=("ls", "cp", "fields"))
-    parser.add_argument("name", nargs="?", help="the recipe to copy")
+    parser.add_argument("action", choices=("ls", "cp", "fields", "validate"))
+    parser.add_argument("name", nargs="?", help="the recipe to copy or to check")
     parser.add_argument("target", nargs="?", help="the file to write; default: NAME.yaml")
+    parser.add_argument("--quick", action="store_true", help="check the recipe's quick variant")
+    parser.set_defaults(takes_recipe=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, or copy."""
+    """List, copy, or check."""
     require("jsonargparse", "train", "reading recipes")
     from snello.training import recipe_names, recipe_parser, recipe_path
 
+    if arguments.overrides and arguments.action != "validate":
+        raise ConfigError(f"unknown option {arguments.overrides[0]!r}; see: snello recipes --help")
     if arguments.action == "ls":
         for name in recipe_names():
             print(f"{name:20} {_summary(recipe_path(name))}")
     elif arguments.action == "fields":
         recipe_parser(prog="snello journey RECIPE").print_help()
+    elif arguments.action == "validate" and arguments.name:
+        _validate(arguments)
     elif not arguments.name:
         raise ConfigError(f"which recipe? one of: {', '.join(recipe_names())}")
     else:
         _copy(recipe_path(arguments.name), Path(arguments.target or f"{Path(arguments.name).stem}.yaml"))
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    from snello.training import validate
+
+    recipe = read_recipe(arguments, arguments.name)
+    splits = validate(recipe)
+    print(
+        f"{arguments.name}: {recipe.model.name} on {splits.name} ({splits.source}), {len(splits.train)} training "
+        f"images; {', '.join(recipe.methods)} can start"
+    )
 
 
 def _summary(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._recipes import FIELDS, add_recipe_arguments, need_training, overrides, run_folder
+from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
 HELP = "train one network by one method of a recipe"
 EPILOG = f"{FIELDS}\n\nexample: snello train digits --method=serene --out=runs/serene"
@@ -13,18 +13,30 @@ EPILOG = f"{FIELDS}\n\nexample: snello train digits --method=serene --out=runs/s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_recipe_arguments(parser)
-    parser.add_argument("--method", choices=("baseline", "lobster", "serene", "neq"), default="baseline")
+    parser.add_argument(
+        "--method", default="baseline", metavar="METHOD",
+        help="baseline, lobster, serene, neq, stochastic-0.2 (any share), stochastic-star, serene+neq ...",
+    )  # fmt: skip
+    parser.add_argument(
+        "--matched",
+        help="folder of the finished NEq run that stochastic-star imitates; default: neq beside --out",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say how it went."""
     need_training()
     from snello.reporting import Table, percent, progress, show
-    from snello.training import load_recipe, train
+    from snello.training import train
 
-    recipe, folder = load_recipe(arguments.recipe, overrides(arguments)), run_folder(arguments)
+    recipe, folder = read_recipe(arguments), run_folder(arguments)
     with progress(recipe.epochs) as line:
-        result = train(recipe, arguments.method, folder, resume=arguments.resume, progress=line)
+        result = train(
+            recipe, arguments.method, folder,
+            resume=arguments.resume, progress=line, matched=arguments.matched,
+        )  # fmt: skip
+    if not is_first():
+        return
     last = result.epochs[-1]
     header = ("Method", "Accuracy", "Loss", "Pruned", "Neurons updated", "Seconds")
     row = (

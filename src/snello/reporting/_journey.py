@@ -75,7 +75,7 @@ def training_table(result: JourneyResult) -> Table:
                 percent(row.test_accuracy),
                 _with_change(row.paper_flops, dense.paper_flops if dense else 0),
                 _with_change(row.executed_flops, dense.executed_flops if dense else 0),
-                f"{row.backward_ratio:.2f}x",
+                _times(row.backward_ratio),
                 f"{row.backward_ms:.2f}",
                 f"{row.seconds:.0f}",
             )
@@ -108,7 +108,7 @@ def round_trip_table(result: JourneyResult) -> Table | None:
                 method_label(method),
                 f"{percent(shipped[method].test_accuracy)}\n({percent(shipped[method].decoded_accuracy)})",
                 _with_change(trained[method].executed_flops, cheap.executed_flops),
-                f"{trained[method].backward_ratio:.2f}x",
+                _times(trained[method].backward_ratio),
                 f"{trained[method].seconds:.0f}{_change(trained[method].seconds, cheap.seconds)}",
                 f"{shipped[method].parameters}{_change(shipped[method].parameters, lean.parameters)}",
                 f"{megabytes(shipped[method].simplified_bytes)}"
@@ -130,6 +130,10 @@ def round_trip_table(result: JourneyResult) -> Table | None:
 
 def _change(value: float, base: float) -> str:
     return "" if not base or value == base else f"\n{(value / base - 1) * 100:+.1f} %"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def _with_change(count: float, dense: float) -> str:

@@ -58,10 +58,11 @@ def plot_updates(result: JourneyResult, path: Path) -> Path:
 
 def _relative_costs(run: TrainingResult, baseline: TrainingResult | None) -> dict[str, list[float]]:
     dense = baseline.epochs[0].executed_flops if baseline else run.epochs[0].executed_flops
+    timed = all(e.dense_ms for e in run.epochs)  # not with several processes
     return {
         "FLOPs, paper's convention": [e.paper_flops / e.paper_dense_flops for e in run.epochs],
         "FLOPs executed": [e.executed_flops / dense for e in run.epochs],
-        "time measured": [e.sparse_ms / e.dense_ms for e in run.epochs],
+        **({"time measured": [e.sparse_ms / e.dense_ms for e in run.epochs]} if timed else {}),
     }
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # drawing a table must not need the training extra
 
 NOT_RUN = "not run"
 HERE = {
-    "table1": {"accuracy": "Accuracy here [%]", "ms pytorch": "PyTorch here [ms]", "ms onnxruntime": "ONNX Rt here [ms]"},
+    "table1": {
+        "accuracy": "Accuracy here [%]", "ms pytorch": "PyTorch here [ms]", "ms onnxruntime": "ONNX Rt here [ms]",
+    },
     "table2": {"executed_gflops": "Executed here [GFLOP]", "backward_ratio": "Backward time here"},
 }  # fmt: skip
 """What is measured here and was not published."""
@@ -53,7 +55,7 @@ def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
                 (
                     row.row.name,
                     *(_number(row.row.published[q.key], q.digits) for q in devices),
-                    *(_number(row.measured[key], 3) if row.measured else NOT_RUN for key in beside),
+                    *(_number(row.measured.get(key), 3) if row.measured else NOT_RUN for key in beside),
                 )
                 for row in result.rows
             ),

@@ -6,7 +6,8 @@ Any Lightning project can use the callbacks; they are thin and drive only the pu
         SensitivityPruning(lambda model: SeReNe(model, 1e-4), evaluate=validation_loss, granularity="neuron"),
     ])
 
-A recipe describes a whole run as data. :func:`train` runs one method of it, :func:`journey` the round trip::
+:func:`huggingface_callback` does the same for the Trainer of Hugging Face. A recipe describes a whole run as data.
+:func:`train` runs one method of it, :func:`journey` the round trip, :func:`reproduce` a published table::
 
     result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
 
@@ -18,28 +19,44 @@ from snello.errors import require
 require("lightning", "train", "training")
 require("jsonargparse", "train", "reading recipes")
 
+from ._average import WeightAverage as WeightAverage  # noqa: E402
 from ._callbacks import NEq as NEq  # noqa: E402
+from ._callbacks import SelectiveUpdate as SelectiveUpdate  # noqa: E402
 from ._callbacks import SensitivityPruning as SensitivityPruning  # noqa: E402
+from ._config import Recipe as Recipe  # noqa: E402
+from ._data import load_data as load_data  # noqa: E402
+from ._distributed import world as world  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
 from ._evaluate import evaluate as evaluate  # noqa: E402
-from ._fit import TrainingResult as TrainingResult  # noqa: E402
-from ._fit import load_data as load_data  # noqa: E402
+from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
 from ._fit import train as train  # noqa: E402
+from ._fit import validate as validate  # noqa: E402
 from ._history import EpochRecord as EpochRecord  # noqa: E402
+from ._huggingface import huggingface_callback as huggingface_callback  # noqa: E402
 from ._journey import JourneyResult as JourneyResult  # noqa: E402
 from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
-from ._recipe import METHODS as METHODS  # noqa: E402
-from ._recipe import Recipe as Recipe  # noqa: E402
+from ._methods import METHODS as METHODS  # noqa: E402
 from ._recipe import load_recipe as load_recipe  # noqa: E402
 from ._recipe import recipe_names as recipe_names  # noqa: E402
 from ._recipe import recipe_parser as recipe_parser  # noqa: E402
 from ._recipe import recipe_path as recipe_path  # noqa: E402
+from ._reproduce import TABLES as TABLES  # noqa: E402
+from ._reproduce import PublishedTable as PublishedTable  # noqa: E402
+from ._reproduce import Quantity as Quantity  # noqa: E402
+from ._reproduce import ReproducedRow as ReproducedRow  # noqa: E402
+from ._reproduce import Reproduction as Reproduction  # noqa: E402
+from ._reproduce import published_table as published_table  # noqa: E402
+from ._reproduce import reproduce as reproduce  # noqa: E402
+from ._result import TrainingResult as TrainingResult  # noqa: E402
+from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
 __all__ = [
-    "METHODS", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "NEq", "Recipe",
-    "SensitivityPruning", "ShippedRow", "TrainedRow", "TrainingResult", "evaluate", "journey", "load_data",
-    "load_recipe", "recipe_names", "recipe_parser", "recipe_path", "train",
+    "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "NEq", "PublishedTable",
+    "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", "SelectiveUpdate", "SensitivityPruning",
+    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "evaluate", "evaluate_segmentation",
+    "huggingface_callback", "journey", "load_data", "load_recipe", "published_table", "recipe_names",
+    "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
 ]  # fmt: skip

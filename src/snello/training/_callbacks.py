@@ -13,17 +13,16 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from snello.equilibrium import EquilibriumStep
-from snello.equilibrium import NEq as _NEq
+from snello.equilibrium import EquilibriumStep, Selection, Velocity
+from snello.equilibrium import SelectiveUpdate as _SelectiveUpdate
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
-from snello.sensitivity import Sensitivity
+from snello.sensitivity import Lobster, Sensitivity
 
-
-def _model(module: L.LightningModule) -> nn.Module:
-    """The network inside a Lightning module: its ``model`` attribute, or the module itself."""
-    inner = getattr(module, "model", None)
-    return inner if isinstance(inner, nn.Module) else module
+from ._average import WeightAverage
+from ._average import inner_model as _model
+from ._combined import frozen_rows_held
+from ._distributed import agree_on_pruning
 
 
 def _optimizer(trainer: L.Trainer) -> torch.optim.Optimizer:
@@ -45,8 +44,33 @@ def monitored(trainer: L.Trainer, name: str) -> float:
     return float(metrics[name])
 
 
+def scores_of(outputs: Any) -> Tensor:
+    """The tensor of scores in what a network returned.
+
+    Torchvision's segmentation networks return a mapping with ``"out"``, others ``"logits"`` or an object that
+    has them.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("out", "logits"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise ConfigError(
+        f"the network returned a {type(outputs).__name__}, in which a sensitivity finds no scores: return a "
+        "tensor, or a mapping or an object with 'out' or 'logits'"
+    )
+
+
 class SensitivityPruning(L.Callback):
     """Train with a sensitivity, prune on plateaus.
+
+    With several processes (DDP) every one of them has this callback: sensitivities and losses are averaged,
+    and after a pruning step the first process's masks and weights are everybody's. A :class:`WeightAverage`
+    in the same trainer is masked too.
 
     Args:
         sensitivity: builds the sensitivity from the model, as ``lambda m: Lobster(m, 1e-4)``.
@@ -69,7 +93,7 @@ class SensitivityPruning(L.Callback):
         self._build, self._evaluate, self._options = sensitivity, evaluate, options
         self._epochs, self._monitor = epochs, monitor
         self._restored: Mapping[str, Any] | None = None
-        self._outputs: Tensor | None = None
+        self._outputs: Any = None
         self._targets: Tensor | None = None
         self._steps = 0
         self.sensitivity: Sensitivity | None = None
@@ -84,13 +108,16 @@ class SensitivityPruning(L.Callback):
         model = _model(pl_module)
         self.sensitivity = self._build(model)
         self.pruner = Pruner(model, _optimizer(trainer), self._evaluate, **self._options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAverage):
+                self.pruner.follow(callback.start(model, trainer.global_step))
         self._hook = model.register_forward_hook(self._keep_outputs)
         self._steps = trainer.global_step
         if self._restored is not None:
             self.sensitivity.load_state_dict(self._restored["sensitivity"])
             self.pruner.load_state_dict(self._restored["pruner"])
 
-    def _keep_outputs(self, model: nn.Module, inputs: Any, outputs: Tensor) -> None:
+    def _keep_outputs(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         self._outputs = outputs if model.training else None
 
     def on_train_batch_start(
@@ -102,15 +129,18 @@ class SensitivityPruning(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Let the sensitivity look at the outputs while their graph exists."""
-        if self.sensitivity is not None and self._outputs is not None and self._active(trainer):
-            self.sensitivity.observe(self._outputs, self._targets)
-        self._outputs = None
+        sensitivity, outputs, self._outputs = self.sensitivity, self._outputs, None
+        looks = sensitivity is not None and type(sensitivity).observe is not Sensitivity.observe
+        if looks and outputs is not None and self._active(trainer):
+            sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """The decay, after the optimizer's step: not after batches that only accumulate gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
-            self.sensitivity.step()
+            by_gradient = isinstance(self.sensitivity, Lobster)
+            with frozen_rows_held(_updates(trainer) if by_gradient else None):
+                self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune on a plateau, and once more when the pruning epochs end."""
@@ -118,12 +148,12 @@ class SensitivityPruning(L.Callback):
         if not self._active(trainer):
             return
         self.last_step = self.pruner.step(monitored(trainer, self._monitor))
-        if (
-            self._epochs is not None
-            and trainer.current_epoch == self._epochs - 1
-            and not self.last_step.search
-        ):
+        pruned = self.last_step.search is not None
+        if self._epochs is not None and trainer.current_epoch == self._epochs - 1 and not pruned:
             self.pruner.prune()
+            pruned = True
+        if pruned:
+            agree_on_pruning(self.pruner, _model(pl_module))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take every hook out."""
@@ -144,31 +174,68 @@ class SensitivityPruning(L.Callback):
         self._restored = state_dict or None
 
 
-class NEq(L.Callback):
-    """Skip the backward pass of neurons at equilibrium.
+class SelectiveUpdate(L.Callback):
+    """Skip the backward pass of the neurons that a selection names.
 
     Args:
         probe: the fixed inputs on which outputs are compared, shape (B, ...).
-        options: arguments of :class:`snello.equilibrium.NEq` (eps, mu, warmup, exclude).
+        selection: the rule that names the frozen neurons, of :mod:`snello.equilibrium`.
+        every: decide every so many steps of the optimizer; None: at the end of every epoch.
+        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+
+    Raises:
+        ConfigError: for ``every`` below 1.
     """
 
-    def __init__(self, probe: Tensor, **options: Any) -> None:
-        self._probe, self._options = probe, options
+    def __init__(
+        self, probe: Tensor, selection: Selection, *, every: int | None = None, **options: Any
+    ) -> None:
+        if every is not None and every < 1:
+            raise ConfigError(f"every is a number of steps of the optimizer, at least 1, not {every}")
+        self._probe, self._selection, self._every, self._options = probe, selection, every, options
         self._restored: Mapping[str, Any] | None = None
-        self.neq: _NEq | None = None
+        self._spent: list[EquilibriumStep] = []
+        self._steps = 0
+        self.neq: _SelectiveUpdate | None = None
         self.last_step: EquilibriumStep | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the first reference, and restore the masks if the run is resumed."""
         probe = self._probe.to(pl_module.device)
-        self.neq = _NEq(_model(pl_module), _optimizer(trainer), probe, **self._options)
+        self.neq = _SelectiveUpdate(
+            _model(pl_module), _optimizer(trainer), probe, self._selection, **self._options
+        )
         if self._restored is not None:
             self.neq.load_state_dict(self._restored)
+        self._steps, self._spent = trainer.global_step, []
+        self.last_step = self.neq.status()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note what the step cost; decide anew, where that is asked for between epochs."""
+        assert self.neq is not None
+        assert self.last_step is not None
+        if trainer.global_step == self._steps:  # gradients were only accumulated
+            return
+        self._steps = trainer.global_step
+        self._spent.append(self.last_step)
+        if self._every is not None and trainer.global_step % self._every == 0:
+            self.last_step = self.neq.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at the probe, decide which neurons learn in the next epoch."""
         assert self.neq is not None
-        self.last_step = self.neq.step()
+        self._spent = []
+        if self._every is None:
+            self.last_step = self.neq.step()
+
+    def spent(self) -> tuple[float, float, float]:
+        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention, per sample):
+        means over the steps of the present epoch.
+        """
+        assert self.last_step is not None
+        steps = self._spent or [self.last_step]
+        shares, counts, dense = zip(*((s.total, s.flops, s.dense_flops) for s in steps), strict=True)
+        return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put every layer back as it was."""
@@ -182,3 +249,26 @@ class NEq(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint; taken in when training starts."""
         self._restored = state_dict or None
+
+
+def _updates(trainer: L.Trainer) -> _SelectiveUpdate | None:
+    """What decides in this trainer which neurons are updated."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdate)), None)
+
+
+class NEq(SelectiveUpdate):
+    """Skip the backward pass of neurons at equilibrium: :class:`SelectiveUpdate` with the velocity rule.
+
+    Args:
+        probe: the fixed inputs on which outputs are compared, shape (B, ...).
+        eps: bound on the velocity below which a neuron is at equilibrium.
+        mu: weight of the last velocity.
+        every: decide every so many steps of the optimizer; None: at the end of every epoch, as published.
+        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+    """
+
+    def __init__(
+        self, probe: Tensor, *, eps: float = 1e-3, mu: float = 0.5, every: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(probe, Velocity(eps, mu), every=every, **options)

@@ -10,13 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.equilibrium import backward_flops, time_backward
 from snello.neurons import count_parameters
 
-from ._callbacks import NEq, monitored
+from ._callbacks import SelectiveUpdate, monitored
 
 PROFILE_REPEATS = 3
 """Interleaved dense and sparse backward passes per epoch, of which the median is kept."""
@@ -29,7 +28,8 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         seconds: wall-clock time of the epoch, validation included.
-        train_loss, val_loss, val_accuracy: means over the images of each part.
+        train_loss, val_loss, val_accuracy: means over the images of each part; for segmentation the last one is
+            the mean intersection over union.
         pruned: share of all parameters that are exactly zero.
         updated: share of the watched neurons that were updated; 1 without NEq.
         backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
@@ -37,7 +37,7 @@ class EpochRecord:
         paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the NEq paper, and the
             same with nothing frozen. Zero without NEq.
         dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch, taken in
-            turns. Zero without NEq.
+            turns, with the masks that the epoch ended with. Zero without NEq, and with several processes.
     """
 
     epoch: int
@@ -56,14 +56,14 @@ class EpochRecord:
 
 
 class EpochSeed(L.Callback):
-    """Make everything random in an epoch a function of (seed, epoch), so that a resumed run repeats it."""
+    """Make everything random in an epoch a function of (seed, epoch, rank), so that a resumed run repeats it."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed torch's global generators."""
-        torch.manual_seed(self._seed * 1_000_003 + trainer.current_epoch)
+        """Seed torch's global generators; processes with other images drop other units."""
+        torch.manual_seed(self._seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 40))
 
 
 class BackwardTimer(L.Callback):
@@ -96,7 +96,8 @@ class History(L.Callback):
     Args:
         timer: the trainer's backward timer.
         sample: images and labels of one training batch, on which backward passes are profiled.
-        neq: the trainer's NEq callback, if it has one.
+        neq: the trainer's NEq callback, or any other that skips updates, if it has one.
+        metric: name of the logged figure that an epoch's ``val_accuracy`` is.
         report: called with each record as soon as it is complete.
     """
 
@@ -104,10 +105,12 @@ class History(L.Callback):
         self,
         timer: BackwardTimer,
         sample: tuple[Tensor, Tensor],
-        neq: NEq | None = None,
+        neq: SelectiveUpdate | None = None,
         report: Callable[[EpochRecord], None] | None = None,
+        metric: str = "val_accuracy",
     ) -> None:
         self._timer, self._sample, self._neq, self._report = timer, sample, neq, report
+        self._metric = metric
         self.records: list[EpochRecord] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,13 +125,17 @@ class History(L.Callback):
         record = EpochRecord(
             epoch=trainer.current_epoch + 1,
             seconds=seconds,
-            **{name: monitored(trainer, name) for name in ("train_loss", "val_loss", "val_accuracy")},
+            **{name: monitored(trainer, name) for name in ("train_loss", "val_loss")},
+            val_accuracy=monitored(trainer, self._metric),
             pruned=1 - nonzero / total,
             backward_ms=self._timer.median_ms,
             executed_flops=self._executed(pl_module),
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)
+        # Beside the loss and the accuracy that the task logs: for the progress bar and the loggers.
+        for name in ("pruned", "updated"):
+            pl_module.log(name, getattr(record, name), prog_bar=True, rank_zero_only=True)
         if self._report is not None:
             self._report(record)
 
@@ -141,16 +148,20 @@ class History(L.Callback):
         few, wanted = images[:8], labels[:8]
         model: nn.Module = module.model  # type: ignore[assignment]
         model.train()
-        return backward_flops(model, few, lambda logits: F.cross_entropy(logits, wanted)).total / len(few)
+        return backward_flops(model, few, lambda outputs: module.loss(outputs, wanted)).total / len(few)  # type: ignore[operator]
 
     def _equilibrium(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         if self._neq is None or self._neq.neq is None:
             return {"updated": 1.0, **dict.fromkeys(_EQUILIBRIUM[1:], 0.0)}
-        status = self._neq.neq.status()
         images, labels = self._batch(module)
+        loss: Callable[[Any, Any], Tensor] = module.loss  # type: ignore[assignment]
+        if trainer.world_size > 1:
+            # DistributedDataParallel counts a parameter as used wherever its gradient arrives: a backward pass of
+            # our own would make it wait for gradients that the next step does not have.
+            return dict(zip(_EQUILIBRIUM, (*self._neq.spent(), 0.0, 0.0), strict=True))
         with trainer.precision_plugin.forward_context():
-            timing = time_backward(self._neq.neq, images, labels, F.cross_entropy, PROFILE_REPEATS)
-        values = (status.total, status.flops, status.dense_flops, timing.dense_ms, timing.sparse_ms)
+            timing = time_backward(self._neq.neq, images, labels, loss, PROFILE_REPEATS)
+        values = (*self._neq.spent(), timing.dense_ms, timing.sparse_ms)
         return dict(zip(_EQUILIBRIUM, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:

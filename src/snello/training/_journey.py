@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,18 +11,20 @@ from torch import nn
 
 from snello import modelfile
 from snello.codec import CodecSettings, compress, decompress
-from snello.datasets import DataSplits, loader
+from snello.datasets import Splits
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
 from snello.modelfile import Record
 from snello.neurons import count_parameters
 from snello.simplify import simplify
 
+from ._config import Recipe
+from ._data import Batches
+from ._distributed import World, world
 from ._evaluate import evaluate
-from ._fit import Progress, TrainingResult, initial_model, load_data, train
-from ._recipe import Method, Recipe
-
-PRUNING_ROWS: tuple[Method, ...] = ("baseline", "lobster", "serene")
-TRAINING_ROWS: tuple[Method, ...] = ("baseline", "neq")
+from ._fit import train, validate
+from ._methods import method_of
+from ._result import TrainingResult
+from ._run import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class TrainedRow:
         executed_flops: FLOPs that a backward pass really executes per sample, mean over epochs.
         backward_ms: median over epochs of the median time of a step's backward pass.
         backward_ratio: shortened over full backward, timed in turns on the same batch with each epoch's masks,
-            summed over the epochs. 1 without NEq.
+            summed over the epochs. 1 where nothing was skipped; None where it was not timed, with several
+            processes.
         seconds: wall-clock time of the training.
     """
 
@@ -76,7 +79,7 @@ class TrainedRow:
     paper_flops: float
     executed_flops: float
     backward_ms: float
-    backward_ratio: float
+    backward_ratio: float | None
     seconds: float
 
 
@@ -117,26 +120,42 @@ def journey(
         SnelloError: whatever the data, the model, the training or the shipping have to complain about.
     """
     folder, say = Path(folder), progress or (lambda line: None)
-    splits = load_data(recipe)
-    initial_model(recipe, splits)  # a wrong model is found before the first epoch of anything
+    splits = validate(recipe)  # what is wrong is found before the first epoch of anything
     runs: dict[str, TrainingResult] = {
         method: train(recipe, method, folder / method, splits=splits, resume=resume, progress=progress)
         for method in recipe.methods
     }
-    say("simplify, code, export, measure ...")
-    shipped = _ship(recipe, folder, [m for m in PRUNING_ROWS if m in runs], splits)
+    # Where a method goes both ways, all are held against each other both ways.
+    both = any(is_shipped(m) and is_trained(m) and m != "baseline" for m in runs)
+    shipped: tuple[ShippedRow, ...] = ()
+    if world().is_first:
+        say("simplify, code, export, measure ...")
+        shipped = ship(recipe, folder, [m for m in runs if both or is_shipped(m)], splits)
     return JourneyResult(
         recipe=recipe,
         data_source=splits.source,
         images=(len(splits.train), len(splits.validation), len(splits.test)),
         runs=runs,
         shipped=shipped,
-        trained=_training_rows([runs[m] for m in TRAINING_ROWS if m in runs]),
+        trained=training_rows(
+            [run for m, run in runs.items() if both or is_trained(m)], Run(recipe, "neq", splits).dense_flops
+        ),
         batch_size=recipe.data.batch_size,
     )
 
 
-def _ship(recipe: Recipe, folder: Path, methods: list[Method], splits: DataSplits) -> tuple[ShippedRow, ...]:
+def is_shipped(method: str) -> bool:
+    """What makes a network lean, and the dense one beside it."""
+    return method == "baseline" or method_of(method).pruning is not None
+
+
+def is_trained(method: str) -> bool:
+    """What makes training cheaper, and the full training beside it."""
+    return method == "baseline" or method_of(method).update is not None
+
+
+def ship(recipe: Recipe, folder: Path, methods: list[str], splits: Splits) -> tuple[ShippedRow, ...]:
+    """Simplify, code, export and measure the finished runs of some methods, all of them timed in turns."""
     nets = {method: _simplified(folder / method) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(_shipped_row(recipe, folder, method, nets[method], times, splits) for method in methods)
@@ -158,7 +177,7 @@ def _simplified(folder: Path) -> _Net:
     return _Net(original, lean, record)
 
 
-def _time(recipe: Recipe, folder: Path, nets: Mapping[Method, _Net]) -> dict[str, Latency]:
+def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, Latency]:
     """Every network in both runtimes, in turns."""
     ship = recipe.ship
     runners = {}
@@ -173,14 +192,14 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[Method, _Net]) -> dict[str
 
 
 def _shipped_row(
-    recipe: Recipe, folder: Path, method: Method, net: _Net, times: dict[str, Latency], splits: DataSplits
+    recipe: Recipe, folder: Path, method: str, net: _Net, times: dict[str, Latency], splits: Splits
 ) -> ShippedRow:
     record = modelfile.to_dict(net.lean, net.record)
     data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
     path = modelfile.write_file(folder / method / "model.snello", lambda beside: beside.write_bytes(data))
     content = decompress(path.read_bytes())
     decoded, _ = modelfile.from_dict(content.record, content.tensors, str(path))
-    batches = loader(splits.test, splits, 500)
+    batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))
     return ShippedRow(
@@ -198,22 +217,28 @@ def _shipped_row(
     )
 
 
-def _training_rows(runs: list[TrainingResult]) -> tuple[TrainedRow, ...]:
+def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
+    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention, nothing frozen."""
     rows = [_trained_row(run) for run in runs]
-    dense = next((e.paper_dense_flops for run in runs for e in run.epochs if e.paper_dense_flops), 0.0)
-    # Without NEq nobody watches layers: the paper's count of the plain run is NEq's with nothing frozen.
-    return tuple(row if row.paper_flops else replace(row, paper_flops=dense) for row in rows)
+    # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
+    return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 
 def _trained_row(run: TrainingResult) -> TrainedRow:
     epochs = run.epochs
-    dense_ms = sum(e.dense_ms for e in epochs)
     return TrainedRow(
         method=run.method,
         test_accuracy=run.test_accuracy,
         paper_flops=statistics.mean(e.paper_flops for e in epochs),
         executed_flops=statistics.mean(e.executed_flops for e in epochs),
         backward_ms=statistics.median(e.backward_ms for e in epochs),
-        backward_ratio=sum(e.sparse_ms for e in epochs) / dense_ms if dense_ms else 1.0,
+        backward_ratio=_ratio(run),
         seconds=run.seconds,
     )
+
+
+def _ratio(run: TrainingResult) -> float | None:
+    if method_of(run.method).update is None:
+        return 1.0
+    dense_ms = sum(epoch.dense_ms for epoch in run.epochs)
+    return sum(epoch.sparse_ms for epoch in run.epochs) / dense_ms if dense_ms else None

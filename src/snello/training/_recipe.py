@@ -1,202 +1,23 @@
-"""A recipe: everything that a run depends on, as typed data that is checked before the first step."""
+"""Recipes are YAML: found by name, built on one another, made smaller for a quick try, checked before use."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from snello.errors import ConfigError, require
-from snello.models import ModelSpec
 
-Method = Literal["baseline", "lobster", "serene", "neq"]
-METHODS: tuple[Method, ...] = ("baseline", "lobster", "serene", "neq")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they come in batches.
-
-    Attributes:
-        name: "digits", "mnist", "cifar10" or "imagefolder".
-        root: folder (or several, separated as in PATH) that holds the dataset; default: $SNELLO_DATA, ./data.
-        path: the image folder, for "imagefolder".
-        image_size: images are resized to this many pixels a side; for "imagefolder".
-        batch_size: images per step.
-        validation: share of the training images that thresholds and plateaus are judged on.
-        augment: "none" or "crop-flip".
-        download: let torchvision download the dataset into the first root.
-        limit: use only so many training images; for quick tries.
-    """
-
-    name: str = "digits"
-    root: str | None = None
-    path: str | None = None
-    image_size: int | None = None
-    batch_size: int = 100
-    validation: float = 0.1
-    augment: Literal["none", "crop-flip"] = "none"
-    download: bool = False
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"data.batch_size must be at least 1, not {self.batch_size}")
-        _require(self.limit is None or self.limit >= 1, f"data.limit must be at least 1, not {self.limit}")
-        _require(
-            0 < self.validation < 1, f"data.validation must lie between 0 and 1, not at {self.validation}"
-        )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer and its schedule.
-
-    Attributes:
-        name: "SGD" or "AdamW", with the meaning that torch.optim gives them.
-        lr: learning rate.
-        momentum: for SGD.
-        weight_decay: as in torch.optim.
-        milestones: epochs after which the learning rate is multiplied by gamma.
-        gamma: that factor.
-    """
-
-    name: Literal["SGD", "AdamW"] = "SGD"
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require(math.isfinite(self.lr) and self.lr > 0, f"optimizer.lr must be positive, not {self.lr}")
-        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), not {self.momentum}")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, not {self.weight_decay}")
-
-
-@dataclass(frozen=True)
-class PruningConfig:
-    """Training with a sensitivity and pruning under a bound on the validation loss.
-
-    Attributes:
-        lmbda: strength of the decay per step, not multiplied by the learning rate.
-        granularity: what is pruned: single weights or whole neurons.
-        twt: how much worse one pruning step may make the loss, as a share of it.
-        pwe: bad epochs to wait on a plateau before a pruning step.
-        finetune: the last so many epochs run without decay and without further pruning.
-    """
-
-    lmbda: float = 1e-4
-    granularity: Literal["weight", "neuron"] = "weight"
-    twt: float = 0.05
-    pwe: int = 5
-    finetune: int = 5
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.lmbda < 1, f"lmbda must be in [0, 1), not {self.lmbda}")
-        _require(self.twt >= 0, f"twt must be >= 0, not {self.twt}")
-        _require(self.pwe >= 1, f"pwe must be at least 1, not {self.pwe}")
-        _require(self.finetune >= 0, f"finetune must be >= 0, not {self.finetune}")
-
-
-@dataclass(frozen=True)
-class NEqConfig:
-    """Neurons at equilibrium.
-
-    Attributes:
-        eps: a neuron is at equilibrium when its velocity is below this.
-        mu: memory of the velocity.
-        warmup: epochs before anything is frozen.
-        probe: number of training images on which outputs are compared.
-    """
-
-    eps: float = 1e-3
-    mu: float = 0.5
-    warmup: int = 1
-    probe: int = 50
-
-    def __post_init__(self) -> None:
-        _require(self.eps >= 0, f"neq.eps must be >= 0, not {self.eps}")
-        _require(self.probe >= 1, f"neq.probe must be at least 1 image, not {self.probe}")
-
-
-@dataclass(frozen=True)
-class ShipConfig:
-    """How the networks are coded and timed.
-
-    Attributes:
-        qp: quantisation parameter of the weights in the NNC bitstream; less is finer.
-        repeats: timed forwards per network and runtime.
-        warmup: untimed forwards before them.
-        threads: CPU threads while timing.
-        batch: images per forward while timing.
-    """
-
-    qp: int = -32
-    repeats: int = 100
-    warmup: int = 10
-    threads: int = 1
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("repeats", "threads", "batch"):
-            _require(getattr(self, name) >= 1, f"ship.{name} must be at least 1, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One round trip.
-
-    Attributes:
-        model: the network, by name and arguments.
-        data: the images.
-        optimizer: optimizer and schedule, the same for every method.
-        epochs: passes over the training images, the same for every method.
-        lobster, serene, neq: the methods.
-        ship: coding and timing.
-        methods: which rows of the table to run.
-        seed: decides initial weights, batches, augmentation and draws.
-        device: "auto", "cpu" or "cuda".
-        precision: "32-true" or "bf16-mixed".
-        channels_last: memory format of convolutional networks.
-    """
-
-    model: ModelSpec
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    epochs: int = 30
-    lobster: PruningConfig = field(default_factory=PruningConfig)
-    serene: PruningConfig = field(default_factory=lambda: PruningConfig(granularity="neuron"))
-    neq: NEqConfig = field(default_factory=NEqConfig)
-    ship: ShipConfig = field(default_factory=ShipConfig)
-    methods: tuple[Method, ...] = METHODS
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
-        _require(len(self.methods) > 0, "methods must name at least one of: " + ", ".join(METHODS))
-        for name in ("lobster", "serene"):
-            finetune = getattr(self, name).finetune
-            _require(
-                finetune < self.epochs,
-                f"{name}.finetune ({finetune}) must be less than epochs ({self.epochs}): nothing would be pruned",
-            )
+from ._config import Recipe
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with snello, by name."""
     return sorted(
-        path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml")
+        path.name.removesuffix(".yaml") for path in recipe_folder().iterdir() if path.name.endswith(".yaml")
     )
 
 
@@ -210,30 +31,97 @@ def recipe_path(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if name_or_path in recipe_names():
-        return Path(str(_folder() / f"{name_or_path}.yaml"))
+        return Path(str(recipe_folder() / f"{name_or_path}.yaml"))
     raise ConfigError(f"no recipe {name_or_path!r}: neither a file nor one of: {', '.join(recipe_names())}")
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
     """Read and check a recipe.
+
+    Two keys of the file are no fields of a :class:`Recipe`: ``extends`` names a recipe whose values hold
+    where this one is silent, and ``quick`` holds the values of a quick try.
 
     Args:
         name_or_path: a name from :func:`recipe_names` or a YAML file.
         overrides: options as on the command line, ``["--epochs=3", "--data.root=/data"]``.
+        quick: take the values of ``quick``, which the overrides still have the last word over.
 
     Raises:
         ConfigError: for an unknown key, a value of the wrong type, or one out of range.
     """
     jsonargparse = require("jsonargparse", "train", "reading recipes")
+    values = recipe_values(name_or_path, quick=quick)
     parser = recipe_parser()
-    arguments = [f"--recipe={recipe_path(name_or_path)}", *overrides]
     # jsonargparse 4.49 renamed it.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
-        parsed = instantiate(parser.parse_args(arguments))
+        # JSON is YAML, and reaches the parser as the file itself would.
+        parsed = instantiate(parser.parse_args([f"--recipe={json.dumps(values)}", *overrides]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
+
+
+def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
+    """The values of a recipe file over those of the recipes that it extends.
+
+    Raises:
+        ConfigError: for a file that is no mapping, one that extends itself, or one without a quick variant.
+    """
+    values = _extended(name_or_path, ())
+    smaller = values.pop("quick", None)
+    if not quick:
+        return values
+    if not isinstance(smaller, Mapping):
+        raise ConfigError(
+            f"recipe {name_or_path} has no quick variant: give it a mapping 'quick:' of the values that "
+            "make it small, as 'quick: {epochs: 2, data: {limit: 200}}'"
+        )
+    return _merged(values, smaller)
+
+
+def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = recipe_path(name_or_path).resolve()
+    if path in seen:
+        raise ConfigError(f"recipe {name_or_path} extends itself, by way of {' and '.join(map(str, seen))}")
+    values = _read(path, name_or_path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {name_or_path}: 'extends' names one recipe, not {base!r}")
+    beside = path.parent / base  # a file beside this one, or a name
+    return _merged(_extended(str(beside) if beside.is_file() else base, (*seen, path)), values)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    yaml = require("yaml", "train", "reading recipes")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {name} is no mapping of options, but a {type(values).__name__}")
+    return values
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``over`` laid over those of ``base``, mapping by mapping.
+
+    Another model brings its own arguments: those of the base would not be its.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not _other_model(old, value):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _other_model(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "arguments" in old and "name" in new and new["name"] != old.get("name")
 
 
 def recipe_parser(**options: Any) -> Any:
@@ -245,5 +133,6 @@ def recipe_parser(**options: Any) -> Any:
     return parser
 
 
-def _folder() -> Any:
+def recipe_folder() -> Any:
+    """The folder of the recipes that come with snello."""
     return resources.files("snello.recipes")

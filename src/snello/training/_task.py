@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from snello.errors import DivergenceError
+from snello.errors import ConfigError, DivergenceError
 
-from ._recipe import OptimizerConfig
+from ._config import OptimizerConfig
+from ._schedule import build_optimizer, build_scheduler, moves_within_epochs
 
 
 class Classification(L.LightningModule):
@@ -42,6 +43,10 @@ class Classification(L.LightningModule):
         """Logits, shape (B, C)."""
         return self.model(images.to(memory_format=self.memory_format))  # type: ignore[no-any-return]
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (B, C) and labels (B,)."""
+        return F.cross_entropy(logits, labels)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch.
 
@@ -49,13 +54,21 @@ class Classification(L.LightningModule):
             DivergenceError: if it is NaN or infinite.
         """
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        loss = self.loss(self(images), labels)
         if not torch.isfinite(loss):
             raise DivergenceError(
                 f"the training loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
                 "lower optimizer.lr, or look for bad values in the data"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), prog_bar=True)
+        self.log(
+            "train_loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            prog_bar=True,
+            sync_dist=True,
+        )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -71,15 +84,24 @@ class Classification(L.LightningModule):
         logits = self(images)
         accuracy(logits, labels)
         loss = F.cross_entropy(logits.float(), labels)
-        self.log(f"{part}_loss", loss, batch_size=len(labels), prog_bar=True)
+        self.log(f"{part}_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
         self.log(f"{part}_accuracy", accuracy, batch_size=len(labels), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its step schedule, one step per epoch."""
-        config = self._config
-        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-        if config.name == "SGD":
-            options["momentum"] = config.momentum
-        optimizer = getattr(torch.optim, config.name)(self.model.parameters(), **options)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), config.gamma)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        """The optimizer and its schedule."""
+        return configured(self._config, self.model, self.trainer)
+
+
+def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
+    """What ``configure_optimizers`` returns: the optimizer of a model, and its schedule in a trainer.
+
+    Raises:
+        ConfigError: if the schedule ends with the training, and the training has no end.
+    """
+    optimizer, epochs = build_optimizer(config, model), trainer.max_epochs
+    if not moves_within_epochs(config):
+        return {"optimizer": optimizer, "lr_scheduler": build_scheduler(config, optimizer, 1, 1)}
+    if epochs is None or epochs < 1:
+        raise ConfigError(f"the schedule {config.schedule!r} needs a trainer with max_epochs, not {epochs}")
+    steps = trainer.estimated_stepping_batches / epochs
+    return {"optimizer": optimizer, "lr_scheduler": build_scheduler(config, optimizer, epochs, steps)}

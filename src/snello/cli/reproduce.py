@@ -1,0 +1,66 @@
+"""``snello reproduce``: the published tables, run again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from snello.errors import require
+from snello.files import check_writable
+
+from ._recipes import FIELDS, is_first, need_training, overrides
+
+HELP = "run the rows of a published table, or go on with them, and write paper, measured, difference"
+EPILOG = (
+    f"{FIELDS}\n\n"
+    "example: snello reproduce table2 --row resnet32-cifar10-neq --quick\n"
+    "         torchrun --nproc-per-node=8 -m snello reproduce table1 --row vgg16-cifar10-serene\n"
+    "Rows that are finished are not run again; those that cannot be run say why. 'snello reproduce table1 --list'\n"
+    "names the rows."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument(
+        "table", choices=("table1", "table2"), help="1: pruning and coding; 2: cheaper training"
+    )
+    parser.add_argument(
+        "--row", metavar="NAME", help="run this row alone; the others are reported as they are"
+    )
+    parser.add_argument("--quick", action="store_true", help="small data and few steps: to see that it runs")
+    parser.add_argument("--list", action="store_true", help="name the rows and run nothing")
+    parser.add_argument(
+        "--out", help="folder of runs and report; default: runs/reproduce or runs/reproduce-quick"
+    )
+    parser.set_defaults(takes_recipe=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run, show, write."""
+    need_training()
+    from snello.training import published_table, reproduce
+
+    if arguments.list:
+        for row in published_table(arguments.table).rows:
+            print(f"{row.name:32} snello train {row.recipe} --method={row.method}")
+        return
+    require("matplotlib", "report", "drawing plots")
+    if arguments.table == "table1":
+        require("nncodec", "nnc", "coding bitstreams")
+        require("onnxruntime", "onnx", "measuring exported networks")
+        require("onnxscript", "onnx", "exporting to ONNX")
+    from snello.reporting import progress, reproduction_tables, show, write_reproduction
+
+    folder = Path(arguments.out or ("runs/reproduce-quick" if arguments.quick else "runs/reproduce"))
+    check_writable(folder / f"{arguments.table}.md")
+    with progress(0) as line:
+        result = reproduce(
+            arguments.table, folder,
+            row=arguments.row, quick=arguments.quick, overrides=overrides(arguments), progress=line,
+        )  # fmt: skip
+    if not is_first():
+        return
+    for table in reproduction_tables(result):
+        show(table)
+    print(f"written: {write_reproduction(result, folder)}")

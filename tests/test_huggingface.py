@@ -1,0 +1,153 @@
+"""The callback for Hugging Face's Trainer: the same laws as in Lightning, in somebody else's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("lightning")
+
+import transformers
+
+from snello import Lobster, NEq, Pruner, SeReNe
+from snello.errors import ConfigError
+from snello.training import huggingface_callback
+
+EPOCHS, STEPS = 4, 4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Net(nn.Module):
+    """What the Trainer expects of a model: a mapping with loss and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.last(self.first(x).relu())
+        found = {"logits": logits}
+        return found if labels is None else {"loss": F.cross_entropy(logits, labels), **found}
+
+
+def _data() -> list[dict[str, Tensor]]:
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    return [{"x": x, "labels": x[:3].argmax()} for x in inputs]
+
+
+def _loss(model: nn.Module) -> float:
+    inputs = torch.stack([row["x"] for row in _data()])
+    labels = torch.stack([row["labels"] for row in _data()])
+    return float(model(inputs, labels)["loss"])
+
+
+def _trainer(folder: Path, callbacks: list[Any], epochs: int = EPOCHS, **options: Any) -> Any:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, num_train_epochs=epochs,
+        per_device_train_batch_size=10, eval_strategy="epoch", save_strategy="epoch", learning_rate=0.02,
+        lr_scheduler_type="constant", weight_decay=0.1, seed=0, logging_strategy="no", **options,
+    )  # fmt: skip
+    return transformers.Trainer(
+        model=Net(), args=arguments, train_dataset=_data(), eval_dataset=_data(), callbacks=callbacks
+    )
+
+
+def _everything(**options: Any) -> Any:
+    probe = torch.stack([row["x"] for row in _data()[:8]])
+    return huggingface_callback(
+        sensitivity=lambda m: SeReNe(m, 1e-3, every=1),
+        pruner=lambda m, o: Pruner(m, o, _loss, twt=0.2, pwe=1, tolerance=0.9),
+        updates=lambda m, o: NEq(m, o, probe, eps=0.05),
+        **options,
+    )
+
+
+def test_it_decays_prunes_and_freezes(tmp_path: Path) -> None:
+    callback = _everything()
+    pruned: list[dict[str, Tensor]] = []
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_train_end(self, *_: Any, **kwargs: Any) -> None:
+            pruned.append({name: mask.clone() for name, mask in callback.parts["pruner"].masks.items()})
+
+    trainer = _trainer(tmp_path, [Watch(), callback])
+    trainer.train()
+    masks, parameters = pruned[0], dict(trainer.model.named_parameters())
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 0
+    for name, mask in masks.items():
+        assert bool((parameters[name][~mask] == 0).all()), f"{name} revived through Adam or weight decay"
+    assert not trainer.model._forward_hooks, "nothing is left on the model"
+
+
+def test_lobster_sees_the_gradient_of_every_step(tmp_path: Path) -> None:
+    """The decay of every step, also with accumulation, is lambda w max(0, 1 - |dL/dw|)."""
+    seen: list[float] = []
+
+    class Checked(Lobster):
+        def step(self) -> None:
+            before = {n: p.detach().clone() for n, p in self._parameters.items()}
+            super().step()
+            for name, parameter in self._parameters.items():
+                assert parameter.grad is not None
+                expected = before[name] * (1 - 0.01 * (1 - parameter.grad.abs()).clamp(min=0))
+                torch.testing.assert_close(parameter.detach(), expected)
+                seen.append(float(parameter.grad.abs().max()))
+
+    _trainer(
+        tmp_path, [huggingface_callback(sensitivity=lambda m: Checked(m, 0.01))], epochs=2,
+        gradient_accumulation_steps=2,
+    ).train()  # fmt: skip
+    assert len(seen) == 2 * (STEPS // 2) * 4, "two epochs of two steps, four parameters"
+    assert min(seen) > 0
+
+
+def test_frozen_rows_stand_still(tmp_path: Path) -> None:
+    weights: list[Tensor] = []
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_epoch_begin(self, *_: Any, **kwargs: Any) -> None:
+            weights.append(kwargs["model"].first.weight.detach().clone())
+
+    probe = torch.stack([row["x"] for row in _data()[:8]])
+    frozen = huggingface_callback(updates=lambda m, o: NEq(m, o, probe, eps=float("inf")))
+    trainer = _trainer(tmp_path, [Watch(), frozen], epochs=3)
+    trainer.train()
+    assert not torch.equal(weights[0], weights[1]), "the warm-up learns"
+    assert torch.equal(weights[1], weights[2])
+    assert torch.equal(weights[2], trainer.model.first.weight)
+
+
+def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
+    straight = _trainer(tmp_path / "straight", [_everything()])
+    straight.train()
+    _trainer(tmp_path / "cut", [_everything()], epochs=2).train()
+    resumed = _trainer(tmp_path / "cut", [_everything()])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{2 * STEPS}"))
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no metric 'eval_lost'.*eval_loss"):
+        _trainer(tmp_path, [_everything(monitor="eval_lost")]).train()
+
+
+def test_nothing_asked_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a sensitivity, a pruner or updates"):
+        huggingface_callback()
