@@ -240,21 +240,8 @@ def test_quick_variant_validates(name: str, datasets: Path) -> None:
     validate(dataclasses.replace(recipe, methods=(QUICK[name],)))
 
 
-HEAVY = {
-    "cifar10_vgg16",
-    "cifar100_alexnet",
-    "round_trip",
-    "imagenet_resnet101",
-    "imagenet_swin_b",
-    "coco_deeplabv3",
-}
-"""Tens of seconds each where the others take a few."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.exhaustive] if n in HEAVY else []) for n in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_quick_variant_runs(name: str, datasets: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     recipe = _quick(name, datasets)
