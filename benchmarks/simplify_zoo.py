@@ -55,7 +55,8 @@ class Outcome:
 
     Attributes:
         status: "ok", or the first line of the error.
-        removed: parameters and buffers gone.
+        removed: parameters and buffers gone, less what was added.
+        added: entries of the border kernels and appended constants that snello adds.
         error64, error32: of the outputs; see the script's docstring.
         second64, second32: at the second resolution.
         seconds: of wall time that the tool took.
@@ -65,6 +66,7 @@ class Outcome:
 
     status: str
     removed: int | None = None
+    added: int | None = None
     error64: float | None = None
     error32: float | None = None
     second64: float | None = None
@@ -151,7 +153,15 @@ def judge(case: Case, lean: nn.Module, lean64: nn.Module, seconds: float) -> Out
     exact = [error(y, outputs(lean64, x.double())) for y, x in pairs] + [None]
     single = [error(y, outputs(lean, x)) for y, x in pairs] + [None]
     removed = size(case.model, case.count.never_run) - size(lean, case.count.never_run)
-    return Outcome("ok", removed, exact[0], single[0], exact[1], single[1], seconds)
+    return Outcome("ok", removed, _added(lean), exact[0], single[0], exact[1], single[1], seconds)
+
+
+def _added(lean: nn.Module) -> int:
+    """Entries of the buffers in which folded constants are kept for border and joins."""
+    kept = (
+        buffer for name, buffer in lean.named_buffers() if name.rpartition(".")[2] in ("border", "constant")
+    )
+    return sum(buffer.numel() for buffer in kept)
 
 
 def with_snello(case: Case) -> tuple[Outcome, nn.Module | None]:
@@ -342,7 +352,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
             return "-"
         if outcome["removed"] is None:
             return str(outcome["status"]).partition(":")[0]
-        return percent(outcome["removed"] / max(row["removable"], 1), 1)
+        net = outcome["removed"] / max(row["removable"], 1)
+        if net >= 0.99 or not outcome.get("added"):
+            return percent(net, 1)
+        return f"{percent(net, 1)} ({percent(net + outcome['added'] / max(row['removable'], 1), 1)})"
 
     def number(outcome: dict[str, Any] | None, key: str, form: str) -> str:
         return "-" if outcome is None or outcome[key] is None else format(outcome[key], form)
