@@ -58,6 +58,7 @@ bench: $(VENV)/.all
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python benchmarks/simplify_zoo.py --quick --out runs/bench/simplify_zoo.json
 	$(BIN)/python benchmarks/sensitivity_overhead.py --out runs/bench/sensitivity_overhead.json
+	$(BIN)/python benchmarks/neq_training.py digits --quick --seeds 0 1 --adam --out runs/bench/neq_training
 	$(BIN)/python benchmarks/latency.py --out runs/bench/latency.json
 	$(BIN)/python benchmarks/damaged_containers.py --count 1000 --out runs/bench/damaged_containers.json
 
