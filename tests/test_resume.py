@@ -180,6 +180,14 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         train(load_recipe("digits", [*options, "--seed=1"]), "baseline", tmp_path, resume=True)
 
 
+def test_what_never_started_is_no_run(tmp_path: Path) -> None:
+    """After a mistake is corrected the same command goes through."""
+    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+    with pytest.raises(ModelError, match="no weights"):
+        train(load_recipe("digits", [*options, "--weights=nowhere.pt"]), "baseline", tmp_path)
+    assert len(train(load_recipe("digits", options), "baseline", tmp_path).epochs) == 1
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
     recipe = load_recipe(

@@ -20,6 +20,9 @@ from ._methods import method_of
 from ._result import TrainingResult
 from ._run import Progress, Run, device_of
 
+NOTE, CHECKPOINT, RESULT = "recipe.json", "last.ckpt", "result.json"
+"""What a run's folder holds: what was asked for, the last finished epoch, and in the end what came of it."""
+
 
 def train(
     recipe: Recipe,
@@ -55,7 +58,7 @@ def train(
     update = method_of(method).update
     replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
     folder, resume = Path(folder), resume or restarted()
-    result_file, checkpoint = folder / "result.json", folder / "last.ckpt"
+    result_file, checkpoint = folder / RESULT, folder / CHECKPOINT
     if world().is_first:
         _check_folder(folder, recipe, resume)
     if resume and result_file.is_file():
@@ -65,6 +68,8 @@ def train(
     resumed = _sound(checkpoint) if resume and checkpoint.is_file() else None
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
     trainer = run.trainer(folder)
+    if run.world.is_first:  # not before: what was wrong until here has started no run
+        write_file(folder / NOTE, lambda beside: beside.write_text(_text(recipe)))
     rejoin(device_of(recipe))
     started = time.perf_counter()
     trainer.fit(
@@ -97,7 +102,7 @@ def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
 
 
 def _finished(folder: Path) -> TrainingResult | None:
-    path = folder / "result.json"
+    path = folder / RESULT
     return TrainingResult.read(path) if path.is_file() else None
 
 
@@ -115,21 +120,22 @@ def _sound(checkpoint: Path) -> Path:
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Create the folder, or check that what lies there may be gone on with."""
-    note = folder / "recipe.json"
-    text = json.dumps(asdict(recipe), indent=1)
-    if note.is_file():
+    """Create the folder, or check that the run that lies there may be gone on with."""
+    note = folder / NOTE
+    if note.is_file() and any((folder / name).is_file() for name in (RESULT, CHECKPOINT)):
         if not resume:
             raise ConfigError(
                 f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
             )
-        if note.read_text() != text:
+        if note.read_text() != _text(recipe):
             raise ConfigError(
                 f"{folder} holds a run of another recipe: choose another --out, or resume with its own"
             )
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create the run folder {folder}: {error.strerror or error}") from error
-    write_file(note, lambda beside: beside.write_text(text))
+
+
+def _text(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), indent=1)
