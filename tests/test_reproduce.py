@@ -109,12 +109,16 @@ def test_one_row_runs_with_the_run_that_it_imitates(second: tuple[Path, Reproduc
 def test_plain_training_costs_what_the_paper_says(data: Path, second: tuple[Path, Reproduction]) -> None:
     """138.94 M per iteration: the convention, counted on the network, with nothing frozen."""
     folder, _ = second
-    options = [*TINY, f"--data.root={data}", "--neq.eps=0.05"]
+    options = [*TINY, f"--data.root={data}", "--neq.eps=0.05", "--data.limit=30"]
     result = reproduce("table2", folder, row="resnet32-cifar10-baseline", quick=True, overrides=options)
     measured = _row(result, "resnet32-cifar10-baseline")
     assert measured is not None
     assert measured["bprop_gflops"] == pytest.approx(0.13894, rel=1e-3)
     assert _row(result, "resnet32-cifar10-neq") is not None, "what was run before is still there"
+    images = {row.row.method: row.conditions["images"] for row in result.rows if row.measured is not None}
+    assert images == {"baseline": 30, "neq": 40, "stochastic-star": 40}, (
+        "each as it was run, not as asked now"
+    )
 
 
 def test_finished_rows_are_not_run_again(data: Path, second: tuple[Path, Reproduction]) -> None:

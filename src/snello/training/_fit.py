@@ -17,11 +17,8 @@ from ._config import Recipe
 from ._data import load_data
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._methods import method_of
-from ._result import TrainingResult
+from ._result import CHECKPOINT, NOTE, RESULT, TrainingResult
 from ._run import Progress, Run, device_of
-
-NOTE, CHECKPOINT, RESULT = "recipe.json", "last.ckpt", "result.json"
-"""What a run's folder holds: what was asked for, the last finished epoch, and in the end what came of it."""
 
 
 def train(

@@ -21,7 +21,7 @@ from ._distributed import world
 from ._fit import train
 from ._journey import ShippedRow, TrainedRow, ship, training_rows
 from ._recipe import load_recipe, recipe_folder
-from ._result import TrainingResult
+from ._result import NOTE, RESULT, TrainingResult
 from ._run import Progress, Run
 
 TABLES = ("table1", "table2")
@@ -208,7 +208,7 @@ class _Group:
 
     def _train(self, method: str) -> None:
         folder = self._folder / method
-        if not (folder / "result.json").is_file():
+        if not (folder / RESULT).is_file():
             self._splits = self._splits or load_data(self._recipe)
         train(self._recipe, method, folder, splits=self._splits, resume=True, progress=self._progress)
 
@@ -217,7 +217,7 @@ class _Group:
         runs = {
             row.name: TrainingResult.read(path)
             for row in self._rows
-            if (path := self._folder / row.method / "result.json").is_file()
+            if (path := self._folder / row.method / RESULT).is_file()
         }
         measured = self._measured(runs) if runs and world().is_first else {}
         return {
@@ -233,7 +233,8 @@ class _Group:
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
         """Row name -> numbers; kept in the folder, and taken anew when another run is finished."""
         note = self._folder / f"{self._table}.json"
-        if note.is_file():
+        finished = max((self._folder / run.method / RESULT).stat().st_mtime for run in runs.values())
+        if note.is_file() and note.stat().st_mtime >= finished:
             kept: dict[str, dict[str, float]] = json.loads(note.read_text())
             if set(kept) == set(runs):
                 return kept
@@ -257,13 +258,15 @@ class _Group:
         return {names[row.method]: _trained_numbers(row) for row in rows}
 
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:
-        recipe = self._recipe
+        # What the run was asked for then, not what is asked for now; timing alone is today's.
+        asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
+        data = asked["data"]
         return {
             "device": run.device, "processes": run.processes, "threads": run.threads, "precision": run.precision,
-            "epochs": len(run.epochs), "batch": recipe.data.batch_size * recipe.accumulate,
-            "data": recipe.data.name, "images": recipe.data.limit or "all", "weights": recipe.weights or "random",
-            "seed": recipe.seed, "seconds": round(run.seconds), "torch": torch.__version__,
-            "timed": f"batch {recipe.ship.batch}, {recipe.ship.threads} thread(s), median of {recipe.ship.repeats}",
+            "epochs": len(run.epochs), "batch": data["batch_size"] * asked["accumulate"],
+            "data": data["name"], "images": data["limit"] or "all", "weights": asked["weights"] or "random",
+            "seed": asked["seed"], "seconds": round(run.seconds), "torch": torch.__version__,
+            "timed": f"batch {ship.batch}, {ship.threads} thread(s), median of {ship.repeats}",
         }  # fmt: skip
 
 

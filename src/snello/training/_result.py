@@ -10,6 +10,9 @@ from snello.errors import ModelError
 
 from ._history import EpochRecord
 
+NOTE, CHECKPOINT, RESULT = "recipe.json", "last.ckpt", "result.json"
+"""What a run's folder holds: what was asked for, the last finished epoch, and in the end what came of it."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:

@@ -31,7 +31,7 @@ from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._methods import method_of
-from ._result import TrainingResult
+from ._result import CHECKPOINT, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
 from ._task import Classification
@@ -183,7 +183,7 @@ class Run:
         )
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         checkpoint = ModelCheckpoint(
-            folder, filename="last", save_top_k=1, monitor=None, save_on_train_epoch_end=True,
+            folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before the masks.
@@ -237,7 +237,7 @@ class Run:
             precision=self.recipe.precision,
             processes=self.world.size,
         )
-        write_file(folder / "result.json", lambda p: p.write_text(json.dumps(asdict(result), indent=1)))
+        write_file(folder / RESULT, lambda p: p.write_text(json.dumps(asdict(result), indent=1)))
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
