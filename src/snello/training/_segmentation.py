@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from snello.errors import DivergenceError
-
 from ._callbacks import scores_of
 from ._config import OptimizerConfig
-from ._task import configured
+from ._task import configured, logged
 
 
 class Segmentation(L.LightningModule):
@@ -95,21 +93,7 @@ class Segmentation(L.LightningModule):
         """
         images, labels = batch
         loss = self.loss(self._outputs(images), labels)
-        if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the training loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
-                "lower optimizer.lr, or look for bad values in the data"
-            )
-        self.log(
-            "train_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            prog_bar=True,
-            sync_dist=True,
-        )
-        return loss
+        return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss, mIoU and pixel accuracy on the validation part."""

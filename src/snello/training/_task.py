@@ -55,21 +55,7 @@ class Classification(L.LightningModule):
         """
         images, labels = batch
         loss = self.loss(self(images), labels)
-        if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the training loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, step {batch_idx + 1}: "
-                "lower optimizer.lr, or look for bad values in the data"
-            )
-        self.log(
-            "train_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            prog_bar=True,
-            sync_dist=True,
-        )
-        return loss
+        return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on the validation part."""
@@ -90,6 +76,23 @@ class Classification(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule."""
         return configured(self._config, self.model, self.trainer)
+
+
+def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int) -> Tensor:
+    """The loss of a training step, logged as the mean over the epoch.
+
+    Raises:
+        DivergenceError: if it is NaN or infinite.
+    """
+    if not torch.isfinite(loss):
+        raise DivergenceError(
+            f"the training loss is {float(loss.detach())} at epoch {module.current_epoch + 1}, step {batch_idx + 1}: "
+            "lower optimizer.lr, or look for bad values in the data"
+        )
+    module.log(
+        "train_loss", loss, on_step=False, on_epoch=True, batch_size=images, prog_bar=True, sync_dist=True
+    )
+    return loss
 
 
 def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
