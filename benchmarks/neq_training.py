@@ -37,11 +37,11 @@ ADAM = ("--optimizer.name=AdamW", "--optimizer.lr=0.001", "--optimizer.momentum=
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipe", help="name or file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--policies", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--adam", action="store_true", help="NEq with AdamW too, first seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="the recipe's own small values")
@@ -57,7 +57,7 @@ def main() -> None:
 
     runs = {
         method: [run(method, options.out / f"seed-{s}", f"--seed={s}") for s in options.seeds]
-        for method in options.methods
+        for method in options.policies
     }
     shown = table(runs, options, overrides)
     show(shown)

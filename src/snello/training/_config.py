@@ -142,6 +142,9 @@ class NEqConfig:
         probe: number of training images on which outputs are compared.
         every: decide every so many optimizer steps; None: once an epoch, as published.
         positions: keep so many positions per layer of the probe's outputs instead of all; None: all.
+        dispatch: how a layer decides whether to compute its active rows alone: "fixed" follows a rule, so that the
+            same seed gives the same weights and a resumed run those of one never killed; "measured" times both
+            ways once, which is at least as fast, and two runs may round differently.
     """
 
     eps: float = 1e-3
@@ -150,6 +153,7 @@ class NEqConfig:
     probe: int = 50
     every: int | None = None
     positions: int | None = None
+    dispatch: Literal["fixed", "measured"] = "fixed"
 
     def __post_init__(self) -> None:
         _require(self.eps >= 0, f"neq.eps must be >= 0, not {self.eps}")

@@ -90,7 +90,7 @@ class JourneyResult:
     Attributes:
         recipe: what was done.
         data_source: where the images came from.
-        images: number of training, validation and test images.
+        images: number of training, validation and test images that were used.
         runs: the training runs, by method.
         shipped, trained: the two tables.
         batch_size: images per training step.
@@ -134,7 +134,7 @@ def journey(
     return JourneyResult(
         recipe=recipe,
         data_source=splits.source,
-        images=(len(splits.train), len(splits.validation), len(splits.test)),
+        images=_used(recipe, splits),
         runs=runs,
         shipped=shipped,
         trained=training_rows(
@@ -142,6 +142,14 @@ def journey(
         ),
         batch_size=recipe.data.batch_size,
     )
+
+
+def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
+    """How many training, validation and test images the recipe's limits leave."""
+    few, fewer = recipe.data.limit, recipe.data.test_limit
+    train, *others = len(splits.train), len(splits.validation), len(splits.test)
+    validation, test = (min(count, fewer or count) for count in others)
+    return min(train, few or train), validation, test
 
 
 def is_shipped(method: str) -> bool:

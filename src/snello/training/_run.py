@@ -147,7 +147,8 @@ class Run:
     @property
     def _update_options(self) -> dict[str, Any]:
         neq = self.recipe.neq
-        return {"warmup": neq.warmup, **({"positions": neq.positions} if neq.positions else {})}
+        options = {"warmup": neq.warmup, "dispatch": neq.dispatch}
+        return {**options, **({"positions": neq.positions} if neq.positions else {})}
 
     def _update_callback(self) -> SelectiveUpdate | None:
         if self.method.update is None:
