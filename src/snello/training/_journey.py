@@ -11,7 +11,7 @@ from torch import nn
 
 from snello import modelfile
 from snello.codec import CodecSettings, compress, decompress
-from snello.datasets import Splits
+from snello.datasets import Part, Splits
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
 from snello.modelfile import Record
 from snello.neurons import count_parameters
@@ -146,10 +146,16 @@ def journey(
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
     """How many training, validation and test images the recipe's limits leave."""
-    few, fewer = recipe.data.limit, recipe.data.test_limit
-    train, *others = len(splits.train), len(splits.validation), len(splits.test)
-    validation, test = (min(count, fewer or count) for count in others)
-    return min(train, few or train), validation, test
+
+    def count(part: Part, limit: int | None) -> int:
+        return len(part) if limit is None else min(len(part), limit)
+
+    data = recipe.data
+    return (
+        count(splits.train, data.limit),
+        count(splits.validation, data.test_limit),
+        count(splits.test, data.test_limit),
+    )
 
 
 def is_shipped(method: str) -> bool:
