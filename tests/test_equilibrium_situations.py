@@ -149,6 +149,35 @@ def test_a_replica_is_a_plain_layer() -> None:
     assert replica.weight.grad[frozen["0"]].count_nonzero() > 0
 
 
+class Standardised(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding) + 1
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_layer_with_a_forward_of_its_own_keeps_it(share: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).double()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    expected = model(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    frozen = torch.arange(8) < share * 8
+    freezer = Freezer({"0": model[0]}, sgd(model), Sliced())
+    freezer.apply({"0": frozen})
+    found = model(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    gradients["0.weight"][frozen], gradients["0.bias"][frozen] = 0, 0
+    for name, parameter in model.named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(grad, gradients[name], rtol=1e-10, atol=1e-12)
+
+
 def test_gradient_accumulation(dispatch: Dispatch) -> None:
     model, frozen = network(), masks()
     freezer = Freezer(watched(model), sgd(model), dispatch)

@@ -184,11 +184,24 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
 
 @_eager
 def _other_forward(self: Any, *args: Any) -> Any:
-    """For layers without a product to slice, as normalisations: all frozen, or plain."""
+    """For layers that are more than a product, or none at all, as normalisations: all frozen, or plain."""
     attached = _in_force(self)
     if attached is None or not attached.rows.all_frozen:
         return self._snello_plain.forward(self, *args)
     return _detached_forward(self, *args)
+
+
+_SLICED: dict[Callable[..., Any], Callable[..., Any]] = {
+    nn.Linear.forward: _linear_forward,
+    **{
+        kind.forward: _conv_forward
+        for kind in (
+            nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+        )
+    },
+}  # fmt: skip
+"""A layer's own forward -> the one that skips frozen rows. A subclass that computes something else, as lean
+convolutions do and those that standardise their weights, is not sliced: only the gradient of its frozen rows goes."""
 
 
 def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
@@ -199,11 +212,6 @@ def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
 @cache
 def _sparse_class(plain: Any) -> Any:
     """The subclass that takes over while rows are frozen; one per class of layer."""
-    forward: Callable[..., Any] = _other_forward
-    if issubclass(plain, nn.Linear):
-        forward = _linear_forward
-    elif issubclass(plain, _ConvNd):
-        forward = _conv_forward
     return type(
         f"Sparse{plain.__name__}",
         (plain,),
@@ -212,7 +220,7 @@ def _sparse_class(plain: Any) -> Any:
             "__module__": __name__,
             "__reduce_ex__": _copied_plain,
             "_snello_plain": plain,
-            "forward": forward,
+            "forward": _SLICED.get(plain.forward, _other_forward),
             "snello_leaf": True,
         },
     )
