@@ -56,7 +56,7 @@ class Outcome:
     Attributes:
         status: "ok", or the first line of the error.
         removed: parameters and buffers gone, less what was added.
-        added: entries of the border kernels and appended constants that snello adds.
+        added: entries of the border kernels, tables and appended constants that snello adds.
         error64, error32: of the outputs; see the script's docstring.
         second64, second32: at the second resolution.
         seconds: of wall time that the tool took.
@@ -157,10 +157,9 @@ def judge(case: Case, lean: nn.Module, lean64: nn.Module, seconds: float) -> Out
 
 
 def _added(lean: nn.Module) -> int:
-    """Entries of the buffers in which folded constants are kept for border and joins."""
-    kept = (
-        buffer for name, buffer in lean.named_buffers() if name.rpartition(".")[2] in ("border", "constant")
-    )
+    """Entries of the buffers in which folded constants are kept for border, joins and positions."""
+    names = ("border", "constant", "table")
+    kept = (buffer for name, buffer in lean.named_buffers() if name.rpartition(".")[2] in names)
     return sum(buffer.numel() for buffer in kept)
 
 

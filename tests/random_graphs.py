@@ -197,6 +197,17 @@ def _residual(choose: Choose, steps: list[Step]) -> Step:
     return Step("residual", (x,), steps[x].channels, steps[x].scale, options)
 
 
+def _inverted(choose: Choose, steps: list[Step]) -> Step:
+    """Pointwise, depthwise, pointwise, with few outputs: constants that zero padding makes depend on the position."""
+    x = _pick(choose, steps)
+    shrinks = choose(0, 3) == 0 and steps[x].scale < 2
+    options = _options(
+        width=choose(8, 24), kernel=(3, 3, 5)[choose(0, 2)], stride=1 + shrinks, norm=bool(choose(0, 1)),
+        activation=_activation(choose),
+    )  # fmt: skip
+    return Step("inverted", (x,), choose(1, 4), steps[x].scale + shrinks, options)
+
+
 def _activation(choose: Choose) -> str:
     return list(ACTIVATIONS)[choose(0, len(ACTIVATIONS) - 1)]
 
@@ -243,7 +254,7 @@ DRAWERS: list[Drawer] = [
     _same("groupnorm"),
     _same("dropout"),
     _same("pad and crop", value=(0.0, 0.5)),
-    _grow("upsample"), _grow("transposed"),
+    _grow("upsample"), _grow("transposed"), _inverted,
 ]  # fmt: skip
 
 
@@ -330,6 +341,17 @@ def _layers(step: Step, reads: list[Step]) -> dict[str, nn.Module | nn.Parameter
             )
             norm = nn.BatchNorm2d(inputs) if o["norm"] else nn.Identity()
             return {"first": first, "second": second, "norm": norm}
+        case "inverted":
+            width, kernel = o["width"], o["kernel"]
+            depthwise = nn.Conv2d(width, width, kernel, o["stride"], kernel // 2, groups=width)
+            norm = nn.BatchNorm2d(width) if o["norm"] else nn.Identity()
+            narrow = nn.Conv2d(width, outputs, 1)
+            return {
+                "wide": nn.Conv2d(inputs, width, 1),
+                "depthwise": depthwise,
+                "norm": norm,
+                "narrow": narrow,
+            }
         case "gate":
             return {"squeeze": nn.Conv2d(inputs, o["width"], 1), "excite": nn.Conv2d(o["width"], inputs, 1)}
         case "spatial gate":
@@ -383,6 +405,9 @@ def _run(m: RandomNet, number: int, step: Step, reads: list[Tensor]) -> Tensor:
             return torch.cat(reads, dim=1)
         case "residual":
             return x + layer("norm")(layer("second")(ACTIVATIONS[o["activation"]](layer("first")(x))))
+        case "inverted":
+            wide = ACTIVATIONS[o["activation"]](layer("wide")(x))
+            return layer("narrow")(ACTIVATIONS[o["activation"]](layer("norm")(layer("depthwise")(wide))))
         case "chunk":
             return x.chunk(2, dim=1)[o["part"]]
         case "narrow":

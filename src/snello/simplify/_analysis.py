@@ -11,6 +11,7 @@ from snello.errors import SimplifyError
 from snello.graph import Graph, known_shape
 
 from ._match import match
+from ._position import Chain, chains
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Sizes
@@ -26,6 +27,7 @@ class Analysis:
         rules: node -> its rule, for the nodes that have one.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
         signals, useful: node -> what is known of each channel, and whether anything reads it.
+        chains: pointwise convolution -> what it need not read, because a table has it.
     """
 
     graph: Graph
@@ -33,6 +35,7 @@ class Analysis:
     axes: dict[fx.Node, int]
     signals: dict[fx.Node, Signal]
     useful: dict[fx.Node, Tensor]
+    chains: dict[fx.Node, Chain]
 
 
 @dataclass
@@ -49,14 +52,21 @@ class Arrangement:
     wanted: dict[fx.Node, list[Layout]] = field(default_factory=dict)
 
 
-def analyse(graph: Graph) -> Analysis:
-    """Signals forwards, use backwards. The graph must carry shapes."""
+def analyse(graph: Graph, *, tables: bool) -> Analysis:
+    """Signals forwards, use backwards.
+
+    Args:
+        graph: with shapes.
+        tables: whether constants that depend on the position may be put into tables.
+    """
     rules, axes = match(graph)
-    analysis = Analysis(graph, rules, axes, {}, {})
+    analysis = Analysis(graph, rules, axes, {}, {}, {})
     for node, rule in rules.items():
         if node in axes:
             incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
             analysis.signals[node] = rule.forward(*incoming)
+    if tables:
+        analysis.chains.update(chains(rules, analysis.signals))
     _find_useful(analysis)
     return analysis
 
@@ -78,6 +88,11 @@ def _find_useful(analysis: Analysis) -> None:
         incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
+        if (chain := analysis.chains.get(node)) is not None:
+            if chain.pays(int((useful[node] & ~signal.constant).sum()), read[0]):
+                read = [read[0] & ~chain.channels]
+            else:
+                del analysis.chains[node]
         for operand, channels in zip(rule.operands, read, strict=False):
             if operand in useful:
                 useful[operand] |= channels
@@ -113,6 +128,8 @@ def _arrange(analysis: Analysis, kept_alive: dict[fx.Node, Tensor], result: Arra
                     return operand
             continue
         received = [_layout(result, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
+        if (chain := analysis.chains.get(node)) is not None:
+            received = [chain.received(received[0])]
         wanted = received
         if node in analysis.axes:
             wanted, result.layouts[node] = _apply(analysis, rule, received, kept_alive)

@@ -222,6 +222,8 @@ def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
         axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
         shape = [-1 if i == axis else 1 for i in range(layer.border.dim())]
         layer.border.copy_(layer.border.double() * scale.view(shape))
+    if getattr(layer, "table", None) is not None:
+        layer.table.copy_(layer.table.double() * scale[:, None])
     bias.copy_(bias.double() * scale + shift)
 
 

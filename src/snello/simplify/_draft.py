@@ -7,7 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from ._plan import AttentionPlan, Drop, Fill, LayerPlan, Number, Pick, SimplificationPlan, Slice, Sum
+from ._plan import (
+    AttentionPlan,
+    Drop,
+    Fill,
+    LayerPlan,
+    Number,
+    Overhang,
+    Pick,
+    SimplificationPlan,
+    Slice,
+    Sum,
+)
 from ._signal import Layout
 
 
@@ -39,6 +50,7 @@ class Draft:
         self._picks: list[Pick] = []
         self._drops: list[Drop] = []
         self._numbers: list[Number] = []
+        self._overhangs: list[Overhang] = []
 
     def plan(self, left_alone: dict[str, str], *, removes: bool) -> SimplificationPlan:
         """The plan, frozen. Where no neuron goes, nothing is changed at all, not even the order of channels."""
@@ -49,7 +61,7 @@ class Draft:
         return SimplificationPlan(
             self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
-            tuple(self._numbers), left_alone, self.base,
+            tuple(self._numbers), tuple(self._overhangs), left_alone, self.base,
         )  # fmt: skip
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
@@ -111,6 +123,11 @@ class Draft:
     def number(self, node: fx.Node, value: int, position: int = -1) -> None:
         """Write a number into the graph."""
         self._numbers.append(Number(node.name, position, value))
+
+    def overhang(self, operand: fx.Node, reader: fx.Node, geometry: Overhang) -> None:
+        """Tell a layer with a table how a kernel hangs over that reads the operand."""
+        name = f"{self.prefix}_overhang_{len(self._overhangs)}"
+        self._overhangs.append(replace(geometry, name=name, operand=operand.name, reader=reader.name))
 
 
 def _untouched(layer: LayerPlan) -> LayerPlan:

@@ -17,8 +17,9 @@ from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
 from ._calls import argument
+from ._primitives import Overhangs
 from ._rule import PerChannel, Rule
-from ._structure import Channels, Concat, SideBySide, Whole
+from ._structure import Channels, Concat, SideBySide, Sizes, Whole
 from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of, is_plain
 
 Axes = dict[fx.Node, int]
@@ -113,6 +114,8 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     if operand not in axes:
         return None  # nothing is known, and nothing will be
     arguments = (node, (operand,), (1,), 1)
+    if isinstance(module, Overhangs):
+        return Sizes(node, (operand,), (1,), None)
     if isinstance(module, nn.ChannelShuffle):
         return _shuffle_rule(node, operand, module.groups)
     if isinstance(module, _POOLS):
@@ -146,12 +149,16 @@ def _affine_rule(node: fx.Node, operand: fx.Node, module: nn.Module) -> Rule | N
             return torch.where(value > 0, value, slope * value)
 
         if len(slope) == 1:
-            return PerChannel(*arguments, function)
-        return Affine(*arguments, function, name=str(node.target))
+            return PerChannel(*arguments, function, pointwise=True)
+        return Affine(*arguments, function, pointwise=True, name=str(node.target))
     if module.running_mean is None:
         return None
     scale, shift = affine_of(module)
-    return Affine(*arguments, lambda value: value * scale + shift, name=str(node.target), scale=scale)
+
+    def affine(value: Tensor) -> Tensor:
+        return value * scale + shift
+
+    return Affine(*arguments, affine, pointwise=True, name=str(node.target), scale=scale)
 
 
 def _layer_norm_rule(node: fx.Node, module: nn.LayerNorm, axes: Axes) -> Rule | None:

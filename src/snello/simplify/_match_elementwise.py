@@ -62,7 +62,7 @@ def rule(graph: Graph, node: fx.Node, axes: dict[fx.Node, int]) -> Rule | None:
         first, second = node.args[:2]
         return Add(node, (first, second), (axis, axis), axis)  # type: ignore[arg-type]
     if _is_identity(graph, node):
-        return PerChannel(node, tuple(operands), own_axes, axis)
+        return PerChannel(node, tuple(operands), own_axes, axis, pointwise=True)
     function = _evaluation(graph, node, [*operands, *(graph_node for graph_node, _ in parameters)])
     return Elementwise(
         node, (*operands, *shared), (*own_axes, *(axes[a] for a in shared)), axis, function, unknown,

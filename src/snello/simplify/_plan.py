@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar, cast
 
 from snello.errors import ModelError
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)
+"""Version 2 had no tables by position."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class LayerPlan:
         bias: whether the lean layer has a bias (folded constants may need one).
         border: whether a constant kernel accounts for constants that zero padding cuts off at the border.
         folded: how many constant inputs other than zero were folded into the layer.
+        table: in how many ways the kernel of a convolution before this one can hang over the border: as many
+            columns has the table of what inputs that depend on the position alone add. 0 without a table.
     """
 
     outputs: int
@@ -33,6 +37,7 @@ class LayerPlan:
     bias: bool
     border: bool
     folded: int
+    table: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,43 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Overhang:
+    """A node that tells a layer with a table how, at each position, the kernel of an earlier one hangs over.
+
+    Attributes:
+        name: of the inserted module.
+        operand: name of the node that the earlier convolution reads: its size decides.
+        reader: name of the node that has the table.
+        kernel, stride, dilation: of the earlier convolution, for each axis.
+        before, after: its zero padding at either end of each axis.
+    """
+
+    name: str
+    operand: str
+    reader: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def cut(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many taps can be cut off at most, before and after, for each axis."""
+        ends = (
+            [-(-p // d) for p, d in zip(side, self.dilation, strict=True)]
+            for side in (self.before, self.after)
+        )
+        before, after = map(tuple, ends)
+        return before, after
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some tap stays inside at either end."""
+        return all(max(ends) < kernel for kernel, *ends in zip(self.kernel, *self.cut, strict=True))
+
+
+@dataclass(frozen=True)
 class Slice:
     """A bare parameter or buffer of which some channels stay, along one axis."""
 
@@ -180,7 +222,7 @@ class SimplificationPlan:
         norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
             channels that stay, in order.
         parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
-        fills, sums, picks, drops, numbers: changes to the graph.
+        fills, sums, picks, drops, numbers, overhangs: changes to the graph.
         left_alone: layer or node name -> why nothing was removed there.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
     """
@@ -195,6 +237,7 @@ class SimplificationPlan:
     picks: tuple[Pick, ...] = ()
     drops: tuple[Drop, ...] = ()
     numbers: tuple[Number, ...] = ()
+    overhangs: tuple[Overhang, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
     base: SimplificationPlan | None = None
 
@@ -228,8 +271,8 @@ class SimplificationPlan:
         """
         try:
             data = json.loads(text)
-            if data.pop("version") != VERSION:
-                raise ValueError(f"plan of another version than {VERSION}")
+            if data.pop("version") not in READABLE:
+                raise ValueError(f"plan of another version than {' and '.join(map(str, READABLE))}")
             return SimplificationPlan._from_dict(data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"this is not a simplification plan: {error!r}") from error
@@ -247,6 +290,7 @@ class SimplificationPlan:
             picks=tuple(_record(Pick, x) for x in data["picks"]),
             drops=tuple(_record(Drop, x) for x in data["drops"]),
             numbers=tuple(_record(Number, x) for x in data["numbers"]),
+            overhangs=tuple(_record(Overhang, x) for x in data.get("overhangs", ())),
             left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
         )
@@ -269,7 +313,8 @@ class SimplificationPlan:
 def _folding(layer: LayerPlan) -> str:
     if not layer.folded:
         return ""
-    return f"  {layer.folded} constants folded into the {'border kernel' if layer.border else 'bias'}"
+    place = "border kernel" if layer.border else "table and the bias" if layer.table else "bias"
+    return f"  {layer.folded} constants folded into the {place}"
 
 
 def _attention(name: str, plan: AttentionPlan, width: int) -> str:
@@ -278,10 +323,11 @@ def _attention(name: str, plan: AttentionPlan, width: int) -> str:
     return f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"
 
 
-Record = TypeVar("Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Slice)
+Record = TypeVar("Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Overhang, Slice)
 
 
 def _record(kind: type[Record], data: Mapping[str, Any]) -> Record:
-    """A flat record from JSON: lists become tuples; every field must be there."""
-    values: dict[str, Any] = {f.name: data[f.name] for f in fields(kind)}
+    """A flat record from JSON: lists become tuples; every field without a default must be there."""
+    names = [f.name for f in fields(kind) if f.name in data or f.default is MISSING]
+    values: dict[str, Any] = {name: data[name] for name in names}
     return kind(**{name: cast(Any, tuple(v) if isinstance(v, list) else v) for name, v in values.items()})

@@ -16,7 +16,16 @@ from ._calls import DROPOUTS, argument, one_by_one
 from ._lean_attention import dense, is_attention
 from ._lean_windows import lean_attention
 from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
-from ._primitives import ChannelFill, ChannelPick, ChannelSum, RaggedConv, add_border, is_even
+from ._primitives import (
+    ChannelFill,
+    ChannelPick,
+    ChannelSum,
+    Overhangs,
+    RaggedConv,
+    add_border,
+    add_table,
+    is_even,
+)
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -93,6 +102,7 @@ def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
     named = [node for fill in plan.fills for node in (fill.operand, *fill.readers)]
     named += [*(x.node for x in plan.sums), *(x.node for x in plan.drops), *(x.node for x in plan.numbers)]
     named += [node for pick in plan.picks for node in (pick.operand, pick.node)]
+    named += [node for overhang in plan.overhangs for node in (overhang.operand, overhang.reader)]
     parameters = {name for name, _ in (*lean.named_parameters(), *lean.named_buffers())}
     missing = [name for name in plan.norms if name not in modules]
     missing += [name for name in named if name not in nodes]
@@ -168,6 +178,10 @@ class _Rewriter:
                 module = ChannelPick(pick.axis, pick.index)
                 operand = self._insert(pick.name, module, node, (operand,))
             self._replace(pick.node, operand)
+        for overhang in plan.overhangs:
+            operand, reader = self.nodes[overhang.operand], self.nodes[overhang.reader]
+            ways = self._insert(overhang.name, Overhangs(overhang), operand, (operand,))
+            reader.kwargs = {**reader.kwargs, "ways": ways}
 
     def _insert(self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]) -> fx.Node:
         module.to(device=self.like.device, dtype=self.like.dtype if self.like.is_floating_point() else None)
@@ -230,6 +244,8 @@ def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
             module.groups = len(torch.unique(outputs // (plan.outputs // plan.groups)))
         if plan.border:
             add_border(module, outputs)
+        if plan.table:
+            add_table(module, outputs, plan.table)
     else:
         module.out_features, module.in_features = len(outputs), len(inputs)  # type: ignore[assignment]
 

@@ -47,7 +47,7 @@ def simplify(
             training goes on. It is changed only once everything else has succeeded.
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal would
             cost more time in index operations than it saves; "plain" leaves those whose removal would need any,
-            for int8 runtimes and compilers, whose fused graphs an index operation breaks apart.
+            or a table by position, for int8 runtimes and compilers, whose fused graphs those break apart.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions are
             multiples of this, for hardware that likes such counts.
 
@@ -108,7 +108,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         raise ConfigError(f"prefer must be one of {', '.join(PREFERENCES)}, not {prefer!r}")
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
-    analysis = analyse(trace(model, inputs))
+    analysis = analyse(trace(model, inputs), tables=prefer != "plain")
     kept_alive: dict[fx.Node, Tensor] = {}
     arrangement = arrange(analysis, kept_alive)
     if round_to > 1:
@@ -121,6 +121,8 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
     for node, rule in analysis.rules.items():
         produced = arrangement.layouts.get(node, Layout.whole(0))
         rule.emit(draft, arrangement.received[node], arrangement.wanted[node], produced)
+    for node, chain in analysis.chains.items():
+        chain.emit(draft, arrangement.received[node][0], arrangement.layouts[node])
     for reader, operand in whole_readers(analysis):
         layout = arrangement.layouts[operand]
         if not layout.is_natural:

@@ -81,6 +81,12 @@ class Weighted(Producer):
         return border.detach().cpu().double().movedim(1 if transposed else 0, 0).flatten(1)
 
     @property
+    def table(self) -> Tensor | None:
+        """The table by position of a layer that was simplified before: shape (out, ways to hang over)."""
+        table = getattr(self.module, "table", None)
+        return table.detach().cpu() if isinstance(table, Tensor) else None
+
+    @property
     def depends_on_position(self) -> bool:
         """Whether a constant input other than zero may give another value at another position.
 
@@ -98,6 +104,8 @@ class Weighted(Producer):
         constant = ~(self.connected & varying.reshape(groups, 1, fan_in)).any(2).flatten()
         if self.border is not None:
             constant &= (self.border == 0).all(1)
+        if self.table is not None:
+            constant &= (self.table == 0).all(1)
         return Signal.of(
             constant, self.bias + self._contribution(signal.value.masked_fill(varying, 0)).sum(1)
         )
@@ -174,6 +182,7 @@ class Weighted(Producer):
             outputs=produced.width, inputs=layout.width,
             kept_outputs=tuple(produced.order.tolist()), kept_inputs=tuple(layout.order.tolist()),
             groups=self.groups, bias=has_bias, border=border, folded=int((layout.fill != 0).sum()),
+            table=0 if self.table is None else self.table.shape[1],
         )  # fmt: skip
         if has_bias:
             draft.values[f"{self.name}.bias"] = bias
