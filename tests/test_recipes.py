@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
@@ -241,9 +240,9 @@ def test_quick_variant_validates(name: str, datasets: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_variant_runs(name: str, datasets: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     recipe = _quick(name, datasets)
     run = train(recipe, QUICK[name], tmp_path)
     assert len(run.epochs) == recipe.epochs

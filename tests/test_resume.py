@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,14 +85,6 @@ def recipe_of(case: str) -> Recipe:
         "--neq.probe=20",
     )
     return load_recipe("digits", [*small, *pruning, *CASES[case][1]])
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order would differ in the last bit
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

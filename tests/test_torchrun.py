@@ -34,15 +34,13 @@ from snello.training import TrainingResult, load_data, train
 from snello.training._data import initial_model
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads, counts = torch.get_num_threads(), samples._cifar.CIFAR10_COUNTS
-    torch.set_num_threads(1)
+def _own_counts() -> Iterator[None]:
+    counts = samples._cifar.CIFAR10_COUNTS
     yield
-    torch.set_num_threads(threads)
     samples._cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,7 @@ from snello.training._distributed import share_of
 from snello.training._methods import method_of
 from snello.training._schedule import build_optimizer, lr_factor
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _recipe(*options: str) -> Recipe:

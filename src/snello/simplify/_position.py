@@ -151,7 +151,7 @@ def _values(source: Weighted, signal: Signal) -> Tensor:
         torch.stack(torch.meshgrid(*taps, indexing="ij")).all(0).flatten()
         for taps in itertools.product(*inside)
     ]
-    return torch.stack(ways).double() @ source._contribution(signal.value).T + source.bias
+    return torch.stack(ways).double() @ source.contribution(signal.value).T + source.bias
 
 
 def _taps_inside(kernel: int, before: int, after: int) -> list[Tensor]:

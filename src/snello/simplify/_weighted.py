@@ -106,11 +106,9 @@ class Weighted(Producer):
             constant &= (self.border == 0).all(1)
         if self.table is not None:
             constant &= (self.table == 0).all(1)
-        return Signal.of(
-            constant, self.bias + self._contribution(signal.value.masked_fill(varying, 0)).sum(1)
-        )
+        return Signal.of(constant, self.bias + self.contribution(signal.value.masked_fill(varying, 0)).sum(1))
 
-    def _contribution(self, value: Tensor) -> Tensor:
+    def contribution(self, value: Tensor) -> Tensor:
         """What constant inputs add through each kernel position: float64, shape (out, positions)."""
         groups, _, fan_in, _ = self.taps.shape
         value = value.reshape(groups, fan_in)
@@ -170,7 +168,7 @@ class Weighted(Producer):
     def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
         super().emit(draft, received, wanted, produced)
         (layout,) = wanted
-        constants = self._contribution(layout.fill)[produced.order]
+        constants = self.contribution(layout.fill)[produced.order]
         border = self.depends_on_position and bool((constants != 0).any())
         if self.border is not None:
             border, constants = True, constants + self.border[produced.order]
