@@ -55,7 +55,9 @@ def pruning_potential(
         measure: what to plot, such as the accuracy on test data; called in evaluation mode without gradients.
         importances: a name for each curve -> as in ``Pruner(importance=...)``.
         ratios: shares of the weights or neurons to prune, each from the whole network.
-        granularity, scope, exclude: as for :class:`Pruner`.
+        granularity: as for :class:`Pruner`.
+        scope: as for :class:`Pruner`.
+        exclude: as for :class:`Pruner`.
         finetune: trains the pruned copy on before it is measured; attach its optimizer to the pruner
             (``pruner.attach(optimizer)``) so that nothing revives.
 
