@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.reporting import Table, percent, progress, show
     from snello.training import train
 
+    # Only this method is going to run: what the recipe says of the others need not fit.
+    arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]
     recipe, folder = read_recipe(arguments), run_folder(arguments)
     with progress(recipe.epochs) as line:
         result = train(

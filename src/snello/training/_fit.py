@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,15 +43,17 @@ def train(
             see :data:`snello.training.METHODS`.
         folder: where checkpoint, model file and ``result.json`` go.
         splits: the data, if it is loaded already.
-        resume: go on from the folder's checkpoint, or return its result if it is finished. The weights at
-            the end are those of a run that was never interrupted, bit for bit on the CPU. A run that torchrun
-            starts again after a process was lost resumes by itself.
+        resume: go on from the folder's checkpoint, or return its result if it is finished. Settings that this
+            method does not read (another method's, those of shipping) may differ. The weights at the end are
+            those of a run that was never interrupted, bit for bit on the CPU. A run that torchrun starts again
+            after a process was lost resumes by itself.
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq`` beside
             ``folder``.
 
     Raises:
-        ConfigError: for an unknown method, or a folder that holds a run already and ``resume`` is false.
+        ConfigError: for an unknown method, for a folder that holds a run already while ``resume`` is false, or
+            one of another method or recipe, naming what differs.
         SnelloError: whatever the data, the model or the training have to complain about.
     """
     update = method_of(method).update
@@ -57,7 +61,7 @@ def train(
     folder, resume = Path(folder), resume or restarted()
     result_file, checkpoint = folder / RESULT, folder / CHECKPOINT
     if world().is_first:
-        _check_folder(folder, recipe, resume)
+        _check_folder(folder, recipe, method, resume)
     if resume and result_file.is_file():
         return TrainingResult.read(result_file)
     imitated = _finished(Path(matched or folder.parent / "neq")) if update == "stochastic-star" else None
@@ -66,7 +70,8 @@ def train(
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
     trainer = run.trainer(folder)
     if run.world.is_first:  # not before: what was wrong until here has started no run
-        write_file(folder / NOTE, lambda beside: beside.write_text(_text(recipe)))
+        asked = json.dumps(_asked(recipe, method), indent=1)
+        write_file(folder / NOTE, lambda beside: beside.write_text(asked))
     rejoin(device_of(recipe))
     started = time.perf_counter()
     trainer.fit(
@@ -116,7 +121,7 @@ def _sound(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _check_folder(folder: Path, recipe: Recipe, method: str, resume: bool) -> None:
     """Create the folder, or check that the run that lies there may be gone on with."""
     note = folder / NOTE
     if note.is_file() and any((folder / name).is_file() for name in (RESULT, CHECKPOINT)):
@@ -124,9 +129,10 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
             raise ConfigError(
                 f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
             )
-        if note.read_text() != _text(recipe):
+        if differences := _differences(_read(note), _asked(recipe, method), _unused(method)):
             raise ConfigError(
-                f"{folder} holds a run of another recipe: choose another --out, or resume with its own"
+                f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
+                f"{' ...' if differences[3:] else ''}: choose another --out, or resume with its own"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,5 +140,36 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise OutputError(f"cannot create the run folder {folder}: {error.strerror or error}") from error
 
 
-def _text(recipe: Recipe) -> str:
-    return json.dumps(asdict(recipe), indent=1)
+def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
+    """What a run folder notes of what it was asked for."""
+    return {"method": method, **asdict(recipe)}
+
+
+def _read(note: Path) -> dict[str, Any]:
+    try:
+        asked: dict[str, Any] = json.loads(note.read_text())
+        return dict(asked)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{note} is damaged: choose another --out, or remove the run and start anew"
+        ) from error
+
+
+def _unused(method: str) -> set[str]:
+    """Parts of a recipe that say nothing about the weights that a method trains."""
+    used = method_of(method)
+    parts = {"methods", "ship", "lobster", "serene"} - {used.pruning or ""}
+    return parts if used.update else parts | {"neq"}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str] = ()) -> list[str]:
+    """Which settings differ, by their dotted names, with both values."""
+    found = []
+    for name in sorted({*there, *here} - {*skip}):
+        # As JSON has it: a tuple comes back as a list. Notes of before there were methods in them have none.
+        old, new = there.get(name), json.loads(json.dumps(here.get(name)))
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{name}.{difference}" for difference in _differences(old, new)]
+        elif old != new and (name, old) != ("method", None):
+            found.append(f"{name} is {old!r} there, {new!r} here")
+    return found
