@@ -166,6 +166,16 @@ def test_a_table_larger_than_what_it_replaces_is_not_made() -> None:
     assert not plan_of(simplify(model, torch.randn(2, 2, 4, 4, 4, dtype=torch.float64))).overhangs
 
 
+def test_a_table_that_costs_more_time_than_it_saves_is_made_for_bytes_alone() -> None:
+    model = inverted(MOBILE, nn.ReLU6)
+    for side, made in ((8, False), (200, True)):  # two calls more are paid off by many positions
+        x = torch.randn(2, 2, side, side, dtype=torch.float64)
+        lean = simplify(model, x, prefer="latency")
+        assert bool(plan_of(lean).overhangs) == made
+        assert_same_outputs(model, lean, x, tolerance=1e-9)
+        assert plan_of(simplify(model, x)).overhangs
+
+
 def test_a_lean_model_is_simplified_again() -> None:
     _, lean, x = mobile()
     with torch.no_grad():

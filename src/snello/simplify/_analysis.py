@@ -11,7 +11,7 @@ from snello.errors import SimplifyError
 from snello.graph import Graph, known_shape
 
 from ._match import match
-from ._position import Chain, chains
+from ._position import Chain, Worth, chains
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Sizes
@@ -52,12 +52,12 @@ class Arrangement:
     wanted: dict[fx.Node, list[Layout]] = field(default_factory=dict)
 
 
-def analyse(graph: Graph, *, tables: bool) -> Analysis:
+def analyse(graph: Graph, *, table: Worth | None) -> Analysis:
     """Signals forwards, use backwards.
 
     Args:
         graph: with shapes.
-        tables: whether constants that depend on the position may be put into tables.
+        table: whether to put constants that depend on the position into a table; None: never.
     """
     rules, axes = match(graph)
     analysis = Analysis(graph, rules, axes, {}, {}, {})
@@ -65,9 +65,9 @@ def analyse(graph: Graph, *, tables: bool) -> Analysis:
         if node in axes:
             incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
             analysis.signals[node] = rule.forward(*incoming)
-    if tables:
+    if table is not None:
         analysis.chains.update(chains(rules, analysis.signals))
-    _find_useful(analysis)
+    _find_useful(analysis, table)
     return analysis
 
 
@@ -75,7 +75,7 @@ def _signal(analysis: Analysis, node: fx.Node, axis: int) -> Signal:
     return analysis.signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
-def _find_useful(analysis: Analysis) -> None:
+def _find_useful(analysis: Analysis, table: Worth | None) -> None:
     useful = analysis.useful
     useful.update((node, torch.zeros_like(signal.constant)) for node, signal in analysis.signals.items())
     for node in reversed(analysis.graph.nodes):
@@ -88,8 +88,9 @@ def _find_useful(analysis: Analysis) -> None:
         incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
-        if (chain := analysis.chains.get(node)) is not None:
-            if chain.pays(int((useful[node] & ~signal.constant).sum()), read[0]):
+        if table is not None and (chain := analysis.chains.get(node)) is not None:
+            neurons = int((useful[node] & ~signal.constant).sum())
+            if table(chain, neurons, int((chain.channels & read[0]).sum())):
                 read = [read[0] & ~chain.channels]
             else:
                 del analysis.chains[node]

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from snello.graph import known_shape
 
 from ._analysis import Analysis, Arrangement, arrange, whole_readers
+from ._position import Chain
 from ._rule import Add, Elementwise, PerChannel, View
 from ._signal import Layout, same_order
 from ._weighted import Weighted
@@ -49,6 +50,14 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
         kept_alive: grows by the producers that keep dead neurons, with all neurons that they keep, in order.
     """
     return _widened(analysis, kept_alive, _worth_keeping)
+
+
+def table_saves_time(chain: Chain, neurons: int, channels: int) -> bool:
+    """Whether a table by position saves time, and bytes. Arguments as for :meth:`Chain.saves_bytes`."""
+    positions = _positions(chain.reader.node, 1)
+    computed = channels * positions * ((chain.taps + neurons) * MAC + ELEMENTWISE)
+    added = 2 * CALL + neurons * positions * MOVED  # the ways to hang over, and the sum
+    return computed > added and chain.saves_bytes(neurons, channels)
 
 
 def prefer_plain(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangement:

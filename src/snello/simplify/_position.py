@@ -10,7 +10,7 @@ more. In MobileNets these are the depthwise filters whose input is dead.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,16 +44,20 @@ class Chain:
     channels: Tensor
     values: Tensor
 
-    def pays(self, neurons: int, read: Tensor) -> bool:
-        """Whether a table for so many neurons is smaller than all that it replaces.
+    def saves_bytes(self, neurons: int, channels: int) -> bool:
+        """Whether a table is smaller than all that it replaces.
 
         Args:
             neurons: of the reader, that are computed.
-            read: boolean, shape (C,): the channels that those read.
+            channels: how many of :attr:`channels` those read.
         """
         norms = sum(4 for step in self.steps if isinstance(step, Affine))
-        per_channel = self.source.taps[0, 0].numel() + norms + neurons
-        return int((self.channels & read).sum()) * per_channel > neurons * len(self.values)
+        return channels * (self.taps + norms + neurons) > neurons * len(self.values)
+
+    @property
+    def taps(self) -> int:
+        """Weights of one neuron of the source."""
+        return self.source.taps[0, 0].numel()
 
     def received(self, layout: Layout) -> Layout:
         """What the reader receives, without the values that absent channels would have at no position."""
@@ -71,6 +75,10 @@ class Chain:
         draft.layers[name] = replace(plan, table=ways, folded=plan.folded + len(columns))
         draft.values[f"{name}.table"] = weight @ self.values[:, columns].T
         draft.overhang(self.source.operands[0], self.reader.node, overhang_of(self.source.module))
+
+
+Worth = Callable[[Chain, int, int], bool]
+"""Whether to make a table, for how many neurons and instead of how many channels; as :meth:`Chain.saves_bytes`."""
 
 
 def chains(rules: Mapping[fx.Node, Rule], signals: Mapping[fx.Node, Signal]) -> dict[fx.Node, Chain]:

@@ -13,17 +13,20 @@ from snello.neurons import is_norm, is_weighted
 
 from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
-from ._cost import prefer_plain, prefer_speed, round_up
+from ._cost import prefer_plain, prefer_speed, round_up, table_saves_time
 from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
+from ._position import Chain, Worth
 from ._rewrite import apply, plan_of
 from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer, is_plain
 
-PREFERENCES = ("bytes", "latency", "plain")
+TABLES: dict[str, Worth | None] = {"bytes": Chain.saves_bytes, "latency": table_saves_time, "plain": None}
+"""Preference -> when to make a table by position."""
+PREFERENCES = tuple(TABLES)
 
 
 def simplify(
@@ -46,8 +49,8 @@ def simplify(
             its state (momentum, Adam's moments) is cut to the rows and columns that are kept, so that
             training goes on. It is changed only once everything else has succeeded.
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal would
-            cost more time in index operations than it saves; "plain" leaves those whose removal would need any,
-            or a table by position, for int8 runtimes and compilers, whose fused graphs those break apart.
+            cost more time in index operations and tables than it saves; "plain" leaves those whose removal
+            would need any of these, for int8 runtimes and compilers, whose fused graphs they break apart.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions are
             multiples of this, for hardware that likes such counts.
 
@@ -108,7 +111,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         raise ConfigError(f"prefer must be one of {', '.join(PREFERENCES)}, not {prefer!r}")
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
-    analysis = analyse(trace(model, inputs), tables=prefer != "plain")
+    analysis = analyse(trace(model, inputs), table=TABLES[prefer])
     kept_alive: dict[fx.Node, Tensor] = {}
     arrangement = arrange(analysis, kept_alive)
     if round_to > 1:
