@@ -54,10 +54,12 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
 
 def table_saves_time(chain: Chain, neurons: int, channels: int) -> bool:
     """Whether a table by position saves time, and bytes. Arguments as for :meth:`Chain.saves_bytes`."""
-    positions = _positions(chain.reader.node, 1)
+    positions, sources = _positions(chain.reader.node, 1), _positions(chain.source.operands[0], 1)
+    # Without a table the source is given its constants, too: one more operation.
+    given = CALL + channels * sources * MOVED
     computed = channels * positions * ((chain.taps + neurons) * MAC + ELEMENTWISE)
     added = 2 * CALL + neurons * positions * MOVED  # the ways to hang over, and the sum
-    return computed > added and chain.saves_bytes(neurons, channels)
+    return given + computed > added and chain.saves_bytes(neurons, channels)
 
 
 def prefer_plain(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangement:
