@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise
 from snello.simplify import apply, fold_batchnorm, plan_of, simplify
+from snello.simplify._lean_position import Overhangs
 from snello.simplify._plan import Overhang, SimplificationPlan
-from snello.simplify._primitives import Overhangs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -17,7 +17,7 @@ from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
 from ._calls import argument
-from ._primitives import Overhangs
+from ._lean_position import Overhangs
 from ._rule import PerChannel, Rule
 from ._structure import Channels, Concat, SideBySide, Sizes, Whole
 from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of, is_plain

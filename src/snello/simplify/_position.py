@@ -151,7 +151,7 @@ def overhang_of(conv: nn.Module) -> Overhang:
 def _values(source: Weighted, signal: Signal) -> Tensor:
     """What the source makes of constants: float64, shape (ways to hang over, outputs).
 
-    Ways are numbered as :class:`snello.simplify._primitives.Overhangs` numbers them.
+    Ways are numbered as :class:`snello.simplify._lean_position.Overhangs` numbers them.
     """
     geometry = overhang_of(source.module)
     inside = [_taps_inside(*axis) for axis in zip(geometry.kernel, *geometry.cut, strict=True)]

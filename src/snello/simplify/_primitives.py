@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ._plan import Fill, LayerPlan, Overhang, Sum
+from ._plan import Fill, LayerPlan, Sum
 
 
 def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -19,10 +19,10 @@ def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
     return vector.to(x.dtype).view(-1, *[1] * (x.dim() - axis - 1))
 
 
-class _Memo(nn.Module):
+class Memo(nn.Module):
     """Remembers one tensor that is computed from constants, as long as they stay what they are."""
 
-    def _remembered(
+    def remembered(
         self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Tensor]
     ) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -88,7 +88,7 @@ class ChannelPick(nn.Module):
         return x.index_select(self.axis, self.index)
 
 
-class ChannelSum(_Memo):
+class ChannelSum(Memo):
     """Add a tensor to some channels of another one, and constants to some.
 
     Channels of the result: those of the base, then ``plan.grown`` new ones. The base is overwritten where the
@@ -121,7 +121,7 @@ class ChannelSum(_Memo):
             base, owned = self._add(base, other, owned), not recording
         if self.constant is None:
             return base
-        vector = _along(self._remembered((base.dtype,), self.constant, self._vector), base, self.axis)
+        vector = _along(self.remembered((base.dtype,), self.constant, self._vector), base, self.axis)
         return base.add_(vector) if owned else base + vector
 
     def _vector(self) -> Tensor:
@@ -166,7 +166,7 @@ def _inverse(plan: Sum) -> Tensor:
     return gather
 
 
-class _Border(_Memo, _ConvNd):
+class _Border(Memo, _ConvNd):
     """A convolution some of whose inputs were constants other than zero.
 
     Away from the border their contribution is a bias; at the border the padding cuts part of it off. It is
@@ -182,7 +182,7 @@ class _Border(_Memo, _ConvNd):
             return _convolve(self, x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype), groups=1)
 
         y: Tensor = super().forward(x)
-        constant = self._remembered((x.shape[2:], x.dtype), self.border, compute)
+        constant = self.remembered((x.shape[2:], x.dtype), self.border, compute)
         return y + constant if torch.is_grad_enabled() else y.add_(constant)
 
 
@@ -198,7 +198,7 @@ class BorderConv3d(_Border, nn.Conv3d):
     """Conv3d with constant inputs folded in; see :class:`_Border`."""
 
 
-class _BorderTransposed(_Memo, _ConvTransposeNd):
+class _BorderTransposed(Memo, _ConvTransposeNd):
     """A transposed convolution with constant inputs folded in; ``border`` has shape (1, out, *kernel)."""
 
     snello_leaf = True
@@ -212,7 +212,7 @@ class _BorderTransposed(_Memo, _ConvTransposeNd):
             return operation(ones, border, None, *geometry)  # type: ignore[no-any-return]
 
         y: Tensor = super().forward(x)
-        constant = self._remembered((x.shape[2:], x.dtype), self.border, compute)
+        constant = self.remembered((x.shape[2:], x.dtype), self.border, compute)
         return y + constant if torch.is_grad_enabled() else y.add_(constant)
 
 
@@ -246,101 +246,6 @@ def add_border(conv: _ConvNd, outputs: Tensor) -> None:
     conv.register_buffer("border", empty if known is None else known.index_select(axis, outputs))
 
 
-class Overhangs(_Memo):
-    """At each position of a convolution's output: in which way its kernel hangs over the border.
-
-    Per axis, with i taps cut off before and j after, of at most b and a: way ``i * (a + 1) + j``; over the axes
-    they are numbered like the elements of a tensor. Only the size of the input is read.
-
-    Args:
-        plan: the geometry of the convolution.
-
-    Shape: (N, C, *) to the spatial shape of the convolution's output; int64.
-    """
-
-    snello_leaf = True
-
-    def __init__(self, plan: Overhang) -> None:
-        super().__init__()
-        self.axes = list(
-            zip(plan.kernel, plan.stride, plan.dilation, plan.before, plan.after, *plan.cut, strict=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._remembered((x.shape[2:], x.device), None, lambda: self._ways(x))
-
-    def _ways(self, x: Tensor) -> Tensor:
-        ways = torch.zeros((), dtype=torch.long, device=x.device)
-        for size, axis in zip(x.shape[2:], self.axes, strict=True):
-            kernel, stride, dilation, before, after, most_before, most_after = axis
-            outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-            start = torch.arange(outputs, device=x.device) * stride - before
-            # Of the taps at start, start + dilation, ...: those below 0, and those from size on.
-            cut_before = (dilation - 1 - start).clamp(min=0) // dilation
-            inside = (size - start + dilation - 1) // dilation
-            cut_after = (kernel - inside).clamp(min=0)
-            own = cut_before * (most_after + 1) + cut_after
-            ways = ways.unsqueeze(-1) * ((most_before + 1) * (most_after + 1)) + own
-        return ways
-
-
-class _Same:
-    """Equal to what wraps the very same object."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Tabled(_Memo, _ConvNd):
-    """A pointwise convolution some of whose inputs depended on the position alone.
-
-    What they added is in ``table``, shape (out, ways to hang over): which column counts where is for
-    :class:`Overhangs` to say.
-    """
-
-    snello_leaf = True
-    table: Tensor
-
-    def forward(self, x: Tensor, ways: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
-
-        def compute() -> Tensor:
-            return self.table.to(y.dtype)[:, ways]
-
-        constant = self._remembered((_Same(ways), y.dtype), self.table, compute)
-        return y + constant if torch.is_grad_enabled() else y.add_(constant)
-
-
-class TabledConv1d(_Tabled, nn.Conv1d):  # type: ignore[misc]
-    """Conv1d with inputs that depend on the position folded in; see :class:`_Tabled`."""
-
-
-class TabledConv2d(_Tabled, nn.Conv2d):  # type: ignore[misc]
-    """Conv2d with inputs that depend on the position folded in; see :class:`_Tabled`."""
-
-
-class TabledConv3d(_Tabled, nn.Conv3d):  # type: ignore[misc]
-    """Conv3d with inputs that depend on the position folded in; see :class:`_Tabled`."""
-
-
-_TABLED: dict[type[_ConvNd], type[_ConvNd]] = {
-    nn.Conv1d: TabledConv1d, nn.Conv2d: TabledConv2d, nn.Conv3d: TabledConv3d
-}  # fmt: skip
-
-
-def add_table(conv: _ConvNd, outputs: Tensor, ways: int) -> None:
-    """Make a narrowed convolution ready to hold a table; of one that it has, the kept outputs stay."""
-    conv.__class__ = _TABLED.get(type(conv), type(conv))
-    known = getattr(conv, "table", None)
-    empty = conv.weight.detach().new_zeros(len(outputs), ways)
-    conv.register_buffer("table", empty if known is None else known.index_select(0, outputs))
-
-
 def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """The convolution's geometry with another weight, without bias."""
     operation = getattr(F, f"conv{x.dim() - 2}d")
@@ -352,7 +257,7 @@ def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return operation(x, weight, None, conv.stride, padding, conv.dilation, groups)  # type: ignore[no-any-return]
 
 
-class RaggedConv(_Memo):
+class RaggedConv(Memo):
     """A grouped convolution whose groups have lost different numbers of channels.
 
     Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for each pair
@@ -411,7 +316,7 @@ class RaggedConv(_Memo):
         y = _convolve(self, x.index_select(1, self.inputs), weight, self.groups).index_select(1, self.outputs)
         if self.border is not None:
             ones, border = x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype)
-            y = y + self._remembered(
+            y = y + self.remembered(
                 (x.shape[2:], x.dtype), self.border, lambda: _convolve(self, ones, border, groups=1)
             )
         return y if self.bias is None else y + _along(self.bias, y, 1)

@@ -14,16 +14,15 @@ from snello.graph import trace
 
 from ._calls import DROPOUTS, argument, one_by_one
 from ._lean_attention import dense, is_attention
+from ._lean_position import Overhangs, add_table
 from ._lean_windows import lean_attention
 from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
 from ._primitives import (
     ChannelFill,
     ChannelPick,
     ChannelSum,
-    Overhangs,
     RaggedConv,
     add_border,
-    add_table,
     is_even,
 )
 
