@@ -162,23 +162,24 @@ def test_finished_run_is_returned_not_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
+ONE_EPOCH = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+
+
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
-    train(load_recipe("digits", options), "baseline", tmp_path)
+    train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
     with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
-        train(load_recipe("digits", options), "baseline", tmp_path)
-    other = load_recipe("digits", [*options, "--seed=1", "--optimizer.lr=0.5"])
+        train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
+    other = load_recipe("digits", [*ONE_EPOCH, "--seed=1", "--optimizer.lr=0.5"])
     with pytest.raises(
         ConfigError, match=r"another recipe: optimizer.lr is 0.1 there, 0.5 here; seed is 0 there, 1"
     ):
         train(other, "baseline", tmp_path, resume=True)
     with pytest.raises(ConfigError, match=r"method is 'baseline' there, 'neq' here"):
-        train(load_recipe("digits", options), "neq", tmp_path, resume=True)
+        train(load_recipe("digits", ONE_EPOCH), "neq", tmp_path, resume=True)
 
 
 def test_settings_that_a_method_does_not_read_may_change(tmp_path: Path) -> None:
-    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
-    first = train(load_recipe("digits", options), "baseline", tmp_path / "baseline")
+    first = train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path / "baseline")
     others = [
         "--lobster.pwe=7",
         "--serene.twt=0.2",
@@ -187,28 +188,26 @@ def test_settings_that_a_method_does_not_read_may_change(tmp_path: Path) -> None
         "--methods=[baseline]",
     ]
     assert (
-        train(load_recipe("digits", [*options, *others]), "baseline", tmp_path / "baseline", resume=True)
+        train(load_recipe("digits", [*ONE_EPOCH, *others]), "baseline", tmp_path / "baseline", resume=True)
         == first
     )
-    train(load_recipe("digits", options), "lobster", tmp_path / "lobster")
+    train(load_recipe("digits", ONE_EPOCH), "lobster", tmp_path / "lobster")
     with pytest.raises(ConfigError, match=r"lobster.pwe is \d+ there, 7 here"):
-        train(load_recipe("digits", [*options, *others]), "lobster", tmp_path / "lobster", resume=True)
+        train(load_recipe("digits", [*ONE_EPOCH, *others]), "lobster", tmp_path / "lobster", resume=True)
 
 
 def test_a_damaged_note_is_told_in_one_line(tmp_path: Path) -> None:
-    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
-    train(load_recipe("digits", options), "baseline", tmp_path)
+    train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(ConfigError, match=r"recipe.json is damaged: choose another --out"):
-        train(load_recipe("digits", options), "baseline", tmp_path, resume=True)
+        train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path, resume=True)
 
 
 def test_what_never_started_is_no_run(tmp_path: Path) -> None:
     """After a mistake is corrected the same command goes through."""
-    options = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
     with pytest.raises(ModelError, match="no weights"):
-        train(load_recipe("digits", [*options, "--weights=nowhere.pt"]), "baseline", tmp_path)
-    assert len(train(load_recipe("digits", options), "baseline", tmp_path).epochs) == 1
+        train(load_recipe("digits", [*ONE_EPOCH, "--weights=nowhere.pt"]), "baseline", tmp_path)
+    assert len(train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path).epochs) == 1
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])

@@ -94,6 +94,12 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.reshape(neuron_count(module), -1)
 
 
+def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a convolution pads before and after each axis of space, "same" resolved into numbers."""
+    sides = conv._reversed_padding_repeated_twice  # last axis first, both sides of each
+    return tuple(sides[::2][::-1]), tuple(sides[1::2][::-1])
+
+
 def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
     """One value per neuron, shaped to broadcast over the weight: the inverse view of :func:`rows`.
 

@@ -33,6 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from snello.equilibrium._dispatch import BUCKETS, Dispatch, Work
 from snello.equilibrium._gradients import ConvRows, Geometry, LinearRows, is_channels_last
 from snello.equilibrium._rows import Rows, by_neuron, neuron_axis
+from snello.neurons import padding_of
 
 
 @dataclass
@@ -174,7 +175,7 @@ def _geometry(module: Any, x: Tensor, output_size: list[int] | None = None) -> t
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
     """The input, padded here where the kernel cannot, and the padding left to the kernel."""
     sides: list[int] = module._reversed_padding_repeated_twice
-    before, after = sides[::2][::-1], sides[1::2][::-1]
+    before, after = padding_of(module)
     if module.padding_mode != "zeros":
         return F.pad(x, sides, mode=module.padding_mode), [0] * len(before)
     if before != after:  # "same" with an even kernel

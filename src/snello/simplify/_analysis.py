@@ -52,12 +52,12 @@ class Arrangement:
     wanted: dict[fx.Node, list[Layout]] = field(default_factory=dict)
 
 
-def analyse(graph: Graph, *, table: Worth | None) -> Analysis:
+def analyse(graph: Graph, *, table: Worth) -> Analysis:
     """Signals forwards, use backwards.
 
     Args:
         graph: with shapes.
-        table: whether to put constants that depend on the position into a table; None: never.
+        table: whether to put constants that depend on the position into a table.
     """
     rules, axes = match(graph)
     analysis = Analysis(graph, rules, axes, {}, {}, {})
@@ -65,8 +65,7 @@ def analyse(graph: Graph, *, table: Worth | None) -> Analysis:
         if node in axes:
             incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
             analysis.signals[node] = rule.forward(*incoming)
-    if table is not None:
-        analysis.chains.update(chains(rules, analysis.signals))
+    analysis.chains.update(chains(rules, analysis.signals))
     _find_useful(analysis, table)
     return analysis
 
@@ -75,7 +74,7 @@ def _signal(analysis: Analysis, node: fx.Node, axis: int) -> Signal:
     return analysis.signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
-def _find_useful(analysis: Analysis, table: Worth | None) -> None:
+def _find_useful(analysis: Analysis, table: Worth) -> None:
     useful = analysis.useful
     useful.update((node, torch.zeros_like(signal.constant)) for node, signal in analysis.signals.items())
     for node in reversed(analysis.graph.nodes):
@@ -88,7 +87,7 @@ def _find_useful(analysis: Analysis, table: Worth | None) -> None:
         incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
-        if table is not None and (chain := analysis.chains.get(node)) is not None:
+        if (chain := analysis.chains.get(node)) is not None:
             neurons = int((useful[node] & ~signal.constant).sum())
             if table(chain, neurons, int((chain.channels & read[0]).sum())):
                 read = [read[0] & ~chain.channels]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ._plan import Overhang
-from ._primitives import Memo
+from ._primitives import Memo, added
 
 
 class Overhangs(Memo):
@@ -77,7 +77,7 @@ class _Tabled(Memo, _ConvNd):
             return self.table.to(y.dtype)[:, ways]
 
         constant = self.remembered((_Same(ways), y.dtype), self.table, compute)
-        return y + constant if torch.is_grad_enabled() else y.add_(constant)
+        return added(y, constant)
 
 
 class TabledConv1d(_Tabled, nn.Conv1d):  # type: ignore[misc]

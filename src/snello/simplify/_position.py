@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.graph import known_shape
+from snello.neurons import padding_of
 
 from ._draft import Draft
 from ._plan import Overhang
@@ -141,10 +142,10 @@ def _is_source(rule: Weighted) -> bool:
 def overhang_of(conv: nn.Module) -> Overhang:
     """How a convolution's kernel can hang over the border. The record's names are the plan's to give."""
     assert isinstance(conv, _ConvNd)
-    sides: list[int] = conv._reversed_padding_repeated_twice
+    before, after = padding_of(conv)
     return Overhang(
         name="", operand="", reader="", kernel=tuple(conv.kernel_size), stride=tuple(conv.stride),
-        dilation=tuple(conv.dilation), before=tuple(sides[::2][::-1]), after=tuple(sides[1::2][::-1]),
+        dilation=tuple(conv.dilation), before=before, after=after,
     )  # fmt: skip
 
 

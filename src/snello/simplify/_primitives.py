@@ -38,6 +38,11 @@ class Memo(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != "_memo"}
 
 
+def added(y: Tensor, constant: Tensor) -> Tensor:
+    """A layer's fresh output plus a constant; in place once no gradient is recorded."""
+    return y + constant if torch.is_grad_enabled() else y.add_(constant)
+
+
 class ChannelFill(nn.Module):
     """Append channels that are constants, then choose channels by index.
 
@@ -183,7 +188,7 @@ class _Border(Memo, _ConvNd):
 
         y: Tensor = super().forward(x)
         constant = self.remembered((x.shape[2:], x.dtype), self.border, compute)
-        return y + constant if torch.is_grad_enabled() else y.add_(constant)
+        return added(y, constant)
 
 
 class BorderConv1d(_Border, nn.Conv1d):
@@ -213,7 +218,7 @@ class _BorderTransposed(Memo, _ConvTransposeNd):
 
         y: Tensor = super().forward(x)
         constant = self.remembered((x.shape[2:], x.dtype), self.border, compute)
-        return y + constant if torch.is_grad_enabled() else y.add_(constant)
+        return added(y, constant)
 
 
 class BorderConvTranspose1d(_BorderTransposed, nn.ConvTranspose1d):  # type: ignore[misc]

@@ -24,7 +24,9 @@ from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer, is_plain
 
-TABLES: dict[str, Worth | None] = {"bytes": Chain.saves_bytes, "latency": table_saves_time, "plain": None}
+TABLES: dict[str, Worth] = {
+    "bytes": Chain.saves_bytes, "latency": table_saves_time, "plain": lambda *_: False
+}  # fmt: skip
 """Preference -> when to make a table by position."""
 PREFERENCES = tuple(TABLES)
 

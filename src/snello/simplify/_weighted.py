@@ -80,7 +80,7 @@ class Weighted(Producer):
         transposed = isinstance(self.module, _ConvTransposeNd)
         return border.detach().cpu().double().movedim(1 if transposed else 0, 0).flatten(1)
 
-    @property
+    @cached_property
     def table(self) -> Tensor | None:
         """The table by position of a layer that was simplified before: shape (out, ways to hang over)."""
         table = getattr(self.module, "table", None)

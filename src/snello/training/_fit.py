@@ -129,7 +129,8 @@ def _check_folder(folder: Path, recipe: Recipe, method: str, resume: bool) -> No
             raise ConfigError(
                 f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
             )
-        if differences := _differences(_read(note), _asked(recipe, method), _unused(method)):
+        there = {"method": method, **_read(note)}  # notes of before have no method
+        if differences := _differences(there, _asked(recipe, method), _unused(method)):
             raise ConfigError(
                 f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
                 f"{' ...' if differences[3:] else ''}: choose another --out, or resume with its own"
@@ -141,8 +142,9 @@ def _check_folder(folder: Path, recipe: Recipe, method: str, resume: bool) -> No
 
 
 def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
-    """What a run folder notes of what it was asked for."""
-    return {"method": method, **asdict(recipe)}
+    """What a run folder notes of what it was asked for, as JSON has it: a tuple comes back as a list."""
+    asked: dict[str, Any] = json.loads(json.dumps({"method": method, **asdict(recipe)}))
+    return asked
 
 
 def _read(note: Path) -> dict[str, Any]:
@@ -166,10 +168,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], skip: Collec
     """Which settings differ, by their dotted names, with both values."""
     found = []
     for name in sorted({*there, *here} - {*skip}):
-        # As JSON has it: a tuple comes back as a list. Notes of before there were methods in them have none.
-        old, new = there.get(name), json.loads(json.dumps(here.get(name)))
+        old, new = there.get(name), here.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             found += [f"{name}.{difference}" for difference in _differences(old, new)]
-        elif old != new and (name, old) != ("method", None):
+        elif old != new:
             found.append(f"{name} is {old!r} there, {new!r} here")
     return found
