@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -248,6 +249,17 @@ def test_deepcopy_of_a_lean_model() -> None:
     with torch.no_grad():
         next(twin.parameters()).add_(1)
     assert not torch.equal(next(twin.parameters()), next(lean.parameters()))
+
+
+def test_layers_are_reached_without_lookups_that_fail_and_can_be_replaced() -> None:
+    _, lean, inputs = shrunk(ZOO["resnet-8"], 0.5, with_norms=False)
+    for twin in (lean, copy.deepcopy(lean)):
+        assert "getattr(" not in twin.code
+        assert "._modules['linear'](" in twin.code
+    loaded = pickle.loads(pickle.dumps(lean))
+    assert torch.equal(loaded(inputs[0]), lean(inputs[0]))
+    lean.relu = nn.Identity()
+    assert not torch.equal(loaded(inputs[0]), lean(inputs[0]))
 
 
 def test_a_lean_model_can_be_simplified_again() -> None:

@@ -13,6 +13,7 @@ from snello.errors import ModelError
 from snello.graph import trace
 
 from ._calls import DROPOUTS, argument, one_by_one
+from ._code import reach_directly
 from ._lean_attention import dense, is_attention
 from ._lean_position import Overhangs, add_table
 from ._lean_windows import lean_attention
@@ -67,6 +68,7 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     lean._non_persistent_buffers_set |= {
         name for name in lean._buffers if name.startswith("_tensor_constant")
     }
+    lean.graph.on_generate_code(lambda _: reach_directly)
     lean.recompile()
     lean.meta["snello_plan"] = plan.to_json()
     lean.__class__.__name__ = type(model).__name__
