@@ -198,12 +198,15 @@ def _residual(choose: Choose, steps: list[Step]) -> Step:
 
 
 def _inverted(choose: Choose, steps: list[Step]) -> Step:
-    """Pointwise, depthwise, pointwise, with few outputs: constants that zero padding makes depend on the position."""
+    """Pointwise, depthwise, pointwise, with few outputs: constants that zero padding makes depend on the position.
+
+    In half of them squeeze-and-excitation weighs the channels in between.
+    """
     x = _pick(choose, steps)
     shrinks = choose(0, 3) == 0 and steps[x].scale < 2
     options = _options(
         width=choose(8, 24), kernel=(3, 3, 5)[choose(0, 2)], stride=1 + shrinks, norm=bool(choose(0, 1)),
-        activation=_activation(choose),
+        activation=_activation(choose), excited=bool(choose(0, 1)),
     )  # fmt: skip
     return Step("inverted", (x,), choose(1, 4), steps[x].scale + shrinks, options)
 
@@ -346,12 +349,17 @@ def _layers(step: Step, reads: list[Step]) -> dict[str, nn.Module | nn.Parameter
             depthwise = nn.Conv2d(width, width, kernel, o["stride"], kernel // 2, groups=width)
             norm = nn.BatchNorm2d(width) if o["norm"] else nn.Identity()
             narrow = nn.Conv2d(width, outputs, 1)
-            return {
+            parts = {
                 "wide": nn.Conv2d(inputs, width, 1),
                 "depthwise": depthwise,
                 "norm": norm,
                 "narrow": narrow,
             }
+            if not o["excited"]:
+                return parts
+            return parts | {
+                "average": nn.AdaptiveAvgPool2d(1), "squeeze": nn.Conv2d(width, 3, 1), "excite": nn.Conv2d(3, width, 1)
+            }  # fmt: skip
         case "gate":
             return {"squeeze": nn.Conv2d(inputs, o["width"], 1), "excite": nn.Conv2d(o["width"], inputs, 1)}
         case "spatial gate":
@@ -407,7 +415,10 @@ def _run(m: RandomNet, number: int, step: Step, reads: list[Tensor]) -> Tensor:
             return x + layer("norm")(layer("second")(ACTIVATIONS[o["activation"]](layer("first")(x))))
         case "inverted":
             wide = ACTIVATIONS[o["activation"]](layer("wide")(x))
-            return layer("narrow")(ACTIVATIONS[o["activation"]](layer("norm")(layer("depthwise")(wide))))
+            x = ACTIVATIONS[o["activation"]](layer("norm")(layer("depthwise")(wide)))
+            if o["excited"]:
+                x = x * torch.sigmoid(layer("excite")(F.relu(layer("squeeze")(layer("average")(x)))))
+            return layer("narrow")(x)
         case "chunk":
             return x.chunk(2, dim=1)[o["part"]]
         case "narrow":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +11,18 @@ from torch import Tensor, fx
 from snello.errors import SimplifyError
 from snello.graph import Graph, known_shape
 
+from ._gate import Gate, gates
 from ._match import match
-from ._position import Chain, Worth, chains
+from ._position import Chain, chains
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Sizes
 from ._weighted import Producer
+
+Relief = Chain | Gate
+"""Why a pointwise convolution need not read some channels, although they are no constants."""
+Worth = Callable[[Relief, int, int], bool]
+"""Whether to make use of it, for how many neurons and instead of how many channels; as ``saves_bytes``."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Analysis:
         rules: node -> its rule, for the nodes that have one.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
         signals, useful: node -> what is known of each channel, and whether anything reads it.
-        chains: pointwise convolution -> what it need not read, because a table has it.
+        reliefs: pointwise convolution -> why it need not read some channels.
     """
 
     graph: Graph
@@ -35,7 +42,7 @@ class Analysis:
     axes: dict[fx.Node, int]
     signals: dict[fx.Node, Signal]
     useful: dict[fx.Node, Tensor]
-    chains: dict[fx.Node, Chain]
+    reliefs: dict[fx.Node, Relief]
 
 
 @dataclass
@@ -52,12 +59,12 @@ class Arrangement:
     wanted: dict[fx.Node, list[Layout]] = field(default_factory=dict)
 
 
-def analyse(graph: Graph, *, table: Worth) -> Analysis:
+def analyse(graph: Graph, *, worth: Worth) -> Analysis:
     """Signals forwards, use backwards.
 
     Args:
         graph: with shapes.
-        table: whether to put constants that depend on the position into a table.
+        worth: whether to relieve a pointwise convolution.
     """
     rules, axes = match(graph)
     analysis = Analysis(graph, rules, axes, {}, {}, {})
@@ -65,8 +72,9 @@ def analyse(graph: Graph, *, table: Worth) -> Analysis:
         if node in axes:
             incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
             analysis.signals[node] = rule.forward(*incoming)
-    analysis.chains.update(chains(rules, analysis.signals))
-    _find_useful(analysis, table)
+    analysis.reliefs.update(chains(rules, analysis.signals))
+    analysis.reliefs.update(gates(rules, analysis.signals))
+    _find_useful(analysis, worth)
     return analysis
 
 
@@ -74,7 +82,7 @@ def _signal(analysis: Analysis, node: fx.Node, axis: int) -> Signal:
     return analysis.signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
-def _find_useful(analysis: Analysis, table: Worth) -> None:
+def _find_useful(analysis: Analysis, worth: Worth) -> None:
     useful = analysis.useful
     useful.update((node, torch.zeros_like(signal.constant)) for node, signal in analysis.signals.items())
     for node in reversed(analysis.graph.nodes):
@@ -87,12 +95,13 @@ def _find_useful(analysis: Analysis, table: Worth) -> None:
         incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
-        if (chain := analysis.chains.get(node)) is not None:
-            neurons = int((useful[node] & ~signal.constant).sum())
-            if table(chain, neurons, int((chain.channels & read[0]).sum())):
-                read = [read[0] & ~chain.channels]
+        if (relief := analysis.reliefs.get(node)) is not None:
+            neurons, taken = int((useful[node] & ~signal.constant).sum()), relief.takes(read[0])
+            if worth(relief, neurons, int(taken.sum())):
+                relief.settle(analysis.rules, useful, taken)
+                read = [read[0] & ~taken]
             else:
-                del analysis.chains[node]
+                del analysis.reliefs[node]
         for operand, channels in zip(rule.operands, read, strict=False):
             if operand in useful:
                 useful[operand] |= channels
@@ -128,8 +137,8 @@ def _arrange(analysis: Analysis, kept_alive: dict[fx.Node, Tensor], result: Arra
                     return operand
             continue
         received = [_layout(result, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
-        if (chain := analysis.chains.get(node)) is not None:
-            received = [chain.received(received[0])]
+        if (relief := analysis.reliefs.get(node)) is not None:
+            received = [relief.received(received[0])]
         wanted = received
         if node in analysis.axes:
             wanted, result.layouts[node] = _apply(analysis, rule, received, kept_alive)

@@ -224,6 +224,8 @@ def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
         layer.border.copy_(layer.border.double() * scale.view(shape))
     if getattr(layer, "table", None) is not None:
         layer.table.copy_(layer.table.double() * scale[:, None])
+    if getattr(layer, "gated", None) is not None:
+        layer.gated.copy_(layer.gated.double() * spread(layer, scale))
     bias.copy_(bias.double() * scale + shift)
 
 

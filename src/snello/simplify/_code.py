@@ -37,7 +37,7 @@ def _path(expression: ast.expr) -> list[str] | None:
     match expression:
         case ast.Name("self"):
             return []
-        case ast.Attribute(parent, name) | ast.Call(ast.Name("getattr"), [parent, ast.Constant(name)]):
+        case ast.Attribute(parent, name) | ast.Call(ast.Name("getattr"), [parent, ast.Constant(str(name))]):
             before = _path(parent)
             return None if before is None else [*before, name]
     return None

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from snello.graph import known_shape
 
-from ._analysis import Analysis, Arrangement, arrange, whole_readers
+from ._analysis import Analysis, Arrangement, Relief, arrange, whole_readers
+from ._gate import Gate
 from ._position import Chain
 from ._rule import Add, Elementwise, PerChannel, View
 from ._signal import Layout, same_order
@@ -52,14 +53,27 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
     return _widened(analysis, kept_alive, _worth_keeping)
 
 
-def table_saves_time(chain: Chain, neurons: int, channels: int) -> bool:
-    """Whether a table by position saves time, and bytes. Arguments as for :meth:`Chain.saves_bytes`."""
+def saves_time(relief: Relief, neurons: int, channels: int) -> bool:
+    """Whether relieving a pointwise convolution saves time, and bytes. Arguments as for ``saves_bytes``."""
+    own = _gate_saves_time if isinstance(relief, Gate) else _table_saves_time
+    return relief.saves_bytes(neurons, channels) and own(relief, neurons, channels)  # type: ignore[arg-type]
+
+
+def _gate_saves_time(gate: Gate, neurons: int, channels: int) -> bool:
+    positions = _positions(gate.reader.node, 1)
+    # The map is given its constants; map, product and columns.
+    without = CALL + channels * positions * (MOVED + ELEMENTWISE + neurons * MAC)
+    # Channels of the gate are chosen, multiplied by columns, and the result is added.
+    return without > 3 * CALL + channels * neurons * MAC + neurons * positions * MOVED
+
+
+def _table_saves_time(chain: Chain, neurons: int, channels: int) -> bool:
     positions, sources = _positions(chain.reader.node, 1), _positions(chain.source.operands[0], 1)
     # Without a table the source is given its constants, too: one more operation.
     given = CALL + channels * sources * MOVED
     computed = channels * positions * ((chain.taps + neurons) * MAC + ELEMENTWISE)
     added = 2 * CALL + neurons * positions * MOVED  # the ways to hang over, and the sum
-    return given + computed > added and chain.saves_bytes(neurons, channels)
+    return given + computed > added
 
 
 def prefer_plain(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arrangement:
@@ -168,7 +182,7 @@ def _neuron_time(analysis: Analysis, arrangement: Arrangement, producer: fx.Node
     """What it costs to compute one neuron, and to carry it to the operand."""
     rule = analysis.rules[producer]
     assert isinstance(rule, Weighted)
-    (received,) = arrangement.wanted[producer]
+    received = arrangement.wanted[producer][0]
     positions = _positions(producer, rule.axes[0])
     taps = len(received.order) * rule.taps.shape[3]
     carried = 0

@@ -11,6 +11,7 @@ from ._plan import (
     AttentionPlan,
     Drop,
     Fill,
+    Gating,
     LayerPlan,
     Number,
     Overhang,
@@ -51,6 +52,7 @@ class Draft:
         self._drops: list[Drop] = []
         self._numbers: list[Number] = []
         self._overhangs: list[Overhang] = []
+        self._gates: list[Gating] = []
 
     def plan(self, left_alone: dict[str, str], *, removes: bool) -> SimplificationPlan:
         """The plan, frozen. Where no neuron goes, nothing is changed at all, not even the order of channels."""
@@ -61,7 +63,7 @@ class Draft:
         return SimplificationPlan(
             self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
-            tuple(self._numbers), tuple(self._overhangs), left_alone, self.base,
+            tuple(self._numbers), tuple(self._overhangs), tuple(self._gates), left_alone, self.base,
         )  # fmt: skip
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
@@ -128,6 +130,10 @@ class Draft:
         """Tell a layer with a table how a kernel hangs over that reads the operand."""
         name = f"{self.prefix}_overhang_{len(self._overhangs)}"
         self._overhangs.append(replace(geometry, name=name, operand=operand.name, reader=reader.name))
+
+    def gate(self, operand: fx.Node, reader: fx.Node) -> None:
+        """Give a layer a gate to read."""
+        self._gates.append(Gating(operand.name, reader.name))
 
 
 def _untouched(layer: LayerPlan) -> LayerPlan:

@@ -137,7 +137,10 @@ def _weighted_rule(node: fx.Node, module: nn.Module, axes: Axes) -> Rule | None:
     if isinstance(module, _ConvNd) and (len(shape) != weight.dim() or len(node.args) > 1):
         return None  # an unbatched input, or an output size
     operand = single_operand(node, axes, axis)
-    return None if operand is None else Weighted(node, (operand,), (axis,), axis, name, module)
+    if operand is None:
+        return None
+    operands = (operand, *(a for a in (node.kwargs.get("gate"),) if isinstance(a, fx.Node)))
+    return Weighted(node, operands, (axis,) * len(operands), axis, name, module)
 
 
 def _affine_rule(node: fx.Node, operand: fx.Node, module: nn.Module) -> Rule | None:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar, cast
 
 from snello.errors import ModelError
 
-VERSION = 3
-READABLE = (2, VERSION)
-"""Version 2 had no tables by position."""
+VERSION = 4
+READABLE = (2, 3, VERSION)
+"""Version 2 had no tables by position, version 3 no gates."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class LayerPlan:
         folded: how many constant inputs other than zero were folded into the layer.
         table: in how many ways the kernel of a convolution before this one can hang over the border: as many
             columns has the table of what inputs that depend on the position alone add. 0 without a table.
+        gated: how many channels of a gate the layer reads instead of their products with constants.
     """
 
     outputs: int
@@ -38,6 +39,7 @@ class LayerPlan:
     border: bool
     folded: int
     table: int = 0
+    gated: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,19 @@ class Overhang:
 
 
 @dataclass(frozen=True)
+class Gating:
+    """A gate that a layer reads beside its input.
+
+    Attributes:
+        operand: name of the node that is the gate, of shape (N, C, 1, ...).
+        reader: name of the node that reads it.
+    """
+
+    operand: str
+    reader: str
+
+
+@dataclass(frozen=True)
 class Slice:
     """A bare parameter or buffer of which some channels stay, along one axis."""
 
@@ -222,7 +237,7 @@ class SimplificationPlan:
         norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
             channels that stay, in order.
         parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
-        fills, sums, picks, drops, numbers, overhangs: changes to the graph.
+        fills, sums, picks, drops, numbers, overhangs, gates: changes to the graph.
         left_alone: layer or node name -> why nothing was removed there.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
     """
@@ -238,6 +253,7 @@ class SimplificationPlan:
     drops: tuple[Drop, ...] = ()
     numbers: tuple[Number, ...] = ()
     overhangs: tuple[Overhang, ...] = ()
+    gates: tuple[Gating, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
     base: SimplificationPlan | None = None
 
@@ -291,6 +307,7 @@ class SimplificationPlan:
             drops=tuple(_record(Drop, x) for x in data["drops"]),
             numbers=tuple(_record(Number, x) for x in data["numbers"]),
             overhangs=tuple(_record(Overhang, x) for x in data.get("overhangs", ())),
+            gates=tuple(_record(Gating, x) for x in data.get("gates", ())),
             left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
         )
@@ -313,7 +330,12 @@ class SimplificationPlan:
 def _folding(layer: LayerPlan) -> str:
     if not layer.folded:
         return ""
-    place = "border kernel" if layer.border else "table and the bias" if layer.table else "bias"
+    others = (
+        ("border kernel", layer.border),
+        ("table and the bias", layer.table),
+        ("gate and the bias", layer.gated),
+    )
+    place = next((place for place, used in others if used), "bias")
     return f"  {layer.folded} constants folded into the {place}"
 
 
@@ -323,7 +345,9 @@ def _attention(name: str, plan: AttentionPlan, width: int) -> str:
     return f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"
 
 
-Record = TypeVar("Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Overhang, Slice)
+Record = TypeVar(
+    "Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Overhang, Gating, Slice,
+)  # fmt: skip
 
 
 def _record(kind: type[Record], data: Mapping[str, Any]) -> Record:

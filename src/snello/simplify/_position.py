@@ -10,7 +10,7 @@ more. In MobileNets these are the depthwise filters whose input is dead.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +25,6 @@ from ._plan import Overhang
 from ._rule import Elementwise, PerChannel, Rule
 from ._signal import Layout, Signal
 from ._weighted import Affine, Weighted, pads_with_zeros
-
-_POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +58,20 @@ class Chain:
         """Weights of one neuron of the source."""
         return self.source.taps[0, 0].numel()
 
+    def takes(self, read: Tensor) -> Tensor:
+        """Which of the channels that the reader would read it need not."""
+        return read & self.channels
+
+    def settle(self, rules: dict[fx.Node, Rule], useful: Mapping[fx.Node, Tensor], taken: Tensor) -> None:
+        """Nothing else is read instead."""
+
     def received(self, layout: Layout) -> Layout:
         """What the reader receives, without the values that absent channels would have at no position."""
         return Layout(layout.order, layout.fill.masked_fill(self.channels, 0))
 
-    def emit(self, draft: Draft, received: Layout, produced: Layout) -> None:
+    def emit(self, draft: Draft, layouts: Mapping[fx.Node, Layout]) -> None:
         """Give the reader its table, for the channels that it does not receive."""
+        received, produced = layouts[self.reader.operands[0]], layouts[self.reader.node]
         absent = self.channels & ~received.present & self.reader.connected[0].any(0)
         if not absent.any() or not len(produced.order):
             return
@@ -78,24 +84,13 @@ class Chain:
         draft.overhang(self.source.operands[0], self.reader.node, overhang_of(self.source.module))
 
 
-Worth = Callable[[Chain, int, int], bool]
-"""Whether to make a table, for how many neurons and instead of how many channels; as :meth:`Chain.saves_bytes`."""
-
-
 def chains(rules: Mapping[fx.Node, Rule], signals: Mapping[fx.Node, Signal]) -> dict[fx.Node, Chain]:
     """Pointwise convolution -> the chain that leads to it, where some channel depends on the position alone."""
     found = {}
     for node, rule in rules.items():
-        if isinstance(rule, Weighted) and _is_pointwise(rule) and (chain := _chain(rule, rules, signals)):
+        if isinstance(rule, Weighted) and rule.is_pointwise and (chain := _chain(rule, rules, signals)):
             found[node] = chain
     return found
-
-
-def _is_pointwise(rule: Weighted) -> bool:
-    conv = rule.module
-    if type(conv) not in _POINTWISE or not isinstance(conv, _ConvNd) or conv.groups > 1:
-        return False
-    return set(conv.kernel_size) == {1} == set(conv.stride) and not any(conv._reversed_padding_repeated_twice)
 
 
 def _chain(

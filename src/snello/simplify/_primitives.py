@@ -184,7 +184,7 @@ class _Border(Memo, _ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         def compute() -> Tensor:
-            return _convolve(self, x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype), groups=1)
+            return convolve(self, x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype), groups=1)
 
         y: Tensor = super().forward(x)
         constant = self.remembered((x.shape[2:], x.dtype), self.border, compute)
@@ -251,7 +251,7 @@ def add_border(conv: _ConvNd, outputs: Tensor) -> None:
     conv.register_buffer("border", empty if known is None else known.index_select(axis, outputs))
 
 
-def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+def convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """The convolution's geometry with another weight, without bias."""
     operation = getattr(F, f"conv{x.dim() - 2}d")
     if conv.padding_mode != "zeros":
@@ -318,11 +318,11 @@ class RaggedConv(Memo):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self._laid_out()
-        y = _convolve(self, x.index_select(1, self.inputs), weight, self.groups).index_select(1, self.outputs)
+        y = convolve(self, x.index_select(1, self.inputs), weight, self.groups).index_select(1, self.outputs)
         if self.border is not None:
             ones, border = x.new_ones(1, 1, *x.shape[2:]), self.border.to(x.dtype)
             y = y + self.remembered(
-                (x.shape[2:], x.dtype), self.border, lambda: _convolve(self, ones, border, groups=1)
+                (x.shape[2:], x.dtype), self.border, lambda: convolve(self, ones, border, groups=1)
             )
         return y if self.bias is None else y + _along(self.bias, y, 1)
 

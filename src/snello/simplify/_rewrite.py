@@ -15,6 +15,7 @@ from snello.graph import trace
 from ._calls import DROPOUTS, argument, one_by_one
 from ._code import reach_directly
 from ._lean_attention import dense, is_attention
+from ._lean_gate import add_gate
 from ._lean_position import Overhangs, add_table
 from ._lean_windows import lean_attention
 from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
@@ -104,6 +105,7 @@ def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
     named += [*(x.node for x in plan.sums), *(x.node for x in plan.drops), *(x.node for x in plan.numbers)]
     named += [node for pick in plan.picks for node in (pick.operand, pick.node)]
     named += [node for overhang in plan.overhangs for node in (overhang.operand, overhang.reader)]
+    named += [node for gate in plan.gates for node in (gate.operand, gate.reader)]
     parameters = {name for name, _ in (*lean.named_parameters(), *lean.named_buffers())}
     missing = [name for name in plan.norms if name not in modules]
     missing += [name for name in named if name not in nodes]
@@ -159,6 +161,9 @@ class _Rewriter:
         """All changes to the graph, each of which leaves the names of the others valid."""
         for number in plan.numbers:
             self._write_number(self.nodes[number.node], number.position, number.value)
+        for gate in plan.gates:
+            reader = self.nodes[gate.reader]
+            reader.kwargs = {**reader.kwargs, "gate": self.nodes[gate.operand]}
         for fill in plan.fills:
             operand = self.nodes[fill.operand]
             inserted = self._insert(fill.name, ChannelFill(fill), operand, (operand,))
@@ -247,6 +252,8 @@ def narrow_layer(lean: nn.Module, name: str, plan: LayerPlan) -> None:
             add_border(module, outputs)
         if plan.table:
             add_table(module, outputs, plan.table)
+        if plan.gated:
+            add_gate(module, outputs, plan.gated)
     else:
         module.out_features, module.in_features = len(outputs), len(inputs)  # type: ignore[assignment]
 

@@ -180,6 +180,7 @@ class Elementwise(Rule):
         product: whether it multiplies, so that one zero makes a zero.
         parameters: bare parameters among the operands: they can be cut to any channels.
         shared: how many of the operands, the last ones, have one channel that meets all of the others'.
+        left_out: channels that are not made, boolean, because whoever reads them takes them from the operands.
     """
 
     function: Callable[[Sequence[Tensor]], Tensor]
@@ -187,6 +188,7 @@ class Elementwise(Rule):
     product: bool
     parameters: tuple[Parameter, ...] = ()
     shared: int = 0
+    left_out: Tensor | None = None
 
     @property
     def own(self) -> int:
@@ -214,7 +216,10 @@ class Elementwise(Rule):
         return [channels] * self.own + [torch.zeros(1, dtype=torch.bool)] * self.shared
 
     def arrange(self, signal: Signal, useful: Tensor, *received: Layout) -> Wanted:
-        wanted, produced = join(self, useful, received[: self.own])
+        own = list(received[: self.own])
+        if self.left_out is not None:
+            own = [layout.without(self.left_out) for layout in own]
+        wanted, produced = join(self, useful, own)
         # What all channels meet must be there as long as any of them is.
         one = torch.arange(min(1, len(produced.order)))
         return wanted + [layout.arranged(one) for layout in received[self.own :]], produced

@@ -83,6 +83,10 @@ class Layout:
         extra = (missing & ~self.present).nonzero().flatten()
         return self.arranged(torch.cat([self.order, extra])) if len(extra) else self
 
+    def without(self, channels: Tensor) -> Layout:
+        """As if some channels were not there; boolean, shape (full width,). They are given no value."""
+        return Layout(self.order[~channels[self.order]], self.fill.masked_fill(channels, 0))
+
     def positions(self) -> Tensor:
         """For each channel of the original its physical position, or -1: shape (full width,)."""
         position = torch.full((self.width,), -1)

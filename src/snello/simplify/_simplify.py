@@ -11,24 +11,23 @@ from snello.errors import ConfigError
 from snello.graph import Graph, as_inputs, trace
 from snello.neurons import is_norm, is_weighted
 
-from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
+from ._analysis import Analysis, Arrangement, Worth, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
-from ._cost import prefer_plain, prefer_speed, round_up, table_saves_time
+from ._cost import prefer_plain, prefer_speed, round_up, saves_time
 from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
-from ._position import Chain, Worth
 from ._rewrite import apply, plan_of
 from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer, is_plain
 
-TABLES: dict[str, Worth] = {
-    "bytes": Chain.saves_bytes, "latency": table_saves_time, "plain": lambda *_: False
+RELIEVED: dict[str, Worth] = {
+    "bytes": lambda relief, *counts: relief.saves_bytes(*counts), "latency": saves_time, "plain": lambda *_: False
 }  # fmt: skip
-"""Preference -> when to make a table by position."""
-PREFERENCES = tuple(TABLES)
+"""Preference -> when to relieve a pointwise convolution of channels."""
+PREFERENCES = tuple(RELIEVED)
 
 
 def simplify(
@@ -113,7 +112,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         raise ConfigError(f"prefer must be one of {', '.join(PREFERENCES)}, not {prefer!r}")
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
-    analysis = analyse(trace(model, inputs), table=TABLES[prefer])
+    analysis = analyse(trace(model, inputs), worth=RELIEVED[prefer])
     kept_alive: dict[fx.Node, Tensor] = {}
     arrangement = arrange(analysis, kept_alive)
     if round_to > 1:
@@ -126,8 +125,8 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
     for node, rule in analysis.rules.items():
         produced = arrangement.layouts.get(node, Layout.whole(0))
         rule.emit(draft, arrangement.received[node], arrangement.wanted[node], produced)
-    for node, chain in analysis.chains.items():
-        chain.emit(draft, arrangement.received[node][0], arrangement.layouts[node])
+    for relief in analysis.reliefs.values():
+        relief.emit(draft, arrangement.layouts)
     for reader, operand in whole_readers(analysis):
         layout = arrangement.layouts[operand]
         if not layout.is_natural:

@@ -16,6 +16,8 @@ from ._plan import LayerPlan
 from ._rule import PerChannel, Rule, Wanted
 from ._signal import Layout, Signal
 
+_POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True, eq=False)
 class Producer(Rule):
@@ -37,6 +39,8 @@ class Producer(Rule):
 @dataclass(frozen=True, eq=False)
 class Weighted(Producer):
     """Linear, convolutions and transposed convolutions, grouped or not.
+
+    A convolution that was simplified before may have a second operand: the gate that it reads, as it is.
 
     Attributes:
         module: the layer.
@@ -86,6 +90,22 @@ class Weighted(Producer):
         table = getattr(self.module, "table", None)
         return table.detach().cpu() if isinstance(table, Tensor) else None
 
+    @cached_property
+    def gated(self) -> Tensor | None:
+        """The columns for a gate of a layer that was simplified before: shape (out, channels read)."""
+        gated = getattr(self.module, "gated", None)
+        return gated.detach().cpu().flatten(1) if isinstance(gated, Tensor) else None
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a convolution that makes of each position the same position alone, of every channel."""
+        conv = self.module
+        if type(conv) not in _POINTWISE or not isinstance(conv, _ConvNd) or conv.groups > 1:
+            return False
+        return set(conv.kernel_size) == {1} == set(conv.stride) and not any(
+            conv._reversed_padding_repeated_twice
+        )
+
     @property
     def depends_on_position(self) -> bool:
         """Whether a constant input other than zero may give another value at another position.
@@ -96,7 +116,7 @@ class Weighted(Producer):
         return isinstance(self.module, _ConvTransposeNd) or pads_with_zeros(self.module)
 
     def forward(self, *signals: Signal) -> Signal:
-        (signal,) = signals
+        signal = signals[0]
         groups, _, fan_in, _ = self.taps.shape
         varying = ~signal.constant
         if self.depends_on_position:
@@ -106,6 +126,8 @@ class Weighted(Producer):
             constant &= (self.border == 0).all(1)
         if self.table is not None:
             constant &= (self.table == 0).all(1)
+        if self.gated is not None:
+            constant &= (self.gated == 0).all(1)
         return Signal.of(constant, self.bias + self.contribution(signal.value.masked_fill(varying, 0)).sum(1))
 
     def contribution(self, value: Tensor) -> Tensor:
@@ -122,18 +144,23 @@ class Weighted(Producer):
         # A constant neuron is not computed, so that it reads nothing.
         groups, fan_out = self.taps.shape[:2]
         needed = (useful & ~signal.constant).reshape(groups, fan_out, 1)
-        return [(self.connected & needed).any(1).flatten()]
+        gates = [needed.any().expand(len(gate.constant)) for gate in signals[1:]]
+        return [(self.connected & needed).any(1).flatten(), *gates]
 
     def arrange(
         self, signal: Signal, useful: Tensor, *received: Layout, kept_alive: Tensor | None = None
     ) -> Wanted:
-        (layout,) = received
+        layout, *gates = received
         produced = self.produced(signal, useful, kept_alive)
         if self.groups > 1:
             return self._arrange_groups(layout, produced)
         if len(produced.order) and not len(layout.order):
             layout = layout.arranged(torch.zeros(1, dtype=torch.long))  # no layer can read nothing at all
-        return [layout], produced
+        # A gate's channels are where they were.
+        return [
+            layout,
+            *(Layout.whole(gate.width) if len(produced.order) else gate for gate in gates),
+        ], produced
 
     def _arrange_groups(self, layout: Layout, produced: Layout) -> Wanted:
         """Whole groups vanish; the inputs of those that stay follow each other, group by group."""
@@ -167,7 +194,7 @@ class Weighted(Producer):
 
     def emit(self, draft: Draft, received: Sequence[Layout], wanted: list[Layout], produced: Layout) -> None:
         super().emit(draft, received, wanted, produced)
-        (layout,) = wanted
+        layout = wanted[0]
         constants = self.contribution(layout.fill)[produced.order]
         border = self.depends_on_position and bool((constants != 0).any())
         if self.border is not None:
@@ -181,6 +208,7 @@ class Weighted(Producer):
             kept_outputs=tuple(produced.order.tolist()), kept_inputs=tuple(layout.order.tolist()),
             groups=self.groups, bias=has_bias, border=border, folded=int((layout.fill != 0).sum()),
             table=0 if self.table is None else self.table.shape[1],
+            gated=0 if self.gated is None else self.gated.shape[1],
         )  # fmt: skip
         if has_bias:
             draft.values[f"{self.name}.bias"] = bias

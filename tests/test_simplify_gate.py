@@ -1,0 +1,260 @@
+"""Constants behind a gate: their maps are not made any more, and the outputs stay, at every size."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from laws import assert_same_outputs, generator, randomise
+from snello.simplify import apply, fold_batchnorm, plan_of, simplify
+from snello.simplify._plan import SimplificationPlan
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU6, lambda: nn.SiLU(inplace=True), nn.Hardswish, nn.PReLU, nn.Identity
+)  # fmt: skip
+GATES: tuple[Callable[[], nn.Module], ...] = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    lambda: nn.Hardsigmoid(inplace=True),
+)
+
+Product = Callable[[Tensor, Tensor], Tensor]
+PRODUCTS: tuple[Product, ...] = (
+    lambda gate, x: gate * x, lambda gate, x: x * gate, lambda gate, x: torch.mul(x, gate), lambda gate, x: x.mul_(gate)
+)  # fmt: skip
+
+
+class Excited(nn.Module):
+    """An inverted residual's branch with squeeze-and-excitation."""
+
+    def __init__(
+        self,
+        dimensions: int = 2,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        gate: Callable[[], nn.Module] = nn.Sigmoid,
+        product: Product = PRODUCTS[0],
+        *,
+        width: int = 12,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        conv, norm = CONVOLUTIONS[dimensions - 1], NORMS[dimensions - 1]
+        self.wide = nn.Sequential(conv(2, width, 1, bias=False), norm(width), activation())
+        depthwise = conv(width, width, 3, stride, 1, groups=width, bias=False)
+        self.depthwise = nn.Sequential(depthwise, norm(width), activation())
+        self.average = POOLS[dimensions - 1](1)
+        self.squeeze = nn.Sequential(conv(width, 4, 1), nn.ReLU())
+        self.excite = nn.Sequential(conv(4, width, 1), gate())
+        self.product = product
+        self.narrow = nn.Sequential(conv(width, 5, 1, bias=False), norm(5))
+
+    def weighed(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.wide(x))
+        return self.product(self.excite(self.squeeze(self.average(x))), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.weighed(x))
+
+
+def excited(
+    *arguments: object,
+    wide: list[int] | None = None,
+    depthwise: list[int] | None = None,
+    excite: list[int] | None = None,
+    kind: type[Excited] = Excited,
+    **options: object,
+) -> Excited:
+    """In float64, with dead neurons of three layers; but for the gate's they are constants other than zero."""
+    model = randomise(kind(*arguments, **options).double().eval(), generator(3))
+    with torch.no_grad():
+        model.wide[0].weight[wide or []] = 0
+        model.depthwise[0].weight[[1, 2, 3] if depthwise is None else depthwise] = 0
+        model.excite[0].weight[[3, 4] if excite is None else excite] = 0
+    return model
+
+
+def image(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 2, *size, dtype=torch.float64, generator=generator(seed))
+
+
+dead = st.lists(st.integers(0, 11), max_size=12, unique=True)
+
+
+@given(
+    st.integers(1, 3), st.sampled_from(ACTIVATIONS), st.sampled_from(GATES), st.sampled_from(PRODUCTS),
+    st.integers(1, 2), dead, dead, dead,
+)  # fmt: skip
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_every_set_of_dead_neurons_at_every_size(
+    dimensions: int,
+    activation: Callable[[], nn.Module],
+    gate: Callable[[], nn.Module],
+    product: Product,
+    stride: int,
+    wide: list[int],
+    depthwise: list[int],
+    excite: list[int],
+) -> None:
+    model = excited(
+        dimensions, activation, gate, product, stride=stride, wide=wide, depthwise=depthwise, excite=excite
+    )
+    lean = simplify(model, image(*[6] * dimensions))
+    for side in (6, 1, 2, 3, 9):
+        assert_same_outputs(model, lean, image(*[side] * dimensions, batch=3), tolerance=1e-9)
+
+
+def test_the_maps_of_constants_are_gone() -> None:
+    model = excited()
+    lean = simplify(model, image(6, 7))
+    # 1, 2 and 3 are constants, of which 3 has a constant gate, as 4 has.
+    assert lean.depthwise.get_submodule("0").weight.shape[0] == 9
+    narrow = lean.narrow.get_submodule("0")
+    assert narrow.weight.shape == (5, 9, 1, 1)
+    assert narrow.gated.shape == (5, 2, 1, 1)
+    plan = plan_of(lean)
+    assert plan is not None
+    assert [(gate.operand, gate.reader) for gate in plan.gates] == [("excite_1", "narrow_0")]
+    assert plan.layers["narrow.0"].gated == 2
+    assert "constants folded into the gate and the bias" in str(plan)
+
+
+class SomebodyElse(Excited):
+    """The product has another reader."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.weighed(x)
+        return self.narrow(y), y.mean((2, 3))
+
+
+class Overwritten(Excited):
+    """The gate is overwritten before the convolution would read it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.depthwise(self.wide(x))
+        gate = self.excite(self.squeeze(self.average(x)))
+        y = gate * x
+        gate += 1
+        return self.narrow(y), gate
+
+
+@pytest.mark.parametrize("kind", [SomebodyElse, Overwritten])
+def test_products_that_are_needed_stay(kind: type[Excited]) -> None:
+    model = excited(kind=kind)
+    lean = simplify(model, image(6, 7))
+    assert not plan_of(lean).gates
+    for expected, found in zip(model(image(4, 5)), lean(image(4, 5)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_reader_that_sees_more_than_one_position_gets_the_maps() -> None:
+    model = excited()
+    model.narrow[0] = nn.Conv2d(12, 5, 3, padding=1).double()
+    lean = simplify(model, image(6, 7))
+    assert not plan_of(lean).gates
+    assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
+
+
+def test_where_no_map_is_left_there_is_no_gate() -> None:
+    model = excited(depthwise=list(range(12)))
+    with torch.no_grad():
+        model.squeeze[0].weight.zero_()
+    assert not plan_of(simplify(model, image(6, 7))).gates
+
+
+def test_runtimes_that_want_plain_graphs_get_no_gate() -> None:
+    assert not plan_of(simplify(excited(), image(6, 7), prefer="plain")).gates
+
+
+def test_a_gate_that_costs_more_time_than_it_saves_is_for_bytes_alone() -> None:
+    for side, made in ((4, False), (200, True)):
+        model = excited()
+        lean = simplify(model, image(side, side), prefer="latency")
+        assert bool(plan_of(lean).gates) == made
+        assert plan_of(simplify(model, image(side, side))).gates
+
+
+def test_a_lean_model_is_simplified_again() -> None:
+    lean = simplify(excited(), image(6, 7))
+    with torch.no_grad():
+        lean.get_submodule("narrow.0").weight[1] = 0  # what is left of this neuron is its row for the gate
+        for name in ("weight", "gated"):
+            getattr(lean.get_submodule("narrow.0"), name)[2] = 0
+    leaner = simplify(lean, image(6, 7))
+    assert leaner.get_submodule("narrow.0").gated.shape == (4, 2, 1, 1)
+    assert_same_outputs(lean, leaner, image(3, 4), tolerance=1e-9)
+    fresh = apply(SimplificationPlan.from_json(plan_of(leaner).to_json()), excited())
+    fresh.load_state_dict(leaner.state_dict())
+    assert_same_outputs(leaner, fresh, image(3, 4), tolerance=0.0)
+
+
+def test_a_norm_behind_is_folded() -> None:
+    model = excited()
+    folded = fold_batchnorm(simplify(model, image(6, 7)), image(6, 7))
+    assert not [m for m in folded.modules() if isinstance(m, NORMS)]
+    assert_same_outputs(model, folded, image(3, 4), tolerance=1e-9)
+
+
+def test_saved_copied_and_loaded() -> None:
+    lean = simplify(excited(), image(6, 7))
+    file = io.BytesIO()
+    torch.save(lean.state_dict(), file)
+    file.seek(0)
+    fresh = apply(SimplificationPlan.from_json(plan_of(lean).to_json()), excited())
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    for twin in (fresh, copy.deepcopy(lean)):
+        assert_same_outputs(lean, twin, image(3, 4), tolerance=0.0)
+
+
+def test_plans_from_before_there_were_gates_are_read() -> None:
+    old = json.loads(plan_of(simplify(excited(depthwise=[]), image(6, 7))).to_json())
+    old["version"] = 3
+    del old["gates"]
+    for layer in old["layers"].values():
+        del layer["gated"]
+    plan = SimplificationPlan.from_json(json.dumps(old))
+    assert plan.gates == ()
+    assert {layer.gated for layer in plan.layers.values()} == {0}
+
+
+def test_training_goes_on_with_the_gradients_of_what_is_kept() -> None:
+    model = excited()
+    lean = simplify(model, image(6, 7))
+    for net in (model, lean):
+        net(image(6, 7)).square().sum().backward()
+    for name in ("squeeze.0", "excite.0", "narrow.0", "depthwise.0"):
+        layer = plan_of(lean).layers[name]
+        expected = model.get_submodule(name).weight.grad[list(layer.kept_outputs)]
+        if layer.groups == 1:
+            expected = expected[:, list(layer.kept_inputs)]
+        found = lean.get_submodule(name).weight.grad
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_exported_and_compiled_at_another_size() -> None:
+    model, x, other = excited(), image(6, 7), image(5, 12)
+    lean = simplify(model, x)
+    height, width = torch.export.Dim("height", min=3, max=64), torch.export.Dim("width", min=3, max=64)
+    program = torch.export.export(lean, (x,), dynamic_shapes={"x": {2: height, 3: width}})
+    assert_same_outputs(model, program.module(), other, tolerance=1e-9)
+    compiled = torch.compile(lean, backend="aot_eager", dynamic=True)
+    for sized in (x, other):
+        assert_same_outputs(model, compiled, sized, tolerance=1e-9)
+
+
+def test_autocast() -> None:
+    model = excited()
+    lean, x = simplify(model, image(6, 7)).float(), image(6, 7).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = lean(x)
+    torch.testing.assert_close(found.float(), model.float()(x), rtol=0.1, atol=0.1)
