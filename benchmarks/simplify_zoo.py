@@ -172,13 +172,15 @@ def with_snello(case: Case) -> tuple[Outcome, nn.Module | None]:
         begin = time.perf_counter()
         lean = simplify(case.model, x)
         seconds = time.perf_counter() - begin
-        lean64 = simplify(copy.deepcopy(case.model).double(), x.double())
+        # There and back loses nothing; another copy would be the most that the largest networks have memory for.
+        lean64 = simplify(case.model.double(), x.double())
         return judge(case, lean, lean64, seconds), lean
     except SnelloError as reason:
         return Outcome(_first_line(reason)), None
     except Exception as reason:  # a tool that crashes is a result
         return Outcome("crash: " + _first_line(reason)), None
     finally:
+        case.model.float()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
 

@@ -358,6 +358,7 @@ def _layers(step: Step, reads: list[Step]) -> dict[str, nn.Module | nn.Parameter
             if not o["excited"]:
                 return parts
             return parts | {
+                "activation": nn.Hardswish(),
                 "average": nn.AdaptiveAvgPool2d(1), "squeeze": nn.Conv2d(width, 3, 1), "excite": nn.Conv2d(3, width, 1)
             }  # fmt: skip
         case "gate":
@@ -415,7 +416,9 @@ def _run(m: RandomNet, number: int, step: Step, reads: list[Tensor]) -> Tensor:
             return x + layer("norm")(layer("second")(ACTIVATIONS[o["activation"]](layer("first")(x))))
         case "inverted":
             wide = ACTIVATIONS[o["activation"]](layer("wide")(x))
-            x = ACTIVATIONS[o["activation"]](layer("norm")(layer("depthwise")(wide)))
+            x = layer("norm")(layer("depthwise")(wide))
+            # A function of its own, or a module.
+            x = layer("activation")(x) if o["excited"] else ACTIVATIONS[o["activation"]](x)
             if o["excited"]:
                 x = x * torch.sigmoid(layer("excite")(F.relu(layer("squeeze")(layer("average")(x)))))
             return layer("narrow")(x)

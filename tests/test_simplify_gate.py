@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from laws import assert_same_outputs, generator, randomise
+from laws import assert_same_outputs, generator, randomise, tensors
 from snello.simplify import apply, fold_batchnorm, plan_of, simplify
 from snello.simplify._plan import SimplificationPlan
 
@@ -78,7 +78,7 @@ def excited(
     """In float64, with dead neurons of three layers; but for the gate's they are constants other than zero."""
     model = randomise(kind(*arguments, **options).double().eval(), generator(3))
     with torch.no_grad():
-        model.wide[0].weight[wide or []] = 0
+        model.wide[0].weight[[0, 1, 6] if wide is None else wide] = 0
         model.depthwise[0].weight[[1, 2, 3] if depthwise is None else depthwise] = 0
         model.excite[0].weight[[3, 4] if excite is None else excite] = 0
     return model
@@ -117,16 +117,20 @@ def test_every_set_of_dead_neurons_at_every_size(
 def test_the_maps_of_constants_are_gone() -> None:
     model = excited()
     lean = simplify(model, image(6, 7))
-    # 1, 2 and 3 are constants, of which 3 has a constant gate, as 4 has.
-    assert lean.depthwise.get_submodule("0").weight.shape[0] == 9
+    # 1, 2 and 3 are constants, of which 3 has a constant gate, as 4 has. 0 and 6 depend on the position.
+    assert lean.depthwise.get_submodule("0").weight.shape[0] == 7
     narrow = lean.narrow.get_submodule("0")
-    assert narrow.weight.shape == (5, 9, 1, 1)
-    assert narrow.gated.shape == (5, 2, 1, 1)
+    assert narrow.weight.shape == (5, 7, 1, 1)
+    assert narrow.gated.shape == (5, 4, 1, 1)
+    assert lean.squeeze.get_submodule("0").weight.shape == (4, 9, 1, 1)
+    assert lean.snello_static_0.taps.shape == (2, 10)
     plan = plan_of(lean)
     assert plan is not None
     assert [(gate.operand, gate.reader) for gate in plan.gates] == [("excite_1", "narrow_0")]
-    assert plan.layers["narrow.0"].gated == 2
-    assert "constants folded into the gate and the bias" in str(plan)
+    (static,) = plan.statics
+    assert (static.average, static.squeeze, static.activations) == ("average", "squeeze_0", ("depthwise.2",))
+    assert plan.layers["narrow.0"].gated == 4
+    assert "5 constants folded into the gate and the bias" in str(plan)
 
 
 class SomebodyElse(Excited):
@@ -165,6 +169,79 @@ def test_a_reader_that_sees_more_than_one_position_gets_the_maps() -> None:
     assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
 
 
+class Functional(Excited):
+    """What follows the norm is a function, not a module."""
+
+    def weighed(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.depthwise[1](self.depthwise[0](self.wide(x))))
+        return self.product(self.excite(self.squeeze(self.average(x))), x)
+
+
+class Coarse(Excited):
+    """The averages are of parts of the image, of which the middle one makes the gate."""
+
+    def weighed(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.wide(x))
+        means = nn.functional.adaptive_avg_pool2d(x, 3)[:, :, 1:2, 1:2]
+        return self.product(self.excite(self.squeeze(means)), x)
+
+
+class Another(Excited):
+    """Somebody else reads the averages."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.depthwise(self.wide(x))
+        means = self.average(x)
+        return self.narrow(self.excite(self.squeeze(means)) * x), means.flatten(1)
+
+
+@pytest.mark.parametrize("kind", [Functional, Coarse, Another])
+def test_what_depends_on_the_position_is_made_where_it_is_read_otherwise(kind: type[Excited]) -> None:
+    model = excited(kind=kind)
+    lean = simplify(model, image(6, 7))
+    assert plan_of(lean).gates
+    assert not plan_of(lean).statics
+    for size in ((6, 7), (3, 5)):
+        for expected, found in zip(tensors(model(image(*size))), tensors(lean(image(*size))), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_without_norm_and_bias_nothing_would_be_saved() -> None:
+    model = excited()
+    model.depthwise[1] = nn.Identity()
+    lean = simplify(model, image(6, 7))
+    assert not plan_of(lean).statics
+    assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
+
+
+def test_what_is_worked_out_follows_the_size_and_the_weights() -> None:
+    model = excited()
+    lean = simplify(model, image(6, 7))
+    with torch.no_grad():
+        for size in ((6, 7), (6, 8), (6, 7), (1, 2)):
+            assert_same_outputs(model, lean, image(*size), tolerance=1e-9)
+        before = lean(image(6, 7))
+        lean.load_state_dict({n: v * 2 if n.endswith("taps") else v for n, v in lean.state_dict().items()})
+        assert not torch.equal(lean(image(6, 7)), before)
+        single = lean.float()(image(6, 7).float())
+        torch.testing.assert_close(single.double(), lean.double()(image(6, 7)), rtol=1e-4, atol=1e-4)
+
+
+def test_an_ungrouped_convolution_may_feed_a_gate_too() -> None:
+    """With ``round_to`` it keeps channels that depend on the position: they are averaged, but not gated."""
+    model = excited(wide=[0, 1, 6, 8, 9])
+    model.depthwise[0] = nn.Conv2d(12, 12, 3, padding=1, bias=False).double()
+    with torch.no_grad():
+        model.depthwise[0].weight[[2, 5, 7], 1:] = 0
+    for round_to, made, averaged in ((1, 9, (0, 1, 2)), (4, 12, ())):
+        lean = simplify(model, image(6, 7), round_to=round_to)
+        assert lean.depthwise.get_submodule("0").weight.shape[0] == made
+        assert lean.narrow.get_submodule("0").weight.shape[1] == 9
+        (static,) = plan_of(lean).statics
+        assert static.averaged == averaged
+        assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
+
+
 def test_where_no_map_is_left_there_is_no_gate() -> None:
     model = excited(depthwise=list(range(12)))
     with torch.no_grad():
@@ -177,11 +254,13 @@ def test_runtimes_that_want_plain_graphs_get_no_gate() -> None:
 
 
 def test_a_gate_that_costs_more_time_than_it_saves_is_for_bytes_alone() -> None:
-    for side, made in ((4, False), (200, True)):
-        model = excited()
-        lean = simplify(model, image(side, side), prefer="latency")
-        assert bool(plan_of(lean).gates) == made
-        assert plan_of(simplify(model, image(side, side))).gates
+    for wide in ([], [0, 1, 6, 7, 8, 9, 10, 11]):
+        model = excited(wide=wide)
+        for side, made in ((4, False), (200, True)):
+            plan = plan_of(simplify(model, image(side, side), prefer="latency"))
+            assert bool(plan.gates) == made
+            assert bool(plan.statics) == (made and bool(wide))
+            assert plan_of(simplify(model, image(side, side))).gates
 
 
 def test_a_lean_model_is_simplified_again() -> None:
@@ -191,7 +270,7 @@ def test_a_lean_model_is_simplified_again() -> None:
         for name in ("weight", "gated"):
             getattr(lean.get_submodule("narrow.0"), name)[2] = 0
     leaner = simplify(lean, image(6, 7))
-    assert leaner.get_submodule("narrow.0").gated.shape == (4, 2, 1, 1)
+    assert leaner.get_submodule("narrow.0").gated.shape == (4, 4, 1, 1)
     assert_same_outputs(lean, leaner, image(3, 4), tolerance=1e-9)
     fresh = apply(SimplificationPlan.from_json(plan_of(leaner).to_json()), excited())
     fresh.load_state_dict(leaner.state_dict())
@@ -217,9 +296,9 @@ def test_saved_copied_and_loaded() -> None:
 
 
 def test_plans_from_before_there_were_gates_are_read() -> None:
-    old = json.loads(plan_of(simplify(excited(depthwise=[]), image(6, 7))).to_json())
+    old = json.loads(plan_of(simplify(excited(wide=[], depthwise=[]), image(6, 7))).to_json())
     old["version"] = 3
-    del old["gates"]
+    del old["gates"], old["statics"]
     for layer in old["layers"].values():
         del layer["gated"]
     plan = SimplificationPlan.from_json(json.dumps(old))
@@ -232,7 +311,7 @@ def test_training_goes_on_with_the_gradients_of_what_is_kept() -> None:
     lean = simplify(model, image(6, 7))
     for net in (model, lean):
         net(image(6, 7)).square().sum().backward()
-    for name in ("squeeze.0", "excite.0", "narrow.0", "depthwise.0"):
+    for name in ("wide.0", "squeeze.0", "excite.0", "narrow.0", "depthwise.0"):
         layer = plan_of(lean).layers[name]
         expected = model.get_submodule(name).weight.grad[list(layer.kept_outputs)]
         if layer.groups == 1:

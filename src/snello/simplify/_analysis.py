@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from snello.errors import SimplifyError
 from snello.graph import Graph, known_shape
 
-from ._gate import Gate, gates
+from ._gate import Gate, Squeeze, gates
 from ._match import match
 from ._position import Chain, chains
 from ._rule import Rule, Wanted
@@ -19,7 +19,7 @@ from ._signal import Layout, Signal
 from ._structure import Sizes
 from ._weighted import Producer
 
-Relief = Chain | Gate
+Relief = Chain | Gate | Squeeze
 """Why a pointwise convolution need not read some channels, although they are no constants."""
 Worth = Callable[[Relief, int, int], bool]
 """Whether to make use of it, for how many neurons and instead of how many channels; as ``saves_bytes``."""
@@ -73,7 +73,7 @@ def analyse(graph: Graph, *, worth: Worth) -> Analysis:
             incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
             analysis.signals[node] = rule.forward(*incoming)
     analysis.reliefs.update(chains(rules, analysis.signals))
-    analysis.reliefs.update(gates(rules, analysis.signals))
+    analysis.reliefs.update(gates(graph, rules, analysis.signals))
     _find_useful(analysis, worth)
     return analysis
 
@@ -98,7 +98,7 @@ def _find_useful(analysis: Analysis, worth: Worth) -> None:
         if (relief := analysis.reliefs.get(node)) is not None:
             neurons, taken = int((useful[node] & ~signal.constant).sum()), relief.takes(read[0])
             if worth(relief, neurons, int(taken.sum())):
-                relief.settle(analysis.rules, useful, taken)
+                relief.settle(analysis, taken)
                 read = [read[0] & ~taken]
             else:
                 del analysis.reliefs[node]

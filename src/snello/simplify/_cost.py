@@ -55,16 +55,26 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
 
 def saves_time(relief: Relief, neurons: int, channels: int) -> bool:
     """Whether relieving a pointwise convolution saves time, and bytes. Arguments as for ``saves_bytes``."""
-    own = _gate_saves_time if isinstance(relief, Gate) else _table_saves_time
-    return relief.saves_bytes(neurons, channels) and own(relief, neurons, channels)  # type: ignore[arg-type]
+    if not relief.saves_bytes(neurons, channels):
+        return False
+    if isinstance(relief, Chain):
+        return _table_saves_time(relief, neurons, channels)
+    return not isinstance(relief, Gate) or _gate_saves_time(relief, neurons, channels)
 
 
 def _gate_saves_time(gate: Gate, neurons: int, channels: int) -> bool:
     positions = _positions(gate.reader.node, 1)
     # The map is given its constants; map, product and columns.
     without = CALL + channels * positions * (MOVED + ELEMENTWISE + neurons * MAC)
-    # Channels of the gate are chosen, multiplied by columns, and the result is added.
-    return without > 3 * CALL + channels * neurons * MAC + neurons * positions * MOVED
+    if gate.static is None:
+        # Channels of the gate are chosen, multiplied by columns, and the result is added.
+        return without > 3 * CALL + channels * neurons * MAC + neurons * positions * MOVED
+    taps = gate.static.source.taps.shape[3]
+    without += CALL + int(gate.static.channels.sum()) * positions * (taps * MAC + ELEMENTWISE)
+    # Of each channel one value for each tap, or less; the results are chosen by position and added.
+    values = min(taps, positions)
+    given = neurons * positions * (values * MAC + 2 * MOVED)
+    return without > 6 * CALL + channels * neurons * values * MAC + given
 
 
 def _table_saves_time(chain: Chain, neurons: int, channels: int) -> bool:

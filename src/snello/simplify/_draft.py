@@ -18,6 +18,7 @@ from ._plan import (
     Pick,
     SimplificationPlan,
     Slice,
+    Statics,
     Sum,
 )
 from ._signal import Layout
@@ -53,6 +54,7 @@ class Draft:
         self._numbers: list[Number] = []
         self._overhangs: list[Overhang] = []
         self._gates: list[Gating] = []
+        self._statics: list[Statics] = []
 
     def plan(self, left_alone: dict[str, str], *, removes: bool) -> SimplificationPlan:
         """The plan, frozen. Where no neuron goes, nothing is changed at all, not even the order of channels."""
@@ -63,7 +65,8 @@ class Draft:
         return SimplificationPlan(
             self.input_shapes, dict(self.layers), dict(self.attentions), dict(self.norms), dict(self.parameters),
             tuple(self._fills.values()), tuple(self._sums), tuple(self._picks), tuple(self._drops),
-            tuple(self._numbers), tuple(self._overhangs), tuple(self._gates), left_alone, self.base,
+            tuple(self._numbers), tuple(self._overhangs), tuple(self._gates), tuple(self._statics), left_alone,
+            self.base,
         )  # fmt: skip
 
     def fill(self, operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> None:
@@ -134,6 +137,12 @@ class Draft:
     def gate(self, operand: fx.Node, reader: fx.Node) -> None:
         """Give a layer a gate to read."""
         self._gates.append(Gating(operand.name, reader.name))
+
+    def statics(self, record: Statics, taps: Tensor) -> None:
+        """Work out channels that depend on the position alone; ``taps``: shape (channels, kernel positions + 1)."""
+        name = f"{self.prefix}_static_{len(self._statics)}"
+        self._statics.append(replace(record, name=name))
+        self.values[f"{name}.taps"] = taps
 
 
 def _untouched(layer: LayerPlan) -> LayerPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -31,9 +33,10 @@ class Overhangs(Memo):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.remembered((x.shape[2:], x.device), None, lambda: self._ways(x))
+        return self.remembered((x.shape[2:], x.device), None, lambda: self.ways(x))
 
-    def _ways(self, x: Tensor) -> Tensor:
+    def ways(self, x: Tensor) -> Tensor:
+        """The same, worked out."""
         ways = torch.zeros((), dtype=torch.long, device=x.device)
         for size, axis in zip(x.shape[2:], self.axes, strict=True):
             kernel, stride, dilation, before, after, most_before, most_after = axis
@@ -46,6 +49,18 @@ class Overhangs(Memo):
             own = cut_before * (most_after + 1) + cut_after
             ways = ways.unsqueeze(-1) * ((most_before + 1) * (most_after + 1)) + own
         return ways
+
+
+def taps_inside(plan: Overhang) -> Tensor:
+    """Which taps of a kernel are inside, for each way to hang over: boolean, shape (ways, taps)."""
+
+    def along(kernel: int, before: int, after: int) -> list[Tensor]:
+        taps = torch.arange(kernel)
+        return [(taps >= i) & (taps < kernel - j) for i in range(before + 1) for j in range(after + 1)]
+
+    axes = [along(*axis) for axis in zip(plan.kernel, *plan.cut, strict=True)]
+    ways = (torch.meshgrid(*taps, indexing="ij") for taps in itertools.product(*axes))
+    return torch.stack([torch.stack(axis).all(0).flatten() for axis in ways])
 
 
 class _Same:

@@ -17,6 +17,7 @@ from . import _attention as attention
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
 from ._calls import argument
+from ._lean_gate import StaticChannels
 from ._lean_position import Overhangs
 from ._rule import PerChannel, Rule
 from ._structure import Channels, Concat, SideBySide, Sizes, Whole
@@ -96,6 +97,9 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     has_state = next(module.parameters(), None) is not None
     if has_state and (graph.is_shared(str(node.target)) or not is_plain(module)):
         return None  # a layer called twice cannot be narrowed two ways, nor a weight that is computed at all
+    if isinstance(module, (Overhangs, StaticChannels)):
+        operand = single_operand(node, axes, 1)
+        return Sizes(node, (operand,), (1,), None) if operand in axes else None
     if shape_of(node) is None:
         return None
     if elementwise.is_elementwise_module(module):
@@ -114,8 +118,6 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     if operand not in axes:
         return None  # nothing is known, and nothing will be
     arguments = (node, (operand,), (1,), 1)
-    if isinstance(module, Overhangs):
-        return Sizes(node, (operand,), (1,), None)
     if isinstance(module, nn.ChannelShuffle):
         return _shuffle_rule(node, operand, module.groups)
     if isinstance(module, _POOLS):

@@ -206,6 +206,28 @@ class Overhang:
 
 
 @dataclass(frozen=True)
+class Statics(Overhang):
+    """Channels before a squeeze-and-excitation that depend on the position alone, worked out by a node of their own.
+
+    The attributes of :class:`Overhang` speak of the convolution that padded them; ``reader`` reads the gate.
+
+    Attributes:
+        average, squeeze: names of the node that averages over the positions, and of the layer that reads that.
+        activations: names of the modules between convolution and gate.
+        channels: how many there are.
+        constants: how many channels of the gate, the first ones that the reader reads, multiply constants instead.
+        averaged: which channels' averages are appended to the others.
+    """
+
+    average: str
+    squeeze: str
+    activations: tuple[str, ...]
+    channels: int
+    constants: int
+    averaged: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Gating:
     """A gate that a layer reads beside its input.
 
@@ -237,7 +259,7 @@ class SimplificationPlan:
         norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
             channels that stay, in order.
         parameters: qualified name of a bare parameter, buffer or embedding -> what stays of it.
-        fills, sums, picks, drops, numbers, overhangs, gates: changes to the graph.
+        fills, sums, picks, drops, numbers, overhangs, gates, statics: changes to the graph.
         left_alone: layer or node name -> why nothing was removed there.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
     """
@@ -254,6 +276,7 @@ class SimplificationPlan:
     numbers: tuple[Number, ...] = ()
     overhangs: tuple[Overhang, ...] = ()
     gates: tuple[Gating, ...] = ()
+    statics: tuple[Statics, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
     base: SimplificationPlan | None = None
 
@@ -308,6 +331,7 @@ class SimplificationPlan:
             numbers=tuple(_record(Number, x) for x in data["numbers"]),
             overhangs=tuple(_record(Overhang, x) for x in data.get("overhangs", ())),
             gates=tuple(_record(Gating, x) for x in data.get("gates", ())),
+            statics=tuple(_record(Statics, x) for x in data.get("statics", ())),
             left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
         )
@@ -346,7 +370,7 @@ def _attention(name: str, plan: AttentionPlan, width: int) -> str:
 
 
 Record = TypeVar(
-    "Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Overhang, Gating, Slice,
+    "Record", LayerPlan, AttentionPlan, Fill, Sum, Pick, Drop, Number, Overhang, Gating, Statics, Slice,
 )  # fmt: skip
 
 

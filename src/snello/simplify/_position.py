@@ -9,9 +9,9 @@ more. In MobileNets these are the depthwise filters whose input is dead.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,10 +21,14 @@ from snello.graph import known_shape
 from snello.neurons import padding_of
 
 from ._draft import Draft
+from ._lean_position import taps_inside
 from ._plan import Overhang
 from ._rule import Elementwise, PerChannel, Rule
 from ._signal import Layout, Signal
 from ._weighted import Affine, Weighted, pads_with_zeros
+
+if TYPE_CHECKING:
+    from ._analysis import Analysis
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,7 @@ class Chain:
         """Which of the channels that the reader would read it need not."""
         return read & self.channels
 
-    def settle(self, rules: dict[fx.Node, Rule], useful: Mapping[fx.Node, Tensor], taken: Tensor) -> None:
+    def settle(self, analysis: Analysis, taken: Tensor) -> None:
         """Nothing else is read instead."""
 
     def received(self, layout: Layout) -> Layout:
@@ -96,29 +100,48 @@ def chains(rules: Mapping[fx.Node, Rule], signals: Mapping[fx.Node, Signal]) -> 
 def _chain(
     reader: Weighted, rules: Mapping[fx.Node, Rule], signals: Mapping[fx.Node, Signal]
 ) -> Chain | None:
+    (operand,) = reader.operands
+    path = path_to(operand, rules) if len(operand.users) == 1 else None
+    if path is None:
+        return None
+    channels, values = depending(*path, signals)
+    return Chain(*path, reader, channels, values) if channels.any() else None
+
+
+Path = tuple[Weighted, tuple[Rule, ...]]
+"""A convolution that pads, and what follows it."""
+
+
+def path_to(node: fx.Node, rules: Mapping[fx.Node, Rule]) -> Path | None:
+    """The convolution whose outputs reach a node element by element, and nobody but it, if they do."""
     steps: list[Rule] = []
-    (node,) = reader.operands
-    while len(node.users) == 1 and (step := rules.get(node)) is not None and _is_step(step):
+    while (step := rules.get(node)) is not None and is_step(step):
         steps.insert(0, step)
         (node,) = step.operands
-    source = rules.get(node)
-    if len(node.users) != 1 or not isinstance(source, Weighted) or not _is_source(source):
-        return None
-    signal = signals.get(source.operands[0])
-    if signal is None:
-        return None
+        if len(node.users) != 1:
+            return None
+    return (step, tuple(steps)) if isinstance(step, Weighted) and _is_source(step) else None
+
+
+def depending(
+    source: Weighted, steps: Sequence[Rule], signals: Mapping[fx.Node, Signal]
+) -> tuple[Tensor, Tensor]:
+    """What depends on the position alone behind a convolution and some steps.
+
+    Returns:
+        Which channels do: boolean, shape (C,); and what they are: float64, shape (ways to hang over, C), else 0.
+    """
+    signal = signals.get(source.operands[0]) or Signal.live(known_shape(source.operands[0])[1])
     groups, _, fan_in, _ = source.taps.shape
     fed = (source.connected & ~signal.constant.reshape(groups, 1, fan_in)).any(2).flatten()
     values = _values(source, signal)
     for step in steps:
         values = _mapped(step, values)
-    channels = ~fed & ~signals[node].constant & values.isfinite().all(0)
-    if not channels.any():
-        return None
-    return Chain(source, tuple(steps), reader, channels, torch.where(channels, values, 0))
+    channels = ~fed & ~signals[source.node].constant & values.isfinite().all(0)
+    return channels, torch.where(channels, values, 0)
 
 
-def _is_step(rule: Rule) -> bool:
+def is_step(rule: Rule) -> bool:
     """Whether each element of the output depends on the same element of one operand, and on nothing else."""
     if isinstance(rule, PerChannel):
         return rule.pointwise
@@ -150,18 +173,7 @@ def _values(source: Weighted, signal: Signal) -> Tensor:
     Ways are numbered as :class:`snello.simplify._lean_position.Overhangs` numbers them.
     """
     geometry = overhang_of(source.module)
-    inside = [_taps_inside(*axis) for axis in zip(geometry.kernel, *geometry.cut, strict=True)]
-    ways = [
-        torch.stack(torch.meshgrid(*taps, indexing="ij")).all(0).flatten()
-        for taps in itertools.product(*inside)
-    ]
-    return torch.stack(ways).double() @ source.contribution(signal.value).T + source.bias
-
-
-def _taps_inside(kernel: int, before: int, after: int) -> list[Tensor]:
-    """For each number of taps cut off before and after: boolean, shape (kernel,)."""
-    taps = torch.arange(kernel)
-    return [(taps >= i) & (taps < kernel - j) for i in range(before + 1) for j in range(after + 1)]
+    return taps_inside(geometry).double() @ source.contribution(signal.value).T + source.bias
 
 
 def _mapped(step: Rule, values: Tensor) -> Tensor:

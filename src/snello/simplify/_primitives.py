@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +14,23 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ._plan import Fill, LayerPlan, Sum
 
 
-def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
     """One value per channel, shaped to broadcast over the channels of x."""
     return vector.to(x.dtype).view(-1, *[1] * (x.dim() - axis - 1))
 
 
-class Memo(nn.Module):
-    """Remembers one tensor that is computed from constants, as long as they stay what they are."""
+Value = TypeVar("Value")
 
-    def remembered(
-        self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Tensor]
-    ) -> Tensor:
+
+class Memo(nn.Module):
+    """Remembers one tensor, or a few, that are made of constants, as long as those stay what they are."""
+
+    def remembered(self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Value]) -> Value:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
         if source is not None:
             key = (*key, id(source), source.device, None if source.is_inference() else source._version)
-        known: tuple[Any, Tensor] | None = self.__dict__.get("_memo")
+        known: tuple[Any, Value] | None = self.__dict__.get("_memo")
         if known is None or known[0] != key:
             known = self.__dict__["_memo"] = key, compute()
         return known[1]
@@ -66,7 +67,7 @@ class ChannelFill(nn.Module):
         if self.appended:
             sizes = [*x.shape[: self.axis], self.appended, *x.shape[self.axis + 1 :]]
             constant = x.new_zeros(1) if self.constant is None else self.constant
-            x = torch.cat([x, _along(constant, x, self.axis).expand(sizes)], self.axis)
+            x = torch.cat([x, along(constant, x, self.axis).expand(sizes)], self.axis)
         return x if self.index is None else x.index_select(self.axis, self.index)
 
 
@@ -126,7 +127,7 @@ class ChannelSum(Memo):
             base, owned = self._add(base, other, owned), not recording
         if self.constant is None:
             return base
-        vector = _along(self.remembered((base.dtype,), self.constant, self._vector), base, self.axis)
+        vector = along(self.remembered((base.dtype,), self.constant, self._vector), base, self.axis)
         return base.add_(vector) if owned else base + vector
 
     def _vector(self) -> Tensor:
@@ -324,7 +325,7 @@ class RaggedConv(Memo):
             y = y + self.remembered(
                 (x.shape[2:], x.dtype), self.border, lambda: convolve(self, ones, border, groups=1)
             )
-        return y if self.bias is None else y + _along(self.bias, y, 1)
+        return y if self.bias is None else y + along(self.bias, y, 1)
 
     def _laid_out(self) -> Tensor:
         """The kernels in groups of one width: (groups * out per group, in per group, *kernel)."""

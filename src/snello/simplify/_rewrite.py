@@ -15,10 +15,10 @@ from snello.graph import trace
 from ._calls import DROPOUTS, argument, one_by_one
 from ._code import reach_directly
 from ._lean_attention import dense, is_attention
-from ._lean_gate import add_gate
+from ._lean_gate import AppendedMeans, StaticChannels, add_gate
 from ._lean_position import Overhangs, add_table
 from ._lean_windows import lean_attention
-from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice
+from ._plan import AttentionPlan, LayerPlan, SimplificationPlan, Slice, Statics
 from ._primitives import (
     ChannelFill,
     ChannelPick,
@@ -106,8 +106,10 @@ def _check(plan: SimplificationPlan, lean: fx.GraphModule) -> None:
     named += [node for pick in plan.picks for node in (pick.operand, pick.node)]
     named += [node for overhang in plan.overhangs for node in (overhang.operand, overhang.reader)]
     named += [node for gate in plan.gates for node in (gate.operand, gate.reader)]
+    named += [node for x in plan.statics for node in (x.operand, x.reader, x.average, x.squeeze)]
     parameters = {name for name, _ in (*lean.named_parameters(), *lean.named_buffers())}
     missing = [name for name in plan.norms if name not in modules]
+    missing += [name for x in plan.statics for name in x.activations if name not in modules]
     missing += [name for name in named if name not in nodes]
     missing += [name for name in plan.parameters if name not in parameters]
     if missing:
@@ -188,6 +190,20 @@ class _Rewriter:
             operand, reader = self.nodes[overhang.operand], self.nodes[overhang.reader]
             ways = self._insert(overhang.name, Overhangs(overhang), operand, (operand,))
             reader.kwargs = {**reader.kwargs, "ways": ways}
+
+        for static in plan.statics:
+            self._insert_static(static)
+
+    def _insert_static(self, plan: Statics) -> None:
+        activations = [copy.deepcopy(self.lean.get_submodule(name)) for name in plan.activations]
+        operand, reader = self.nodes[plan.operand], self.nodes[plan.reader]
+        module = StaticChannels(plan, nn.Sequential(*activations))
+        static = self._insert(plan.name, module, operand, (operand,))
+        reader.kwargs = {**reader.kwargs, "static": static}
+        if plan.averaged:
+            average, squeeze = self.nodes[plan.average], self.nodes[plan.squeeze]
+            appended = self._insert(f"{plan.name}_means", AppendedMeans(), average, (average, static))
+            squeeze.replace_input_with(average, appended)
 
     def _insert(self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]) -> fx.Node:
         module.to(device=self.like.device, dtype=self.like.dtype if self.like.is_floating_point() else None)

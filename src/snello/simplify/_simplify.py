@@ -75,7 +75,7 @@ def simplify(
         return lean
 
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = copy.deepcopy(source).double()
+    reference = source if _is_double(source) else copy.deepcopy(source).double()
     verify(reference, build(reference), arrangement.layouts, analysis.axes, inputs)
     lean = build(source)
     if _stored(lean) > _stored(source):  # a constant or two can be more than a tiny neuron
@@ -86,6 +86,11 @@ def simplify(
     if optimizer is not None:
         rebind(optimizer, model, lean, plan)
     return lean
+
+
+def _is_double(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return all(x.dtype is torch.float64 for x in tensors if x.is_floating_point())
 
 
 def _stored(model: nn.Module) -> int:
@@ -125,16 +130,16 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
     for node, rule in analysis.rules.items():
         produced = arrangement.layouts.get(node, Layout.whole(0))
         rule.emit(draft, arrangement.received[node], arrangement.wanted[node], produced)
-    for relief in analysis.reliefs.values():
+    removes = bool(draft.attentions) or any(
+        isinstance(rule, Producer) and len(arrangement.layouts[node].order) < arrangement.layouts[node].width
+        for node, rule in analysis.rules.items()
+    )
+    for relief in analysis.reliefs.values() if removes else ():
         relief.emit(draft, arrangement.layouts)
     for reader, operand in whole_readers(analysis):
         layout = arrangement.layouts[operand]
         if not layout.is_natural:
             draft.fill(operand, reader, analysis.axes[operand], layout, Layout.whole(layout.width))
-    removes = bool(draft.attentions) or any(
-        isinstance(rule, Producer) and len(arrangement.layouts[node].order) < arrangement.layouts[node].width
-        for node, rule in analysis.rules.items()
-    )
     plan = draft.plan(_left_alone(model, analysis, arrangement), removes=removes)
     return analysis, arrangement, plan, draft.values
 
