@@ -267,6 +267,36 @@ def test_a_lean_model_can_be_simplified_again() -> None:
     assert_same_outputs(model, simplify(lean, inputs[0]), inputs[1])
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_a_lean_model_has_tensors_of_its_own(name: str) -> None:
+    model, lean, _ = shrunk(ZOO[name], 0.2, with_norms=False)
+    pointers = [
+        {t.data_ptr() for t in (*net.parameters(), *net.buffers()) if t.numel()} for net in (model, lean)
+    ]
+    assert not pointers[0] & pointers[1]
+    assert {p.requires_grad for p in lean.parameters()} <= {True}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_dies_later_goes_as_if_it_had_died_at_once(name: str) -> None:
+    model, lean, inputs = shrunk(ZOO[name], 0.3, with_norms=True)
+    plans = plan_of(lean).layers
+    for layer, dead in kill_neurons(lean, 0.3, generator(5), with_norms=True).items():
+        neurons = torch.arange(neuron_count(model.get_submodule(layer)))
+        kept = neurons[list(plans[layer].kept_outputs)] if layer in plans else neurons
+        kill(model, layer, torch.isin(neurons, kept[dead]), with_norms=True)
+        border = getattr(lean.get_submodule(layer), "border", None)
+        if border is not None:  # what constants add is no bias of the neuron's own
+            border[dead] = 0
+    leaner = simplify(lean, inputs[0])
+    # Groups that have lost different numbers of channels stay as they are from then on.
+    ragged = any("RaggedConv" in reason for reason in plan_of(leaner).left_alone.values())
+    assert ragged == (name == "grouped")
+    assert ragged or parameter_count(leaner) == parameter_count(simplify(model, inputs[0]))
+    for x in inputs:
+        assert_same_outputs(model, leaner, x)
+
+
 def test_a_lean_model_simplified_again_is_loaded_from_the_original(tmp_path: Path) -> None:
     """Its plan holds the plan before; folding BatchNorms in between changes nothing about that."""
     model, lean, inputs = shrunk(ZOO["resnet-8"], 0.4, with_norms=False)

@@ -89,15 +89,20 @@ class Draft:
             self.values[f"{name}.constant"] = constant
 
     def sum(
-        self, node: fx.Node, axis: int, base: int, layouts: tuple[Layout, Layout], produced: Layout
+        self,
+        node: fx.Node,
+        axis: int,
+        base: int,
+        layouts: tuple[Layout, Layout],
+        produced: Layout,
+        *,
+        in_place: bool,
     ) -> None:
         """Add two operands that carry different channels; ``base`` says which one is added to."""
         receiver, other = layouts[base], layouts[1 - base]
         constant = (receiver.fill + other.fill)[produced.order]
         # What is absent from both is not in the result; what is present in one has a fill of 0 there.
         where = (constant != 0).nonzero().flatten()
-        operand = node.args[base]
-        assert isinstance(operand, fx.Node)
         name = f"{self.prefix}_sum_{len(self._sums)}"
         index = produced.positions()[other.order]
         self._sums.append(
@@ -105,7 +110,7 @@ class Draft:
                 name=name, node=node.name, base=base, axis=axis,
                 grown=len(produced.order) - len(receiver.order), width=len(produced.order),
                 index=tuple(index.tolist()) if len(index) else None,
-                constants=tuple(where.tolist()), in_place=operand in self.overwritable,
+                constants=tuple(where.tolist()), in_place=in_place,
             )
         )  # fmt: skip
         if len(where):

@@ -45,7 +45,7 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     if plan.base is not None and plan_of(model) is None:
         model = apply(plan.base, model)
     # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
-    copied = copy.deepcopy(model).eval()
+    copied = sharing_parameters(model).eval()
     lean = trace(copied).module
     _check(plan, lean)
     _wake_dropout(copied, lean)
@@ -65,6 +65,7 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
             _narrow_norm(present[name], kept)
     for name, part in plan.parameters.items():
         _narrow_parameter(lean, name, part)
+    _own_parameters(lean, model)
     # Tensors written in the forward are made again when a fresh model is traced: no part of the weights.
     lean._non_persistent_buffers_set |= {
         name for name in lean._buffers if name.startswith("_tensor_constant")
@@ -74,6 +75,21 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     lean.meta["snello_plan"] = plan.to_json()
     lean.__class__.__name__ = type(model).__name__
     return lean.train(training)
+
+
+def sharing_parameters(model: nn.Module) -> nn.Module:
+    """A copy that has the parameters themselves: of the largest models memory has no room for many copies."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _own_parameters(lean: nn.Module, model: nn.Module) -> None:
+    """Copy what nothing was cut from, and the lean model would share; what is tied stays tied."""
+    shared = {id(parameter) for parameter in model.parameters()}
+    copies: dict[int, nn.Parameter] = {}
+    for module in lean.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in shared:
+                module._parameters[name] = copies.setdefault(id(parameter), copy.deepcopy(parameter))
 
 
 def plan_of(lean: nn.Module) -> SimplificationPlan | None:
@@ -218,13 +234,12 @@ class _Rewriter:
 
     def _replace_sum(self, name: str, base: int, indexed: bool, module: ChannelSum, key: str) -> None:
         node = self.nodes[name]
-        first, other = node.args[base], node.args[1 - base]
-        assert isinstance(first, fx.Node)
-        assert isinstance(other, fx.Node)
+        operands = [node.args[base], node.args[1 - base]] if indexed else [node.args[base]]
+        first, *_ = nodes = [a for a in operands if isinstance(a, fx.Node)]
         if not indexed and module.constant is None:
             self._replace(name, first)
         else:
-            self._replace(name, self._insert(key, module, node, (first, other) if indexed else (first,)))
+            self._replace(name, self._insert(key, module, node, nodes))
 
     def _write_number(self, node: fx.Node, position: int, value: int) -> None:
         if position >= 0:

@@ -255,4 +255,6 @@ class Add(Rule):
         constants = (a.fill + b.fill)[produced.order]
         if len(produced.order) and (not same_order(a, b) or bool((constants != 0).any())):
             assert self.axis is not None
-            draft.sum(self.node, self.axis, self.base(received), (a, b), produced)
+            base = self.base(received)
+            in_place = self.operands[base] in draft.overwritable
+            draft.sum(self.node, self.axis, base, (a, b), produced, in_place=in_place)

@@ -18,7 +18,7 @@ from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
-from ._rewrite import apply, plan_of
+from ._rewrite import apply, plan_of, sharing_parameters
 from ._signal import Layout
 from ._verify import verify
 from ._weighted import Producer, is_plain
@@ -66,7 +66,7 @@ def simplify(
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
     inputs = as_inputs(example_inputs)
-    source = copy.deepcopy(model).eval()
+    source = sharing_parameters(model).eval()
     analysis, arrangement, plan, values = _decide(source, inputs, prefer, round_to)
 
     def build(original: nn.Module) -> nn.Module:
@@ -106,7 +106,7 @@ def make_plan(
     round_to: int = 1,
 ) -> SimplificationPlan:
     """What :func:`simplify` would do, without doing it. Arguments and errors as there."""
-    return _decide(copy.deepcopy(model).eval(), as_inputs(example_inputs), prefer, round_to)[2]
+    return _decide(sharing_parameters(model).eval(), as_inputs(example_inputs), prefer, round_to)[2]
 
 
 Decision = tuple[Analysis, Arrangement, SimplificationPlan, dict[str, Tensor]]
