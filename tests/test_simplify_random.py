@@ -83,6 +83,12 @@ def test_random_networks(drawn: Draw) -> None:
     check(drawn)
 
 
+@pytest.mark.parametrize("seed", [469])
+def test_networks_that_failed_once(seed: int) -> None:
+    """469: a map that meets all channels was taken for one of the operands that have them."""
+    check(seeded(seed))
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("block", range(20))
 def test_seeded_networks(block: int) -> None:

@@ -161,7 +161,8 @@ def _some_producer(analysis: Analysis, node: fx.Node) -> fx.Node | None:
     if not isinstance(rule, (Add, PerChannel, Elementwise)):
         return None
     # A sum among the operands leads further up a residual stream than a branch does.
-    operands = sorted(rule.operands, key=lambda n: not _is_stream(analysis, n))
+    channelwise = rule.operands[: rule.own] if isinstance(rule, Elementwise) else rule.operands
+    operands = sorted(channelwise, key=lambda n: not _is_stream(analysis, n))
     return next((found for n in operands if (found := _some_producer(analysis, n)) is not None), None)
 
 
