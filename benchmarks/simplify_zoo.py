@@ -158,7 +158,7 @@ def judge(case: Case, lean: nn.Module, lean64: nn.Module, seconds: float) -> Out
 
 def _added(lean: nn.Module) -> int:
     """Entries of the buffers in which folded constants are kept for border, joins and positions."""
-    names = ("border", "constant", "table")
+    names = ("border", "constant", "table", "taps")
     kept = (buffer for name, buffer in lean.named_buffers() if name.rpartition(".")[2] in names)
     return sum(buffer.numel() for buffer in kept)
 

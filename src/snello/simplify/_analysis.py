@@ -96,12 +96,15 @@ def _find_useful(analysis: Analysis, worth: Worth) -> None:
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
         if (relief := analysis.reliefs.get(node)) is not None:
-            neurons, taken = int((useful[node] & ~signal.constant).sum()), relief.takes(read[0])
-            if worth(relief, neurons, int(taken.sum())):
-                relief.settle(analysis, taken)
-                read = [read[0] & ~taken]
-            else:
-                del analysis.reliefs[node]
+            neurons, given = int((useful[node] & ~signal.constant).sum()), read[0]
+            del analysis.reliefs[node]
+            for choice in relief.choices:
+                taken = choice.takes(given)
+                if worth(choice, neurons, int(taken.sum())):
+                    analysis.reliefs[node] = choice
+                    choice.settle(analysis, taken)
+                    read = [given & ~taken]
+                    break
         for operand, channels in zip(rule.operands, read, strict=False):
             if operand in useful:
                 useful[operand] |= channels

@@ -78,8 +78,17 @@ class Gate:
     values: Tensor
     static: Static | None
 
+    @property
+    def choices(self) -> tuple[Gate, ...]:
+        """With the channels that depend on the position, and without."""
+        if self.static is None:
+            return (self,)
+        static = self.channels & self.static.channels
+        rest = replace(self, channels=self.channels & ~static, varying=self.varying | static, static=None)
+        return (self, rest)
+
     def saves_bytes(self, neurons: int, channels: int) -> bool:
-        """Whether it takes fewer numbers: always, as neither constants nor norms need be kept.
+        """Whether it takes fewer numbers: always, if but a few, as neither constants nor norms need be kept.
 
         Args:
             neurons: of the reader, that are computed.
@@ -138,6 +147,11 @@ class Squeeze:
     """The layer that reads the average of the channels of a :class:`Static`: it is given that of those not made."""
 
     static: Static
+
+    @property
+    def choices(self) -> tuple[Squeeze, ...]:
+        """None but this."""
+        return (self,)
 
     def saves_bytes(self, neurons: int, channels: int) -> bool:
         """It goes with the :class:`Gate`, which has been found worth it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -48,15 +49,21 @@ class StaticChannels(Memo):
         return self.remembered((x.shape[2:], x.device), self.taps, lambda: self._work_out(x))
 
     def _work_out(self, x: Tensor) -> Worked:
-        index, inside = self.overhangs.ways(x).flatten(), self.inside
-        if not torch.compiler.is_compiling():  # how many ways occur depends on the size
-            used, index = torch.unique(index, return_inverse=True)
-            inside = inside[used]
-        values: Tensor = self.activation(self.taps @ inside.T)
+        ways = self.overhangs.ways(x).flatten()
+        used = self._used(ways, x)
+        values: Tensor = self.activation(self.taps @ self.inside[used].T)
         # To choose by a product with zeros and ones takes a tenth of the time that choosing by index does.
-        where = (index == torch.arange(len(inside), device=index.device)[:, None]).to(values.dtype)
+        where = (ways == used[:, None]).to(values.dtype)
         means = (values @ where.mean(1))[self.averaged]
-        return torch.cat([values.new_ones(self.constants, len(inside)), values]), where, means
+        return torch.cat([values.new_ones(self.constants, len(used)), values]), where, means
+
+    def _used(self, ways: Tensor, x: Tensor) -> Tensor:
+        """The ways that occur at this size: few of all, mostly."""
+        if not torch.compiler.is_compiling():
+            return ways.unique()  # type: ignore[no-untyped-call, no-any-return]
+        if all(isinstance(size, int) for size in x.shape[2:]):  # else they are symbols
+            return torch.tensor(self.overhangs.occurring(x.shape[2:]), device=x.device)
+        return torch.arange(len(self.inside), device=x.device)
 
 
 class AppendedMeans(nn.Module):
@@ -68,8 +75,11 @@ class AppendedMeans(nn.Module):
     snello_leaf = True
 
     def forward(self, x: Tensor, static: Worked) -> Tensor:
-        means = along(static[2], x, 1).expand(len(x), -1, *x.shape[2:])
-        return torch.cat([x, means], 1)
+        means = along(static[2], x, 1)
+        if torch.compiler.is_exporting():  # fewer operations where the size of the batch is not known
+            sides = (0, 0) * (x.dim() - 2)
+            return F.pad(x, (*sides, 0, len(means))) + F.pad(means, (*sides, x.shape[1], 0))
+        return torch.cat([x, means.expand(x.shape[0], -1, *x.shape[2:])], 1)
 
 
 class _Gated(_ConvNd):
@@ -89,8 +99,9 @@ class _Gated(_ConvNd):
         if static is None:
             return added(y, convolve(self, gate, self.gated, groups=1))
         values, where, _ = (part.to(gate.dtype) for part in static)
-        weighed = self.gated.flatten(1).to(gate.dtype) @ (gate.flatten(2) * values)
-        return added(y, (weighed @ where).to(y.dtype).view_as(y))
+        # Sizes that are -1 are no operation in an exported graph; the batch's would be some.
+        weighed = self.gated.flatten(1).to(gate.dtype) @ (gate.reshape(-1, len(values), 1) * values)
+        return added(y, (weighed @ where).to(y.dtype).view(-1, *y.shape[1:]))
 
 
 class GatedConv1d(_Gated, nn.Conv1d):  # type: ignore[misc]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,43 @@ from torch.nn.modules.conv import _ConvNd
 
 from ._plan import Overhang
 from ._primitives import Memo, added
+
+Position = TypeVar("Position", int, Tensor)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a convolution.
+
+    Attributes:
+        kernel, stride, dilation, before, after: its geometry.
+        most_before, most_after: how many taps are cut off at most.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    most_before: int
+    most_after: int
+
+    @property
+    def ways(self) -> int:
+        return (self.most_before + 1) * (self.most_after + 1)
+
+    def outputs(self, size: int) -> int:
+        """How many positions the output has."""
+        return (size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def way(self, output: Position, size: int, positive: Callable[[Position], Position]) -> Position:
+        """In which way the kernel hangs over at positions of the output; ``positive`` makes negative numbers 0."""
+        start = output * self.stride - self.before
+        # Of the taps at start, start + dilation, ...: those below 0, and those from size on.
+        cut_before = positive(self.dilation - 1 - start) // self.dilation
+        inside = (size - start + self.dilation - 1) // self.dilation
+        cut_after = positive(self.kernel - inside)
+        return cut_before * (self.most_after + 1) + cut_after
 
 
 class Overhangs(Memo):
@@ -28,9 +68,8 @@ class Overhangs(Memo):
 
     def __init__(self, plan: Overhang) -> None:
         super().__init__()
-        self.axes = list(
-            zip(plan.kernel, plan.stride, plan.dilation, plan.before, plan.after, *plan.cut, strict=True)
-        )
+        geometry = (plan.kernel, plan.stride, plan.dilation, plan.before, plan.after, *plan.cut)
+        self.axes = [_Axis(*axis) for axis in zip(*geometry, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.remembered((x.shape[2:], x.device), None, lambda: self.ways(x))
@@ -39,16 +78,17 @@ class Overhangs(Memo):
         """The same, worked out."""
         ways = torch.zeros((), dtype=torch.long, device=x.device)
         for size, axis in zip(x.shape[2:], self.axes, strict=True):
-            kernel, stride, dilation, before, after, most_before, most_after = axis
-            outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-            start = torch.arange(outputs, device=x.device) * stride - before
-            # Of the taps at start, start + dilation, ...: those below 0, and those from size on.
-            cut_before = (dilation - 1 - start).clamp(min=0) // dilation
-            inside = (size - start + dilation - 1) // dilation
-            cut_after = (kernel - inside).clamp(min=0)
-            own = cut_before * (most_after + 1) + cut_after
-            ways = ways.unsqueeze(-1) * ((most_before + 1) * (most_after + 1)) + own
+            outputs = torch.arange(axis.outputs(size), device=x.device)
+            ways = ways.unsqueeze(-1) * axis.ways + axis.way(outputs, size, lambda n: n.clamp(min=0))
         return ways
+
+    def occurring(self, sizes: Sequence[int]) -> list[int]:
+        """Which ways occur at an input size."""
+        found = [0]
+        for size, axis in zip(sizes, self.axes, strict=True):
+            own = {axis.way(output, size, lambda n: max(n, 0)) for output in range(axis.outputs(size))}
+            found = [way * axis.ways + one for way in found for one in sorted(own)]
+        return found
 
 
 def taps_inside(plan: Overhang) -> Tensor:

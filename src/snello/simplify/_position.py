@@ -47,6 +47,11 @@ class Chain:
     channels: Tensor
     values: Tensor
 
+    @property
+    def choices(self) -> tuple[Chain, ...]:
+        """What could be done, best first."""
+        return (self,)
+
     def saves_bytes(self, neurons: int, channels: int) -> bool:
         """Whether a table is smaller than all that it replaces.
 

@@ -13,7 +13,7 @@ from snello.neurons import is_norm, is_weighted
 
 from ._analysis import Analysis, Arrangement, Worth, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
-from ._cost import prefer_plain, prefer_speed, round_up, saves_time
+from ._cost import prefer_plain, prefer_speed, round_up, saves_bytes, saves_time
 from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
@@ -24,7 +24,7 @@ from ._verify import verify
 from ._weighted import Producer, is_plain
 
 RELIEVED: dict[str, Worth] = {
-    "bytes": lambda relief, *counts: relief.saves_bytes(*counts), "latency": saves_time, "plain": lambda *_: False
+    "bytes": saves_bytes, "latency": saves_time, "plain": lambda *_: False
 }  # fmt: skip
 """Preference -> when to relieve a pointwise convolution of channels."""
 PREFERENCES = tuple(RELIEVED)
