@@ -29,11 +29,12 @@ class Memo(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
         if source is not None:
-            key = (*key, id(source), source.device, None if source.is_inference() else source._version)
-        known: tuple[Any, Value] | None = self.__dict__.get("_memo")
-        if known is None or known[0] != key:
-            known = self.__dict__["_memo"] = key, compute()
-        return known[1]
+            key = (*key, source.device, source.dtype, None if source.is_inference() else source._version)
+        # The source is held, so that no other tensor can come to be where it was.
+        known: tuple[Any, Tensor | None, Value] | None = self.__dict__.get("_memo")
+        if known is None or known[0] != key or known[1] is not source:
+            known = self.__dict__["_memo"] = key, source, compute()
+        return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_memo"}
