@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,18 +10,14 @@ from torch import Tensor, fx
 from snello.errors import SimplifyError
 from snello.graph import Graph, known_shape
 
-from ._gate import Gate, Squeeze, gates
+from ._gate import gates
 from ._match import match
-from ._position import Chain, chains
+from ._position import chains
+from ._relief import Relief, Worth
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Sizes
 from ._weighted import Producer
-
-Relief = Chain | Gate | Squeeze
-"""Why a pointwise convolution need not read some channels, although they are no constants."""
-Worth = Callable[[Relief, int, int], bool]
-"""Whether to make use of it, for how many neurons and instead of how many channels; as ``saves_bytes``."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import Tensor, fx
 
 from snello.graph import known_shape
 
-from ._analysis import Analysis, Arrangement, Relief, arrange, whole_readers
+from ._analysis import Analysis, Arrangement, arrange, whole_readers
 from ._gate import Gate
 from ._position import Chain
+from ._relief import Relief
 from ._rule import Add, Elementwise, PerChannel, View
 from ._signal import Layout, same_order
 from ._weighted import Weighted
@@ -55,7 +56,7 @@ def prefer_speed(analysis: Analysis, kept_alive: dict[fx.Node, Tensor]) -> Arran
 
 def saves_bytes(relief: Relief, neurons: int, channels: int) -> bool:
     """Whether relieving a pointwise convolution takes fewer numbers. Those that a gate spares are few: it must save
-    time, too. Arguments as for :meth:`Chain.saves_bytes`."""
+    time, too. Arguments as for :meth:`Relief.saves_bytes`."""
     fewer = relief.saves_bytes(neurons, channels)
     return fewer and (not isinstance(relief, Gate) or _gate_saves_time(relief, neurons, channels))
 

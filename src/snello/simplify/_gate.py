@@ -24,6 +24,7 @@ from snello.graph import Graph, known_shape
 from ._draft import Draft
 from ._plan import Statics
 from ._position import depending, is_step, overhang_of, path_to
+from ._relief import Relief
 from ._rule import Elementwise, PerChannel, Rule
 from ._signal import Layout, Signal, same_order
 from ._weighted import Affine, Weighted
@@ -57,7 +58,7 @@ class Static:
 
 
 @dataclass(frozen=True, eq=False)
-class Gate:
+class Gate(Relief):
     """A product of a map and of a gate, and the pointwise convolution that alone reads it.
 
     Attributes:
@@ -88,20 +89,14 @@ class Gate:
         return (self, rest)
 
     def saves_bytes(self, neurons: int, channels: int) -> bool:
-        """Whether it takes fewer numbers: always, if but a few, as neither constants nor norms need be kept.
-
-        Args:
-            neurons: of the reader, that are computed.
-            channels: how many of :attr:`channels` those read.
-        """
+        # If but a few: neither constants nor norms need be kept.
         return neurons * channels > 0
 
     def takes(self, read: Tensor) -> Tensor:
-        """Which of the channels that the reader would read it need not: none if no other would be left."""
+        # None if no other would be left: a convolution reads something.
         return read & self.channels & (read & self.varying).any()
 
     def settle(self, analysis: Analysis, taken: Tensor) -> None:
-        """The product is not made in some channels; the reader reads the gate there."""
         static = self.static and replace(self.static, channels=self.static.channels & taken)
         if static is not None and static.channels.any():
             analysis.reliefs[static.squeeze.node] = Squeeze(static)
@@ -111,12 +106,7 @@ class Gate:
         analysis.rules[self.product.node] = replace(self.product, left_out=taken)
         analysis.useful[self.gate].logical_or_(taken)
 
-    def received(self, layout: Layout) -> Layout:
-        """What the reader receives."""
-        return layout
-
     def emit(self, draft: Draft, layouts: Mapping[fx.Node, Layout]) -> None:
-        """Give the reader its columns for the channels of the gate."""
         produced, given = layouts[self.reader.node], layouts[self.gate]
         static = torch.zeros_like(self.channels) if self.static is None else self.static.channels
         constant = (self.channels & ~static & given.present).nonzero().flatten()
@@ -143,34 +133,21 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class Squeeze:
+class Squeeze(Relief):
     """The layer that reads the average of the channels of a :class:`Static`: it is given that of those not made."""
 
     static: Static
 
-    @property
-    def choices(self) -> tuple[Squeeze, ...]:
-        """None but this."""
-        return (self,)
-
     def saves_bytes(self, neurons: int, channels: int) -> bool:
-        """It goes with the :class:`Gate`, which has been found worth it."""
-        return True
+        return True  # it goes with the gate, which has been found worth it
 
     def takes(self, read: Tensor) -> Tensor:
-        """Which of the channels that the layer would read need not be averaged."""
         return read & self.static.channels
 
-    def settle(self, analysis: Analysis, taken: Tensor) -> None:
-        """Nothing else is read instead."""
-
     def received(self, layout: Layout) -> Layout:
-        """What the layer receives: the averages are appended."""
+        # The averages are appended.
         known = self.static.channels
         return Layout(layout.order, layout.fill.masked_fill(known, 0)).extended(known)
-
-    def emit(self, draft: Draft, layouts: Mapping[fx.Node, Layout]) -> None:
-        """The gate has said it all."""
 
 
 def gates(

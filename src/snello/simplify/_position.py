@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,16 +22,14 @@ from snello.neurons import padding_of
 from ._draft import Draft
 from ._lean_position import taps_inside
 from ._plan import Overhang
+from ._relief import Relief
 from ._rule import Elementwise, PerChannel, Rule
 from ._signal import Layout, Signal
 from ._weighted import Affine, Weighted, pads_with_zeros
 
-if TYPE_CHECKING:
-    from ._analysis import Analysis
-
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class Chain(Relief):
     """A convolution that pads, elementwise operations, and the pointwise convolution that alone reads them.
 
     Attributes:
@@ -47,18 +44,7 @@ class Chain:
     channels: Tensor
     values: Tensor
 
-    @property
-    def choices(self) -> tuple[Chain, ...]:
-        """What could be done, best first."""
-        return (self,)
-
     def saves_bytes(self, neurons: int, channels: int) -> bool:
-        """Whether a table is smaller than all that it replaces.
-
-        Args:
-            neurons: of the reader, that are computed.
-            channels: how many of :attr:`channels` those read.
-        """
         norms = sum(4 for step in self.steps if isinstance(step, Affine))
         return channels * (self.taps + norms + neurons) > neurons * len(self.values)
 
@@ -68,18 +54,14 @@ class Chain:
         return self.source.taps[0, 0].numel()
 
     def takes(self, read: Tensor) -> Tensor:
-        """Which of the channels that the reader would read it need not."""
         return read & self.channels
 
-    def settle(self, analysis: Analysis, taken: Tensor) -> None:
-        """Nothing else is read instead."""
-
     def received(self, layout: Layout) -> Layout:
-        """What the reader receives, without the values that absent channels would have at no position."""
+        # Without the values that absent channels would have at no position.
         return Layout(layout.order, layout.fill.masked_fill(self.channels, 0))
 
     def emit(self, draft: Draft, layouts: Mapping[fx.Node, Layout]) -> None:
-        """Give the reader its table, for the channels that it does not receive."""
+        # A table for the channels that the reader does not receive.
         received, produced = layouts[self.reader.operands[0]], layouts[self.reader.node]
         absent = self.channels & ~received.present & self.reader.connected[0].any(0)
         if not absent.any() or not len(produced.order):

@@ -11,13 +11,14 @@ from snello.errors import ConfigError
 from snello.graph import Graph, as_inputs, trace
 from snello.neurons import is_norm, is_weighted
 
-from ._analysis import Analysis, Arrangement, Worth, analyse, arrange, whole_readers
+from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
 from ._cost import prefer_plain, prefer_speed, round_up, saves_bytes, saves_time
 from ._draft import Draft
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
+from ._relief import Worth
 from ._rewrite import apply, plan_of, sharing_parameters
 from ._signal import Layout
 from ._verify import verify
