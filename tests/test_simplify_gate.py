@@ -339,11 +339,24 @@ def test_exported_and_compiled_at_another_size() -> None:
     model, x, other = excited(), image(6, 7), image(5, 12)
     lean = simplify(model, x)
     batch, *sides = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
-    program = torch.export.export(lean, (x,), dynamic_shapes={"x": {0: batch, 2: sides[0], 3: sides[1]}})
-    assert_same_outputs(model, program.module(), image(5, 12, batch=3), tolerance=1e-9)
+    dynamic = {"x": {0: batch, 2: sides[0], 3: sides[1]}}
+    for strict in (False, True):
+        program = torch.export.export(lean, (x,), dynamic_shapes=dynamic, strict=strict)
+        assert_same_outputs(model, program.module(), image(5, 12, batch=3), tolerance=1e-9)
     compiled = torch.compile(lean, backend="aot_eager", dynamic=True)
     for sized in (x, other):
         assert_same_outputs(model, compiled, sized, tolerance=1e-9)
+
+
+def test_exported_at_one_size_it_holds_the_values_that_occur_there() -> None:
+    model, x = excited(), image(6, 7)
+    program = torch.export.export(simplify(model, x), (x,))
+    assert_same_outputs(model, program.module(), x, tolerance=1e-9)
+    tables = [
+        tuple(n.meta["val"].shape) for n in program.graph.nodes if isinstance(n.meta.get("val"), Tensor)
+    ]
+    assert (9, 42) in tables
+    assert (16, 42) not in tables
 
 
 def test_autocast() -> None:

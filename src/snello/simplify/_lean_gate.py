@@ -61,7 +61,10 @@ class StaticChannels(Memo):
         """The ways that occur at this size: few of all, mostly."""
         if not torch.compiler.is_compiling():
             return ways.unique()  # type: ignore[no-untyped-call, no-any-return]
-        if all(isinstance(size, int) for size in x.shape[2:]):  # else they are symbols
+        known = (
+            not torch.compiler.is_dynamo_compiling()
+        )  # which takes a size that it is asked about for a constant
+        if known and all(isinstance(size, int) for size in x.shape[2:]):
             return torch.tensor(self.overhangs.occurring(x.shape[2:]), device=x.device)
         return torch.arange(len(self.inside), device=x.device)
 
