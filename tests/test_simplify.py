@@ -277,6 +277,28 @@ def test_a_lean_model_has_tensors_of_its_own(name: str) -> None:
     assert {p.requires_grad for p in lean.parameters()} <= {True}
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lstm = nn.Linear(6, 5), nn.LSTM(5, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(self.fc(x))[0]
+
+
+def test_a_recurrent_layer_that_stays_has_weights_of_its_own() -> None:
+    """It knows them by two names."""
+    model, x = Recurrent().double().eval(), torch.randn(2, 3, 6, dtype=torch.float64)
+    kill(model, "fc", torch.arange(5) < 2, with_norms=False)
+    lean = simplify(model, x)
+    before = model(x)
+    with torch.no_grad():
+        for parameter in lean.lstm.parameters():
+            parameter.zero_()
+    assert torch.equal(model(x), before)
+    assert not lean(x).any()
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_what_dies_later_goes_as_if_it_had_died_at_once(name: str) -> None:
     model, lean, inputs = shrunk(ZOO[name], 0.3, with_norms=True)

@@ -83,13 +83,17 @@ def sharing_parameters(model: nn.Module) -> nn.Module:
 
 
 def _own_parameters(lean: nn.Module, model: nn.Module) -> None:
-    """Copy what nothing was cut from, and the lean model would share; what is tied stays tied."""
+    """Copy what nothing was cut from, and the lean model would share."""
     shared = {id(parameter) for parameter in model.parameters()}
-    copies: dict[int, nn.Parameter] = {}
-    for module in lean.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in shared:
-                module._parameters[name] = copies.setdefault(id(parameter), copy.deepcopy(parameter))
+    # What was cut is new already. One memo for all: what is tied stays tied.
+    memo: dict[int, object] = {id(p): p for p in lean.parameters() if id(p) not in shared}
+    for parent in list(lean.modules()):
+        for name, module in parent._modules.items():
+            # Whole modules: some know their parameters by other names, too (the flat weights of recurrent layers).
+            if module is not None and any(id(p) in shared for p in module._parameters.values()):
+                parent._modules[name] = copy.deepcopy(module, memo)
+    for name, parameter in lean._parameters.items():
+        lean._parameters[name] = copy.deepcopy(parameter, memo)
 
 
 def plan_of(lean: nn.Module) -> SimplificationPlan | None:

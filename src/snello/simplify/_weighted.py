@@ -157,10 +157,8 @@ class Weighted(Producer):
         if len(produced.order) and not len(layout.order):
             layout = layout.arranged(torch.zeros(1, dtype=torch.long))  # no layer can read nothing at all
         # A gate's channels are where they were.
-        return [
-            layout,
-            *(Layout.whole(gate.width) if len(produced.order) else gate for gate in gates),
-        ], produced
+        whole = [Layout.whole(gate.width) if len(produced.order) else gate for gate in gates]
+        return [layout, *whole], produced
 
     def _arrange_groups(self, layout: Layout, produced: Layout) -> Wanted:
         """Whole groups vanish; the inputs of those that stay follow each other, group by group."""
