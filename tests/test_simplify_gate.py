@@ -23,6 +23,8 @@ simplification = importlib.import_module(
     "snello.simplify._simplify"
 )  # the package has a function of that name
 
+pytestmark = pytest.mark.usefixtures("whatever_it_costs")
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -88,12 +90,6 @@ def excited(
         model.depthwise[0].weight[[1, 2, 3] if depthwise is None else depthwise] = 0
         model.excite[0].weight[[3, 4] if excite is None else excite] = 0
     return model
-
-
-@pytest.fixture(autouse=True)
-def whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On images as small as these a gate saves no time, and would not be made."""
-    monkeypatch.setitem(simplification.RELIEVED, "bytes", lambda relief, *counts: relief.saves_bytes(*counts))
 
 
 def image(*size: int, batch: int = 2, seed: int = 1) -> Tensor:

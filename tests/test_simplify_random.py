@@ -6,7 +6,6 @@ A quick run draws 150 networks. ``SNELLO_EXAMPLES=5000`` draws as many instead, 
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 
 import pytest
@@ -18,6 +17,8 @@ from torch import nn
 from laws import difference, generator, kill_neurons, tensors
 from random_graphs import Choose, Draw, draw_network, network, seeded
 from snello.simplify import simplify
+
+pytestmark = pytest.mark.usefixtures("whatever_it_costs")
 
 EXAMPLES = int(os.environ.get("SNELLO_EXAMPLES", "150"))
 
@@ -68,15 +69,6 @@ def lawful(examples: int) -> settings:
         phases=(Phase.generate, Phase.shrink),
         print_blob=False,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whatever_it_costs():
-    """On images as small as these a gate saves no time, and would not be made."""
-    relieved = importlib.import_module("snello.simplify._simplify").RELIEVED
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(relieved, "bytes", lambda relief, *counts: relief.saves_bytes(*counts))
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from ._gate import gates
 from ._match import match
 from ._position import chains
 from ._relief import Relief, Worth
-from ._rule import Rule, Wanted
+from ._rule import Rule, Wanted, signal_of
 from ._signal import Layout, Signal
 from ._structure import Sizes
 from ._weighted import Producer
@@ -65,16 +65,14 @@ def analyse(graph: Graph, *, worth: Worth) -> Analysis:
     analysis = Analysis(graph, rules, axes, {}, {}, {})
     for node, rule in rules.items():
         if node in axes:
-            incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
+            incoming = [
+                signal_of(analysis.signals, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)
+            ]
             analysis.signals[node] = rule.forward(*incoming)
     analysis.reliefs.update(chains(rules, analysis.signals))
     analysis.reliefs.update(gates(graph, rules, analysis.signals))
     _find_useful(analysis, worth)
     return analysis
-
-
-def _signal(analysis: Analysis, node: fx.Node, axis: int) -> Signal:
-    return analysis.signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
 def _find_useful(analysis: Analysis, worth: Worth) -> None:
@@ -87,7 +85,9 @@ def _find_useful(analysis: Analysis, worth: Worth) -> None:
                 if operand in useful:
                     useful[operand][:] = True
             continue
-        incoming = [_signal(analysis, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)]
+        incoming = [
+            signal_of(analysis.signals, a, axis) for a, axis in zip(rule.operands, rule.axes, strict=True)
+        ]
         signal = analysis.signals.get(node, Signal.live(0))
         read = rule.reads(useful.get(node, torch.zeros(0)), signal, *incoming)
         if (relief := analysis.reliefs.get(node)) is not None:

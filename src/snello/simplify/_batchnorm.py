@@ -29,7 +29,7 @@ from snello.errors import ModelError
 from snello.graph import Graph, as_inputs, evaluation, shape_of, trace
 from snello.neurons import is_batchnorm, spread
 
-from ._primitives import RaggedConv
+from ._primitives import FOLDED, RaggedConv
 from ._verify import TOLERANCE, Batch, compare, difference, outputs
 from ._weighted import affine_of, is_plain, pads_with_zeros
 
@@ -218,14 +218,11 @@ def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """The norm behind the layer: rows are scaled."""
     bias = _bias_of(layer, len(scale))
     layer.weight.copy_(layer.weight.double() * _by_row(layer, scale))
-    if getattr(layer, "border", None) is not None:
-        axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
-        shape = [-1 if i == axis else 1 for i in range(layer.border.dim())]
-        layer.border.copy_(layer.border.double() * scale.view(shape))
-    if getattr(layer, "table", None) is not None:
-        layer.table.copy_(layer.table.double() * scale[:, None])
-    if getattr(layer, "gated", None) is not None:
-        layer.gated.copy_(layer.gated.double() * spread(layer, scale))
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    for name in FOLDED:
+        if (folded := getattr(layer, name, None)) is not None:
+            shape = [-1 if i == axis else 1 for i in range(folded.dim())]
+            folded.copy_(folded.double() * scale.view(shape))
     bias.copy_(bias.double() * scale + shift)
 
 

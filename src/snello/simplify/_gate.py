@@ -25,7 +25,7 @@ from ._draft import Draft
 from ._plan import Statics
 from ._position import depending, is_step, overhang_of, path_to
 from ._relief import Relief
-from ._rule import Elementwise, PerChannel, Rule
+from ._rule import Elementwise, PerChannel, Rule, signal_of
 from ._signal import Layout, Signal, same_order
 from ._weighted import Affine, Weighted
 
@@ -201,7 +201,7 @@ def _static(
     if squeeze is None or path is None:
         return None
     source, steps = path
-    signal = signals.get(source.operands[0]) or Signal.live(known_shape(source.operands[0])[1])
+    signal = signal_of(signals, source.operands[0], 1)
     taps = torch.cat([source.contribution(signal.value), source.bias[:, None]], 1)
     activations: list[str] = []
     has_shift = source.module.bias is not None

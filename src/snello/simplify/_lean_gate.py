@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ._lean_position import Overhangs, taps_inside
 from ._plan import Statics
-from ._primitives import Memo, added, along, convolve
+from ._primitives import Memo, added, along, convolve, hold
 
 Worked = tuple[Tensor, Tensor, Tensor]
 """What :class:`StaticChannels` gives."""
@@ -101,7 +101,7 @@ class _Gated(_ConvNd):
         y: Tensor = super().forward(x)
         if static is None:
             return added(y, convolve(self, gate, self.gated, groups=1))
-        values, where, _ = (part.to(gate.dtype) for part in static)
+        values, where = (part.to(gate.dtype) for part in static[:2])
         # Sizes that are -1 are no operation in an exported graph; the batch's would be some.
         weighed = self.gated.flatten(1).to(gate.dtype) @ (gate.reshape(-1, len(values), 1) * values)
         return added(y, (weighed @ where).to(y.dtype).view(-1, *y.shape[1:]))
@@ -125,8 +125,5 @@ _GATED: dict[type[_ConvNd], type[_ConvNd]] = {
 
 
 def add_gate(conv: _ConvNd, outputs: Tensor, channels: int) -> None:
-    """Make a narrowed convolution ready to read a gate; of columns that it has, the kept outputs stay."""
-    conv.__class__ = _GATED.get(type(conv), type(conv))
-    known = getattr(conv, "gated", None)
-    empty = conv.weight.detach().new_zeros(len(outputs), channels, *conv.kernel_size)
-    conv.register_buffer("gated", empty if known is None else known.index_select(0, outputs))
+    """Make a narrowed convolution ready to read a gate: see :func:`snello.simplify._primitives.hold`."""
+    hold(conv, _GATED, "gated", (len(outputs), channels, *conv.kernel_size), outputs)

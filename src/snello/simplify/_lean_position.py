@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ._plan import Overhang
-from ._primitives import Memo, added
+from ._primitives import Memo, added, hold
 
 Position = TypeVar("Position", int, Tensor)
 
@@ -153,8 +153,5 @@ _TABLED: dict[type[_ConvNd], type[_ConvNd]] = {
 
 
 def add_table(conv: _ConvNd, outputs: Tensor, ways: int) -> None:
-    """Make a narrowed convolution ready to hold a table; of one that it has, the kept outputs stay."""
-    conv.__class__ = _TABLED.get(type(conv), type(conv))
-    known = getattr(conv, "table", None)
-    empty = conv.weight.detach().new_zeros(len(outputs), ways)
-    conv.register_buffer("table", empty if known is None else known.index_select(0, outputs))
+    """Make a narrowed convolution ready to hold a table: see :func:`snello.simplify._primitives.hold`."""
+    hold(conv, _TABLED, "table", (len(outputs), ways), outputs)

@@ -18,6 +18,9 @@ from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Sizes
 
+INSERTED = (ChannelFill, ChannelPick, ChannelSum, Overhangs, StaticChannels, AppendedMeans)
+"""The modules that :func:`rule` knows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Placed(Rule):

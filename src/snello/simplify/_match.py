@@ -18,9 +18,6 @@ from . import _lean_rules as lean_rules
 from . import _match_elementwise as elementwise
 from . import _match_shapes as shapes
 from ._calls import argument
-from ._lean_gate import AppendedMeans, StaticChannels
-from ._lean_position import Overhangs
-from ._primitives import ChannelFill, ChannelPick, ChannelSum
 from ._rule import PerChannel, Rule
 from ._structure import Channels, Concat, SideBySide, Whole
 from ._weighted import Affine, EmbeddingColumns, Weighted, affine_of, is_plain
@@ -42,8 +39,6 @@ _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _AVERAGE_FUNCTIONS = {
     F.avg_pool1d: nn.AvgPool1d, F.avg_pool2d: nn.AvgPool2d, F.avg_pool3d: nn.AvgPool3d
 }  # fmt: skip
-
-_INSERTED = (ChannelFill, ChannelPick, ChannelSum, Overhangs, StaticChannels, AppendedMeans)
 
 
 def match(graph: Graph) -> tuple[dict[fx.Node, Rule], Axes]:
@@ -101,7 +96,7 @@ def _module_rule(graph: Graph, node: fx.Node, module: nn.Module, axes: Axes) -> 
     has_state = next(module.parameters(), None) is not None
     if has_state and (graph.is_shared(str(node.target)) or not is_plain(module)):
         return None  # a layer called twice cannot be narrowed two ways, nor a weight that is computed at all
-    if isinstance(module, _INSERTED):
+    if isinstance(module, lean_rules.INSERTED):
         return lean_rules.rule(node, module, axes)
     if shape_of(node) is None:
         return None

@@ -23,7 +23,7 @@ from ._draft import Draft
 from ._lean_position import taps_inside
 from ._plan import Overhang
 from ._relief import Relief
-from ._rule import Elementwise, PerChannel, Rule
+from ._rule import Elementwise, PerChannel, Rule, signal_of
 from ._signal import Layout, Signal
 from ._weighted import Affine, Weighted, pads_with_zeros
 
@@ -118,7 +118,7 @@ def depending(
     Returns:
         Which channels do: boolean, shape (C,); and what they are: float64, shape (ways to hang over, C), else 0.
     """
-    signal = signals.get(source.operands[0]) or Signal.live(known_shape(source.operands[0])[1])
+    signal = signal_of(signals, source.operands[0], 1)
     groups, _, fan_in, _ = source.taps.shape
     fed = (source.connected & ~signal.constant.reshape(groups, 1, fan_in)).any(2).flatten()
     values = _values(source, signal)
@@ -138,7 +138,7 @@ def is_step(rule: Rule) -> bool:
 
 def _is_source(rule: Weighted) -> bool:
     conv = rule.module
-    if isinstance(conv, _ConvTransposeNd) or not isinstance(conv, _ConvNd) or rule.border is not None:
+    if isinstance(conv, _ConvTransposeNd) or not isinstance(conv, _ConvNd) or "border" in rule.folded:
         return False
     # More padding than kernel: some windows would see nothing at all.
     return pads_with_zeros(conv) and overhang_of(conv).is_partial

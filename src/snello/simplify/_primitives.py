@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -242,15 +242,37 @@ _BORDERS: dict[type[_ConvNd], type[_ConvNd]] = {
 }  # fmt: skip
 
 
-def add_border(conv: _ConvNd, outputs: Tensor) -> None:
-    """Make a narrowed convolution ready to hold a border kernel; of one that it has, the kept outputs stay."""
-    kind = next(border for plain, border in _BORDERS.items() if isinstance(conv, plain))
-    conv.__class__ = kind
+FOLDED = ("border", "table", "gated")
+"""Buffers of a lean layer with what folded inputs add: a row for each neuron, on the axis of the weight's neurons."""
+
+
+def hold(
+    conv: _ConvNd,
+    kinds: Mapping[type[_ConvNd], type[_ConvNd]],
+    name: str,
+    shape: Sequence[int],
+    outputs: Tensor,
+) -> None:
+    """Make a narrowed convolution one that has such a buffer; of one that it has, the kept outputs stay.
+
+    Args:
+        conv: changed in place.
+        kinds: kind of convolution -> the kind that has the buffer.
+        name: of the buffer.
+        shape: of an empty one.
+        outputs: which neurons are kept.
+    """
+    conv.__class__ = next(kind for plain, kind in kinds.items() if isinstance(conv, plain))
     axis = 1 if isinstance(conv, _ConvTransposeNd) else 0
-    one = (1, conv.out_channels) if axis else (conv.out_channels, 1)
-    known = getattr(conv, "border", None)
-    empty = conv.weight.detach().new_zeros(*one, *conv.kernel_size)
-    conv.register_buffer("border", empty if known is None else known.index_select(axis, outputs))
+    known = getattr(conv, name, None)
+    empty = conv.weight.detach().new_zeros(*shape)
+    conv.register_buffer(name, empty if known is None else known.index_select(axis, outputs))
+
+
+def add_border(conv: _ConvNd, outputs: Tensor) -> None:
+    """Make a narrowed convolution ready to hold a border kernel: see :func:`hold`."""
+    one = (1, len(outputs)) if isinstance(conv, _ConvTransposeNd) else (len(outputs), 1)
+    hold(conv, _BORDERS, "border", (*one, *conv.kernel_size), outputs)
 
 
 def convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:

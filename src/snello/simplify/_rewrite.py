@@ -184,8 +184,7 @@ class _Rewriter:
         for number in plan.numbers:
             self._write_number(self.nodes[number.node], number.position, number.value)
         for gate in plan.gates:
-            reader = self.nodes[gate.reader]
-            reader.kwargs = {**reader.kwargs, "gate": self.nodes[gate.operand]}
+            _give(self.nodes[gate.reader], gate=self.nodes[gate.operand])
         for fill in plan.fills:
             operand = self.nodes[fill.operand]
             inserted = self._insert(fill.name, ChannelFill(fill), operand, (operand,))
@@ -208,9 +207,7 @@ class _Rewriter:
             self._replace(pick.node, operand)
         for overhang in plan.overhangs:
             operand, reader = self.nodes[overhang.operand], self.nodes[overhang.reader]
-            ways = self._insert(overhang.name, Overhangs(overhang), operand, (operand,))
-            reader.kwargs = {**reader.kwargs, "ways": ways}
-
+            _give(reader, ways=self._insert(overhang.name, Overhangs(overhang), operand, (operand,)))
         for static in plan.statics:
             self._insert_static(static)
 
@@ -219,7 +216,7 @@ class _Rewriter:
         operand, reader = self.nodes[plan.operand], self.nodes[plan.reader]
         module = StaticChannels(plan, nn.Sequential(*activations))
         static = self._insert(plan.name, module, operand, (operand,))
-        reader.kwargs = {**reader.kwargs, "static": static}
+        _give(reader, static=static)
         if plan.averaged:
             average, squeeze = self.nodes[plan.average], self.nodes[plan.squeeze]
             appended = self._insert(f"{plan.name}_means", AppendedMeans(), average, (average, static))
@@ -238,12 +235,12 @@ class _Rewriter:
 
     def _replace_sum(self, name: str, base: int, indexed: bool, module: ChannelSum, key: str) -> None:
         node = self.nodes[name]
-        operands = [node.args[base], node.args[1 - base]] if indexed else [node.args[base]]
-        first, *_ = nodes = [a for a in operands if isinstance(a, fx.Node)]
+        given = (node.args[base], node.args[1 - base]) if indexed else (node.args[base],)
+        operands = [a for a in given if isinstance(a, fx.Node)]
         if not indexed and module.constant is None:
-            self._replace(name, first)
+            self._replace(name, operands[0])
         else:
-            self._replace(name, self._insert(key, module, node, nodes))
+            self._replace(name, self._insert(key, module, node, operands))
 
     def _write_number(self, node: fx.Node, position: int, value: int) -> None:
         if position >= 0:
@@ -255,6 +252,11 @@ class _Rewriter:
         for reader in list(node.users):
             swap = lambda a: value if a is node else a  # noqa: E731
             reader.args, reader.kwargs = fx.map_arg(reader.args, swap), fx.map_arg(reader.kwargs, swap)
+
+
+def _give(reader: fx.Node, **operands: fx.Node) -> None:
+    """Give a layer more to read."""
+    reader.kwargs = {**reader.kwargs, **operands}
 
 
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

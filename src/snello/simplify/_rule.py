@@ -13,11 +13,13 @@ An operation without a rule gets its inputs at full width, and nothing is known 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+
+from snello.graph import known_shape
 
 from ._draft import Draft
 from ._signal import Layout, Signal, same_order
@@ -74,6 +76,11 @@ class Rule:
         for operand, axis, has, wants in zip(self.operands, self.axes, received, wanted, strict=True):
             if not same_order(has, wants) and len(wants.order):
                 draft.fill(operand, self.node, axis, has, wants)
+
+
+def signal_of(signals: Mapping[fx.Node, Signal], node: fx.Node, axis: int) -> Signal:
+    """What is known of a node's channels on an axis: nothing, where it has no signal."""
+    return signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
 def join(rule: Rule, useful: Tensor, received: Sequence[Layout]) -> Wanted:

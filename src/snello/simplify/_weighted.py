@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ._draft import Draft
 from ._plan import LayerPlan
+from ._primitives import FOLDED
 from ._rule import PerChannel, Rule, Wanted
 from ._signal import Layout, Signal
 
@@ -76,25 +77,18 @@ class Weighted(Producer):
         return torch.zeros(self.taps.shape[0] * self.taps.shape[1], dtype=torch.float64)
 
     @cached_property
-    def border(self) -> Tensor | None:
-        """The border kernel of a layer that was simplified before: float64, shape (out, positions)."""
-        border = getattr(self.module, "border", None)
-        if not isinstance(border, Tensor):
-            return None
-        transposed = isinstance(self.module, _ConvTransposeNd)
-        return border.detach().cpu().double().movedim(1 if transposed else 0, 0).flatten(1)
+    def folded(self) -> dict[str, Tensor]:
+        """What a layer that was simplified before adds besides, by the name of its buffer: float64, shape (out, *)."""
+        axis = 1 if isinstance(self.module, _ConvTransposeNd) else 0
+        buffers = {name: getattr(self.module, name, None) for name in FOLDED}
+        return {
+            name: buffer.detach().cpu().double().movedim(axis, 0).flatten(1)
+            for name, buffer in buffers.items()
+            if isinstance(buffer, Tensor)
+        }
 
-    @cached_property
-    def table(self) -> Tensor | None:
-        """The table by position of a layer that was simplified before: shape (out, ways to hang over)."""
-        table = getattr(self.module, "table", None)
-        return table.detach().cpu() if isinstance(table, Tensor) else None
-
-    @cached_property
-    def gated(self) -> Tensor | None:
-        """The columns for a gate of a layer that was simplified before: shape (out, channels read)."""
-        gated = getattr(self.module, "gated", None)
-        return gated.detach().cpu().flatten(1) if isinstance(gated, Tensor) else None
+    def _columns(self, name: str) -> int:
+        return self.folded[name].shape[1] if name in self.folded else 0
 
     @property
     def is_pointwise(self) -> bool:
@@ -122,12 +116,8 @@ class Weighted(Producer):
         if self.depends_on_position:
             varying = varying | (signal.value != 0)
         constant = ~(self.connected & varying.reshape(groups, 1, fan_in)).any(2).flatten()
-        if self.border is not None:
-            constant &= (self.border == 0).all(1)
-        if self.table is not None:
-            constant &= (self.table == 0).all(1)
-        if self.gated is not None:
-            constant &= (self.gated == 0).all(1)
+        for folded in self.folded.values():
+            constant &= (folded == 0).all(1)
         return Signal.of(constant, self.bias + self.contribution(signal.value.masked_fill(varying, 0)).sum(1))
 
     def contribution(self, value: Tensor) -> Tensor:
@@ -195,8 +185,8 @@ class Weighted(Producer):
         layout = wanted[0]
         constants = self.contribution(layout.fill)[produced.order]
         border = self.depends_on_position and bool((constants != 0).any())
-        if self.border is not None:
-            border, constants = True, constants + self.border[produced.order]
+        if "border" in self.folded:
+            border, constants = True, constants + self.folded["border"][produced.order]
         bias = self.bias[produced.order]
         if not border:
             bias = bias + constants.sum(1)
@@ -205,8 +195,7 @@ class Weighted(Producer):
             outputs=produced.width, inputs=layout.width,
             kept_outputs=tuple(produced.order.tolist()), kept_inputs=tuple(layout.order.tolist()),
             groups=self.groups, bias=has_bias, border=border, folded=int((layout.fill != 0).sum()),
-            table=0 if self.table is None else self.table.shape[1],
-            gated=0 if self.gated is None else self.gated.shape[1],
+            table=self._columns("table"), gated=self._columns("gated"),
         )  # fmt: skip
         if has_bias:
             draft.values[f"{self.name}.bias"] = bias
