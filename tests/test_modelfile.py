@@ -227,12 +227,12 @@ def test_summary_takes_any_record() -> None:
 def test_a_strangers_file_cannot_name_code_to_call(tmp_path: Path) -> None:
     data = {"model": {"name": "os:mkdir", "arguments": {"path": str(tmp_path / "made")}}, "input_shape": [1]}
     data |= {"plan": None}
-    with pytest.raises(ModelError, match=r"'os:mkdir'.*own_code=True"):
-        from_dict(data, {}, "stranger.snello", own_code=False)
+    with pytest.raises(ModelError, match=r"'os:mkdir'.*trust='os:mkdir'"):
+        from_dict(data, {}, "stranger.snello")
     assert not (tmp_path / "made").exists()
     torch.save({"format": FORMAT, "record": json.dumps(data), "state_dict": {}}, tmp_path / "stranger.pt")
     with pytest.raises(ModelError, match=r"stranger\.pt.*'os:mkdir'"):
-        load(tmp_path / "stranger.pt", own_code=False)
+        load(tmp_path / "stranger.pt")
     assert not (tmp_path / "made").exists()
 
 
@@ -253,7 +253,7 @@ from snello.codec import decompress
 from snello.modelfile import from_dict
 for path in sorted(pathlib.Path('.').glob('*.snello')):
     content = decompress(path.read_bytes())
-    model, record = from_dict(content.record, content.tensors, str(path), own_code=False)
+    model, record = from_dict(content.record, content.tensors, str(path))
     sent = torch.load(path.with_suffix('.pt'), weights_only=True)
     with torch.no_grad():
         assert torch.equal(model.eval()(sent['inputs']), sent['outputs']), path

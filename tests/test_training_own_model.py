@@ -112,6 +112,7 @@ def test_journey_of_a_users_own_model_and_photos(tmp_path: Path) -> None:
 
     # What was shipped is read back by the other commands, with the user's own code.
     measured = _snello(
-        tmp_path, "measure", "runs/mine/serene/simplified.pt", "--repeats=2", "--warmup=1", "--out=m.json"
-    )
+        tmp_path, "measure", "runs/mine/serene/simplified.pt", "--own-code=mynet:small",
+        "--repeats=2", "--warmup=1", "--out=m.json",
+    )  # fmt: skip
     assert "simplified" in measured

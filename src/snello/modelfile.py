@@ -1,8 +1,9 @@
-"""Model files: a ``state_dict`` and a JSON record of structure. No pickled code.
+"""Model files: a ``state_dict`` and a JSON record of structure. No pickled code, and none by name.
 
 The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it lean and
 which BatchNorms were folded, if any, and the shape of its input; loading builds, applies plan and folds, and
-fills in the weights.
+fills in the weights. What a record names is a network of snello's or a registered model of torchvision, timm
+or transformers; anything else is refused unless the reader names it too, as ``trust="package.module:factory"``.
 
 >>> save("lean.pt", lean, Record(ModelSpec("lenet-5"), (1, 28, 28)))
 >>> model, record = load("lean.pt")
@@ -11,7 +12,7 @@ fills in the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ModelError
+from snello.codec import decompress
+from snello.errors import ConfigError, ModelError
 from snello.files import write_file as write_file
-from snello.models import ModelSpec, build
+from snello.models import ModelSpec, build_untrusted, trusted_names
 from snello.simplify import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
@@ -56,7 +58,12 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
 
 
 def from_dict(
-    data: Mapping[str, Any], state: Mapping[str, Tensor], where: str, *, own_code: bool = True
+    data: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    trust: str | Collection[str] = (),
+    own_code: None = None,
 ) -> tuple[nn.Module, Record]:
     """Build a model from its record and fill in its weights: the inverse of :func:`to_dict`.
 
@@ -64,24 +71,23 @@ def from_dict(
         data: the record.
         state: the weights.
         where: what the record was read from, for messages.
-        own_code: whether the record may name a ``"package.module:factory"``, which is imported and called.
-            There is no code in a file, but this names code on your machine: say False for strangers' files.
+        trust: names of factories of your own, ``"package.module:factory"``, that the record may name: they
+            are imported and called with the arguments in the record. Without trust a record can only name
+            what :func:`snello.models.build_untrusted` knows.
+        own_code: no longer an option: ``trust`` takes its place.
 
     Raises:
         ModelError: if the record is damaged, the weights do not fit it, or it names a factory that it may not.
+        ConfigError: if ``trust`` is not a name or several.
+        MissingExtraError: if the model is of a library that is not installed.
     """
+    _check_trust(trust, own_code)
     try:
         record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
         plan, folds = data["plan"], dict(data.get("folded_batchnorms") or {})  # older files have none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
-    if ":" in record.model.name and not own_code:
-        raise ModelError(
-            f"{where}: its model is made by {record.model.name!r}, which is neither snello's nor torchvision's "
-            "and would be imported and called with arguments from the file; allow it (own_code=True, "
-            "--own-code) if the file comes from someone you trust"
-        )
-    model = build(record.model)
+    model = build_untrusted(record.model, trust, where=where)
     if plan is not None:
         model = apply(SimplificationPlan.from_json(plan), model)
     if folds:
@@ -110,30 +116,51 @@ def save(path: str | Path, model: nn.Module, record: Record) -> Path:
     return write_file(path, lambda beside: torch.save(content, beside))
 
 
-def load(path: str | Path, *, own_code: bool = True) -> tuple[nn.Module, Record]:
-    """Read a model file; the model is in evaluation mode, on the CPU.
+def _check_trust(trust: str | Collection[str], own_code: object) -> None:
+    if own_code is not None:
+        raise ConfigError(
+            "own_code= is no longer an option: name the factories that the file may call, as "
+            "trust='package.module:factory'"
+        )
+    trusted_names(trust)
+
+
+def load(
+    path: str | Path, *, trust: str | Collection[str] = (), own_code: None = None
+) -> tuple[nn.Module, Record]:
+    """Read a model file or a ``.snello`` bitstream; the model is in evaluation mode, on the CPU.
 
     Args:
         path: of the file.
-        own_code: as for :func:`from_dict`; say False for strangers' files.
+        trust: names of factories of your own that the file may call, as for :func:`from_dict`.
+        own_code: no longer an option: ``trust`` takes its place.
 
     Raises:
-        ModelError: if the file is missing, damaged, or no model file.
+        ModelError: if the file is missing, damaged, or no model file, or names a factory that it may not.
+        BitstreamError: if it is a damaged bitstream.
+        ConfigError: if ``trust`` is not a name or several.
+        MissingExtraError: if the model is of a library that is not installed, or to read a bitstream without
+            nncodec.
     """
+    _check_trust(trust, own_code)
     data, state = read(path)
-    model, record = from_dict(data, state, str(path), own_code=own_code)
+    model, record = from_dict(data, state, str(path), trust=trust)
     return model.eval(), record
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the weights of a model file, as they stand in it; no model is built.
+    """The record and the weights of a model file or a bitstream, as they stand in it; no model is built.
 
     Raises:
         ModelError: if the file is missing, damaged, or no model file.
+        BitstreamError: if it is a damaged bitstream.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
+    if is_container(path):
+        coded = decompress(path.read_bytes())
+        return dict(coded.record), dict(coded.tensors)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a damaged file
@@ -144,11 +171,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         data, state = json.loads(content["record"]), dict(content["state_dict"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: the state_dict holds other things than tensors")
     return data, state
+
+
+def is_container(path: str | Path) -> bool:
+    """Tell a bitstream from a model file by its first bytes; the rest of the magic is for the codec to judge."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x89SNL"
 
 
 def summary(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,21 +17,26 @@ from snello.modelfile import Record, write_file
 from snello.models import ModelSpec, build, load_weights
 from snello.reporting import Table, as_json, show
 
+from ._own_code import add_own_code_argument, import_own_code, own_code
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """A model file, or an architecture by name with a file of weights."""
-    parser.add_argument("file", nargs="?", help="a model file written by snello")
+    parser.add_argument("file", nargs="?", help="a model file or a bitstream written by snello")
     add_architecture_arguments(parser)
 
 
 def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    """An architecture by name with a file of weights, instead of a file."""
+    """An architecture by name with a file of weights, instead of a file; the code that a file may name."""
     parser.add_argument(
-        "--model", help="instead: lenet-5, resnet18 (torchvision), package.module:factory ..."
+        "--model",
+        help="instead: lenet-5, resnet18 (torchvision), timm:NAME, transformers:CLASS, or your own "
+        "package.module:factory, which is imported and called",
     )
     parser.add_argument("--arguments", default="{}", help="the factory's arguments, as JSON")
     parser.add_argument("--weights", help="a state_dict file for --model; random weights without it")
     parser.add_argument("--input-shape", help="shape of one input of --model, as 3,32,32")
+    add_own_code_argument(parser)
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
@@ -45,7 +50,8 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         raise ConfigError("give either a model file, or --model with --input-shape and perhaps --weights")
     seed(arguments)
     if arguments.file is not None:
-        return modelfile.load(arguments.file)
+        return modelfile.load(arguments.file, trust=own_code(arguments))
+    import_own_code([arguments.model])
     spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
     record = Record(spec, _shape(arguments.input_shape))
     model = build(spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +25,7 @@ from . import (
     sweep,
     train,
 )
+from ._own_code import import_path_restored
 
 COMMANDS = (
     journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage error,
         130 if interrupted.
     """
-    sys.path.insert(0, os.getcwd())  # so that a model of the user's own is found as "module:factory"
     arguments, overrides = _parser().parse_known_args(argv)
     if overrides and not getattr(arguments, "takes_recipe", False):
         return _complain(f"unknown option {overrides[0]!r}; see: snello {arguments.command} --help", 2)
     arguments.overrides = overrides
     try:
-        arguments.run(arguments)
+        with import_path_restored():
+            arguments.run(arguments)
     except SnelloError as error:
         return _complain(str(error), 1)
     except OSError as error:
@@ -64,7 +64,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"snello: error: {' '.join(message.split())}", file=sys.stderr)
+    # What a message quotes from a file shall not speak to the terminal.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    print(f"snello: error: {text}", file=sys.stderr)
     return status
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from snello.errors import require
 
+from ._own_code import import_own_code
+
 if TYPE_CHECKING:
     from snello.training import Recipe
 
@@ -37,7 +39,9 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
     """The recipe of that name, or the one that the arguments name, with the command line's say over it."""
     from snello.training import load_recipe
 
-    return load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
+    recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
+    import_own_code([recipe.model.name])  # a recipe that is given to a command is the user's own instruction
+    return recipe
 
 
 def is_first() -> bool:

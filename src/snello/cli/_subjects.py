@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from snello import decompress, modelfile
+from snello import modelfile
 from snello.deploy import MODEL_FILES, Subject
 from snello.errors import ConfigError
 
-from ._inputs import on_device, read_bytes, read_model
+from ._inputs import on_device, read_model
+from ._own_code import own_code
 
 SUFFIXES = (".pt", ".snello", *MODEL_FILES)
 
@@ -44,12 +45,8 @@ def subjects(arguments: argparse.Namespace, *, batch: int, short_names: bool = F
 def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
     if path.suffix in MODEL_FILES:
         return Subject(name, file=path)
-    if path.suffix == ".snello":
-        content = decompress(read_bytes(str(path)))
-        model, record = modelfile.from_dict(content.record, content.tensors, str(path))
-    else:
-        model, record = modelfile.load(path)
-    model, inputs = on_device(model.eval(), record.example_inputs(batch), arguments)
+    model, record = modelfile.load(path, trust=own_code(arguments))
+    model, inputs = on_device(model, record.example_inputs(batch), arguments)
     return Subject(name, model, (inputs,), path, bitstream=path.suffix == ".snello")
 
 

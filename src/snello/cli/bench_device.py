@@ -12,6 +12,7 @@ from snello.files import check_new_folder
 
 from ._calibration import add_calibration_arguments, calibration, warn_random
 from ._inputs import seed
+from ._own_code import add_own_code_argument
 from ._subjects import subjects
 
 HELP = "make a folder that times models on another device, with onnxruntime and numpy alone"
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", help="model files (.pt, .snello) and ONNX files, or folders of them"
     )
     parser.add_argument("--no-int8", action="store_true", help="leave the int8 versions out")
+    add_own_code_argument(parser)
     add_calibration_arguments(parser)
     parser.set_defaults(model=None)
 

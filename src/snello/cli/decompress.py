@@ -10,6 +10,7 @@ from snello import modelfile
 from snello.deploy import footprint
 
 from ._inputs import check_writable, finish, read_bytes
+from ._own_code import add_own_code_argument, own_code
 
 HELP = "decode a bitstream into a model file"
 EPILOG = "example: snello decompress lean.snello --out=decoded.pt"
@@ -19,11 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("file", help="a bitstream written by 'snello compress'")
     parser.add_argument("--out", default="decoded.pt", help="the model file to write; default: decoded.pt")
-    parser.add_argument(
-        "--own-code",
-        action="store_true",
-        help="trust the file to name a factory of yours, which is imported and called",
-    )
+    add_own_code_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("decoding"):
         content = decode(data)
     model, record = modelfile.from_dict(
-        content.record, content.tensors, arguments.file, own_code=arguments.own_code
+        content.record, content.tensors, arguments.file, trust=own_code(arguments)
     )
     modelfile.save(out, model, record)
     size = footprint(model, record.example_inputs(1))

@@ -45,9 +45,7 @@ def inspect(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}")
-    with open(path, "rb") as file:
-        container = file.read(4) == b"\x89SNL"  # the rest of the magic is for read_header to judge
-    return _container(path) if container else _model_file(path)
+    return _container(path) if modelfile.is_container(path) else _model_file(path)
 
 
 def _container(path: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from snello.errors import require
 from snello.files import check_writable
 
+from ._own_code import import_own_code
 from ._recipes import FIELDS, is_first, need_training, overrides
 
 HELP = "run the rows of a published table, or go on with them, and write paper, measured, difference"
@@ -54,10 +55,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = Path(arguments.out or ("runs/reproduce-quick" if arguments.quick else "runs/reproduce"))
     check_writable(folder / f"{arguments.table}.md")
+    options = overrides(arguments)
+    import_own_code(option.partition("=")[2] for option in options if option.startswith("--model.name="))
     with progress(0) as line:
         result = reproduce(
             arguments.table, folder,
-            row=arguments.row, quick=arguments.quick, overrides=overrides(arguments), progress=line,
+            row=arguments.row, quick=arguments.quick, overrides=options, progress=line,
         )  # fmt: skip
     if not is_first():
         return

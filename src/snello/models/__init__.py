@@ -1,7 +1,10 @@
-"""The reference networks of the papers, torchvision's by name, and your own by ``"package.module:factory"``.
+"""The reference networks of the papers, those of torchvision, timm and transformers by name, and your own by
+``"package.module:factory"``.
 
 A model is described by its name and its arguments, never by pickled code: a :class:`ModelSpec` goes into a
 recipe or a checkpoint as JSON, :func:`build` makes the network, :func:`load_weights` fills it.
+:func:`build` imports and calls whatever the name says; for a name that comes from a file,
+:func:`build_untrusted` refuses what is neither known nor named by you.
 
 >>> from snello.models import ModelSpec, available, build
 >>> available()[:3], available()[-2:]
@@ -24,13 +27,16 @@ from snello.models._alexnet import CifarAlexNet as CifarAlexNet
 from snello.models._build import ModelSpec as ModelSpec
 from snello.models._build import available as available
 from snello.models._build import build as build
+from snello.models._build import import_factory as import_factory
 from snello.models._lenet import LeNet5 as LeNet5
 from snello.models._lenet import LeNet300 as LeNet300
 from snello.models._resnet import CifarResNet as CifarResNet
+from snello.models._untrusted import build_untrusted as build_untrusted
+from snello.models._untrusted import trusted_names as trusted_names
 from snello.models._vgg import CifarVGG16 as CifarVGG16
 from snello.models._weights import load_weights as load_weights
 
 __all__ = [
     "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
-    "load_weights",
+    "build_untrusted", "import_factory", "load_weights", "trusted_names",
 ]  # fmt: skip

@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from snello.errors import MissingExtraError, ModelError, SnelloError, require
+from snello.errors import MissingExtraError, ModelError, SnelloError
 from snello.models._alexnet import CifarAlexNet
 from snello.models._lenet import LeNet5, LeNet300
+from snello.models._libraries import LIBRARIES, Factory, library_factory, torchvision_names
 from snello.models._resnet import CifarResNet
 from snello.models._vgg import CifarVGG16
-
-Factory = Callable[..., nn.Module]
 
 _OURS: dict[str, Factory] = {
     "lenet-300-100": LeNet300,
@@ -38,7 +37,8 @@ class ModelSpec:
     """A network as data: what a recipe says and what a checkpoint records.
 
     Attributes:
-        name: one of :func:`available`, a torchvision name, or ``"package.module:factory"``.
+        name: one of :func:`available`, a torchvision name, ``"timm:NAME"``, ``"transformers:CLASS"``, or
+            ``"package.module:factory"``.
         arguments: keyword arguments of the factory; plain values, so that they can be written as JSON.
     """
 
@@ -75,31 +75,65 @@ def build(name_or_spec: str | ModelSpec, /, **arguments: Any) -> nn.Module:
     """Make a network, randomly initialised unless the arguments say otherwise.
 
     Args:
-        name_or_spec: one of :func:`available`; a torchvision classification or segmentation name such as
-            ``"resnet18"``; ``"package.module:factory"`` for your own; or a :class:`ModelSpec`.
+        name_or_spec: one of :func:`available`; a registered name of torchvision such as ``"resnet18"``;
+            ``"timm:resnet18"``; ``"transformers:ViTForImageClassification"`` with the argument ``config``,
+            a mapping; ``"package.module:factory"`` for your own, which is imported and called; or a
+            :class:`ModelSpec`. For a name from a file that you did not write, see
+            :func:`snello.models.build_untrusted`.
         arguments: passed to the factory; they override those of the spec. torchvision's networks get
-            ``weights=None`` (and ``weights_backbone=None``) unless given, so that nothing is downloaded.
+            ``weights=None`` (and ``weights_backbone=None``) and timm's ``pretrained=False`` unless given,
+            so that nothing is downloaded.
 
     Raises:
         ModelError: for an unknown name (with close matches), for arguments that the factory does not take
             (with its signature), and when the factory fails.
-        MissingExtraError: for a name that is not ours while torchvision is not installed.
+        MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
     """
     spec = ModelSpec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
-    given = {**spec.arguments, **arguments}
-    factory = _find(spec.name)
-    model = _call(spec.name, factory, given)
+    return build_with(import_factory(spec.name), spec.name, {**spec.arguments, **arguments})
+
+
+def build_with(factory: Factory, name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Call the factory of that name, and check what it returns.
+
+    Raises:
+        ModelError: if it fails, or returns anything but an ``nn.Module``.
+    """
+    model = _call(name, factory, arguments)
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"model {spec.name!r}: the factory returned a {type(model).__name__}, not an nn.Module"
-        )
+        raise ModelError(f"model {name!r}: the factory returned a {type(model).__name__}, not an nn.Module")
     return model
 
 
-def _find(name: str) -> Factory:
+def import_factory(name: str) -> Factory:
+    """The factory of a name that the user gave; one of the user's own is imported.
+
+    Raises:
+        ModelError: if there is none.
+        MissingExtraError: if it is of a library that is not installed.
+    """
+    known = find_known(name) if ":" not in name or name.rpartition(":")[0] in LIBRARIES else None
+    return known or _own_factory(name)
+
+
+def find_known(name: str) -> Factory | None:
+    """A network of snello's or a registered model of a library; None for any other ``"module:factory"``.
+
+    Raises:
+        ModelError: for a name without a colon that neither snello nor torchvision knows.
+        MissingExtraError: if it is of a library that is not installed.
+    """
     if name in _OURS:
         return _OURS[name]
-    return _own_factory(name) if ":" in name else _torchvision_factory(name)
+    try:
+        factory = library_factory(name)
+    except MissingExtraError as error:
+        if ":" in name:
+            raise
+        raise MissingExtraError(f"{error}; without it there are: {', '.join(_OURS)}") from error
+    if factory is None and ":" not in name:
+        raise _unknown(name)
+    return factory
 
 
 def _call(name: str, factory: Factory, arguments: dict[str, Any]) -> Any:
@@ -150,23 +184,11 @@ def _own_factory(name: str) -> Factory:
     return factory
 
 
-def _torchvision_factory(name: str) -> Factory:
-    try:
-        models = require("torchvision.models", "train", f"the model {name!r}")
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{error}; without it there are: {', '.join(_OURS)}") from error
-    names = [
-        *models.list_models(module=models),
-        *models.list_models(module=models.segmentation),
-    ]
-    if name not in names:
-        close = difflib.get_close_matches(name.lower(), [*_OURS, *names], n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise ModelError(
-            f"there is no model {name!r}; {hint}snello.models.available() lists snello's own, "
-            "torchvision.models.list_models() lists torchvision's, 'package.module:factory' names yours"
-        )
-    builder = models.get_model_builder(name)
-    # Without this, segmentation models download a pretrained backbone even when weights is None.
-    keys = [key for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters]
-    return partial(builder, **dict.fromkeys(keys))
+def _unknown(name: str) -> ModelError:
+    names = torchvision_names()
+    close = difflib.get_close_matches(name.lower(), [*_OURS, *names], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return ModelError(
+        f"there is no model {name!r}; {hint}snello.models.available() lists snello's own, "
+        "torchvision.models.list_models() lists torchvision's, 'package.module:factory' names yours"
+    )

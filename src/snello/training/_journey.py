@@ -170,7 +170,7 @@ def is_trained(method: str) -> bool:
 
 def ship(recipe: Recipe, folder: Path, methods: list[str], splits: Splits) -> tuple[ShippedRow, ...]:
     """Simplify, code, export and measure the finished runs of some methods, all of them timed in turns."""
-    nets = {method: _simplified(folder / method) for method in methods}
+    nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(_shipped_row(recipe, folder, method, nets[method], times, splits) for method in methods)
 
@@ -182,8 +182,9 @@ class _Net:
     record: Record
 
 
-def _simplified(folder: Path) -> _Net:
-    original, record = modelfile.load(folder / "model.pt")
+def _simplified(folder: Path, recipe: Recipe) -> _Net:
+    # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may name.
+    original, record = modelfile.load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
     modelfile.save(folder / "simplified.pt", lean, record)
@@ -212,7 +213,7 @@ def _shipped_row(
     data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
     path = modelfile.write_file(folder / method / "model.snello", lambda beside: beside.write_bytes(data))
     content = decompress(path.read_bytes())
-    decoded, _ = modelfile.from_dict(content.record, content.tensors, str(path))
+    decoded, _ = modelfile.from_dict(content.record, content.tensors, str(path), trust=recipe.model.name)
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))

@@ -1,0 +1,64 @@
+"""Code of the user's own: run only where the command line or a recipe given to it names it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+
+from snello.models import import_factory
+
+
+def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
+    """``--own-code``: the factories that a model file may name."""
+    parser.add_argument(
+        "--own-code", action="append", default=[], metavar="NAME",
+        help="a package.module:factory of yours that a model file may name; it is imported and called with "
+        "arguments from the file; may be repeated; default: none, and a file that names one is refused",
+    )  # fmt: skip
+
+
+def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The factories that ``--own-code`` names, imported.
+
+    Raises:
+        ModelError: if one cannot be found.
+    """
+    import_own_code(arguments.own_code)
+    return tuple(arguments.own_code)
+
+
+def import_own_code(names: Iterable[str]) -> None:
+    """Import the factories of these names that lie in the working folder; leave all other names alone.
+
+    Only names that the user gave belong here: from the command line, or from a recipe that it names. The
+    working folder comes first on the import path while the module is imported, so that it finds its
+    neighbours, and last until the command ends, so that it replaces no installed package.
+
+    Raises:
+        ModelError: if there is no such factory in the module.
+    """
+    for name in names:
+        module, colon, _ = name.partition(":")
+        here = os.getcwd()
+        if colon and PathFinder.find_spec(module.partition(".")[0], [here]) is not None:
+            sys.path.insert(0, here)
+            try:
+                import_factory(name)
+            finally:
+                sys.path.remove(here)
+            if here not in sys.path:
+                sys.path.append(here)
+
+
+@contextmanager
+def import_path_restored() -> Iterator[None]:
+    """Take the working folder off the import path when the block ends, if it was not there before."""
+    before = set(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry in before or entry != os.getcwd()]
