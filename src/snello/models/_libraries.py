@@ -101,10 +101,10 @@ def _transformers(name: str) -> Factory | None:
     return partial(_from_config, found)
 
 
-def _from_config(cls: Any, /, *, config: Mapping[str, Any]) -> nn.Module:
+def _from_config(cls: Any, /, *, config: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a transformers model, randomly initialised, from the values of its config."""
     # The name of the checkpoint that a config came from says nothing about the structure.
-    values = {key: value for key, value in config.items() if not key.endswith("name_or_path")}
+    values = {key: value for key, value in (config or {}).items() if not key.endswith("name_or_path")}
     model: nn.Module = cls(cls.config_class.from_dict(values))
     return model
 

@@ -109,8 +109,7 @@ def _check_plain(value: Any, depth: int = 0) -> None:
         raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if not isinstance(key, str):
-                raise ModelError(f"the arguments of its model have a key that is no text, {key!r}")
+            _check_plain(key, depth + 1)
             _check_plain(inner, depth + 1)
     elif isinstance(value, (list, tuple)):
         for inner in value:
