@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ import snello
 from snello import ModelSpec, Record, load, modelfile, save
 from snello.cli import main
 from snello.codec import compress, decompress
+from snello.deploy import export_program
+from snello.deploy._program import load_program
+from snello.deploy._program_check import check_program
 from snello.errors import ConfigError, MissingExtraError, ModelError
 from snello.models import build, build_untrusted, trusted_names
 
@@ -452,3 +458,87 @@ def test_a_config_of_transformers_is_taken_as_it_is_written() -> None:
     again: Any = build_untrusted(ModelSpec("transformers:ViTModel", {"config": config}))
     assert again.config.hidden_size == 16
     assert again.config.name_or_path == ""
+
+
+# Programs of torch.export, which torch unpickles and evaluates
+
+
+class _Runs:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.canary,)
+
+
+def _changed(path: Path, part: str, change: Callable[[bytes], bytes]) -> None:
+    """Rewrite the parts of an archive whose names hold ``part``."""
+    with zipfile.ZipFile(path) as archive:
+        content = {info.filename: archive.read(info) for info in archive.infolist()}
+    assert any(part in name for name in content)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, change(data) if part in name else data)
+
+
+def _pickled(canary: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_Runs(canary), buffer)
+    return buffer.getvalue()
+
+
+def _expression(data: bytes, text: str) -> bytes:
+    found = re.sub(rb'("expr_str": )"[^"]*"', lambda m: m[1] + json.dumps(text).encode(), data)
+    assert found != data
+    return found
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[bytes, Path], bytes]]] = {
+    "pickled inputs": ("sample_inputs", lambda _, canary: _pickled(canary)),
+    "pickled weight": (
+        "weights_config", lambda data, _: data.replace(b'"use_pickle": false', b'"use_pickle": true')
+    ),
+    "call": (
+        "models/", lambda data, _: data.replace(b'"torch.ops.aten.linear.default"', b'"torch.os.system"')
+    ),
+    "dunder": (
+        "models/",
+        lambda data, _: data.replace(b'"torch.ops.aten.linear.default"', b'"torch.ops.aten.__init__"'),
+    ),
+    "expression": ("models/", lambda data, canary: _expression(data, f"open('{canary}', 'w')")),
+    "expression without quotes": ("models/", lambda data, _: _expression(data, "exec(chr(49))")),
+    "attribute": ("models/", lambda data, _: _expression(data, "Symbol.__class__")),
+    "guards": (
+        "models/", lambda data, _: data.replace(b'"guards_code": []', b'"guards_code": ["print(1)"]')
+    ),
+    "name": ("models/", lambda data, _: data.replace(b'"name": "linear"', b'"name": "a=print(1)"')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_program_with_code_is_refused(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich", reason="the extra report is not installed")
+    path = export_program(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
+    part, change = PROGRAMS[case]
+    before = path.read_bytes()
+    _changed(path, part, lambda data: change(data, tmp_path / "canary"))
+    assert path.read_bytes() != before
+    assert main(["measure", str(path), f"--out={tmp_path / 'm.json'}"]) == 1
+    error = capsys.readouterr().err
+    _one_line(error)
+    assert "could run code" in error
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_rewritten_program_without_code_is_read(tmp_path: Path) -> None:
+    path = export_program(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
+    check_program(path)
+
+
+def test_a_pickled_file_is_no_program(tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(_pickled(tmp_path / "canary"))
+    with pytest.raises(ModelError, match=r"net\.pt2 (holds a part of another kind|is damaged)"):
+        load_program(tmp_path / "net.pt2")
+    assert not (tmp_path / "canary").exists()

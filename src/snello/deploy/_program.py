@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snello.deploy._export import nested
 from snello.deploy._footprint import Footprint, macs_of, state_bytes
 from snello.deploy._memory import PeakMemory, peak_memory_of
+from snello.deploy._program_check import check_program
 from snello.deploy._runners import Runner, random_inputs, runner
 from snello.deploy._verify import (
     checked_inputs,
@@ -160,11 +161,19 @@ def program_peak_memory(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]
 def load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     """Read a program: the inverse of :func:`export_program`.
 
+    torch unpickles parts of such a file and evaluates others. A file with more than :func:`export_program`
+    writes is refused before torch reads it; that is a precaution, not a promise for hostile files.
+
     Raises:
-        ModelError: if the file is missing, damaged, or no program.
+        ModelError: if the file is missing, damaged, no program, or holds what could run code.
     """
     if not Path(path).is_file():
         raise ModelError(f"there is no file {path}")
+    check_program(Path(path))
+    return _loaded(path)
+
+
+def _loaded(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     try:
         with quiet():
             return torch.export.load(path)
@@ -194,7 +203,7 @@ def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
 
 
 def _run(path: Path) -> Callable[[tuple[Tensor, ...]], Sequence[Tensor]]:
-    module = functools.cache(lambda: load_program(path).module())
+    module = functools.cache(lambda: _loaded(path).module())  # written here: nothing to look for
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
         with torch.no_grad():
