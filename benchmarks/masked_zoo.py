@@ -25,7 +25,7 @@ from removable import removable
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from snello.graph import trace
+from snello.graph import capture
 from snello.models import available, build
 from snello.neurons import is_batchnorm, is_weighted, neuron_count, spread, weighted_layers
 
@@ -182,7 +182,7 @@ def zero(model: nn.Module, dead: Mapping[str, Tensor], *, with_norms: bool) -> n
         dead: layer -> boolean, shape ``(neurons,)``.
         with_norms: also zero their biases, and the affine of the BatchNorm that alone reads them.
     """
-    graph = trace(model)
+    graph = capture(model)
     for name, neurons in dead.items():
         layer, norm = model.get_submodule(name), graph.norm_after(name)
         layer.weight.masked_fill_(spread(layer, neurons), 0)
@@ -199,7 +199,7 @@ def rescue(model: nn.Module, x: Tensor, generator: torch.Generator) -> int:
 
     Independent masks of depthwise layers leave nothing of a signal without a residual path: 10 % of 10 %.
     """
-    graph = trace(model)
+    graph = capture(model)
     for revived in itertools.count():
         found = removable(model, x, borders=False)
         blocked = [

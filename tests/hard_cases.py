@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.graph import trace
+from snello.graph import capture
 from snello.neurons import NORMS, neuron_count, spread, weighted_layers
 
 Shape = tuple[int, ...]
@@ -84,7 +84,7 @@ def randomise(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def kill(model: nn.Module, dead: Mapping[str, tuple[int, ...]], *, constant: bool) -> None:
     """Kill the named neurons in place: they become zero, or (``constant``) keep the bias and norm behind them."""
-    graph = trace(model)
+    graph = capture(model)
     for name, neurons in dead.items():
         layer, index = model.get_submodule(name), torch.tensor(neurons, dtype=torch.long)
         if isinstance(layer, nn.Embedding):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from snello.graph import trace
+from snello.graph import capture
 from snello.neurons import is_batchnorm, neuron_count, spread, weighted_layers
 
 
@@ -79,7 +79,7 @@ def kill(model: nn.Module, name: str, dead: Tensor, *, with_norms: bool) -> None
         return
     if layer.bias is not None:
         layer.bias.masked_fill_(dead, 0)
-    norm = trace(model).norm_after(name)
+    norm = capture(model).norm_after(name)
     if norm is not None and model.get_submodule(norm).weight is not None:
         model.get_submodule(norm).weight.masked_fill_(dead, 0)
         model.get_submodule(norm).bias.masked_fill_(dead, 0)

@@ -336,11 +336,11 @@ def test_the_parameters_stay_the_same_objects_and_unfreezing_restores_the_class(
 
 
 def test_it_is_one_node_of_the_graph() -> None:
-    from snello.graph import trace
+    from snello.graph import capture
 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
     attach(model[0], torch.arange(4) < 2)
-    assert [node.target for node in trace(model).nodes if node.op == "call_module"] == ["0", "1"]
+    assert [node.target for node in capture(model).nodes if node.op == "call_module"] == ["0", "1"]
 
 
 def test_evaluation_without_gradients_is_the_plain_layer() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import snello.models
 from snello.errors import ModelError
-from snello.graph import shape_of, trace
+from snello.graph import capture, shape_of
 from snello.models import CifarResNet, ModelSpec, available, build, load_weights
 from snello.neurons import weighted_layers
 
@@ -99,7 +99,7 @@ def test_pooling_before_the_head_changes_nothing_at_the_published_size(name: str
 def test_traces_to_the_same_function(name: str) -> None:
     model = build(name).double().eval()
     x = torch.randn(2, *INPUTS[name], dtype=torch.float64)
-    graph = trace(model, x)
+    graph = capture(model, x)
     assert shape_of(graph.nodes[-1]) == (2, CLASSES[name])
     assert torch.equal(graph.module(x), model(x))
 
@@ -115,7 +115,7 @@ def test_forward_leaves_its_input_alone_and_every_parameter_learns(name: str) ->
 
 
 def test_lenet5_has_one_relu_between_the_linear_layers() -> None:
-    order = [str(n.target) for n in trace(build("lenet-5")).nodes if n.op == "call_module"]
+    order = [str(n.target) for n in capture(build("lenet-5")).nodes if n.op == "call_module"]
     assert order == ["conv1", "pool1", "conv2", "pool2", "flatten", "fc1", "relu", "fc2"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laws import difference, generator, parameter_count
-from snello.graph import trace
+from snello.graph import capture
 from snello.neurons import weighted_layers
 from snello.simplify import SimplificationPlan, apply, plan_of, simplify
 
@@ -487,7 +487,7 @@ def test_networks(name: str, share: float) -> None:
 
 
 def test_window_attention_is_one_node() -> None:
-    names = [node.name for node in trace(WindowBlock(V2)).nodes]
+    names = [node.name for node in capture(WindowBlock(V2)).nodes]
     assert names == ["x", "norm", "attention", "add", "head", "output"]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hard_cases import Net
 from laws import generator, kill, randomise
 from snello.errors import SimplifyError
-from snello.graph import trace
+from snello.graph import capture
 from snello.simplify import fold_batchnorm, simplify
 from snello.simplify._verify import difference, structure, verify, worst_difference
 from zoo import tiny_mlp
@@ -76,7 +76,7 @@ def test_outputs_that_are_put_together_in_another_way_are_refused(expected: str,
 @pytest.mark.parametrize("name", RETURNS)
 def test_whatever_holds_the_tensors_they_are_compared(name: str) -> None:
     wrap = RETURNS[name]
-    reference, wrong = net(wrap), trace(net(lambda y: wrap(y + 1e-3))).module
+    reference, wrong = net(wrap), capture(net(lambda y: wrap(y + 1e-3))).module
     with pytest.raises(SimplifyError, match=r"differ by .* the first difference is at"):
         verify(reference, wrong, {}, {}, X)
 
@@ -103,7 +103,7 @@ def test_one_wrong_number_in_any_output_is_a_difference(place: int, value: float
 
 def test_a_lean_model_whose_second_output_is_not_a_number_is_refused() -> None:
     reference = net(lambda y: (y, y))
-    lean = trace(net(lambda y: (y, y * float("nan")))).module
+    lean = capture(net(lambda y: (y, y * float("nan")))).module
     with pytest.raises(SimplifyError, match="nan"):
         verify(reference, lean, {}, {}, X)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, DataError
-from snello.graph import evaluation_mode, trace
+from snello.graph import capture, evaluation_mode
 from snello.neurons import iter_rows, rows, weighted_layers
 from snello.processes import sum_over_processes
 
@@ -63,7 +63,7 @@ def bn_scale(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     """
     if granularity != "neuron":
         raise ConfigError("'bn-scale' says what neurons are worth: use it with granularity='neuron'")
-    graph = trace(model)
+    graph = capture(model)
     norms = {name: graph.norm_after(name) for name in weighted_layers(model)}
     scales = {n: model.get_submodule(norm).weight for n, norm in norms.items() if norm is not None}
     found = {name: scale.detach().abs() for name, scale in scales.items() if isinstance(scale, Tensor)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.graph import trace
+from snello.graph import capture
 from snello.neurons import Masks, dead_neurons, neuron_count, rows, spread
 
 from ._importance import Granularity, Importance
@@ -103,7 +103,7 @@ def _ranks(score: Tensor) -> Tensor:
 
 def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
     """Layer name -> the affine BatchNorm that alone reads it."""
-    graph = trace(model)
+    graph = capture(model)
     found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
     return {name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None}
 

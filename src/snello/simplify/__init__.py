@@ -16,6 +16,7 @@ constant value of those that are not. An operation without a rule receives its i
 it costs savings and never correctness.
 """
 
+from . import _torchvision as _torchvision  # registers leaves of the graph
 from ._batchnorm import apply_folds as apply_folds
 from ._batchnorm import fold_batchnorm as fold_batchnorm
 from ._batchnorm import folds_of as folds_of

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from snello.graph import Graph, is_window_attention, shape_of
+from snello.graph import Graph, shape_of
 
 from ._calls import argument
 from ._draft import Draft
@@ -33,6 +33,7 @@ from ._plan import AttentionPlan
 from ._rule import Rule, Wanted
 from ._signal import Layout, Signal
 from ._structure import Absorbed
+from ._torchvision import is_window_attention
 from ._weighted import Producer, is_plain
 
 Axes = dict[fx.Node, int]

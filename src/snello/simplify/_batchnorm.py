@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from snello.errors import ModelError
-from snello.graph import Graph, as_inputs, evaluation, shape_of, trace
+from snello.graph import Graph, as_inputs, capture, evaluation, shape_of
 from snello.neurons import is_batchnorm, spread
 
 from ._primitives import FOLDED, RaggedConv
@@ -130,7 +130,7 @@ def _fold_all(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Fold]:
     done: list[_Fold] = []
     with evaluation(model):
         example = tuple(_like(x, model) for x in inputs)
-        while folds := _candidates(trace(model, example)):
+        while folds := _candidates(capture(model, example)):
             for fold in folds:
                 layer: Any = model.get_submodule(fold.layer)
                 affine = (x.to(layer.weight.device) for x in affine_of(model.get_submodule(fold.norm)))

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.graph import is_window_attention
-
 from ._plan import AttentionPlan
+from ._torchvision import is_window_attention
 
 Network = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Weights and biases of the two layers that compute a position bias: hidden, then heads."""

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from snello.graph import Graph, is_stochastic_depth, shape_of
+from snello.graph import Graph, shape_of
 
 from ._calls import DROPOUTS
 from ._rule import Add, Elementwise, Parameter, PerChannel, Rule
 from ._signal import Signal
+from ._torchvision import is_stochastic_depth
 
 _MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.errors import ModelError
-from snello.graph import trace
+from snello.graph import capture
 
 from ._calls import DROPOUTS, argument, one_by_one
 from ._code import reach_directly
@@ -46,7 +46,7 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
         model = apply(plan.base, model)
     # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
     copied = sharing_parameters(model).eval()
-    lean = trace(copied).module
+    lean = capture(copied).module
     _check(plan, lean)
     _wake_dropout(copied, lean)
     _Rewriter(lean).edit(plan)
@@ -153,7 +153,7 @@ def _wake_dropout(model: nn.Module, lean: fx.GraphModule) -> None:
     if not any(node.target in DROPOUTS for node in lean.graph.nodes):
         return
     try:
-        in_training = {node.name: node for node in trace(model.train()).module.graph.nodes}
+        in_training = {node.name: node for node in capture(model.train()).module.graph.nodes}
     finally:
         model.eval()
     for node in list(lean.graph.nodes):

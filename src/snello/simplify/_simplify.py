@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError
-from snello.graph import Graph, as_inputs, trace
+from snello.graph import Graph, as_inputs, capture
 from snello.neurons import is_norm, is_weighted
 
 from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
@@ -118,7 +118,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         raise ConfigError(f"prefer must be one of {', '.join(PREFERENCES)}, not {prefer!r}")
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
-    analysis = analyse(trace(model, inputs), worth=RELIEVED[prefer])
+    analysis = analyse(capture(model, inputs), worth=RELIEVED[prefer])
     kept_alive: dict[fx.Node, Tensor] = {}
     arrangement = arrange(analysis, kept_alive)
     if round_to > 1:

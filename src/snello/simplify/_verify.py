@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import SimplifyError
-from snello.graph import trace
+from snello.graph import capture
 
 from ._signal import Layout
 
@@ -212,7 +212,7 @@ def _first_difference(
 ) -> str:
     """Name of the first node whose present channels differ."""
     assert isinstance(lean, fx.GraphModule)
-    original, candidate = _Recorder(trace(reference).module), _Recorder(lean)
+    original, candidate = _Recorder(capture(reference).module), _Recorder(lean)
     with torch.no_grad():
         original.run(*(x.clone() for x in batch))
         candidate.run(*(x.clone() for x in batch))

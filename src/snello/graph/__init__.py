@@ -1,0 +1,42 @@
+"""The graph of a model: its operations in order, what each one reads, and their shapes.
+
+:func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is every
+functional call. Example inputs add the shape of every output::
+
+    graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 9, 9))
+    graph.norm_after("0")                             # '1'
+    [shape_of(node) for node in graph.nodes]
+
+Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of any
+nesting (:class:`Inputs`).
+
+This package may import ``snello.neurons`` and ``snello.errors`` and nothing else of snello. It knows torch,
+not the libraries built on it: a module of theirs that is to stay one operation is registered by its qualified
+name with :func:`register_leaf`, from the package that handles it. To add something here, write one file per
+concept and re-export its public names below.
+"""
+
+from typing import Any
+
+from ._tracer import register_leaf as register_leaf
+from .capture import capture as capture
+from .graph import Graph as Graph
+from .inputs import Inputs as Inputs
+from .inputs import as_inputs as as_inputs
+from .modes import evaluation as evaluation
+from .modes import evaluation_mode as evaluation_mode
+from .shapes import known_shape as known_shape
+from .shapes import shape_of as shape_of
+from .targets import TargetTable as TargetTable
+
+__all__ = [
+    "Graph", "Inputs", "TargetTable", "as_inputs", "capture", "evaluation", "evaluation_mode", "known_shape",
+    "register_leaf", "shape_of",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "trace":
+        # An AttributeError would be replaced by Python's own "cannot import name".
+        raise ImportError("snello.graph.trace is called snello.graph.capture now")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""The tracer: modules that stay one operation, and arguments that keep a constant value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from .targets import TargetTable
+
+_LEAVES: TargetTable[None] = TargetTable()
+
+
+def register_leaf(target: type[nn.Module] | str) -> None:
+    """Let a class of modules stay one operation of every graph, instead of being traced into.
+
+    For one's own class, the attribute ``snello_leaf = True`` does the same.
+
+    Args:
+        target: the class, its qualified name (it need not be importable) or its bare name; subclasses are
+            included. See :class:`TargetTable`.
+    """
+    _LEAVES.add(target, None)
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, with snello's leaves and constant arguments.
+
+    Args:
+        constants: placeholder -> the value that the forward sees instead of a traced one. The placeholder
+            stays in the graph, unused, so that the signature is the model's.
+    """
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.constants = constants
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        # The concrete_args of torch.fx rename the placeholders and assert their values in the graph.
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [self._constant(arg) for arg in args]
+
+    def _constant(self, arg: Any) -> Any:
+        return self.constants.get(str(arg.node.target), arg) if isinstance(arg, fx.Proxy) else arg

@@ -1,0 +1,131 @@
+"""From a model to its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from snello.errors import ModelError
+from snello.neurons import neuron_layers, tied_parameters
+
+from ._signature import bind, constants_of, keep_signature
+from ._tracer import Tracer
+from .graph import Graph
+from .inputs import Example, Inputs
+from .shapes import propagate_shapes
+
+
+def capture(
+    model: nn.Module,
+    args: Example | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Graph:
+    """Capture the graph of a model; with example inputs, every node also carries the shape of its output.
+
+    Example inputs also settle the arguments that select a path through the forward: those left out keep their
+    default, and None, booleans and strings the given value. ``if mask is not None`` then takes the branch that
+    really runs. The captured module has the signature of the model, and ignores these arguments: they are
+    listed in :attr:`Graph.constants`.
+
+    Args:
+        model: any module that torch.fx can trace. It is neither changed nor copied.
+        args: inputs of the real shape and of any batch size: a tensor, a tuple or list of positional
+            arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in evaluation mode is
+            run. None for a graph without shapes, in which every argument is traced.
+        kwargs: keyword arguments, in addition to those in ``args``.
+
+    Returns:
+        The graph. Shapes are read with :func:`shape_of`.
+
+    Raises:
+        ModelError: if torch.fx cannot trace the model, with its reason, or if the model does not run on the
+            example inputs.
+        ConfigError: for example inputs of another kind.
+    """
+    inputs = _together(args, kwargs)
+    arguments = None if inputs is None else _bound(model, inputs)
+    constants = {} if arguments is None else constants_of(model, arguments)
+    module = _traced(model, constants)
+    _follow_in_place_operations(module)
+    if inputs is not None and arguments is not None:
+        try:
+            propagate_shapes(module, arguments)
+        except Exception as error:  # whatever an operation raises on inputs that do not fit it
+            raise _does_not_run(inputs, error) from error
+    tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
+    return Graph(module, _calls(module), frozenset(tied), constants)
+
+
+def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
+    if args is None and kwargs is None:
+        return None
+    inputs = Inputs() if args is None else Inputs.of(args)
+    return Inputs(inputs.args, {**inputs.kwargs, **(kwargs or {})})
+
+
+def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    try:
+        return bind(model, inputs)
+    except TypeError as error:
+        raise _does_not_run(inputs, error) from error
+
+
+def _traced(model: nn.Module, constants: Mapping[str, Any]) -> fx.GraphModule:
+    try:
+        graph = Tracer(constants).trace(model)
+    except Exception as error:  # fx raises whatever the model's own code raises on a proxy
+        raise ModelError(
+            f"torch.fx cannot trace {type(model).__name__}: {error}. "
+            "Usual causes are Python branches or loops over tensor values in forward()."
+        ) from error
+    keep_signature(graph, model)
+    return fx.GraphModule(model, graph)
+
+
+def _does_not_run(inputs: Inputs, error: Exception) -> ModelError:
+    shapes = ", ".join(map(str, inputs.shapes))
+    reason = str(error).partition("\n")[0]
+    return ModelError(f"the model does not run on the example inputs of shape {shapes}: {reason}")
+
+
+def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Module name -> the nodes that call it."""
+    calls: dict[str, list[fx.Node]] = {}
+    names = {id(layer): name for name, layer in neuron_layers(module).items()}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            # A module that is reached under two names is one layer.
+            target = names.get(id(module.get_submodule(node.target)), node.target)
+            calls.setdefault(target, []).append(node)
+    return calls
+
+
+def _follow_in_place_operations(module: fx.GraphModule) -> None:
+    """Redirect later uses of a tensor to the in-place operation that overwrote it.
+
+    The values are the same; the edges now show where they come from.
+    """
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    for node in module.graph.nodes:
+        written = node.args[0] if node.args else None
+        if isinstance(written, fx.Node) and _overwrites(module, node):
+            for user in [user for user in written.users if order[user] > order[node]]:
+                user.replace_input_with(written, node)
+
+
+def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
+    """True if an operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return _ends_in_underscore(str(node.target))
+    name = getattr(node.target, "__name__", "")
+    in_place = name in ("iadd", "isub", "imul", "itruediv") or _ends_in_underscore(name)
+    return node.op == "call_function" and (in_place or bool(node.kwargs.get("inplace")))
+
+
+def _ends_in_underscore(name: str) -> bool:
+    """True of PyTorch's names of in-place operations; False of special methods."""
+    return name.endswith("_") and not name.endswith("__")

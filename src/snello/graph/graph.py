@@ -1,0 +1,56 @@
+"""The captured graph of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from snello.neurons import is_batchnorm
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured model.
+
+    Attributes:
+        module: the model as a graph module; it shares every submodule and parameter with the original.
+        calls: module name -> the nodes that call it, in order of execution.
+        tied: names of the modules that have a parameter which also lives elsewhere.
+        constants: arguments of the forward that the graph ignores -> the value that it was captured with.
+    """
+
+    module: fx.GraphModule
+    calls: dict[str, list[fx.Node]]
+    tied: frozenset[str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in order of execution."""
+        return list(self.module.graph.nodes)
+
+    def layer(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls; None for functional calls, inputs and outputs."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def is_shared(self, name: str) -> bool:
+        """True if a layer is called more than once, or one of its parameters also lives elsewhere."""
+        return len(self.calls.get(name, [])) > 1 or name in self.tied
+
+    def is_tied(self, parameter: str) -> bool:
+        """True if a parameter also has another name."""
+        return parameter.rpartition(".")[0] in self.tied
+
+    def norm_after(self, name: str) -> str | None:
+        """The BatchNorm that is the only user of this layer's output; None if there is none."""
+        nodes = self.calls.get(name, [])
+        if len(nodes) != 1 or len(nodes[0].users) != 1:
+            return None
+        reader = next(iter(nodes[0].users))
+        module = self.layer(reader)
+        if module is None or not is_batchnorm(module) or self.is_shared(str(reader.target)):
+            return None
+        return str(reader.target)

@@ -1,0 +1,86 @@
+"""Example inputs: the positional and keyword arguments of a model's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snello.errors import ConfigError
+
+
+# Tensors have no truth value, so that a generated __eq__ would raise.
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The arguments of one call of a model; each may nest tensors in lists, tuples and dictionaries.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    >>> Inputs.of({"image": torch.zeros(2, 3), "sizes": [torch.zeros(2)]}).shapes
+    ((2, 3), (2,))
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(example: Example) -> Inputs:
+        """Arguments from the short forms that users write.
+
+        Args:
+            example: a tensor, one positional argument; a tuple or list, positional arguments; a mapping, keyword
+                arguments; or Inputs, returned as they are.
+
+        Raises:
+            ConfigError: for anything else, and for keywords that are not strings.
+        """
+        if isinstance(example, Inputs):
+            return example
+        if isinstance(example, Tensor):
+            return Inputs((example,))
+        if isinstance(example, Mapping):
+            if odd := [key for key in example if not isinstance(key, str)]:
+                raise ConfigError(
+                    f"example inputs given as a mapping are keyword arguments, and {odd[0]!r} is no name; "
+                    "to pass a dictionary as one positional argument, put it into a tuple: (batch,)"
+                )
+            return Inputs((), dict(example))
+        if isinstance(example, (tuple, list)):
+            return Inputs(tuple(example))
+        raise ConfigError(
+            "example inputs must be a tensor, a tuple or list of positional arguments or a mapping of keyword "
+            f"arguments, not {type(example).__name__}"
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in order: positional arguments first."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of :meth:`tensors`."""
+        return tuple(tuple(int(n) for n in tensor.shape) for tensor in self.tensors())
+
+    def map(self, function: Callable[[Tensor], Any]) -> Inputs:
+        """The same arguments with a function applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
+    def call(self, model: nn.Module) -> object:
+        """The output of a model on these arguments."""
+        return model(*self.args, **self.kwargs)
+
+
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs
+"""The forms of example inputs that :meth:`Inputs.of` accepts."""
+
+
+def as_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of positional arguments."""
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -1,0 +1,29 @@
+"""Evaluation mode for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        # One by one: model.train() would also wake layers that were frozen in evaluation mode.
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """:func:`evaluation_mode`, without gradients."""
+    with evaluation_mode(model), torch.no_grad():
+        yield

@@ -1,0 +1,48 @@
+"""Shapes of the outputs of a graph's nodes, measured on example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from .modes import evaluation
+
+
+def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
+    """Run the graph once in evaluation mode and note the shape of every tensor on its node.
+
+    Args:
+        module: the graph module; its modes are restored.
+        arguments: placeholder -> its value. Placeholders that are left out have their default.
+    """
+    with evaluation(module):
+        _Shapes(module, arguments).run()
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
+        super().__init__(module)
+        self.arguments = arguments
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # By name: the interpreter's own lookup is by position and cannot bind keyword arguments.
+        return self.arguments[target] if target in self.arguments else next(iter(args), None)
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        n.meta["snello_shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        return result
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a node's output on the example inputs; None where it is not one tensor."""
+    return node.meta.get("snello_shape")
+
+
+def known_shape(node: fx.Node) -> tuple[int, ...]:
+    """:func:`shape_of` a node whose output is known to be one tensor."""
+    shape = shape_of(node)
+    assert shape is not None
+    return shape
