@@ -1,19 +1,19 @@
 """The graph of a model: its operations in order, what each one reads, and their shapes.
 
-:func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is every
-functional call. Example inputs add the shape of every output::
+:func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is
+every functional call. Example inputs add the shape of every output::
 
     graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 9, 9))
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
-Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of any
-nesting (:class:`Inputs`).
+Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
+any nesting (:class:`Inputs`).
 
-This package may import ``snello.neurons`` and ``snello.errors`` and nothing else of snello. It knows torch,
-not the libraries built on it: a module of theirs that is to stay one operation is registered by its qualified
-name with :func:`register_leaf`, from the package that handles it. To add something here, write one file per
-concept and re-export its public names below.
+This package may import ``snello.neurons`` and ``snello.errors`` and nothing else of snello. It
+knows torch, not the libraries built on it: a module of theirs that is to stay one operation is
+registered by its qualified name with :func:`register_leaf`, from the package that handles it. To
+add something here, write one file per concept and re-export its public names below.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
 __all__ = [
-    "Graph", "Inputs", "TargetTable", "as_inputs", "capture", "evaluation", "evaluation_mode", "known_shape",
-    "register_leaf", "shape_of",
+    "Graph", "Inputs", "TargetTable", "as_inputs", "capture", "evaluation", "evaluation_mode",
+    "known_shape", "register_leaf", "shape_of",
 ]  # fmt: skip
 
 

@@ -41,16 +41,14 @@ def constants_of(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, An
         for placeholder, parameter in parameters_of(model).items()
         if placeholder not in arguments
     }
-    # Nothing is computed from these, and a traced value in their place would fail in every "if".
-    selecting = {n: value for n, value in arguments.items() if value is None or isinstance(value, bool | str)}
-    return left_out | selecting
+    return left_out | {n: value for n, value in arguments.items() if _selects(value)}
 
 
 def keep_signature(graph: fx.Graph, model: nn.Module) -> None:
     """Give a traced graph the order and the keyword-only arguments of the model's forward.
 
-    torch.fx makes keyword-only arguments positional and puts them before ``*args``: a required one behind a
-    default would not even compile, and others would take values that belong to ``*args``.
+    torch.fx makes keyword-only arguments positional and puts them before ``*args``: a required one
+    behind a default would not even compile, and others would take values that belong to ``*args``.
     """
     parameters = parameters_of(model)
     keywords = frozenset(p.name for p in parameters.values() if p.kind is Parameter.KEYWORD_ONLY)
@@ -91,6 +89,11 @@ def _placeholder(parameter: Parameter) -> str:
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return f"*{parameter.name}"
     return f"**{parameter.name}" if parameter.kind is Parameter.VAR_KEYWORD else parameter.name
+
+
+def _selects(value: object) -> bool:
+    # Nothing is computed from these, and a traced value in their place would fail in every "if".
+    return value is None or isinstance(value, bool | str)
 
 
 def _value_if_left_out(parameter: Parameter) -> Any:

@@ -18,8 +18,8 @@ def register_leaf(target: type[nn.Module] | str) -> None:
     For one's own class, the attribute ``snello_leaf = True`` does the same.
 
     Args:
-        target: the class, its qualified name (it need not be importable) or its bare name; subclasses are
-            included. See :class:`TargetTable`.
+        target: the class, its qualified name (it need not be importable) or its bare name;
+            subclasses are included. See :class:`TargetTable`.
     """
     _LEAVES.add(target, None)
 
@@ -28,8 +28,8 @@ class Tracer(fx.Tracer):
     """torch.fx's tracer, with snello's leaves and constant arguments.
 
     Args:
-        constants: placeholder -> the value that the forward sees instead of a traced one. The placeholder
-            stays in the graph, unused, so that the signature is the model's.
+        constants: placeholder -> the value that the forward sees instead of a traced one. The
+            placeholder stays in the graph, unused, so that the signature is the model's.
     """
 
     def __init__(self, constants: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ class Tracer(fx.Tracer):
         is_module: bool,
         concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
     ) -> tuple[Any, list[Any]]:
-        # The concrete_args of torch.fx rename the placeholders and assert their values in the graph.
+        # torch.fx's own concrete_args rename placeholders and add assertions to the graph.
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         return function, [self._constant(arg) for arg in args]
 

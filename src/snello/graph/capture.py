@@ -22,26 +22,27 @@ def capture(
     args: Example | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Graph:
-    """Capture the graph of a model; with example inputs, every node also carries the shape of its output.
+    """Capture the graph of a model; with example inputs, also the shape of every output.
 
-    Example inputs also settle the arguments that select a path through the forward: those left out keep their
-    default, and None, booleans and strings the given value. ``if mask is not None`` then takes the branch that
-    really runs. The captured module has the signature of the model, and ignores these arguments: they are
-    listed in :attr:`Graph.constants`.
+    Example inputs also settle the arguments that select a path through the forward: those left out
+    keep their default, and None, booleans and strings the given value. ``if mask is not None`` then
+    takes the branch that really runs. The captured module has the signature of the model, and
+    ignores these arguments: they are listed in :attr:`Graph.constants`.
 
     Args:
         model: any module that torch.fx can trace. It is neither changed nor copied.
-        args: inputs of the real shape and of any batch size: a tensor, a tuple or list of positional
-            arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in evaluation mode is
-            run. None for a graph without shapes, in which every argument is traced.
+        args: inputs of the real shape and of any batch size: a tensor, a tuple or list of
+            positional arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in
+            evaluation mode is run. None for a graph without shapes, in which every argument is
+            traced.
         kwargs: keyword arguments, in addition to those in ``args``.
 
     Returns:
         The graph. Shapes are read with :func:`shape_of`.
 
     Raises:
-        ModelError: if torch.fx cannot trace the model, with its reason, or if the model does not run on the
-            example inputs.
+        ModelError: if torch.fx cannot trace the model, with its reason, or if the model does not
+            run on the example inputs.
         ConfigError: for example inputs of another kind.
     """
     inputs = _together(args, kwargs)

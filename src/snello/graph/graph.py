@@ -16,10 +16,12 @@ class Graph:
     """A captured model.
 
     Attributes:
-        module: the model as a graph module; it shares every submodule and parameter with the original.
+        module: the model as a graph module; it shares every submodule and parameter with the
+            original.
         calls: module name -> the nodes that call it, in order of execution.
         tied: names of the modules that have a parameter which also lives elsewhere.
-        constants: arguments of the forward that the graph ignores -> the value that it was captured with.
+        constants: arguments of the forward that the graph ignores -> the value that it was captured
+            with.
     """
 
     module: fx.GraphModule
@@ -37,7 +39,7 @@ class Graph:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def is_shared(self, name: str) -> bool:
-        """True if a layer is called more than once, or one of its parameters also lives elsewhere."""
+        """True if a layer is called more than once, or shares a parameter with another."""
         return len(self.calls.get(name, [])) > 1 or name in self.tied
 
     def is_tied(self, parameter: str) -> bool:

@@ -15,7 +15,7 @@ from snello.errors import ConfigError
 # Tensors have no truth value, so that a generated __eq__ would raise.
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arguments of one call of a model; each may nest tensors in lists, tuples and dictionaries.
+    """The arguments of one call of a model, which may nest tensors in lists and dictionaries.
 
     Attributes:
         args: positional arguments.
@@ -33,8 +33,8 @@ class Inputs:
         """Arguments from the short forms that users write.
 
         Args:
-            example: a tensor, one positional argument; a tuple or list, positional arguments; a mapping, keyword
-                arguments; or Inputs, returned as they are.
+            example: a tensor, one positional argument; a tuple or list, positional arguments; a
+                mapping, keyword arguments; or Inputs, returned as they are.
 
         Raises:
             ConfigError: for anything else, and for keywords that are not strings.
@@ -46,15 +46,16 @@ class Inputs:
         if isinstance(example, Mapping):
             if odd := [key for key in example if not isinstance(key, str)]:
                 raise ConfigError(
-                    f"example inputs given as a mapping are keyword arguments, and {odd[0]!r} is no name; "
-                    "to pass a dictionary as one positional argument, put it into a tuple: (batch,)"
+                    "example inputs given as a mapping are keyword arguments, and "
+                    f"{odd[0]!r} is no name; to pass a dictionary as one positional argument, "
+                    "put it into a tuple: (batch,)"
                 )
             return Inputs((), dict(example))
         if isinstance(example, (tuple, list)):
             return Inputs(tuple(example))
         raise ConfigError(
-            "example inputs must be a tensor, a tuple or list of positional arguments or a mapping of keyword "
-            f"arguments, not {type(example).__name__}"
+            "example inputs must be a tensor, a tuple or list of positional arguments or a mapping "
+            f"of keyword arguments, not {type(example).__name__}"
         )
 
     def tensors(self) -> tuple[Tensor, ...]:

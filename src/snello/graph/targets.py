@@ -1,4 +1,4 @@
-"""A table of values keyed by the operations of a graph: classes, functions, methods and their names."""
+"""A table of values keyed by the operations of a graph: classes, functions, methods, names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class TargetTable(Generic[V]):
 
     1. a class: its instances and those of its subclasses;
     2. a function;
-    3. a qualified name, ``"package.module.ClassOrFunction"``: the same as the class or function itself, which
-       need not be importable;
+    3. a qualified name, ``"package.module.ClassOrFunction"``: the same as the class or function
+       itself, which need not be importable;
     4. a bare name, ``"view"``: the tensor method, or any class, of that name.
 
-    Lookups return every match. Those of the most derived class come first; among equals, the latest added,
-    so that users can override what is built in.
+    Lookups return every match. Those of the most derived class come first; among equals, the latest
+    added, so that users can override what is built in.
 
     >>> table = TargetTable[str]()
     >>> table.add(nn.Module, "any module")
@@ -43,9 +43,10 @@ class TargetTable(Generic[V]):
         Raises:
             ConfigError: for a target that is neither a class, a hashable function nor a name.
         """
-        if not (isinstance(target, str) and target) and not (callable(target) and _hashable(target)):
+        valid = target != "" if isinstance(target, str) else callable(target) and _hashable(target)
+        if not valid:
             raise ConfigError(
-                f"a target is a class, a function, a method name or a qualified name, not {target!r}"
+                f"a target is a class, a function, a method name or a dotted name, not {target!r}"
             )
         self._entries.setdefault(target, []).append((self._count, value))
         self._count += 1

@@ -1,4 +1,4 @@
-"""Modules of torchvision that simplification handles as one operation, by name: it need not be installed."""
+"""Modules of torchvision that are one operation, by name: it need not be installed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WINDOW_ATTENTIONS = (
 
 for _name in WINDOW_ATTENTIONS:
     register_leaf(_name)
-# By its bare name, for copies of it in other libraries: traced in evaluation mode, it would be an identity and never
-# be active in training again.
+# By its bare name, for copies of it in other libraries: traced in evaluation mode, it would be an
+# identity and never be active in training again.
 register_leaf("StochasticDepth")
 
 
