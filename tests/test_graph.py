@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import pickle
 
 import pytest
 import torch
@@ -185,10 +186,10 @@ def test_arguments_settle_the_path_and_the_signature_stays(name: str) -> None:
         (p.name, p.kind, p.default) for p in theirs.parameters.values()
     ]
     assert not [node for node in graph.nodes if "assert" in str(node.target)]
-    assert graph.constants.keys() == {"extra", "scale", "again"} - set(names) - {
-        key for key, value in values.items() if isinstance(value, float)
-    }
-    # A captured module is captured, and copied, like any other.
+    assert graph.constants.keys() == {"extra", "again"} - set(names)
+    # A captured module is captured, copied and pickled like any other.
+    loaded = pickle.loads(pickle.dumps(graph.module))
+    assert torch.equal(loaded(tensors["x"].double(), **given, **values), expected)
     again = capture(copy.deepcopy(graph.module), (tensors["x"].double(),), given | values)
     assert torch.equal(again.module(tensors["x"].double(), **given, **values), expected)
 
@@ -209,8 +210,10 @@ class Stars(nn.Module):
 def test_arguments_with_stars_that_are_left_out_are_empty() -> None:
     model, x = Stars(), torch.randn(2, 3)
     graph = capture(model, x)
-    assert graph.constants == {"*rest": (), "factor": 1.0, "**options": {}}
+    assert graph.constants == {"*rest": (), "**options": {}}
     assert torch.equal(graph.module(x), model(x))
+    # A number that is computed with is an argument still.
+    assert torch.equal(graph.module(x, factor=3.0), model(x, factor=3.0))
     parameters = inspect.signature(graph.module.forward).parameters.values()
     assert [str(p).partition("=")[0].partition(":")[0].strip() for p in parameters] == [
         "x", "*rest", "factor", "**options"
@@ -225,6 +228,27 @@ class Optional(nn.Module):
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         y = self.a(x)
         return y if extra is None else y + self.b(extra)
+
+
+class Steps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, steps: int = 2) -> Tensor:
+        for _ in range(steps):
+            x = self.a(x)
+        return x
+
+
+def test_a_default_that_cannot_be_traced_is_constant() -> None:
+    model, x = Steps(), torch.randn(2, 3)
+    graph = capture(model, x)
+    assert graph.constants == {"steps": 2}
+    assert len(graph.calls["a"]) == 2
+    assert torch.equal(graph.module(x), model(x))
+    with pytest.raises(ModelError, match="cannot trace Steps"):
+        capture(model)
 
 
 def test_without_example_inputs_every_argument_is_traced() -> None:

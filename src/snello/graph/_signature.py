@@ -34,14 +34,25 @@ def bind(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def constants_of(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Placeholder -> value, for the arguments that are left out or can only select a path."""
-    left_out = {
+def left_out(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Placeholder -> default, for the parameters without an argument."""
+    return {
         placeholder: _value_if_left_out(parameter)
         for placeholder, parameter in parameters_of(model).items()
         if placeholder not in arguments
     }
-    return left_out | {n: value for n, value in arguments.items() if _selects(value)}
+
+
+def selecting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that can only select a path through the forward: nothing is computed from them.
+
+    These are None, booleans, strings, and ``*args`` and ``**kwargs`` that are empty.
+    """
+    return {
+        placeholder: value
+        for placeholder, value in values.items()
+        if value is None or isinstance(value, bool | str) or (placeholder[0] == "*" and not value)
+    }
 
 
 def keep_signature(graph: fx.Graph, model: nn.Module) -> None:
@@ -89,11 +100,6 @@ def _placeholder(parameter: Parameter) -> str:
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return f"*{parameter.name}"
     return f"**{parameter.name}" if parameter.kind is Parameter.VAR_KEYWORD else parameter.name
-
-
-def _selects(value: object) -> bool:
-    # Nothing is computed from these, and a traced value in their place would fail in every "if".
-    return value is None or isinstance(value, bool | str)
 
 
 def _value_if_left_out(parameter: Parameter) -> Any:

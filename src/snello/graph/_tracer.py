@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ._signature import keep_signature
 from .targets import TargetTable
 
 _LEAVES: TargetTable[None] = TargetTable()
@@ -32,9 +33,10 @@ class Tracer(fx.Tracer):
             placeholder stays in the graph, unused, so that the signature is the model's.
     """
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
+    def __init__(self, constants: Mapping[str, Any] | None = None) -> None:
+        # Optional, because torch makes a tracer without arguments when it unpickles a graph module.
         super().__init__()
-        self.constants = constants
+        self.constants = constants or {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
@@ -48,6 +50,8 @@ class Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         # torch.fx's own concrete_args rename placeholders and add assertions to the graph.
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if is_module:
+            keep_signature(self.graph, self.root)
         return function, [self._constant(arg) for arg in args]
 
     def _constant(self, arg: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
 
-from ._signature import bind, constants_of, keep_signature
+from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
 from .graph import Graph
 from .inputs import Example, Inputs
@@ -24,10 +24,12 @@ def capture(
 ) -> Graph:
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
-    Example inputs also settle the arguments that select a path through the forward: those left out
-    keep their default, and None, booleans and strings the given value. ``if mask is not None`` then
-    takes the branch that really runs. The captured module has the signature of the model, and
-    ignores these arguments: they are listed in :attr:`Graph.constants`.
+    Example inputs also settle the arguments that select a path through the forward: None, booleans
+    and strings, given or left out, keep their value, so that ``if mask is not None`` takes the
+    branch that really runs. Other defaults that are left out stay arguments of the graph where
+    torch.fx can trace them, and keep their value where it cannot. The captured module has the
+    signature of the model and ignores the arguments that keep their value: they are listed in
+    :attr:`Graph.constants`.
 
     Args:
         model: any module that torch.fx can trace. It is neither changed nor copied.
@@ -47,8 +49,7 @@ def capture(
     """
     inputs = _together(args, kwargs)
     arguments = None if inputs is None else _bound(model, inputs)
-    constants = {} if arguments is None else constants_of(model, arguments)
-    module = _traced(model, constants)
+    module, constants = _traced(model, arguments)
     _follow_in_place_operations(module)
     if inputs is not None and arguments is not None:
         try:
@@ -73,16 +74,33 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         raise _does_not_run(inputs, error) from error
 
 
-def _traced(model: nn.Module, constants: Mapping[str, Any]) -> fx.GraphModule:
+Traced = tuple[fx.GraphModule, dict[str, Any]]
+
+
+def _traced(model: nn.Module, arguments: Mapping[str, Any] | None) -> Traced:
+    """The graph module, and the arguments that are constant in it."""
+    defaults = {} if arguments is None else left_out(model, arguments)
+    constants = selecting({**defaults, **(arguments or {})})
     try:
         graph = Tracer(constants).trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        raise ModelError(
-            f"torch.fx cannot trace {type(model).__name__}: {error}. "
-            "Usual causes are Python branches or loops over tensor values in forward()."
-        ) from error
-    keep_signature(graph, model)
-    return fx.GraphModule(model, graph)
+        if defaults.keys() <= constants.keys():
+            raise _cannot_trace(model, error) from error
+        # A number that is left out stays an argument of the graph where that is possible. Here it
+        # is not: the forward counts with it, as in "for _ in range(steps)".
+        constants |= defaults
+        try:
+            graph = Tracer(constants).trace(model)
+        except Exception as second:
+            raise _cannot_trace(model, second) from second
+    return fx.GraphModule(model, graph), constants
+
+
+def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
+    return ModelError(
+        f"torch.fx cannot trace {type(model).__name__}: {error}. "
+        "Usual causes are Python branches or loops over tensor values in forward()."
+    )
 
 
 def _does_not_run(inputs: Inputs, error: Exception) -> ModelError:
