@@ -478,3 +478,43 @@ def test_residual_constant_operand() -> None:
     lean = simplify(model, x)
     assert "branch.0" not in weighted_layers(lean)
     assert_same_outputs(model, lean, x)
+
+
+class Optional(nn.Module):
+    """A model with a second input that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, extra: Tensor | None = None, *, twice: bool = False) -> Tensor:
+        y = self.a(x)
+        if extra is not None:
+            y = y + self.b(extra)
+        return self.head(y.relu()) * (2 if twice else 1)
+
+
+def test_an_optional_argument_that_is_left_out_stays_out() -> None:
+    model, x = Optional().double().eval(), torch.randn(4, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.weight[:6], model.a.bias[:6] = 0, 0
+    lean = simplify(model, x)
+    assert lean.get_submodule("a").out_features == 10
+    torch.testing.assert_close(lean(x), model(x), rtol=0, atol=1e-12)
+    assert plan_of(lean).constants == {"extra": None, "twice": False}
+    again = apply(SimplificationPlan.from_json(plan_of(lean).to_json()), Optional().double())
+    for copied in (copy.deepcopy(lean), again, pickle.loads(pickle.dumps(lean))):
+        assert copied(x).shape == (4, 3)
+        for more in ({"extra": x}, {"twice": True}):
+            with pytest.raises(TypeError, match=next(iter(more))):
+                copied(x, **more)
+
+
+def test_an_optional_argument_that_is_given_is_followed() -> None:
+    model, x = Optional().double().eval(), torch.randn(2, 4, 8, dtype=torch.float64).unbind()
+    with torch.no_grad():
+        for layer in (model.a, model.b):
+            layer.weight[:6], layer.bias[:6] = 0, 0
+    lean = simplify(model, x)
+    assert lean.get_submodule("b").out_features == 10
+    torch.testing.assert_close(lean(*x), model(*x), rtol=0, atol=1e-12)

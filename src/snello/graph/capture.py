@@ -21,6 +21,8 @@ def capture(
     model: nn.Module,
     args: Example | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    *,
+    constants: Mapping[str, Any] | None = None,
 ) -> Graph:
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
@@ -38,6 +40,8 @@ def capture(
             evaluation mode is run. None for a graph without shapes, in which every argument is
             traced.
         kwargs: keyword arguments, in addition to those in ``args``.
+        constants: arguments that keep a value where no example inputs settle them, as in
+            :attr:`Graph.constants` of an earlier capture: the same path is captured again.
 
     Returns:
         The graph. Shapes are read with :func:`shape_of`.
@@ -49,7 +53,7 @@ def capture(
     """
     inputs = _together(args, kwargs)
     arguments = None if inputs is None else _bound(model, inputs)
-    module, constants = _traced(model, arguments)
+    module, kept = _traced(model, arguments, constants or {})
     _follow_in_place_operations(module)
     if inputs is not None and arguments is not None:
         try:
@@ -57,7 +61,7 @@ def capture(
         except Exception as error:  # whatever an operation raises on inputs that do not fit it
             raise _does_not_run(inputs, error) from error
     tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
-    return Graph(module, _calls(module), frozenset(tied), constants)
+    return Graph(module, _calls(module), frozenset(tied), kept)
 
 
 def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
@@ -77,10 +81,10 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 Traced = tuple[fx.GraphModule, dict[str, Any]]
 
 
-def _traced(model: nn.Module, arguments: Mapping[str, Any] | None) -> Traced:
+def _traced(model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any]) -> Traced:
     """The graph module, and the arguments that are constant in it."""
     defaults = {} if arguments is None else left_out(model, arguments)
-    constants = selecting({**defaults, **(arguments or {})})
+    constants = {**known, **selecting({**defaults, **(arguments or {})})}
     try:
         graph = Tracer(constants).trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy

@@ -262,6 +262,8 @@ class SimplificationPlan:
         fills, sums, picks, drops, numbers, overhangs, gates, statics: changes to the graph.
         left_alone: layer or node name -> why nothing was removed there.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
+        constants: arguments of the forward that the captured path fixes, such as an optional one that was
+            left out; see :attr:`snello.graph.Graph.constants`. The lean model does not take them.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -279,6 +281,7 @@ class SimplificationPlan:
     statics: tuple[Statics, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
     base: SimplificationPlan | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> int:
@@ -334,6 +337,10 @@ class SimplificationPlan:
             statics=tuple(_record(Statics, x) for x in data.get("statics", ())),
             left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
+            constants={
+                str(name): tuple(value) if isinstance(value, list) else value
+                for name, value in data.get("constants", {}).items()
+            },
         )
 
     def __str__(self) -> str:

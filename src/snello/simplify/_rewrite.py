@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from snello.graph import capture
 
 from ._calls import DROPOUTS, argument, one_by_one
 from ._code import reach_directly
+from ._fixed import erase_arguments
 from ._lean_attention import dense, is_attention
 from ._lean_gate import AppendedMeans, StaticChannels, add_gate
 from ._lean_position import Overhangs, add_table
@@ -46,11 +48,12 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
         model = apply(plan.base, model)
     # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
     copied = sharing_parameters(model).eval()
-    lean = capture(copied).module
+    lean = capture(copied, constants=plan.constants).module
     _check(plan, lean)
-    _wake_dropout(copied, lean)
+    _wake_dropout(copied, lean, plan.constants)
     _Rewriter(lean).edit(plan)
     lean.graph.eliminate_dead_code()
+    erase_arguments(lean.graph, plan.constants)
     lean.delete_all_unused_submodules()
     # Only what is still called is narrowed: a dead branch has gone with its layers.
     present = dict(lean.named_modules())
@@ -148,12 +151,13 @@ def _check_attention(name: str, plan: AttentionPlan, module: nn.Module | None) -
         )
 
 
-def _wake_dropout(model: nn.Module, lean: fx.GraphModule) -> None:
+def _wake_dropout(model: nn.Module, lean: fx.GraphModule, constants: Mapping[str, Any]) -> None:
     """Functional dropout whose ``training`` follows the model's mode becomes a module, which follows it too."""
     if not any(node.target in DROPOUTS for node in lean.graph.nodes):
         return
     try:
-        in_training = {node.name: node for node in capture(model.train()).module.graph.nodes}
+        traced = capture(model.train(), constants=constants).module
+        in_training = {node.name: node for node in traced.graph.nodes}
     finally:
         model.eval()
     for node in list(lean.graph.nodes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,7 @@ from ._analysis import Analysis, Arrangement, analyse, arrange, whole_readers
 from ._attention import is_attention, why_not
 from ._cost import prefer_plain, prefer_speed, round_up, saves_bytes, saves_time
 from ._draft import Draft
+from ._fixed import checked_constants
 from ._optimizer import rebind
 from ._overwrite import overwritable
 from ._plan import SimplificationPlan
@@ -81,7 +83,9 @@ def simplify(
     lean = build(source)
     if _stored(lean) > _stored(source):  # a constant or two can be more than a tiny neuron
         grown = {"the model": "it would only have grown"}
-        plan = SimplificationPlan(plan.input_shapes, left_alone=grown, base=plan.base)
+        plan = SimplificationPlan(
+            plan.input_shapes, left_alone=grown, base=plan.base, constants=plan.constants
+        )
         lean = apply(plan, source)
     lean.train(model.training)
     if optimizer is not None:
@@ -142,6 +146,7 @@ def _decide(model: nn.Module, inputs: tuple[Tensor, ...], prefer: str, round_to:
         if not layout.is_natural:
             draft.fill(operand, reader, analysis.axes[operand], layout, Layout.whole(layout.width))
     plan = draft.plan(_left_alone(model, analysis, arrangement), removes=removes)
+    plan = replace(plan, constants=checked_constants(analysis.graph.constants))
     return analysis, arrangement, plan, draft.values
 
 

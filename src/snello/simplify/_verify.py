@@ -212,7 +212,7 @@ def _first_difference(
 ) -> str:
     """Name of the first node whose present channels differ."""
     assert isinstance(lean, fx.GraphModule)
-    original, candidate = _Recorder(capture(reference).module), _Recorder(lean)
+    original, candidate = _Recorder(capture(reference, batch).module), _Recorder(lean)
     with torch.no_grad():
         original.run(*(x.clone() for x in batch))
         candidate.run(*(x.clone() for x in batch))
