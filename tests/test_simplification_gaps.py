@@ -130,3 +130,36 @@ def test_permutation_between_the_ends_of_a_run_is_no_run() -> None:
     lean = simplify(model, image(2, 3, 6, 5))
     assert width(lean, "second") == (3, 3)
     assert_same_outputs(model, lean, image(3, 3, 4, 7))
+
+
+def test_sum_leaves_an_operand_whole_that_is_read_later() -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.left(x)
+        return m.first(y + m.right(x)) + m.second(y)
+
+    layers = {"left": conv(3, 6), "right": conv(3, 6), "first": conv(6, 4), "second": conv(6, 4)}
+    model = ready(Net(body, **layers))
+    with torch.no_grad():
+        model.right.weight[[1, 2]] = 0
+    lean = simplify(model, image(2, 3, 6, 5))
+    assert width(lean, "right") == (4, 3)
+    with torch.no_grad():
+        assert_same_outputs(model, lean, image(3, 3, 4, 7))
+
+
+def test_second_simplification_leaves_the_border_patterns_of_the_first() -> None:
+    def block(kernel: int) -> list[nn.Module]:
+        depthwise = nn.Conv2d(12, 12, kernel, padding=kernel // 2, groups=12)
+        return [conv(3, 12, 1), nn.Sigmoid(), depthwise, nn.ReLU6(), conv(12, 3, 1), nn.Sigmoid()]
+
+    model = ready(nn.Sequential(*block(3), *block(5)))
+    x = image(2, 3, 8, 7)
+    with torch.no_grad():
+        model[0].weight[:9] = 0
+        first = simplify(model, x)
+        model[6].weight[:11] = 0
+        first.get_submodule("6").weight[:11] = 0
+    second = simplify(first, x)
+    assert second.get_submodule("4").table.shape == (3, 16)
+    for shape in ((3, 3, 8, 7), (1, 3, 4, 9)):
+        assert_same_outputs(model, second, image(*shape))
