@@ -1,9 +1,9 @@
-"""Plans and model files written by version 0.1's ``snello.simplify`` are read, applied and run as they were then.
+"""Plans and model files written before are read, applied and run as they were when they were written.
 
 ``golden/simplification/`` holds, for each network below, a plan (``NAME.json``, version 4; two of them also in
 versions 2 and 3), the structure of the lean network and its output for weights that are a fixed function of
 their names (``structures.json``); and model files with their outputs (``models.json``). The code that wrote
-them is gone, so there is no switch to overwrite them: a difference means that files in use no longer load. The
+them may be gone, so there is no switch to overwrite them: a difference means that files in use no longer load. The
 networks are built here, so that they never change.
 """
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snello
-from snello.simplification import SimplificationPlan, apply, plan_of
+from snello.simplify import SimplificationPlan, apply, plan_of
 
 GOLDEN = Path(__file__).parent / "golden" / "simplification"
 Shape = tuple[int, ...]

@@ -172,7 +172,8 @@ def _parameter(graph: Graph, node: fx.Node, axis: int) -> Parameter | None:
         or attribute not in {**holder._parameters, **holder._buffers}
     ):
         return None
-    tensor = getattr(holder, attribute).detach().cpu().double().movedim(axis, 0).flatten(1)
+    tensor = getattr(holder, attribute).detach().cpu().double().movedim(axis, 0)
+    tensor = tensor.reshape(len(tensor), -1)  # a parameter with one axis, too: layer scale on tokens
     uniform = (tensor == tensor[:, :1]).all(1)
     return Parameter(name, axis, Signal.of(uniform, tensor[:, 0]))
 
