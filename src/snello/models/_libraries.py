@@ -64,7 +64,7 @@ def torchvision_names() -> list[str]:
         MissingExtraError: without torchvision.
         ModelError: if it would come from the working folder.
     """
-    models = _library("torchvision.models", "train")
+    models = _library(lambda: require("torchvision.models", "train", "a model of torchvision"))
     return list(models.list_models())
 
 
@@ -78,7 +78,7 @@ def _torchvision(name: str) -> Factory | None:
 
 
 def _timm(name: str) -> Factory | None:
-    timm = _library("timm", "timm")
+    timm = _library(lambda: require("timm", "timm", "a model of timm"))
     # A source such as 'hf-hub:...' has a colon and is no registered name.
     if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
         return None
@@ -86,7 +86,7 @@ def _timm(name: str) -> Factory | None:
 
 
 def _transformers(name: str) -> Factory | None:
-    transformers = _library("transformers", "huggingface")
+    transformers = _library(lambda: require("transformers", "huggingface", "a model of transformers"))
     if not _CLASS_NAME.fullmatch(name) or name not in transformers.__all__:
         return None
     with installed_packages_only():
@@ -179,15 +179,15 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
 
 
-def _library(module: str, extra: str) -> ModuleType:
-    package = module.partition(".")[0]
+def _library(imported: Callable[[], ModuleType]) -> ModuleType:
     with installed_packages_only():
         try:
-            found = require(module, extra, f"a model of {package}")
+            found = imported()
         except MissingExtraError:
             raise
         except Exception as error:  # a broken installation raises anything
-            raise ModelError(f"{package} cannot be imported: {error}") from error
+            raise ModelError(f"a library of models cannot be imported: {error}") from error
+    package = found.__name__.partition(".")[0]
     # The user's own program may have imported it before, with the working folder on the path.
     origin, here = getattr(sys.modules[package], "__file__", None), _working_folder()
     if origin and here is not None and here in Path(origin).resolve().parents[:2]:
