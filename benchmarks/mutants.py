@@ -59,7 +59,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant.
+    """The verdict on a mutant.
 
     Attributes:
         id: of the mutant.
@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[list[Mutant], list[str]]:
 
 
 def problem(mutant: Mutant, root: Path) -> str | None:
-    """Why a mutant cannot be applied to a checkout; None if it can."""
+    """Return the reason why a mutant cannot be applied to a checkout; None if it can."""
     path = root / mutant.file
     if not path.is_file():
         return f"{mutant.id}: there is no {mutant.file}"
@@ -118,14 +118,15 @@ def _run(mutant: Mutant, tests: list[str], copy: Path, limit: float) -> tuple[st
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         try:
             found = subprocess.run([*command, file], check=False, timeout=limit, **options)
+            if not found.returncode:
+                continue
+            failed = FAILED.search(found.stdout)
+            by = failed[1] if failed else file
+            # Alone and a second time: a test that fails now and then finds nothing.
+            again = subprocess.run([*command, by], check=False, timeout=limit, **options)
         except subprocess.TimeoutExpired:
             return "killed", f"{file}: more than {limit:.0f} s"
-        if not found.returncode:
-            continue
-        failed = FAILED.search(found.stdout)
-        by = failed[1] if failed else file
-        # Alone and a second time: a test that fails now and then finds nothing.
-        if subprocess.run([*command, by], check=False, timeout=limit, **options).returncode:
+        if again.returncode:
             return "killed", by
     return "survived", ""
 

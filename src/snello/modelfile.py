@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.codec import decompress
+from snello.codec import decompress, is_container
 from snello.errors import ConfigError, ModelError
 from snello.files import write_file as write_file
 from snello.models import ModelSpec, build_untrusted, trusted_names
@@ -176,12 +176,6 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: the state_dict holds other things than tensors")
     return data, state
-
-
-def is_container(path: str | Path) -> bool:
-    """Tell a bitstream from a model file by its first bytes; the rest of the magic is for the codec to judge."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"\x89SNL"
 
 
 def summary(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from snello import modelfile
-from snello.codec import Header, read_header
+from snello.codec import Header, is_container, read_header
 from snello.errors import ConfigError
 
 HELP = "show what is in a bitstream or a model file: record, tensors, sizes, settings, digests"
@@ -45,7 +45,7 @@ def inspect(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}")
-    return _container(path) if modelfile.is_container(path) else _model_file(path)
+    return _container(path) if is_container(path) else _model_file(path)
 
 
 def _container(path: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ISO/IEC Standard", ICML Workshop Neural Compression 2023, https://openreview.net
 from snello.codec._container import Decompressed as Decompressed
 from snello.codec._container import compress as compress
 from snello.codec._container import decompress as decompress
+from snello.codec._container import is_container as is_container
 from snello.codec._container import read_header as read_header
 from snello.codec._container import stream_of as stream_of
 from snello.codec._limits import Limits as Limits
@@ -46,6 +47,7 @@ __all__ = [
     "decode",
     "decompress",
     "encode",
+    "is_container",
     "quantised",
     "read_header",
     "step_sizes",

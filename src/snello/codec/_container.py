@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -129,6 +130,16 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
         for entry in header.tensors
     }
     return Decompressed(tensors, header.record, header.settings)
+
+
+def is_container(path: str | Path) -> bool:
+    """Tell a bitstream from other files by its first bytes; :func:`read_header` judges the rest of the magic.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(4) == MAGIC[:4]
 
 
 def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:

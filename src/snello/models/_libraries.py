@@ -116,7 +116,7 @@ LIBRARIES: dict[str, Callable[[str], Factory | None]] = {
     "timm.models": _timm,
     "transformers": _transformers,
 }
-"""What may stand before the colon -> look-up in the registry of that library."""
+"""Part of a name before the colon -> look-up in the registry of that library."""
 
 
 def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
