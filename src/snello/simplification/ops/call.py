@@ -1,0 +1,87 @@
+"""A call in the graph, as rules look at it: by position or by name, as function, method or module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from snello.graph import Graph, shape_of
+
+
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> Any:
+    """Return an argument of a call that may be given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Return sizes or axes that may be given as one sequence: ``view(2, 3)`` and ``view((2, 3))``."""
+    nested = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
+    return tuple(arguments[0] if nested else arguments)
+
+
+def sizes(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's output; empty where it is not one tensor."""
+    return shape_of(node) or ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node, and what is known so far of the channels before it.
+
+    Attributes:
+        graph: with shapes.
+        node: the call.
+        axes: node -> the axis of its channels, for the nodes whose channels are known.
+    """
+
+    graph: Graph
+    node: fx.Node
+    axes: Mapping[fx.Node, int]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that is called; None for a function or a method."""
+        return self.graph.layer(self.node)
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the module that is called."""
+        return str(self.node.target)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the output; None where it is not one tensor."""
+        return shape_of(self.node)
+
+    def argument(self, position: int, name: str, default: object = None) -> Any:
+        """Return an argument that may be given by position or by name."""
+        return argument(self.node, position, name, default)
+
+    def operand(self, axis: int) -> fx.Node | None:
+        """Return the first argument if its channels are, or may be, on this axis.
+
+        Nothing may be known of its channels: an input of the network, an unknown operation.
+        """
+        operand = self.argument(0, "input")
+        if not isinstance(operand, fx.Node):
+            return None
+        shape = sizes(operand)
+        if len(shape) < 2 or self.shape is None:
+            return None
+        axis = axis % len(shape)
+        return operand if self.axes.get(operand, axis) == axis else None
+
+    def known_operand(self, axis: int) -> fx.Node | None:
+        """Return the first argument if its channels are known to be on this axis."""
+        operand = self.operand(axis)
+        return operand if operand in self.axes else None
+
+    def moving_operand(self) -> tuple[fx.Node, int] | None:
+        """Return the first argument with the axis of its channels, wherever that is."""
+        operand = self.argument(0, "input")
+        if not isinstance(operand, fx.Node) or operand not in self.axes or not sizes(operand):
+            return None
+        return operand, self.axes[operand]

@@ -1,0 +1,312 @@
+"""Layers that have neurons of their own: Linear, every convolution, Embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from snello.neurons import padding_of
+
+from ..ir.channels import Layout, Signal
+from ..ir.edits import Geometry
+from ..ir.folds import BorderFold, Fold, GateFold, TableFold
+from ..ir.plan import LayerPlan, Slice
+from .call import Call, sizes
+from .operation import FoldedIn, Lowered, Operation, Placement, Wanted
+from .registry import rule_for
+
+_POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Producer(Operation):
+    """An operation that decides which channels exist.
+
+    Attributes:
+        name: qualified name of the module.
+    """
+
+    name: str
+
+    produces: ClassVar[bool] = True
+
+    def produced(self, signal: Signal, useful: Tensor, forced: Tensor | None) -> Layout:
+        """Return the useful channels that are not constant, or those that others force to stay."""
+        order = forced if forced is not None else (useful & ~signal.constant).nonzero().flatten()
+        return Layout(order, signal.value.index_fill(0, order, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Producer):
+    """Linear, convolutions and transposed convolutions, grouped or not.
+
+    A convolution that was simplified before may have a second operand: the gate that it reads, as it is.
+
+    Attributes:
+        module: the layer.
+    """
+
+    module: nn.Module
+
+    @cached_property
+    def groups(self) -> int:
+        """Number of groups; 1 for Linear."""
+        return self.module.groups if isinstance(self.module, _ConvNd) else 1
+
+    @cached_property
+    def taps(self) -> Tensor:
+        """The weight by group: shape (groups, out per group, in per group, kernel positions), on the CPU."""
+        weight: Tensor = self.module.weight.detach().cpu()  # type: ignore[union-attr, operator, assignment]
+        if isinstance(self.module, _ConvTransposeNd):
+            by_input = weight.reshape(self.groups, -1, weight.shape[1], *weight.shape[2:])
+            by_output = by_input.transpose(1, 2)
+            return by_output.flatten(3) if weight.dim() > 2 else by_output
+        return weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
+
+    @cached_property
+    def connected(self) -> Tensor:
+        """True where any tap joins an output to an input: shape (groups, out per group, in per group)."""
+        return (self.taps != 0).any(3)
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias in float64, zeros where the layer has none: shape (out,)."""
+        bias = self.module.bias
+        if isinstance(bias, Tensor):
+            return bias.detach().cpu().double()
+        return torch.zeros(self.taps.shape[0] * self.taps.shape[1], dtype=torch.float64)
+
+    @cached_property
+    def folded(self) -> dict[str, Tensor]:
+        """Buffers of folds that the layer holds already, by name: float64, shape (out, *)."""
+        axis = 1 if isinstance(self.module, _ConvTransposeNd) else 0
+        buffers = {name: getattr(self.module, name, None) for name in Fold.family}
+        return {
+            name: buffer.detach().cpu().double().movedim(axis, 0).flatten(1)
+            for name, buffer in buffers.items()
+            if isinstance(buffer, Tensor)
+        }
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True for a convolution that makes each position of the same position alone, of all channels."""
+        conv = self.module
+        if type(conv) not in _POINTWISE or not isinstance(conv, _ConvNd) or conv.groups > 1:
+            return False
+        return set(conv.kernel_size) == {1} == set(conv.stride) and not any(
+            conv._reversed_padding_repeated_twice
+        )
+
+    @property
+    def depends_on_position(self) -> bool:
+        """True if a constant input other than zero may give another value at another position.
+
+        Zero padding cuts part of the kernel off at the border; a transposed convolution reaches each
+        position through another subset of its kernel.
+        """
+        return isinstance(self.module, _ConvTransposeNd) or pads_with_zeros(self.module)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the convolution."""
+        conv = self.module
+        assert isinstance(conv, _ConvNd)
+        before, after = padding_of(conv)
+        return Geometry(
+            tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation), before, after
+        )
+
+    def propagate(self, *signals: Signal) -> Signal:
+        signal = signals[0]
+        groups, _, fan_in, _ = self.taps.shape
+        varying = ~signal.constant
+        if self.depends_on_position:
+            varying = varying | (signal.value != 0)
+        constant = ~(self.connected & varying.reshape(groups, 1, fan_in)).any(2).flatten()
+        for folded in self.folded.values():
+            constant &= (folded == 0).all(1)
+        added = self.contribution(signal.value.masked_fill(varying, 0)).sum(1)
+        return Signal.of(constant, self.bias + added)
+
+    def contribution(self, value: Tensor) -> Tensor:
+        """Return what constant inputs add through each kernel position: float64, shape (out, positions)."""
+        groups, _, fan_in, _ = self.taps.shape
+        value = value.reshape(groups, fan_in)
+        if groups == 1:  # only the columns that matter: a layer can be large
+            columns = value[0].nonzero().flatten()
+            taps = self.taps[:, :, columns].double()
+            return torch.einsum("goik,gi->gok", taps, value[:, columns]).flatten(0, 1)
+        return torch.einsum("goik,gi->gok", self.taps.double(), value).flatten(0, 1)
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        # A constant neuron is not computed, so that it reads nothing.
+        groups, fan_out = self.taps.shape[:2]
+        needed = (useful & ~signal.constant).reshape(groups, fan_out, 1)
+        gates = [needed.any().expand(len(gate.constant)) for gate in signals[1:]]
+        return [(self.connected & needed).any(1).flatten(), *gates]
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        layout, *gates = received
+        produced = self.produced(signal, useful, forced)
+        if self.groups > 1:
+            return self._arrange_groups(layout, produced)
+        if layout.is_empty and not produced.is_empty:
+            layout = layout.arranged(torch.zeros(1, dtype=torch.long))  # no layer can read nothing at all
+        # The channels of a gate are where they were.
+        whole = [gate if produced.is_empty else Layout.whole(gate.width) for gate in gates]
+        return [layout, *whole], produced
+
+    def _arrange_groups(self, layout: Layout, produced: Layout) -> Wanted:
+        """Whole groups vanish; the inputs of those that stay follow each other, group by group."""
+        groups, fan_out, fan_in, _ = self.taps.shape
+        outputs = produced.present.reshape(groups, fan_out)
+        present = layout.present.reshape(groups, fan_in)
+        unfed = outputs.any(1) & ~present.any(1)
+        needed = torch.zeros_like(present)
+        # All inputs constant, yet the output is not: it depends on the position, and needs its constants.
+        needed[unfed] = layout.absent.reshape(groups, fan_in)[unfed] != 0
+        needed[unfed & ~needed.any(1), 0] = True
+        layout = layout.extended(needed.flatten())
+        group = layout.order // fan_in
+        inputs = layout.order[outputs.any(1)[group]]
+        if not _even(inputs // fan_in, produced.order // fan_out):
+            return self._uneven(layout, produced)
+        # The groups follow each other in the order in which their first inputs arrive.
+        first = torch.full((groups,), len(group)).scatter_reduce(
+            0, group, torch.arange(len(group)), "amin"
+        )
+        inputs = inputs[torch.argsort(first[inputs // fan_in], stable=True)]
+        by_group = torch.argsort(first[produced.order // fan_out], stable=True)
+        return [layout.arranged(inputs)], Layout(produced.order[by_group], produced.absent)
+
+    def _uneven(self, layout: Layout, produced: Layout) -> Wanted:
+        """Groups of different sizes: a ragged convolution takes what there is, in any order."""
+        if not isinstance(self.module, _ConvTransposeNd):
+            return [layout], produced
+        groups, fan_out, fan_in, _ = self.taps.shape
+        alive = torch.zeros(groups, dtype=torch.bool).index_fill(0, produced.order // fan_out, True)
+        inputs, outputs = (alive.repeat_interleave(n).nonzero().flatten() for n in (fan_in, fan_out))
+        return [layout.arranged(inputs)], Layout(outputs, produced.absent.index_fill(0, outputs, 0))
+
+    def lower(self, placement: Placement) -> Lowered:
+        layout, produced = placement.wanted[0], placement.produced
+        constants = self.contribution(layout.absent)[produced.order]
+        border = self.depends_on_position and bool((constants != 0).any())
+        if "border" in self.folded:
+            border, constants = True, constants + self.folded["border"][produced.order]
+        bias = self.bias[produced.order]
+        if not border:
+            bias = bias + constants.sum(1)
+        has_bias = isinstance(self.module.bias, Tensor) or bool((bias != 0).any())
+        own: tuple[Fold, ...] = (BorderFold(),) if border else ()
+        folded = int((layout.absent != 0).sum()) + sum(fold.constants for fold in placement.folds)
+        plan = LayerPlan(
+            outputs=produced.width, inputs=layout.width,
+            kept_outputs=tuple(produced.order.tolist()), kept_inputs=tuple(layout.order.tolist()),
+            groups=self.groups, bias=has_bias, folded=folded,
+            folds=(*own, *self._held(placement.folds)),
+        )  # fmt: skip
+        values = {fold.record.tag: fold.value for fold in placement.folds}
+        if has_bias:
+            values["bias"] = bias
+        if border:
+            assert isinstance(self.module, _ConvNd)
+            transposed = isinstance(self.module, _ConvTransposeNd)
+            one = (1, len(bias)) if transposed else (len(bias), 1)
+            values["border"] = constants.reshape(*one, *self.module.kernel_size)
+        return Lowered(
+            layers={self.name: plan},
+            values={f"{self.name}.{name}": value for name, value in values.items()},
+            edits=self.adapters(placement),
+        )
+
+    def _held(self, folds: Sequence[FoldedIn]) -> list[Fold]:
+        """Folds other than the border's: those of an earlier simplification stay, those from outside come."""
+        held: dict[str, Fold] = {}
+        if "table" in self.folded:
+            held["table"] = TableFold(self.folded["table"].shape[1])
+        if "gated" in self.folded:
+            held["gated"] = GateFold(self.folded["gated"].shape[1])
+        return list((held | {fold.record.tag: fold.record for fold in folds}).values())
+
+
+@rule_for(nn.Linear)
+def linear(call: Call) -> Operation | None:
+    """A linear layer: its channels are on the last axis."""
+    return None if call.shape is None else _weighted(call, len(call.shape) - 1)
+
+
+@rule_for(_ConvNd)
+def convolution(call: Call) -> Operation | None:
+    """A convolution of a batch; not an unbatched one, nor a transposed one with an output size."""
+    assert call.module is not None
+    weight: Tensor = call.module.weight  # type: ignore[assignment]
+    if call.shape is None or len(call.shape) != weight.dim() or len(call.node.args) > 1:
+        return None
+    return _weighted(call, 1)
+
+
+def _weighted(call: Call, axis: int) -> Operation | None:
+    operand = call.operand(axis)
+    if operand is None:
+        return None
+    assert call.module is not None
+    gate = call.node.kwargs.get("gate")
+    operands = (operand, gate) if isinstance(gate, fx.Node) else (operand,)
+    return Weighted(call.node, operands, (axis,) * len(operands), axis, call.name, call.module)
+
+
+@rule_for(nn.Embedding)
+@dataclass(frozen=True, eq=False)
+class EmbeddingColumns(Producer):
+    """An embedding: its neurons are the columns of its table; equal entries make one a constant."""
+
+    module: nn.Embedding
+
+    @classmethod
+    def match(cls, call: Call) -> EmbeddingColumns | None:
+        """Embeddings whose table is read as it is."""
+        module = call.module
+        assert isinstance(module, nn.Embedding)
+        if call.shape is None or module.max_norm is not None or module.sparse:
+            return None
+        return cls(call.node, (), (), len(sizes(call.node)) - 1, call.name, module)
+
+    def propagate(self, *signals: Signal) -> Signal:
+        table = self.module.weight.detach().cpu().double()
+        return Signal.of((table == table[:1]).all(0), table[0])
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return []
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        return [], self.produced(signal, useful, forced)
+
+    def lower(self, placement: Placement) -> Lowered:
+        produced = placement.produced
+        if produced.is_natural:
+            return Lowered()
+        kept = tuple(produced.order.tolist())
+        return Lowered(parameters={f"{self.name}.weight": (Slice(1, kept),)})
+
+
+def _even(*group_of: Tensor) -> bool:
+    """True if every group that occurs occurs equally often, in each list."""
+    return all(len(set(torch.unique(g, return_counts=True)[1].tolist())) <= 1 for g in group_of)
+
+
+def pads_with_zeros(module: nn.Module) -> bool:
+    """True for a convolution that puts zeros beside what it reads."""
+    if not isinstance(module, _ConvNd) or module.padding_mode != "zeros":
+        return False
+    return module.padding != "valid" if isinstance(module.padding, str) else any(module.padding)

@@ -1,0 +1,103 @@
+"""The public registry of rules: which operation a call is.
+
+>>> @rule_for(MySwish)                       # a module class, a function, or the name of a tensor method
+... def my_swish(call: Call) -> Operation | None:
+...     operand = call.known_operand(axis=1)
+...     return operand and Elementwise.of(call, operand, lambda v: v * torch.sigmoid(call.module.beta * v))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from snello.graph import Graph, TargetTable
+
+from .call import Call
+from .operation import Operation
+
+Matcher = Callable[[Call], Operation | None]
+Pattern = Callable[[Graph], Iterator[tuple[fx.Node, Operation]]]
+
+_rules: TargetTable[Matcher] = TargetTable()
+_patterns: list[Pattern] = []
+
+Registered = TypeVar("Registered", bound=Any)
+
+
+def register_rule(target: Any, matcher: Matcher) -> None:
+    """Let a matcher decide which operation the calls of a target are.
+
+    Args:
+        target: a module class, a function, the name of a tensor method ("view"), or the dotted name of a
+            class or function of a library that need not be installed ("package.module.Class").
+        matcher: takes a :class:`Call`, returns an :class:`Operation`, or None to leave it to the next one.
+            The matcher that was registered last is asked first.
+    """
+    _rules.add(target, matcher)
+
+
+def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
+    """Register a matcher, or an operation's class with a classmethod ``match``, for some targets.
+
+    Arguments as for :func:`register_rule`.
+    """
+
+    def register(matcher: Registered) -> Registered:
+        for target in targets:
+            register_rule(target, matcher.match if isinstance(matcher, type) else matcher)
+        return matcher
+
+    return register
+
+
+def register_pattern(pattern: Pattern) -> Pattern:
+    """Register a search for operations that stand for several nodes, such as a shuffle in three steps.
+
+    The pattern yields each node with its operation; where operands do not have their channels on the
+    axes that the operation expects, its nodes are matched one by one instead.
+    """
+    _patterns.append(pattern)
+    return pattern
+
+
+def patterns(graph: Graph) -> dict[fx.Node, Operation]:
+    """Operations that stand for several nodes, by node."""
+    return {node: operation for pattern in _patterns for node, operation in pattern(graph)}
+
+
+def find_operation(call: Call) -> Operation | None:
+    """Return the operation that a call is; None if there is no rule for it.
+
+    A layer that is called twice cannot be narrowed in two ways, and a weight that is computed cannot be
+    narrowed at all: their calls have no operation.
+    """
+    module = call.module
+    if module is not None and next(module.parameters(), None) is not None:
+        if call.graph.is_shared(call.name) or not is_plain(module):
+            return None
+    found = (matcher(call) for matcher in _matchers(call))
+    return next((operation for operation in found if operation is not None), None)
+
+
+def _matchers(call: Call) -> list[Matcher]:
+    if call.module is not None:
+        return _rules.find_module(call.module)
+    if call.node.op == "call_method":
+        return _rules.find_method(str(call.node.target))
+    return _rules.find_function(call.node.target) if call.node.op == "call_function" else []
+
+
+def is_plain(module: nn.Module) -> bool:
+    """True if no weight inside is computed: no parametrisation, no mask of torch.nn.utils.prune."""
+    return not any(parametrize.is_parametrized(m) or _is_computed(m) for m in module.modules())
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """True if a weight or bias is an attribute that is not a parameter itself."""
+    names = ("weight", "bias", "in_proj_weight", "in_proj_bias")
+    held = ((n, getattr(module, n, None)) for n in names)
+    return any(hasattr(value, "shape") and n not in module._parameters for n, value in held)
