@@ -123,6 +123,14 @@ class Operation:
     reads_shape_alone: ClassVar[bool] = False
     """Whether the operation reads the shape of its operands and none of their values."""
 
+    accumulates: ClassVar[bool] = False
+    """Whether the operation adds one operand to another, see :meth:`base`: operands keep their layouts."""
+
+    @property
+    def steps(self) -> tuple[fx.Node, ...]:
+        """Earlier nodes that this operation stands for, too: the first steps of a pattern."""
+        return ()
+
     @property
     def channelwise(self) -> tuple[fx.Node, ...]:
         """Operands whose channels are, one by one, the channels of the output."""
@@ -180,6 +188,10 @@ class Operation:
         """Return the records of the plan. By default: an adapter for each operand that needs one."""
         return Lowered(edits=self.adapters(placement))
 
+    def base(self, received: Sequence[Layout]) -> int:
+        """Return the position of the operand that the other one is added to, if it :attr:`accumulates`."""
+        raise NotImplementedError
+
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:
         """Adapters for the operands whose layout is not the wanted one."""
         found = []
@@ -190,6 +202,22 @@ class Operation:
             if not same_order(has, wants) and not wants.is_empty:
                 found.append(adapter(operand, self.node, axis, has, wants))
         return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed(Operation):
+    """A node that another node's operation stands for: it reads nothing and needs no record."""
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Absorbed:
+        """Make the operation of a node that has no operands of its own."""
+        return cls(node, (), (), None)
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return []
+
+    def lower(self, placement: Placement) -> Lowered:
+        return Lowered()
 
 
 def adapter(operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> Edit:

@@ -20,7 +20,7 @@ from .call import Call
 from .operation import Operation
 
 Matcher = Callable[[Call], Operation | None]
-Pattern = Callable[[Graph], Iterator[tuple[fx.Node, Operation]]]
+Pattern = Callable[[Graph], Iterator[Operation]]
 
 _rules: TargetTable[Matcher] = TargetTable()
 _patterns: list[Pattern] = []
@@ -57,16 +57,17 @@ def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
 def register_pattern(pattern: Pattern) -> Pattern:
     """Register a search for operations that stand for several nodes, such as a shuffle in three steps.
 
-    The pattern yields each node with its operation; where operands do not have their channels on the
-    axes that the operation expects, its nodes are matched one by one instead.
+    The pattern yields operations at the last of their nodes, with the earlier ones as ``steps``. Where an
+    operand does not have its channels on the axis that the operation expects, or where a step is also read
+    by a node outside, the nodes are matched one by one instead.
     """
     _patterns.append(pattern)
     return pattern
 
 
-def patterns(graph: Graph) -> dict[fx.Node, Operation]:
-    """Operations that stand for several nodes, by node."""
-    return {node: operation for pattern in _patterns for node, operation in pattern(graph)}
+def patterns(graph: Graph) -> Iterator[Operation]:
+    """Operations that stand for several nodes."""
+    return (operation for pattern in _patterns for operation in pattern(graph))
 
 
 def find_operation(call: Call) -> Operation | None:
