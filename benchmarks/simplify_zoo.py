@@ -42,7 +42,7 @@ from snello.deploy import latencies, pytorch_runner
 from snello.errors import SnelloError
 from snello.files import write_file
 from snello.reporting import Table, markdown, percent, progress, show
-from snello.simplify import simplify
+from snello.simplification import simplify
 
 QUICK = ("resnet-32", "resnet18", "mobilenet_v2", "densenet121", "swin_t", "lraspp_mobilenet_v3_large")
 LIMIT_SECONDS = 600  # for simplify(), twice, and judging

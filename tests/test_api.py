@@ -43,10 +43,16 @@ def test_nothing_public_is_left_out() -> None:
     assert public - NAMES <= files
 
 
-def test_verbs_are_functions_and_not_the_folders_of_the_same_name() -> None:
+def test_verbs_are_functions() -> None:
     assert callable(snello.simplify)
-    # The folder is still there for who wants more of it.
-    assert importlib.import_module("snello.simplify").simplify is snello.simplify
+    assert importlib.import_module("snello.simplification").simplify is snello.simplify
+
+
+@pytest.mark.parametrize("old", ["snello.simplify", "snello.simplify._plan"])
+def test_the_old_name_of_a_package_names_the_new_one(old: str) -> None:
+    with pytest.raises(ImportError, match=r"snello\.simplification"):
+        importlib.import_module(old)
+    assert callable(snello.simplify), "a failed import must not take the function away"
 
 
 def test_import_needs_torch_alone() -> None:

@@ -14,7 +14,16 @@ import snello
 
 SOURCE = Path(snello.__file__).parent
 ROOT = Path(__file__).parents[1]
-STATIONS = ("sensitivity", "pruning", "simplify", "codec", "deploy", "equilibrium", "models", "datasets")
+STATIONS = (
+    "sensitivity",
+    "pruning",
+    "simplification",
+    "codec",
+    "deploy",
+    "equilibrium",
+    "models",
+    "datasets",
+)
 PACKAGES = ("snello", *sorted(f"snello.{p.parent.name}" for p in SOURCE.glob("*/__init__.py")))
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -59,7 +68,7 @@ def test_stations_do_not_import_each_other(station: str) -> None:
 def test_the_import_reader_sees_what_it_should() -> None:
     """Lest the laws above hold because nothing is found."""
     assert "snello.errors.SnelloError" in _imports(SOURCE / "__init__.py")
-    assert "snello.simplify.plan_of" in _imports(SOURCE / "modelfile.py")
+    assert "snello.simplification.plan_of" in _imports(SOURCE / "modelfile.py")
     assert "snello.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
     assert "snello.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 

@@ -20,7 +20,7 @@ from snello.ratesearch._fisher import fisher
 from snello.ratesearch._probe import Probe, distance
 from snello.ratesearch._trial import coded_tensors, with_tensors
 from snello.ratesearch._workbench import first_below
-from snello.simplify import folds_of
+from snello.simplification import folds_of
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 

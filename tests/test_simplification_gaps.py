@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hard_cases import Net, conv
 from laws import assert_same_outputs, generator, randomise
-from snello.simplify import simplify
+from snello.simplification import simplify
 
 
 def ready(model: nn.Module, seed: int = 0) -> nn.Module:

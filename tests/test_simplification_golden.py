@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snello
-from snello.simplify import SimplificationPlan, apply, plan_of
+from snello.simplification import SimplificationPlan, apply, plan_of
 
 GOLDEN = Path(__file__).parent / "golden" / "simplification"
 Shape = tuple[int, ...]

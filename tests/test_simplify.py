@@ -19,7 +19,7 @@ from laws import assert_same_outputs, generator, kill, kill_neurons, parameter_c
 from snello.errors import ModelError
 from snello.models import CifarResNet, LeNet5, LeNet300
 from snello.neurons import neuron_count, weighted_layers
-from snello.simplify import (
+from snello.simplification import (
     SimplificationPlan,
     apply,
     apply_folds,
@@ -29,7 +29,8 @@ from snello.simplify import (
     plan_of,
     simplify,
 )
-from snello.simplify._plan import Drop
+from snello.simplification.ir.edits import DropOperands, Pick, SetNumber
+from snello.simplification.ir.folds import BorderFold
 from zoo import RESNET_32, ZOO, DeadBranch, Residual, Sample, average_pool, padded, tiny_mlp
 
 Shrunk = tuple[nn.Module, nn.Module, list[Tensor]]
@@ -106,7 +107,7 @@ def test_nothing_dead_changes_nothing(name: str) -> None:
     assert plan is not None
     assert plan.neurons_removed == 0
     assert plan.index_operations == 0
-    assert plan.picks == plan.numbers == ()
+    assert plan.edits_of(Pick) == plan.edits_of(SetNumber) == ()
     assert parameter_count(lean) == parameter_count(model)
     assert model.state_dict().keys() == lean.state_dict().keys()
     for x in inputs:
@@ -367,7 +368,7 @@ def test_a_plan_for_another_model_names_the_layer() -> None:
         apply(plan, LeNet300(in_features=100))
     with pytest.raises(ModelError, match="'fc1'"):
         apply(plan, tiny_mlp())
-    lost = replace(plan, drops=(Drop("nowhere", (0,)),))
+    lost = replace(plan, edits=(DropOperands("nowhere", (0,)),))
     with pytest.raises(ModelError, match="'nowhere'"):
         apply(lost, LeNet300())
 
@@ -449,7 +450,7 @@ def test_border_kernels_hold_at_another_resolution() -> None:
     lean = simplify(model, torch.randn(2, 2, 9, 8, dtype=torch.float64))
     plan = plan_of(lean)
     assert plan is not None
-    assert plan.layers["2"].border
+    assert plan.layers["2"].fold(BorderFold)
     for size in (3, 5, 17):
         assert_same_outputs(model, lean, torch.randn(1, 2, size, size + 1, dtype=torch.float64))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from laws import difference, generator, parameter_count
 from snello.graph import capture
 from snello.neurons import weighted_layers
-from snello.simplify import SimplificationPlan, apply, plan_of, simplify
+from snello.simplification import SimplificationPlan, apply, plan_of, simplify
 
 swin = pytest.importorskip("torchvision.models.swin_transformer")
 

@@ -19,8 +19,8 @@ from hard_cases import kill as kill_named
 from laws import generator, kill_neurons, randomise, tensors
 from snello.errors import ModelError, SimplifyError
 from snello.neurons import is_batchnorm
-from snello.simplify import apply, plan_of, simplify
-from snello.simplify._batchnorm import FoldedBatchNorm, apply_folds, fold_batchnorm, folds_of
+from snello.simplification import apply, plan_of, simplify
+from snello.simplification.batchnorm import FoldedBatchNorm, apply_folds, fold_batchnorm, folds_of
 from zoo import ZOO
 
 
@@ -323,7 +323,7 @@ def test_the_mode_is_kept(training: bool) -> None:
 
 
 def test_a_wrong_fold_is_refused_naming_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("snello.simplify._batchnorm")
+    module = importlib.import_module("snello.simplification.batchnorm")
     right = module.affine_of
     monkeypatch.setattr(
         module, "affine_of", lambda norm: (right(norm)[0], right(norm)[1] + (norm.num_features == 5))

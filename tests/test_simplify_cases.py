@@ -21,7 +21,7 @@ from hard_cases import CASES, REFUSED, Case, blind, kill, neurons_of, random_dea
 from laws import difference, generator, tensors
 from snello.errors import ModelError, SimplifyError, SnelloError
 from snello.neurons import weighted_layers
-from snello.simplify import apply, plan_of, simplify
+from snello.simplification import apply, plan_of, simplify
 
 Inputs = tuple[Tensor, ...]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
-import json
 from collections.abc import Callable
 
 import pytest
@@ -15,15 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise, tensors
-from snello.simplify import apply, fold_batchnorm, plan_of, simplify
-from snello.simplify._cost import saves_bytes
-from snello.simplify._plan import SimplificationPlan
-
-simplification = importlib.import_module(
-    "snello.simplify._simplify"
-)  # the package has a function of that name
-
-pytestmark = pytest.mark.usefixtures("whatever_it_costs")
+from old_plans import as_version
+from snello.simplification import SimplificationPlan, apply, fold_batchnorm, make_plan, plan_of, simplify
+from snello.simplification.ir.edits import GateInput, PositionDependent
+from snello.simplification.ir.folds import GateFold
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -134,10 +127,10 @@ def test_the_maps_of_constants_are_gone() -> None:
     assert lean.snello_static_0.taps.shape == (2, 10)
     plan = plan_of(lean)
     assert plan is not None
-    assert [(gate.operand, gate.reader) for gate in plan.gates] == [("excite_1", "narrow_0")]
-    (static,) = plan.statics
+    assert [(gate.operand, gate.reader) for gate in plan.edits_of(GateInput)] == [("excite_1", "narrow_0")]
+    (static,) = plan.edits_of(PositionDependent)
     assert (static.average, static.squeeze, static.activations) == ("average", "squeeze_0", ("depthwise.2",))
-    assert plan.layers["narrow.0"].gated == 4
+    assert plan.layers["narrow.0"].folds == (GateFold(4),)
     assert "5 constants folded into the gate and the bias" in str(plan)
 
 
@@ -164,7 +157,7 @@ class Overwritten(Excited):
 def test_products_that_are_needed_stay(kind: type[Excited]) -> None:
     model = excited(kind=kind)
     lean = simplify(model, image(6, 7))
-    assert not plan_of(lean).gates
+    assert not plan_of(lean).edits_of(GateInput)
     for expected, found in zip(model(image(4, 5)), lean(image(4, 5)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -173,7 +166,7 @@ def test_a_reader_that_sees_more_than_one_position_gets_the_maps() -> None:
     model = excited()
     model.narrow[0] = nn.Conv2d(12, 5, 3, padding=1).double()
     lean = simplify(model, image(6, 7))
-    assert not plan_of(lean).gates
+    assert not plan_of(lean).edits_of(GateInput)
     assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
 
 
@@ -207,8 +200,8 @@ class Another(Excited):
 def test_what_depends_on_the_position_is_made_where_it_is_read_otherwise(kind: type[Excited]) -> None:
     model = excited(kind=kind)
     lean = simplify(model, image(6, 7))
-    assert plan_of(lean).gates
-    assert not plan_of(lean).statics
+    assert plan_of(lean).edits_of(GateInput)
+    assert not plan_of(lean).edits_of(PositionDependent)
     for size in ((6, 7), (3, 5)):
         for expected, found in zip(tensors(model(image(*size))), tensors(lean(image(*size))), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -218,7 +211,7 @@ def test_without_norm_and_bias_nothing_would_be_saved() -> None:
     model = excited()
     model.depthwise[1] = nn.Identity()
     lean = simplify(model, image(6, 7))
-    assert not plan_of(lean).statics
+    assert not plan_of(lean).edits_of(PositionDependent)
     assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
 
 
@@ -245,7 +238,7 @@ def test_an_ungrouped_convolution_may_feed_a_gate_too() -> None:
         lean = simplify(model, image(6, 7), round_to=round_to)
         assert lean.depthwise.get_submodule("0").weight.shape[0] == made
         assert lean.narrow.get_submodule("0").weight.shape[1] == 9
-        (static,) = plan_of(lean).statics
+        (static,) = plan_of(lean).edits_of(PositionDependent)
         assert static.averaged == averaged
         assert_same_outputs(model, lean, image(3, 5), tolerance=1e-9)
 
@@ -254,24 +247,23 @@ def test_where_no_map_is_left_there_is_no_gate() -> None:
     model = excited(depthwise=list(range(12)))
     with torch.no_grad():
         model.squeeze[0].weight.zero_()
-    assert not plan_of(simplify(model, image(6, 7))).gates
+    assert not plan_of(simplify(model, image(6, 7))).edits_of(GateInput)
 
 
 def test_runtimes_that_want_plain_graphs_get_no_gate() -> None:
-    assert not plan_of(simplify(excited(), image(6, 7), prefer="plain")).gates
+    assert not plan_of(simplify(excited(), image(6, 7), prefer="plain")).edits_of(GateInput)
 
 
-@pytest.mark.parametrize("prefer", ["bytes", "latency"])
-def test_a_gate_that_costs_more_time_than_it_saves_is_not_made(
-    prefer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(simplification.RELIEVED, "bytes", saves_bytes)
+def test_a_gate_that_costs_more_time_than_it_saves_is_made_for_bytes_alone() -> None:
     for wide in ([], [0, 1, 6, 7, 8, 9, 10, 11]):
         model = excited(wide=wide)
         for side, made in ((4, False), (200, True)):
-            plan = plan_of(simplify(model, image(side, side), prefer=prefer))
-            assert bool(plan.gates) == made
-            assert bool(plan.statics) == (made and bool(wide))
+            plan = plan_of(simplify(model, image(side, side), prefer="latency"))
+            assert bool(plan.edits_of(GateInput)) == made
+            assert bool(plan.edits_of(PositionDependent)) == (made and bool(wide))
+            plan = plan_of(simplify(model, image(side, side)))
+            assert plan.edits_of(GateInput)
+            assert bool(plan.edits_of(PositionDependent)) == bool(wide)
 
 
 def test_a_lean_model_is_simplified_again() -> None:
@@ -307,14 +299,9 @@ def test_saved_copied_and_loaded() -> None:
 
 
 def test_plans_from_before_there_were_gates_are_read() -> None:
-    old = json.loads(plan_of(simplify(excited(wide=[], depthwise=[]), image(6, 7))).to_json())
-    old["version"] = 3
-    del old["gates"], old["statics"]
-    for layer in old["layers"].values():
-        del layer["gated"]
-    plan = SimplificationPlan.from_json(json.dumps(old))
-    assert plan.gates == ()
-    assert {layer.gated for layer in plan.layers.values()} == {0}
+    plan = make_plan(excited(wide=[], depthwise=[]), image(6, 7), prefer="plain")
+    assert plan.neurons_removed
+    assert SimplificationPlan.from_json(as_version(plan, 3)) == plan
 
 
 def test_training_goes_on_with_the_gradients_of_what_is_kept() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable
 
@@ -15,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise
-from snello.simplify import apply, fold_batchnorm, plan_of, simplify
-from snello.simplify._lean_position import Overhangs
-from snello.simplify._plan import Overhang, SimplificationPlan
+from old_plans import as_version
+from snello.simplification import SimplificationPlan, apply, fold_batchnorm, make_plan, plan_of, simplify
+from snello.simplification.ir.edits import BorderPattern, Geometry
+from snello.simplification.ir.folds import TableFold
+from snello.simplification.runtime.border_pattern import BorderPatterns
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -87,19 +88,19 @@ def test_every_geometry_at_every_size(
 def test_taps_are_counted_as_the_convolution_counts_them(axes: tuple[Axis, ...], extra: int) -> None:
     kernel, stride, dilation, padding = zip(*axes, strict=True)
     sizes = [n + extra for n in smallest(axes)]
-    plan = Overhang("", "", "", kernel, stride, dilation, padding, padding)
-    ways = Overhangs(plan)(torch.zeros(1, 4, *sizes))
+    geometry = Geometry(kernel, stride, dilation, padding, padding)
+    patterns = BorderPatterns(geometry)(torch.zeros(1, 4, *sizes))
     one = CONVOLUTIONS[len(axes) - 1](1, 1, kernel, stride, padding, dilation, bias=False)
     nn.init.ones_(one.weight)
     counted = one(torch.ones(1, 1, *sizes))[0, 0]
-    assert ways.shape == counted.shape
-    # Each way leaves one number of taps inside: the product over the axes.
+    assert patterns.shape == counted.shape
+    # Each pattern leaves one number of taps inside: the product over the axes.
     inside = [
         [k - i - j for i in range(b + 1) for j in range(a + 1)]
-        for k, b, a in zip(kernel, *plan.cut, strict=True)
+        for k, b, a in zip(kernel, *geometry.cut, strict=True)
     ]
     taps = torch.tensor([torch.tensor(c).prod() for c in itertools.product(*inside)], dtype=torch.float)
-    assert torch.equal(taps[ways], counted.detach())
+    assert torch.equal(taps[patterns], counted.detach())
 
 
 MOBILE: tuple[Axis, ...] = ((3, 1, 1, 1), (3, 2, 1, 1))
@@ -119,12 +120,12 @@ def test_the_channels_are_gone_and_the_plan_says_where_to() -> None:
     assert lean.get_submodule("6").table.shape == (3, 16)
     plan = plan_of(lean)
     assert plan is not None
-    assert plan.layers["6"].table == 16
+    assert plan.layers["6"].folds == (TableFold(16),)
     assert plan.index_operations == 0
     assert "12 constants folded into the table and the bias" in str(plan)
     # Where runtimes want plain graphs, no table is made, and nothing is moved about either.
     plain = simplify(model, torch.zeros(2, 2, 8, 9, dtype=torch.float64), prefer="plain")
-    assert not plan_of(plain).overhangs
+    assert not plan_of(plain).edits_of(BorderPattern)
 
 
 def test_same_padding_of_an_even_kernel() -> None:
@@ -154,7 +155,7 @@ def test_channels_that_somebody_else_reads_stay() -> None:
     model = Twice(inverted(MOBILE, nn.ReLU6)).eval()
     x = torch.randn(2, 2, 8, 9, dtype=torch.float64)
     lean = simplify(model, x)
-    assert not plan_of(lean).overhangs
+    assert not plan_of(lean).edits_of(BorderPattern)
     for expected, found in zip(model(x), lean(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -163,7 +164,9 @@ def test_a_table_larger_than_what_it_replaces_is_not_made() -> None:
     model = inverted(((3, 1, 1, 1),) * 3, nn.ReLU6, width=8)
     model[6] = nn.Conv3d(8, 40, 1).double()
     model[7] = nn.Identity()
-    assert not plan_of(simplify(model, torch.randn(2, 2, 4, 4, 4, dtype=torch.float64))).overhangs
+    assert not plan_of(simplify(model, torch.randn(2, 2, 4, 4, 4, dtype=torch.float64))).edits_of(
+        BorderPattern
+    )
 
 
 def test_a_table_that_costs_more_time_than_it_saves_is_made_for_bytes_alone() -> None:
@@ -171,9 +174,9 @@ def test_a_table_that_costs_more_time_than_it_saves_is_made_for_bytes_alone() ->
     for side, made in ((8, False), (200, True)):  # two calls more are paid off by many positions
         x = torch.randn(2, 2, side, side, dtype=torch.float64)
         lean = simplify(model, x, prefer="latency")
-        assert bool(plan_of(lean).overhangs) == made
+        assert bool(plan_of(lean).edits_of(BorderPattern)) == made
         assert_same_outputs(model, lean, x, tolerance=1e-9)
-        assert plan_of(simplify(model, x)).overhangs
+        assert plan_of(simplify(model, x)).edits_of(BorderPattern)
 
 
 def test_a_lean_model_is_simplified_again() -> None:
@@ -210,15 +213,10 @@ def test_saved_copied_and_loaded() -> None:
 
 
 def test_plans_from_before_there_were_tables_are_read() -> None:
-    _, lean, _ = mobile()
-    old = json.loads(plan_of(lean).to_json())
-    old["version"] = 2
-    del old["overhangs"]
-    for layer in old["layers"].values():
-        del layer["table"]
-    plan = SimplificationPlan.from_json(json.dumps(old))
-    assert plan.overhangs == ()
-    assert {layer.table for layer in plan.layers.values()} == {0}
+    model, _, x = mobile()
+    plan = make_plan(model, x, prefer="plain")
+    assert plan.neurons_removed
+    assert SimplificationPlan.from_json(as_version(plan, 2)) == plan
 
 
 def test_what_is_remembered_follows_the_size_and_the_weights() -> None:

@@ -16,9 +16,7 @@ from torch import nn
 
 from laws import difference, generator, kill_neurons, tensors
 from random_graphs import Choose, Draw, draw_network, network, seeded
-from snello.simplify import simplify
-
-pytestmark = pytest.mark.usefixtures("whatever_it_costs")
+from snello.simplification import simplify
 
 EXAMPLES = int(os.environ.get("SNELLO_EXAMPLES", "150"))
 

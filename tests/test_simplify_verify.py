@@ -18,8 +18,8 @@ from hard_cases import Net
 from laws import generator, kill, randomise
 from snello.errors import SimplifyError
 from snello.graph import capture
-from snello.simplify import fold_batchnorm, simplify
-from snello.simplify._verify import difference, structure, verify, worst_difference
+from snello.simplification import fold_batchnorm, simplify
+from snello.simplification.verify import difference, structure, verify, worst_difference
 from zoo import tiny_mlp
 
 
@@ -169,13 +169,13 @@ def test_rounding_that_a_network_amplifies_is_no_difference(
     amplifier: nn.Module, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill(amplifier, "first", torch.arange(6) < 2, with_norms=False)
-    module = importlib.import_module("snello.simplify._simplify")
-    right = module.set_constants
+    module = importlib.import_module("snello.simplification.simplify")
+    right = module.write_values
 
     def slightly_wrong(lean: nn.Module, values: dict[str, Tensor]) -> None:
         right(lean, {name: value + wrong for name, value in values.items()})
 
-    monkeypatch.setattr(module, "set_constants", slightly_wrong)
+    monkeypatch.setattr(module, "write_values", slightly_wrong)
     if wrong:
         with pytest.raises(SimplifyError):
             simplify(amplifier, X)
@@ -188,7 +188,7 @@ def test_rounding_that_a_network_amplifies_is_no_difference(
 def test_nor_is_it_where_norms_are_folded(
     amplifier: nn.Module, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("snello.simplify._batchnorm")
+    module = importlib.import_module("snello.simplification.batchnorm")
     right = module.affine_of
     monkeypatch.setattr(module, "affine_of", lambda norm: (right(norm)[0], right(norm)[1] + wrong))
     if wrong:
@@ -205,8 +205,8 @@ def test_a_damaged_rewrite_is_refused_naming_the_first_layer(monkeypatch: pytest
     with torch.no_grad():
         model[0].bias.fill_(0.5)
     before = copy.deepcopy(model.state_dict())
-    module = importlib.import_module("snello.simplify._simplify")
-    monkeypatch.setattr(module, "set_constants", lambda *_: None)
+    module = importlib.import_module("snello.simplification.simplify")
+    monkeypatch.setattr(module, "write_values", lambda *_: None)
     with pytest.raises(SimplifyError, match=r"first difference is at '2'"):
         simplify(model, X)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snello.simplify import simplify
+from snello.simplification import simplify
 
 pytest.importorskip("torchvision")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

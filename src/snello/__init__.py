@@ -22,8 +22,8 @@ from .models import ModelSpec as ModelSpec
 from .pruning import Pruner as Pruner
 from .sensitivity import Lobster as Lobster
 from .sensitivity import SeReNe as SeReNe
-from .simplify import plan_of as plan_of
-from .simplify import simplify as simplify
+from .simplification import plan_of as plan_of
+from .simplification import simplify as simplify
 
 __all__ = [
     "CodecSettings",

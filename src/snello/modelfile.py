@@ -24,7 +24,7 @@ from snello.codec import decompress, is_container
 from snello.errors import ConfigError, ModelError
 from snello.files import write_file as write_file
 from snello.models import ModelSpec, build_untrusted, trusted_names
-from snello.simplify import SimplificationPlan, apply, apply_folds, folds_of, plan_of
+from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
 

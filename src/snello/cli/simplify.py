@@ -8,7 +8,7 @@ from pathlib import Path
 from snello import modelfile, plan_of
 from snello import simplify as make_lean
 from snello.deploy import footprint
-from snello.simplify import SimplificationPlan, fold_batchnorm, folds_of
+from snello.simplification import SimplificationPlan, fold_batchnorm, folds_of
 
 from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model
 

@@ -23,7 +23,7 @@ from snello.codec._allocation import (
 from snello.errors import ConfigError
 from snello.graph import as_inputs
 from snello.neurons import is_batchnorm
-from snello.simplify import fold_batchnorm, folds_of
+from snello.simplification import fold_batchnorm, folds_of
 
 from ._correct import Correction
 from ._fisher import fisher

@@ -15,7 +15,7 @@ from snello.datasets import Part, Splits
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
 from snello.modelfile import Record
 from snello.neurons import count_parameters
-from snello.simplify import simplify
+from snello.simplification import simplify
 
 from ._config import Recipe
 from ._data import Batches

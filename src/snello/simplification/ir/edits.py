@@ -241,9 +241,7 @@ class Geometry:
     @property
     def is_partial(self) -> bool:
         """True if some tap stays inside at either end."""
-        return all(
-            max(ends) < kernel for kernel, *ends in zip(self.kernel, *self.cut, strict=True)
-        )
+        return all(max(ends) < kernel for kernel, *ends in zip(self.kernel, *self.cut, strict=True))
 
 
 @dataclass(frozen=True)

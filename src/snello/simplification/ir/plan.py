@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from snello.errors import ModelError
 
@@ -16,6 +16,8 @@ from .records import Record
 VERSION = 5
 
 Representation = Literal["graph", "module"]
+AnyEdit = TypeVar("AnyEdit", bound=GraphEdit)
+AnyFold = TypeVar("AnyFold", bound=Fold)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class LayerPlan(Record):
     bias: bool
     folded: int
     folds: tuple[Fold, ...] = ()
+
+    def fold(self, kind: type[AnyFold]) -> AnyFold | None:
+        """Return the fold of a kind; None if the layer has none."""
+        return next((fold for fold in self.folds if isinstance(fold, kind)), None)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "folds": [fold.to_dict() for fold in self.folds]}
@@ -107,6 +113,8 @@ class SimplificationPlan:
             stays of it, along each axis that is cut.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
+        constants: arguments of the forward that are fixed -> their value; they are no arguments of the lean
+            model. Stars of ``*args`` and ``**kwargs`` belong to the name.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
         representation: "graph" for a captured graph with the original layer names, "module" for the
             user's own module, narrowed in place; the latter needs a plan without edits.
@@ -121,6 +129,11 @@ class SimplificationPlan:
     left_alone: Mapping[str, str] = field(default_factory=dict)
     base: SimplificationPlan | None = None
     representation: Representation = "graph"
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def edits_of(self, kind: type[AnyEdit]) -> tuple[AnyEdit, ...]:
+        """Return the edits of a kind, in order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, kind))
 
     @property
     def generation(self) -> int:
@@ -155,6 +168,7 @@ class SimplificationPlan:
             "left_alone": dict(self.left_alone),
             "base": None if self.base is None else self.base._to_dict(),
             "representation": self.representation,
+            "constants": dict(self.constants),
         }
 
     @staticmethod
@@ -188,6 +202,10 @@ class SimplificationPlan:
             left_alone={str(name): str(why) for name, why in data["left_alone"].items()},
             base=None if data["base"] is None else SimplificationPlan._from_dict(data["base"]),
             representation=data["representation"],
+            constants={
+                str(name): tuple(value) if isinstance(value, list) else value
+                for name, value in data["constants"].items()
+            },
         )
 
     def __str__(self) -> str:

@@ -35,9 +35,7 @@ def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_lists(data: Mapping[str, Any]) -> dict[str, Any]:
-    edits = [
-        {"kind": tag, **record} for name, tag in _LISTS.items() for record in data.get(name, ())
-    ]
+    edits = [{"kind": tag, **record} for name, tag in _LISTS.items() for record in data.get(name, ())]
     return {
         **{key: data[key] for key in ("input_shapes", "attentions", "norms", "left_alone")},
         "layers": {name: _with_folds(layer) for name, layer in data["layers"].items()},
@@ -45,6 +43,7 @@ def _from_lists(data: Mapping[str, Any]) -> dict[str, Any]:
         "edits": edits,
         "base": None if data["base"] is None else _from_lists(data["base"]),
         "representation": "graph",
+        "constants": data.get("constants", {}),
     }
 
 

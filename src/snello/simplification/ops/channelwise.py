@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..ir.channels import Layout, Signal
+from snello.simplification.ir.channels import Layout, Signal
+
 from .call import Call
 from .operation import Operation, Wanted, join
 from .registry import rule_for

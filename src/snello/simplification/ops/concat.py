@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..ir.channels import Layout, Signal
-from ..ir.edits import DropOperands
+from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.edits import DropOperands
+
 from .call import Call, sizes
 from .operation import Edit, Lowered, Operation, Placement, Wanted, join
 from .registry import rule_for

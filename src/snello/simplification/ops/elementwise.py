@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from snello.graph import known_shape, shape_of
+from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.plan import Slice
 
-from ..ir.channels import Layout, Signal, same_order
-from ..ir.edits import IndexedSum
-from ..ir.plan import Slice
 from .call import Call, sizes
 from .channelwise import PerChannel
-from .operation import Edit, Lowered, Operation, Placement, Wanted, join
+from .operation import Lowered, Operation, Placement, Wanted, join
 from .registry import rule_for
 
 
@@ -93,9 +92,7 @@ class Elementwise(Operation):
             return [useful] * self.own + all_or_none
         # What is multiplied by zero is not read.
         zero = [s.zero for s in self._signals(signals)]
-        others = (
-            sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(self.own)
-        )
+        others = (sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(self.own))
         return [useful & ~other for other in others] + all_or_none
 
     def sources(self, channels: Tensor) -> list[Tensor]:
@@ -120,66 +117,6 @@ class Elementwise(Operation):
             edits=self.adapters(placement),
             parameters={parameter.name: (Slice(parameter.axis, kept),) for parameter in cut},
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Add(Operation):
-    """The sum of two tensors of one shape: what one of them lacks is not put in place, but added to."""
-
-    @property
-    def channelwise(self) -> tuple[fx.Node, ...]:
-        return self.operands
-
-    def propagate(self, *signals: Signal) -> Signal:
-        a, b = signals
-        return Signal.of(a.constant & b.constant, a.value + b.value)
-
-    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return [useful, useful]
-
-    def arrange(
-        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
-    ) -> Wanted:
-        return list(received), join(self, useful, received)[1]
-
-    @staticmethod
-    def base(received: Sequence[Layout]) -> int:
-        """Return the position of the operand that the other one is added to: the wider one."""
-        return int(len(received[1].order) > len(received[0].order))
-
-    def lower(self, placement: Placement) -> Lowered:
-        a, b = placement.received
-        produced = placement.produced
-        constants = (a.absent + b.absent)[produced.order]
-        if produced.is_empty or (same_order(a, b) and not bool((constants != 0).any())):
-            return Lowered()
-        assert self.axis is not None
-        base = self.base((a, b))
-        in_place = self.operands[base] in placement.overwritable
-        return Lowered(edits=(indexed_sum(self.node, self.axis, base, (a, b), produced, in_place),))
-
-
-def indexed_sum(
-    node: fx.Node,
-    axis: int,
-    base: int,
-    layouts: tuple[Layout, Layout],
-    produced: Layout,
-    in_place: bool,
-) -> Edit:
-    """Make the edit that adds two operands with different channels; ``base`` is added to."""
-    receiver, other = layouts[base], layouts[1 - base]
-    # What is absent from both is not in the result; what is present in one has no constant there.
-    constant = (receiver.absent + other.absent)[produced.order]
-    where = (constant != 0).nonzero().flatten()
-    index = produced.positions()[other.order]
-    record = IndexedSum(
-        name="", node=node.name, base=base, axis=axis,
-        grown=len(produced.order) - len(receiver.order), width=len(produced.order),
-        index=tuple(index.tolist()) if len(index) else None,
-        constants=tuple(where.tolist()), in_place=in_place,
-    )  # fmt: skip
-    return Edit(record, {"constant": constant[where]} if len(where) else {})
 
 
 _MODULES = (
@@ -210,18 +147,14 @@ _METHODS = (
     "hardtanh", "maximum", "minimum",
 )  # fmt: skip
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 @rule_for(*_MODULES, *_FUNCTIONS, *_METHODS)
 def elementwise(call: Call) -> Operation | None:
     """Activations and arithmetic with broadcasting."""
-    found = _operands(call)
+    found = operands_of(call)
     if found is None:
         return None
-    if _is_sum(call.node) and found.alone and all(sizes(a) == call.shape for a in found.operands):
-        first, second = call.node.args[:2]
-        return Add(call.node, (first, second), (found.axis, found.axis), found.axis)  # type: ignore[arg-type]
     function = _evaluation(call, [*found.operands, *(node for node, _ in found.parameters)])
     return Elementwise(
         call.node, (*found.operands, *found.shared),
@@ -241,14 +174,14 @@ def extremum(call: Call) -> Operation | None:
 @rule_for(*_IDENTITY_MODULES, *DROPOUTS, torch.clone, "contiguous", "clone", "detach")
 def identity(call: Call) -> Operation | None:
     """Dropout in all its spellings, and copies: in evaluation mode nothing happens."""
-    found = _operands(call)
+    found = operands_of(call)
     if found is None:
         return None
     return PerChannel(call.node, tuple(found.operands), found.own_axes, found.axis, pointwise=True)
 
 
 @dataclass(frozen=True)
-class _Operands:
+class Operands:
     """Tensors that an elementwise operation reads, by their part in it.
 
     Attributes:
@@ -269,10 +202,11 @@ class _Operands:
 
     @property
     def alone(self) -> bool:
+        """True if nothing but the operands is read."""
         return not self.parameters and not self.unknown
 
 
-def _operands(call: Call) -> _Operands | None:
+def operands_of(call: Call) -> Operands | None:
     """Sort the tensors of a call; None if no channels are known, or if they meet those of another axis."""
     shape = call.shape
     if shape is None:
@@ -298,7 +232,7 @@ def _operands(call: Call) -> _Operands | None:
         else:
             operands.append(a)
     own_axes = tuple(axis - len(shape) + len(sizes(a)) for a in operands)
-    return _Operands(axis, operands, own_axes, parameters, shared, unknown)
+    return Operands(axis, operands, own_axes, parameters, shared, unknown)
 
 
 def _channel_axis(call: Call, tensors: Sequence[fx.Node], shape: tuple[int, ...]) -> int | None:
@@ -310,11 +244,6 @@ def _channel_axis(call: Call, tensors: Sequence[fx.Node], shape: tuple[int, ...]
             if own[call.axes[a]] == shape[axis]:
                 return axis
     return None
-
-
-def _is_sum(node: fx.Node) -> bool:
-    both = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
-    return node.target in _ADDITIONS and both and not node.kwargs
 
 
 def _number(call: Call, node: fx.Node) -> Tensor | None:
@@ -340,7 +269,8 @@ def _parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
         or attribute not in {**holder._parameters, **holder._buffers}
     ):
         return None
-    tensor = getattr(holder, attribute).detach().cpu().double().movedim(axis, 0).flatten(1)
+    tensor = getattr(holder, attribute).detach().cpu().double().movedim(axis, 0)
+    tensor = tensor.reshape(len(tensor), -1)
     uniform = (tensor == tensor[:, :1]).all(1)
     return Parameter(name, axis, Signal.of(uniform, tensor[:, 0]))
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.neurons import padding_of
+from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.edits import Geometry
+from snello.simplification.ir.folds import BorderFold, Fold, GateFold, TableFold
+from snello.simplification.ir.plan import LayerPlan, Slice
 
-from ..ir.channels import Layout, Signal
-from ..ir.edits import Geometry
-from ..ir.folds import BorderFold, Fold, GateFold, TableFold
-from ..ir.plan import LayerPlan, Slice
 from .call import Call, sizes
 from .operation import FoldedIn, Lowered, Operation, Placement, Wanted
 from .registry import rule_for
@@ -118,9 +118,7 @@ class Weighted(Producer):
         conv = self.module
         assert isinstance(conv, _ConvNd)
         before, after = padding_of(conv)
-        return Geometry(
-            tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation), before, after
-        )
+        return Geometry(tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation), before, after)
 
     def propagate(self, *signals: Signal) -> Signal:
         signal = signals[0]
@@ -180,9 +178,7 @@ class Weighted(Producer):
         if not _even(inputs // fan_in, produced.order // fan_out):
             return self._uneven(layout, produced)
         # The groups follow each other in the order in which their first inputs arrive.
-        first = torch.full((groups,), len(group)).scatter_reduce(
-            0, group, torch.arange(len(group)), "amin"
-        )
+        first = torch.full((groups,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
         inputs = inputs[torch.argsort(first[inputs // fan_in], stable=True)]
         by_group = torch.argsort(first[produced.order // fan_out], stable=True)
         return [layout.arranged(inputs)], Layout(produced.order[by_group], produced.absent)

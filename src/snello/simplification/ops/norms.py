@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ir.channels import Layout, Signal
+from snello.simplification.ir.channels import Layout, Signal
+
 from .call import Call
 from .channelwise import PerChannel
 from .operation import Lowered, Operation, Placement, Wanted

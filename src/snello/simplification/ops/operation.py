@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, fx
 
 from snello.graph import known_shape
-
-from ..ir.channels import Layout, Signal, same_order
-from ..ir.edits import Fill, GraphEdit
-from ..ir.folds import Fold
-from ..ir.plan import AttentionPlan, LayerPlan, Slice
+from snello.simplification.ir.channels import Layout, Signal, same_order
+from snello.simplification.ir.edits import Fill, GraphEdit
+from snello.simplification.ir.folds import Fold
+from snello.simplification.ir.plan import AttentionPlan, LayerPlan, Slice
 
 Wanted = tuple[list[Layout], Layout]
 """Layouts wanted of the operands, and the layout of the output."""
@@ -195,9 +194,7 @@ class Operation:
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:
         """Adapters for the operands whose layout is not the wanted one."""
         found = []
-        around = zip(
-            self.operands, self.axes, placement.received, placement.wanted, strict=True
-        )
+        around = zip(self.operands, self.axes, placement.received, placement.wanted, strict=True)
         for operand, axis, has, wants in around:
             if not same_order(has, wants) and not wants.is_empty:
                 found.append(adapter(operand, self.node, axis, has, wants))

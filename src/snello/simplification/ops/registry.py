@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from snello.graph import Graph, TargetTable
@@ -77,9 +77,9 @@ def find_operation(call: Call) -> Operation | None:
     narrowed at all: their calls have no operation.
     """
     module = call.module
-    if module is not None and next(module.parameters(), None) is not None:
-        if call.graph.is_shared(call.name) or not is_plain(module):
-            return None
+    has_state = module is not None and next(module.parameters(), None) is not None
+    if module is not None and has_state and (call.graph.is_shared(call.name) or not is_plain(module)):
+        return None
     found = (matcher(call) for matcher in _matchers(call))
     return next((operation for operation in found if operation is not None), None)
 

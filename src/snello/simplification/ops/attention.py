@@ -1,0 +1,441 @@
+r"""Self-attention: the rows and columns of its projections that matter.
+
+With weights :math:`A = \mathrm{softmax}(QK^\top/\sqrt d)`, head by head, and output :math:`AVP^\top + b`:
+
+- a constant dimension of V passes through unchanged, as each row of A sums to one: it is a bias;
+- a constant dimension of K adds the same to every key's score, which softmax ignores: it goes, with its query;
+- a dimension of Q that is zero takes its key with it; one that is another constant leaves that constant only;
+- a head without values goes altogether.
+
+Where queries and keys are normalised (cosine similarity), a dimension also counts in the norm of its own
+vector: it goes only if it is zero, and the head's scores are all zero once no dimension is left that both
+vectors have.
+
+A library's attention is made known by :func:`register_attention`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from snello.graph import Graph, TargetTable, shape_of
+from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.plan import AttentionPlan
+
+from .call import Call
+from .layers import Producer
+from .operation import Absorbed, Lowered, Operation, Placement, Wanted, adapter
+from .registry import is_plain, register_rule, rule_for
+
+Network = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Weights and biases of the two layers that compute a position bias: hidden, then heads."""
+
+PACKED_NAMES = ("in_proj_", "out_proj.")
+WINDOW_NAMES = ("qkv.", "proj.")
+"""Prefixes of the parameters of both projections."""
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Parameters of an attention in the geometry of the original: rows that a lean one lacks are zero.
+
+    Attributes:
+        weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys, values.
+        out_weight, out_bias: of the output projection, shape (outputs, heads * width).
+        heads: number of heads of the original.
+        cosine: whether queries and keys are normalised, and keys have no bias.
+        windowed: whether tokens are padded with zeros, so that constant inputs differ from place to place;
+            then the module maps (N, H, W, C) to (N, H, W, C). Else it is called like nn.MultiheadAttention.
+        names: prefixes of the parameters of both projections.
+        kept_heads, rows, constants: those of the module; see :class:`AttentionPlan`.
+        biased: heads that have a position bias.
+        network: the layers that compute the position bias, if there are any.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    heads: int
+    cosine: bool
+    windowed: bool
+    names: tuple[str, str]
+    kept_heads: tuple[int, ...]
+    rows: tuple[int, ...]
+    constants: tuple[int, ...]
+    biased: tuple[int, ...]
+    network: Network | None
+
+    @staticmethod
+    def whole(
+        packed: tuple[Tensor, Tensor | None],
+        out: tuple[Tensor, Tensor | None],
+        heads: int,
+        *,
+        windowed: bool = False,
+        network: Network | None = None,
+    ) -> AttentionWeights:
+        """Describe an attention that has all of its rows.
+
+        Args:
+            packed, out: weight and bias of both projections.
+            heads: number of heads.
+            windowed, network: as above; cosine similarity goes with a network.
+        """
+        names = WINDOW_NAMES if windowed else PACKED_NAMES
+        all_heads, rows = tuple(range(heads)), tuple(range(len(packed[0])))
+        return AttentionWeights(
+            *packed,
+            *out,
+            heads,
+            network is not None,
+            windowed,
+            names,
+            all_heads,
+            rows,
+            (),
+            all_heads,
+            network,
+        )
+
+
+Reader = Callable[[Any], AttentionWeights | None]
+
+_readers: TargetTable[Reader] = TargetTable()
+
+
+def register_attention(target: type[nn.Module] | str, reader: Reader) -> None:
+    """Make a class of self-attention known.
+
+    Args:
+        target: the class, or its dotted name if its library need not be installed.
+        reader: returns the weights of a module; None for a module that must be left alone, such as one of a
+            subclass whose forward may differ.
+    """
+    _readers.add(target, reader)
+    register_rule(target, attention)
+
+
+def attention_weights(module: nn.Module) -> AttentionWeights | None:
+    """Return the weights of self-attention that may be narrowed, lean or not; None for other modules."""
+    readers = _readers.find_module(module)
+    return readers[0](module) if readers else None
+
+
+def network_of(module: Any) -> Network:
+    """Return the network that computes the position bias in windows with cosine similarity."""
+    first, last = module.cpb_mlp[0], module.cpb_mlp[2]
+    return first.weight, first.bias, last.weight, last.bias
+
+
+@dataclass(frozen=True)
+class _Alive:
+    """Dimensions of all heads that matter: each boolean, shape (heads * width,).
+
+    Attributes:
+        queries, keys, values: rows of the packed projection that are computed.
+        constants: queries that are one number other than zero.
+        heads: dimensions of the heads that have values.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    constants: Tensor
+    heads: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows of the packed projection: boolean, shape (3 * heads * width,)."""
+        return torch.cat([self.queries, self.keys, self.values])
+
+
+@dataclass(frozen=True)
+class _Folding:
+    """Biases with constants folded in, in float64, for all rows of the original.
+
+    Attributes:
+        bias: of the packed projection.
+        out_bias: of the output projection.
+        values: constant values that were folded into ``out_bias``.
+    """
+
+    bias: Tensor
+    out_bias: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Producer):
+    """Self-attention.
+
+    Attributes:
+        call: the node that calls the module; ``node`` is the tensor among its results.
+        weights: the module's parameters.
+    """
+
+    call: fx.Node
+    weights: AttentionWeights
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """Weight of the packed projection, on the CPU."""
+        return self.weights.weight.detach().cpu()
+
+    @cached_property
+    def out_weight(self) -> Tensor:
+        """Weight of the output projection, on the CPU."""
+        return self.weights.out_weight.detach().cpu()
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """Bias of the packed projection, float64: shape (3 * heads * width,)."""
+        size = self.out_weight.shape[1]
+        bias = _or_zeros(self.weights.bias, 3 * size)
+        keys = torch.arange(size, 2 * size)
+        return bias.index_fill(0, keys, 0) if self.weights.cosine else bias
+
+    def _projected(self, signal: Signal) -> Signal:
+        """Constants among queries, keys and values."""
+        varying = ~signal.constant
+        if self.weights.windowed:  # tokens are padded with zeros
+            varying = varying | (signal.value != 0)
+        constant = ~((self.weight != 0) & varying).any(1)
+        value = self.bias + _product(self.weight, signal.value.masked_fill(varying, 0))
+        return Signal.of(constant, value)
+
+    def _by_head(self, dimensions: Tensor) -> Tensor:
+        """True where any dimension of the same head is in the mask: shape (heads * width,)."""
+        any_ = dimensions.view(self.weights.heads, -1).any(1)
+        return any_.repeat_interleave(len(dimensions) // self.weights.heads)
+
+    def _alive(self, needed: Tensor, projected: Signal) -> _Alive:
+        fixed_query, fixed_key, fixed_value = projected.constant.chunk(3)
+        zero_query, zero_key, _ = projected.zero.chunk(3)
+        values = ~fixed_value & (self.out_weight[needed] != 0).any(0)
+        heads = self._by_head(values)
+        if self.weights.cosine:
+            queries, keys = heads & ~zero_query, heads & ~zero_key
+            scored = self._by_head(queries & keys)
+            queries, keys = queries & scored, keys & scored
+        else:
+            queries = keys = heads & ~fixed_key & ~zero_query
+        return _Alive(queries & ~fixed_query, keys, values, queries & fixed_query, heads)
+
+    def propagate(self, *signals: Signal) -> Signal:
+        value = self._projected(signals[0])
+        size = self.out_weight.shape[1]
+        varying = (self.out_weight != 0) & ~value.constant[2 * size :]
+        bias = _or_zeros(self.weights.out_bias, len(self.out_weight))
+        return Signal.of(~varying.any(1), bias + _product(self.out_weight, value.value[2 * size :]))
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [self._read(self._alive(useful & ~signal.constant, self._projected(signals[0])))]
+
+    def _read(self, alive: _Alive) -> Tensor:
+        return (self.weight[alive.rows] != 0).any(0)
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        (layout,) = received
+        produced = self.produced(signal, useful, forced)
+        if produced.is_empty:
+            return [layout], produced
+        if self.weights.windowed:
+            read = self._read(self._alive(produced.present, self._projected(layout.absence)))
+            layout = layout.extended(read & (layout.absent != 0))
+        if layout.is_empty:
+            layout = layout.arranged(torch.zeros(1, dtype=torch.long))
+        return [layout], produced
+
+    def lower(self, placement: Placement) -> Lowered:
+        (layout,), (has,) = placement.wanted, placement.received
+        differs = not torch.equal(layout.order, has.order) and not layout.is_empty
+        edits = (adapter(self.operands[0], self.call, self.axes[0], has, layout),) if differs else ()
+        projected = self._projected(layout.absence)
+        alive = self._alive(placement.produced.present, projected)
+        size = self.out_weight.shape[1]
+        values = projected.value[2 * size :].masked_fill(alive.values, 0)
+        out_bias = _or_zeros(self.weights.out_bias, len(self.out_weight))
+        folding = _Folding(
+            bias=self.bias + _product(self.weight, layout.absent),
+            out_bias=out_bias + _product(self.out_weight, values), values=values,
+        )  # fmt: skip
+        plan = self._plan(alive, layout, placement.produced, folding)
+        if self._is_whole(plan):
+            return Lowered(edits=edits)
+        return Lowered(attentions={self.name: plan}, values=self._values(plan, folding), edits=edits)
+
+    def _plan(self, alive: _Alive, layout: Layout, produced: Layout, folding: _Folding) -> AttentionPlan:
+        size = self.out_weight.shape[1]
+        width = size // self.weights.heads
+        heads = [h for h in self.weights.kept_heads if alive.heads[h * width]]
+        biased, hidden, position_bias = self._network(heads)
+        heads.sort(key=lambda head: head not in biased)
+        dims = torch.cat([torch.arange(h * width, (h + 1) * width) for h in heads] or [torch.arange(0)])
+        by_part = alive.rows.view(3, -1)
+        rows = [d + part * size for part in range(3) for d in dims[by_part[part, dims]].tolist()]
+        constants = dims[alive.constants[dims]].tolist()
+        bias, out_bias = folding.bias[rows], folding.out_bias[produced.order]
+        return AttentionPlan(
+            outputs=len(self.out_weight), inputs=self.weight.shape[1], heads=self.weights.heads, width=width,
+            kept_outputs=tuple(produced.order.tolist()), kept_inputs=tuple(layout.order.tolist()),
+            kept_heads=tuple(heads), rows=tuple(rows), constants=tuple(constants),
+            biased=len(biased), hidden=tuple(hidden),
+            bias=self.weights.bias is not None or bool((bias != 0).any()),
+            out_bias=self.weights.out_bias is not None or bool((out_bias != 0).any()),
+            position_bias=position_bias is not None,
+            folded=int((layout.absent != 0).sum()) + int((folding.values != 0).sum()),
+        )  # fmt: skip
+
+    def _network(self, heads: Sequence[int]) -> tuple[list[int], list[int], Tensor | None]:
+        """Heads whose position bias differs from place to place, hidden neurons that compute it, bias."""
+        if self.weights.network is None:
+            return [], [], None
+        first, first_bias, last, last_bias = (
+            None if t is None else t.detach().cpu().double() for t in self.weights.network
+        )
+        assert first is not None
+        assert last is not None
+        assert first_bias is not None
+        fixed = (first == 0).all(1)
+        biased = [head for head in heads if (last[head] != 0)[~fixed].any()]
+        hidden = ~fixed & (last[biased] != 0).any(0)
+        bias = _or_zeros(last_bias, len(last)) + last @ F.relu(first_bias).masked_fill(~fixed, 0)
+        stored = last_bias is not None or bool((bias[biased] != 0).any())
+        return biased, hidden.nonzero().flatten().tolist(), bias if stored else None
+
+    def _values(self, plan: AttentionPlan, folding: _Folding) -> dict[str, Tensor]:
+        packed, out = self.weights.names
+        values = {}
+        if plan.bias:
+            values[f"{packed}bias"] = folding.bias[list(plan.rows)]
+        if plan.constants:
+            values["constant"] = folding.bias[list(plan.constants)]
+        if plan.out_bias:
+            values[f"{out}bias"] = folding.out_bias[list(plan.kept_outputs)]
+        position_bias = self._network(plan.kept_heads)[2]
+        if position_bias is not None:
+            values["cpb_mlp.2.bias"] = position_bias[list(plan.kept_heads[: plan.biased])]
+        return {f"{self.name}.{name}": value for name, value in values.items()}
+
+    def _is_whole(self, plan: AttentionPlan) -> bool:
+        """True if the module would stay as it is."""
+        own, network = self.weights, self.weights.network
+        return (
+            (plan.kept_heads, plan.rows, plan.constants) == (own.kept_heads, own.rows, own.constants)
+            and plan.kept_inputs == tuple(range(plan.inputs))
+            and plan.kept_outputs == tuple(range(plan.outputs))
+            and (network is None or len(plan.hidden) == len(network[0]))
+        )
+
+
+def _or_zeros(bias: Tensor | None, length: int) -> Tensor:
+    return torch.zeros(length, dtype=torch.float64) if bias is None else bias.detach().cpu().double()
+
+
+def _product(weight: Tensor, vector: Tensor) -> Tensor:
+    """Product in float64, over the columns that matter: a layer can be large."""
+    columns = vector.nonzero().flatten()
+    return weight[:, columns].double() @ vector[columns]
+
+
+def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
+    """Reason why an attention has no rule; None if, by module and call, it may have one."""
+    name = str(node.target)
+    inner = [f"{name}.{part}" for part, _ in module.named_modules() if part]
+    if any(graph.is_shared(part) for part in (name, *inner)):
+        return "called more than once, or its parameters are tied"
+    if not is_plain(module):
+        return "its weights are not plain parameters (a parametrisation, or a mask of torch.nn.utils.prune)"
+    if isinstance(module, nn.MultiheadAttention):
+        if not module._qkv_same_embed_dim:
+            return "keys or values have another width than queries"
+        if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
+            return "it appends keys and values of its own"
+    if (weights := attention_weights(module)) is not None and weights.windowed:
+        return None
+    if _query(node) is None:
+        return "not self-attention of one batched tensor without a mask"
+    if any(user.target is not operator.getitem or _used_beyond(user) for user in node.users):
+        return "its attention weights are read"
+    return None
+
+
+def _used_beyond(user: fx.Node) -> bool:
+    """True if another result than the first is taken and read."""
+    return bool(user.args[1] != 0) and bool(user.users)
+
+
+_ARGUMENTS = (
+    "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights",
+    "is_causal",
+)  # fmt: skip
+
+
+def _query(node: fx.Node) -> fx.Node | None:
+    """The one tensor that is query, key and value of a call without masks."""
+    given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+    query = given.get("query")
+    if not isinstance(query, fx.Node) or given.get("key") is not query or given.get("value") is not query:
+        return None
+    masked = given.get("key_padding_mask") is not None or given.get("attn_mask") is not None
+    return None if masked or given.get("is_causal", False) else query
+
+
+def attention(call: Call) -> Operation | None:
+    """Calls of self-attention: the operation itself in windows, else the step before its result is taken."""
+    module = call.module
+    weights = None if module is None else attention_weights(module)
+    if module is None or weights is None or why_not(call.graph, call.node, module) is not None:
+        return None
+    if not weights.windowed:
+        return Absorbed.of(call.node) if _operand(call, _query(call.node), 3) is not None else None
+    operand = _operand(call, call.argument(0, "x"), 4)
+    if operand is None:
+        return None
+    return Attention(call.node, (operand,), (3,), 3, call.name, call.node, weights)
+
+
+@rule_for(operator.getitem)
+def attention_result(call: Call) -> Operation | None:
+    """The tensor among the results of self-attention."""
+    source = call.node.args[0] if call.node.args[1] == 0 else None
+    module = call.graph.layer(source) if isinstance(source, fx.Node) else None
+    if not isinstance(source, fx.Node) or module is None:
+        return None
+    if not isinstance(attention(Call(call.graph, source, call.axes)), Absorbed):
+        return None
+    weights, operand = attention_weights(module), _query(source)
+    assert weights is not None
+    assert operand is not None
+    return Attention(call.node, (operand,), (2,), 2, str(source.target), source, weights)
+
+
+def _operand(call: Call, operand: object, rank: int) -> fx.Node | None:
+    """The input, if it has as many axes, and its channels on the last one."""
+    if not isinstance(operand, fx.Node) or len(shape_of(operand) or ()) != rank:
+        return None
+    return operand if call.axes.get(operand, rank - 1) == rank - 1 else None
+
+
+def _multihead(module: nn.MultiheadAttention) -> AttentionWeights | None:
+    if type(module) is not nn.MultiheadAttention:
+        return None
+    out, weight = module.out_proj, module.in_proj_weight
+    if weight is None:  # three projections: why_not tells the reason why they are left alone
+        weight = out.weight.new_empty(0, module.embed_dim)
+    packed = weight, module.in_proj_bias
+    return AttentionWeights.whole(packed, (out.weight, out.bias), module.num_heads)
+
+
+register_attention(nn.MultiheadAttention, _multihead)

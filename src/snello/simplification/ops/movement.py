@@ -1,0 +1,116 @@
+"""Operations that move the channel axis, or reduce and choose positions."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from ._axes import PERMUTES, indexed, permutation, reduced_axes, turned_axes
+from .call import Call, argument, sizes
+from .channelwise import PerChannel
+from .operation import Absorbed, Operation
+from .registry import rule_for
+
+_SUMS = {"sum", torch.sum}
+_MEANS = {"mean", torch.mean, "amax", torch.amax, "amin", torch.amin}
+_EXTREMES = {"max", torch.max, "min", torch.min}
+
+
+@rule_for(*PERMUTES)
+def permute(call: Call) -> Operation | None:
+    """Permutations of axes: the channels go along."""
+    moving = call.moving_operand()
+    order = None if call.shape is None else permutation(call.node)
+    if moving is None or order is None:
+        return None
+    return PerChannel.of(call, moving[0], axis=order.index(moving[1]))
+
+
+@rule_for("unsqueeze", torch.unsqueeze)
+def unsqueeze(call: Call) -> Operation | None:
+    """An axis of size 1 comes."""
+    moving, dim = call.moving_operand(), argument(call.node, 1, "dim")
+    if moving is None or call.shape is None or not isinstance(dim, int):
+        return None
+    operand, axis = moving
+    return PerChannel.of(call, operand, axis=axis + (dim % len(call.shape) <= axis))
+
+
+@rule_for("squeeze", torch.squeeze)
+def squeeze(call: Call) -> Operation | None:
+    """An axis of size 1 goes, if it is there."""
+    moving, dim = call.moving_operand(), argument(call.node, 1, "dim")
+    if moving is None or call.shape is None or not isinstance(dim, int):
+        return None
+    operand, axis = moving
+    rank = len(sizes(operand))
+    if dim % rank == axis:
+        return None
+    gone = rank > len(call.shape) and dim % rank < axis
+    return PerChannel.of(call, operand, axis=axis - gone)
+
+
+@rule_for(*_MEANS, *_SUMS)
+def reduction(call: Call) -> Operation | None:
+    """Mean, maximum, minimum or sum over axes other than the channels'."""
+    moving = call.moving_operand()
+    return None if moving is None else _reduced(call, call.node, *moving)
+
+
+@rule_for(*_EXTREMES)
+def extreme(call: Call) -> Operation | None:
+    """Maximum or minimum with indices that are not read: its values are an operation, it itself is none."""
+    moving, over = call.moving_operand(), reduced_axes(call.node)
+    if moving is None or over is None:
+        return None
+    operand, axis = moving
+    if axis in {d % len(sizes(operand)) for d in over}:
+        return None
+    values_alone = all(u.target is operator.getitem and u.args[1] == 0 for u in call.node.users)
+    return Absorbed.of(call.node) if values_alone else None
+
+
+@rule_for(operator.getitem)
+def extreme_values(call: Call) -> Operation | None:
+    """The values of a maximum or minimum with indices."""
+    source = call.node.args[0]
+    if not isinstance(source, fx.Node) or source.target not in _EXTREMES or call.node.args[1] != 0:
+        return None
+    moving = Call(call.graph, source, call.axes).moving_operand()
+    return None if moving is None else _reduced(call, source, *moving)
+
+
+def _reduced(call: Call, reduction: fx.Node, operand: fx.Node, axis: int) -> Operation | None:
+    """A reduction over axes other than the channels', which the node ``reduction`` names."""
+    over, rank = reduced_axes(reduction), len(sizes(operand))
+    if over is None or call.shape is None or axis in (reduced := {d % rank for d in over}):
+        return None
+    keep = argument(reduction, 2, "keepdim", False)
+    out = axis if keep else axis - sum(d < axis for d in reduced)
+    # A sum over positions counts them: the sum of a constant changes with the resolution.
+    only = 0.0 if call.node.target in _SUMS else None
+    return PerChannel(call.node, (operand,), (axis,), out, only=only)
+
+
+@rule_for(operator.getitem)
+def position_index(call: Call) -> Operation | None:
+    """``x[...]`` with slices, numbers and None, all channels kept."""
+    moving = call.moving_operand()
+    if moving is None or call.shape is None:
+        return None
+    operand, axis = moving
+    found = indexed(call.node, len(sizes(operand)), axis)
+    if found is None or found.part != slice(None):
+        return None
+    return PerChannel.of(call, operand, axis=found.axis)
+
+
+@rule_for("flip", torch.flip, "roll", torch.roll)
+def turn(call: Call) -> Operation | None:
+    """Flips and rolls along other axes than the channels'."""
+    moving, dims = call.moving_operand(), None if call.shape is None else turned_axes(call.node)
+    if moving is None or dims is None or moving[1] in dims:
+        return None
+    return PerChannel.of(call, moving[0])

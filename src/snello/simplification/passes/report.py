@@ -1,0 +1,69 @@
+"""Pass 8: report the layers and operations that were left alone, with the reason."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from snello.graph import Graph
+from snello.neurons import is_norm, is_weighted
+from snello.simplification.ops.attention import attention_weights, why_not
+from snello.simplification.ops.registry import is_plain
+
+from .facts import Arrangement, Facts
+
+
+def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict[str, str]:
+    """Report layers that keep their neurons because they have no operation, and readers at full width.
+
+    1. An outermost module with parameters that evaluation mode never reaches: it goes.
+    2. A layer, norm or attention without an operation.
+    3. Another node without an operation, if an operand of it was narrowed.
+
+    Requires:
+        ``operations`` and ``axes``; an arrangement of the same model.
+
+    Ensures:
+        Layer or node name -> reason.
+    """
+    graph = facts.graph
+    reasons = dict.fromkeys(_unreached(model, graph), "not reached in evaluation mode: it goes")
+    for node in graph.nodes:
+        if node in facts.operations or node.op in ("placeholder", "output", "get_attr"):
+            continue
+        module = graph.layer(node)
+        if module is not None and (reason := _why(graph, node, module)) is not None:
+            reasons[str(node.target)] = reason
+            continue
+        narrowed = [a for a in node.all_input_nodes if a in arrangement.layouts]
+        if any(not arrangement.layouts[a].is_natural for a in narrowed):
+            target = node._pretty_print_target(node.target)
+            name = node.name if module is None else str(node.target)
+            kind = type(module).__name__ if module else target
+            reasons[name] = f"no rule for {kind}: given at full width"
+    return reasons
+
+
+def _unreached(model: nn.Module, graph: Graph) -> list[str]:
+    """Outermost modules with parameters that the evaluation graph never calls (auxiliary heads)."""
+    reached = set(dict(graph.module.named_modules()))
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and name not in reached and not inside and next(module.parameters(), None) is not None:
+            found.append(name)
+    return found
+
+
+def _why(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
+    """Reason why a layer, norm or attention has no operation; None for another module."""
+    if attention_weights(module) is not None:
+        return why_not(graph, node, module) or "its input has its channels on another axis"
+    if not (is_weighted(module) or is_norm(module) or not is_plain(module)):
+        return None
+    if graph.is_shared(str(node.target)):
+        return "called more than once, or its parameters are tied"
+    if not is_plain(module):
+        return "its weight is not a plain parameter (a parametrisation, or a mask of torch.nn.utils.prune)"
+    if is_norm(module):
+        return "its channels are coupled: given at full width"
+    return "its input has its channels on another axis"

@@ -1,0 +1,11 @@
+"""Rewrite: the only room that edits graphs or weights.
+
+May import ``runtime``, ``ops`` and ``ir``; never ``passes``. A new kind of edit needs one applier in
+``appliers.py``, registered by the type of its record under ``@applies``.
+"""
+
+from .apply import apply as apply
+from .apply import plan_of as plan_of
+from .apply import sharing_parameters as sharing_parameters
+from .apply import write_values as write_values
+from .optimizer import rebind as rebind

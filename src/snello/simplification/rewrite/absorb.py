@@ -1,0 +1,76 @@
+"""Absorption of a BatchNorm's scale and shift into a layer, in place and in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from snello.neurons import spread
+from snello.simplification.ir.folds import Fold
+from snello.simplification.runtime.ragged import RaggedConv
+
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@torch.no_grad()
+def absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    """Absorb a norm behind a layer: rows are scaled.
+
+    Args:
+        layer: Linear, convolution, transposed or ragged convolution.
+        scale, shift: float64, shape (outputs,).
+    """
+    bias = add_bias(layer, len(scale))
+    layer.weight.copy_(layer.weight.double() * _by_row(layer, scale))
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    for name in Fold.family:
+        if (folded := getattr(layer, name, None)) is not None:
+            shape = [-1 if i == axis else 1 for i in range(folded.dim())]
+            folded.copy_(folded.double() * scale.view(shape))
+    bias.copy_(bias.double() * scale + shift)
+
+
+def _by_row(layer: Any, scale: Tensor) -> Tensor:
+    """One value per neuron, shaped to broadcast over the weight."""
+    if not isinstance(layer, RaggedConv):
+        return spread(layer, scale)
+    # One kernel per pair of channels: its slot is a row of the padded layout, ``outputs`` names the neuron.
+    row = {int(place): neuron for neuron, place in enumerate(layer.outputs)}
+    neurons = torch.tensor([row[int(slot) // layer.fan_in] for slot in layer.slots], device=scale.device)
+    return scale[neurons].view(-1, *[1] * len(layer.kernel_size))
+
+
+@torch.no_grad()
+def absorb_next(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    """Absorb a norm before a layer: columns are scaled, and the shift reaches every position alike.
+
+    Args:
+        layer: Linear or convolution that pads with no zeros.
+        scale, shift: float64, shape (inputs,).
+    """
+    weight = layer.weight.double()
+    groups = getattr(layer, "groups", 1)
+    rows = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    moved = torch.einsum("goik,gi->go", rows, shift.view(groups, -1)).flatten()
+    bias = add_bias(layer, len(moved))
+    bias.copy_(bias.double() + moved)
+    layer.weight.copy_((rows * scale.view(groups, 1, -1, 1)).view(weight.shape))
+
+
+def add_bias(layer: Any, channels: int) -> Tensor:
+    """Return the layer's bias, after giving it one of zeros where it has none.
+
+    Args:
+        layer: the layer.
+        channels: number of outputs of a transposed or ragged convolution.
+    """
+    if layer.bias is None:
+        weight: Tensor = layer.weight
+        width = weight.shape[0] if type(layer) in PLAIN else channels
+        zeros = weight.detach().new_zeros(width)
+        layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+    return layer.bias  # type: ignore[no-any-return]

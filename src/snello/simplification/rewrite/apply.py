@@ -1,0 +1,115 @@
+"""Apply a plan to a model, or to a freshly built one before its lean weights are loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from snello.errors import ModelError
+from snello.graph import capture
+from snello.simplification.ir.plan import SimplificationPlan
+
+from .appliers import apply_edit
+from .arguments import erase_arguments, wake_dropout
+from .builder import Builder
+from .check import check
+from .code import reach_directly
+from .narrow import narrow
+
+
+def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
+    """Make a lean copy of the model by a plan. Rows and columns are sliced; constants are left at zero.
+
+    To load a lean model: build the original architecture, apply the plan, load the lean ``state_dict``.
+
+    Args:
+        plan: from :func:`snello.simplification.make_plan`, or read from JSON.
+        model: the architecture that the plan was made for; it is not changed.
+
+    Returns:
+        A captured graph with the original layer names, or a module of the model's own class; see
+        :attr:`SimplificationPlan.representation`.
+
+    Raises:
+        ModelError: if the plan was made for another architecture, naming the layer.
+    """
+    training = model.training
+    if plan.base is not None and plan_of(model) is None:
+        model = apply(plan.base, model)
+    lean = _as_module(plan, model) if plan.representation == "module" else _as_graph(plan, model)
+    return lean.train(training)
+
+
+def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
+    if plan.edits:
+        raise ModelError(
+            f"the plan changes the graph ({plan.edits[0].nodes[0]!r}): that needs the representation 'graph'"
+        )
+    check(plan, model)
+    lean = copy.deepcopy(model)
+    narrow(lean, plan)
+    lean.__dict__["meta"] = {**getattr(lean, "meta", {}), "snello_plan": plan.to_json()}
+    return lean
+
+
+def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
+    # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
+    copied = sharing_parameters(model).eval()
+    lean = capture(copied, constants=plan.constants).module
+    check(plan, lean)
+    wake_dropout(copied, lean, plan.constants)
+    builder = Builder(lean)
+    for edit in plan.edits:
+        apply_edit(builder, edit)
+    lean.graph.eliminate_dead_code()
+    erase_arguments(lean.graph, plan.constants)
+    # A dead branch goes with its layers, before anything is narrowed.
+    lean.delete_all_unused_submodules()
+    narrow(lean, plan)
+    _own_parameters(lean, model)
+    # Tensors written in the forward are made again when a fresh model is traced: not part of the weights.
+    lean._non_persistent_buffers_set |= {
+        name for name in lean._buffers if name.startswith("_tensor_constant")
+    }
+    lean.graph.on_generate_code(lambda _: reach_directly)
+    lean.recompile()
+    lean.meta["snello_plan"] = plan.to_json()
+    lean.__class__.__name__ = type(model).__name__
+    return lean
+
+
+def sharing_parameters(model: nn.Module) -> nn.Module:
+    """Copy a model but for its parameters: memory has no room for many copies of the largest ones."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
+    """Copy the parameters that nothing was cut from, which the lean model would share."""
+    shared = {id(parameter) for parameter in model.parameters()}
+    # What was cut is new already. One memo for all: what is tied stays tied.
+    memo: dict[int, object] = {id(p): p for p in lean.parameters() if id(p) not in shared}
+    for parent in list(lean.modules()):
+        for name, module in parent._modules.items():
+            # Whole modules: recurrent layers know their parameters by other names, too (flat weights).
+            if module is not None and any(id(p) in shared for p in module._parameters.values()):
+                parent._modules[name] = copy.deepcopy(module, memo)
+    for name, parameter in lean._parameters.items():
+        lean._parameters[name] = copy.deepcopy(parameter, memo)
+
+
+def plan_of(lean: nn.Module) -> SimplificationPlan | None:
+    """Return the plan that made a lean model; None for a model that was not simplified."""
+    text = getattr(lean, "meta", {}).get("snello_plan")
+    return SimplificationPlan.from_json(text) if text else None
+
+
+def write_values(lean: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write folded biases, border kernels and constants into a lean model that the plan has shaped."""
+    state = lean.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in values.items():
+            if name in state:
+                state[name].copy_(value)

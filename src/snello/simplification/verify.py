@@ -1,0 +1,230 @@
+"""Verification in float64: a lean model must give the outputs of the original before it is returned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from snello.errors import SimplifyError
+from snello.graph import capture
+
+from .ir.channels import Layout
+
+TOLERANCE = 1e-9
+"""Largest difference allowed, relative to the variation of the outputs over the batch: see :func:`difference`."""
+
+ROUNDING, LOOSEST = 100.0, 1e-6
+"""Allowance for networks that amplify rounding.
+
+A difference is also allowed up to a hundred times the effect of one unit in the last place of the inputs on
+the original's outputs (rounding enters at every operation, not at the inputs alone), below a millionth.
+"""
+
+Batch = tuple[Tensor, ...]
+
+
+def verify(
+    reference: nn.Module,
+    lean: nn.Module,
+    layouts: Mapping[fx.Node, Layout],
+    axes: Mapping[fx.Node, int],
+    inputs: Batch,
+) -> None:
+    """Compare a lean model with the original: see :func:`compare`.
+
+    Args:
+        reference, lean: both in float64 and in evaluation mode.
+        layouts, axes: channels of each node of the reference's graph that the lean model has, and their axis.
+        inputs: the example inputs, of any dtype.
+
+    Raises:
+        SimplifyError: naming the first layer whose output differs.
+    """
+    compare(
+        reference, lean, inputs, "simplified outputs",
+        lambda batch: _first_difference(reference, lean, layouts, axes, batch),
+        "A usual cause is an operation in place on a tensor that is read again under another name or through a "
+        "view; otherwise please report this model.",
+    )  # fmt: skip
+
+
+def compare(
+    reference: nn.Module,
+    candidate: nn.Module,
+    inputs: Batch,
+    what: str,
+    where: Callable[[Batch], str],
+    advice: str = "",
+) -> None:
+    """Compare outputs on the example inputs and, where the model takes it, at another size.
+
+    Args:
+        reference, candidate: both in float64 and in evaluation mode.
+        inputs: the example inputs, of any dtype.
+        what: name of the candidate's outputs, for the error.
+        where: function that names the first layer whose output differs on a batch.
+        advice: a way out, for the error.
+
+    Raises:
+        SimplifyError: if the outputs differ by more than rounding explains, or have another structure.
+    """
+    for batch, expected in _batches(reference, inputs):
+        found = outputs(candidate, batch)
+        shapes = ", ".join(str(tuple(x.shape)) for x in batch)
+        if structure(found) != structure(expected):
+            raise SimplifyError(
+                f"{what} are put together in another way: {structure(found)} instead of "
+                f"{structure(expected)}, on inputs of shape {shapes}. The model was left as it is. "
+                f"{advice}".rstrip()
+            )
+        error = worst_difference(expected, found)
+        if not (error <= TOLERANCE or error <= _rounding(reference, batch, expected)):
+            raise SimplifyError(
+                f"{what} differ by {error:.1e} of what the outputs vary (allowed {TOLERANCE:.0e}) on "
+                f"inputs of shape {shapes}; the first difference is at {where(batch)}. The model was left "
+                f"as it is. {advice}".rstrip()
+            )
+
+
+def _batches(reference: nn.Module, inputs: Batch) -> Iterator[tuple[Batch, object]]:
+    """Batches to compare on: the example inputs and, where the model takes it, another one; with outputs."""
+    first = tuple(_double(x) for x in inputs)
+    yield first, outputs(reference, first)
+    for resize in (True, False):
+        other = tuple(_resized(x, resize) for x in first)
+        try:
+            expected = outputs(reference, other)
+        except Exception:  # this model takes one resolution, or one batch size
+            continue
+        yield other, expected
+        return
+
+
+def _rounding(reference: nn.Module, batch: Batch, expected: object) -> float:
+    """Difference that rounding explains: see :data:`ROUNDING`."""
+    nudged = tuple(x * (1 + 2**-52) if x.is_floating_point() else x for x in batch)
+    return min(ROUNDING * worst_difference(expected, outputs(reference, nudged)), LOOSEST)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: Batch) -> object:
+    """Run a model on copies of the inputs, which it may overwrite."""
+    return model(*(x.clone() for x in batch))
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.detach().double() if x.is_floating_point() else x.detach()
+
+
+def _resized(x: Tensor, resize: bool) -> Tensor:
+    """Make another batch: one example more, three at most, at three quarters of the resolution if there is one."""
+    # Batch size and resolution that were baked into the lean graph show at another size.
+    batch = torch.cat([x, x[:1].flip(-1) * 0.5 if x.is_floating_point() else x[:1].flip(-1)])
+    batch = batch[-3:]
+    if resize and x.dim() > 2 and x.is_floating_point():
+        for axis in range(2, x.dim()):
+            batch = batch.narrow(axis, 0, max(1, (3 * x.shape[axis]) // 4))
+    return batch.contiguous()
+
+
+def _parts(output: object) -> dict[str, object] | None:
+    """Items of a container by key, index or field name; None for anything else."""
+    if isinstance(output, Mapping):  # tracing makes a plain dict of every kind of mapping
+        return {repr(key): value for key, value in output.items()}
+    if isinstance(output, (list, tuple)):
+        return {str(index): value for index, value in enumerate(output)}
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return None
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    """All tensors, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    for part in (_parts(output) or {}).values():
+        yield from _tensors(part)
+
+
+def structure(output: object) -> str:
+    """Describe the structure of an output: ``(tensor, None)``, ``{'out': tensor}``; all but tensors by value."""
+    if isinstance(output, Tensor):
+        return "tensor"
+    if (parts := _parts(output)) is None:
+        simple = output is None or isinstance(output, (int, float, str))
+        return repr(output) if simple else type(output).__name__
+    if isinstance(output, (list, tuple)):
+        left, right = "()" if isinstance(output, tuple) else "[]"
+        return left + ", ".join(map(structure, parts.values())) + right
+    return "{" + ", ".join(f"{name}: {structure(part)}" for name, part in parts.items()) + "}"
+
+
+def worst_difference(expected: object, found: object) -> float:
+    """Return the largest :func:`difference` of two outputs' tensors; NaN if one of them is.
+
+    Both must have one :func:`structure`.
+    """
+    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    differences = [difference(a, b) for a, b in pairs]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference over the largest deviation from the batch's mean.
+
+    Some outputs hardly vary with the input, and a plain relative error would hide a fault in the part that does.
+    """
+    if expected.shape != found.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    if not expected.is_floating_point():
+        return float((expected != found).any())
+    infinite = expected.isinf()  # a mask in front of a softmax
+    if (expected[infinite] != found[infinite]).any():
+        return float("inf")
+    expected, found = expected.masked_fill(infinite, 0), found.masked_fill(infinite, 0)
+    error = (expected - found).abs().max()
+    largest = expected.abs().max()
+    spread = (expected - expected.mean(0, keepdim=True)).abs().max() if expected.dim() else largest
+    # Outputs that hardly depend on the input vary by little more than rounding.
+    scale = torch.maximum(spread, 1e-4 * largest)
+    return float(error / scale) if scale > 0 else float(error)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.outputs[n.name] = result.clone()
+        return result
+
+
+def _first_difference(
+    reference: nn.Module,
+    lean: nn.Module,
+    layouts: Mapping[fx.Node, Layout],
+    axes: Mapping[fx.Node, int],
+    batch: Batch,
+) -> str:
+    """Name the first node whose present channels differ."""
+    assert isinstance(lean, fx.GraphModule)
+    original, candidate = _Recorder(capture(reference, batch).module), _Recorder(lean)
+    with torch.no_grad():
+        original.run(*(x.clone() for x in batch))
+        candidate.run(*(x.clone() for x in batch))
+    for node, layout in layouts.items():
+        expected, found = original.outputs.get(node.name), candidate.outputs.get(node.name)
+        if expected is None or found is None:
+            continue
+        if not difference(expected.index_select(axes[node], layout.order), found) <= TOLERANCE:
+            return repr(str(node.target) if node.op == "call_module" else node.name)
+    return "the output"
