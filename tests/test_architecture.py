@@ -44,7 +44,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_codec_knows_arrays_not_modules() -> None:
-    files = sorted((SOURCE / "codec").glob("*.py"))
+    files = sorted((SOURCE / "codec").rglob("*.py"))
     assert files
     for path in files:
         assert not [name for name in _imports(path) if name.startswith("torch.nn")], path
@@ -60,7 +60,7 @@ def test_codec_knows_arrays_not_modules() -> None:
 def test_stations_do_not_import_each_other(station: str) -> None:
     others = {f"snello.{name}" for name in STATIONS if name != station}
     above = {"snello.training", "snello.reporting", "snello.cli", "snello.modelfile"}
-    for path in sorted((SOURCE / station).glob("*.py")):
+    for path in sorted((SOURCE / station).rglob("*.py")):
         crossing = {n for n in _imports(path) if any(n == o or n.startswith(f"{o}.") for o in others | above)}
         assert not crossing, path
 

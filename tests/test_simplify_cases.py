@@ -95,7 +95,6 @@ WHOLE = {
     "slice: one channel": "an index on the channel axis",
     "input: two tensors, one shared encoder": "a layer called twice",
     "shape: PixelShuffle": "no rule",
-    "norm: glu": "no rule",
     "scalar: width as a number": "a number that is computed",
     "scalar: shape[1] as a number": "a number that is computed",
     "tokens: mixer": "a layer along another axis than the channels'",

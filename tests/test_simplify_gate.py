@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise, tensors
-from old_plans import as_version
-from snello.simplification import SimplificationPlan, apply, fold_batchnorm, make_plan, plan_of, simplify
+from snello.simplification import SimplificationPlan, apply, fold_batchnorm, plan_of, simplify
 from snello.simplification.ir.edits import GateInput, PositionDependent
 from snello.simplification.ir.folds import GateFold
 
@@ -296,12 +295,6 @@ def test_saved_copied_and_loaded() -> None:
     fresh.load_state_dict(torch.load(file, weights_only=True))
     for twin in (fresh, copy.deepcopy(lean)):
         assert_same_outputs(lean, twin, image(3, 4), tolerance=0.0)
-
-
-def test_plans_from_before_there_were_gates_are_read() -> None:
-    plan = make_plan(excited(wide=[], depthwise=[]), image(6, 7), prefer="plain")
-    assert plan.neurons_removed
-    assert SimplificationPlan.from_json(as_version(plan, 3)) == plan
 
 
 def test_training_goes_on_with_the_gradients_of_what_is_kept() -> None:

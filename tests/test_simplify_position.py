@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise
-from old_plans import as_version
-from snello.simplification import SimplificationPlan, apply, fold_batchnorm, make_plan, plan_of, simplify
+from snello.simplification import SimplificationPlan, apply, fold_batchnorm, plan_of, simplify
 from snello.simplification.ir.edits import BorderPattern, Geometry
 from snello.simplification.ir.folds import TableFold
 from snello.simplification.runtime.border_pattern import BorderPatterns
@@ -210,13 +209,6 @@ def test_saved_copied_and_loaded() -> None:
     fresh.load_state_dict(torch.load(file, weights_only=True))
     for twin in (fresh, copy.deepcopy(lean)):
         assert_same_outputs(lean, twin, x, tolerance=0.0)
-
-
-def test_plans_from_before_there_were_tables_are_read() -> None:
-    model, _, x = mobile()
-    plan = make_plan(model, x, prefer="plain")
-    assert plan.neurons_removed
-    assert SimplificationPlan.from_json(as_version(plan, 2)) == plan
 
 
 def test_what_is_remembered_follows_the_size_and_the_weights() -> None:

@@ -43,6 +43,10 @@ class Edit:
     record: GraphEdit
     values: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def named(self, name: str) -> Edit:
+        """The same edit with a name for the module that it inserts."""
+        return replace(self, record=replace(self.record, name=name))  # type: ignore[call-arg]
+
     def read_by(self, readers: tuple[str, ...]) -> Edit:
         """The same adapter with other readers."""
         return replace(self, record=replace(self.record, readers=readers))  # type: ignore[call-arg]

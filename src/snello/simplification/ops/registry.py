@@ -48,7 +48,7 @@ def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
 
     def register(matcher: Registered) -> Registered:
         for target in targets:
-            register_rule(target, matcher.match if isinstance(matcher, type) else matcher)
+            register_rule(target, getattr(matcher, "match", matcher))
         return matcher
 
     return register
@@ -87,9 +87,10 @@ def find_operation(call: Call) -> Operation | None:
 def _matchers(call: Call) -> list[Matcher]:
     if call.module is not None:
         return _rules.find_module(call.module)
-    if call.node.op == "call_method":
-        return _rules.find_method(str(call.node.target))
-    return _rules.find_function(call.node.target) if call.node.op == "call_function" else []
+    target = call.node.target
+    if isinstance(target, str):
+        return _rules.find_method(target) if call.node.op == "call_method" else []
+    return _rules.find_function(target)
 
 
 def is_plain(module: nn.Module) -> bool:

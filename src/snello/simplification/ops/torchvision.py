@@ -6,7 +6,7 @@ from typing import Any
 
 from snello.graph import register_leaf
 
-from .attention import AttentionWeights, network_of, register_attention
+from .attention_weights import AttentionWeights, network_of, register_attention
 from .call import Call
 from .elementwise import identity
 from .operation import Operation

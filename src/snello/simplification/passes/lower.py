@@ -135,7 +135,7 @@ def _named(edits: list[Edit], generation: int) -> Iterator[Edit]:
             yield edit
             continue
         number = count[kind] = count.get(kind, -1) + 1
-        yield replace(edit, record=replace(edit.record, name=f"{prefix}_{kind}_{number}"))
+        yield edit.named(f"{prefix}_{kind}_{number}")
 
 
 def _merged(edits: list[Edit]) -> list[Edit]:

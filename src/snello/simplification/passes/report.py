@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from snello.graph import Graph
 from snello.neurons import is_norm, is_weighted
-from snello.simplification.ops.attention import attention_weights, why_not
+from snello.simplification.ops.attention import why_not
+from snello.simplification.ops.attention_weights import attention_weights
 from snello.simplification.ops.registry import is_plain
 
 from .facts import Arrangement, Facts

@@ -33,7 +33,8 @@ class Builder:
         dtype = self._like.dtype if self._like.is_floating_point() else None
         self.lean.add_submodule(name, module.to(device=self._like.device, dtype=dtype))
         with self.lean.graph.inserting_after(after):
-            return self.lean.graph.call_module(name, tuple(operands))
+            called: fx.Node = self.lean.graph.call_module(name, tuple(operands))
+        return called
 
     def replace(self, name: str, by: fx.Node) -> None:
         """Let all readers of a node read another one."""

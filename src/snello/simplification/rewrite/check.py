@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from snello.errors import ModelError
 from snello.simplification.ir.plan import AttentionPlan, SimplificationPlan
-from snello.simplification.ops.attention import attention_weights
+from snello.simplification.ops.attention_weights import attention_weights
 
 
 def check(plan: SimplificationPlan, root: nn.Module) -> None:

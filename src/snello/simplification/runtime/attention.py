@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.simplification.ir.plan import AttentionPlan
-from snello.simplification.ops.attention import (
+from snello.simplification.ops.attention_weights import (
     PACKED_NAMES,
     AttentionWeights,
     Network,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.simplification.ir.plan import AttentionPlan
-from snello.simplification.ops.attention import WINDOW_NAMES, Network, attention_weights, network_of
+from snello.simplification.ops.attention_weights import WINDOW_NAMES, Network, attention_weights, network_of
 
 from .attention import Cuts, LeanAttention, LeanMultiheadAttention, slim, slim_layer
 
