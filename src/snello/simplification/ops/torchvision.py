@@ -41,4 +41,6 @@ register_leaf("StochasticDepth")
 @rule_for("StochasticDepth", "torchvision.ops.stochastic_depth.stochastic_depth")
 def stochastic_depth(call: Call) -> Operation | None:
     """Stochastic depth does nothing in evaluation mode (Huang et al., ECCV 2016)."""
+    if call.module is not None and type(call.module).__name__ != "StochasticDepth":
+        return None  # a subclass, whose forward may differ
     return identity(call)

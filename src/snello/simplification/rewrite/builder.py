@@ -20,7 +20,7 @@ class Builder:
 
     def __init__(self, lean: fx.GraphModule) -> None:
         self.lean = lean
-        self._nodes = {node.name: node for node in lean.graph.nodes}
+        self._nodes: dict[str, fx.Node] = {node.name: node for node in lean.graph.nodes}
         parameter = next(lean.parameters(), None)
         self._like = torch.zeros(0) if parameter is None else parameter
 
