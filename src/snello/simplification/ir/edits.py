@@ -138,6 +138,49 @@ class DropOperands(GraphEdit):
 
 
 @dataclass(frozen=True)
+class IndexedSum(GraphEdit):
+    """A sum of two tensors that carry different channels.
+
+    Attributes:
+        name: of the inserted module.
+        node: the sum.
+        base: position among the sum's arguments of the operand that the other one is added to.
+        axis: of the channels.
+        grown: number of channels that are appended to the base before the addition.
+        width: number of channels of the result.
+        index: channel of the result that each channel of the other operand is added to; None if that
+            operand has no channel at all.
+        constants: channels of the result that a constant is added to (the module's ``constant``).
+        in_place: whether the base may be overwritten when no gradient is recorded.
+    """
+
+    tag = "sum"
+    stage = 4
+    inserts = "sum"
+
+    name: str
+    node: str
+    base: int
+    axis: int
+    grown: int
+    width: int
+    index: tuple[int, ...] | None
+    constants: tuple[int, ...]
+    in_place: bool
+
+    @property
+    def moves_channels(self) -> bool:
+        return True
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return (self.node,)
+
+    def describe(self) -> str:
+        return f"channels added by index: {self.node}"
+
+
+@dataclass(frozen=True)
 class Pick(GraphEdit):
     """A node replaced by some channels of an operand (a slice, a chunk, a shuffle), or by all of it.
 

@@ -14,6 +14,7 @@ from snello.simplification.ir.edits import (
     Fill,
     GateInput,
     GraphEdit,
+    IndexedSum,
     Pick,
     PositionDependent,
     SetNumber,
@@ -21,6 +22,7 @@ from snello.simplification.ir.edits import (
 from snello.simplification.ops.call import argument, one_by_one
 from snello.simplification.runtime.border_pattern import BorderPatterns
 from snello.simplification.runtime.fill import ChannelFill
+from snello.simplification.runtime.indexed_sum import ChannelSum
 from snello.simplification.runtime.pick import ChannelPick
 from snello.simplification.runtime.position_dependent import AppendedMeans, PositionDependentChannels
 
@@ -83,6 +85,18 @@ def _drop(builder: Builder, edit: DropOperands) -> None:
         node.args = (left, *node.args[1:])
     else:
         node.kwargs = {**node.kwargs, "tensors": left}
+
+
+@applies(IndexedSum)
+def _sum(builder: Builder, edit: IndexedSum) -> None:
+    node = builder.node(edit.node)
+    indexed = edit.index is not None
+    given = (node.args[edit.base], node.args[1 - edit.base]) if indexed else (node.args[edit.base],)
+    operands = [a for a in given if isinstance(a, fx.Node)]
+    if not indexed and not edit.constants:
+        builder.replace(edit.node, operands[0])
+    else:
+        builder.replace(edit.node, builder.insert(edit.name, ChannelSum(edit), node, operands))
 
 
 @applies(Pick)

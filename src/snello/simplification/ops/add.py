@@ -1,0 +1,94 @@
+"""Sums of two tensors, in which each may lack channels that the other has."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from snello.simplification.ir.channels import Layout, Signal, same_order
+from snello.simplification.ir.edits import IndexedSum
+
+from .call import Call, sizes
+from .elementwise import operands_of
+from .operation import Edit, Lowered, Operation, Placement, Wanted, join
+from .registry import rule_for
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Operation):
+    """The sum of two tensors of one shape: what one of them lacks is not put in place, but added to."""
+
+    accumulates: ClassVar[bool] = True
+
+    @property
+    def channelwise(self) -> tuple[fx.Node, ...]:
+        return self.operands
+
+    def propagate(self, *signals: Signal) -> Signal:
+        a, b = signals
+        return Signal.of(a.constant & b.constant, a.value + b.value)
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful, useful]
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        return list(received), join(self, useful, received)[1]
+
+    def base(self, received: Sequence[Layout]) -> int:
+        # The wider one: the other operand is scattered into it.
+        return int(len(received[1].order) > len(received[0].order))
+
+    def lower(self, placement: Placement) -> Lowered:
+        a, b = placement.received
+        produced = placement.produced
+        constants = (a.absent + b.absent)[produced.order]
+        if produced.is_empty or (same_order(a, b) and not bool((constants != 0).any())):
+            return Lowered()
+        assert self.axis is not None
+        base = self.base((a, b))
+        in_place = self.operands[base] in placement.overwritable
+        return Lowered(edits=(indexed_sum(self.node, self.axis, base, (a, b), produced, in_place),))
+
+
+def indexed_sum(
+    node: fx.Node,
+    axis: int,
+    base: int,
+    layouts: tuple[Layout, Layout],
+    produced: Layout,
+    in_place: bool,
+) -> Edit:
+    """Make the edit that adds two operands with different channels; ``base`` is added to."""
+    receiver, other = layouts[base], layouts[1 - base]
+    # What is absent from both is not in the result; what is present in one has no constant there.
+    constant = (receiver.absent + other.absent)[produced.order]
+    where = (constant != 0).nonzero().flatten()
+    index = produced.positions()[other.order]
+    record = IndexedSum(
+        name="", node=node.name, base=base, axis=axis,
+        grown=len(produced.order) - len(receiver.order), width=len(produced.order),
+        index=tuple(index.tolist()) if len(index) else None,
+        constants=tuple(where.tolist()), in_place=in_place,
+    )  # fmt: skip
+    return Edit(record, {"constant": constant[where]} if len(where) else {})
+
+
+# Registered behind those of elementwise.py, so that it is asked before them.
+@rule_for(operator.add, operator.iadd, torch.add, "add", "add_")
+def addition(call: Call) -> Operation | None:
+    """``a + b`` of two tensors of one shape; other sums are elementwise operations."""
+    args = call.node.args
+    if call.node.kwargs or len(args) != 2 or not all(isinstance(a, fx.Node) for a in args):
+        return None
+    found = operands_of(call)
+    if found is None or not found.alone or any(sizes(a) != call.shape for a in found.operands):
+        return None
+    first, second = args
+    return Add(call.node, (first, second), (found.axis, found.axis), found.axis)  # type: ignore[arg-type]
