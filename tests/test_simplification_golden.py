@@ -193,6 +193,9 @@ OLDER = {
 }
 """File of an older version -> the file of version 4 that says the same."""
 
+NEWER = {"residual-again-version-5": "residual-again", "excited-version-5": "excited"}
+"""File of a newer version -> the file of version 4 that says the same."""
+
 KINDS = (
     "attentions", "norms", "parameters", "fills", "sums", "picks", "drops", "numbers", "overhangs", "gates", "statics"
 )  # fmt: skip
@@ -259,6 +262,13 @@ def test_plan_survives_json(name: str) -> None:
 def test_older_version_says_the_same(older: str, name: str) -> None:
     assert read(older)["version"] < read(name)["version"]
     assert plan(older) == plan(name)
+
+
+@pytest.mark.parametrize(("newer", "name"), NEWER.items())
+def test_newer_version_says_the_same_and_is_what_is_written(newer: str, name: str) -> None:
+    assert read(newer)["version"] > read(name)["version"]
+    assert plan(newer) == plan(name)
+    assert json.loads(plan(newer).to_json()) == read(newer)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

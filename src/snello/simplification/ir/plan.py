@@ -12,8 +12,7 @@ from snello.errors import ModelError
 from .edits import GraphEdit
 from .folds import Fold
 from .records import Record
-
-VERSION = 5
+from .versions import VERSION, upgraded
 
 Representation = Literal["graph", "module"]
 AnyEdit = TypeVar("AnyEdit", bound=GraphEdit)
@@ -178,8 +177,6 @@ class SimplificationPlan:
         Raises:
             ModelError: if the text is no plan of a version that is read.
         """
-        from .versions import upgraded  # which knows the records of this file
-
         try:
             return SimplificationPlan._from_dict(upgraded(json.loads(text)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .plan import VERSION
+VERSION = 5
 
 _LISTS = {
     "numbers": "number", "gates": "gate", "fills": "fill", "drops": "drop", "sums": "sum",
