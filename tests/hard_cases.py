@@ -374,8 +374,10 @@ add_through(
         "channels last and back": lambda: lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2),
         "to channels_last": lambda: lambda x: x.to(memory_format=torch.channels_last),
         "ChannelShuffle": lambda: nn.ChannelShuffle(2),
+        "F.channel_shuffle": lambda: lambda x: F.channel_shuffle(x, 2),
         "shuffle of ShuffleNet": lambda: _shuffle,
         "channels flipped": lambda: lambda x: x.flip(1),
+        "beside a number flipped": lambda: lambda x: x + 0 * x.mean().flip(0),
     },
     NARROW,
 )

@@ -22,8 +22,7 @@ _EXTREMES = {"max", torch.max, "min", torch.min}
 def permute(call: Call) -> Operation | None:
     """Permutations of axes: the channels go along."""
     moving = call.moving_operand()
-    order = None if call.shape is None else permutation(call.node)
-    if moving is None or order is None:
+    if moving is None or call.shape is None or (order := permutation(call.node)) is None:
         return None
     return PerChannel.of(call, moving[0], axis=order.index(moving[1]))
 
@@ -110,7 +109,10 @@ def position_index(call: Call) -> Operation | None:
 @rule_for("flip", torch.flip, "roll", torch.roll)
 def turn(call: Call) -> Operation | None:
     """Flips and rolls along other axes than the channels'."""
-    moving, dims = call.moving_operand(), None if call.shape is None else turned_axes(call.node)
-    if moving is None or dims is None or moving[1] in dims:
+    moving = call.moving_operand()
+    if moving is None or call.shape is None:
+        return None
+    dims = turned_axes(call.node)
+    if dims is None or moving[1] in dims:
         return None
     return PerChannel.of(call, moving[0])

@@ -129,13 +129,13 @@ def _selection(call: Call, source: Tensor, *, free: bool = False) -> Selection |
     return Selection(call.node, (operand,), (axis,), axis, sizes(operand)[axis], source, free)
 
 
-@rule_for(nn.ChannelShuffle)
+@rule_for(nn.ChannelShuffle, F.channel_shuffle, torch.channel_shuffle)
 def channel_shuffle(call: Call) -> Operation | None:
-    """Channel shuffle by a module."""
+    """Channel shuffle by a module or a function."""
     operand, module = call.known_operand(1), call.module
-    if operand is None or module is None:
+    groups = call.argument(1, "groups") if module is None else module.groups
+    if operand is None or not isinstance(groups, int):
         return None
-    groups: int = module.groups  # type: ignore[assignment]
     return _selection(call, _shuffled(sizes(operand)[1], groups), free=True)
 
 
@@ -180,8 +180,8 @@ def _shuffle(steps: list[fx.Node], last: fx.Node) -> Shuffle | None:
 @rule_for("flip", torch.flip)
 def flip(call: Call) -> Operation | None:
     """A flip of the channels alone: another order of them."""
-    moving, dims = call.moving_operand(), turned_axes(call.node)
-    if moving is None or call.shape is None or dims != [moving[1]]:
+    moving = call.moving_operand()
+    if moving is None or call.shape is None or turned_axes(call.node) != [moving[1]]:
         return None
     return _selection(call, torch.arange(call.shape[moving[1]]).flip(0), free=True)
 

@@ -50,9 +50,11 @@ class FoldedConv(CachedConstant, _ConvNd):
         if (border := self.border) is not None:
             y = added(y, self.cached((x.shape[2:], x.dtype), border, lambda: self._at_border(x, border)))
         if (table := self.table) is not None:
+            assert pattern is not None, "a layer with a table is called with the border patterns"
             key = (Same(pattern), y.dtype)
             y = added(y, self.cached(key, table, lambda: table.to(y.dtype)[:, pattern]))
-        if self.gated is not None and gate is not None:
+        if self.gated is not None:
+            assert gate is not None, "a layer with columns for a gate is called with the gate"
             y = added(y, self._from_gate(gate, static, y))
         return y
 
