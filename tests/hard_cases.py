@@ -377,9 +377,11 @@ add_through(
         "F.channel_shuffle": lambda: lambda x: F.channel_shuffle(x, 2),
         "shuffle of ShuffleNet": lambda: _shuffle,
         "channels flipped": lambda: lambda x: x.flip(1),
-        "beside a number flipped": lambda: lambda x: x + 0 * x.mean().flip(0),
     },
     NARROW,
+)
+CASES["shape: times a number that is turned"] = Case(
+    through(lambda: lambda x: x * x.mean().flip(0)), ANY, DEAD, NARROW, ROWS
 )
 CASES["shape: cumulated over space"] = Case(
     through(lambda: lambda x: x.cumsum(2)), ANY, DEAD, ROWS

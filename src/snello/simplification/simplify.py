@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs, capture
+from snello.graph import Graph, as_inputs, capture
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
 from .cost import CostModel, cost_model
@@ -23,6 +23,7 @@ from .passes.liveness import liveness
 from .passes.lower import Decision, lower
 from .passes.match import match
 from .passes.overwrite import overwritable
+from .passes.refused import RuleError
 from .passes.report import left_alone
 from .passes.widen import round_up, widen
 from .rewrite import apply, plan_of, rebind, sharing_parameters, write_values
@@ -116,7 +117,29 @@ def _analyse(
     cost = cost_model(prefer)
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
-    facts = liveness(constants(match(capture(model, inputs))), cost)
+    graph = capture(model, inputs)
+    refused: dict[fx.Node, str] = {}
+    while True:
+        try:
+            return _passes(model, graph, inputs, refused, cost, round_to)
+        except RuleError as failed:
+            _refuse(refused, failed)
+
+
+def _refuse(refused: dict[fx.Node, str], failed: RuleError) -> None:
+    """Leave a node alone whose rule has failed; the passes start again without it."""
+    refused[failed.node] = failed.reason
+
+
+def _passes(
+    model: nn.Module,
+    graph: Graph,
+    inputs: tuple[Tensor, ...],
+    refused: dict[fx.Node, str],
+    cost: CostModel,
+    round_to: int,
+) -> _Analysis:
+    facts = liveness(constants(match(graph, refused)), cost)
     arrangement = widen(facts, round_up(facts, layout(facts), round_to), cost)
     draft = SimplificationPlan(
         input_shapes=tuple(tuple(int(n) for n in x.shape) for x in inputs),

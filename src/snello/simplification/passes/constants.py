@@ -9,6 +9,7 @@ from torch import fx
 from snello.simplification.ir.channels import Signal
 
 from .facts import Facts, incoming
+from .refused import rule_of
 
 
 def constants(facts: Facts) -> Facts:
@@ -26,5 +27,6 @@ def constants(facts: Facts) -> Facts:
     signals: dict[fx.Node, Signal] = {}
     for node, operation in facts.operations.items():
         if node in facts.axes:
-            signals[node] = operation.propagate(*incoming(operation, signals))
+            with rule_of(node):
+                signals[node] = operation.propagate(*incoming(operation, signals))
     return replace(facts, signals=signals)

@@ -21,6 +21,7 @@ class Facts:
         graph: with shapes.
         operations: node -> its operation, for the nodes that have one.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
+        refused: node -> the reason why its rule was not used, for those whose rule has failed.
         signals: node -> the constants among its channels.
         useful: node -> the channels that are read, boolean, shape (C,).
         bypasses: pointwise convolution -> the bypass that it uses.
@@ -29,6 +30,7 @@ class Facts:
     graph: Graph
     operations: Mapping[fx.Node, Operation]
     axes: Mapping[fx.Node, int]
+    refused: Mapping[fx.Node, str] = field(default_factory=dict)
     signals: Mapping[fx.Node, Signal] = field(default_factory=dict)
     useful: Mapping[fx.Node, Tensor] = field(default_factory=dict)
     bypasses: Mapping[fx.Node, Bypass] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from snello.simplification.ir.channels import Layout
 from snello.simplification.ops.operation import Operation, Wanted
 
 from .facts import Arrangement, Facts
+from .refused import rule_of
 
 
 def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arrangement:
@@ -98,7 +99,8 @@ class _Draft:
     def _arrange(self, operation: Operation, received: list[Layout]) -> Wanted:
         node = operation.node
         signal, useful = self.facts.signals[node], self.facts.useful[node]
-        return operation.arrange(signal, useful, *received, forced=self.forced.get(node))
+        with rule_of(node):
+            return operation.arrange(signal, useful, *received, forced=self.forced.get(node))
 
 
 def _producer(facts: Facts, node: fx.Node) -> tuple[fx.Node, int]:

@@ -16,6 +16,7 @@ from snello.simplification.ops.elementwise import Elementwise
 from snello.simplification.ops.operation import Operation
 
 from .facts import Facts, incoming
+from .refused import rule_of
 
 
 def liveness(facts: Facts, cost: CostModel) -> Facts:
@@ -49,7 +50,8 @@ def liveness(facts: Facts, cost: CostModel) -> Facts:
         signals = incoming(operation, facts.signals)
         signal = facts.signals.get(node, Signal.live(0))
         useful = uses.useful.get(node, _NOTHING)
-        read = operation.live_inputs(useful, signal, *signals)
+        with rule_of(node):
+            read = operation.live_inputs(useful, signal, *signals)
         if (skipped := _choose(uses, node, useful & ~signal.constant, read, cost)) is not None:
             read = [read[0] & ~skipped]
         for operand, channels in zip(operation.operands, read, strict=False):

@@ -14,6 +14,7 @@ from snello.simplification.ir.plan import LayerPlan, SimplificationPlan
 from snello.simplification.ops.operation import Edit, Lowered, Placement, adapter
 
 from .facts import Arrangement, Facts
+from .refused import rule_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def _lower(
         overwritable=overwritable,
         folds=() if skipped is None else (skipped.fold,),
     )
-    return facts.operations[node].lower(placement)
+    with rule_of(node):
+        return facts.operations[node].lower(placement)
 
 
 def _removes(facts: Facts, arrangement: Arrangement, lowered: Iterable[Lowered]) -> bool:

@@ -12,15 +12,21 @@ from snello.simplification.ops.operation import Absorbed, Operation
 from snello.simplification.ops.registry import find_operation, patterns
 
 from .facts import Facts
+from .refused import rule_of
 
 
-def match(graph: Graph) -> Facts:
+def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
     """Find the operation of each node, and the axis of its channels.
 
     1. A pattern of several nodes is one operation, at its last node, if its operands have their channels
        on the axes that it expects; its other nodes are absorbed.
     2. Any other node is asked of the registry, given the axes of the nodes before it.
-    3. A node that no rule knows has no operation: it gets its inputs at full width.
+    3. A node that no rule knows has no operation: it gets its inputs at full width. So does one whose rule
+       has failed.
+
+    Args:
+        graph: of the model.
+        refused: nodes whose rule has failed -> the reason.
 
     Requires:
         A graph with shapes.
@@ -28,20 +34,27 @@ def match(graph: Graph) -> Facts:
     Ensures:
         ``operations`` and ``axes``. Every node of an operation with an axis is in ``axes``.
     """
-    starts = {found.steps[0]: found for found in patterns(graph)}
+    refused = refused or {}
+    found = (
+        operation for operation in patterns(graph) if not {*operation.steps, operation.node} & set(refused)
+    )
+    starts = {operation.steps[0]: operation for operation in found}
     pending: dict[fx.Node, Operation] = {}
     operations: dict[fx.Node, Operation] = {}
     axes: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node in starts and _fits(starts[node], axes):
             pending.update(_members(starts[node]))
-        operation = pending.get(node) or find_operation(Call(graph, node, axes))
+        if node in refused:
+            continue
+        with rule_of(node):
+            operation = pending.get(node) or find_operation(Call(graph, node, axes))
         if operation is None:
             continue
         operations[node] = operation
         if operation.axis is not None:
             axes[node] = operation.axis
-    return Facts(graph, operations, axes)
+    return Facts(graph, operations, axes, refused)
 
 
 def _fits(operation: Operation, axes: Mapping[fx.Node, int]) -> bool:

@@ -18,7 +18,8 @@ def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict
 
     1. An outermost module with parameters that evaluation mode never reaches: it goes.
     2. A layer, norm or attention without an operation.
-    3. Another node without an operation, if an operand of it was narrowed.
+    3. A node whose rule has failed.
+    4. Another node without an operation, if an operand of it was narrowed.
 
     Requires:
         ``operations`` and ``axes``; an arrangement of the same model.
@@ -32,6 +33,9 @@ def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict
         if node in facts.operations or node.op in ("placeholder", "output", "get_attr"):
             continue
         module = graph.layer(node)
+        if node in facts.refused:
+            reasons[node.name if module is None else str(node.target)] = facts.refused[node]
+            continue
         if module is not None and (reason := _why(graph, node, module)) is not None:
             reasons[str(node.target)] = reason
             continue
