@@ -18,9 +18,11 @@ add something here, write one file per concept and re-export its public names be
 
 from typing import Any
 
+from ._signature import bind as bind
 from ._tracer import register_leaf as register_leaf
 from .capture import capture as capture
 from .graph import Graph as Graph
+from .inputs import Example as Example
 from .inputs import Inputs as Inputs
 from .inputs import as_inputs as as_inputs
 from .modes import evaluation as evaluation
@@ -30,7 +32,7 @@ from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
 __all__ = [
-    "Graph", "Inputs", "TargetTable", "as_inputs", "capture", "evaluation", "evaluation_mode",
+    "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation", "evaluation_mode",
     "known_shape", "register_leaf", "shape_of",
 ]  # fmt: skip
 

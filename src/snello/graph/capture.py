@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
 
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
+from .exported import exported
 from .graph import Graph
 from .inputs import Example, Inputs
 from .shapes import propagate_shapes
+from .twins import differ, outputs_of
 
 
 def capture(
@@ -26,6 +28,10 @@ def capture(
 ) -> Graph:
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
+    torch.fx comes first: it keeps the model's own code for sizes. Where it cannot trace a model, or
+    takes another path through it than the model itself (their outputs are compared), torch.export
+    records the operations that run; see :attr:`Graph.runnable`.
+
     Example inputs also settle the arguments that select a path through the forward: None, booleans
     and strings, given or left out, keep their value, so that ``if mask is not None`` takes the
     branch that really runs. Other defaults that are left out stay arguments of the graph where
@@ -34,7 +40,8 @@ def capture(
     :attr:`Graph.constants`.
 
     Args:
-        model: any module that torch.fx can trace. It is neither changed nor copied.
+        model: any module. It is neither changed nor copied. Without example inputs, one that
+            torch.fx can trace.
         args: inputs of the real shape and of any batch size: a tensor, a tuple or list of
             positional arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in
             evaluation mode is run. None for a graph without shapes, in which every argument is
@@ -47,21 +54,63 @@ def capture(
         The graph. Shapes are read with :func:`shape_of`.
 
     Raises:
-        ModelError: if torch.fx cannot trace the model, with its reason, or if the model does not
-            run on the example inputs.
+        ModelError: if neither torch.fx nor torch.export captures the model, with their reasons, or
+            if the model does not run on the example inputs.
         ConfigError: for example inputs of another kind.
     """
     inputs = _together(args, kwargs)
-    arguments = None if inputs is None else _bound(model, inputs)
-    module, kept = _traced(model, arguments, constants or {})
-    _follow_in_place_operations(module)
-    if inputs is not None and arguments is not None:
-        try:
-            propagate_shapes(module, arguments)
-        except Exception as error:  # whatever an operation raises on inputs that do not fit it
-            raise _does_not_run(inputs, error) from error
+    if inputs is None:
+        module, kept = _traced(model, None, constants or {})
+        _follow_in_place_operations(module)
+        return _graph(module, kept)
+    arguments = _bound(model, inputs)
+    expected = _outputs(model, inputs)
+    try:
+        module, kept = _traced(model, arguments, constants or {})
+        _follow_in_place_operations(module)
+        found = propagate_shapes(module, arguments)
+    except Exception as error:  # fx raises whatever the model's own code raises on a proxy
+        return _exported(model, inputs, expected, error)
+    if differ(expected, found):
+        other = ModelError(
+            f"torch.fx takes another path through {type(model).__name__} than the model itself: "
+            "their outputs differ on the example inputs."
+        )
+        return _exported(model, inputs, expected, other)
+    return _graph(module, kept)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    try:
+        return outputs_of(model, inputs)
+    except Exception as error:  # whatever an operation raises on inputs that do not fit it
+        raise _does_not_run(inputs, error) from error
+
+
+def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: Exception) -> Graph:
+    """Capture by torch.export, where torch.fx cannot.
+
+    Raises:
+        ModelError: with the reason of torch.fx, if torch.export cannot either.
+    """
+    try:
+        module, values = exported(model, inputs)
+        _follow_in_place_operations(module)
+        found = propagate_shapes(module, values)
+    except Exception as second:
+        reason = str(second).partition("\n")[0]
+        raise ModelError(f"{error} torch.export cannot capture it either: {reason}") from second
+    if differ(expected, found):
+        raise ModelError(
+            f"{error} The graph of torch.export has other outputs than the model, too. "
+            "A usual cause is a model that draws random numbers in evaluation mode."
+        ) from error
+    return _graph(module, {}, runnable=False)
+
+
+def _graph(module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True) -> Graph:
     tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
-    return Graph(module, _calls(module), frozenset(tied), kept)
+    return Graph(module, _calls(module), frozenset(tied), constants, runnable)
 
 
 def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:

@@ -22,12 +22,15 @@ class Graph:
         tied: names of the modules that have a parameter which also lives elsewhere.
         constants: arguments of the forward that the graph ignores -> the value that it was captured
             with.
+        runnable: whether the graph module can take the model's place: it has the model's signature and
+            outputs, and follows its mode. Else it shows what the model computes.
     """
 
     module: fx.GraphModule
     calls: dict[str, list[fx.Node]]
     tied: frozenset[str]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    runnable: bool = True
 
     @property
     def nodes(self) -> list[fx.Node]:

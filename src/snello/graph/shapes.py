@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from .modes import evaluation
+from .twins import same_numbers, tensors_of
 
 
-def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
+def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> list[Tensor]:
     """Run the graph once in evaluation mode and note the shape of every tensor on its node.
 
     Args:
         module: the graph module; its modes are restored.
         arguments: placeholder -> its value. Placeholders that are left out have their default.
+
+    Returns:
+        The tensors among the outputs.
     """
-    with evaluation(module):
-        _Shapes(module, arguments).run()
+    copies = pytree.tree_map_only(Tensor, torch.clone, dict(arguments))  # a graph may write on its inputs
+    with evaluation(module), same_numbers():
+        return tensors_of(_Shapes(module, copies).run())
 
 
 class _Shapes(fx.Interpreter):

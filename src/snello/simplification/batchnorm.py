@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
-from snello.graph import Graph, as_inputs, capture, evaluation, shape_of
+from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
 from snello.neurons import is_batchnorm
 
 from .ops.layers import pads_with_zeros
@@ -32,7 +32,7 @@ from .ops.norms import affine_of
 from .ops.registry import is_plain
 from .rewrite.absorb import PLAIN, TRANSPOSED, absorb, absorb_next, add_bias
 from .runtime.ragged import RaggedConv
-from .verify import TOLERANCE, Batch, compare, difference, outputs
+from .verify import TOLERANCE, compare, difference, outputs
 
 
 class FoldedBatchNorm(nn.Identity):
@@ -61,7 +61,7 @@ class _Fold:
     norm_first: bool
 
 
-def fold_batchnorm(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> nn.Module:
+def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
     """Copy a model without the BatchNorms that a layer can take in; the outputs in evaluation mode stay.
 
     A norm is folded into the Linear, convolution or transposed convolution that alone feeds it, or into the
@@ -80,7 +80,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
         ModelError: if the model cannot be traced or does not run on the example inputs.
         SimplifyError: if the outputs differ in float64, naming the first layer that does.
     """
-    inputs = as_inputs(example_inputs)
+    inputs = Inputs.of(example_inputs)
     folded = copy.deepcopy(model)
     folds = _fold_all(folded, inputs)
     # Folded weights are rounded to the model's dtype: exactness is shown on a float64 twin.
@@ -123,11 +123,11 @@ def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
     return folded
 
 
-def _fold_all(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Fold]:
+def _fold_all(model: nn.Module, inputs: Inputs) -> list[_Fold]:
     """Fold in place until there is nothing left: behind a folded norm there may be another one."""
     done: list[_Fold] = []
     with evaluation(model):
-        example = tuple(_like(x, model) for x in inputs)
+        example = inputs.map(lambda x: _like(x, model))
         while folds := _candidates(capture(model, example)):
             for fold in folds:
                 layer: Any = model.get_submodule(fold.layer)
@@ -211,7 +211,7 @@ def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
     return len(shape_of(node) or ()) == dimensions
 
 
-def _first_difference(reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: Batch) -> str:
+def _first_difference(reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: Inputs) -> str:
     places = [fold.layer if fold.norm_first else fold.norm for fold in folds]
     expected, found = _record(reference, places, batch), _record(folded, places, batch)
     # In the order in which the reference calls them.
@@ -221,7 +221,7 @@ def _first_difference(reference: nn.Module, folded: nn.Module, folds: list[_Fold
     return "the output"
 
 
-def _record(model: nn.Module, places: list[str], batch: Batch) -> dict[str, Tensor]:
+def _record(model: nn.Module, places: list[str], batch: Inputs) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def keep(place: str) -> Any:

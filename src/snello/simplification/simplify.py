@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import Graph, as_inputs, capture
+from snello.graph import Example, Graph, Inputs, capture
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
-from .cost import CostModel, cost_model
+from .cost import CostModel, Plain, cost_model
+from .ir.channels import Layout
+from .ir.edits import SetNumber
 from .ir.plan import SimplificationPlan
 from .passes.constants import constants
-from .passes.facts import Arrangement, Facts
+from .passes.facts import Arrangement
 from .passes.layout import layout
 from .passes.liveness import liveness
 from .passes.lower import Decision, lower
 from .passes.match import match
 from .passes.overwrite import overwritable
 from .passes.refused import RuleError
-from .passes.report import left_alone
+from .passes.report import left_alone, unreached
 from .passes.widen import round_up, widen
+from .passes.without_edits import without_edits
 from .rewrite import apply, plan_of, rebind, sharing_parameters, write_values
-from .verify import verify
+from .verify import compare, verify
 
 
 def simplify(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Example,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     prefer: str | CostModel = "bytes",
     round_to: int = 1,
+    keep_class: bool = False,
 ) -> nn.Module:
     """Remove every dead neuron that can be removed; the outputs in evaluation mode stay the same.
 
@@ -44,8 +48,9 @@ def simplify(
     the model takes them, before it is returned.
 
     Args:
-        model: a model that torch.fx can trace; it is not changed.
-        example_inputs: inputs of the real shape, batch first.
+        model: any model that torch.fx or torch.export can capture; it is not changed.
+        example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional arguments, a
+            mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any nesting.
         optimizer: an optimizer of the model's parameters: its groups are rebound to the lean parameters,
             and its state (momentum, Adam's moments) is cut to the rows and columns that are kept, so that
             training goes on. It is changed only once everything else has succeeded.
@@ -55,34 +60,32 @@ def simplify(
             break apart. Or a :class:`CostModel`: ``Latency(timings)`` with the timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions
             are multiples of this, for hardware that likes such counts.
+        keep_class: keep dead neurons wherever their removal would change more than layers, so that the
+            result is of the model's own class, with its own forward.
 
     Returns:
-        A new module with the original layer names. ``plan_of(lean)`` lists the removals. Where there is
-        nothing to remove, it computes what the original computes, operation by operation.
+        A new module with the original layer names. ``plan_of(lean)`` lists the removals. It is of the
+        model's own class, with narrowed layers in it, where that is enough: always if torch.fx cannot
+        trace the model, and with ``keep_class``. Else it is a captured graph with index operations;
+        ``plan_of(lean).representation`` tells the two apart. Where there is nothing to remove, it computes
+        what the original computes, operation by operation.
 
     Raises:
-        ModelError: if the model cannot be traced or does not run on the example inputs.
+        ModelError: if the model cannot be captured or does not run on the example inputs.
         ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds parameters
             which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
-    inputs = as_inputs(example_inputs)
+    inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
-    analysis = _analyse(source, inputs, prefer, round_to)
-    plan, values = analysis.decision.plan, analysis.decision.values
-
-    def build(original: nn.Module) -> nn.Module:
-        lean = apply(plan, original)
-        write_values(lean, values)
-        return lean
-
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
     reference = source if _is_double(source) else copy.deepcopy(source).double()
-    layouts, axes = analysis.arrangement.layouts, analysis.facts.axes
-    verify(reference, build(reference), layouts, axes, inputs)
-    lean = build(source)
+    candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
+    chosen = next(c for c in candidates if _holds(c, reference, inputs))
+    lean = chosen.build(source)
+    plan = chosen.plan
     if _stored(lean) > _stored(source):  # a constant or two can take more than a tiny neuron
-        plan = _left_as_it_is(plan)
+        plan = _left_as_it_is(plan, "it would only have grown")
         lean = apply(plan, source)
     lean.train(model.training)
     if optimizer is not None:
@@ -92,63 +95,134 @@ def simplify(
 
 def make_plan(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Example,
     *,
     prefer: str | CostModel = "bytes",
     round_to: int = 1,
+    keep_class: bool = False,
 ) -> SimplificationPlan:
     """Return the plan of :func:`simplify` without applying it. Arguments and errors as there."""
-    source = sharing_parameters(model).eval()
-    return _analyse(source, as_inputs(example_inputs), prefer, round_to).decision.plan
+    source, inputs = sharing_parameters(model).eval(), Inputs.of(example_inputs)
+    return next(_candidates(source, inputs, cost_model(prefer), round_to, keep_class)).plan
 
 
 @dataclass(frozen=True)
-class _Analysis:
-    """Results of all passes."""
+class _Candidate:
+    """A way to simplify a model.
 
-    facts: Facts
-    arrangement: Arrangement
-    decision: Decision
+    Attributes:
+        plan, values: the plan, and the constants that it folds.
+        layouts, axes: channels of each node that the lean model has, and their axis; empty for a candidate
+            that is dropped without a word if it does not hold.
+    """
+
+    plan: SimplificationPlan
+    values: Mapping[str, Tensor]
+    layouts: Mapping[fx.Node, Layout] = field(default_factory=dict)
+    axes: Mapping[fx.Node, int] = field(default_factory=dict)
+
+    def build(self, original: nn.Module) -> nn.Module:
+        """Make the lean model."""
+        lean = apply(self.plan, original)
+        write_values(lean, self.values)
+        return lean
 
 
-def _analyse(
-    model: nn.Module, inputs: tuple[Tensor, ...], prefer: str | CostModel, round_to: int
-) -> _Analysis:
-    cost = cost_model(prefer)
+def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
+    """Verify a candidate.
+
+    Raises:
+        SimplifyError: if its outputs differ and there is no other one.
+    """
+    if candidate.plan.representation == "graph":
+        verify(reference, candidate.build(reference), candidate.layouts, candidate.axes, inputs)
+        return True
+    try:
+        compare(reference, candidate.build(reference), inputs, "narrowed outputs", lambda _: "the output")
+    except Exception:  # the model's own code may raise anything on narrower tensors
+        return False
+    return True
+
+
+def _candidates(
+    model: nn.Module, inputs: Inputs, cost: CostModel, round_to: int, keep_class: bool
+) -> Iterator[_Candidate]:
+    """Ways to simplify a model, best first. The last one always holds, or says what is wrong."""
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
-    refused: dict[fx.Node, str] = {}
-    while True:
-        try:
-            return _passes(model, graph, inputs, refused, cost, round_to)
-        except RuleError as failed:
-            _refuse(refused, failed)
+    own = keep_class or not graph.runnable
+    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to)
+    if own:
+        # An exported graph has numbers where the code may compute them: first without a look at those.
+        for numbers in (False, True):
+            arrangement, decision = run.without_edits(numbers=numbers)
+            edits = decision.plan.edits if numbers else ()
+            if all(isinstance(edit, SetNumber) for edit in decision.plan.edits) and not edits:
+                yield _as_module(decision)
+        whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
+        yield _Candidate(replace(whole, representation="module"), {})
+        return
+    arrangement, decision = run.decide()
+    if not decision.plan.edits and not run.unreached:
+        yield _as_module(decision)
+    yield _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
 
 
-def _refuse(refused: dict[fx.Node, str], failed: RuleError) -> None:
+def _as_module(decision: Decision) -> _Candidate:
+    plan = replace(decision.plan, edits=(), representation="module")
+    return _Candidate(plan, decision.values)
+
+
+class _Passes:
+    """The passes in order, on one captured model. A rule that fails leaves its node alone."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, inputs: Inputs, cost: CostModel, round_to: int
+    ) -> None:
+        self.model, self.graph, self.inputs = model, graph, inputs
+        self.cost, self.round_to = cost, round_to
+        self.refused: dict[fx.Node, str] = {}
+
+    def decide(self) -> tuple[Arrangement, Decision]:
+        """Make the plan."""
+        return self._repeated(lambda arrangement: (arrangement, self._lower(arrangement)))
+
+    def without_edits(self, *, numbers: bool) -> tuple[Arrangement, Decision]:
+        """Make a plan that edits no graph; see the pass of that name."""
+        return self._repeated(
+            lambda arrangement: without_edits(self.facts, arrangement, self._lower, numbers=numbers)
+        )
+
+    @property
+    def unreached(self) -> bool:
+        """True if modules go because evaluation mode never calls them."""
+        return bool(unreached(self.model, self.graph))
+
+    def _repeated(
+        self, finish: Callable[[Arrangement], tuple[Arrangement, Decision]]
+    ) -> tuple[Arrangement, Decision]:
+        while True:
+            try:
+                self.facts = liveness(constants(match(self.graph, self.refused)), self.cost)
+                rounded = round_up(self.facts, layout(self.facts), self.round_to)
+                return finish(widen(self.facts, rounded, self.cost))
+            except RuleError as error:
+                _refuse(self.refused, error)
+
+    def _lower(self, arrangement: Arrangement) -> Decision:
+        draft = SimplificationPlan(
+            input_shapes=self.inputs.shapes,
+            left_alone=left_alone(self.model, self.facts, arrangement),
+            base=plan_of(self.model),
+            constants=_checked(self.graph.constants),
+        )
+        return lower(self.facts, arrangement, overwritable(self.facts, arrangement), draft)
+
+
+def _refuse(refused: dict[fx.Node, str], error: RuleError) -> None:
     """Leave a node alone whose rule has failed; the passes start again without it."""
-    refused[failed.node] = failed.reason
-
-
-def _passes(
-    model: nn.Module,
-    graph: Graph,
-    inputs: tuple[Tensor, ...],
-    refused: dict[fx.Node, str],
-    cost: CostModel,
-    round_to: int,
-) -> _Analysis:
-    facts = liveness(constants(match(graph, refused)), cost)
-    arrangement = widen(facts, round_up(facts, layout(facts), round_to), cost)
-    draft = SimplificationPlan(
-        input_shapes=tuple(tuple(int(n) for n in x.shape) for x in inputs),
-        left_alone=left_alone(model, facts, arrangement),
-        base=plan_of(model),
-        constants=_checked(facts.graph.constants),
-    )
-    decision = lower(facts, arrangement, overwritable(facts, arrangement), draft)
-    return _Analysis(facts, arrangement, decision)
+    refused[error.node] = error.reason
 
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -165,11 +239,12 @@ def _checked(constants: Mapping[str, Any]) -> dict[str, Any]:
     return dict(constants)
 
 
-def _left_as_it_is(plan: SimplificationPlan) -> SimplificationPlan:
+def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
     return SimplificationPlan(
         plan.input_shapes,
-        left_alone={"the model": "it would only have grown"},
+        left_alone={"the model": reason},
         base=plan.base,
+        representation=plan.representation,
         constants=plan.constants,
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import SimplifyError
-from snello.graph import capture
+from snello.graph import Example, Inputs, bind, capture
 
 from .ir.channels import Layout
 
@@ -24,15 +25,13 @@ A difference is also allowed up to a hundred times the effect of one unit in the
 the original's outputs (rounding enters at every operation, not at the inputs alone), below a millionth.
 """
 
-Batch = tuple[Tensor, ...]
-
 
 def verify(
     reference: nn.Module,
     lean: nn.Module,
     layouts: Mapping[fx.Node, Layout],
     axes: Mapping[fx.Node, int],
-    inputs: Batch,
+    inputs: Example,
 ) -> None:
     """Compare a lean model with the original: see :func:`compare`.
 
@@ -55,9 +54,9 @@ def verify(
 def compare(
     reference: nn.Module,
     candidate: nn.Module,
-    inputs: Batch,
+    inputs: Example,
     what: str,
-    where: Callable[[Batch], str],
+    where: Callable[[Inputs], str],
     advice: str = "",
 ) -> None:
     """Compare outputs on the example inputs and, where the model takes it, at another size.
@@ -72,9 +71,9 @@ def compare(
     Raises:
         SimplifyError: if the outputs differ by more than rounding explains, or have another structure.
     """
-    for batch, expected in _batches(reference, inputs):
+    for batch, expected in _batches(reference, Inputs.of(inputs)):
         found = outputs(candidate, batch)
-        shapes = ", ".join(str(tuple(x.shape)) for x in batch)
+        shapes = ", ".join(map(str, batch.shapes))
         if structure(found) != structure(expected):
             raise SimplifyError(
                 f"{what} are put together in another way: {structure(found)} instead of "
@@ -90,12 +89,12 @@ def compare(
             )
 
 
-def _batches(reference: nn.Module, inputs: Batch) -> Iterator[tuple[Batch, object]]:
+def _batches(reference: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, object]]:
     """Batches to compare on: the example inputs and, where the model takes it, another one; with outputs."""
-    first = tuple(_double(x) for x in inputs)
+    first = inputs.map(_double)
     yield first, outputs(reference, first)
     for resize in (True, False):
-        other = tuple(_resized(x, resize) for x in first)
+        other = first.map(lambda x, resize=resize: _resized(x, resize))  # type: ignore[misc]
         try:
             expected = outputs(reference, other)
         except Exception:  # this model takes one resolution, or one batch size
@@ -104,16 +103,16 @@ def _batches(reference: nn.Module, inputs: Batch) -> Iterator[tuple[Batch, objec
         return
 
 
-def _rounding(reference: nn.Module, batch: Batch, expected: object) -> float:
+def _rounding(reference: nn.Module, batch: Inputs, expected: object) -> float:
     """Difference that rounding explains: see :data:`ROUNDING`."""
-    nudged = tuple(x * (1 + 2**-52) if x.is_floating_point() else x for x in batch)
+    nudged = batch.map(lambda x: x * (1 + 2**-52) if x.is_floating_point() else x)
     return min(ROUNDING * worst_difference(expected, outputs(reference, nudged)), LOOSEST)
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, batch: Batch) -> object:
+def outputs(model: nn.Module, batch: Inputs) -> object:
     """Run a model on copies of the inputs, which it may overwrite."""
-    return model(*(x.clone() for x in batch))
+    return batch.map(torch.clone).call(model)
 
 
 def _double(x: Tensor) -> Tensor:
@@ -197,9 +196,15 @@ def difference(expected: Tensor, found: Tensor) -> float:
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
+    """Keeps the output of every node."""
+
+    def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
         super().__init__(module)
+        self.arguments = arguments
         self.outputs: dict[str, Tensor] = {}
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.arguments[target] if target in self.arguments else next(iter(args), None)
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
@@ -208,21 +213,26 @@ class _Recorder(fx.Interpreter):
         return result
 
 
+@torch.no_grad()
+def _recorded(module: fx.GraphModule, model: nn.Module, batch: Inputs) -> dict[str, Tensor]:
+    recorder = _Recorder(module, bind(model, batch.map(torch.clone)))
+    recorder.run()
+    return recorder.outputs
+
+
 def _first_difference(
     reference: nn.Module,
     lean: nn.Module,
     layouts: Mapping[fx.Node, Layout],
     axes: Mapping[fx.Node, int],
-    batch: Batch,
+    batch: Inputs,
 ) -> str:
     """Name the first node whose present channels differ."""
     assert isinstance(lean, fx.GraphModule)
-    original, candidate = _Recorder(capture(reference, batch).module), _Recorder(lean)
-    with torch.no_grad():
-        original.run(*(x.clone() for x in batch))
-        candidate.run(*(x.clone() for x in batch))
+    original = _recorded(capture(reference, batch).module, reference, batch)
+    candidate = _recorded(lean, reference, batch)
     for node, layout in layouts.items():
-        expected, found = original.outputs.get(node.name), candidate.outputs.get(node.name)
+        expected, found = original.get(node.name), candidate.get(node.name)
         if expected is None or found is None:
             continue
         if not difference(expected.index_select(axes[node], layout.order), found) <= TOLERANCE:

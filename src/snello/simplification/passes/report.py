@@ -28,7 +28,7 @@ def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict
         Layer or node name -> reason.
     """
     graph = facts.graph
-    reasons = dict.fromkeys(_unreached(model, graph), "not reached in evaluation mode: it goes")
+    reasons = dict.fromkeys(unreached(model, graph), "not reached in evaluation mode: it goes")
     for node in graph.nodes:
         if node in facts.operations or node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -48,8 +48,8 @@ def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict
     return reasons
 
 
-def _unreached(model: nn.Module, graph: Graph) -> list[str]:
-    """Outermost modules with parameters that the evaluation graph never calls (auxiliary heads)."""
+def unreached(model: nn.Module, graph: Graph) -> list[str]:
+    """Return the outermost modules with parameters that evaluation mode never calls (auxiliary heads)."""
     reached = set(dict(graph.module.named_modules()))
     found: list[str] = []
     for name, module in model.named_modules():

@@ -1,0 +1,51 @@
+"""Comparison of a captured graph with the model that it was captured from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .inputs import Inputs
+from .modes import evaluation
+
+TOLERANCE = 1e-3
+"""Largest difference relative to the largest output: the same operations, perhaps in another order."""
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Tensors among the outputs of a model, in evaluation mode. It may write on its inputs."""
+    with evaluation(model), same_numbers():
+        return tensors_of(inputs.map(torch.clone).call(model))
+
+
+@contextmanager
+def same_numbers() -> Iterator[None]:
+    """Draw the same random numbers each time, without gradients; the generator is left as it was."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def tensors_of(output: object) -> list[Tensor]:
+    """Tensors in an output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Return True if two lists of tensors are not the same but for rounding."""
+    pairs = zip(expected, found, strict=False)
+    return len(expected) != len(found) or any(not _close(a, b) for a, b in pairs)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return bool((a == b).all())
+    finite = a[a.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    return torch.allclose(a, b, rtol=0, atol=TOLERANCE * max(scale, 1e-30), equal_nan=True)

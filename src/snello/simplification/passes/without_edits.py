@@ -1,0 +1,77 @@
+"""Pass 9: keep neurons until the plan has no edits, so that the model's own forward can stay as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from snello.simplification.ir.edits import GraphEdit, SetNumber
+
+from .facts import Arrangement, Facts
+from .layout import layout
+from .lower import Decision
+
+Lower = Callable[[Arrangement], Decision]
+
+
+def without_edits(
+    facts: Facts, arrangement: Arrangement, lower: Lower, *, numbers: bool
+) -> tuple[Arrangement, Decision]:
+    """Force producers to keep all of their neurons where a plan would edit the graph.
+
+    1. Each edit names nodes; the producers of their channels, upstream, keep everything.
+    2. The plan is made again until there are no edits, or none whose producers could keep more.
+
+    Args:
+        facts: of the model.
+        arrangement: a layout of it.
+        lower: makes the plan of an arrangement.
+        numbers: whether the literal numbers of channels in views count as edits. They do if the model's
+            code has them; an exported graph has them even where the code computes them.
+
+    Requires:
+        All attributes of ``facts``.
+
+    Ensures:
+        A plan whose edits, if it still has any, no producer can avoid.
+    """
+    nodes = {node.name: node for node in facts.graph.nodes}
+    while True:
+        decision = lower(arrangement)
+        edits = [e for e in decision.plan.edits if numbers or not isinstance(e, SetNumber)]
+        wider = _forced(facts, arrangement, edits, nodes)
+        if len(wider) == 0:
+            return arrangement, decision
+        arrangement = layout(facts, {**arrangement.forced, **wider})
+
+
+def _forced(
+    facts: Facts, arrangement: Arrangement, edits: Iterable[GraphEdit], nodes: Mapping[str, fx.Node]
+) -> dict[fx.Node, Tensor]:
+    """Producers upstream of edits that do not keep everything yet, with all of their neurons."""
+    named = {nodes[name] for edit in edits for name in edit.nodes}
+    producers = {producer for node in named for producer in _producers(facts, node)}
+    return {
+        producer: torch.arange(arrangement.layouts[producer].width)
+        for producer in producers
+        if len(arrangement.layouts[producer].order) < arrangement.layouts[producer].width
+    }
+
+
+def _producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
+    """All producers whose neurons reach a node, itself included."""
+    found: set[fx.Node] = set()
+    pending, seen = [node], set[fx.Node]()
+    while pending:
+        current = pending.pop()
+        operation = facts.operations.get(current)
+        if current in seen or operation is None:
+            continue
+        seen.add(current)
+        if operation.produces:
+            found.add(current)
+        else:
+            pending += operation.operands
+    return found
