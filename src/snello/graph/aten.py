@@ -25,7 +25,7 @@ _OPERATORS: dict[Any, Any] = {
 
 _FUNCTIONS: dict[Any, Any] = {
     aten.linear: F.linear, aten.conv1d: F.conv1d, aten.conv2d: F.conv2d, aten.conv3d: F.conv3d,
-    aten.layer_norm: F.layer_norm, aten.rms_norm: F.rms_norm, aten.group_norm: F.group_norm,
+    aten.rms_norm: F.rms_norm,
     aten.relu: F.relu, aten.relu_: F.relu_, aten.gelu: F.gelu, aten.silu: F.silu, aten.sigmoid: torch.sigmoid,
     aten.tanh: torch.tanh, aten.hardswish: F.hardswish, aten.hardsigmoid: F.hardsigmoid, aten.hardtanh: F.hardtanh,
     aten.elu: F.elu, aten.mish: F.mish, aten.softplus: F.softplus, aten.leaky_relu: F.leaky_relu, aten.relu6: F.relu6,
@@ -65,7 +65,8 @@ def written(node: fx.Node) -> Written:
 
     An operation that has no other name here stays the operation of ATen.
     """
-    args, kwargs = tuple(node.args), dict(node.kwargs)
+    args: tuple[Any, ...] = tuple(node.args)
+    kwargs = dict(node.kwargs)
     packet = getattr(node.target, "overloadpacket", None)
     if packet in _OPERATORS and not kwargs and len(args) <= 2:
         return "call_function", _OPERATORS[packet], args, {}
@@ -82,13 +83,15 @@ def written(node: fx.Node) -> Written:
 
 def _at(dim: int, part: Any) -> tuple[Any, ...]:
     """Index with one part on an axis, all others whole."""
-    return (*([slice(None)] * dim), part)
+    whole: list[Any] = [slice(None)] * dim
+    return (*whole, part)
 
 
 def _slice(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
     """``x[:, start:end:step]``."""
     defaults = (0, None, None, 1)
-    x, dim, start, end, step = [*args, *defaults[len(args) - 1 :]]
+    given: list[Any] = [*args, *defaults[len(args) - 1 :]]
+    x, dim, start, end, step = given
     if end == sys.maxsize:
         end = None
     part = slice(None if start == 0 else start, end, None if step == 1 else step)
@@ -113,7 +116,25 @@ def _to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
     return "call_method", "contiguous", (args[0],), {}
 
 
+def _norm(function: Any, arguments: int) -> Callable[[tuple[Any, ...], dict[str, Any]], Written]:
+    """A norm, whose last argument (about cuDNN) torch's function does not have."""
+    return lambda args, kwargs: (
+        "call_function", function, args[:arguments], {k: v for k, v in kwargs.items() if k != "cudnn_enable"}
+    )  # fmt: skip
+
+
+def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
+    """``F.batch_norm``, which has its arguments in another order."""
+    if len(args) < 8:
+        return "call_function", aten.batch_norm.default, args, kwargs
+    x, weight, bias, mean, variance, *rest = args
+    return "call_function", F.batch_norm, (x, mean, variance, weight, bias, *rest[:3]), {}
+
+
 _SPECIAL: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], Written]] = {
+    aten.layer_norm: _norm(F.layer_norm, 5),
+    aten.group_norm: _norm(F.group_norm, 5),
+    aten.batch_norm: _batch_norm,
     aten.slice: _slice,
     aten.select: _select,
     aten.to: _to,

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
 
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
-from .exported import exported
+from .exported import export, translated
 from .graph import Graph
 from .inputs import Example, Inputs
 from .shapes import propagate_shapes
@@ -94,9 +95,11 @@ def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: E
         ModelError: with the reason of torch.fx, if torch.export cannot either.
     """
     try:
-        module, values = exported(model, inputs)
-        _follow_in_place_operations(module)
-        found = propagate_shapes(module, values)
+        program = export(model, inputs)
+        try:
+            module, found = _translated(program, model, inputs, in_words_of_fx=True)
+        except Exception:  # a signature that differs: operations without a rule are captured, too
+            module, found = _translated(program, model, inputs, in_words_of_fx=False)
     except Exception as second:
         reason = str(second).partition("\n")[0]
         raise ModelError(f"{error} torch.export cannot capture it either: {reason}") from second
@@ -106,6 +109,14 @@ def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: E
             "A usual cause is a model that draws random numbers in evaluation mode."
         ) from error
     return _graph(module, {}, runnable=False)
+
+
+def _translated(
+    program: ExportedProgram, model: nn.Module, inputs: Inputs, *, in_words_of_fx: bool
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    module, values = translated(program, model, inputs, in_words_of_fx=in_words_of_fx)
+    _follow_in_place_operations(module)
+    return module, propagate_shapes(module, values)
 
 
 def _graph(module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True) -> Graph:

@@ -24,21 +24,32 @@ from .inputs import Inputs
 from .modes import evaluation
 
 
-def exported(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, dict[str, Any]]:
-    """Capture a model in evaluation mode.
-
-    Sizes of the inputs stay free where the model lets them.
-
-    Returns:
-        The graph module, which shares the layers of the model, and the value of each placeholder.
+def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """Export a model in evaluation mode. The batch size stays free where the model lets it.
 
     Raises:
         Exception: whatever torch.export raises.
     """
     with evaluation(model), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about Python attributes that a forward assigns
-        program = _program(_Tensors(model), inputs)
-    graph = _Translation(program, model).graph()
+        return _program(_Tensors(model), inputs)
+
+
+def translated(
+    program: ExportedProgram, model: nn.Module, inputs: Inputs, *, in_words_of_fx: bool
+) -> tuple[fx.GraphModule, dict[str, Any]]:
+    """Turn a program of :func:`export` into a graph module with the layers of the model.
+
+    Args:
+        program: of the model.
+        model: its layers are shared.
+        inputs: those that it was exported with.
+        in_words_of_fx: whether to write operations as functions and methods of torch, which rules know.
+
+    Returns:
+        The graph module, and the value of each placeholder.
+    """
+    graph = _Translation(program, model, in_words_of_fx).graph()
     root = copy.copy(model)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     names = {_own_name(model, name): value for name, value in constants.items()}
@@ -74,7 +85,10 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     args, kwargs = inputs.args, dict(inputs.kwargs)
 
     def free(leaf: Any) -> Any:
-        return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, Tensor) else None
+        if not isinstance(leaf, Tensor):
+            return None
+        # The batch; of indices also their number. A free resolution can take minutes to reason about.
+        return dict.fromkeys(range(min(leaf.dim(), 1) if leaf.is_floating_point() else leaf.dim()), Dim.AUTO)
 
     shapes = {"args": pytree.tree_map(free, tuple(args)), "kwargs": pytree.tree_map(free, kwargs)}
     shapes = {name: value for name, value in shapes.items() if value}
@@ -115,8 +129,8 @@ class _Call:
 class _Translation:
     """An exported program on the way to a graph of torch.fx."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, program: ExportedProgram, model: nn.Module, in_words_of_fx: bool) -> None:
+        self.model, self.in_words_of_fx = model, in_words_of_fx
         signature = program.graph_signature
         lifted = signature.inputs_to_lifted_tensor_constants
         tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **lifted}
@@ -145,7 +159,9 @@ class _Translation:
         elif node.op == "output":
             self.new.output(fx.map_arg(node.args[0], self._value))
         else:
-            kind, target, args, kwargs = aten.written(node)
+            kind, target, args, kwargs = (
+                aten.written(node) if self.in_words_of_fx else (node.op, node.target, node.args, node.kwargs)
+            )
             args, kwargs = fx.map_arg(args, self._value), fx.map_arg(kwargs, self._value)
             self.values[node] = self.new.create_node(kind, target, args, kwargs, node.name)
 
@@ -173,8 +189,15 @@ class _Translation:
         """Nodes outside of a layer that its operations read, but for its own parameters."""
         members = set(call.nodes)
         read = dict.fromkeys(a for node in call.nodes for a in node.all_input_nodes)
-        own = f"{call.path}."
-        return [a for a in read if a not in members and not self.tensors.get(a.name, "").startswith(own)]
+        layer = self.model.get_submodule(call.path)
+        # By identity: a tied parameter has the name of another layer.
+        own = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
+        return [a for a in read if a not in members and id(self._tensor(a)) not in own]
+
+    def _tensor(self, node: fx.Node) -> object:
+        """The model's own tensor that a placeholder stands for; None for other nodes."""
+        owner, _, name = self.tensors.get(node.name, "").rpartition(".")
+        return getattr(self.model.get_submodule(owner), name, None) if name else None
 
 
 _tracer = Tracer()

@@ -152,7 +152,7 @@ def _candidates(
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
     own = keep_class or not graph.runnable
-    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to)
+    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to, own)
     if own:
         # An exported graph has numbers where the code may compute them: first without a look at those.
         for numbers in (False, True):
@@ -178,10 +178,10 @@ class _Passes:
     """The passes in order, on one captured model. A rule that fails leaves its node alone."""
 
     def __init__(
-        self, model: nn.Module, graph: Graph, inputs: Inputs, cost: CostModel, round_to: int
+        self, model: nn.Module, graph: Graph, inputs: Inputs, cost: CostModel, round_to: int, own_class: bool
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
-        self.cost, self.round_to = cost, round_to
+        self.cost, self.round_to, self.own_class = cost, round_to, own_class
         self.refused: dict[fx.Node, str] = {}
 
     def decide(self) -> tuple[Arrangement, Decision]:
@@ -213,7 +213,7 @@ class _Passes:
     def _lower(self, arrangement: Arrangement) -> Decision:
         draft = SimplificationPlan(
             input_shapes=self.inputs.shapes,
-            left_alone=left_alone(self.model, self.facts, arrangement),
+            left_alone=left_alone(self.model, self.facts, arrangement, own_class=self.own_class),
             base=plan_of(self.model),
             constants=_checked(self.graph.constants),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -35,11 +35,18 @@ class Call:
         graph: with shapes.
         node: the call.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
+        splits: number of axes that a channel axis is split into -> the one among them that has the
+            channels from there on.
     """
 
     graph: Graph
     node: fx.Node
     axes: Mapping[fx.Node, int]
+    splits: Mapping[int, int] = field(default_factory=dict)
+
+    def split_axis(self, parts: int) -> int:
+        """Return which of the axes that a channel axis is split into has the channels from there on."""
+        return self.splits.get(parts, 0)
 
     @property
     def module(self) -> nn.Module | None:

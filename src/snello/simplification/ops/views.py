@@ -101,7 +101,7 @@ class Sizes(Operation):
 def view(call: Call) -> Operation | None:
     """Views in which the channels stay one axis, or are merged with the axes beside them."""
     moving, after = call.moving_operand(), call.shape
-    if moving is None or after is None or not _sizes_are_written_out(call.node):
+    if moving is None or after is None or not sizes_are_written_out(call.node):
         return None
     operand, axis = moving
     before = sizes(operand)
@@ -109,7 +109,7 @@ def view(call: Call) -> Operation | None:
     start = math.prod(before[:axis])
     for out, size in enumerate(after):
         if prefix[out] == start and size == before[axis]:
-            return View(call.node, (operand,), (axis,), out, argument=_size_argument(call.node, out))
+            return View(call.node, (operand,), (axis,), out, argument=size_argument(call.node, out))
     return _merged(call, operand, axis)
 
 
@@ -125,7 +125,7 @@ def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
                 return None
             return View(
                 call.node, (operand,), (axis,), out, before=math.prod(before[first:axis]),
-                after=math.prod(before[axis + 1 : last + 1]), argument=_size_argument(call.node, out),
+                after=math.prod(before[axis + 1 : last + 1]), argument=size_argument(call.node, out),
             )  # fmt: skip
     return None
 
@@ -136,8 +136,8 @@ def _place(shape: tuple[int, ...], start: int, merged: int) -> int | None:
     return next((i for i in axes if math.prod(shape[:i]) == start and shape[i] == merged), None)
 
 
-def _sizes_are_written_out(node: fx.Node) -> bool:
-    """True if a view names its sizes one by one: a whole shape taken from elsewhere cannot be rewritten."""
+def sizes_are_written_out(node: fx.Node) -> bool:
+    """Return True if a view names its sizes one by one: a whole shape from elsewhere cannot be rewritten."""
     if node.target not in SIZED:
         return True
     written = one_by_one(node.args[1:])
@@ -152,8 +152,8 @@ def _is_shape(size: object) -> bool:
     return whole or size.target is getattr or shape_of(size) is not None
 
 
-def _size_argument(node: fx.Node, out: int) -> int | None:
-    """Position of the size of an output axis among a view's arguments; None where it is not written out."""
+def size_argument(node: fx.Node, out: int) -> int | None:
+    """Return the position of an axis among a view's size arguments; None where it is not written out."""
     if node.target not in SIZED and node.target != "expand":
         return None
     written = one_by_one(node.args[1:])
@@ -186,7 +186,7 @@ def expand(call: Call) -> Operation | None:
     shape = sizes(operand)
     if len(shape) != len(out) or shape[axis] != out[axis]:
         return None
-    return View(call.node, (operand,), (axis,), axis, argument=_size_argument(call.node, axis))
+    return View(call.node, (operand,), (axis,), axis, argument=size_argument(call.node, axis))
 
 
 @rule_for("dim")

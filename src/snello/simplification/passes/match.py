@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from torch import fx
 
 from snello.graph import Graph
-from snello.simplification.ops.call import Call
+from snello.simplification.ops.call import Call, sizes
 from snello.simplification.ops.operation import Absorbed, Operation
 from snello.simplification.ops.registry import find_operation, patterns
+from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
 from .refused import rule_of
@@ -21,7 +23,9 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
     1. A pattern of several nodes is one operation, at its last node, if its operands have their channels
        on the axes that it expects; its other nodes are absorbed.
     2. Any other node is asked of the registry, given the axes of the nodes before it.
-    3. A node that no rule knows has no operation: it gets its inputs at full width. So does one whose rule
+    3. Where a view splits the channels into several axes, the one is chosen with which most nodes have
+       channels: heads or their width, the first axis of an image.
+    4. A node that no rule knows has no operation: it gets its inputs at full width. So does one whose rule
        has failed.
 
     Args:
@@ -34,7 +38,25 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
     Ensures:
         ``operations`` and ``axes``. Every node of an operation with an axis is in ``axes``.
     """
-    refused = refused or {}
+    first = _matched(graph, refused or {}, {})
+    found = [first, *(_matched(graph, refused or {}, splits) for splits in _choices(first))]
+    return max(found, key=lambda facts: len(facts.axes))  # of several, the first
+
+
+def _choices(facts: Facts) -> Iterator[dict[int, int]]:
+    """Ways to choose among the axes that views split channels into, but for the first axis everywhere."""
+    parts = sorted(
+        {
+            len(sizes(node)) - len(sizes(operation.operands[0])) + 1
+            for node, operation in facts.operations.items()
+            if isinstance(operation, SplitChannels)
+        }
+    )
+    choices = itertools.product(*(range(count) for count in parts))
+    yield from (dict(zip(parts, choice, strict=True)) for choice in choices if any(choice))
+
+
+def _matched(graph: Graph, refused: Mapping[fx.Node, str], splits: Mapping[int, int]) -> Facts:
     found = (
         operation for operation in patterns(graph) if not {*operation.steps, operation.node} & set(refused)
     )
@@ -48,7 +70,7 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
         if node in refused:
             continue
         with rule_of(node):
-            operation = pending.get(node) or find_operation(Call(graph, node, axes))
+            operation = pending.get(node) or find_operation(Call(graph, node, axes, splits))
         if operation is None:
             continue
         operations[node] = operation

@@ -13,10 +13,13 @@ from snello.simplification.ops.registry import is_plain
 from .facts import Arrangement, Facts
 
 
-def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict[str, str]:
+def left_alone(
+    model: nn.Module, facts: Facts, arrangement: Arrangement, *, own_class: bool = False
+) -> dict[str, str]:
     """Report layers that keep their neurons because they have no operation, and readers at full width.
 
-    1. An outermost module with parameters that evaluation mode never reaches: it goes.
+    1. An outermost module with parameters that evaluation mode never reaches: it goes, but for a result of
+       the model's own class.
     2. A layer, norm or attention without an operation.
     3. A node whose rule has failed.
     4. Another node without an operation, if an operand of it was narrowed.
@@ -28,7 +31,8 @@ def left_alone(model: nn.Module, facts: Facts, arrangement: Arrangement) -> dict
         Layer or node name -> reason.
     """
     graph = facts.graph
-    reasons = dict.fromkeys(unreached(model, graph), "not reached in evaluation mode: it goes")
+    fate = "left as it is" if own_class else "it goes"
+    reasons = dict.fromkeys(unreached(model, graph), f"not reached in evaluation mode: {fate}")
     for node in graph.nodes:
         if node in facts.operations or node.op in ("placeholder", "output", "get_attr"):
             continue

@@ -1,0 +1,143 @@
+"""Attention written out, in which each head is a channel: scores, softmax, weighted sums."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from snello.simplification.ir.channels import Layout, Signal
+
+from .call import Call, sizes
+from .channelwise import PerChannel
+from .operation import Absorbed, Operation, Wanted, join
+from .registry import rule_for
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque(PerChannel):
+    """Each channel of the output depends on the same channel of the operand, in a way that is not followed."""
+
+    def propagate(self, *signals: Signal) -> Signal:
+        return Signal.live(len(signals[0].constant))
+
+
+@dataclass(frozen=True, eq=False)
+class ByHead(Operation):
+    """Operands that meet head by head.
+
+    Attributes:
+        factors: positions of operands that make a zero of the output if they are zero.
+    """
+
+    factors: tuple[int, ...]
+
+    @property
+    def channelwise(self) -> tuple[fx.Node, ...]:
+        return self.operands
+
+    def propagate(self, *signals: Signal) -> Signal:
+        zero = torch.stack([signals[i].zero for i in self.factors]).any(0)
+        return Signal(zero, torch.zeros(len(zero), dtype=torch.float64))
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [useful & ~signal.constant] * len(signals)
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        return join(self, useful, received)
+
+
+@rule_for(F.scaled_dot_product_attention)
+def scaled_dot_product_attention(call: Call) -> Operation | None:
+    """Attention of queries, keys and values (N, heads, tokens, width), with as many heads each."""
+    given = [call.argument(i, name) for i, name in enumerate(("query", "key", "value"))]
+    mask = call.argument(3, "attn_mask")
+    axes = {call.axes.get(a) for a in given}
+    if len(axes) != 1 or call.shape is None or call.node.kwargs.get("enable_gqa"):
+        return None
+    axis = axes.pop()
+    if axis is None or axis >= len(call.shape) - 2:
+        return None
+    operands = [*given, *_with_heads(mask, call, axis)]
+    if any(call.axes.get(a) != axis or sizes(a)[axis] != call.shape[axis] for a in operands):
+        return None
+    # Weights of a row sum to one, so that zero values give zero, whatever the scores are.
+    return ByHead(call.node, tuple(operands), (axis,) * len(operands), axis, factors=(2,))
+
+
+def _with_heads(mask: object, call: Call, axis: int) -> list[fx.Node]:
+    """The mask, if it differs from head to head."""
+    if not isinstance(mask, fx.Node) or call.shape is None:
+        return []
+    own = axis - len(call.shape) + len(sizes(mask))
+    return [mask] if own >= 0 and sizes(mask)[own] > 1 else []
+
+
+@rule_for(operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__")
+def matmul(call: Call) -> Operation | None:
+    """Products of matrices, one for each head."""
+    operands = call.node.args[:2]
+    if call.shape is None or len(operands) != 2:
+        return None
+    if not all(isinstance(a, fx.Node) and len(sizes(a)) == len(call.shape) for a in operands):
+        return None
+    a, b = operands
+    axis = call.axes.get(a)  # type: ignore[arg-type]
+    if axis is None or axis >= len(call.shape) - 2 or call.axes.get(b) != axis:  # type: ignore[arg-type]
+        return None
+    if {sizes(x)[axis] for x in operands} != {call.shape[axis]}:  # type: ignore[arg-type]
+        return None
+    return ByHead(call.node, tuple(operands), (axis, axis), axis, factors=(0, 1))  # type: ignore[arg-type]
+
+
+@rule_for(torch.softmax, F.softmax, "softmax", nn.Softmax)
+def softmax(call: Call) -> Operation | None:
+    """Softmax over positions: channel by channel."""
+    module = call.module
+    dim = call.argument(1, "dim") if module is None else module.dim
+    moving = call.moving_operand()
+    if moving is None or call.shape is None or not isinstance(dim, int):
+        return None
+    operand, axis = moving
+    return None if dim % len(call.shape) == axis else Opaque.of(call, operand)
+
+
+@rule_for(nn.LayerNorm, nn.RMSNorm)
+def norm_over_positions(call: Call) -> Operation | None:
+    """LayerNorm and RMSNorm over axes behind that of the channels: queries and keys, head by head."""
+    moving, module = call.moving_operand(), call.module
+    if moving is None or call.shape is None or module is None:
+        return None
+    operand, axis = moving
+    normalised: tuple[int, ...] = module.normalized_shape  # type: ignore[assignment]
+    return Opaque.of(call, operand) if axis < len(call.shape) - len(normalised) else None
+
+
+@rule_for("unbind", torch.unbind)
+def unbind(call: Call) -> Operation | None:
+    """Parts along another axis than the channels': they are operations, the call itself is none."""
+    moving, dim = call.moving_operand(), call.argument(1, "dim", 0)
+    if moving is None or not isinstance(dim, int) or dim % len(sizes(moving[0])) == moving[1]:
+        return None
+    picked = all(u.target is operator.getitem and isinstance(u.args[1], int) for u in call.node.users)
+    return Absorbed.of(call.node) if picked else None
+
+
+@rule_for(operator.getitem)
+def unbound(call: Call) -> Operation | None:
+    """One part of an unbinding."""
+    source = call.node.args[0]
+    if not isinstance(source, fx.Node) or source.target not in ("unbind", torch.unbind):
+        return None
+    whole = Call(call.graph, source, call.axes)
+    moving = whole.moving_operand()
+    if moving is None or unbind(whole) is None:
+        return None
+    operand, axis = moving
+    dim = whole.argument(1, "dim", 0) % len(sizes(operand))
+    return PerChannel(call.node, (operand,), (axis,), axis - (dim < axis))

@@ -1,0 +1,103 @@
+"""Views that split the channel axis: heads of attention, and linear layers whose outputs become an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.edits import SetNumber
+
+from .call import Call, sizes
+from .operation import Edit, Lowered, Operation, Placement, Wanted
+from .registry import rule_for
+from .views import VIEWS, size_argument, sizes_are_written_out
+
+
+@dataclass(frozen=True, eq=False)
+class SplitChannels(Operation):
+    """A view of C channels as (before, K, after): the K groups are the channels from here on.
+
+    Attributes:
+        before, after: numbers of positions that each group has on the axes before and after its own.
+        argument: position of the size argument that counts the groups; None where none does.
+    """
+
+    before: int
+    after: int
+    argument: int | None
+
+    def _groups(self, channels: Tensor) -> Tensor:
+        """Values of the operand's channels by group: shape (K, members)."""
+        split = channels.reshape(self.before, -1, self.after)
+        return split.transpose(0, 1).flatten(1)
+
+    def _members(self, groups: Tensor, width: int) -> Tensor:
+        """Indices of the operand's channels in some groups, in the order of the operand."""
+        return torch.arange(width).reshape(self.before, -1, self.after)[:, groups].flatten()
+
+    def _spread(self, per_group: Tensor) -> Tensor:
+        return per_group[None, :, None].expand(self.before, -1, self.after).flatten()
+
+    def propagate(self, *signals: Signal) -> Signal:
+        constant, value = self._groups(signals[0].constant), self._groups(signals[0].value)
+        same = constant.all(1) & (value == value[:, :1]).all(1)
+        return Signal.of(same, value[:, 0])
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return [self._spread(useful & ~signal.constant)]
+
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        return [self._spread(channels)]
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        (layout,) = received
+        known = self.propagate(layout.absence)
+        needed = self._groups(layout.present).any(1) | (useful & ~known.constant)
+        order = needed.nonzero().flatten()
+        wanted = layout.arranged(self._members(order, layout.width))
+        return [wanted], Layout(order, known.value.index_fill(0, order, 0))
+
+    def lower(self, placement: Placement) -> Lowered:
+        produced, edits = placement.produced, self.adapters(placement)
+        if self.argument is not None and len(produced.order) < produced.width:
+            record = SetNumber(self.node.name, self.argument, len(produced.order))
+            edits = (*edits, Edit(record))
+        return Lowered(edits=edits)
+
+
+@rule_for(*VIEWS)
+def split(call: Call) -> Operation | None:
+    """Views in which the channel axis becomes several, one of which :attr:`Call.split_axis` picks."""
+    moving, after = call.moving_operand(), call.shape
+    if moving is None or after is None or not sizes_are_written_out(call.node):
+        return None
+    operand, axis = moving
+    before = sizes(operand)
+    found = next(_parts(before, after, axis), None)
+    if found is None:
+        return None
+    first, last = found
+    chosen = min(first + call.split_axis(last - first), last - 1)
+    own = math.prod(after[first:chosen]), math.prod(after[chosen + 1 : last])
+    return SplitChannels(
+        call.node, (operand,), (axis,), chosen, *own, argument=size_argument(call.node, chosen)
+    )
+
+
+def _parts(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[tuple[int, int]]:
+    """Axes of the output that the channel axis is split into, all others being kept."""
+    start = math.prod(before[:axis])
+    for first in range(1, len(after)):
+        if math.prod(after[:first]) != start:
+            continue
+        for last in range(first + 2, len(after) + 1):
+            rest = math.prod(after[last:]) == math.prod(before[axis + 1 :])
+            if math.prod(after[first:last]) == before[axis] and rest and min(after[first:last]) > 1:
+                yield first, last
