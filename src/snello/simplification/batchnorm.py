@@ -28,7 +28,7 @@ from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
 from snello.neurons import is_batchnorm
 
 from .ops.layers import pads_with_zeros
-from .ops.norms import affine_of
+from .ops.norms import affine_of, is_plain_batchnorm
 from .ops.registry import is_plain
 from .rewrite.absorb import PLAIN, TRANSPOSED, absorb, absorb_next, add_bias
 from .runtime.ragged import RaggedConv
@@ -155,7 +155,7 @@ def _candidates(graph: Graph) -> list[_Fold]:
     folds = []
     for node in graph.nodes:
         module = graph.layer(node)
-        if module is None or not is_batchnorm(module) or not _is_free(graph, node):
+        if module is None or not is_plain_batchnorm(module) or not _is_free(graph, node):
             continue
         if module.running_mean is None:
             continue

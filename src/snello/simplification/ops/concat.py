@@ -74,6 +74,8 @@ def concatenation(call: Call) -> Operation | None:
     shape = call.shape
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or shape is None:
         return None
+    # torch passes over empty tensors of one axis, which caches begin with.
+    tensors = [a for a in tensors if not isinstance(a, fx.Node) or sizes(a) != (0,)]
     if not all(isinstance(a, fx.Node) and len(sizes(a)) == len(shape) for a in tensors):
         return None
     found = {call.axes[a] for a in tensors if a in call.axes}

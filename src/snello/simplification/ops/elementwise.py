@@ -139,12 +139,12 @@ _FUNCTIONS = (
     torch.pow, torch.sin, torch.cos, torch.erf, operator.neg, operator.pow, operator.add, operator.iadd,
     operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
     torch.add, torch.sub, torch.mul, torch.div, torch.multiply, torch.subtract, torch.divide,
-    torch.maximum, torch.minimum, torch.true_divide,
+    torch.maximum, torch.minimum, torch.true_divide, torch.where,
 )  # fmt: skip
 _METHODS = (
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "abs", "sqrt", "rsqrt", "square", "log",
     "neg", "clamp", "clamp_", "clamp_min", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
-    "hardtanh", "maximum", "minimum",
+    "hardtanh", "maximum", "minimum", "masked_fill", "masked_fill_",
 )  # fmt: skip
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 

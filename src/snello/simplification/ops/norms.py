@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.simplification.ir.channels import Layout, Signal
 
-from .call import Call
+from .call import Call, sizes
 from .channelwise import PerChannel
 from .operation import Lowered, Operation, Placement, Wanted
 from .registry import rule_for
@@ -47,15 +49,52 @@ class Affine(PerChannel):
 
 @rule_for(_BatchNorm)
 def batch_norm(call: Call) -> Operation | None:
-    """BatchNorm in evaluation mode: scale and shift per channel."""
+    """BatchNorm in evaluation mode: scale and shift per channel. Subclasses may do more, channel by channel."""
     operand, module = call.operand(1), call.module
     if operand is None or module is None or module.running_mean is None:
         return None
     scale, shift = affine_of(module)
-    return Affine(
-        call.node, (operand,), (1,), 1, lambda value: value * scale + shift, pointwise=True,
-        name=call.name, scale=scale,
-    )  # fmt: skip
+    own = (call.node, (operand,), (1,), 1)
+    if is_plain_batchnorm(module):
+        return Affine(*own, lambda value: value * scale + shift, pointwise=True, name=call.name, scale=scale)
+    function = _by_channel(module, sizes(operand))
+    if function is None:
+        return None
+    # Where the scale is zero, the output is a constant, if nothing but the norm reads the input.
+    inputs = torch.randn(4, len(scale), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outputs = function(100 * inputs)
+    blind = (scale == 0) & (outputs == outputs[:1]).all(0)
+    return Affine(*own, function, pointwise=True, name=call.name, scale=(~blind).double())
+
+
+def is_plain_batchnorm(module: nn.Module) -> bool:
+    """Return True for a BatchNorm that does nothing else: torch's own forward."""
+    return isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+
+
+def _by_channel(module: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
+    """The function of a BatchNorm with more in it, on values per channel; None if channels or positions meet.
+
+    The module is run in float64 on random inputs, whose other channels and positions are then replaced.
+    """
+    twin = copy.deepcopy(module).double().cpu().eval()
+    spatial = (3,) * (len(shape) - 2)
+    generator = torch.Generator().manual_seed(0)
+    x, other = (
+        torch.randn(2, shape[1], *spatial, dtype=torch.float64, generator=generator) for _ in range(2)
+    )
+    kept = torch.rand(x.shape, generator=generator) < 0.5
+    with torch.no_grad():
+        outputs = [twin(given.clone()) for given in (x, torch.where(kept, x, other))]
+    if any(y.shape != x.shape for y in outputs) or not torch.equal(outputs[0][kept], outputs[1][kept]):
+        return None
+
+    def function(value: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = twin(value.reshape(-1, shape[1], *[1] * len(spatial)).clone())
+        return found.reshape(value.shape)
+
+    return function
 
 
 @rule_for(nn.PReLU)
