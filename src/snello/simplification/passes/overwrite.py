@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from snello.neurons import is_batchnorm
 from snello.simplification.ir.channels import same_order
 from snello.simplification.ops.concat import Concat
+from snello.simplification.ops.norms import is_plain_batchnorm
 from snello.simplification.ops.operation import Operation
 
 from .facts import Arrangement, Facts
@@ -81,4 +81,4 @@ def _is_fresh(facts: Facts, node: fx.Node) -> bool:
     if module is None:
         return isinstance(facts.operations.get(node), Concat)
     plain = isinstance(module, nn.ReLU) and not module.inplace
-    return isinstance(module, _FRESH) or is_batchnorm(module) or plain
+    return isinstance(module, _FRESH) or is_plain_batchnorm(module) or plain
