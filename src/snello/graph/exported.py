@@ -163,7 +163,13 @@ class _Translation:
                 aten.written(node) if self.in_words_of_fx else (node.op, node.target, node.args, node.kwargs)
             )
             args, kwargs = fx.map_arg(args, self._value), fx.map_arg(kwargs, self._value)
-            self.values[node] = self.new.create_node(kind, target, args, kwargs, node.name)
+            created = self.new.create_node(kind, target, args, kwargs, node.name)
+            created.meta["nn_module_stack"] = {
+                key: (path.removeprefix(_PREFIX), kind_of)
+                for key, (path, kind_of) in (node.meta.get("nn_module_stack") or {}).items()
+                if path.startswith(_PREFIX)
+            }
+            self.values[node] = created
 
     def _value(self, node: fx.Node) -> fx.Node:
         if node.op == "placeholder" and node.name in self.tensors:

@@ -41,6 +41,11 @@ class Graph:
         """The module that a node calls; None for functional calls, inputs and outputs."""
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def owner(self, node: fx.Node) -> str:
+        """Name of the innermost module whose forward has the operation; empty for the model itself."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return str(stack[-1][0]) if stack else ""
+
     def is_shared(self, name: str) -> bool:
         """True if a layer is called more than once, or shares a parameter with another."""
         return len(self.calls.get(name, [])) > 1 or name in self.tied

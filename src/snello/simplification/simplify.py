@@ -18,6 +18,7 @@ from .cost import CostModel, Plain, cost_model
 from .ir.channels import Layout
 from .ir.edits import SetNumber
 from .ir.plan import SimplificationPlan
+from .passes.attributes import attributes
 from .passes.constants import constants
 from .passes.facts import Arrangement
 from .passes.layout import layout
@@ -154,23 +155,33 @@ def _candidates(
     own = keep_class or not graph.runnable
     run = _Passes(model, graph, inputs, Plain() if own else cost, round_to, own)
     if own:
-        # An exported graph has numbers where the code may compute them: first without a look at those.
-        for numbers in (False, True):
-            arrangement, decision = run.without_edits(numbers=numbers)
-            edits = decision.plan.edits if numbers else ()
-            if all(isinstance(edit, SetNumber) for edit in decision.plan.edits) and not edits:
-                yield _as_module(decision)
-        whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
-        yield _Candidate(replace(whole, representation="module"), {})
+        yield from _of_own_class(run)
         return
     arrangement, decision = run.decide()
-    if not decision.plan.edits and not run.unreached:
-        yield _as_module(decision)
+    if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
+        mirrored = attributes(model, run.facts, decision.plan)
+        if mirrored is not None:
+            yield _as_module(decision, mirrored)
     yield _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
 
 
-def _as_module(decision: Decision) -> _Candidate:
-    plan = replace(decision.plan, edits=(), representation="module")
+def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
+    """Ways to simplify a model without a change to its forward."""
+    # An exported graph has numbers where the code may compute them: first without a look at those.
+    _, decision = run.without_edits(numbers=False)
+    if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
+        if mirrored := attributes(run.model, run.facts, decision.plan):
+            yield _as_module(decision, mirrored)
+        yield _as_module(decision)
+    _, decision = run.without_edits(numbers=True)
+    if not decision.plan.edits:
+        yield _as_module(decision)
+    whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
+    yield _Candidate(replace(whole, representation="module"), {})
+
+
+def _as_module(decision: Decision, attributes: Mapping[str, int] | None = None) -> _Candidate:
+    plan = replace(decision.plan, edits=(), representation="module", attributes=attributes or {})
     return _Candidate(plan, decision.values)
 
 

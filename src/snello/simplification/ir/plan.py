@@ -112,6 +112,8 @@ class SimplificationPlan:
             stays of it, along each axis that is cut.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
+        attributes: qualified name of an integer attribute that mirrors a width -> its new value; for the
+            model's own module alone.
         constants: arguments of the forward that are fixed -> their value; they are no arguments of the lean
             model. Stars of ``*args`` and ``**kwargs`` belong to the name.
         base: the plan that had made the model lean before, if any: this one speaks of that lean model.
@@ -129,6 +131,7 @@ class SimplificationPlan:
     base: SimplificationPlan | None = None
     representation: Representation = "graph"
     constants: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, int] = field(default_factory=dict)
 
     def edits_of(self, kind: type[AnyEdit]) -> tuple[AnyEdit, ...]:
         """Return the edits of a kind, in order."""
@@ -168,6 +171,7 @@ class SimplificationPlan:
             "base": None if self.base is None else self.base._to_dict(),
             "representation": self.representation,
             "constants": dict(self.constants),
+            "attributes": dict(self.attributes),
         }
 
     @staticmethod
@@ -203,6 +207,7 @@ class SimplificationPlan:
                 str(name): tuple(value) if isinstance(value, list) else value
                 for name, value in data["constants"].items()
             },
+            attributes={str(name): int(value) for name, value in data["attributes"].items()},
         )
 
     def __str__(self) -> str:
@@ -214,6 +219,7 @@ class SimplificationPlan:
             lines.append(f"{name:{width}}  {outputs:13}  {inputs}{_folding(layer)}")
         lines += [_attention(name, x, width) for name, x in self.attentions.items()]
         lines += [line for edit in self.edits if (line := edit.describe())]
+        lines += [f"attribute set: {name} = {value}" for name, value in self.attributes.items()]
         lines += [f"left alone: {name}: {why}" for name, why in self.left_alone.items()]
         return "\n".join(lines)
 

@@ -44,6 +44,7 @@ def _from_lists(data: Mapping[str, Any]) -> dict[str, Any]:
         "base": None if data["base"] is None else _from_lists(data["base"]),
         "representation": "graph",
         "constants": data.get("constants", {}),
+        "attributes": {},
     }
 
 

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from snello.graph import known_shape
 from snello.simplification.ir.channels import Layout, Signal
 
+from ._axes import PERMUTES, permutation
 from .call import Call, sizes
 from .channelwise import PerChannel
 from .operation import Absorbed, Operation, Wanted, join
 from .registry import rule_for
+from .splitting import SplitChannels, split
+from .views import VIEWS
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,16 +132,87 @@ def unbind(call: Call) -> Operation | None:
     return Absorbed.of(call.node) if picked else None
 
 
+@dataclass(frozen=True, eq=False)
+class PartOfSplit(Operation):
+    """One part of channels that were split into parts and groups, such as the queries of a fused projection.
+
+    Of the split tensor, whose groups are the channels, only the layout is read: which groups there are. The
+    constants of a part, and the channels that it is made of, are those of the tensor before the split.
+
+    Attributes:
+        members: index of the channels before the split, for each group: shape (groups, members).
+    """
+
+    members: Tensor
+
+    def _same(self, signal: Signal) -> Signal:
+        constant, value = signal.constant[self.members], signal.value[self.members]
+        return Signal.of(constant.all(1) & (value == value[:, :1]).all(1), value[:, 0])
+
+    def propagate(self, *signals: Signal) -> Signal:
+        return self._same(signals[1])
+
+    def _spread(self, groups: Tensor, width: int) -> Tensor:
+        channels = torch.zeros(width, dtype=torch.bool)
+        channels[self.members[groups].flatten()] = True
+        return channels
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        split, whole = signals
+        needed = self._spread(useful & ~signal.constant, len(whole.constant))
+        return [torch.zeros_like(split.constant), needed]
+
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        width = known_shape(self.operands[1])[self.axes[1]]
+        return [torch.zeros_like(channels), self._spread(channels, width)]
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        split, whole = received
+        known = self._same(whole.absence)
+        return [split, whole], Layout(split.order, known.value.index_fill(0, split.order, 0))
+
+
 @rule_for(operator.getitem)
 def unbound(call: Call) -> Operation | None:
     """One part of an unbinding."""
     source = call.node.args[0]
     if not isinstance(source, fx.Node) or source.target not in ("unbind", torch.unbind):
         return None
-    whole = Call(call.graph, source, call.axes)
+    whole = Call(call.graph, source, call.axes, call.splits)
     moving = whole.moving_operand()
     if moving is None or unbind(whole) is None:
         return None
     operand, axis = moving
     dim = whole.argument(1, "dim", 0) % len(sizes(operand))
-    return PerChannel(call.node, (operand,), (axis,), axis - (dim < axis))
+    out = axis - (dim < axis)
+    index = _indices(whole, operand)
+    if index is None:
+        return PerChannel(call.node, (operand,), (axis,), out)
+    before, own, indices = index
+    part = indices.unbind(dim)[call.node.args[1]].movedim(out, 0).flatten(1)  # type: ignore[index]
+    members = torch.stack([group.unique() for group in part])  # type: ignore[no-untyped-call]
+    return PartOfSplit(call.node, (operand, before), (axis, own), out, members)
+
+
+def _indices(call: Call, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
+    """Follow permutations up to a split of channels.
+
+    Returns:
+        The tensor before the split, the axis of its channels, and their index at each place of ``node``.
+    """
+    permutations = []
+    while node.target in PERMUTES:
+        permutations.append(permutation(node))
+        (node,) = node.all_input_nodes
+    operation = split(Call(call.graph, node, call.axes, call.splits)) if node.target in VIEWS else None
+    if not isinstance(operation, SplitChannels) or None in permutations:
+        return None
+    (before,), (own,) = operation.operands, operation.axes
+    places = [1] * len(sizes(before))
+    places[own] = -1
+    index = torch.arange(sizes(before)[own]).view(places).expand(sizes(before)).reshape(sizes(node))
+    for order in reversed(permutations):
+        index = index.permute(order)  # type: ignore[arg-type]
+    return before, own, index

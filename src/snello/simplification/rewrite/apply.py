@@ -51,6 +51,9 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     check(plan, model)
     lean = copy.deepcopy(model)
     narrow(lean, plan)
+    for name, value in plan.attributes.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(lean.get_submodule(owner), attribute, value)
     lean.__dict__["meta"] = {**getattr(lean, "meta", {}), "snello_plan": plan.to_json()}
     return lean
 

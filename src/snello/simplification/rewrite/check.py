@@ -49,6 +49,11 @@ def _missing(plan: SimplificationPlan, root: nn.Module, modules: dict[str, nn.Mo
         yield from (name for name in edit.modules if name not in modules)
         yield from (name for name in edit.nodes if name not in nodes)
     yield from (name for name in plan.parameters if name not in tensors)
+    for name in plan.attributes:
+        owner, _, attribute = name.rpartition(".")
+        module = root if not owner else modules.get(owner)
+        if type(getattr(module, attribute, None)) is not int:
+            yield name
 
 
 def _check_attention(name: str, plan: AttentionPlan, module: nn.Module | None) -> None:
