@@ -139,12 +139,12 @@ _FUNCTIONS = (
     torch.pow, torch.sin, torch.cos, torch.erf, operator.neg, operator.pow, operator.add, operator.iadd,
     operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
     torch.add, torch.sub, torch.mul, torch.div, torch.multiply, torch.subtract, torch.divide,
-    torch.maximum, torch.minimum, torch.true_divide, torch.where,
+    torch.maximum, torch.minimum, torch.true_divide,
 )  # fmt: skip
 _METHODS = (
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "abs", "sqrt", "rsqrt", "square", "log",
     "neg", "clamp", "clamp_", "clamp_min", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
-    "hardtanh", "maximum", "minimum", "masked_fill", "masked_fill_",
+    "hardtanh", "maximum", "minimum",
 )  # fmt: skip
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 
@@ -161,6 +161,20 @@ def elementwise(call: Call) -> Operation | None:
         (*found.own_axes, *(call.axes[a] for a in found.shared)), found.axis, function, found.unknown,
         call.node.target in _PRODUCTS, tuple(parameter for _, parameter in found.parameters),
         len(found.shared),
+    )  # fmt: skip
+
+
+@rule_for(torch.where, "masked_fill", "masked_fill_")
+def masked(call: Call) -> Operation | None:
+    """Choices by a mask, whose values are not known: no constant stays one."""
+    found = operands_of(call)
+    if found is None:
+        return None
+    return Elementwise(
+        call.node, (*found.operands, *found.shared),
+        (*found.own_axes, *(call.axes[a] for a in found.shared)), found.axis,
+        lambda values: values[0], unknown=True, product=False,
+        parameters=tuple(parameter for _, parameter in found.parameters), shared=len(found.shared),
     )  # fmt: skip
 
 

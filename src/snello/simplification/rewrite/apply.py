@@ -19,6 +19,9 @@ from .check import check
 from .code import reach_directly
 from .narrow import narrow
 
+_PLAN = "_snello_plan"
+"""Attribute of a lean model of its own class; a graph module keeps its plan in ``meta``."""
+
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     """Make a lean copy of the model by a plan. Rows and columns are sliced; constants are left at zero.
@@ -54,7 +57,7 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     for name, value in plan.attributes.items():
         owner, _, attribute = name.rpartition(".")
         setattr(lean.get_submodule(owner), attribute, value)
-    lean.__dict__["meta"] = {**getattr(lean, "meta", {}), "snello_plan": plan.to_json()}
+    setattr(lean, _PLAN, plan.to_json())
     return lean
 
 
@@ -105,7 +108,10 @@ def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
 
 def plan_of(lean: nn.Module) -> SimplificationPlan | None:
     """Return the plan that made a lean model; None for a model that was not simplified."""
-    text = getattr(lean, "meta", {}).get("snello_plan")
+    meta = getattr(lean, "meta", None)
+    text = (
+        meta.get("snello_plan") if isinstance(lean, fx.GraphModule) and meta else getattr(lean, _PLAN, None)
+    )
     return SimplificationPlan.from_json(text) if text else None
 
 
