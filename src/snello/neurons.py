@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from snello.errors import ConfigError
 
@@ -63,6 +65,36 @@ def head(model: nn.Module) -> str | None:
     Its neurons are the classes, which no method here removes or freezes. None for a model without weights.
     """
     return next(reversed(weighted_layers(model)), None)
+
+
+def computed(module: nn.Module) -> str | None:
+    """The reason why a layer's own weight or bias cannot be held at a value, or None if it can.
+
+    A weight that is computed anew in every forward, from parameters of other names, takes whatever is written to
+    it for that long only.
+
+    Returns:
+        One sentence with the way to a plain parameter, for reports.
+    """
+    for key in ("weight", "bias"):
+        parameter = module._parameters.get(key)
+        if parameter is not None and is_lazy(parameter):  # type: ignore[no-untyped-call]
+            return f"its {key} has no shape before the first forward; run the model once"
+        if parameter is None and getattr(module, key, None) is not None:
+            return f"its {key} is computed, not a parameter; {_way_to_plain(module, key)} makes it plain"
+    return None
+
+
+def _way_to_plain(module: nn.Module, key: str) -> str:
+    if is_parametrized(module, key):
+        return f"torch.nn.utils.parametrize.remove_parametrizations(layer, {key!r})"
+    if hasattr(module, f"{key}_mask") and hasattr(module, f"{key}_orig"):
+        return "snello.pruning.import_masks(model)"
+    if hasattr(module, f"{key}_g") and hasattr(module, f"{key}_v"):
+        return f"torch.nn.utils.remove_weight_norm(layer, {key!r})"
+    if hasattr(module, f"{key}_orig") and hasattr(module, f"{key}_u"):
+        return f"torch.nn.utils.remove_spectral_norm(layer, {key!r})"
+    return f"an nn.Parameter called {key!r}"
 
 
 def neuron_count(module: nn.Module) -> int:
@@ -178,13 +210,30 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: for a mask whose parameter is missing or has another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = masked_parameters(model, masks)
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+
+def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The parameters that masks name, under any of their names if they are tied.
+
+    Raises:
+        ConfigError: for a mask whose parameter is missing, computed, or has another shape.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != mask.shape:
-            found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
+            found = _missing(model, name) if parameter is None else f"shape {tuple(parameter.shape)}"
             raise ConfigError(f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}")
-        parameter.masked_fill_(~mask.to(parameter.device), 0)
+    return {name: parameters[name] for name in masks}
+
+
+def _missing(model: nn.Module, name: str) -> str:
+    owner, _, _ = name.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    return (None if module is None else computed(module)) or "no such parameter"
 
 
 def iter_rows(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, Tensor]]:

@@ -9,14 +9,16 @@ from torch.nn.utils import prune
 from snello.errors import ConfigError
 from snello.neurons import Masks, apply_masks
 
+from ._pin import remember
+
 
 @torch.no_grad()
 def import_masks(model: nn.Module) -> Masks:
     """Take over the masks of ``torch.nn.utils.prune``, and make its parameters plain again.
 
     ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that the
-    optimizer holds, with zeros where the mask has them. Keep them there with
-    ``Pruner.adopt(import_masks(model))`` or :func:`pin`.
+    optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model afterwards
+    begins with these masks; without one, :func:`pin` keeps the zeros where they are.
 
     Args:
         model: changed in place, before a pruner is made for it.
@@ -35,6 +37,7 @@ def import_masks(model: nn.Module) -> Masks:
             masks[f"{prefix}.{key}" if prefix else key] = mask.detach() != 0
             prune.remove(module, key)  # type: ignore[no-untyped-call]
     apply_masks(model, masks)
+    remember(model, masks)
     return masks
 
 

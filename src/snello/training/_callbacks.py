@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from snello.equilibrium import EquilibriumStep, Selection, Velocity
@@ -23,12 +22,6 @@ from ._average import WeightAverage
 from ._average import inner_model as _model
 from ._combined import frozen_rows_held
 from ._distributed import agree_on_pruning
-
-
-def _optimizer(trainer: L.Trainer) -> torch.optim.Optimizer:
-    if len(trainer.optimizers) != 1:
-        raise ConfigError(f"snello's callbacks work with one optimizer, not {len(trainer.optimizers)}")
-    return trainer.optimizers[0]
 
 
 def monitored(trainer: L.Trainer, name: str) -> float:
@@ -107,7 +100,7 @@ class SensitivityPruning(L.Callback):
         """Build sensitivity and pruner, and restore them if the run is resumed."""
         model = _model(pl_module)
         self.sensitivity = self._build(model)
-        self.pruner = Pruner(model, _optimizer(trainer), self._evaluate, **self._options)
+        self.pruner = Pruner(model, trainer.optimizers, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
                 self.pruner.follow(callback.start(model, trainer.global_step))
@@ -203,7 +196,7 @@ class SelectiveUpdate(L.Callback):
         """Take the first reference, and restore the masks if the run is resumed."""
         probe = self._probe.to(pl_module.device)
         self.neq = _SelectiveUpdate(
-            _model(pl_module), _optimizer(trainer), probe, self._selection, **self._options
+            _model(pl_module), trainer.optimizers, probe, self._selection, **self._options
         )
         if self._restored is not None:
             self.neq.load_state_dict(self._restored)

@@ -1,0 +1,75 @@
+"""The model inside a wrapper: ``DataParallel``, ``DistributedDataParallel``, ``torch.compile``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from snello.errors import ConfigError
+
+
+def unwrapped(model: nn.Module, what: str) -> nn.Module:
+    """The module whose parameters and layers have their own names.
+
+    Args:
+        model: a module, or a wrapper around one.
+        what: who asks, for the error.
+
+    Raises:
+        ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP, tensor
+            parallelism): no process holds a whole neuron of it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{what}: the model is a {type(model).__name__}, not a torch.nn.Module")
+    *_, inner = _layers_of_wrapping(model)
+    if (name := _sharded(inner)) is not None:
+        raise ConfigError(
+            f"{what}: parameter {name!r} is sharded over processes, so that none of them holds a whole neuron; "
+            "do this before the model is sharded, or train it with DistributedDataParallel"
+        )
+    return inner
+
+
+def wrappers_of(model: nn.Module) -> list[nn.Module]:
+    """The wrappers around a module, the outermost first."""
+    *wrappers, _ = _layers_of_wrapping(model)
+    return wrappers
+
+
+def forget_compiled() -> None:
+    """Drop the graphs of ``torch.compile``: it does not notice hooks that come or go, and would not run them.
+
+    What is compiled is compiled again when it is next called. Free where nothing was compiled.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # type: ignore[no-untyped-call]
+
+
+def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
+    yield model
+    while (inner := _inside(model)) is not None:
+        model = inner
+        yield model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        found: nn.Module = model.module
+        return found
+    # OptimizedModule, told by its one child: to import its class is to import the compiler.
+    return model._modules.get("_orig_mod")
+
+
+def _sharded(model: nn.Module) -> str | None:
+    """Name of the first parameter that lies on several processes in parts."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            return f"{name}.*" if name else "*"
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "device_mesh") and hasattr(parameter, "placements"):
+            return name
+    return None
