@@ -85,6 +85,12 @@ def computed(module: nn.Module) -> str | None:
     return None
 
 
+def plain_layers(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers whose weights are parameters of their own, and for each other one why it is left alone."""
+    left = {name: reason for name, module in layers.items() if (reason := computed(module))}
+    return {name: module for name, module in layers.items() if name not in left}, left
+
+
 def _way_to_plain(module: nn.Module, key: str) -> str:
     if is_parametrized(module, key):
         return f"torch.nn.utils.parametrize.remove_parametrizations(layer, {key!r})"

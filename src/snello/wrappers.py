@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -47,6 +48,30 @@ def forget_compiled() -> None:
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run everything inside as if nothing were compiled, so that hooks which come for one forward are seen."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def check_one_device(model: nn.Module, what: str) -> None:
+    """Refuse ``DataParallel`` over several devices: hooks would meet the copies of the layers on each.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    for wrapper in wrappers_of(model):
+        if isinstance(wrapper, DataParallel) and len(wrapper.device_ids or ()) > 1:
+            raise ConfigError(
+                f"{what}: DataParallel runs copies of the layers on {len(wrapper.device_ids)} devices, where "
+                "they cannot be observed; use DistributedDataParallel, or device_ids with one device"
+            )
 
 
 def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:

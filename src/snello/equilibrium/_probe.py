@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs, evaluation
+from snello.wrappers import eagerly
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 
@@ -100,6 +101,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerated))
         stack.enter_context(evaluation(model))
+        stack.enter_context(eagerly())
         for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
             # The precision of phi must not depend on where in the loop step() is called.
             stack.enter_context(torch.autocast(kind, enabled=False))

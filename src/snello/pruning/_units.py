@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.graph import capture
-from snello.neurons import Masks, computed, dead_neurons, neuron_count, rows, spread
+from snello.neurons import Masks, computed, dead_neurons, neuron_count, plain_layers, rows, spread
 
 from ._importance import Granularity, Importance
 
@@ -37,8 +37,7 @@ class Units:
         Raises:
             ModelError: for neurons of a model that torch.fx cannot trace.
         """
-        left = {name: reason for name, module in layers.items() if (reason := computed(module))}
-        plain = {name: module for name, module in layers.items() if name not in left}
+        plain, left = plain_layers(layers)
         norms = _norms_after(model, plain) if granularity == "neuron" and plain else {}
         for name, norm in norms.items():
             if reason := computed(model.get_submodule(norm)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.graph import evaluation_mode
+from snello.wrappers import eagerly
 
 
 class Replay:
@@ -50,7 +51,12 @@ class Replay:
         (args, kwargs), self._inputs = self._inputs, ((), {})
         self.running = True
         try:
-            with evaluation_mode(self._model), torch.enable_grad(), torch.autocast(**self._autocast):
+            with (
+                evaluation_mode(self._model),
+                eagerly(),
+                torch.enable_grad(),
+                torch.autocast(**self._autocast),
+            ):
                 outputs = self._model(
                     *map(first, args), **{key: first(value) for key, value in kwargs.items()}
                 )
