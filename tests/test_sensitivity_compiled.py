@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_computed_weights_are_left_alone_with_a_reason(method: str) -> None:
     _train(model, model, sensitivity)
     for name, value in model[0].parametrizations.state_dict().items():
         assert torch.equal(value, frozen[name])
+
+
+@pytest.mark.parametrize("examples", [None, 4])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_the_model_is_not_observed(examples: int | None, copied: Callable[[Any], Any]) -> None:
+    model, (x, _) = _model(), _batch()
+    serene = SeReNe(model, 0.1, every=1, examples=examples)
+    outputs = model(x)
+    copied(model)(x[:2])  # an average that is evaluated between a forward and its observation
+    serene.observe(outputs)
+    assert set(serene.sensitivity()) == {"0", "2"}
 
 
 @pytest.mark.parametrize("method", [SeReNe, OutputSensitivity])

@@ -1,10 +1,11 @@
-"""The model inside a wrapper: ``DataParallel``, ``DistributedDataParallel``, ``torch.compile``."""
+"""Models as others see them: inside a wrapper, compiled, copied."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,25 @@ def forget_compiled() -> None:
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
+
+
+class OwnHook:
+    """A hook that belongs to one model: in a copy or a pickle of the model it does nothing.
+
+    A function would go on calling its owner from the copy; a bound method would copy the owner with it.
+
+    Args:
+        function: what is called; None: nothing.
+    """
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.function is None else self.function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OwnHook, ()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.graph import evaluation_mode
-from snello.wrappers import eagerly
+from snello.wrappers import OwnHook, eagerly
 
 
 class Replay:
@@ -28,7 +28,7 @@ class Replay:
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._autocast: dict[str, Any] = {}
         self.running = False
-        self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(OwnHook(self._keep), with_kwargs=True)
 
     def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.running or not self._wanted():

@@ -18,7 +18,7 @@ from snello.neurons import (
     weighted_layers,
 )
 from snello.processes import Group, rank_and_size, sum_over_processes
-from snello.wrappers import check_one_device, forget_compiled, unwrapped
+from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrapped
 
 from ._decay import Sensitivity, insensitivity
 from ._estimators import ESTIMATORS, Tap
@@ -124,7 +124,7 @@ class SeReNe(Sensitivity):
         self._counts: dict[str, float] = {}
         self._latest: dict[str, Tensor] = {}
         self._replay = None if examples is None else Replay(model, examples, lambda: self._due)
-        self._handles = [model.register_forward_pre_hook(self._forget)]
+        self._handles = [model.register_forward_pre_hook(OwnHook(self._forget))]
         self._handles += [m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()]
         forget_compiled()
 
@@ -145,7 +145,7 @@ class SeReNe(Sensitivity):
             ):
                 self._taps.append((name, self._estimator.tap(module, output)))
 
-        return hook
+        return OwnHook(hook)
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
         """Measure the sensitivities from the outputs of a forward with gradients, before ``loss.backward()``.

@@ -22,7 +22,7 @@ from snello.equilibrium import SelectiveUpdate as _SelectiveUpdate
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Lobster, Sensitivity
-from snello.wrappers import unwrapped
+from snello.wrappers import OwnHook, unwrapped
 
 from ._average import WeightAverage
 from ._average import inner_model as _model
@@ -135,7 +135,7 @@ class SensitivityPruning(L.Callback):
                 self.pruner.follow(callback.start(model, trainer.global_step))
         for average in _averages(trainer, pl_module):
             self.pruner.follow(average)
-        self._hook = model.register_forward_hook(self._keep_outputs)
+        self._hook = model.register_forward_hook(OwnHook(self._keep_outputs))
         self._steps = trainer.global_step
         if state is not None:
             self.sensitivity.load_state_dict(state["sensitivity"])

@@ -14,6 +14,7 @@ from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
 from snello.pruning import Pruner
 from snello.sensitivity import Lobster, Sensitivity
+from snello.wrappers import OwnHook
 
 from ._callbacks import scores_of
 from ._combined import frozen_rows_held
@@ -60,7 +61,7 @@ def huggingface_callback(
                 "updates": updates and updates(model, optimizer),
             }
             self.parts = {name: part for name, part in built.items() if part is not None}
-            self.hook = model.register_forward_hook(self.look)
+            self.hook = model.register_forward_hook(OwnHook(self.look))
             if (saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")).is_file():
                 found = torch.load(saved, map_location="cpu", weights_only=True)
                 for name, part in self.parts.items():
