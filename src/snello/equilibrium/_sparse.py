@@ -259,8 +259,8 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
     @torch.no_grad()
     def erase(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
+        if parameter.grad is not None:  # an optimizer that steps in the backward may have used it up
+            by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
 
     return erase
 
