@@ -14,7 +14,7 @@ attaching. The optimizers that the user gives are there to be checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -27,6 +27,7 @@ from torch.optim.optimizer import (
 )
 
 from snello.errors import ConfigError
+from snello.wrappers import forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
 """One optimizer, several, or none (yet). Each may lie in a wrapper with an attribute ``optimizer``."""
@@ -126,6 +127,7 @@ def follow_steps(follower: StepFollower) -> None:
         # Never taken back: hooks that go while torch iterates over them would break the step.
         register_optimizer_step_pre_hook(_before)
         register_optimizer_step_post_hook(_after)
+        forget_compiled()
         _registered = True
     _followers.add(follower)
 
@@ -135,14 +137,30 @@ def unfollow_steps(follower: StepFollower) -> None:
     _followers.discard(follower)
 
 
-@torch.no_grad()
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+    _outside_graphs(_tell_before)(optimizer, closure)
+
+
+def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    _outside_graphs(_tell_after)(optimizer)
+
+
+def _outside_graphs(function: Callable[..., None]) -> Callable[..., None]:
+    # A compiled step would go on doing what the followers did when it was traced.
+    if torch.compiler.is_compiling():
+        outside: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return outside
+    return function
+
+
+@torch.no_grad()
+def _tell_before(optimizer: Optimizer, closure: bool) -> None:
     for follower in list(_followers):
         follower.before(optimizer, closure)
 
 
 @torch.no_grad()
-def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+def _tell_after(optimizer: Optimizer) -> None:
     for follower in list(_followers):
         follower.after(optimizer)

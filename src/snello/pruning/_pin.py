@@ -207,10 +207,15 @@ def remember(model: nn.Module, masks: Masks) -> None:
 
 
 def remembered(model: nn.Module) -> Masks:
-    """Masks of an earlier pruner of this model, as far as what they prune is zero still."""
+    """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero still."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = {
+        f"{prefix}.{name}" if prefix else name: mask
+        for prefix, module in reversed(list(model.named_modules()))
+        for name, mask in _remembered.get(module, {}).items()
+    }
     found: Masks = {}
-    for name, mask in _remembered.get(model, {}).items():
+    for name, mask in known.items():
         parameter = parameters.get(name)
         if parameter is not None and parameter.shape == mask.shape:
             found[name] = mask.to(parameter.device) | (parameter.detach() != 0)
