@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from snello.errors import ConfigError
@@ -49,6 +50,28 @@ def forget_compiled() -> None:
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(model: M) -> M:
+    """A deep copy of a model, also of one that holds computed tensors.
+
+    Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute with a graph,
+    which ``copy.deepcopy`` refuses. The copy has its values; the next forward computes it anew.
+    """
+    return copy.deepcopy(model, computed_memo(model))
+
+
+def computed_memo(model: nn.Module) -> dict[int, Any]:
+    """What ``copy.deepcopy`` has to know beforehand to copy a model that holds computed tensors."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 class OwnHook:

@@ -25,7 +25,7 @@ from snello.neurons import (
 )
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes
-from snello.wrappers import unwrapped
+from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
@@ -353,6 +353,8 @@ class Pruner:
         """A pruner of the copied model and of the copied optimizers: copy them together."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
+        if id(self.model) not in memo:
+            memo.update(computed_memo(self.model))
         shared = {
             "_evaluate": self._evaluate,
             "importance": self.importance,
