@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from snello.errors import ConfigError
 from snello.neurons import Masks, apply_masks
 
-from ._pin import remember
+from ._pin import remember, remembered
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def import_masks(model: nn.Module) -> Masks:
             masks[f"{prefix}.{key}" if prefix else key] = mask.detach() != 0
             prune.remove(module, key)  # type: ignore[no-untyped-call]
     apply_masks(model, masks)
-    remember(model, masks)
+    remember(model, {**remembered(model), **masks})
     return masks
 
 
