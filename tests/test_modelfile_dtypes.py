@@ -195,3 +195,12 @@ def test_a_class_of_ones_own_is_kept_in_its_dtype(model: Any, tmp_path: Path) ->
     record = Record(ModelSpec("torch.nn:Linear", {"in_features": 3, "out_features": 2}), (3,))
     loaded, record = load(save(tmp_path / "m.pt", model, record), trust="torch.nn:Linear")
     _assert_same(loaded, model, record, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_evaluation_gives_a_model_inputs_of_its_dtype(dtype: torch.dtype) -> None:
+    from snello.training import evaluate
+
+    model = _dead(SPECS["lenet-300-100"]).to(dtype)
+    batches = [(SPECS["lenet-300-100"].example_inputs(6), torch.arange(6))]
+    assert evaluate(model, batches).images == 6

@@ -30,6 +30,7 @@ from snello.models import (
     names_own_code,
     trusted_names,
 )
+from snello.neurons import input_dtype
 from snello.simplify import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
@@ -103,7 +104,7 @@ def from_dict(
         model = apply_folds(folds, model)
     take_dtypes(model, state)
     fill(model, state, where)
-    return model, replace(record, dtype=_input_dtype(model))
+    return model, replace(record, dtype=input_dtype(model))
 
 
 def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -124,11 +125,6 @@ def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 tensor.data = tensor.data.to(dtype)
             else:
                 module._buffers[key] = tensor.to(dtype)
-
-
-def _input_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the first floating parameter: that of the layer that the inputs meet."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -166,6 +166,11 @@ def dead_neurons(module: nn.Module) -> Tensor:
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
 
 
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating parameter: that of the layer that the inputs meet first."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def tied_parameters(model: nn.Module) -> list[list[str]]:
     """Groups of qualified names that are one and the same tensor (tied weights, shared modules)."""
     groups: dict[int, list[str]] = {}
