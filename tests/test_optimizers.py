@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import snello.optimizers
@@ -255,7 +256,7 @@ WAYS: dict[str, Way] = {
 @pytest.fixture(autouse=True)
 def _alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """A process group of one for those that ask for a group."""
-    if "ZeRO" not in request.node.name and "sharded" not in request.node.name:
+    if not any(word in request.node.name for word in ("ZeRO", "sharded", "DDP")):
         yield
         return
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
@@ -414,12 +415,22 @@ def test_a_sharded_model_is_refused_with_the_way_out() -> None:
             METHODS[method](model, _sgd(model.parameters()))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "compile": lambda m: torch.compile(m, backend="eager"),  # type: ignore[dict-item, return-value]
+    "DDP": lambda m: DistributedDataParallel(m, find_unused_parameters=True),
+    "compile of DDP": lambda m: torch.compile(  # type: ignore[dict-item, return-value]
+        DistributedDataParallel(m, find_unused_parameters=True), backend="eager"
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("granularity", ["weight", "neuron"])
-def test_wrapped_models_are_looked_through(wrap: Callable[[nn.Module], nn.Module], granularity: Any) -> None:
+def test_wrapped_models_are_looked_through(wrap: str, granularity: Any) -> None:
     model = _model()
     optimizer = _sgd(model.parameters())
-    wrapped = wrap(model)
+    wrapped = WRAPPERS[wrap](model)
     pruner = Pruner(wrapped, optimizer, granularity=granularity, amount=Ratio(0.5))
     assert pruner.model is model
     pruner.prune()

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -258,11 +259,25 @@ def test_a_pin_of_masks_alone_carries_on_too() -> None:
 # Averages
 
 
-def test_an_average_made_before_pruning_is_pointed_at_until_it_is_followed() -> None:
+class ModelEma(nn.Module):
+    """As timm has it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        for mine, other in zip(self.module.parameters(), model.parameters(), strict=True):
+            mine.lerp_(other, 0.1)
+
+
+@pytest.mark.parametrize("kind", [AveragedModel, ModelEma])
+def test_an_average_made_before_pruning_is_pointed_at_until_it_is_followed(kind: Any) -> None:
     model = _model()
-    average = AveragedModel(model)
+    average = kind(model)
     pruner = _pruner(model)
-    with pytest.warns(UserWarning, match=r"AveragedModel.*pruner\.follow\(average\)"):
+    with pytest.warns(UserWarning, match=rf"{kind.__name__}.*pruner\.follow\(average\)"):
         pruner.prune()
     pruner.follow(average)
     pruner.amount = Ratio(0.8)
@@ -276,7 +291,7 @@ def test_an_average_made_before_pruning_is_pointed_at_until_it_is_followed() -> 
 
 def test_an_average_made_after_pruning_or_of_another_model_is_not() -> None:
     model, pruner = _pruned()
-    averages = [AveragedModel(model), AveragedModel(nn.Linear(2, 2))]
+    averages = [AveragedModel(model), AveragedModel(nn.Linear(2, 2)), nn.DataParallel(_model())]
     with _silent():
         pruner.adopt(dict(pruner.masks))
     averages[0].update_parameters(model)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from snello.neurons import Masks
 
@@ -44,23 +44,36 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None
 
 
 def warn_of_averages(model: nn.Module, followed: Sequence[nn.Module]) -> None:
-    """Say so when there is a running average that looks like one of this model, and is not masked with it."""
+    """Say so when there is a running average that looks like one of this model, and is not masked with it.
+
+    Averages are told by their shape: a module around a copy of the model, called ``module``, as torch's
+    AveragedModel and timm's ModelEma have it.
+    """
     shapes = _shapes(model)
     for found in gc.get_objects():
-        # By type(): isinstance would ask objects that only pretend to have a class.
-        if not issubclass(type(found), AveragedModel):
+        inner = _averaged(found)
+        if inner is None or inner is model or any(inner is known for known in followed):
             continue
-        inner = found._modules.get("module")
-        if inner is None or any(inner is known for known in followed) or _shapes(inner) != shapes:
+        if type(inner) is not type(model) or _shapes(inner) != shapes or _zero_alike(model, inner):
             continue
-        if _zero_alike(model, inner):
-            continue
+        kind = type(found).__name__
         warnings.warn(
-            "Pruner: there is an AveragedModel with the parameters of this model; what is pruned lives on in it "
+            f"Pruner: there is an {kind} with the parameters of this model; what is pruned lives on in it "
             "unless it is masked too: pruner.follow(average)",
             stacklevel=4,
         )
         return
+
+
+def _averaged(found: object) -> nn.Module | None:
+    """The copy inside an average; None for anything else."""
+    # By type(): isinstance would ask objects that only pretend to have a class.
+    kind = type(found)
+    if not issubclass(kind, nn.Module) or issubclass(kind, (DataParallel, DistributedDataParallel)):
+        return None
+    children = vars(found).get("_modules") or {}  # one that is being made has none yet
+    inner = children.get("module") if len(children) == 1 else None
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _zero_alike(model: nn.Module, average: nn.Module) -> bool:

@@ -129,7 +129,7 @@ class SensitivityPruning(L.Callback):
         if self.pruner is not None:
             self.pruner.remove()
         self.sensitivity = self._build(model)
-        self.pruner = Pruner(model, trainer.optimizers, self._evaluate, **self._options)
+        self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
                 self.pruner.follow(callback.start(model, trainer.global_step))
@@ -247,7 +247,9 @@ class SelectiveUpdate(L.Callback):
         state = self._state_for(model)
         if state is None:  # the selection may have seen another model
             self._selection.load_state_dict(copy.deepcopy(self._begin))
-        self.neq = _SelectiveUpdate(model, trainer.optimizers, probe, self._selection, **self._options)
+        self.neq = _SelectiveUpdate(
+            model, trainer.optimizers or None, probe, self._selection, **self._options
+        )
         self._attached = True
         if state is not None:
             self.neq.load_state_dict(state)

@@ -53,6 +53,7 @@ def huggingface_callback(
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             model, optimizer = kwargs["model"], kwargs["optimizer"]
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
             if "pruner" in getattr(self, "parts", {}):
                 self.parts["pruner"].remove()  # the new one begins with its masks
             built = {
