@@ -172,6 +172,11 @@ def check_loadable(
         ConfigError: if ``trust`` is not a name or several.
     """
     names = set(trusted_names(trust))
+    if not isinstance(model, nn.Module) or not isinstance(record, Record):
+        raise ConfigError(
+            f"{where} is not written: a model file needs a torch.nn.Module and a snello.Record, not a "
+            f"{type(model).__name__} and a {type(record).__name__}"
+        )
     if names_own_code(record.model.name) and record.model.name not in names:
         factory = imported_factory(record.model.name)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):

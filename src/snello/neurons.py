@@ -34,6 +34,11 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 """Normalisation layers: a neuron is one channel of the affine transform."""
 
 
+def qualified(layer: str, key: str) -> str:
+    """Name of a parameter of a layer, which may be the whole model: its name is empty then."""
+    return f"{layer}.{key}" if layer else key
+
+
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their transposes."""
     return isinstance(module, WEIGHTED)
@@ -80,6 +85,8 @@ def computed(module: nn.Module) -> str | None:
         parameter = module._parameters.get(key)
         if parameter is not None and is_lazy(parameter):  # type: ignore[no-untyped-call]
             return f"its {key} has no shape before the first forward; run the model once"
+        if parameter is not None and parameter.is_meta:
+            return f"its {key} is on the meta device, without values; load the weights first"
         if parameter is None and getattr(module, key, None) is not None:
             return f"its {key} is computed, not a parameter; {_way_to_plain(module, key)} makes it plain"
     return None
@@ -129,7 +136,8 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         groups, fan_in, *kernel = module.groups, module.in_channels // module.groups, *tensor.shape[2:]
         grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
         return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
-    return tensor.reshape(neuron_count(module), -1)
+    count = neuron_count(module)
+    return tensor.reshape(count, tensor.numel() // count if count else 0)
 
 
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -232,8 +240,13 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
     Raises:
         ConfigError: for a mask whose parameter is missing, computed, or has another shape.
     """
+    if not isinstance(masks, Mapping):
+        raise ConfigError(f"masks: a mapping from names to tensors is needed, not a {type(masks).__name__}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ConfigError(f"mask {name!r}: must be a boolean tensor, true where kept, not {kind}")
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != mask.shape:
             found = _missing(model, name) if parameter is None else f"shape {tuple(parameter.shape)}"

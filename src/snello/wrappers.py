@@ -29,6 +29,10 @@ def unwrapped(model: nn.Module, what: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{what}: the model is a {type(model).__name__}, not a torch.nn.Module")
     *_, inner = _layers_of_wrapping(model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"{what}: the model is compiled by TorchScript, which hides its layers; give the module it was made from"
+        )
     if (name := _sharded(inner)) is not None:
         raise ConfigError(
             f"{what}: parameter {name!r} is sharded over processes, so that none of them holds a whole neuron; "
@@ -129,7 +133,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
         found: nn.Module = model.module
         return found
     # OptimizedModule, told by its one child: to import its class is to import the compiler.
-    return model._modules.get("_orig_mod")
+    return dict(model.named_children()).get("_orig_mod")
 
 
 def _sharded(model: nn.Module) -> str | None:

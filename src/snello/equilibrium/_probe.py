@@ -33,6 +33,10 @@ class Probe:
     def __init__(
         self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], positions: int | None = None
     ) -> None:
+        if not isinstance(inputs, (Tensor, tuple, list)):
+            raise ConfigError(
+                f"probe: a tensor or a tuple of tensors is needed, not a {type(inputs).__name__}"
+            )
         self.model, self.inputs, self.positions = model, as_inputs(inputs), positions
         if positions is not None and positions < 1:
             raise ConfigError(f"positions: must be at least 1, not {positions}; None keeps all of them")

@@ -31,7 +31,7 @@ def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     if granularity == "weight":
         return l1(model, granularity)
     grouped = iter_rows(weighted_layers(model))
-    return {name: row.detach().square().mean(1).sqrt() for name, _, row in grouped}
+    return {name: row.detach().abs().square().mean(1).sqrt() for name, _, row in grouped}
 
 
 def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:

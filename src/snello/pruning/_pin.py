@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from snello.neurons import Masks, apply_masks, computed, masked_parameters, weighted_layers
+from snello.neurons import Masks, apply_masks, computed, masked_parameters, qualified, weighted_layers
 from snello.optimizers import (
     Optimizers,
     check_trained,
@@ -132,9 +132,10 @@ class Pin:
             return  # a copy, or a part of one
         masks = self.masks
         for key, parameter in module._parameters.items():
-            mask = masks.get(f"{prefix}.{key}" if prefix else key)
+            name = qualified(prefix, key)
+            mask = masks.get(name)
             if parameter is not None and mask is not None and mask.shape == parameter.shape:
-                self._zero_loaded(f"{prefix}.{key}" if prefix else key, parameter, mask.to(parameter.device))
+                self._zero_loaded(name, parameter, mask.to(parameter.device))
         if module is model and self.overwritten:
             warnings.warn(
                 f"load_state_dict brought back weights that are pruned, in {next(iter(self.overwritten))!r} for "
@@ -210,7 +211,7 @@ def remembered(model: nn.Module) -> Masks:
     """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero still."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {
-        f"{prefix}.{name}" if prefix else name: mask
+        qualified(prefix, name): mask
         for prefix, module in reversed(list(model.named_modules()))
         for name, mask in _remembered.get(module, {}).items()
     }
@@ -232,9 +233,9 @@ def zero_masks(model: nn.Module) -> Masks:
         Masks of the weights of Linear layers and convolutions.
     """
     masks: Masks = {}
-    for name, module in weighted_layers(model).items():
+    for name, module in weighted_layers(unwrapped(model, "zero_masks")).items():
         if computed(module) is None:
             keep = module.weight.detach() != 0  # type: ignore[union-attr, operator]
             if bool(keep.any()) and not bool(keep.all()):
-                masks[f"{name}.weight" if name else "weight"] = keep
+                masks[qualified(name, "weight")] = keep
     return masks

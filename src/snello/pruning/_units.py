@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.graph import capture
-from snello.neurons import Masks, computed, dead_neurons, neuron_count, plain_layers, rows, spread
+from snello.neurons import Masks, computed, dead_neurons, neuron_count, plain_layers, qualified, rows, spread
 
 from ._importance import Granularity, Importance
 
@@ -48,11 +48,11 @@ class Units:
     @property
     def parameters(self) -> dict[str, str]:
         """Qualified names of the parameters that masks may name -> the layer they are masked for."""
-        found = {f"{name}.weight": name for name in self.layers}
+        found = {qualified(name, "weight"): name for name in self.layers}
         if self.granularity == "neuron":
-            found |= {f"{name}.bias": name for name, m in self.layers.items() if m.bias is not None}
+            found |= {qualified(name, "bias"): name for name, m in self.layers.items() if m.bias is not None}
             found |= {
-                f"{norm}.{key}": name for name, norm in self.norms.items() for key in ("weight", "bias")
+                qualified(norm, key): name for name, norm in self.norms.items() for key in ("weight", "bias")
             }
         return found
 
@@ -101,11 +101,11 @@ class Units:
         for name, score in scores.items():
             keep, module = (score >= threshold) & (score > 0), self.layers[name]
             if self.granularity == "weight":
-                masks[f"{name}.weight"] = keep
+                masks[qualified(name, "weight")] = keep
                 continue
-            masks[f"{name}.weight"] = spread(module, keep).expand_as(_weight(module)).contiguous()
+            masks[qualified(name, "weight")] = spread(module, keep).expand_as(_weight(module)).contiguous()
             if module.bias is not None:
-                masks[f"{name}.bias"] = keep
+                masks[qualified(name, "bias")] = keep
             if norm := self.norms.get(name):
                 masks[f"{norm}.weight"] = masks[f"{norm}.bias"] = keep
         return masks

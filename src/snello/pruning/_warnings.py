@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from snello.neurons import Masks
+from snello.neurons import Masks, qualified
 
 from ._units import Units
 
@@ -26,7 +26,7 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     free: dict[str, int] = {}
     for layer in units.layers:
-        name = f"{layer}.weight" if layer else "weight"
+        name = qualified(layer, "weight")
         zeros = parameters[name].detach() == 0
         if not bool(zeros.all()):
             if name in masks:

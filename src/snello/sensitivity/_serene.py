@@ -109,8 +109,8 @@ class SeReNe(Sensitivity):
                 raise ConfigError(
                     f"{option} is a number of steps, examples or classes: at least 1, not {count}"
                 )
-        check_one_device(model, "SeReNe")
-        model = unwrapped(model, "SeReNe")
+        given, model = model, unwrapped(model, "SeReNe")
+        check_one_device(given, "SeReNe")
         default = [name] if (name := head(model)) is not None else []
         layers = select_layers(
             weighted_layers(model), default if exclude is None else exclude, "SeReNe(exclude=...)"
