@@ -109,7 +109,7 @@ def parameter_count(model: nn.Module) -> int:
 
 def assert_zero_where(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Every weight that a mask has pruned is exactly zero, and there is at least one."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     assert any(not mask.all() for mask in masks.values())
     for name, mask in masks.items():
         assert not parameters[name].detach()[~mask].any(), f"{name}: a pruned weight has revived"

@@ -83,7 +83,7 @@ def _fit(module: Any, callback: Any, folder: Path, epochs: int = EPOCHS) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
-            max_epochs=epochs, accelerator="cpu", devices=1, callbacks=[callback], logger=False,
+            max_epochs=epochs, accelerator="cpu", devices=1, callbacks=callback, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             num_sanity_val_steps=0, default_root_dir=folder,
         )  # fmt: skip
@@ -173,17 +173,107 @@ def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
         _fit(Foreign(log="other"), callback, tmp_path)
 
 
-def test_two_optimizers_are_refused(tmp_path: Path) -> None:
-    class Two(Foreign):
-        automatic_optimization = False
+class TwoOptimizers(Foreign):
+    """Encoder and decoder have an optimizer each, stepped by hand."""
 
-        def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.encoder, self.decoder)]
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
 
-    module = Two()
-    module.automatic_optimization = False
-    with pytest.raises(ConfigError, match=r"one optimizer, not 2"):
-        _fit(module, NEq(_pairs()[0]), tmp_path)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        loss = F.mse_loss(self(batch[0]), batch[1])
+        self.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters(), 0.05) for part in (self.encoder, self.decoder)]
+
+
+def test_two_optimizers(tmp_path: Path) -> None:
+    module = TwoOptimizers()
+    callback = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, exclude=(), epochs=2, twt=0.5)
+    _fit(module, callback, tmp_path)
+    assert callback.pruner is not None
+    _assert_pruned(module, callback.pruner.masks)
+    _fit(module := TwoOptimizers(), NEq(_pairs()[0][:8], eps=math.inf), tmp_path)
+    assert torch.equal(module.weights[1]["encoder.0.weight"], module.encoder[0].weight), "frozen, bit for bit"
+
+
+def _assert_pruned(module: nn.Module, masks: dict[str, Tensor]) -> None:
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 0
+    for name, mask in masks.items():
+        assert bool((module.get_parameter(name)[~mask] == 0).all()), name
+
+
+# A second fit
+
+
+@pytest.mark.parametrize("second", ["same", "new", "none"])
+def test_pruned_weights_stay_pruned_in_a_second_fit(second: str, tmp_path: Path) -> None:
+    module = Foreign()
+
+    def pruning() -> SensitivityPruning:
+        return SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+
+    first = pruning()
+    _fit(module, first, tmp_path)
+    assert first.pruner is not None
+    masks = {name: mask.clone() for name, mask in first.pruner.masks.items()}
+    callback = {"same": first, "new": pruning(), "none": L.Callback()}[second]
+    _fit(module, callback, tmp_path, epochs=1)
+    _assert_pruned(module, masks)
+    if isinstance(callback, SensitivityPruning):
+        assert callback.pruner is not None
+        for name, mask in masks.items():
+            assert not bool((callback.pruner.masks[name] & ~mask).any())
+
+
+def test_the_same_callback_begins_anew_with_another_model(tmp_path: Path) -> None:
+    callback = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+    _fit(Foreign(), callback, tmp_path)
+    _fit(module := Foreign(), callback, tmp_path, epochs=1)
+    assert callback.pruner is not None
+    assert callback.pruner.model is module
+    assert callback.pruner.masks == {}
+
+
+def test_neq_goes_on_in_a_second_fit(tmp_path: Path) -> None:
+    module, callback = Foreign(), NEq(_pairs()[0][:8], eps=math.inf)
+    _fit(module, callback, tmp_path)
+    frozen = module.encoder[0].weight.detach().clone()
+    _fit(module, callback, tmp_path, epochs=2)
+    assert torch.equal(module.encoder[0].weight, frozen), "no second warm-up"
+    _fit(other := Foreign(), callback, tmp_path, epochs=1)
+    assert not torch.equal(other.encoder[0].weight, other.weights[0]["encoder.0.weight"]), "its own warm-up"
+
+
+def test_an_interrupted_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Stops(L.Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            raise RuntimeError("pulled")
+
+    module, callback = Foreign(), NEq(_pairs()[0][:8], eps=math.inf)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="pulled"):
+            _fit(module, [callback, Stops()], tmp_path)
+        assert type(module.encoder[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averages_of_lightning_are_masked(kind: str, tmp_path: Path) -> None:
+    from lightning.pytorch import callbacks
+
+    make = getattr(callbacks, kind, None)
+    if make is None:
+        pytest.skip(f"this Lightning has no {kind}")
+    average = make(swa_lrs=0.01, swa_epoch_start=1) if kind.startswith("Stoch") else make()
+    pruning = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+    module = Foreign()
+    _fit(module, [average, pruning], tmp_path)
+    assert pruning.pruner is not None
+    _assert_pruned(module, pruning.pruner.masks)
 
 
 # Classification and evaluation

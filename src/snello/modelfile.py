@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from snello.codec import decompress, is_container
 from snello.errors import ConfigError, ModelError
 from snello.files import write_file as write_file
-from snello.models import ModelSpec, build_untrusted, trusted_names
+from snello.models import (
+    ModelSpec,
+    build_untrusted,
+    imported_factory,
+    names_own_code,
+    trusted_names,
+)
+from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
@@ -36,14 +43,17 @@ class Record:
     Attributes:
         model: how to build the architecture.
         input_shape: shape of one input, without the batch dimension.
+        dtype: of the inputs that the model takes. A record that was loaded has that of its weights.
     """
 
     model: ModelSpec
     input_shape: tuple[int, ...]
+    dtype: torch.dtype = field(default=torch.float32, compare=False)
 
     def example_inputs(self, batch: int = 2) -> Tensor:
-        """Random inputs of the right shape: shape ``(batch, *input_shape)``."""
-        return torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        """Random inputs of the right shape and dtype: shape ``(batch, *input_shape)``."""
+        found = torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        return found.to(self.dtype)
 
 
 def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
@@ -92,8 +102,29 @@ def from_dict(
         model = apply(SimplificationPlan.from_json(plan), model)
     if folds:
         model = apply_folds(folds, model)
+    take_dtypes(model, state)
     fill(model, state, where)
-    return model, record
+    return model, replace(record, dtype=input_dtype(model))
+
+
+def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Cast parameters and buffers of a model, in place, to the floating dtypes of weights that it shall hold.
+
+    Buffers that no file holds follow where model and file have one dtype each; in a model of several dtypes they
+    stay as they are built. Parameters stay the same objects, so that what is tied stays tied.
+    """
+    wanted = {name: value.dtype for name, value in state.items() if value.is_floating_point()}
+    own = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    rest = next(iter(wanted.values())) if len(own) == 1 == len(set(wanted.values())) else None
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            dtype = wanted.get(f"{prefix}.{key}" if prefix else key, rest)
+            if tensor is None or dtype in (None, tensor.dtype) or not tensor.is_floating_point():
+                continue
+            if isinstance(tensor, nn.Parameter):
+                tensor.data = tensor.data.to(dtype)
+            else:
+                module._buffers[key] = tensor.to(dtype)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -105,15 +136,71 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         raise ModelError(f"{where}: these weights belong to another model: {first}") from error
 
 
-def save(path: str | Path, model: nn.Module, record: Record) -> Path:
+def save(path: str | Path, model: nn.Module, record: Record, *, trust: str | Collection[str] = ()) -> Path:
     """Write a model file; the old one, if any, stays whole until the new one is complete.
 
+    Args:
+        path: of the file.
+        model: the model; its dtypes are kept.
+        record: the structure, checked before anything is written: :func:`load` must be able to build it.
+        trust: names of factories of your own that may be called for this check. Without it a record that names
+            a function of your own is written without comparing the architecture.
+
     Raises:
+        ModelError: for a record that :func:`load` would refuse, or that is of another architecture.
         OutputError: if the file cannot be written.
     """
+    check_loadable(model, record, str(path), trust=trust)
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     content = {"format": FORMAT, "record": json.dumps(to_dict(model, record)), "state_dict": state}
     return write_file(path, lambda beside: torch.save(content, beside))
+
+
+def check_loadable(
+    model: nn.Module, record: Record, where: str, *, trust: str | Collection[str] = ()
+) -> None:
+    """Refuse a record that no file with this model's weights could be loaded by.
+
+    Args:
+        model: the model.
+        record: what would be written beside its weights.
+        where: the file to be written, for messages.
+        trust: as for :func:`save`.
+
+    Raises:
+        ModelError: naming the file and what :func:`load` would say.
+        ConfigError: if ``trust`` is not a name or several.
+    """
+    names = set(trusted_names(trust))
+    if not isinstance(model, nn.Module) or not isinstance(record, Record):
+        raise ConfigError(
+            f"{where} is not written: a model file needs a torch.nn.Module and a snello.Record, not a "
+            f"{type(model).__name__} and a {type(record).__name__}"
+        )
+    if names_own_code(record.model.name) and record.model.name not in names:
+        factory = imported_factory(record.model.name)
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            return _check_plain_record(model, record, where)  # a function is not called unasked
+        names.add(record.model.name)
+    _check_plain_record(model, record, where)
+    data = json.loads(json.dumps(to_dict(model, record)))
+    try:
+        with torch.random.fork_rng(devices=()):  # random weights that nobody keeps
+            from_dict(data, model.state_dict(), "the file", trust=names)
+    except ModelError as error:
+        raise ModelError(f"{where} is not written, for it could not be loaded: {error}") from error
+
+
+def _check_plain_record(model: nn.Module, record: Record, where: str) -> None:
+    try:
+        json.dumps(to_dict(model, record))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{where} is not written: the record of the model holds what is no plain data: {error}"
+        ) from error
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"{where} is not written: {others[0]!r} in the state_dict is not a tensor")
 
 
 def _check_trust(trust: str | Collection[str], own_code: object) -> None:

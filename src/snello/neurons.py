@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from snello.errors import ConfigError
 
@@ -30,6 +32,11 @@ WEIGHTED = (nn.Linear, _ConvNd)
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 """Normalisation layers: a neuron is one channel of the affine transform."""
+
+
+def qualified(layer: str, key: str) -> str:
+    """Name of a parameter of a layer, which may be the whole model: its name is empty then."""
+    return f"{layer}.{key}" if layer else key
 
 
 def is_weighted(module: nn.Module) -> bool:
@@ -65,6 +72,44 @@ def head(model: nn.Module) -> str | None:
     return next(reversed(weighted_layers(model)), None)
 
 
+def computed(module: nn.Module) -> str | None:
+    """The reason why a layer's own weight or bias cannot be held at a value, or None if it can.
+
+    A weight that is computed anew in every forward, from parameters of other names, takes whatever is written to
+    it for that long only.
+
+    Returns:
+        One sentence with the way to a plain parameter, for reports.
+    """
+    for key in ("weight", "bias"):
+        parameter = module._parameters.get(key)
+        if parameter is not None and is_lazy(parameter):  # type: ignore[no-untyped-call]
+            return f"its {key} has no shape before the first forward; run the model once"
+        if parameter is not None and parameter.is_meta:
+            return f"its {key} is on the meta device, without values; load the weights first"
+        if parameter is None and getattr(module, key, None) is not None:
+            return f"its {key} is computed, not a parameter; {_way_to_plain(module, key)} makes it plain"
+    return None
+
+
+def plain_layers(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers whose weights are parameters of their own, and for each other one why it is left alone."""
+    left = {name: reason for name, module in layers.items() if (reason := computed(module))}
+    return {name: module for name, module in layers.items() if name not in left}, left
+
+
+def _way_to_plain(module: nn.Module, key: str) -> str:
+    if is_parametrized(module, key):
+        return f"torch.nn.utils.parametrize.remove_parametrizations(layer, {key!r})"
+    if hasattr(module, f"{key}_mask") and hasattr(module, f"{key}_orig"):
+        return "snello.pruning.import_masks(model)"
+    if hasattr(module, f"{key}_g") and hasattr(module, f"{key}_v"):
+        return f"torch.nn.utils.remove_weight_norm(layer, {key!r})"
+    if hasattr(module, f"{key}_orig") and hasattr(module, f"{key}_u"):
+        return f"torch.nn.utils.remove_spectral_norm(layer, {key!r})"
+    return f"an nn.Parameter called {key!r}"
+
+
 def neuron_count(module: nn.Module) -> int:
     """Number of neurons of a layer (output units, output channels, or affine channels)."""
     if isinstance(module, nn.Linear):
@@ -91,7 +136,8 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         groups, fan_in, *kernel = module.groups, module.in_channels // module.groups, *tensor.shape[2:]
         grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
         return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
-    return tensor.reshape(neuron_count(module), -1)
+    count = neuron_count(module)
+    return tensor.reshape(count, tensor.numel() // count if count else 0)
 
 
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -126,6 +172,11 @@ def dead_neurons(module: nn.Module) -> Tensor:
     A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to zero too).
     """
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
+
+
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating parameter: that of the layer that the inputs meet first."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
@@ -178,13 +229,35 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: for a mask whose parameter is missing or has another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = masked_parameters(model, masks)
     for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+
+def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The parameters that masks name, under any of their names if they are tied.
+
+    Raises:
+        ConfigError: for a mask whose parameter is missing, computed, or has another shape.
+    """
+    if not isinstance(masks, Mapping):
+        raise ConfigError(f"masks: a mapping from names to tensors is needed, not a {type(masks).__name__}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ConfigError(f"mask {name!r}: must be a boolean tensor, true where kept, not {kind}")
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != mask.shape:
-            found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
+            found = _missing(model, name) if parameter is None else f"shape {tuple(parameter.shape)}"
             raise ConfigError(f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}")
-        parameter.masked_fill_(~mask.to(parameter.device), 0)
+    return {name: parameters[name] for name in masks}
+
+
+def _missing(model: nn.Module, name: str) -> str:
+    owner, _, _ = name.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    return (None if module is None else computed(module)) or "no such parameter"
 
 
 def iter_rows(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, Tensor]]:

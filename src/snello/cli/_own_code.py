@@ -31,6 +31,11 @@ def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(arguments.own_code)
 
 
+def named_code(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The factories that the user named on this command line, by ``--own-code`` or ``--model``."""
+    return (*arguments.own_code, *([arguments.model] if arguments.model is not None else []))
+
+
 def import_own_code(names: Iterable[str]) -> None:
     """Import the factories of these names that lie in the working folder; leave all other names alone.
 

@@ -75,7 +75,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         _Metric(splits, arguments.metric, arguments.validation_images),
         max_drop=arguments.max_drop,
         higher_is_better=arguments.metric == "accuracy",
-        calibration=[images.to(device) for images, _ in batches],
+        calibration=[images.to(device, record.dtype) for images, _ in batches],
         per_tensor=not arguments.one_qp,
         keep_zeros=arguments.uniform,
         settings=_settings(arguments),

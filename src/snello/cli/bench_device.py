@@ -61,4 +61,5 @@ def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Te
         return None
     if len(shapes) > 1:
         raise ConfigError(f"--data={arguments.data} fits models of one input shape, not of {shapes}")
-    return calibration(shapes[0], arguments)[0]
+    dtype = next(x.dtype for subject in given for x in subject.inputs)
+    return [images.to(dtype) for images in calibration(shapes[0], arguments)[0]]

@@ -14,6 +14,7 @@ from snello.modelfile import write_file
 from snello.ratesearch import RateSearch
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._own_code import named_code
 from ._rate import add_rate_arguments, search
 
 HELP = "code a model into an ISO/IEC 15938-17 (NNC) bitstream"
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     out = check_writable(arguments.out)
     settings, found = _settings(arguments), None
     model, record = read_model(arguments)
+    if arguments.model is not None and not arguments.raw:
+        modelfile.check_loadable(model, record, str(out), trust=named_code(arguments))
     size = footprint(model, record.example_inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):

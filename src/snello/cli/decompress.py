@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, record = modelfile.from_dict(
         content.record, content.tensors, arguments.file, trust=own_code(arguments)
     )
-    modelfile.save(out, model, record)
+    modelfile.save(out, model, record, trust=own_code(arguments))
     size = footprint(model, record.example_inputs(1))
     table = Table(
         record.model.name, ("File", "Bitstream [MB]", "float32 [MB]", "Parameters"),

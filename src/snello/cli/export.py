@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _int8(model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    data, where = calibration(record.input_shape, arguments)
+    found_data, where = calibration(record.input_shape, arguments)
+    data = [images.to(record.dtype) for images in found_data]
     found: Quantised = export_int8(model, record.example_inputs(), out, data)
     return {
         "file": str(found.path),

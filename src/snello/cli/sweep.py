@@ -84,7 +84,8 @@ def _points(
             f"{splits.input_shape}: choose another --data or --image-size"
         )
     model = model.to(device(arguments))
-    calibration = loader(splits.train, splits, 100, limit=arguments.calibration)
+    batches = loader(splits.train, splits, 100, limit=arguments.calibration)
+    calibration = [(images.to(record.dtype), labels) for images, labels in batches]
     test = loader(splits.test, splits, 500)
 
     def accuracy(pruned: nn.Module) -> float:

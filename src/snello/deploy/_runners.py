@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from snello.deploy._device_bench import KitError, session_of
 from snello.deploy._verify import batch_of, first_line
 from snello.errors import ConfigError, ModelError, require
 from snello.graph import as_inputs
+from snello.wrappers import copied
 
 Runtime = Literal[
     "pytorch", "torch.compile", "torch.export", "onnxruntime", "onnxruntime int8", "openvino", "executorch"
@@ -57,7 +57,7 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
         ModelError: if the model does not run on the inputs.
     """
     arguments = as_inputs(inputs)
-    clone = copy.deepcopy(model).eval()
+    clone = copied(model).eval()
 
     def call() -> object:
         with torch.inference_mode():
@@ -84,7 +84,7 @@ def compiled_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threa
     _check_threads(threads)
     arguments = as_inputs(inputs)
     # A graph that breaks, or is compiled too often, would fall back to eager mode without a word.
-    compiled = torch.compile(copy.deepcopy(model).eval(), fullgraph=True, dynamic=False)
+    compiled = torch.compile(copied(model).eval(), fullgraph=True, dynamic=False)
 
     def call() -> object:
         with torch.inference_mode():

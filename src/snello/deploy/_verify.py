@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import math
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs
+from snello.wrappers import copied
 
 TOLERANCE = 1e-4
 """Largest accepted difference to PyTorch, relative to the largest magnitude of the output."""
@@ -42,7 +42,7 @@ def shapes(inputs: Sequence[Tensor]) -> str:
 
 def on_cpu(model: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation mode."""
-    return copy.deepcopy(model).eval().cpu()
+    return copied(model).eval().cpu()
 
 
 def one_more(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

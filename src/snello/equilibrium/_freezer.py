@@ -15,32 +15,38 @@ from snello.equilibrium._rows import neuron_axis
 from snello.equilibrium._sparse import attach, detach
 from snello.errors import ConfigError
 from snello.neurons import neuron_count
+from snello.optimizers import Optimizers, check_trained, optimizers_of
 
 
 class Freezer:
-    """Freezes and unfreezes neurons of a model that one optimizer trains.
+    """Freezes and unfreezes neurons of a model in training.
 
     Args:
         layers: layer name -> Linear, convolution, BatchNorm or LayerNorm.
-        optimizer: the optimizer that holds their parameters.
+        optimizers: one optimizer, several, or none yet.
         dispatch: decides where computing the active rows alone pays.
 
     Raises:
-        ConfigError: if the optimizer holds none of their parameters.
+        ConfigError: if a parameter of the layers is trained, but by none of the optimizers given.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], optimizer: Optimizer, dispatch: Dispatch | None = None
+        self, layers: Mapping[str, nn.Module], optimizers: Optimizers, dispatch: Dispatch | None = None
     ) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in held for layer in layers.values() for p in layer.parameters(recurse=False)):
-            raise ConfigError(
-                "optimizer: it holds no parameter of the watched layers; build it from the parameters of "
-                "this very model, not of a copy"
-            )
         self.layers, self.dispatch = dict(layers), dispatch or Dispatch()
+        self.optimizers = self._checked(optimizers)
         self._frozen = {name: _nothing(layer) for name, layer in layers.items()}
-        self._hold = RowHold(optimizer)
+        self.hold = RowHold(self.optimizers)
+
+    def _checked(self, optimizers: Optimizers) -> tuple[Optimizer, ...]:
+        found = optimizers_of(optimizers, "NEq")
+        parameters = {
+            f"{name}.{key}": parameter
+            for name, layer in self.layers.items()
+            for key, parameter in layer.named_parameters(recurse=False)
+        }
+        check_trained(parameters, found, "NEq")
+        return found
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -59,13 +65,13 @@ class Freezer:
             name: frozen[name].detach().clone() if name in frozen else _nothing(layer)
             for name, layer in self.layers.items()
         }
-        self._hold.set(held for name in self.layers for held in self._rows(name))
+        self.hold.set(held for name in self.layers for held in self._rows(name))
         self._attach()
 
     def remove(self) -> None:
         """Undo everything: classes, gradient hooks, optimizer hooks."""
         self._detach()
-        self._hold.remove()
+        self.hold.remove()
         self._frozen = {name: _nothing(layer) for name, layer in self.layers.items()}
 
     @contextmanager
@@ -79,7 +85,7 @@ class Freezer:
 
     def _attach(self) -> None:
         for name, layer in self.layers.items():
-            attach(layer, self._frozen[name], self.dispatch)
+            attach(layer, self._frozen[name], self.dispatch, self.hold)
 
     def _detach(self) -> None:
         for layer in self.layers.values():
@@ -90,8 +96,8 @@ class Freezer:
         if not len(index):
             return []
         axis = neuron_axis(layer)
-        trained = [p for p in layer.parameters(recurse=False) if p.requires_grad]
-        return [HeldRows(p, index.to(p.device), axis) for p in trained]
+        # Those without requires_grad too: they may be given to an optimizer before the next masks.
+        return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
     def _check(self, name: str, mask: Tensor) -> None:
         if name not in self.layers:

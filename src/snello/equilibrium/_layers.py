@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.errors import ConfigError
-from snello.neurons import head, neuron_layers, select_layers
+from snello.neurons import computed, head, neuron_layers, select_layers
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -100,9 +100,8 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         # On axis 1 of its weight lies the number within the group: no index there is one neuron.
         return "the neurons of a grouped transposed convolution are on no axis of its weight"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed (parametrisation or pruning hook), not a parameter"
+    if reason := computed(module):
+        return reason
     if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
         # Freezing a row here would freeze it in the other module as well.
         return "one of its parameters is tied to another layer"

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from snello.equilibrium._agree import from_first_rank
 from snello.equilibrium._dispatch import Dispatch, DispatchMode
@@ -20,6 +19,8 @@ from snello.equilibrium._records import EquilibriumStep
 from snello.equilibrium._selection import Formula, Selection, Velocity, WatchedLayer
 from snello.errors import ConfigError, DivergenceError
 from snello.neurons import neuron_count
+from snello.optimizers import Optimizers
+from snello.wrappers import unwrapped, wrappers_of
 
 
 class SelectiveUpdate:
@@ -35,9 +36,12 @@ class SelectiveUpdate:
     measure is not used, and their probe need not even hold the same samples.
 
     Args:
-        model: the model in training. Its parameters are never replaced. A ``DistributedDataParallel`` is
-            looked through; it must have been built with ``find_unused_parameters=True``.
-        optimizer: the optimizer that trains it.
+        model: the model in training. Its parameters are never replaced. ``DataParallel``, ``torch.compile``
+            and ``DistributedDataParallel`` are looked through; the last must have been built with
+            ``find_unused_parameters=True``.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet.
+            Every trained parameter of the watched layers must be in one of them. Frozen rows are held
+            through the steps of any optimizer, also of one that is made later.
         probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors, the same for
             the whole training. The outputs of all watched layers on it are kept in memory.
         selection: the rule that names the frozen neurons.
@@ -52,18 +56,20 @@ class SelectiveUpdate:
 
     Attributes:
         model: the model, unwrapped.
-        optimizer: the optimizer.
+        optimizers: the optimizers given, without their wrappers.
+        optimizer: the first of them, or None.
         left_alone: layer name -> why its neurons always learn.
 
     Raises:
-        ConfigError: for an impossible option, or an optimizer of another model.
+        ConfigError: for an impossible option, sharded parameters, an optimizer of another model, and
+            optimizers that leave out a trained parameter of a watched layer.
         ModelError: if the model does not run on the probe.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizers,
         probe: Tensor | tuple[Tensor, ...],
         selection: Selection,
         *,
@@ -80,7 +86,7 @@ class SelectiveUpdate:
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
         self.model = _unwrapped(model)
-        self.optimizer, self.selection, self.warmup = optimizer, selection, warmup
+        self.selection, self.warmup = selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)
         self._probe = Probe(self.model, probe, positions)
         use = forward_use(self.model, self._probe)
@@ -93,6 +99,8 @@ class SelectiveUpdate:
             raise ConfigError(f"NEq: no layer is left to watch; left alone: {self.left_alone}")
         self._layers = {name: _watched(layer) for name, layer in layers.items()}
         self.freezer = Freezer(layers, optimizer, Dispatch(dispatch))
+        self.optimizers = self.freezer.optimizers
+        self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}
         self._step = 0
 
@@ -218,15 +226,19 @@ def _check_reference(reference: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    if not isinstance(model, DistributedDataParallel):
-        return model
+    inner = unwrapped(model, "NEq")
+    for wrapper in wrappers_of(model):
+        if isinstance(wrapper, DistributedDataParallel):
+            _check_distributed(wrapper)
+    return inner
+
+
+def _check_distributed(model: DistributedDataParallel) -> None:
     if not model.find_unused_parameters or model.static_graph:
         raise ConfigError(
             "model: a layer that is frozen whole gives no gradient, and which layers are changes from step to "
             "step; wrap the model with find_unused_parameters=True and without static_graph"
         )
-    inner: nn.Module = model.module
-    return inner
 
 
 def _watched(layer: nn.Module) -> WatchedLayer:
@@ -241,7 +253,7 @@ class NEq(SelectiveUpdate):
 
     Args:
         model: the model in training.
-        optimizer: the optimizer that trains it.
+        optimizer: the optimizer that trains it, a list of several, or None; see :class:`SelectiveUpdate`.
         probe: a few training inputs under evaluation transforms; the paper's ResNet-32 uses 50.
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
@@ -259,7 +271,7 @@ class NEq(SelectiveUpdate):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizers,
         probe: Tensor | tuple[Tensor, ...],
         *,
         eps: float = 1e-3,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs, evaluation
+from snello.wrappers import eagerly
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 
@@ -32,6 +33,10 @@ class Probe:
     def __init__(
         self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], positions: int | None = None
     ) -> None:
+        if not isinstance(inputs, (Tensor, tuple, list)):
+            raise ConfigError(
+                f"probe: a tensor or a tuple of tensors is needed, not a {type(inputs).__name__}"
+            )
         self.model, self.inputs, self.positions = model, as_inputs(inputs), positions
         if positions is not None and positions < 1:
             raise ConfigError(f"positions: must be at least 1, not {positions}; None keeps all of them")
@@ -100,6 +105,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerated))
         stack.enter_context(evaluation(model))
+        stack.enter_context(eagerly())
         for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
             # The precision of phi must not depend on where in the loop step() is called.
             stack.enter_context(torch.autocast(kind, enabled=False))

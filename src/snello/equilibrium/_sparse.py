@@ -43,6 +43,7 @@ class _Attached:
     rows: Rows
     dispatch: Dispatch
     gates: list[RemovableHandle]
+    owner: object
 
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
@@ -227,7 +228,7 @@ def _sparse_class(plain: Any) -> Any:
     )
 
 
-def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch) -> None:
+def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
     """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
 
     Whatever reaches ``.grad`` in the frozen rows, by the layer or by another way (a penalty on the weights),
@@ -237,6 +238,7 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch) -> None:
         module: a Linear, convolution, transposed convolution without groups, BatchNorm or LayerNorm.
         frozen: boolean, shape ``(neurons,)``.
         dispatch: decides whether slicing pays.
+        owner: kept alive as long as the rows are frozen; it must not refer to the module.
     """
     detach(module)
     if not frozen.any():
@@ -248,7 +250,7 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch) -> None:
         p.register_post_accumulate_grad_hook(_gate(axis, rows))  # type: ignore[no-untyped-call]
         for p in parameters
     ]
-    _attached[module] = _Attached(rows, dispatch, gates)
+    _attached[module] = _Attached(rows, dispatch, gates, owner)
     if rows.all_frozen or isinstance(module, (nn.Linear, _ConvNd)):
         plain: Any = type(module)
         module.__class__ = _sparse_class(plain)
@@ -257,8 +259,8 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch) -> None:
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
     @torch.no_grad()
     def erase(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
+        if parameter.grad is not None:  # an optimizer that steps in the backward may have used it up
+            by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
 
     return erase
 

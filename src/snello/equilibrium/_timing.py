@@ -18,6 +18,7 @@ from snello.equilibrium._flops import undisturbed
 from snello.equilibrium._neq import SelectiveUpdate
 from snello.errors import ConfigError
 from snello.graph import as_inputs
+from snello.optimizers import parameters_of
 
 
 @dataclass(frozen=True)
@@ -159,18 +160,21 @@ def time_step(
         repeats: measurements of each kind.
 
     Raises:
-        ConfigError: for fewer than one repeat.
+        ConfigError: for fewer than one repeat, or a model that was frozen without an optimizer.
     """
     args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
-    # A shallow copy works on the same parameters and the same state, without anybody's hooks.
-    optimizers = {True: copy.copy(neq.optimizer), False: neq.optimizer}
+    if not neq.optimizers:
+        raise ConfigError("time_step: NEq was given no optimizer whose steps could be timed")
+    # Shallow copies work on the same parameters and the same state, without anybody's hooks.
+    plain_ones = [copy.copy(optimizer) for optimizer in neq.optimizers]
     times: dict[bool, list[tuple[float, float, float]]] = {True: [], False: []}
-    with undisturbed(neq.model), _put_back(neq.optimizer) as weights_back:
+    with undisturbed(neq.model), _put_back(neq.optimizers) as weights_back:
         for turn in range(repeats + 1):
             for dense in _in_turns(turn):
-                with neq.freezer.dense() if dense else nullcontext():
+                with _as_if_dense(neq) if dense else nullcontext():
                     passes = _passes(neq, args, loss)
-                    elapsed = (*passes, _timed(optimizers[dense].step, args[0].device))
+                    stepping = plain_ones if dense else neq.optimizers
+                    elapsed = (*passes, _update_ms(stepping, args[0].device))
                 if turn:  # the first turn warms up
                     times[dense].append(elapsed)
                 weights_back()  # lest many steps on one batch end in infinities
@@ -217,6 +221,11 @@ def _passes(
     return forward, _timed(found[0].backward, device)
 
 
+def _update_ms(optimizers: Sequence[Optimizer], device: torch.device) -> float:
+    """Milliseconds of one step of every optimizer."""
+    return _timed(lambda: [optimizer.step() for optimizer in optimizers], device)
+
+
 def _timed(work: Callable[[], object], device: torch.device) -> float:
     _synchronise(device)
     start = time.perf_counter()
@@ -231,10 +240,19 @@ def _synchronise(device: torch.device) -> None:
 
 
 @contextmanager
-def _put_back(optimizer: Optimizer) -> Iterator[Callable[[], None]]:
-    """Parameters and state of an optimizer are afterwards as they were; yields what resets the parameters."""
-    parameters = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-    states = {p: {key: _copy(value) for key, value in state.items()} for p, state in optimizer.state.items()}
+def _as_if_dense(neq: SelectiveUpdate) -> Iterator[None]:
+    with neq.freezer.dense(), neq.freezer.hold.paused():
+        yield
+
+
+@contextmanager
+def _put_back(optimizers: Sequence[Optimizer]) -> Iterator[Callable[[], None]]:
+    """Parameters and state of optimizers are afterwards as they were; yields what resets the parameters."""
+    parameters = [(p, p.detach().clone()) for optimizer in optimizers for p in parameters_of(optimizer)]
+    states = [
+        {p: {key: _copy(value) for key, value in state.items()} for p, state in optimizer.state.items()}
+        for optimizer in optimizers
+    ]
 
     @torch.no_grad()
     def weights_back() -> None:
@@ -245,8 +263,9 @@ def _put_back(optimizer: Optimizer) -> Iterator[Callable[[], None]]:
         yield weights_back
     finally:
         weights_back()
-        optimizer.state.clear()
-        optimizer.state.update(states)
+        for optimizer, before in zip(optimizers, states, strict=True):
+            optimizer.state.clear()
+            optimizer.state.update(before)
 
 
 def _copy(value: Any) -> Any:

@@ -27,13 +27,14 @@ from .inputs import Inputs as Inputs
 from .inputs import as_inputs as as_inputs
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
+from .modes import requiring_gradients as requiring_gradients
 from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
 __all__ = [
     "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation", "evaluation_mode",
-    "known_shape", "register_leaf", "shape_of",
+    "known_shape", "register_leaf", "requiring_gradients", "shape_of",
 ]  # fmt: skip
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -27,3 +27,17 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """:func:`evaluation_mode`, without gradients."""
     with evaluation_mode(model), torch.no_grad():
         yield
+
+
+@contextmanager
+def requiring_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients recorded inside the block, also for parameters that the user has frozen."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

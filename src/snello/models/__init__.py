@@ -32,11 +32,13 @@ from snello.models._lenet import LeNet5 as LeNet5
 from snello.models._lenet import LeNet300 as LeNet300
 from snello.models._resnet import CifarResNet as CifarResNet
 from snello.models._untrusted import build_untrusted as build_untrusted
+from snello.models._untrusted import imported_factory as imported_factory
+from snello.models._untrusted import names_own_code as names_own_code
 from snello.models._untrusted import trusted_names as trusted_names
 from snello.models._vgg import CifarVGG16 as CifarVGG16
 from snello.models._weights import load_weights as load_weights
 
 __all__ = [
     "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
-    "build_untrusted", "import_factory", "load_weights", "trusted_names",
+    "build_untrusted", "import_factory", "imported_factory", "load_weights", "names_own_code", "trusted_names",
 ]  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -63,6 +65,33 @@ def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
             "or several in a list; there is no trust in all of them"
         )
     return frozenset(names)
+
+
+def names_own_code(name: str) -> bool:
+    """Whether a name is that of a factory of the user's own, neither snello's nor a library's."""
+    library, colon, _ = name.rpartition(":")
+    return bool(colon) and library not in LIBRARIES
+
+
+def imported_factory(name: str) -> Any:
+    """What ``"package.module:factory"`` is in a module that this process has imported; nothing is imported.
+
+    Raises:
+        ModelError: if the module has no such name, or there is no such module.
+    """
+    path, _, attribute = name.partition(":")
+    if path not in sys.modules:
+        if find_spec(path.partition(".")[0]) is None:
+            raise ModelError(f"its model is made by {_shown(name)}, but there is no module {_shown(path)}")
+        return None
+    found: Any = sys.modules[path]
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ModelError(
+            f"its model is made by {_shown(name)}, but {_shown(path)} has no function or class {attribute!r}"
+        )
+    return found
 
 
 def _library_model(spec: ModelSpec) -> nn.Module:

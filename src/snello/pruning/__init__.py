@@ -9,8 +9,9 @@ much worse the loss may get::
         train_one_epoch()
         print(pruner.step())        # evaluates; on a plateau restores the best weights and prunes
 
-What was pruned stays exactly zero: a hook on the optimizer sets it to zero again after every step, so that
-momentum and weight decay cannot revive it.
+What was pruned stays exactly zero: it is set to zero again after every step of every optimizer, so that
+momentum and weight decay cannot revive it. Give the pruner all optimizers of the model, in a list if there
+are several: it refuses when one is missing.
 
 Each of the three questions has other answers, and they combine::
 
@@ -52,7 +53,10 @@ from ._importance import random as random
 from ._importance import taylor as taylor
 from ._interchange import export_masks as export_masks
 from ._interchange import import_masks as import_masks
+from ._pin import Pin as Pin
 from ._pin import pin as pin
+from ._pin import unpin as unpin
+from ._pin import zero_masks as zero_masks
 from ._plan import LayerShare as LayerShare
 from ._plan import PruningPlan as PruningPlan
 from ._plateau import Plateau as Plateau
@@ -68,8 +72,9 @@ from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
 __all__ = [
-    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Plateau",
+    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Pin", "Plateau",
     "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial",
     "export_masks", "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
-    "pruning_potential", "random", "search_threshold", "taylor",
+    "pruning_potential", "random", "search_threshold", "taylor", "unpin",
+    "zero_masks",
 ]  # fmt: skip

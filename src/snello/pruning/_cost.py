@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from snello.graph import as_inputs, evaluation
 from snello.neurons import weighted_layers
+from snello.wrappers import eagerly
 
 from ._amount import Cost
 
@@ -34,7 +35,7 @@ def nonzero_macs(example_inputs: tuple[Tensor, ...] | Tensor) -> Cost:
 
         handles = [m.register_forward_hook(count) for m in weighted_layers(model).values()]
         try:
-            with evaluation(model):
+            with evaluation(model), eagerly():
                 model(*inputs)
         finally:
             for handle in handles:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, DataError
-from snello.graph import capture, evaluation_mode
-from snello.neurons import iter_rows, rows, weighted_layers
+from snello.graph import capture, evaluation_mode, requiring_gradients
+from snello.neurons import iter_rows, plain_layers, rows, weighted_layers
 from snello.processes import sum_over_processes
 
 Granularity = Literal["weight", "neuron"]
@@ -31,7 +31,7 @@ def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     if granularity == "weight":
         return l1(model, granularity)
     grouped = iter_rows(weighted_layers(model))
-    return {name: row.detach().square().mean(1).sqrt() for name, _, row in grouped}
+    return {name: row.detach().abs().square().mean(1).sqrt() for name, _, row in grouped}
 
 
 def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
@@ -105,8 +105,9 @@ def taylor(
     measure = loss or nn.functional.cross_entropy
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-        layers = weighted_layers(model)
-        sums = {name: torch.zeros_like(score) for name, score in l1(model, granularity).items()}
+        layers, left = plain_layers(weighted_layers(model))
+        scores = l1(model, granularity)
+        sums = {name: torch.zeros_like(score) for name, score in scores.items() if name not in left}
         count = sum(_add_taylor(model, layers, sums, batch, measure, granularity) for batch in batches)
         device = next(iter(sums.values())).device if sums else torch.device("cpu")
         total = float(sum_over_processes(torch.tensor(float(count), device=device)))
@@ -127,7 +128,7 @@ def _add_taylor(
 ) -> int:
     weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
     inputs, targets = (part.to(weights[0].device) for part in batch)
-    with evaluation_mode(model), torch.enable_grad():
+    with evaluation_mode(model), requiring_gradients(weights):
         gradients = torch.autograd.grad(measure(model(inputs), targets), weights, allow_unused=True)
     for (name, module), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
         if gradient is not None:

@@ -8,6 +8,9 @@ from torch.nn.utils import prune
 
 from snello.errors import ConfigError
 from snello.neurons import Masks, apply_masks
+from snello.wrappers import unwrapped
+
+from ._pin import remember, remembered
 
 
 @torch.no_grad()
@@ -15,8 +18,8 @@ def import_masks(model: nn.Module) -> Masks:
     """Take over the masks of ``torch.nn.utils.prune``, and make its parameters plain again.
 
     ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that the
-    optimizer holds, with zeros where the mask has them. Keep them there with
-    ``Pruner.adopt(import_masks(model))`` or :func:`pin`.
+    optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model afterwards
+    begins with these masks; without one, :func:`pin` keeps the zeros where they are.
 
     Args:
         model: changed in place, before a pruner is made for it.
@@ -24,7 +27,7 @@ def import_masks(model: nn.Module) -> Masks:
     Returns:
         The masks; empty if the model has none.
     """
-    masks: Masks = {}
+    model, masks = unwrapped(model, "import_masks"), {}
     for prefix, module in model.named_modules():
         for key in [
             name[: -len("_mask")]
@@ -35,6 +38,7 @@ def import_masks(model: nn.Module) -> Masks:
             masks[f"{prefix}.{key}" if prefix else key] = mask.detach() != 0
             prune.remove(module, key)  # type: ignore[no-untyped-call]
     apply_masks(model, masks)
+    remember(model, {**remembered(model), **masks})
     return masks
 
 
@@ -52,11 +56,13 @@ def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
     Raises:
         ConfigError: for a mask that does not fit the model.
     """
-    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in masks}
+    inner = unwrapped(model, "export_masks")
+    modules = dict(inner.named_modules(remove_duplicate=False))
+    owners = {name: modules.get(name.rpartition(".")[0]) for name in masks}
     for name, module in owners.items():
         if hasattr(module, f"{name.rpartition('.')[2]}_mask"):
             raise ConfigError(f"{name} has a mask of torch.nn.utils.prune already: import_masks(model) first")
-    apply_masks(model, masks)
+    apply_masks(inner, masks)  # refuses those that do not fit
     for name, mask in masks.items():
         module, key = owners[name], name.rpartition(".")[2]
         prune.custom_from_mask(module, key, mask)  # type: ignore[no-untyped-call]

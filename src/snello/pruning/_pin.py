@@ -1,36 +1,241 @@
-"""Pinning: what was pruned stays exactly zero, whatever the optimizer does."""
+"""Pinning: what was pruned stays exactly zero, whatever the optimizers do."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from snello.neurons import Masks, apply_masks
+from snello.neurons import Masks, apply_masks, computed, masked_parameters, qualified, weighted_layers
+from snello.optimizers import (
+    Optimizers,
+    check_trained,
+    follow_steps,
+    optimizers_of,
+    parameters_of,
+    unfollow_steps,
+)
+from snello.wrappers import unwrapped
+
+_remembered: WeakKeyDictionary[nn.Module, Masks] = WeakKeyDictionary()
 
 
-def pin(
-    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks | Callable[[], Masks]
-) -> RemovableHandle:
-    """Apply the masks again after every ``optimizer.step()``.
+def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Masks]) -> Pin:
+    """Apply the masks again after every step of any optimizer, and after every ``load_state_dict``.
 
     Momentum, weight decay and Adam's moments all write to a pruned weight; none of them gets through. A step
-    that a gradient scaler skips changes no weight and needs no pinning. A copy of an optimizer has no hooks:
-    pin it again (``copy.deepcopy((model, optimizer, pruner))`` does).
+    that a gradient scaler skips changes no weight and needs no pinning. Optimizers that are made later, that
+    replace another or are given more parameters are followed too. A copy of the model keeps the masks that
+    were in force when it was copied; ``unpin(copy)`` lets its weights move.
 
     Args:
-        model: the model whose parameters the masks name.
-        optimizer: any ``torch.optim`` optimizer over them.
+        model: the model whose parameters the masks name. ``DataParallel``, ``DistributedDataParallel`` and
+            ``torch.compile`` are looked through: the names are those of the model inside.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet. They
+            are checked: every masked parameter that is trained must be in one of them.
         masks: the masks, or a function that returns the present ones.
 
     Returns:
-        A handle; ``handle.remove()`` lets the weights move again.
+        The pin; ``pin.remove()`` lets the weights move again.
+
+    Raises:
+        ConfigError: for an optimizer of another model or one too few, for masks that do not fit the model, and
+            for a model whose parameters are sharded.
+    """
+    model = unwrapped(model, "pin")
+    present = masks() if callable(masks) else masks
+    watched = masked_parameters(model, present) if present else dict(model.named_parameters())
+    optimizers = optimizers_of(optimizer, "pin")
+    if present or not _holds_some(optimizers, watched):
+        check_trained(watched, optimizers, "pin")
+    return Pin(model, masks)
+
+
+def _holds_some(optimizers: tuple[Optimizer, ...], parameters: dict[str, nn.Parameter]) -> bool:
+    own = {id(parameter) for parameter in parameters.values()}
+    return any(id(p) in own for optimizer in optimizers for p in parameters_of(optimizer))
+
+
+def unpin(model: nn.Module) -> None:
+    """Let all pruned weights of a model move again: those of a copy that has no pruner of its own, too."""
+    for pin in pins_of(unwrapped(model, "unpin")):
+        pin.remove()
+
+
+def pins_of(model: nn.Module) -> list[Pin]:
+    """The pins in force on a model."""
+    hooks = list(model._load_state_dict_post_hooks.values())
+    return [hook.pin for hook in hooks if isinstance(hook, _Loaded) and hook.pin is not None]
+
+
+class Pin:
+    """Masks in force on a model. It lives as long as the model does, or until :meth:`remove`.
+
+    Args:
+        model: the model, unwrapped.
+        masks: the masks, or a function that returns the present ones.
     """
 
-    def zero_pruned(*_: Any) -> None:
-        apply_masks(model, masks() if callable(masks) else masks)
+    def __init__(self, model: nn.Module, masks: Masks | Callable[[], Masks]) -> None:
+        self.source = masks
+        self.inherited = False  # True: it came with a copy of the model, and has no owner
+        self.overwritten: dict[str, Tensor] = {}
+        self._model = ref(model)
+        # The hooks keep this object alive; it must not keep the model alive in turn.
+        self._active = True
+        self._handles: list[RemovableHandle] = [
+            module.register_load_state_dict_post_hook(_Loaded(self, prefix))
+            for prefix, module in model.named_modules()
+            if module is model or module._parameters
+        ]
+        follow_steps(self)
 
-    return optimizer.register_step_post_hook(zero_pruned)
+    @property
+    def masks(self) -> Masks:
+        """The masks in force."""
+        return self.source() if callable(self.source) else self.source
+
+    def remove(self) -> None:
+        """Let the weights move again."""
+        self._active = False
+        unfollow_steps(self)
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.overwritten = [], {}
+
+    def before(self, optimizer: Optimizer, closure: bool) -> None:
+        """Nothing: weights are set to zero after they have moved."""
+
+    def after(self, optimizer: Optimizer) -> None:
+        """Apply the masks of the parameters that an optimizer has moved."""
+        model, masks = self._model(), self.masks
+        if model is None or not masks:
+            return
+        own = {id(parameter) for parameter in parameters_of(optimizer)}
+        moved = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in own and n in masks]
+        if moved:
+            self.overwritten = {}
+            apply_masks(model, {name: masks[name] for name in moved})
+
+    @torch.no_grad()
+    def loaded(self, module: nn.Module, prefix: str) -> None:
+        """Apply the masks of a module whose weights have just been loaded, and say so."""
+        model = self._model()
+        if not self._active or model is None or _submodule(model, prefix) is not module:
+            return  # a copy, or a part of one
+        masks = self.masks
+        for key, parameter in module._parameters.items():
+            name = qualified(prefix, key)
+            mask = masks.get(name)
+            if parameter is not None and mask is not None and mask.shape == parameter.shape:
+                self._zero_loaded(name, parameter, mask.to(parameter.device))
+        if module is model and self.overwritten:
+            warnings.warn(
+                f"load_state_dict brought back weights that are pruned, in {next(iter(self.overwritten))!r} for "
+                "one: they are zero again. If these weights belong to other masks, load the pruner's "
+                "state_dict too; to let them stay, call remove() of the pruner, or of the pin, before",
+                stacklevel=4,
+            )
+
+    def _zero_loaded(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
+        if bool((parameter.detach()[~mask] != 0).any()):
+            # Until the next step they can be had back: the pruner's own state may be loaded after this.
+            self.overwritten[name] = parameter.detach().clone()
+            parameter.masked_fill_(~mask, 0)
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Undo what was set to zero since weights were loaded; before other masks are applied."""
+        model = self._model()
+        parameters = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+        for name, value in self.overwritten.items():
+            parameters[name].copy_(value)
+        self.overwritten = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pin | None:
+        """A pin of the copied model with masks of its own; None where there is no such model."""
+        model = self._model()
+        copied = memo.get(id(model))
+        if model is None or not self._active or not isinstance(copied, nn.Module):
+            return None
+        if any(memo.get(id(p)) is p for p in model.parameters()):
+            return None  # it shares the parameters, and this pin holds them
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.source = {name: mask.clone() for name, mask in self.masks.items()}
+        # Its hooks are copied with the modules that have them.
+        twin._model, twin._active, twin._handles, twin.overwritten = ref(copied), True, [], {}
+        twin.inherited = True
+        remember(copied, twin.source)
+        follow_steps(twin)
+        return twin
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:  # it has been replaced
+        return None
+
+
+class _Loaded:
+    """The hook of a module: masks what is loaded into it. Copies by pickle, or of a part, do nothing."""
+
+    def __init__(self, pin: Pin | None = None, prefix: str = "") -> None:
+        self.pin, self._prefix = pin, prefix
+
+    def __call__(self, module: nn.Module, _incompatible_keys: Any) -> None:
+        if self.pin is not None:
+            self.pin.loaded(module, self._prefix)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loaded:
+        return _Loaded(copy.deepcopy(self.pin, memo), self._prefix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Loaded, ()
+
+
+def remember(model: nn.Module, masks: Masks) -> None:
+    """Note what is pruned in a model, for the pruner that comes after this one."""
+    _remembered[model] = masks
+
+
+def remembered(model: nn.Module) -> Masks:
+    """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero still."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = {
+        qualified(prefix, name): mask
+        for prefix, module in reversed(list(model.named_modules()))
+        for name, mask in _remembered.get(module, {}).items()
+    }
+    found: Masks = {}
+    for name, mask in known.items():
+        parameter = parameters.get(name)
+        if parameter is not None and parameter.shape == mask.shape:
+            found[name] = mask.to(parameter.device) | (parameter.detach() != 0)
+    return {name: mask for name, mask in found.items() if not bool(mask.all())}
+
+
+def zero_masks(model: nn.Module) -> Masks:
+    """Masks that prune what is exactly zero in a model: those of a pruned model whose masks are lost.
+
+    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without any zero weight are left out, as are
+    those whose weights are all zero: they were more likely initialised so, to be trained.
+
+    Returns:
+        Masks of the weights of Linear layers and convolutions.
+    """
+    masks: Masks = {}
+    for name, module in weighted_layers(unwrapped(model, "zero_masks")).items():
+        if computed(module) is None:
+            keep = module.weight.detach() != 0  # type: ignore[union-attr, operator]
+            if bool(keep.any()) and not bool(keep.all()):
+                masks[qualified(name, "weight")] = keep
+    return masks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import nn
 from snello.errors import ConfigError
 from snello.graph import evaluation
 from snello.neurons import LayerFilter, count_parameters, dead_neurons, neuron_count, weighted_layers
+from snello.wrappers import copied
 
 from ._amount import Ratio
 from ._importance import Granularity, Importance
@@ -72,7 +72,7 @@ def pruning_potential(
     points = []
     for method, importance in importances.items():
         for ratio in ratios:
-            twin = copy.deepcopy(model)
+            twin = copied(model)
             pruner = Pruner(
                 twin, None, granularity=granularity, scope=scope, importance=importance, amount=Ratio(ratio),
                 exclude=exclude,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.optim.swa_utils import AveragedModel
 
 from snello.errors import ConfigError, DivergenceError
 from snello.graph import evaluation
@@ -23,17 +23,20 @@ from snello.neurons import (
     select_layers,
     weighted_layers,
 )
+from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes
+from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
-from ._pin import pin
+from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PruningPlan
 from ._plateau import Plateau
 from ._schedule import Cubic, Schedule
 from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
 from ._units import Units
+from ._warnings import warn_of_averages, warn_of_unmasked_zeros
 
 Scope = Literal["global", "layer"]
 
@@ -61,12 +64,20 @@ class Pruner:
     Without options it is the template of the sensitivity papers: on a plateau of the loss, restore the best
     weights and prune by magnitude as much as the loss allows.
 
-    With several processes (DistributedDataParallel) give it the wrapped model's ``.module`` and call it on
-    all of them: losses and costs are averaged, so that all prune alike.
+    With several processes (DistributedDataParallel) call it on all of them: losses and costs are averaged, so
+    that all prune alike.
+
+    What was pruned stays exactly zero through the steps of every optimizer, also of one that is made later,
+    through ``load_state_dict`` of other weights (with a warning) and in copies of the model, until
+    :meth:`remove`. The next pruner of the same model begins with these masks. Copies of the weights that were
+    made before, such as running averages, have to be followed; see :meth:`follow`.
 
     Args:
-        model: the model; its parameters are masked in place and never replaced.
-        optimizer: the optimizer whose steps must not revive what was pruned. None: there is none (yet).
+        model: the model; its parameters are masked in place and never replaced. ``DataParallel``,
+            ``DistributedDataParallel`` and ``torch.compile`` are looked through.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet. They
+            are checked: every prunable parameter that is trained must be in one of them. Wrappers with an
+            attribute ``optimizer`` (Accelerate, Lightning) are looked through.
         evaluate: returns the validation loss of a model; called in evaluation mode without gradients. Only
             :class:`LossBound` needs it.
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias and the
@@ -83,15 +94,22 @@ class Pruner:
         tolerance: what counts as an improvement on the plateau, as a share of the best loss; 0.01 by default.
         on_plan: called with the plan before every pruning step; ``print`` shows it.
 
+    Attributes:
+        masks: what is kept of each parameter with pruned entries.
+        left_alone: layer name -> why it is never pruned: its weight is computed (weight norm, other
+            parametrisations, masks of ``torch.nn.utils.prune``).
+
     Raises:
-        ConfigError: for numbers outside their range, unknown names, and options that exclude each other.
+        ConfigError: for numbers outside their range, unknown names, and options that exclude each other; for
+            an optimizer of another model, and optimizers that leave out a prunable parameter; for a model
+            whose parameters are sharded, or without a layer to prune.
         ModelError: if neurons are to be pruned in a model that torch.fx cannot trace.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: Optimizers,
         evaluate: Callable[[nn.Module], float] | None = None,
         *,
         granularity: Granularity = "weight",
@@ -111,7 +129,8 @@ class Pruner:
             raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
         _either("amount", amount, twt=twt)
         _either("schedule", schedule, pwe=pwe, tolerance=tolerance)
-        self.model, self.granularity, self.scope = model, granularity, scope
+        self.model = model = unwrapped(model, "Pruner")
+        self.granularity, self.scope = granularity, scope
         self.importance, self.on_plan = importance_of(importance), on_plan
         self.amount: Amount = amount or LossBound(0.05 if twt is None else twt)
         self.schedule: Schedule = schedule or Plateau(
@@ -120,12 +139,20 @@ class Pruner:
         self._evaluate = evaluate
         self._check_options()
         self._units = Units.of(model, _prunable(model, exclude), granularity)
+        self.left_alone = self._units.left_alone
+        if not self._units.layers:
+            raise ConfigError(f"{type(model).__name__} has no layer to prune; left alone: {self.left_alone}")
+        self._optimizers = self._checked(optimizer)
         self.masks: Masks = {}
         self.finished = False
         self._best: dict[str, Tensor] | None = None
         self._followers: list[nn.Module] = []
-        self._optimizer = optimizer
-        self._pin: RemovableHandle | None = None
+        self._pin: Pin | None = None
+        for inherited in [held for held in pins_of(model) if held.inherited]:
+            inherited.remove()  # its masks are remembered
+        if known := remembered(model):
+            self._set_masks(known)
+        warn_of_unmasked_zeros(model, self._units, self.masks)
         self._pin_now()
 
     def _check_options(self) -> None:
@@ -138,30 +165,46 @@ class Pruner:
 
     # Keeping pruned weights at zero
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Pin the masks through another optimizer than the one given first."""
-        self.remove()
-        self._optimizer = optimizer
+    def attach(self, optimizer: Optimizers) -> None:
+        """Train on with other optimizers than those given first; or pin again what :meth:`remove` let go.
+
+        Raises:
+            ConfigError: for an optimizer of another model, and optimizers that leave out a prunable parameter.
+        """
+        self._optimizers = self._checked(optimizer)
+        apply_masks(self.model, self.masks)
         self._pin_now()
 
     def remove(self) -> None:
-        """Let go of the optimizer: pruned weights may move again."""
+        """Let go: pruned weights may move again."""
         if self._pin is not None:
             self._pin.remove()
+        self._pin = None
+
+    def _checked(self, given: Optimizers) -> tuple[torch.optim.Optimizer, ...]:
+        optimizers = optimizers_of(given, "Pruner")
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        check_trained({name: parameters[name] for name in self._units.parameters}, optimizers, "Pruner")
+        return optimizers
 
     def _pin_now(self) -> None:
-        if self._optimizer is not None:
-            self._pin = pin(self.model, self._optimizer, lambda: self.masks)
+        if self._pin is None:
+            self._pin = Pin(self.model, lambda: self.masks)
 
     def follow(self, model: nn.Module) -> None:
         """Mask another model of the same parameters too, now and after every pruning step.
 
         For a running average of the weights, ``torch.optim.swa_utils.AveragedModel``: it would otherwise keep
         a memory of what the pruned weights were. From then on it averages zeros.
+
+        Raises:
+            ConfigError: if the masks do not fit the model.
         """
-        inner = getattr(model, "module", None)
-        self._followers.append(inner if isinstance(inner, nn.Module) else model)
-        apply_masks(self._followers[-1], self.masks)
+        inner = model.module if isinstance(model, AveragedModel) else getattr(model, "module", None)
+        inner = unwrapped(inner if isinstance(inner, nn.Module) else model, "Pruner.follow")
+        apply_masks(inner, self.masks)
+        if all(inner is not known for known in self._followers):
+            self._followers.append(inner)
 
     def adopt(self, masks: Masks) -> None:
         """Prune what these masks prune, in addition; see :func:`import_masks`.
@@ -177,6 +220,11 @@ class Pruner:
             name: mask & self.masks[name] if name in self.masks else mask for name, mask in masks.items()
         }
         self.masks = {**self.masks, **grown}
+        self._apply()
+        warn_of_averages(self.model, self._followers)
+
+    def _apply(self) -> None:
+        remember(self.model, self.masks)
         for model in (self.model, *self._followers):
             apply_masks(model, self.masks)
 
@@ -293,26 +341,30 @@ class Pruner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the model's weights are loaded by whoever saved them."""
+        if self._pin is not None:
+            self._pin.give_back()  # the weights may have been loaded under other masks
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
         self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]
-        for model in (self.model, *self._followers):
-            apply_masks(model, self.masks)
+        self._apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of the copied model, pinned through the copied optimizer: copy them together."""
+        """A pruner of the copied model and of the copied optimizers: copy them together."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
+        if id(self.model) not in memo:
+            memo.update(computed_memo(self.model))
         shared = {
-            "_pin": None,
             "_evaluate": self._evaluate,
             "importance": self.importance,
             "on_plan": self.on_plan,
         }
         for name, value in vars(self).items():
             setattr(twin, name, shared[name] if name in shared else copy.deepcopy(value, memo))
-        twin._pin_now()
+        if twin._pin is not None:  # it came with the copy of the model
+            twin._pin.source = lambda: twin.masks
+        remember(twin.model, twin.masks)
         return twin
 
 

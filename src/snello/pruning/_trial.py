@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from snello.neurons import apply_masks
+from snello.neurons import apply_masks, masked_parameters
 
 from ._amount import Cost
 from ._units import Units
@@ -64,8 +64,8 @@ class ScoredTrial:
     def _at(self, threshold: float, measured: Callable[[], float]) -> float:
         model = self._measurer.model
         masks = self._units.masks(self._scores, threshold)
-        parameters = dict(model.named_parameters())
-        kept = {name: parameters[name].detach().clone() for name in masks}
+        parameters = masked_parameters(model, masks)
+        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         apply_masks(model, masks)
         try:
             return measured()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.graph import capture
-from snello.neurons import Masks, dead_neurons, neuron_count, rows, spread
+from snello.neurons import Masks, computed, dead_neurons, neuron_count, plain_layers, qualified, rows, spread
 
 from ._importance import Granularity, Importance
 
@@ -22,20 +22,39 @@ class Units:
         granularity: which of the two.
         layers: the layers, by name.
         norms: layer name -> the affine BatchNorm that alone reads it; for neurons.
+        left_alone: layer name -> why it is not pruned, though nobody excluded it.
     """
 
     granularity: Granularity
     layers: dict[str, nn.Module]
     norms: dict[str, str]
+    left_alone: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(model: nn.Module, layers: dict[str, nn.Module], granularity: Granularity) -> Units:
-        """The units of some layers.
+        """The units of some layers; layers whose weights are computed are left alone.
 
         Raises:
             ModelError: for neurons of a model that torch.fx cannot trace.
         """
-        return Units(granularity, layers, _norms_after(model, layers) if granularity == "neuron" else {})
+        plain, left = plain_layers(layers)
+        norms = _norms_after(model, plain) if granularity == "neuron" and plain else {}
+        for name, norm in norms.items():
+            if reason := computed(model.get_submodule(norm)):
+                left[name] = f"its norm {norm!r}: {reason}"
+        plain = {name: module for name, module in plain.items() if name not in left}
+        return Units(granularity, plain, {n: norm for n, norm in norms.items() if n in plain}, left)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Qualified names of the parameters that masks may name -> the layer they are masked for."""
+        found = {qualified(name, "weight"): name for name in self.layers}
+        if self.granularity == "neuron":
+            found |= {qualified(name, "bias"): name for name, m in self.layers.items() if m.bias is not None}
+            found |= {
+                qualified(norm, key): name for name, norm in self.norms.items() for key in ("weight", "bias")
+            }
+        return found
 
     def dead(self, name: str) -> Tensor:
         """Which units of a layer are zero already: boolean, shape of the weight or ``(neurons,)``."""
@@ -82,11 +101,11 @@ class Units:
         for name, score in scores.items():
             keep, module = (score >= threshold) & (score > 0), self.layers[name]
             if self.granularity == "weight":
-                masks[f"{name}.weight"] = keep
+                masks[qualified(name, "weight")] = keep
                 continue
-            masks[f"{name}.weight"] = spread(module, keep).expand_as(_weight(module)).contiguous()
+            masks[qualified(name, "weight")] = spread(module, keep).expand_as(_weight(module)).contiguous()
             if module.bias is not None:
-                masks[f"{name}.bias"] = keep
+                masks[qualified(name, "bias")] = keep
             if norm := self.norms.get(name):
                 masks[f"{norm}.weight"] = masks[f"{norm}.bias"] = keep
         return masks

@@ -12,7 +12,6 @@ empirical Fisher approximation for natural gradient descent", NeurIPS 2019, http
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from snello.graph import as_inputs, evaluation_mode
 from snello.neurons import is_batchnorm
+from snello.wrappers import copied
 
 from ._probe import Batch, float_tensors
 
@@ -40,7 +40,7 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
         Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. Parameters, and running
         mean and variance of BatchNorms; other buffers are not in it, for no slope is known for them.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     statistics = {name: _Statistics(m) for name, m in twin.named_modules() if _has_statistics(m)}
     leaves = _leaves(twin, statistics)
     total = {name: torch.zeros(leaf.shape, dtype=torch.float64) for name, leaf in leaves.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from snello.codec import CodecSettings, quantised
 from snello.errors import ConfigError
 from snello.graph import as_inputs, evaluation
+from snello.wrappers import copied
 
 from ._trial import coded_tensors, fill
 
@@ -50,7 +50,7 @@ class Probe:
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         if not batches:
             raise ConfigError("calibration: there is no batch of inputs; pass at least one, or None")
-        self._model = copy.deepcopy(model)
+        self._model = copied(model)
         self._inputs = joined(batches)
         self._tensors = {name: value.clone() for name, value in coded_tensors(self._model).items()}
         self.runs = 0

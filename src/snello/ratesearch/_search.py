@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,6 +23,7 @@ from snello.errors import ConfigError
 from snello.graph import as_inputs
 from snello.neurons import is_batchnorm
 from snello.simplification import fold_batchnorm, folds_of
+from snello.wrappers import copied
 
 from ._correct import Correction
 from ._fisher import fisher
@@ -116,7 +116,7 @@ def search_rate(
         settings,
     )
     _check(model, options)
-    reference = copy.deepcopy(model)
+    reference = copied(model)
     before = measured(evaluate, reference)
     bound = check_bound(max_drop, before, higher_is_better)
     bench = Workbench(evaluate, bound, higher_is_better)
@@ -176,7 +176,7 @@ def _tools(settings: CodecSettings, dependent: bool) -> CodecSettings:
 
 def _forms(model: nn.Module, options: _Options) -> list[Form]:
     """The forms that the model can be coded in, with their corrections."""
-    models = [] if options.fold else [copy.deepcopy(model)]
+    models = [] if options.fold else [copied(model)]
     if options.fold or (options.fold is None and options.calibration and _has_batchnorm(model)):
         folded = fold_batchnorm(model, tuple(x[:2] for x in as_inputs(options.calibration[0])))
         if options.fold or folds_of(folded) != folds_of(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snello.codec import CodecSettings, quantised
+from snello.wrappers import copied
 
 Method = Literal["one qp", "per tensor"]
 
@@ -86,7 +86,7 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """A copy of the model with other values in some of its tensors."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     fill(twin, tensors)
     return twin
 

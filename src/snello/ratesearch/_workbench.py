@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from snello.codec import CodecSettings, encode, quantised
 from snello.errors import ConfigError
 from snello.graph import evaluation
+from snello.wrappers import copied
 
 from ._correct import Correction
 from ._trial import Evaluate, Method, Trial, coded_tensors, fill, passes
@@ -41,7 +41,7 @@ class Form:
         for name, value in self.tensors.items():
             tied.setdefault((value.device, value.data_ptr(), value.shape, value.stride()), []).append(name)
         self.groups = list(tied.values())
-        self._twin = copy.deepcopy(self.model)
+        self._twin = copied(self.model)
 
     def decode(self, settings: CodecSettings) -> tuple[dict[str, Tensor], nn.Module]:
         """What to code under these settings, and the model that comes out of the decoder (used again next time)."""

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from snello.neurons import LayerFilter, is_batchnorm, is_weighted, select_layers
+from snello.neurons import LayerFilter, is_batchnorm, is_weighted, plain_layers, select_layers
+from snello.wrappers import unwrapped
 
 from ._decay import Sensitivity, insensitivity
 
@@ -28,16 +29,21 @@ class Lobster(Sensitivity):
         lmbda: strength of the decay per step.
         exclude: layers that do not decay: their names or types, or a function of name and module.
 
+    Attributes:
+        left_alone: layer name -> why it does not decay: its weight is computed.
+
     Source: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural networks",
     Neural Networks 146 (2022), eq. 5-7.
     """
 
     def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: LayerFilter = ()) -> None:
         super().__init__(lmbda)
+        model = unwrapped(model, "Lobster")
         layers = {name: m for name, m in model.named_modules() if is_weighted(m) or is_batchnorm(m)}
+        plain, self.left_alone = plain_layers(select_layers(layers, exclude, "Lobster(exclude=...)"))
         unique = {
             id(parameter): (f"{name}.{key}", parameter)
-            for name, module in select_layers(layers, exclude, "Lobster(exclude=...)").items()
+            for name, module in plain.items()
             for key, parameter in module.named_parameters(recurse=False)
         }
         self._parameters = dict(unique.values())

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.neurons import LayerFilter, select_layers, weighted_layers
+from snello.neurons import LayerFilter, plain_layers, select_layers, weighted_layers
 from snello.processes import Group, rank_and_size, sum_over_processes
+from snello.wrappers import unwrapped
 
 from ._decay import Sensitivity, insensitivity
 from ._outputs import class_scores, generator, target_scores
@@ -41,6 +42,9 @@ class OutputSensitivity(Sensitivity):
         exclude: layers that do not decay: their names or types, or a function of name and module.
         group: the processes that share a batch; default: all, where torch.distributed is initialised.
 
+    Attributes:
+        left_alone: layer name -> why it does not decay: its weight is computed.
+
     Source: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven regularization",
     NeurIPS 2018, eq. 4-6. The sampled estimate is snello's.
     """
@@ -66,7 +70,9 @@ class OutputSensitivity(Sensitivity):
             )
         if every < 1:
             raise ConfigError(f"every counts steps between observations: at least 1, not {every}")
-        layers = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
+        model = unwrapped(model, "OutputSensitivity")
+        chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
+        layers, self.left_alone = plain_layers(chosen)
         unique = {id(m.weight): (f"{name}.weight", m.weight) for name, m in layers.items()}
         self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
         self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
@@ -127,6 +133,10 @@ class OutputSensitivity(Sensitivity):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._pending = self.sensitivity(), []
         if not self._latest:
+            if self._calls == 0:
+                raise ConfigError(
+                    "OutputSensitivity.step: nothing was observed; call observe(outputs) before the backward"
+                )
             return [], []
         return [self._weights[n] for n in self._latest], insensitivity(list(self._latest.values()))
 

@@ -23,6 +23,8 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     Raises:
         ConfigError: for outputs without a graph, or without such a dimension.
     """
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(f"{who} needs a tensor of scores, not a {type(outputs).__name__}; pass its logits")
     dims = outputs.dim()
     if not outputs.requires_grad or dims < 2 or not class_dim % dims >= 1 or not -dims < class_dim < dims:
         raise ConfigError(
@@ -41,6 +43,8 @@ def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index
     Raises:
         ConfigError: for targets of another shape or outside 0 ... C - 1.
     """
+    if not isinstance(targets, Tensor):
+        raise ConfigError(f"targets must be a tensor of class indices, not a {type(targets).__name__}")
     outputs = outputs.movedim(class_dim, 1)
     ignored = targets == ignore_index
     fits = targets.shape == outputs.shape[:1] + outputs.shape[2:]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.graph import evaluation_mode
+from snello.wrappers import OwnHook, eagerly
 
 
 class Replay:
@@ -27,7 +28,7 @@ class Replay:
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._autocast: dict[str, Any] = {}
         self.running = False
-        self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(OwnHook(self._keep), with_kwargs=True)
 
     def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.running or not self._wanted():
@@ -50,7 +51,12 @@ class Replay:
         (args, kwargs), self._inputs = self._inputs, ((), {})
         self.running = True
         try:
-            with evaluation_mode(self._model), torch.enable_grad(), torch.autocast(**self._autocast):
+            with (
+                evaluation_mode(self._model),
+                eagerly(),
+                torch.enable_grad(),
+                torch.autocast(**self._autocast),
+            ):
                 outputs = self._model(
                     *map(first, args), **{key: first(value) for key, value in kwargs.items()}
                 )

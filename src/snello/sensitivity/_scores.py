@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import DataError
-from snello.graph import evaluation_mode
-from snello.neurons import rows, spread, weighted_layers
+from snello.graph import evaluation_mode, requiring_gradients
+from snello.neurons import plain_layers, rows, spread, weighted_layers
 from snello.processes import sum_over_processes
 
 from ._serene import Estimate, SeReNe
@@ -36,11 +36,11 @@ def lobster_scores(batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | 
     measure = loss or nn.functional.cross_entropy
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-        layers = weighted_layers(model)
+        layers, _ = plain_layers(weighted_layers(model))
         weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
         sums = [torch.zeros_like(w) for w in weights]
         count = weights[0].new_zeros(1) if weights else torch.zeros(1)
-        with evaluation_mode(model), torch.enable_grad():
+        with evaluation_mode(model), requiring_gradients(weights):
             for inputs, targets in batches:
                 value = measure(model(inputs.to(count.device)), targets.to(count.device))
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)

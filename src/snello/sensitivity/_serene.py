@@ -8,8 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.neurons import LayerFilter, head, neuron_count, select_layers, spread, weighted_layers
+from snello.neurons import (
+    LayerFilter,
+    head,
+    neuron_count,
+    plain_layers,
+    select_layers,
+    spread,
+    weighted_layers,
+)
 from snello.processes import Group, rank_and_size, sum_over_processes
+from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrapped
 
 from ._decay import Sensitivity, insensitivity
 from ._estimators import ESTIMATORS, Tap
@@ -42,7 +51,8 @@ class SeReNe(Sensitivity):
 
     Args:
         model: the neurons of its Linear and convolution layers decay: every weight that feeds them, not the
-            bias.
+            bias. ``DistributedDataParallel`` and ``torch.compile`` are looked through, also where they have run
+            before.
         lmbda: strength of the decay per step.
         estimate: one of the four.
         every: observe on every n-th call only; in between, the latest sensitivity stands. The estimate stays
@@ -61,6 +71,13 @@ class SeReNe(Sensitivity):
             decaying by it would tell nothing.
         group: the processes that share a batch; default: all, where torch.distributed is initialised. Each
             must observe as often, on as many examples.
+
+    Attributes:
+        left_alone: layer name -> why it does not decay: its weight is computed.
+
+    Raises:
+        ConfigError: for numbers outside their range, sharded parameters, and ``DataParallel`` over several
+            devices.
 
     Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured sparsity
     in neural networks", IEEE TNNLS (2021), eq. 2-9. The sampled estimate is snello's.
@@ -92,10 +109,13 @@ class SeReNe(Sensitivity):
                 raise ConfigError(
                     f"{option} is a number of steps, examples or classes: at least 1, not {count}"
                 )
+        given, model = model, unwrapped(model, "SeReNe")
+        check_one_device(given, "SeReNe")
         default = [name] if (name := head(model)) is not None else []
-        self._layers = select_layers(
+        layers = select_layers(
             weighted_layers(model), default if exclude is None else exclude, "SeReNe(exclude=...)"
         )
+        self._layers, self.left_alone = plain_layers(layers)
         self.every, self.seed = every, seed
         self._estimator, self._class_dim, self._chunk = ESTIMATORS[estimate], class_dim, classes_per_pass
         self._group, self._calls = group, 0
@@ -104,8 +124,9 @@ class SeReNe(Sensitivity):
         self._counts: dict[str, float] = {}
         self._latest: dict[str, Tensor] = {}
         self._replay = None if examples is None else Replay(model, examples, lambda: self._due)
-        self._handles = [model.register_forward_pre_hook(self._forget)]
+        self._handles = [model.register_forward_pre_hook(OwnHook(self._forget))]
         self._handles += [m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()]
+        forget_compiled()
 
     @property
     def _due(self) -> bool:
@@ -124,7 +145,7 @@ class SeReNe(Sensitivity):
             ):
                 self._taps.append((name, self._estimator.tap(module, output)))
 
-        return hook
+        return OwnHook(hook)
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
         """Measure the sensitivities from the outputs of a forward with gradients, before ``loss.backward()``.
@@ -195,6 +216,13 @@ class SeReNe(Sensitivity):
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._sums, self._counts = self.sensitivity(), {}, {}
+        if self._layers and not self._latest:
+            raise ConfigError(
+                "SeReNe.step: nothing was observed so far; call observe(outputs) right after outputs = model(inputs) "
+                "with gradients, before the backward"
+            )
+        if not self._latest:
+            return [], []
         shares: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(self._latest, insensitivity(list(self._latest.values())), strict=True):
             module = self._layers[name]
@@ -221,3 +249,4 @@ class SeReNe(Sensitivity):
         if self._replay is not None:
             self._replay.remove()
         self._taps = []
+        forget_compiled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import ref
 
 import lightning as L
 from torch import nn
@@ -32,16 +33,24 @@ class WeightAverage(L.Callback):
             raise ConfigError(f"the decay of a running average must lie between 0 and 1, not at {decay}")
         self._decay, self._steps = decay, 0
         self._restored: Mapping[str, Any] | None = None
+        self._source: ref[nn.Module] | None = None
         self.average: AveragedModel | None = None
 
     def start(self, model: nn.Module, steps: int) -> AveragedModel:
-        """The average, built when it is first asked for; a resumed run goes on with its own."""
+        """The average, built when it is first asked for; a resumed run goes on with its own.
+
+        A second ``fit`` of the same model goes on averaging; another model begins anew.
+        """
+        if self._source is not None and self._source() is not model:
+            self.average = None
         if self.average is None:
+            self._source = ref(model)
             self._steps = steps
             update = get_ema_multi_avg_fn(self._decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
             if self._restored is not None:
                 self.average.load_state_dict(self._restored)
+                self._restored = None
         return self.average
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

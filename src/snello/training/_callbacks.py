@@ -1,23 +1,28 @@
 """Lightning callbacks over the public API: they work in any Lightning project.
 
 Each builds its object when training starts, when the optimizer exists, and saves its state in Lightning's
-checkpoints, so that a resumed run goes on as if it had never stopped.
+checkpoints, so that a resumed run goes on as if it had never stopped. So does a second ``fit`` of the same model
+with the same callback; with a new callback, what is pruned stays pruned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import ref
 
 import lightning as L
-import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
 from snello.equilibrium import EquilibriumStep, Selection, Velocity
 from snello.equilibrium import SelectiveUpdate as _SelectiveUpdate
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Lobster, Sensitivity
+from snello.wrappers import OwnHook, unwrapped
 
 from ._average import WeightAverage
 from ._average import inner_model as _model
@@ -25,10 +30,19 @@ from ._combined import frozen_rows_held
 from ._distributed import agree_on_pruning
 
 
-def _optimizer(trainer: L.Trainer) -> torch.optim.Optimizer:
-    if len(trainer.optimizers) != 1:
-        raise ConfigError(f"snello's callbacks work with one optimizer, not {len(trainer.optimizers)}")
-    return trainer.optimizers[0]
+def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
+    """Copies of the model in which other callbacks, such as Lightning's own, average its weights."""
+    expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for value in vars(callback).values():
+            if not isinstance(value, nn.Module) or value is pl_module:
+                continue
+            inner = value.module if isinstance(value, AveragedModel) else value
+            copied = _model(inner) if isinstance(inner, L.LightningModule) else inner
+            if copied is not _model(pl_module) and expected == [
+                (n, p.shape) for n, p in copied.named_parameters()
+            ]:
+                yield copied
 
 
 def monitored(trainer: L.Trainer, name: str) -> float:
@@ -70,7 +84,10 @@ class SensitivityPruning(L.Callback):
 
     With several processes (DDP) every one of them has this callback: sensitivities and losses are averaged,
     and after a pruning step the first process's masks and weights are everybody's. A :class:`WeightAverage`
-    in the same trainer is masked too.
+    in the same trainer is masked too, and so are the averages of Lightning's own callbacks.
+
+    After training the masks stay in force, also in a ``fit`` without this callback, until
+    ``callback.pruner.remove()``.
 
     Args:
         sensitivity: builds the sensitivity from the model, as ``lambda m: Lobster(m, 1e-4)``.
@@ -96,6 +113,7 @@ class SensitivityPruning(L.Callback):
         self._outputs: Any = None
         self._targets: Tensor | None = None
         self._steps = 0
+        self._hook: RemovableHandle | None = None
         self.sensitivity: Sensitivity | None = None
         self.pruner: Pruner | None = None
         self.last_step: PrunerStep | None = None
@@ -104,18 +122,31 @@ class SensitivityPruning(L.Callback):
         return self._epochs is None or trainer.current_epoch < self._epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Build sensitivity and pruner, and restore them if the run is resumed."""
+        """Build sensitivity and pruner, and restore them if the run is resumed or goes on."""
         model = _model(pl_module)
+        state = self._state_for(model)
+        self._take_down()
+        if self.pruner is not None:
+            self.pruner.remove()
         self.sensitivity = self._build(model)
-        self.pruner = Pruner(model, _optimizer(trainer), self._evaluate, **self._options)
+        self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
                 self.pruner.follow(callback.start(model, trainer.global_step))
-        self._hook = model.register_forward_hook(self._keep_outputs)
+        for average in _averages(trainer, pl_module):
+            self.pruner.follow(average)
+        self._hook = model.register_forward_hook(OwnHook(self._keep_outputs))
         self._steps = trainer.global_step
-        if self._restored is not None:
-            self.sensitivity.load_state_dict(self._restored["sensitivity"])
-            self.pruner.load_state_dict(self._restored["pruner"])
+        if state is not None:
+            self.sensitivity.load_state_dict(state["sensitivity"])
+            self.pruner.load_state_dict(state["pruner"])
+
+    def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this model."""
+        restored, self._restored = self._restored, None
+        if restored is None and self.pruner is not None and self.pruner.model is unwrapped(model, "Pruner"):
+            return self.state_dict()
+        return restored
 
     def _keep_outputs(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         self._outputs = outputs if model.training else None
@@ -156,12 +187,20 @@ class SensitivityPruning(L.Callback):
             agree_on_pruning(self.pruner, _model(pl_module))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take every hook out."""
-        assert self.sensitivity is not None
-        assert self.pruner is not None
-        self.sensitivity.remove()
-        self.pruner.remove()
-        self._hook.remove()
+        """Take every hook out; the masks stay in force."""
+        self._take_down()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """As at the end: a training that was interrupted leaves no hooks behind."""
+        self._take_down()
+
+    def _take_down(self) -> None:
+        if self.sensitivity is not None:
+            self.sensitivity.remove()
+        if self._hook is not None:
+            self._hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint."""
@@ -194,19 +233,26 @@ class SelectiveUpdate(L.Callback):
             raise ConfigError(f"every is a number of steps of the optimizer, at least 1, not {every}")
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
         self._restored: Mapping[str, Any] | None = None
+        self._begin = copy.deepcopy(selection.state_dict())
+        self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None
         self._spent: list[EquilibriumStep] = []
-        self._steps = 0
+        self._steps, self._attached = 0, False
         self.neq: _SelectiveUpdate | None = None
         self.last_step: EquilibriumStep | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the first reference, and restore the masks if the run is resumed."""
-        probe = self._probe.to(pl_module.device)
+        """Take the first reference, and restore the masks if the run is resumed or goes on."""
+        probe, model = self._probe.to(pl_module.device), _model(pl_module)
+        self._take_down()
+        state = self._state_for(model)
+        if state is None:  # the selection may have seen another model
+            self._selection.load_state_dict(copy.deepcopy(self._begin))
         self.neq = _SelectiveUpdate(
-            _model(pl_module), _optimizer(trainer), probe, self._selection, **self._options
+            model, trainer.optimizers or None, probe, self._selection, **self._options
         )
-        if self._restored is not None:
-            self.neq.load_state_dict(self._restored)
+        self._attached = True
+        if state is not None:
+            self.neq.load_state_dict(state)
         self._steps, self._spent = trainer.global_step, []
         self.last_step = self.neq.status()
 
@@ -239,8 +285,26 @@ class SelectiveUpdate(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put every layer back as it was."""
-        assert self.neq is not None
-        self.neq.remove()
+        self._take_down()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """As at the end: a training that was interrupted leaves no frozen layers behind."""
+        self._take_down()
+
+    def _take_down(self) -> None:
+        if self.neq is not None and self._attached:
+            self._last = ref(self.neq.model), self.neq.state_dict()
+            self.neq.remove()
+        self._attached = False
+
+    def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this model."""
+        restored, self._restored = self._restored, None
+        if restored is None and self._last is not None and self._last[0]() is unwrapped(model, "NEq"):
+            return self._last[1]
+        return restored
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint."""

@@ -121,7 +121,7 @@ def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:
     if rank:
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         state = pruner.state_dict()
-        devices = {name: p.device for name, p in model.named_parameters()}
+        devices = {name: p.device for name, p in model.named_parameters(remove_duplicate=False)}
         state["masks"] = {name: mask.to(devices[name]) for name, mask in masks[0].items()}
         state["best"] = None if state["best"] is None else own
         pruner.load_state_dict(state)

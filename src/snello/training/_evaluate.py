@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snello.errors import DataError
 from snello.graph import evaluation
+from snello.neurons import input_dtype
 
 from ._callbacks import scores_of
 
@@ -107,9 +108,10 @@ def _answers(
     """Scores in single precision or better, and labels on the same device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    own = input_dtype(model)
     dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
     for images, labels in batches:
         # Mode and precision are put back between batches: what reads them is not this loop's business.
         with evaluation(model), torch.autocast(device.type, dtype, enabled=bool(autocast)):
-            scores = scores_of(model(images.to(device, memory_format=memory_format)))
+            scores = scores_of(model(images.to(device, own, memory_format=memory_format)))
         yield scores.float(), labels.to(device)

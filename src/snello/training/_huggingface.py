@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
 from snello.pruning import Pruner
 from snello.sensitivity import Lobster, Sensitivity
+from snello.wrappers import OwnHook
 
 from ._callbacks import scores_of
 from ._combined import frozen_rows_held
@@ -28,7 +30,8 @@ def huggingface_callback(
     """A ``transformers.TrainerCallback`` over the public API: ``Trainer(callbacks=[huggingface_callback(...)])``.
 
     The sensitivity observes every training forward and decays after every step of the optimizer; the pruner is
-    asked after every evaluation, ``updates`` at the end of every epoch. State lies in the Trainer's checkpoints.
+    asked after every evaluation, ``updates`` at the end of every epoch. State lies in the Trainer's checkpoints; a
+    second ``train()`` of the same model goes on from the first. The masks stay in force after training.
 
     Args:
         sensitivity: ``lambda model: SeReNe(model, 1e-4)``.
@@ -46,22 +49,27 @@ def huggingface_callback(
 
     class SnelloCallback(base):  # type: ignore[misc]
         parts: dict[str, Any]
+        last: tuple[ref[nn.Module], dict[str, Any]] | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # The optimizer may be wrapped, as accelerate does: hooks belong on the one that steps.
             model, optimizer = kwargs["model"], kwargs["optimizer"]
-            optimizer = getattr(optimizer, "optimizer", optimizer)
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+            if "pruner" in getattr(self, "parts", {}):
+                self.parts["pruner"].remove()  # the new one begins with its masks
             built = {
                 "sensitivity": sensitivity and sensitivity(model),
                 "pruner": pruner and pruner(model, optimizer),
                 "updates": updates and updates(model, optimizer),
             }
             self.parts = {name: part for name, part in built.items() if part is not None}
-            self.hook = model.register_forward_hook(self.look)
+            self.hook = model.register_forward_hook(OwnHook(self.look))
             if (saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")).is_file():
                 found = torch.load(saved, map_location="cpu", weights_only=True)
                 for name, part in self.parts.items():
                     part.load_state_dict(found[name])
+            elif self.last is not None and self.last[0]() is model:  # trained once more
+                for name, part in self.parts.items():
+                    part.load_state_dict(self.last[1][name])
 
         def look(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
             if "sensitivity" in self.parts and model.training and torch.is_grad_enabled():
@@ -93,7 +101,9 @@ def huggingface_callback(
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.hook.remove()
-            for part in self.parts.values():
-                part.remove()
+            self.last = ref(kwargs["model"]), {name: p.state_dict() for name, p in self.parts.items()}
+            for name, part in self.parts.items():
+                if name != "pruner":  # what is pruned stays pruned
+                    part.remove()
 
     return SnelloCallback()

@@ -187,7 +187,7 @@ def _simplified(folder: Path, recipe: Recipe) -> _Net:
     original, record = modelfile.load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
-    modelfile.save(folder / "simplified.pt", lean, record)
+    modelfile.save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
     export(lean, inputs, folder / "simplified.onnx")
     return _Net(original, lean, record)
 

@@ -225,7 +225,8 @@ class Run:
         averaged = self.average.average if self.average is not None else None
         model: nn.Module = (self.task.model if averaged is None else averaged.module).eval()
         test = self.evaluate(model, self.batches.test)
-        path = save(folder / "model.pt", model.cpu(), Record(self.recipe.model, self.splits.input_shape))
+        record = Record(self.recipe.model, self.splits.input_shape)
+        path = save(folder / "model.pt", model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
             method=self.method.name,
             model=path.name,

@@ -1,0 +1,166 @@
+"""The optimizers that train a model: found inside their wrappers, checked, and followed step by step.
+
+A method that promises to hold weights still has to know of every step that could move them. So it is told of
+the steps of *all* optimizers of the process, and asks each which parameters it holds at that moment: an
+optimizer that is made later, that takes the place of another, or that was given more parameters needs no
+attaching. The optimizers that the user gives are there to be checked.
+
+    class Pin:
+        def before(self, optimizer, closure): ...
+        def after(self, optimizer): ...
+
+    follow_steps(pin)                   # until nothing else holds the pin, or unfollow_steps(pin)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from snello.errors import ConfigError
+from snello.wrappers import forget_compiled
+
+Optimizers = Optimizer | Iterable[Optimizer] | None
+"""One optimizer, several, or none (yet). Each may lie in a wrapper with an attribute ``optimizer``."""
+
+
+def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
+    """The optimizers of ``torch.optim`` in what the user gave.
+
+    Args:
+        given: an optimizer; several, in any iterable or mapping; or None. A wrapper such as Accelerate's or
+            Lightning's is looked through by its attribute ``optimizer``.
+        what: who asks, for the error.
+
+    Raises:
+        ConfigError: for anything else, and for an empty list.
+    """
+    if given is None:
+        return ()
+    several = isinstance(given, Iterable) and not hasattr(given, "param_groups")
+    items = list(given.values() if isinstance(given, Mapping) else given) if several else [given]
+    if not items:
+        raise ConfigError(f"{what}: the list of optimizers is empty; give None if there is none yet")
+    return tuple(_inside(item, what) for item in items)
+
+
+def check_trained(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer], what: str) -> None:
+    """Refuse parameters that are trained, but by none of these optimizers. Nothing is asked of no optimizer.
+
+    Args:
+        parameters: qualified name -> parameter that somebody promises to hold.
+        optimizers: those that the user gave.
+        what: who asks, for the error.
+
+    Raises:
+        ConfigError: naming the first such parameter.
+    """
+    optimizers = list(optimizers)
+    held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    missing = [name for name, p in trained.items() if id(p) not in held]
+    if not optimizers or not missing:
+        return
+    if len(missing) == len(trained):
+        raise ConfigError(
+            f"{what}: the optimizer holds no parameter of these layers, {missing[0]!r} for one; build it from "
+            "the parameters of this very model, not of a copy or of another"
+        )
+    raise ConfigError(
+        f"{what}: no optimizer given holds parameter {missing[0]!r} ({len(missing)} of {len(trained)} are "
+        "missing), though it is trained; give all optimizers of the model in a list, or freeze the parameter "
+        "with requires_grad_(False)"
+    )
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters that an optimizer holds now."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _inside(given: Any, what: str) -> Optimizer:
+    """The optimizer that steps, without what is wrapped around it."""
+    found, seen = given, set()
+    while id(found) not in seen and isinstance(inner := getattr(found, "optimizer", None), object):
+        seen.add(id(found))
+        if not hasattr(inner, "param_groups"):
+            break
+        found = inner
+    if not isinstance(found, Optimizer):
+        raise ConfigError(
+            f"{what}: the optimizer is a {type(given).__name__}, neither a torch.optim.Optimizer nor a list of "
+            "them; give None if there is none yet"
+        )
+    return found
+
+
+# Following
+
+
+class StepFollower(Protocol):
+    """What is told of every step of every optimizer."""
+
+    def before(self, optimizer: Optimizer, closure: bool) -> None:
+        """A step begins; with a closure it computes its gradients only later."""
+
+    def after(self, optimizer: Optimizer) -> None:
+        """The step has changed the parameters."""
+
+
+_followers: WeakSet[StepFollower] = WeakSet()
+_registered = False
+
+
+def follow_steps(follower: StepFollower) -> None:
+    """Tell a follower of every step from now on. It is held weakly: its owner keeps it alive."""
+    global _registered  # noqa: PLW0603 - one pair of hooks for the process
+    if not _registered:
+        # Never taken back: hooks that go while torch iterates over them would break the step.
+        register_optimizer_step_pre_hook(_before)
+        register_optimizer_step_post_hook(_after)
+        forget_compiled()
+        _registered = True
+    _followers.add(follower)
+
+
+def unfollow_steps(follower: StepFollower) -> None:
+    """Tell a follower no more."""
+    _followers.discard(follower)
+
+
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+    _outside_graphs(_tell_before)(optimizer, closure)
+
+
+def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    _outside_graphs(_tell_after)(optimizer)
+
+
+def _outside_graphs(function: Callable[..., None]) -> Callable[..., None]:
+    # A compiled step would go on doing what the followers did when it was traced.
+    if torch.compiler.is_compiling():
+        outside: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return outside
+    return function
+
+
+@torch.no_grad()
+def _tell_before(optimizer: Optimizer, closure: bool) -> None:
+    for follower in list(_followers):
+        follower.before(optimizer, closure)
+
+
+@torch.no_grad()
+def _tell_after(optimizer: Optimizer) -> None:
+    for follower in list(_followers):
+        follower.after(optimizer)

@@ -1,0 +1,147 @@
+"""Models as others see them: inside a wrapper, compiled, copied."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from snello.errors import ConfigError
+
+
+def unwrapped(model: nn.Module, what: str) -> nn.Module:
+    """The module whose parameters and layers have their own names.
+
+    Args:
+        model: a module, or a wrapper around one.
+        what: who asks, for the error.
+
+    Raises:
+        ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP, tensor
+            parallelism): no process holds a whole neuron of it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{what}: the model is a {type(model).__name__}, not a torch.nn.Module")
+    *_, inner = _layers_of_wrapping(model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"{what}: the model is compiled by TorchScript, which hides its layers; give the module it was made from"
+        )
+    if (name := _sharded(inner)) is not None:
+        raise ConfigError(
+            f"{what}: parameter {name!r} is sharded over processes, so that none of them holds a whole neuron; "
+            "do this before the model is sharded, or train it with DistributedDataParallel"
+        )
+    return inner
+
+
+def wrappers_of(model: nn.Module) -> list[nn.Module]:
+    """The wrappers around a module, the outermost first."""
+    *wrappers, _ = _layers_of_wrapping(model)
+    return wrappers
+
+
+def forget_compiled() -> None:
+    """Drop the graphs of ``torch.compile``: it does not notice hooks that come or go, and would not run them.
+
+    What is compiled is compiled again when it is next called. Free where nothing was compiled.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # type: ignore[no-untyped-call]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(model: M) -> M:
+    """A deep copy of a model, also of one that holds computed tensors.
+
+    Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute with a graph,
+    which ``copy.deepcopy`` refuses. The copy has its values; the next forward computes it anew.
+    """
+    return copy.deepcopy(model, computed_memo(model))
+
+
+def computed_memo(model: nn.Module) -> dict[int, Any]:
+    """What ``copy.deepcopy`` has to know beforehand to copy a model that holds computed tensors."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+
+
+class OwnHook:
+    """A hook that belongs to one model: in a copy or a pickle of the model it does nothing.
+
+    A function would go on calling its owner from the copy; a bound method would copy the owner with it.
+
+    Args:
+        function: what is called; None: nothing.
+    """
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.function is None else self.function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OwnHook, ()
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run everything inside as if nothing were compiled, so that hooks which come for one forward are seen."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def check_one_device(model: nn.Module, what: str) -> None:
+    """Refuse ``DataParallel`` over several devices: hooks would meet the copies of the layers on each.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    for wrapper in wrappers_of(model):
+        if isinstance(wrapper, DataParallel) and len(wrapper.device_ids or ()) > 1:
+            raise ConfigError(
+                f"{what}: DataParallel runs copies of the layers on {len(wrapper.device_ids)} devices, where "
+                "they cannot be observed; use DistributedDataParallel, or device_ids with one device"
+            )
+
+
+def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
+    yield model
+    while (inner := _inside(model)) is not None:
+        model = inner
+        yield model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        found: nn.Module = model.module
+        return found
+    # OptimizedModule, told by its one child: to import its class is to import the compiler.
+    return dict(model.named_children()).get("_orig_mod")
+
+
+def _sharded(model: nn.Module) -> str | None:
+    """Name of the first parameter that lies on several processes in parts."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            return f"{name}.*" if name else "*"
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "device_mesh") and hasattr(parameter, "placements"):
+            return name
+    return None
