@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from snello import modelfile
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
-from snello.modelfile import Record, write_file
+from snello.files import write_text
+from snello.modelfile import Record
 from snello.models import ModelSpec, build, load_weights
 from snello.reporting import Table, as_json, show
 
@@ -100,7 +101,7 @@ def read_bytes(path: str) -> bytes:
 def finish(table: Table, result: Any, path: str | Path) -> None:
     """Show a result as a table and write it as JSON."""
     show(table)
-    print(f"written: {write_file(path, lambda beside: beside.write_text(as_json(result)))}")
+    print(f"written: {write_text(path, as_json(result))}")
 
 
 def _json_object(text: str) -> dict[str, Any]:

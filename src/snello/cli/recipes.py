@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from snello.errors import ConfigError, require
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._recipes import FIELDS, read_recipe
 
@@ -65,4 +65,4 @@ def _copy(source: Path, target: Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} exists already: give another name, or remove it first")
     text = source.read_text()
-    print(f"written: {write_file(target, lambda beside: beside.write_text(text))}")
+    print(f"written: {write_text(target, text)}")

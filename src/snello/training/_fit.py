@@ -13,7 +13,7 @@ import torch
 
 from snello.datasets import Splits
 from snello.errors import ConfigError, ModelError, OutputError
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._config import Recipe
 from ._data import load_data
@@ -71,7 +71,7 @@ def train(
     trainer = run.trainer(folder)
     if run.world.is_first:  # not before: what was wrong until here has started no run
         asked = json.dumps(_asked(recipe, method), indent=1)
-        write_file(folder / NOTE, lambda beside: beside.write_text(asked))
+        write_text(folder / NOTE, asked)
     rejoin(device_of(recipe))
     started = time.perf_counter()
     trainer.fit(

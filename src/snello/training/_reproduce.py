@@ -13,7 +13,7 @@ import torch
 
 from snello.datasets import Splits
 from snello.errors import ConfigError, SnelloError
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._config import Recipe
 from ._data import load_data
@@ -240,7 +240,7 @@ class _Group:
                 return kept
         self._splits = self._splits or load_data(self._recipe)
         found = self._shipped(runs) if self._table == "table1" else self._trained(runs)
-        write_file(note, lambda beside: beside.write_text(json.dumps(found, indent=1)))
+        write_text(note, json.dumps(found, indent=1))
         return found
 
     def _shipped(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,8 @@ from snello.datasets import Splits
 from snello.equilibrium import MatchedStochastic, Selection, Stochastic, Velocity
 from snello.equilibrium import SelectiveUpdate as Update
 from snello.errors import ConfigError, require
-from snello.modelfile import Record, save, write_file
+from snello.files import write_text
+from snello.modelfile import Record, save
 from snello.pruning import Pruner
 from snello.sensitivity import Lobster, Sensitivity, SeReNe
 
@@ -238,7 +239,7 @@ class Run:
             precision=self.recipe.precision,
             processes=self.world.size,
         )
-        write_file(folder / RESULT, lambda p: p.write_text(json.dumps(asdict(result), indent=1)))
+        write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
