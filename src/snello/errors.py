@@ -16,6 +16,7 @@ Each message says what was wrong, which value, where, and what to do about it. T
 from __future__ import annotations
 
 import importlib
+import signal
 from types import ModuleType
 
 
@@ -53,6 +54,19 @@ class OutputError(SnelloError):
 
 class MissingExtraError(SnelloError, ImportError):
     """An optional dependency is not installed."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work between two steps. No failure, and so no :class:`SnelloError`.
+
+    Args:
+        message: where it stopped, and how to go on.
+        number: the signal; SIGINT unless told otherwise.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.number = int(number or signal.SIGINT)
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

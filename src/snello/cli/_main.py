@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +27,7 @@ from . import (
     train,
 )
 from ._own_code import import_path_restored
+from ._signals import is_speaker, sigterm_raised
 
 COMMANDS = (
     journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
@@ -38,21 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage error,
-        130 if interrupted.
+        130 after SIGINT, 143 after SIGTERM.
     """
     arguments, overrides = _parser().parse_known_args(argv)
     if overrides and not getattr(arguments, "takes_recipe", False):
         return _complain(f"unknown option {overrides[0]!r}; see: snello {arguments.command} --help", 2)
     arguments.overrides = overrides
     try:
-        with import_path_restored():
+        with sigterm_raised(), import_path_restored():
             arguments.run(arguments)
     except SnelloError as error:
         return _complain(str(error), 1)
     except OSError as error:
         return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as stopped:
+        number = getattr(stopped, "number", signal.SIGINT)
+        return _say(str(stopped) or "interrupted", 128 + number) if is_speaker() else 128 + number
     return 0
 
 
@@ -64,9 +67,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _complain(message: str, status: int) -> int:
+    return _say(f"error: {message}", status)
+
+
+def _say(message: str, status: int) -> int:
     # What a message quotes from a file shall not speak to the terminal.
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"snello: error: {text}", file=sys.stderr)
+    print(f"snello: {text}", file=sys.stderr)
     return status
 
 
