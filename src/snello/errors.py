@@ -15,8 +15,10 @@ Each message says what was wrong, which value, where, and what to do about it. T
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import signal
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -67,6 +69,12 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
         self.number = int(number or signal.SIGINT)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question behind a name in a message, ``" (did you mean 'epochs'?)"``; empty where nothing is alike."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, nearest
 
 Masks = dict[str, Tensor]
 """Qualified parameter name -> boolean tensor of the parameter's shape, true where the weight is kept."""
@@ -153,7 +153,10 @@ def select_layers(layers: Mapping[str, nn.Module], exclude: LayerFilter, what: s
     names = {item for item in given if isinstance(item, str)}
     types = tuple(item for item in given if not isinstance(item, str))
     if unknown := sorted(n for n in names if not any(_within(layer, n) for layer in layers)):
-        raise ConfigError(f"{what}: no layer is called {unknown[0]!r}; the layers are: {', '.join(layers)}")
+        hint = nearest(unknown[0], layers)
+        raise ConfigError(
+            f"{what}: no layer is called {unknown[0]!r}{hint}; the layers are: {', '.join(layers)}"
+        )
     return {
         name: module
         for name, module in layers.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, nearest
 from snello.pruning import IMPORTANCES, Importance, PotentialPoint, pruning_potential, taylor
 from snello.sensitivity import lobster_scores, serene_scores
 
@@ -113,7 +113,8 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
         return {name: importance for name, importance in known.items() if name not in same}
     names = arguments.importances.split(",")
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--importances: there is no {unknown[0]!r}; there are: {', '.join(known)}")
+        hint = nearest(unknown[0], known)
+        raise ConfigError(f"--importances: there is no {unknown[0]!r}{hint}; there are: {', '.join(known)}")
     return {name: known[name] for name in names}
 
 

@@ -38,6 +38,7 @@ from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
 from ._methods import METHODS as METHODS  # noqa: E402
+from ._recipe import check_option_names as check_option_names  # noqa: E402
 from ._recipe import load_recipe as load_recipe  # noqa: E402
 from ._recipe import recipe_names as recipe_names  # noqa: E402
 from ._recipe import recipe_parser as recipe_parser  # noqa: E402
@@ -56,7 +57,7 @@ from ._task import Classification as Classification  # noqa: E402
 __all__ = [
     "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "NEq", "PublishedTable",
     "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", "SelectiveUpdate", "SensitivityPruning",
-    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "evaluate", "evaluate_segmentation",
-    "huggingface_callback", "journey", "load_data", "load_recipe", "published_table", "recipe_names",
+    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "check_option_names", "evaluate",
+    "evaluate_segmentation", "huggingface_callback", "journey", "load_data", "load_recipe", "published_table", "recipe_names",
     "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from snello.datasets import Splits
-from snello.errors import ConfigError, SnelloError
+from snello.errors import ConfigError, SnelloError, nearest
 from snello.files import write_text
 
 from ._config import Recipe
@@ -136,7 +136,8 @@ def published_table(name: str) -> PublishedTable:
         ConfigError: for a table that there is not.
     """
     if name not in TABLES:
-        raise ConfigError(f"there is no table {name!r} to reproduce; there are: {', '.join(TABLES)}")
+        hint = nearest(name, TABLES)
+        raise ConfigError(f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}")
     data = json.loads((recipe_folder() / "published.json").read_text())[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
     rows = tuple(PublishedRow(**row) for row in data["rows"])
