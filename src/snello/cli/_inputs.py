@@ -16,6 +16,7 @@ from snello.files import check_writable as check_writable
 from snello.files import write_text
 from snello.modelfile import Record
 from snello.models import ModelSpec, build, load_weights
+from snello.neurons import check_finite
 from snello.reporting import Table, as_json, show
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
@@ -45,8 +46,14 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 
     Raises:
         ConfigError: if they name none, or two.
-        ModelError: if it cannot be built or loaded.
+        ModelError: if it cannot be built or loaded, or holds NaNs.
     """
+    model, record = _read_model(arguments)
+    check_finite(model, arguments.file or arguments.weights or record.model.name)
+    return model, record
+
+
+def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     if (arguments.file is None) == (arguments.model is None):
         raise ConfigError("give either a model file, or --model with --input-shape and perhaps --weights")
     seed(arguments)

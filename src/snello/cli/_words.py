@@ -38,6 +38,9 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
 
     Returns:
         The command's own words, and the others as ``--name=value``, or ``--name`` where no value is given.
+
+    Raises:
+        UsageError: for the value ``--``, which the standard library would lose.
     """
     own: list[str] = []
     others: list[str] = []
@@ -53,5 +56,7 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
         known = name in takes_value
         if not equals and (takes_value[name] if known else True) and rest and not rest[0].startswith("--"):
             word = f"{name}={rest.pop(0)}"
+        if word == f"{name}=--":
+            raise UsageError(f"the value '--' cannot be given to {name}: give another name, such as './--'")
         (own if known else others).append(word)
     return own, others

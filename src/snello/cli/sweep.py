@@ -72,7 +72,7 @@ def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
     from snello.datasets import load, loader
-    from snello.training import evaluate
+    from snello.training import check_fits, evaluate
 
     model, record = read_model(arguments)
     splits = load(
@@ -84,6 +84,7 @@ def _points(
             f"{splits.input_shape}: choose another --data or --image-size"
         )
     model = model.to(device(arguments))
+    check_fits(record.model.name, model, splits)
     calibration = loader(splits.train, splits, 100, limit=arguments.calibration)
     test = loader(splits.test, splits, 500)
 

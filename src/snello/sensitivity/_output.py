@@ -11,7 +11,7 @@ from snello.errors import ConfigError
 from snello.neurons import LayerFilter, select_layers, weighted_layers
 from snello.processes import Group, rank_and_size, sum_over_processes
 
-from ._decay import Sensitivity, insensitivity
+from ._decay import Sensitivity, insensitivity, nothing_observed
 from ._outputs import class_scores, generator, target_scores
 
 Kind = Literal["unspecific", "specific"]
@@ -127,6 +127,8 @@ class OutputSensitivity(Sensitivity):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._pending = self.sensitivity(), []
         if not self._latest:
+            if self._calls == 0:
+                raise nothing_observed("OutputSensitivity")
             return [], []
         return [self._weights[n] for n in self._latest], insensitivity(list(self._latest.values()))
 

@@ -11,7 +11,7 @@ from snello.errors import ConfigError
 from snello.neurons import LayerFilter, head, neuron_count, select_layers, spread, weighted_layers
 from snello.processes import Group, rank_and_size, sum_over_processes
 
-from ._decay import Sensitivity, insensitivity
+from ._decay import Sensitivity, insensitivity, nothing_observed
 from ._estimators import ESTIMATORS, Tap
 from ._outputs import class_scores, draw_classes
 from ._replay import Replay
@@ -195,6 +195,10 @@ class SeReNe(Sensitivity):
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._sums, self._counts = self.sensitivity(), {}, {}
+        if not self._latest:
+            if self._calls == 0:
+                raise nothing_observed("SeReNe")
+            return [], []  # every layer is excluded, or none was called
         shares: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(self._latest, insensitivity(list(self._latest.values())), strict=True):
             module = self._layers[name]

@@ -24,6 +24,7 @@ from ._callbacks import NEq as NEq  # noqa: E402
 from ._callbacks import SelectiveUpdate as SelectiveUpdate  # noqa: E402
 from ._callbacks import SensitivityPruning as SensitivityPruning  # noqa: E402
 from ._config import Recipe as Recipe  # noqa: E402
+from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
 from ._distributed import world as world  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
@@ -57,7 +58,7 @@ from ._task import Classification as Classification  # noqa: E402
 __all__ = [
     "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "NEq", "PublishedTable",
     "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", "SelectiveUpdate", "SensitivityPruning",
-    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "check_option_names", "evaluate",
-    "evaluate_segmentation", "huggingface_callback", "journey", "load_data", "load_recipe", "published_table", "recipe_names",
-    "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
+    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "check_fits", "check_option_names", "evaluate",
+    "evaluate_segmentation", "huggingface_callback", "journey", "load_data", "load_recipe", "published_table",
+    "recipe_names", "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
 ]  # fmt: skip

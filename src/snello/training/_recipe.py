@@ -56,14 +56,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     values = recipe_values(name_or_path, quick=quick)
     _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
+    _check_comment(name_or_path, overrides)
     parser = recipe_parser()
     # jsonargparse 4.49 renamed it.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
         # JSON is YAML, and reaches the parser as the file itself would.
-        parsed = instantiate(
-            parser.parse_args([f"--recipe={json.dumps(values)}", *map(_override, overrides)])
-        )
+        parsed = instantiate(parser.parse_args([f"--recipe={json.dumps(values)}", *overrides]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
@@ -154,10 +153,15 @@ def _override_name(override: str) -> str:
     return override.partition("=")[0].removeprefix("--")
 
 
-def _override(override: str) -> str:
-    """An override as YAML has it: a value that opens with ``#`` would be read as a comment, and be lost."""
-    name, equals, value = override.partition("=")
-    return f"{name}={json.dumps(value)}" if equals and value.lstrip().startswith("#") else override
+def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
+    """The parser reads every value as YAML, in which this one would be a comment, and be lost."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if value.lstrip().startswith("#"):
+            raise ConfigError(
+                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path can be given as "
+                f"{'./' + value.lstrip()!r}"
+            )
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
