@@ -97,6 +97,19 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_file(path, lambda beside: beside.write_bytes(data), check)
 
 
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have other people's code put its temporary files into a folder, which has room, and not into $TMPDIR.
+
+    For one thread: Python keeps the place for the whole process.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def remove_leftovers(folder: Path, *names: str) -> None:
     """Remove the temporary files that writers of these names left in a folder when they were killed.
 

@@ -87,11 +87,6 @@ def class_names(folder: Path) -> tuple[str, ...]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise DataError(f"{folder.absolute()} holds no class folders; put images into {folder / 'CLASS'}/")
-    if len(names) == 1:
-        raise DataError(
-            f"{folder.absolute()} holds one class folder, {names[0]!r}: a classifier needs two classes or more; add a "
-            "folder for each other class"
-        )
     return tuple(names)
 
 

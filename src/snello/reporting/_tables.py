@@ -46,7 +46,13 @@ def show(table: Table) -> None:
         console = Console(width=100)
     console.print(drawn)
     if table.note:  # below it and not rich's caption, which wraps at the width of a narrow table
-        console.print(table.note, style="table.caption", markup=False, highlight=False)
+        console.print(
+            table.note,
+            style="table.caption",
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
 
 
 def markdown(table: Table) -> str:

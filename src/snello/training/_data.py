@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.datasets import Part, Splits, load, loader
-from snello.errors import ModelError
+from snello.errors import DataError, ModelError
 from snello.models import build, load_weights
 
 from ._callbacks import scores_of
@@ -57,7 +57,13 @@ def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
 
     Raises:
         ModelError: if it does not.
+        DataError: if there is one class, between which and nothing there is no choice.
     """
+    if len(splits.classes) < 2:
+        raise DataError(
+            f"{splits.name} ({splits.source}) has the class {splits.classes[0]!r} alone: a classifier needs two "
+            "classes or more, each in a folder of its own"
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = torch.zeros(2, *splits.input_shape, device=device)
     try:

@@ -159,7 +159,7 @@ def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
         name, _, value = override.partition("=")
         if value.lstrip().startswith("#"):
             raise ConfigError(
-                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path can be given as "
+                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path may be "
                 f"{'./' + value.lstrip()!r}"
             )
 
@@ -168,8 +168,10 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     yaml = require("yaml", "train", "reading recipes")
     try:
         values = yaml.load(path.read_text(), _loader())
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"recipe {name} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {name} is no mapping of options, but a {type(values).__name__}")
     return values
@@ -189,10 +191,8 @@ def _loader() -> Any:
             for key, _ in node.value:
                 name = (key.tag, getattr(key, "value", None))
                 if isinstance(key, yaml.ScalarNode) and name in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice, first in line {seen[name] + 1}",
-                        key.start_mark,
-                    )  # fmt: skip
+                    lines = f"lines {seen[name] + 1} and {key.start_mark.line + 1}"
+                    raise ConfigError(f"the key {key.value!r} is given twice, in {lines}: remove one")
                 seen[name] = key.start_mark.line
             return super().construct_mapping(node, deep)
 
