@@ -23,7 +23,7 @@ from snello.neurons import (
     select_layers,
     weighted_layers,
 )
-from snello.processes import mean_over_processes
+from snello.processes import mean_over_processes, meet
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
@@ -190,7 +190,12 @@ class Pruner:
 
         Raises:
             DivergenceError: if the validation loss is NaN or infinite.
+            ConfigError: with several processes, if not all of them call it, with the same schedule.
         """
+        meet(
+            "Pruner.step",
+            f"{type(self.schedule).__name__} {self.schedule.state_dict()}, loss given: {loss is not None}",
+        )
         loss = self.loss() if loss is None else _finite(self._agreed(loss))
         improved = self.schedule.update(loss)
         if improved and self.schedule.restores:
