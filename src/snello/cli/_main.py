@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stopped:
-        number = getattr(stopped, "number", signal.SIGINT)
-        return _say(str(stopped) or "interrupted", 128 + number) if is_speaker() else 128 + number
+        number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
+        if hasattr(arguments, "resume") and "--resume" not in said:
+            said += "; go on with --resume"
+        return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
 
 
