@@ -227,11 +227,16 @@ def test_a_small_folder_for_temporary_files_does_not_matter(
 # Two processes, one folder
 
 
-def test_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [RUN, ("journey", "digits", *SMALL, "--epochs=1")], ids=lambda words: words[0]
+)
+def test_one_process_at_a_time(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from snello.training._folder import claimed
 
     with claimed(tmp_path):
-        assert main([*RUN, f"--out={tmp_path}"]) == 1
+        assert main([*command, f"--out={tmp_path}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"snello: error: {tmp_path} is in use by another process: wait")
     assert said.count("\n") == 1
@@ -246,6 +251,15 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     with claimed(tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "mine.tmp"]
+
+
+def test_a_checkpoint_with_pickled_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "digits", *SMALL, "--epochs=1", f"--out={tmp_path}"]
+    assert main(argv) == 0
+    (tmp_path / "result.json").unlink()
+    torch.save({"epoch": torch.nn.Linear(2, 2)}, tmp_path / "last.ckpt")
+    assert main([*argv, "--resume"]) == 1
+    assert "last.ckpt holds pickled code (torch.nn.modules.linear.Linear)" in capsys.readouterr().err
 
 
 # Signals

@@ -11,7 +11,7 @@ from typing import Any
 
 from snello import archives
 from snello.errors import ConfigError, ModelError, OutputError, require
-from snello.files import check_writable, remove_leftovers, write_text
+from snello.files import remove_leftovers, write_text
 
 from ._checkpoints import epochs_in
 from ._config import Recipe
@@ -39,7 +39,11 @@ def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
         yield
         return
     filelock = require("filelock", "train", "locking a run folder")
-    lock_file = check_writable(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create the run folder {folder}: {error.strerror or error}") from error
+    lock_file = folder / LOCK
     lock = filelock.FileLock(lock_file, timeout=_DYING if resume or restarted() else 0)
     try:
         lock.acquire()
@@ -48,7 +52,8 @@ def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
             f"{folder} is in use by another process: wait until it has ended, or choose another --out"
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise OutputError(f"cannot lock the run folder {folder}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write to the run folder {folder}: {reason}") from error
     try:
         remove_leftovers(folder, CHECKPOINT, RESULT, NOTE, MODEL)
         yield
@@ -107,7 +112,11 @@ def finished_epochs(folder: Path) -> int:
     try:
         return epochs_in(archives.load(path))
     except ModelError as error:
-        raise ModelError(f"{path} is damaged: remove it to start this run anew ({error})") from error
+        if "pickled code" in str(error):
+            raise ModelError(
+                f"{error}; no run of snello wrote it: remove it to start this run anew"
+            ) from error
+        raise ModelError(f"{path} is damaged: remove it to start this run anew") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no checkpoint of a run: remove it to start this run anew") from error
 
