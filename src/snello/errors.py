@@ -11,6 +11,8 @@ Each message says what was wrong, which value, where, and what to do about it. T
     ├── DivergenceError        the loss became NaN or infinite
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
+
+Stopped, which is no error but a KeyboardInterrupt, says where a signal ended a run and how to go on with it.
 """
 
 from __future__ import annotations
