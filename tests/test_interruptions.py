@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,18 @@ def test_interrupted_anywhere_and_resumed_the_weights_are_the_same(
     counts: int, seed: int, tmp_path: Path
 ) -> None:
     _check_all(tmp_path, counts, seed)
+
+
+@pytest.mark.parametrize("gone", [["result.json"], ["result.json", "model.pt"]])
+def test_a_run_stopped_behind_its_last_epoch_only_writes_what_is_missing(
+    gone: list[str], tmp_path: Path, one_thread: None
+) -> None:
+    assert main([*RUN, f"--out={tmp_path / 'straight'}"]) == 0
+    shutil.copytree(tmp_path / "straight", tmp_path / "run")
+    for name in gone:
+        (tmp_path / "run" / name).unlink()
+    assert main([*RUN, f"--out={tmp_path / 'run'}", "--resume"]) == 0
+    _check_equal(tmp_path / "straight", tmp_path / "run")
 
 
 # A disk that is really full

@@ -226,8 +226,12 @@ class Run:
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
         """Test the last epoch's weights, write the model file and then the result. For the first process."""
-        averaged = self.average.average if self.average is not None else None
-        model: nn.Module = (self.task.model if averaged is None else averaged.module).eval()
+        model: nn.Module = self.task.model
+        if self.average is not None:
+            # A run that was stopped after its last epoch trains nothing when it is resumed, and so has not begun
+            # its average: it is the one in the checkpoint.
+            model = self.average.start(model, trainer.global_step).module
+        model.eval()
         test = self.evaluate(model, self.batches.test)
         path = save(folder / MODEL, model.cpu(), Record(self.recipe.model, self.splits.input_shape))
         result = TrainingResult(
