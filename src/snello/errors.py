@@ -11,11 +11,16 @@ Each message says what was wrong, which value, where, and what to do about it. T
     ├── DivergenceError        the loss became NaN or infinite
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
+
+Stopped, which is no error but a KeyboardInterrupt, says where a signal ended a run and how to go on with it.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import signal
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -53,6 +58,25 @@ class OutputError(SnelloError):
 
 class MissingExtraError(SnelloError, ImportError):
     """An optional dependency is not installed."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work between two steps. No failure, and so no :class:`SnelloError`.
+
+    Args:
+        message: where it stopped, and how to go on.
+        number: the signal; SIGINT unless told otherwise.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.number = int(number or signal.SIGINT)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question behind a name in a message, ``" (did you mean 'epochs'?)"``; empty where nothing is alike."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

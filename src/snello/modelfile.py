@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello import archives
 from snello.codec import decompress, is_container
 from snello.errors import ConfigError, ModelError
 from snello.files import write_file as write_file
@@ -137,7 +138,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 def save(path: str | Path, model: nn.Module, record: Record, *, trust: str | Collection[str] = ()) -> Path:
-    """Write a model file; the old one, if any, stays whole until the new one is complete.
+    """Write a model file; the old one, if any, stays whole until the new one has been read back.
+
+    A digest of all bytes is in the file (:mod:`snello.archives`), so that :func:`load` finds a flipped bit.
 
     Args:
         path: of the file.
@@ -153,7 +156,7 @@ def save(path: str | Path, model: nn.Module, record: Record, *, trust: str | Col
     check_loadable(model, record, str(path), trust=trust)
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     content = {"format": FORMAT, "record": json.dumps(to_dict(model, record)), "state_dict": state}
-    return write_file(path, lambda beside: torch.save(content, beside))
+    return archives.save(path, content)
 
 
 def check_loadable(
@@ -248,10 +251,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if is_container(path):
         coded = decompress(path.read_bytes())
         return dict(coded.record), dict(coded.tensors)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged file
-        raise ModelError(f"{path} is truncated, damaged, or no file of weights") from error
+    content = archives.load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(
             f"{path} is no snello model file; to use weights alone, give --model NAME and --weights {path}"

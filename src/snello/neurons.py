@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError, nearest
 
 Masks = dict[str, Tensor]
 """Qualified parameter name -> boolean tensor of the parameter's shape, true where the weight is kept."""
@@ -204,7 +204,10 @@ def select_layers(layers: Mapping[str, nn.Module], exclude: LayerFilter, what: s
     names = {item for item in given if isinstance(item, str)}
     types = tuple(item for item in given if not isinstance(item, str))
     if unknown := sorted(n for n in names if not any(_within(layer, n) for layer in layers)):
-        raise ConfigError(f"{what}: no layer is called {unknown[0]!r}; the layers are: {', '.join(layers)}")
+        hint = nearest(unknown[0], layers)
+        raise ConfigError(
+            f"{what}: no layer is called {unknown[0]!r}{hint}; the layers are: {', '.join(layers)}"
+        )
     return {
         name: module
         for name, module in layers.items()
@@ -220,6 +223,31 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Number of parameters and number of non-zero ones, tied parameters once."""
     total = sum(p.numel() for p in model.parameters())
     return total, sum(int(torch.count_nonzero(p)) for p in model.parameters())
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module, what: str) -> None:
+    """Check that no tensor of a model holds a NaN, and no parameter an infinity.
+
+    Buffers may hold infinities: a mask in front of a softmax does.
+
+    Args:
+        model: on any device.
+        what: the model's file or name, for messages.
+
+    Raises:
+        ModelError: naming the first tensor that does.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
+        if count := int(bad.sum()):
+            raise ModelError(
+                f"{what}: tensor {name!r} has {count} of {tensor.numel()} values that are NaN or infinite: take the "
+                "weights of an earlier epoch, or train again with a lower learning rate"
+            )
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from snello import modelfile
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
-from snello.modelfile import Record, write_file
+from snello.files import write_text
+from snello.modelfile import Record
 from snello.models import ModelSpec, build, load_weights
+from snello.neurons import check_finite
 from snello.reporting import Table, as_json, show
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
@@ -44,8 +46,14 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 
     Raises:
         ConfigError: if they name none, or two.
-        ModelError: if it cannot be built or loaded.
+        ModelError: if it cannot be built or loaded, or holds NaNs.
     """
+    model, record = _read_model(arguments)
+    check_finite(model, arguments.file or arguments.weights or record.model.name)
+    return model, record
+
+
+def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     if (arguments.file is None) == (arguments.model is None):
         raise ConfigError("give either a model file, or --model with --input-shape and perhaps --weights")
     seed(arguments)
@@ -100,7 +108,7 @@ def read_bytes(path: str) -> bytes:
 def finish(table: Table, result: Any, path: str | Path) -> None:
     """Show a result as a table and write it as JSON."""
     show(table)
-    print(f"written: {write_file(path, lambda beside: beside.write_text(as_json(result)))}")
+    print(f"written: {write_text(path, as_json(result))}")
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from snello._version import __version__
-from snello.errors import SnelloError
+from snello.errors import SnelloError, nearest
 
 from . import (
     bench_device,
@@ -26,6 +28,8 @@ from . import (
     train,
 )
 from ._own_code import import_path_restored
+from ._signals import is_speaker, sigterm_raised
+from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
@@ -38,45 +42,88 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage error,
-        130 if interrupted.
+        130 after SIGINT, 143 after SIGTERM.
     """
-    arguments, overrides = _parser().parse_known_args(argv)
-    if overrides and not getattr(arguments, "takes_recipe", False):
-        return _complain(f"unknown option {overrides[0]!r}; see: snello {arguments.command} --help", 2)
-    arguments.overrides = overrides
     try:
-        with import_path_restored():
+        arguments = _arguments(sys.argv[1:] if argv is None else list(argv))
+    except UsageError as error:
+        return _complain(str(error), 2)
+    try:
+        with sigterm_raised(), import_path_restored():
             arguments.run(arguments)
     except SnelloError as error:
         return _complain(str(error), 1)
     except OSError as error:
         return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as stopped:
+        number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
+        if hasattr(arguments, "resume") and "--resume" not in said:
+            said += "; go on with --resume"
+        return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
+
+
+def _arguments(words: list[str]) -> argparse.Namespace:
+    """The words of a command line, taken apart; ``overrides`` are the options of a recipe among them.
+
+    Raises:
+        UsageError: for an unknown command or option.
+    """
+    parser, commands = _parsers()
+    if (place := command_in(words, commands)) is None:
+        return parser.parse_args(words)
+    command = words[place]
+    options = {
+        option: action.nargs != 0 for action in commands[command]._actions for option in action.option_strings
+    }
+    own, others = divided(words[place + 1 :], options)
+    arguments, odd = parser.parse_known_args([*words[: place + 1], *own])
+    if not arguments.takes_recipe:
+        odd = [*others, *odd]
+    if odd:
+        name = odd[0].partition("=")[0]
+        kind = "option" if name.startswith("-") else "argument"
+        raise UsageError(f"unknown {kind} {odd[0]!r}{nearest(name, options)}; see: snello {command} --help")
+    arguments.overrides, arguments.options = others, tuple(options)
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):
     """Answers a usage error with one line, as every other error is answered."""
 
     def error(self, message: str) -> NoReturn:
+        if found := _INVALID_CHOICE.search(message):
+            hint = nearest(found[1], re.findall(r"'([^']*)'", found[2]))
+            message = message.replace(" (choose from", f"{hint} (choose from")
+        elif message.endswith("expected one argument"):
+            option = message.removeprefix("argument ").partition(":")[0]
+            message += f"; a value that begins with dashes is given as {option}=VALUE"
         self.exit(_complain(f"{message}; see: {self.prog} --help", 2))
 
 
+_INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+
+
 def _complain(message: str, status: int) -> int:
+    return _say(f"error: {message}", status)
+
+
+def _say(message: str, status: int) -> int:
     # What a message quotes from a file shall not speak to the terminal.
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"snello: error: {text}", file=sys.stderr)
+    print(f"snello: {text}", file=sys.stderr)
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and those of the commands by name."""
     parser = _Parser(
         prog="snello",
         description="Frugal deep learning: a lean network to ship, and cheaper training.",
         epilog="example: snello journey digits --out=runs/digits",
     )
     parser.add_argument("--version", action="version", version=f"snello {__version__}")
+    commands: dict[str, argparse.ArgumentParser] = {}
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2].replace("_", "-")  # a module's name holds no hyphen
@@ -91,5 +138,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, help="seed of everything random")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
-    return parser
+        sub.set_defaults(run=command.run, takes_recipe=sub.get_default("takes_recipe") or False)
+        commands[name] = sub
+    return parser, commands

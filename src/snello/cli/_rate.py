@@ -7,7 +7,7 @@ import argparse
 from torch import nn
 
 from snello.codec import CodecSettings
-from snello.datasets import Splits, load, loader
+from snello.datasets import FIXED_SIZE, Splits, load, loader
 from snello.errors import ConfigError, ModelError
 from snello.modelfile import Record
 from snello.ratesearch import RateSearch, search_rate
@@ -31,6 +31,7 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
     group.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
     group.add_argument("--data-path", help="the image folder, for imagefolder")
+    group.add_argument("--image-size", type=int, help="resize the images to this many pixels a side")
     group.add_argument(
         "--validation-images",
         type=int,
@@ -59,6 +60,8 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
+    from snello.training import check_fits
+
     if not arguments.data:
         raise ConfigError(
             "--max-drop needs data to measure on: name a dataset with --data, as --data=cifar10"
@@ -68,6 +71,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
     splits = _splits(arguments, record)
+    check_fits(record.model.name, model, splits)
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images)
     device = next((p.device for p in model.parameters()), None)
     return search_rate(
@@ -84,14 +88,26 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
 def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
     splits = load(
-        arguments.data, arguments.data_root, path=arguments.data_path, image_size=record.input_shape[-1]
+        arguments.data,
+        arguments.data_root,
+        path=arguments.data_path,
+        image_size=_image_size(arguments, record),
     )
     if splits.input_shape != tuple(record.input_shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
-            f"{tuple(record.input_shape)}; name the dataset that it was trained on with --data"
+            f"{tuple(record.input_shape)}; name the dataset that it was trained on with --data, and --image-size if "
+            "its images were resized"
         )
     return splits
+
+
+def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
+    """The size asked for, or the model's own where a dataset leaves the choice."""
+    if arguments.image_size is not None:
+        return int(arguments.image_size)
+    # Digits would run on MNIST if its images were shrunk without being asked.
+    return None if arguments.data in FIXED_SIZE else record.input_shape[-1]
 
 
 def _settings(arguments: argparse.Namespace) -> CodecSettings:

@@ -28,7 +28,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """The command line's say over the recipe."""
+    """The command line's say over the recipe.
+
+    Raises:
+        ConfigError: for an option that neither the command nor a recipe has.
+    """
+    from snello.training import check_option_names
+
+    own = [option.removeprefix("--") for option in arguments.options]
+    check_option_names((option.partition("=")[0].removeprefix("--") for option in arguments.overrides), own)
     given = [
         f"--{name}={value}" for name in ("seed", "device") if (value := getattr(arguments, name)) is not None
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from snello.deploy import MODEL_RUNTIMES, compare
 from snello.errors import ConfigError
+from snello.files import temporary_files_in
 
 from ._inputs import add_architecture_arguments, check_writable, finish, seed
 from ._subjects import subjects
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ConfigError("--onnx is the export of one PyTorch model: give that alone")
         given = [replace(given[0], onnx=Path(arguments.onnx))]
     options = {name: getattr(arguments, name) for name in ("batch", "repeats", "warmup", "threads")}
-    with busy("measuring"):
+    with busy("measuring"), temporary_files_in(out.parent):
         profiles = compare(given, runtimes=tuple(arguments.runtimes.split(",")), **options)
     # One model is its own result, as it always was.
     result = profiles[0] if len(profiles) == 1 else {"models": profiles}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello.errors import ConfigError, require
-from snello.modelfile import write_file
+from snello.errors import ConfigError, nearest, require
+from snello.files import write_text
 
 from ._recipes import FIELDS, read_recipe
 
@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.training import recipe_names, recipe_parser, recipe_path
 
     if arguments.overrides and arguments.action != "validate":
-        raise ConfigError(f"unknown option {arguments.overrides[0]!r}; see: snello recipes --help")
+        option = arguments.overrides[0]
+        hint = nearest(option.partition("=")[0], ("--quick", "--seed", "--device"))
+        raise ConfigError(f"unknown option {option!r}{hint}; see: snello recipes --help")
     if arguments.action == "ls":
         for name in recipe_names():
             print(f"{name:20} {_summary(recipe_path(name))}")
@@ -65,4 +67,4 @@ def _copy(source: Path, target: Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} exists already: give another name, or remove it first")
     text = source.read_text()
-    print(f"written: {write_file(target, lambda beside: beside.write_text(text))}")
+    print(f"written: {write_text(target, text)}")

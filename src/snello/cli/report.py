@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snello.deploy import DeviceResult, Profile, read_device_result, read_profiles
 from snello.errors import ConfigError
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._inputs import check_writable
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         show(table)
     if out:
         text = "\n".join(map(markdown, tables))
-        print(f"written: {write_file(out, lambda beside: beside.write_text(text))}")
+        print(f"written: {write_text(out, text)}")
 
 
 def _is_device(path: Path) -> bool:

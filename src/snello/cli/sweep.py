@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, nearest
 from snello.pruning import IMPORTANCES, Importance, PotentialPoint, pruning_potential, taylor
 from snello.sensitivity import lobster_scores, serene_scores
 
@@ -72,7 +72,7 @@ def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
     from snello.datasets import load, loader
-    from snello.training import evaluate
+    from snello.training import check_fits, evaluate
 
     model, record = read_model(arguments)
     splits = load(
@@ -84,6 +84,7 @@ def _points(
             f"{splits.input_shape}: choose another --data or --image-size"
         )
     model = model.to(device(arguments))
+    check_fits(record.model.name, model, splits)
     batches = loader(splits.train, splits, 100, limit=arguments.calibration)
     calibration = [(images.to(record.dtype), labels) for images, labels in batches]
     test = loader(splits.test, splits, 500)
@@ -114,7 +115,8 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
         return {name: importance for name, importance in known.items() if name not in same}
     names = arguments.importances.split(",")
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--importances: there is no {unknown[0]!r}; there are: {', '.join(known)}")
+        hint = nearest(unknown[0], known)
+        raise ConfigError(f"--importances: there is no {unknown[0]!r}{hint}; there are: {', '.join(known)}")
     return {name: known[name] for name in names}
 
 

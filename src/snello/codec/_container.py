@@ -73,10 +73,18 @@ def compress(
         The bytes of the container.
 
     Raises:
-        ConfigError: for a NaN or an infinity, a tensor or name that the format does not have, each with its
-            name; if ``settings.qp_of`` names a tensor that is not coded; or for a record that is not JSON.
+        ConfigError: for anything but a mapping; for a NaN or an infinity, a tensor or name that the format does
+            not have, each with its name; if ``settings.qp_of`` names a tensor that is not coded; or for a record
+            that is not JSON.
         MissingExtraError: without nncodec.
     """
+    if not isinstance(tensors, Mapping):
+        way = (
+            "pass model.state_dict()"
+            if hasattr(tensors, "state_dict")
+            else "pass a mapping of names to tensors"
+        )
+        raise ConfigError(f"compress: a {type(tensors).__name__} holds no tensors by name: {way}")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ConfigError(f"tensor {name!r}: pass strings and torch.Tensors, not {type(tensor).__name__}")

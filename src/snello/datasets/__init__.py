@@ -35,6 +35,7 @@ al., "Deep residual learning for image recognition", 2016, section 4.2.
 """
 
 from snello.datasets._batches import loader as loader
+from snello.datasets._load import FIXED_SIZE as FIXED_SIZE
 from snello.datasets._load import available as available
 from snello.datasets._load import load as load
 from snello.datasets._types import DataSplits as DataSplits
@@ -45,5 +46,6 @@ from snello.datasets._types import StreamedImages as StreamedImages
 from snello.datasets._types import StreamedSplits as StreamedSplits
 
 __all__ = [
-    "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load", "loader",
+    "FIXED_SIZE", "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load",
+    "loader",
 ]  # fmt: skip

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from snello import archives
 from snello.datasets._folders import class_names, read_parts
 from snello.datasets._places import Request, missing, unpacked
 from snello.datasets._torchvision import from_torchvision
 from snello.datasets._types import Images, RawData
 from snello.errors import DataError
-from snello.files import write_file
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_COUNTS = (50_000, 10_000)
@@ -82,13 +82,13 @@ def _archived(archive: Path) -> RawData:
         raw = _folders(source)
         parts = {"train": raw.train, "test": raw.test}
         content = {part: (images.pixels, images.labels) for part, images in parts.items()}
-        write_file(file, lambda beside: torch.save(content, beside))
+        archives.save(file, content)
     return _decoded(file, source)
 
 
 def _decoded(file: Path, source: Path) -> RawData:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = archives.load(file)
         train, test = (Images(*content[part]) for part in ("train", "test"))
     except Exception as error:  # a damaged file raises whatever its first broken byte leads to
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -161,4 +161,7 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
     "maskfolder": lambda request: read_mask_folder(request.path),
 }
 
+FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
+"""Datasets whose images have one size of their own, which nobody else should change without being asked."""
+
 _WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from snello.deploy._runners import onnx_session
-from snello.deploy._verify import checked_inputs, compare_outputs, first_line, on_cpu, one_more, quiet, shapes
+from snello.deploy._verify import (
+    check_batch_sizes,
+    checked_inputs,
+    compare_outputs,
+    first_line,
+    on_cpu,
+    one_more,
+    quiet,
+    shapes,
+)
 from snello.errors import ModelError, require
 from snello.files import check_writable, writing
 
@@ -40,7 +49,8 @@ def export(
     Raises:
         ConfigError: if there is no input, or one without a batch.
         ModelError: if the model cannot be exported, does not run at another batch size, or if the file's
-            outputs differ by more than 1e-4 of the largest magnitude, with the number.
+            outputs differ by more than 1e-4 of the largest magnitude (in half precision by 8 roundings of it), with
+            the number.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
@@ -48,6 +58,7 @@ def export(
     for module in ("onnx", "onnxscript", *(("onnxruntime",) if verify else ())):
         require(module, "onnx", "ONNX export")
     inputs, clone = checked_inputs(example_inputs), on_cpu(model)
+    check_batch_sizes(clone, inputs)
     with writing(path) as temporary:
         _write(clone, inputs, temporary, opset)
         if verify:

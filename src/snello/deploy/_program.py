@@ -16,6 +16,7 @@ from snello.deploy._memory import PeakMemory, peak_memory_of
 from snello.deploy._program_check import check_program
 from snello.deploy._runners import Runner, random_inputs, runner
 from snello.deploy._verify import (
+    check_batch_sizes,
     checked_inputs,
     compare_outputs,
     first_line,
@@ -56,6 +57,7 @@ def export_program(
     """
     path = check_writable(path)
     inputs, clone = checked_inputs(example_inputs), on_cpu(model)
+    check_batch_sizes(clone, inputs)
     program = captured(clone, inputs)
     program.example_inputs = None  # the example may be somebody's data
     with writing(path) as temporary:

@@ -16,7 +16,7 @@ from snello.deploy._export import export, run_onnx
 from snello.deploy._runners import onnx_session
 from snello.deploy._verify import batch_of, first_line, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, writing
+from snello.files import check_writable, temporary_files_in, writing
 from snello.graph import as_inputs
 
 
@@ -65,19 +65,30 @@ def quantise(
 
     Raises:
         ConfigError: for calibration data that is empty or does not fit the file's inputs.
-        ModelError: if the file cannot be read, quantised, or run, or its outputs are not finite.
+        ModelError: if the file cannot be read, quantised (a layer that is known not to be is named), or run, or
+            its outputs are not finite.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx or onnxruntime.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    path, source = check_writable(path), Path(source)
+    return _quantised(Path(source), check_writable(path), calibration, reduce_range, str(source))
+
+
+def _quantised(
+    source: Path,
+    path: Path,
+    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    reduce_range: bool,
+    what: str,
+) -> Quantised:
     require("onnx", "onnx", "int8 quantisation")
     names = [node.name for node in onnx_session(source, threads=1).get_inputs()]
     batches = _checked(calibration, names)
-    with writing(path) as temporary:
-        _write(source, temporary, _Reader(names, batches), reduce_range)
-        return _compared(source, temporary, batches, path)
+    _check_layers(source, what)
+    with temporary_files_in(path.parent), writing(path) as temporary:
+        _write(source, temporary, _Reader(names, batches), reduce_range, what)
+        return _compared(source, temporary, batches, path, what)
 
 
 def export_int8(
@@ -101,9 +112,9 @@ def export_int8(
         ConfigError, ModelError, OutputError, MissingExtraError: as both do.
     """
     path = check_writable(path)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         source = export(model, example_inputs, Path(folder) / "float32.onnx")
-        return quantise(source, path, calibration, reduce_range=reduce_range)
+        return _quantised(source, path, calibration, reduce_range, type(model).__name__)
 
 
 class _Reader:
@@ -137,11 +148,37 @@ def _checked(
     return batches
 
 
-def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool) -> None:
+def _check_layers(source: Path, what: str) -> None:
+    """Find what ONNX Runtime's quantiser fails on without saying which layer it was.
+
+    Raises:
+        ModelError: naming the layers.
+    """
+    onnx = require("onnx", "onnx", "int8 quantisation")
+    nodes = [node for node in onnx.load(str(source)).graph.node if node.op_type == "ConvTranspose"]
+    if grouped := [_layer_of(node) for node in nodes if _groups_of(node) > 1]:
+        raise ModelError(
+            f"{what} cannot be quantised to int8: ONNX Runtime's quantiser has no scale per channel for "
+            f"transposed convolutions with groups ({', '.join(map(repr, grouped[:5]))}); build them with groups=1, or "
+            "ship the float32 file"
+        )
+
+
+def _groups_of(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _layer_of(node: Any) -> str:
+    """Name of a layer in the PyTorch model, by its weight; the node's own name for other files."""
+    weight = node.input[1]
+    return str(weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.op_type)
+
+
+def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: str) -> None:
     quantization = require("onnxruntime.quantization", "onnx", "int8 quantisation")
     kinds = quantization.QuantType
     try:
-        with quiet(), tempfile.TemporaryDirectory() as folder:
+        with quiet(), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             prepared = Path(folder) / "prepared.onnx"
             # Shapes inferred, BatchNorm fused: what the quantiser sees is what will run.
             quantization.quant_pre_process(str(source), str(prepared))
@@ -158,13 +195,15 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool) -> Non
     except OSError:
         raise
     except Exception as error:  # onnxruntime has its own exceptions, without a public root
-        raise ModelError(f"{source} cannot be quantised to int8: {first_line(error)}") from error
+        raise ModelError(f"{what} cannot be quantised to int8: {first_line(error)}") from error
 
 
-def _compared(source: Path, int8: Path, batches: list[tuple[Tensor, ...]], path: Path) -> Quantised:
+def _compared(
+    source: Path, int8: Path, batches: list[tuple[Tensor, ...]], path: Path, what: str
+) -> Quantised:
     expected, found = (_first_outputs(file, batches) for file in (source, int8))
     if not bool(found.isfinite().all()):
-        raise ModelError(f"the int8 outputs of {source} are not finite; nothing was written to {path}")
+        raise ModelError(f"the int8 outputs of {what} are not finite; nothing was written to {path}")
     error, scale = (found - expected).abs().double(), expected.abs().double()
     same = found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)
     return Quantised(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +19,29 @@ from snello.graph import as_inputs
 from snello.wrappers import copied
 
 TOLERANCE = 1e-4
-"""Largest accepted difference to PyTorch, relative to the largest magnitude of the output."""
+"""Largest accepted difference to PyTorch, relative to the largest magnitude of the output, in single precision."""
+
+_ROUNDINGS = 8
+"""In half precision, so many roundings of the largest magnitude instead."""
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """Largest accepted difference to PyTorch, by the narrowest dtype that a model computes in."""
+    narrow = {t.dtype for t in model.state_dict().values() if isinstance(t, Tensor)} & {
+        torch.float16,
+        torch.bfloat16,
+    }
+    return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(dtype).eps for dtype in narrow)])
+
+
+def check_batch_sizes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Check that a model itself runs on the example, and at another batch size, before it is exported for any.
+
+    Raises:
+        ModelError: if it does not.
+    """
+    for batch in (inputs, one_more(inputs)):
+        _outputs(model, batch)
 
 
 def checked_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
@@ -74,15 +97,16 @@ def compare_outputs(
 
     Raises:
         ModelError: if either does not run, or an output differs in shape or by more than 1e-4 of its
-            largest magnitude.
+            largest magnitude (in half precision by 8 roundings of it).
     """
+    tolerance = tolerance_of(model)
     name, batch = type(model).__name__, batch_of(inputs)
     expected = _outputs(model, inputs)
     try:
         found = run(inputs)
     except Exception as error:  # every runtime has exceptions of its own
         raise ModelError(
-            f"the exported {name} does not run in {where} at batch size {batch}: {first_line(error)}"
+            f"the exported {name} does not run in {where} at batch size {batch}: {first_line(error)}{_way_out(model)}"
         ) from error
     if [y.shape for y in found] != [y.shape for y in expected]:
         raise ModelError(
@@ -93,13 +117,21 @@ def compare_outputs(
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         difference = relative_difference(a, b)
         # Negated, so that a NaN on either side is a failure too.
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise ModelError(
                 f"the exported {name} differs from PyTorch by {difference:.3g} of the largest magnitude in {where}, "
-                f"where {TOLERANCE:.3g} is allowed (output {index}, batch size {batch}); nothing was written"
+                f"where {tolerance:.3g} is allowed (output {index}, batch size {batch}); nothing was written"
             )
         worst = max(worst, difference)
     return worst
+
+
+def _way_out(model: nn.Module) -> str:
+    unusual = {t.dtype for t in model.state_dict().values() if isinstance(t, Tensor)} & {
+        torch.float64,
+        torch.bfloat16,
+    }
+    return "; export model.float(), since few runtimes compute in other types" if unusual else ""
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
@@ -145,7 +177,19 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something, or its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_CONSTANT_BATCH = re.compile(r"batch as dynamic but your code specialized it to be a constant \((\d+)\)")
+_ADVICE = re.compile(
+    r"\s*(?:For more information, run with|See the stack trace for|\(unhinted:|\(Size-like symbols:).*"
+)
+
+
+def first_line(error: BaseException) -> str:
+    """The cause of an error in one line: of the first exception of a chain, without advice and control codes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _CONTROL.sub("", str(error))
+    if found := _CONSTANT_BATCH.search(text):
+        return f"its code takes the batch size {found[1]} for a constant"
+    lines = [short for line in text.splitlines() if (short := _ADVICE.sub("", line).strip())]
     return lines[0][:300] if lines else type(error).__name__

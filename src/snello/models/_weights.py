@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from snello import archives
 from snello.errors import ModelError, require
 
 TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
@@ -81,18 +80,7 @@ def _read(path: Path) -> object:
         raise ModelError(
             f"no weights in {path}: it {found}; give the path of a state_dict file (.pt, .pth, .th)"
         )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} is not a weights file: it is damaged, of another kind, or holds pickled objects "
-            "other than tensors, which are never loaded; save model.state_dict() with torch.save"
-        ) from error
-    except Exception as error:  # a truncated file raises whatever its first broken byte leads to
-        raise ModelError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: it is truncated, damaged or of "
-            f"another kind ({_first_line(error)}); copy or download it again"
-        ) from error
+    return archives.load(path)
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from snello.neurons import (
     weighted_layers,
 )
 from snello.optimizers import Optimizers, check_trained, optimizers_of
-from snello.processes import mean_over_processes
+from snello.processes import mean_over_processes, meet
 from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
@@ -238,7 +238,12 @@ class Pruner:
 
         Raises:
             DivergenceError: if the validation loss is NaN or infinite.
+            ConfigError: with several processes, if not all of them call it, with the same schedule.
         """
+        meet(
+            "Pruner.step",
+            f"{type(self.schedule).__name__} {self.schedule.state_dict()}, loss given: {loss is not None}",
+        )
         loss = self.loss() if loss is None else _finite(self._agreed(loss))
         improved = self.schedule.update(loss)
         if improved and self.schedule.restores:

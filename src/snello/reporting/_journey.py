@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._plots import plot_pruning, plot_updates
 from ._tables import Table, markdown
@@ -153,10 +153,10 @@ def write_report(result: JourneyResult, folder: str | Path) -> Path:
         MissingExtraError: without matplotlib (extra ``report``).
     """
     folder = Path(folder)
-    write_file(folder / "report.json", lambda path: path.write_text(as_json(result)))
+    write_text(folder / "report.json", as_json(result))
     plot_pruning(result, folder / "pruning.png")
     plot_updates(result, folder / "updates.png")
-    return write_file(folder / "report.md", lambda path: path.write_text(_page(result)))
+    return write_text(folder / "report.md", _page(result))
 
 
 def _page(result: JourneyResult) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snello.modelfile import write_file
+from snello.files import write_text
 
 from ._plots import plot_reproduction
 from ._tables import Table, markdown
@@ -88,9 +88,9 @@ def write_reproduction(result: Reproduction, folder: str | Path) -> Path:
         MissingExtraError: without matplotlib (extra ``report``).
     """
     folder, name = Path(folder), result.table.name
-    write_file(folder / f"{name}.json", lambda path: path.write_text(as_json(result)))
+    write_text(folder / f"{name}.json", as_json(result))
     plot_reproduction(result, folder / f"{name}.png")
-    return write_file(folder / f"{name}.md", lambda path: path.write_text(_page(result)))
+    return write_text(folder / f"{name}.md", _page(result))
 
 
 def _page(result: Reproduction) -> str:

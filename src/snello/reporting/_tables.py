@@ -34,8 +34,8 @@ def show(table: Table) -> None:
 
     # Square brackets are units here, not rich's markup.
     drawn = RichTable(
-        title=escape(table.title), caption=escape(table.note) or None, title_justify="left",
-        caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False,
+        title=escape(table.title), title_justify="left",
+        box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False,
     )  # fmt: skip
     for number, name in enumerate(table.header):
         drawn.add_column(escape(name), justify="right" if number else "left", overflow="fold")
@@ -45,6 +45,14 @@ def show(table: Table) -> None:
     if not console.is_terminal:  # piped into a file there is no screen to fit
         console = Console(width=100)
     console.print(drawn)
+    if table.note:  # below it and not rich's caption, which wraps at the width of a narrow table
+        console.print(
+            table.note,
+            style="table.caption",
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
 
 
 def markdown(table: Table) -> str:

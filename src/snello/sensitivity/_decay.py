@@ -45,6 +45,9 @@ class Sensitivity(ABC):
 
         Call it after ``optimizer.step()`` (or ``scaler.step(optimizer)``, which unscales the gradients) and
         before the gradients are zeroed: once per optimizer step, not once per accumulated batch.
+
+        Raises:
+            ConfigError: by a method that observes, if it has not observed anything yet.
         """
         weights, insensitivities = self._weights_and_insensitivities()
         if weights:
@@ -59,6 +62,14 @@ class Sensitivity(ABC):
 
     def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to take out
         """Take every hook out of the model."""
+
+
+def nothing_observed(method: str) -> ConfigError:
+    """The error of a step that no observation came before."""
+    return ConfigError(
+        f"{method}.step: nothing has been observed yet: call {method.lower()}.observe(outputs) between the forward "
+        "pass and loss.backward(), as in docs/own-loop.md"
+    )
 
 
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:

@@ -12,7 +12,7 @@ from snello.neurons import LayerFilter, plain_layers, select_layers, weighted_la
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import unwrapped
 
-from ._decay import Sensitivity, insensitivity
+from ._decay import Sensitivity, insensitivity, nothing_observed
 from ._outputs import class_scores, generator, target_scores
 
 Kind = Literal["unspecific", "specific"]
@@ -134,9 +134,7 @@ class OutputSensitivity(Sensitivity):
         self._latest, self._pending = self.sensitivity(), []
         if not self._latest:
             if self._calls == 0:
-                raise ConfigError(
-                    "OutputSensitivity.step: nothing was observed; call observe(outputs) before the backward"
-                )
+                raise nothing_observed("OutputSensitivity")
             return [], []
         return [self._weights[n] for n in self._latest], insensitivity(list(self._latest.values()))
 

@@ -20,7 +20,7 @@ from snello.neurons import (
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrapped
 
-from ._decay import Sensitivity, insensitivity
+from ._decay import Sensitivity, insensitivity, nothing_observed
 from ._estimators import ESTIMATORS, Tap
 from ._outputs import class_scores, draw_classes
 from ._replay import Replay
@@ -216,13 +216,10 @@ class SeReNe(Sensitivity):
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._sums, self._counts = self.sensitivity(), {}, {}
-        if self._layers and not self._latest:
-            raise ConfigError(
-                "SeReNe.step: nothing was observed so far; call observe(outputs) right after outputs = model(inputs) "
-                "with gradients, before the backward"
-            )
         if not self._latest:
-            return [], []
+            if self._layers and self._calls == 0:
+                raise nothing_observed("SeReNe")
+            return [], []  # every layer is excluded, or none was called
         shares: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(self._latest, insensitivity(list(self._latest.values())), strict=True):
             module = self._layers[name]

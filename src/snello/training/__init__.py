@@ -24,6 +24,7 @@ from ._callbacks import NEq as NEq  # noqa: E402
 from ._callbacks import SelectiveUpdate as SelectiveUpdate  # noqa: E402
 from ._callbacks import SensitivityPruning as SensitivityPruning  # noqa: E402
 from ._config import Recipe as Recipe  # noqa: E402
+from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
 from ._distributed import world as world  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
@@ -38,6 +39,7 @@ from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
 from ._methods import METHODS as METHODS  # noqa: E402
+from ._recipe import check_option_names as check_option_names  # noqa: E402
 from ._recipe import load_recipe as load_recipe  # noqa: E402
 from ._recipe import recipe_names as recipe_names  # noqa: E402
 from ._recipe import recipe_parser as recipe_parser  # noqa: E402
@@ -56,7 +58,7 @@ from ._task import Classification as Classification  # noqa: E402
 __all__ = [
     "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "NEq", "PublishedTable",
     "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", "SelectiveUpdate", "SensitivityPruning",
-    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "evaluate", "evaluate_segmentation",
-    "huggingface_callback", "journey", "load_data", "load_recipe", "published_table", "recipe_names",
-    "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
+    "ShippedRow", "TrainedRow", "TrainingResult", "WeightAverage", "check_fits", "check_option_names", "evaluate",
+    "evaluate_segmentation", "huggingface_callback", "journey", "load_data", "load_recipe", "published_table",
+    "recipe_names", "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.datasets import Part, Splits, load, loader
-from snello.errors import ModelError
+from snello.errors import DataError, ModelError
 from snello.models import build, load_weights
 
 from ._callbacks import scores_of
@@ -43,17 +43,38 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
     model = build(recipe.model)
     if recipe.weights is not None:
         load_weights(model, recipe.weights)
-    images = torch.zeros(2, *splits.input_shape)
+    check_fits(recipe.model.name, model.eval(), splits)
+    return model.train()
+
+
+def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
+    """Check that a model runs on the images of a dataset and has as many outputs as there are classes.
+
+    Args:
+        name: of the model, for messages.
+        model: in evaluation mode, on any device.
+        splits: the data.
+
+    Raises:
+        ModelError: if it does not.
+        DataError: if there is one class, between which and nothing there is no choice.
+    """
+    if len(splits.classes) < 2:
+        raise DataError(
+            f"{splits.name} ({splits.source}) has the class {splits.classes[0]!r} alone: a classifier needs two "
+            "classes or more, each in a folder of its own"
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, *splits.input_shape, device=device)
     try:
         with torch.no_grad():
-            outputs = model.eval()(images)
+            outputs = model(images)
     except Exception as error:  # the model may be the user's own: it may raise anything
         reason = str(error).partition("\n")[0]
         raise ModelError(
-            f"model {recipe.model.name!r} does not run on images of shape {splits.input_shape}: {reason}"
+            f"model {name!r} does not run on images of shape {splits.input_shape}: {reason}"
         ) from error
-    _check_outputs(recipe.model.name, outputs, splits)
-    return model.train()
+    _check_outputs(name, outputs, splits)
 
 
 def _check_outputs(name: str, outputs: Any, splits: Splits) -> None:

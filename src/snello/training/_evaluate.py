@@ -47,16 +47,30 @@ def evaluate(
         channels_last: memory format of the images.
 
     Raises:
-        DataError: if there is no image.
+        DataError: if there is no image, or a label that the model has no output for.
     """
     loss, right, total = 0.0, 0, 0
     for logits, labels in _answers(model, batches, autocast, channels_last):
+        _check_labels(logits, labels)
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         right += int((logits.argmax(1) == labels).sum())
         total += len(labels)
     if not total:
         raise DataError("there are no images to evaluate the model on")
     return Evaluation(loss / total, right / total, total)
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise DataError(
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(labels)} images: one row of logits for "
+            "each is expected"
+        )
+    if len(labels) and not 0 <= (highest := int(labels.max())) < logits.shape[1]:
+        raise DataError(
+            f"the data hold the label {highest}, and the model has {logits.shape[1]} outputs: name the dataset that "
+            "it was trained on"
+        )
 
 
 def evaluate_segmentation(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from snello.datasets import Splits
-from snello.errors import ConfigError, ModelError, OutputError
-from snello.modelfile import write_file
+from snello.errors import ConfigError, ModelError, OutputError, Stopped
+from snello.files import is_full
 
 from ._config import Recipe
 from ._data import load_data
 from ._distributed import rejoin, restarted, wait_for_all, world
+from ._folder import check_same_run, claimed, finished_epochs, write_note
 from ._methods import method_of
-from ._result import CHECKPOINT, NOTE, RESULT, TrainingResult
+from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._run import Progress, Run, device_of
+from ._stop import Halt, StopSignals
 
 
 def train(
@@ -45,44 +45,107 @@ def train(
         splits: the data, if it is loaded already.
         resume: go on from the folder's checkpoint, or return its result if it is finished. Settings that this
             method does not read (another method's, those of shipping) may differ. The weights at the end are
-            those of a run that was never interrupted, bit for bit on the CPU. A run that torchrun starts again
-            after a process was lost resumes by itself.
+            those of a run that was never interrupted, bit for bit on the CPU. With other ``epochs``, or another
+            ``finetune`` of its method, a finished or stopped run goes on if it would have come to the same
+            weights so far. A run that torchrun starts again after a process was lost resumes by itself.
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq`` beside
             ``folder``.
 
     Raises:
         ConfigError: for an unknown method, for a folder that holds a run already while ``resume`` is false, or
-            one of another method or recipe, naming what differs.
+            one of another method or recipe, naming what differs, or one that cannot have so many epochs; and
+            for a folder that another process has.
+        OutputError: for a full disk; the finished epochs are kept.
+        Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume`` trains the
+            epoch that was under way again. A second signal is not waited for.
         SnelloError: whatever the data, the model or the training have to complain about.
     """
-    update = method_of(method).update
     replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
     folder, resume = Path(folder), resume or restarted()
+    with StopSignals() as signals, claimed(folder, resume=resume), _going_on(recipe, folder, signals):
+        return _train(recipe, method, folder, splits, resume, progress, matched, signals)
+
+
+def _train(
+    recipe: Recipe,
+    method: str,
+    folder: Path,
+    splits: Splits | None,
+    resume: bool,
+    progress: Progress | None,
+    matched: str | Path | None,
+    signals: StopSignals,
+) -> TrainingResult:
     result_file, checkpoint = folder / RESULT, folder / CHECKPOINT
+    done = finished_epochs(folder) if resume else 0
     if world().is_first:
-        _check_folder(folder, recipe, method, resume)
+        check_same_run(folder, recipe, method, resume=resume, done=done)
     if resume and result_file.is_file():
-        return TrainingResult.read(result_file)
-    imitated = _finished(Path(matched or folder.parent / "neq")) if update == "stochastic-star" else None
+        result = TrainingResult.read(result_file)
+        if len(result.epochs) >= recipe.epochs:
+            return result
+        _check_extensible(folder)
+    star = method_of(method).update == "stochastic-star"
+    imitated = _finished(Path(matched or folder.parent / "neq")) if star else None
     splits = splits or load_data(recipe)
-    resumed = _sound(checkpoint) if resume and checkpoint.is_file() else None
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
-    trainer = run.trainer(folder)
+    trainer = run.trainer(folder, signals)
     if run.world.is_first:  # not before: what was wrong until here has started no run
-        asked = json.dumps(_asked(recipe, method), indent=1)
-        write_file(folder / NOTE, lambda beside: beside.write_text(asked))
+        write_note(folder, recipe, method)
     rejoin(device_of(recipe))
     started = time.perf_counter()
     trainer.fit(
         run.task, run.batches.train, run.batches.validation,
-        ckpt_path=resumed, weights_only=True,
+        ckpt_path=checkpoint if done else None, weights_only=True,
     )  # fmt: skip
+    signals.end_steps()
     seconds = time.perf_counter() - started
     if run.world.is_first:
         run.finish(folder, trainer, seconds)
     wait_for_all()
     return TrainingResult.read(result_file)
+
+
+@contextmanager
+def _going_on(recipe: Recipe, folder: Path, signals: StopSignals) -> Iterator[None]:
+    """Say how to go on with a run that a signal or a full disk ends.
+
+    Raises:
+        Stopped: after a signal.
+        OutputError: where there is no room.
+    """
+    try:
+        yield
+    except Halt:
+        done = _saved_epochs(folder)
+        saved = f"{done} of {recipe.epochs} epochs are saved in {folder}"
+        raise Stopped(
+            f"stopped at epoch {max(signals.epoch, done)}; go on with --resume ({saved})", signals.received
+        ) from None
+    except OutputError as error:
+        raise OutputError(f"{error}; {_kept(folder)}") from error
+    except OSError as error:
+        # A logger, say; what the run itself writes comes with a better message.
+        if not is_full(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise OutputError(
+            f"cannot write to the run folder {folder}: {error.strerror}; it has {free:,} bytes free: make room there; "
+            f"{_kept(folder)}"
+        ) from error
+
+
+def _kept(folder: Path) -> str:
+    done = _saved_epochs(folder)
+    return f"{done} finished epochs are kept in {folder}, go on with --resume" if done else "nothing is lost"
+
+
+def _saved_epochs(folder: Path) -> int:
+    try:
+        return finished_epochs(folder)
+    except ModelError:
+        return 0
 
 
 def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
@@ -108,69 +171,9 @@ def _finished(folder: Path) -> TrainingResult | None:
     return TrainingResult.read(path) if path.is_file() else None
 
 
-def _sound(checkpoint: Path) -> Path:
-    """The checkpoint, if it can be read at all.
-
-    Raises:
-        ModelError: if it is damaged.
-    """
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged file
-        raise ModelError(f"{checkpoint} is damaged: remove it to start this run anew") from error
-    return checkpoint
-
-
-def _check_folder(folder: Path, recipe: Recipe, method: str, resume: bool) -> None:
-    """Create the folder, or check that the run that lies there may be gone on with."""
-    note = folder / NOTE
-    if note.is_file() and any((folder / name).is_file() for name in (RESULT, CHECKPOINT)):
-        if not resume:
-            raise ConfigError(
-                f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
-            )
-        there = {"method": method, **_read(note)}  # notes of before have no method
-        if differences := _differences(there, _asked(recipe, method), _unused(method)):
-            raise ConfigError(
-                f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
-                f"{' ...' if differences[3:] else ''}: choose another --out, or resume with its own"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create the run folder {folder}: {error.strerror or error}") from error
-
-
-def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
-    """What a run folder notes of what it was asked for, as JSON has it: a tuple comes back as a list."""
-    asked: dict[str, Any] = json.loads(json.dumps({"method": method, **asdict(recipe)}))
-    return asked
-
-
-def _read(note: Path) -> dict[str, Any]:
-    try:
-        asked: dict[str, Any] = json.loads(note.read_text())
-        return dict(asked)
-    except (ValueError, TypeError) as error:
+def _check_extensible(folder: Path) -> None:
+    if not (folder / CHECKPOINT).is_file():
         raise ConfigError(
-            f"{note} is damaged: choose another --out, or remove the run and start anew"
-        ) from error
-
-
-def _unused(method: str) -> set[str]:
-    """Parts of a recipe that say nothing about the weights that a method trains."""
-    used = method_of(method)
-    parts = {"methods", "ship", "lobster", "serene"} - {used.pruning or ""}
-    return parts if used.update else parts | {"neq"}
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str] = ()) -> list[str]:
-    """Which settings differ, by their dotted names, with both values."""
-    found = []
-    for name in sorted({*there, *here} - {*skip}):
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += [f"{name}.{difference}" for difference in _differences(old, new)]
-        elif old != new:
-            found.append(f"{name} is {old!r} there, {new!r} here")
-    return found
+            f"{folder} holds a finished run without its {CHECKPOINT}, which more epochs would start from: choose "
+            f"another --out, and start from its weights with --weights={folder / MODEL}"
+        )

@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from snello import archives
 from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
 from snello.pruning import Pruner
@@ -64,7 +65,7 @@ def huggingface_callback(
             self.parts = {name: part for name, part in built.items() if part is not None}
             self.hook = model.register_forward_hook(OwnHook(self.look))
             if (saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")).is_file():
-                found = torch.load(saved, map_location="cpu", weights_only=True)
+                found = archives.load(saved)
                 for name, part in self.parts.items():
                     part.load_state_dict(found[name])
             elif self.last is not None and self.last[0]() is model:  # trained once more
@@ -97,7 +98,7 @@ def huggingface_callback(
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             if state.is_world_process_zero and folder.is_dir():
-                torch.save({name: p.state_dict() for name, p in self.parts.items()}, folder / "snello.pt")
+                archives.save(folder / "snello.pt", {name: p.state_dict() for name, p in self.parts.items()})
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.hook.remove()

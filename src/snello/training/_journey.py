@@ -22,6 +22,7 @@ from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
+from ._folder import claimed
 from ._methods import method_of
 from ._result import TrainingResult
 from ._run import Progress, Run
@@ -117,9 +118,16 @@ def journey(
         progress: called with lines of text.
 
     Raises:
+        ConfigError: if another process has the folder.
         SnelloError: whatever the data, the model, the training or the shipping have to complain about.
+        Stopped: for SIGTERM or SIGINT while a network is trained.
     """
-    folder, say = Path(folder), progress or (lambda line: None)
+    with claimed(Path(folder), resume=resume):
+        return _journey(recipe, Path(folder), resume, progress)
+
+
+def _journey(recipe: Recipe, folder: Path, resume: bool, progress: Progress | None) -> JourneyResult:
+    say = progress or (lambda line: None)
     splits = validate(recipe)  # what is wrong is found before the first epoch of anything
     runs: dict[str, TrainingResult] = {
         method: train(recipe, method, folder / method, splits=splits, resume=resume, progress=progress)

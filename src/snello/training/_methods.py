@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, nearest
 
 Pruning = Literal["lobster", "serene"]
 Update = Literal["neq", "stochastic", "stochastic-star"]
@@ -58,7 +58,7 @@ def method_of(name: str) -> Method:
             update, share = "stochastic", given
         else:
             raise ConfigError(
-                f"methods: a method must be one of {', '.join(METHODS)}, not {name!r}; "
+                f"methods: a method must be one of {', '.join(METHODS)}, not {name!r}{nearest(name, METHODS)}; "
                 "any share makes a stochastic-P, and '+' joins lobster or serene to one that updates less"
             )
     return Method(name, pruning, update, share)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from snello.errors import ConfigError, require
+from snello.errors import ConfigError, nearest, require
 
 from ._config import Recipe
 
@@ -32,7 +33,10 @@ def recipe_path(name_or_path: str) -> Path:
         return path
     if name_or_path in recipe_names():
         return Path(str(recipe_folder() / f"{name_or_path}.yaml"))
-    raise ConfigError(f"no recipe {name_or_path!r}: neither a file nor one of: {', '.join(recipe_names())}")
+    hint = nearest(name_or_path, recipe_names())
+    raise ConfigError(
+        f"no recipe {name_or_path!r}{hint}: neither a file nor one of: {', '.join(recipe_names())}"
+    )
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
@@ -51,6 +55,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     """
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     values = recipe_values(name_or_path, quick=quick)
+    _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
+    _check_comment(name_or_path, overrides)
     parser = recipe_parser()
     # jsonargparse 4.49 renamed it.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -94,15 +100,103 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(_extended(str(beside) if beside.is_file() else base, (*seen, path)), values)
 
 
+def option_names() -> tuple[str, ...]:
+    """The options of a recipe by their dotted names: ``"epochs"``, ``"data.batch_size"`` ..."""
+    return tuple(_options_of(Recipe))
+
+
+def _options_of(kind: Any, within: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        name = f"{within}{field.name}"
+        yield name
+        if is_dataclass(hints[field.name]):
+            yield from _options_of(hints[field.name], f"{name}.")
+
+
+def _dotted(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{within}{key}"
+        yield name
+        if isinstance(value, Mapping) and name != _FREE:
+            yield from _dotted(value, f"{name}.")
+
+
+_FREE = "model.arguments"
+"""What a model takes is the model's own affair."""
+
+
+def check_option_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Check that a recipe has options of these dotted names.
+
+    Args:
+        names: of the options.
+        others: names that may have been meant as well.
+
+    Raises:
+        ConfigError: for the first that it has not, with the nearest name.
+    """
+    known = option_names()
+    for name in names:
+        if name not in known and not name.startswith(f"{_FREE}."):
+            raise ConfigError(f"a recipe has no option {name!r}{nearest(name, [*known, *others])}")
+
+
+def _check_names(recipe: str, names: Iterable[str]) -> None:
+    try:
+        check_option_names(names)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {recipe}: {error}") from error
+
+
+def _override_name(override: str) -> str:
+    return override.partition("=")[0].removeprefix("--")
+
+
+def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
+    """The parser reads every value as YAML, in which this one would be a comment, and be lost."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if value.lstrip().startswith("#"):
+            raise ConfigError(
+                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path may be "
+                f"{'./' + value.lstrip()!r}"
+            )
+
+
 def _read(path: Path, name: str) -> dict[str, Any]:
     yaml = require("yaml", "train", "reading recipes")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(), _loader())
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {name} is no mapping of options, but a {type(values).__name__}")
     return values
+
+
+@cache
+def _loader() -> Any:
+    """YAML's safe loader, which would take the last of two equal keys and say nothing; this one refuses."""
+    yaml = require("yaml", "train", "reading recipes")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """Refuses a mapping with two equal keys."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """Check the keys as they are written: merged ones (``<<``) may be overridden."""
+            seen: dict[Any, Any] = {}
+            for key, _ in node.value:
+                name = (key.tag, getattr(key, "value", None))
+                if isinstance(key, yaml.ScalarNode) and name in seen:
+                    lines = f"lines {seen[name] + 1} and {key.start_mark.line + 1}"
+                    raise ConfigError(f"the key {key.value!r} is given twice, in {lines}: remove one")
+                seen[name] = key.start_mark.line
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

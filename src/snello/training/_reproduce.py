@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from snello.datasets import Splits
-from snello.errors import ConfigError, SnelloError
-from snello.modelfile import write_file
+from snello.errors import ConfigError, SnelloError, nearest
+from snello.files import write_text
 
 from ._config import Recipe
 from ._data import load_data
@@ -136,7 +136,8 @@ def published_table(name: str) -> PublishedTable:
         ConfigError: for a table that there is not.
     """
     if name not in TABLES:
-        raise ConfigError(f"there is no table {name!r} to reproduce; there are: {', '.join(TABLES)}")
+        hint = nearest(name, TABLES)
+        raise ConfigError(f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}")
     data = json.loads((recipe_folder() / "published.json").read_text())[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
     rows = tuple(PublishedRow(**row) for row in data["rows"])
@@ -240,7 +241,7 @@ class _Group:
                 return kept
         self._splits = self._splits or load_data(self._recipe)
         found = self._shipped(runs) if self._table == "table1" else self._trained(runs)
-        write_file(note, lambda beside: beside.write_text(json.dumps(found, indent=1)))
+        write_text(note, json.dumps(found, indent=1))
         return found
 
     def _shipped(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:

@@ -10,8 +10,8 @@ from snello.errors import ModelError
 
 from ._history import EpochRecord
 
-NOTE, CHECKPOINT, RESULT = "recipe.json", "last.ckpt", "result.json"
-"""What a run's folder holds: what was asked for, the last finished epoch, and in the end what came of it."""
+NOTE, CHECKPOINT, MODEL, RESULT = "recipe.json", "last.ckpt", "model.pt", "result.json"
+"""The files of a run's folder: what was asked for, the last finished epoch, the network and its figures."""
 
 
 @dataclass(frozen=True)

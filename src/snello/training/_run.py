@@ -19,21 +19,24 @@ from snello.datasets import Splits
 from snello.equilibrium import MatchedStochastic, Selection, Stochastic, Velocity
 from snello.equilibrium import SelectiveUpdate as Update
 from snello.errors import ConfigError, require
-from snello.modelfile import Record, save, write_file
+from snello.files import write_text
+from snello.modelfile import Record, save
 from snello.pruning import Pruner
 from snello.sensitivity import Lobster, Sensitivity, SeReNe
 
 from ._average import WeightAverage
 from ._callbacks import SelectiveUpdate, SensitivityPruning
+from ._checkpoints import SealedCheckpoints
 from ._config import PruningConfig, Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._methods import method_of
-from ._result import CHECKPOINT, RESULT, TrainingResult
+from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
+from ._stop import StopBetweenSteps, StopSignals
 from ._task import Classification
 
 Progress = Callable[[str], None]
@@ -173,7 +176,7 @@ class Run:
             return evaluate_segmentation(model, batches, classes, autocast=autocast, channels_last=last)
         return evaluate(model, batches, autocast=autocast, channels_last=last)
 
-    def trainer(self, folder: Path) -> L.Trainer:
+    def trainer(self, folder: Path, signals: StopSignals) -> L.Trainer:
         """A Lightning trainer: a checkpoint after every epoch, one device per process."""
         recipe = self.recipe
         self.timer = BackwardTimer()
@@ -190,7 +193,7 @@ class Run:
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before the masks.
         callbacks = [
             EpochSeed(recipe.seed), self.history, self.average, self._pruning_callback(), update, self.timer,
-            checkpoint,
+            StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
             return L.Trainer(
@@ -204,6 +207,7 @@ class Run:
                 sync_batchnorm=recipe.sync_batchnorm,
                 use_distributed_sampler=False,  # the loaders deal out the images themselves
                 precision=recipe.precision,
+                plugins=SealedCheckpoints(),
                 callbacks=[callback for callback in callbacks if callback is not None],
                 logger=_loggers(recipe, folder),
                 enable_progress_bar=False,
@@ -222,11 +226,15 @@ class Run:
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
         """Test the last epoch's weights, write the model file and then the result. For the first process."""
-        averaged = self.average.average if self.average is not None else None
-        model: nn.Module = (self.task.model if averaged is None else averaged.module).eval()
+        model: nn.Module = self.task.model
+        if self.average is not None:
+            # A run that was stopped after its last epoch trains nothing when it is resumed, and so has not begun
+            # its average: it is the one in the checkpoint.
+            model = self.average.start(model, trainer.global_step).module
+        model.eval()
         test = self.evaluate(model, self.batches.test)
         record = Record(self.recipe.model, self.splits.input_shape)
-        path = save(folder / "model.pt", model.cpu(), record, trust=self.recipe.model.name)
+        path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
             method=self.method.name,
             model=path.name,
@@ -239,7 +247,7 @@ class Run:
             precision=self.recipe.precision,
             processes=self.world.size,
         )
-        write_file(folder / RESULT, lambda p: p.write_text(json.dumps(asdict(result), indent=1)))
+        write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

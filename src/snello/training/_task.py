@@ -26,12 +26,17 @@ class Classification(L.LightningModule):
         classes: C.
         optimizer: optimizer and schedule.
         channels_last: memory format of the images.
+
+    Raises:
+        ConfigError: for fewer than two classes.
     """
 
     def __init__(
         self, model: nn.Module, classes: int, optimizer: OptimizerConfig, *, channels_last: bool = False
     ) -> None:
         super().__init__()
+        if classes < 2:
+            raise ConfigError(f"classes={classes}: a classifier needs two classes or more")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
         self._config, self.memory_format = optimizer, memory_format

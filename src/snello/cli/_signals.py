@@ -1,0 +1,40 @@
+"""Signals of schedulers and terminals, as exceptions that leave no half-written file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from snello.errors import Stopped
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """Have SIGTERM raise :class:`Stopped`, as SIGINT raises KeyboardInterrupt; a second one ends the process.
+
+    Raises:
+        Stopped: when it comes, unless somebody else has a handler for it.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped("stopped by SIGTERM", number)
+
+
+def is_speaker() -> bool:
+    """Whether this process says why it was stopped: of those that torchrun has started, the first."""
+    return os.environ.get("RANK", "0") == "0"
