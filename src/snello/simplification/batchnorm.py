@@ -15,7 +15,6 @@ A lean model made by ``simplify`` is folded the same way: apply its plan first, 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, fx, nn
 from snello.errors import ModelError
 from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
 from snello.neurons import is_batchnorm
+from snello.wrappers import copied
 
 from .ops.layers import pads_with_zeros
 from .ops.norms import affine_of, is_plain_batchnorm
@@ -81,11 +81,11 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
         SimplifyError: if the outputs differ in float64, naming the first layer that does.
     """
     inputs = Inputs.of(example_inputs)
-    folded = copy.deepcopy(model)
+    folded = copied(model)
     folds = _fold_all(folded, inputs)
     # Folded weights are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = copy.deepcopy(model).double().eval()
-    twin = copy.deepcopy(reference)
+    reference = copied(model).double().eval()
+    twin = copied(reference)
     _fold_all(twin, inputs)
     compare(
         reference, twin, inputs, "with its BatchNorms folded, the outputs",
@@ -111,7 +111,7 @@ def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
     Raises:
         ModelError: if the folds were made for another architecture, naming the layer.
     """
-    folded = copy.deepcopy(model)
+    folded = copied(model)
     modules = dict(folded.named_modules())
     for norm, layer in folds.items():
         if norm not in modules or not is_batchnorm(modules[norm]):

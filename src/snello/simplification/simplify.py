@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Graph, Inputs, capture
+from snello.wrappers import copied
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
 from .cost import CostModel, Plain, cost_model
@@ -80,7 +80,7 @@ def simplify(
     inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = source if _is_double(source) else copy.deepcopy(source).double()
+    reference = source if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
     chosen = next(c for c in candidates if _holds(c, reference, inputs))
     lean = chosen.build(source)

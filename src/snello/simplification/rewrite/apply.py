@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from snello.errors import ModelError
 from snello.graph import capture
 from snello.simplification.ir.plan import SimplificationPlan
+from snello.wrappers import computed_memo, copied
 
 from .appliers import apply_edit
 from .arguments import erase_arguments, wake_dropout
@@ -52,7 +53,7 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
             f"the plan changes the graph ({plan.edits[0].nodes[0]!r}): that needs the representation 'graph'"
         )
     check(plan, model)
-    lean = copy.deepcopy(model)
+    lean = copied(model)
     narrow(lean, plan)
     for name, value in plan.attributes.items():
         owner, _, attribute = name.rpartition(".")
@@ -89,7 +90,8 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
 def sharing_parameters(model: nn.Module) -> nn.Module:
     """Copy a model but for its parameters: memory has no room for many copies of the largest ones."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, computed_memo(model) | shared)
 
 
 def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
