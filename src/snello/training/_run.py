@@ -311,6 +311,8 @@ class _quiet:  # noqa: N801 - reads as a verb in a with statement
         warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
         warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+        # A run folder may be moved, or copied, and gone on with.
+        warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
         # What every process counts alike needs no averaging.
         warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")
 
