@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snello.errors import ModelError
 from snello.flops import flop_counter
-from snello.graph import as_inputs, evaluation
+from snello.graph import Example, evaluation, positional
 from snello.neurons import count_parameters, dead_neurons, weighted_layers
 
 
@@ -35,7 +35,7 @@ class Footprint:
     bytes: int
 
 
-def footprint(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -> Footprint:
+def footprint(model: nn.Module, example_inputs: Example) -> Footprint:
     """Count what a model costs.
 
     Args:
@@ -50,15 +50,16 @@ def footprint(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -> 
         parameters=parameters,
         nonzeros=nonzeros,
         dead_neurons=sum(int(dead_neurons(layer).sum()) for layer in weighted_layers(model).values()),
-        macs=model_macs(model, as_inputs(example_inputs)),
+        macs=model_macs(model, example_inputs),
         bytes=state_bytes(model.state_dict(keep_vars=True).values()),
     )
 
 
-def model_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def model_macs(model: nn.Module, example_inputs: Example) -> int:
     """Multiply-accumulate operations of one sample, in evaluation mode."""
+    called, inputs = positional(model, example_inputs)
     with evaluation(model):
-        return macs_of(model, inputs, type(model).__name__)
+        return macs_of(called, inputs, type(model).__name__)
 
 
 def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) -> int:

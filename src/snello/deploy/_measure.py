@@ -16,7 +16,7 @@ from snello.deploy._memory import PeakMemory, peak_memory, peak_memory_onnx
 from snello.deploy._onnx_footprint import onnx_footprint
 from snello.deploy._runners import Runner, onnx_runner, onnx_session, pytorch_runner
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs
+from snello.graph import Example, positional
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Measurement:
 
 def measure(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...] | Tensor,
+    example_inputs: Example,
     *,
     onnx: str | os.PathLike[str] | None = None,
     repeats: int = 50,
@@ -58,12 +58,12 @@ def measure(
         ConfigError: for counts out of range.
         MissingExtraError: if ``onnx`` is given, without onnxruntime.
     """
-    inputs = as_inputs(example_inputs)
-    runners: dict[str, Runner] = {"pytorch": pytorch_runner(model, inputs)}
+    called, inputs = positional(model, example_inputs)
+    runners: dict[str, Runner] = {"pytorch": pytorch_runner(called, inputs)}
     if onnx is not None:
         runners["onnxruntime"] = onnx_runner(onnx, inputs, threads)
     times = latencies(runners, repeats=repeats, warmup=warmup, threads=threads)
-    return Measurement(footprint(model, inputs), times, peak_memory(model, inputs))
+    return Measurement(footprint(model, example_inputs), times, peak_memory(model, example_inputs))
 
 
 def measure_onnx(

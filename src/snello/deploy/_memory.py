@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snello.deploy._device_bench import KitError
 from snello.deploy._device_bench import peak_memory as process_growth
 from snello.errors import ModelError, require
-from snello.graph import as_inputs, evaluation
+from snello.graph import Example, evaluation, positional
 
 Method = Literal["tensors", "process"]
 
@@ -39,7 +39,7 @@ class PeakMemory:
     method: Method
 
 
-def peak_memory(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -> PeakMemory:
+def peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
     """Memory of one forward pass in evaluation mode, by counting the tensors that live at the same time.
 
     Args:
@@ -49,8 +49,9 @@ def peak_memory(model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor) -
     Raises:
         ModelError: if the model does not run on the inputs.
     """
+    called, inputs = positional(model, example_inputs)
     with evaluation(model):
-        return peak_memory_of(model, [*model.parameters(), *model.buffers()], as_inputs(example_inputs))
+        return peak_memory_of(called, [*model.parameters(), *model.buffers()], inputs)
 
 
 def peak_memory_of(

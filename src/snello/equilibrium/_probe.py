@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs, evaluation
+from snello.graph import Example, evaluation, positional
 from snello.wrappers import eagerly
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
@@ -30,14 +30,9 @@ class Probe:
         ConfigError: for an empty probe, or fewer than one position.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], positions: int | None = None
-    ) -> None:
-        if not isinstance(inputs, (Tensor, tuple, list)):
-            raise ConfigError(
-                f"probe: a tensor or a tuple of tensors is needed, not a {type(inputs).__name__}"
-            )
-        self.model, self.inputs, self.positions = model, as_inputs(inputs), positions
+    def __init__(self, model: nn.Module, inputs: Example, positions: int | None = None) -> None:
+        self.model, self.positions = model, positions
+        self._called, self.inputs = positional(model, inputs)
         if positions is not None and positions < 1:
             raise ConfigError(f"positions: must be at least 1, not {positions}; None keeps all of them")
         if not self.inputs or self.inputs[0].dim() == 0 or not len(self.inputs[0]):
@@ -81,7 +76,7 @@ class Probe:
                 )
                 stack.callback(handle.remove)
             try:
-                self.model(*self.inputs)
+                self._called(*self.inputs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in self.inputs)
                 raise ModelError(

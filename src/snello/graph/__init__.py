@@ -25,6 +25,7 @@ from .graph import Graph as Graph
 from .inputs import Example as Example
 from .inputs import Inputs as Inputs
 from .inputs import as_inputs as as_inputs
+from .inputs import positional as positional
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients
@@ -34,7 +35,7 @@ from .targets import TargetTable as TargetTable
 
 __all__ = [
     "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation", "evaluation_mode",
-    "known_shape", "register_leaf", "requiring_gradients", "shape_of",
+    "known_shape", "positional", "register_leaf", "requiring_gradients", "shape_of",
 ]  # fmt: skip
 
 

@@ -82,6 +82,37 @@ Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs
 """The forms of example inputs that :meth:`Inputs.of` accepts."""
 
 
+class Positional(nn.Module):
+    """A model that is called with the tensors among its arguments, flat.
+
+    Args:
+        model: the model.
+        inputs: arguments of the structure to rebuild; other values than tensors are taken from here.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self._leaves, self._structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return self.model(*args, **kwargs)
+
+
+def positional(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return a model with example inputs as a tuple of tensors.
+
+    The model itself where its arguments are tensors one by one; else :class:`Positional`.
+    """
+    inputs = Inputs.of(example)
+    if not inputs.kwargs and all(isinstance(value, Tensor) for value in inputs.args):
+        return model, inputs.args
+    return Positional(model, inputs), inputs.tensors()
+
+
 def as_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
     """Example inputs as a tuple of positional arguments."""
     return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

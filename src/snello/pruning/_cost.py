@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from snello.graph import as_inputs, evaluation
+from snello.graph import Example, Inputs, evaluation
 from snello.neurons import weighted_layers
 from snello.wrappers import eagerly
 
 from ._amount import Cost
 
 
-def nonzero_macs(example_inputs: tuple[Tensor, ...] | Tensor) -> Cost:
+def nonzero_macs(example_inputs: Example) -> Cost:
     """A cost: multiply-accumulates of one sample that involve neither a zero weight nor a dead input channel.
 
     An input channel counts as dead when it is exactly zero everywhere on the example inputs. Linear and
@@ -24,7 +24,8 @@ def nonzero_macs(example_inputs: tuple[Tensor, ...] | Tensor) -> Cost:
         example_inputs: positional inputs with the batch on dimension 0; two samples or more tell dead channels
             from those that happen to be zero on one.
     """
-    inputs = as_inputs(example_inputs)
+    structure = Inputs.of(example_inputs)
+    inputs = structure.tensors()
 
     def cost(model: nn.Module) -> float:
         total = 0.0
@@ -36,7 +37,7 @@ def nonzero_macs(example_inputs: tuple[Tensor, ...] | Tensor) -> Cost:
         handles = [m.register_forward_hook(count) for m in weighted_layers(model).values()]
         try:
             with evaluation(model), eagerly():
-                model(*inputs)
+                structure.call(model)
         finally:
             for handle in handles:
                 handle.remove()

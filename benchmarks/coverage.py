@@ -1,0 +1,266 @@
+"""Models of other libraries through simplify: accepted or not, class kept or not, exact or not, smaller or not.
+
+    pip install timm "transformers[torch]"
+    python benchmarks/coverage.py --only transformers
+    python benchmarks/coverage.py --out runs/bench/coverage.json
+
+Random weights. Half of the neurons of every Linear and convolution with more than ten die, each by itself, with
+their biases: incoming weights and bias are zero. One row per architecture:
+
+- accepted: ``simplify`` returned a model; otherwise the first line of its error. It has compared the outputs in
+  float64 then, on two batch sizes.
+- class kept: the result is of the model's own class.
+- error: largest difference of the float32 outputs from the masked model's, over their largest deviation from
+  the batch's mean.
+- left: share of the parameters that is left.
+- seconds: CPU time of ``simplify``, one thread, all of its verification included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snello.files import write_file
+from snello.graph import Inputs
+from snello.simplification import plan_of, simplify
+
+TIMM = (
+    "resnet18", "resnetv2_50", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_100",
+    "mobilenetv4_conv_small", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224", "convnext_atto", "convnextv2_atto", "mixer_s32_224", "resmlp_12_224",
+    "regnetx_002", "regnety_002", "densenet121", "ghostnet_100", "repvgg_a0", "hrnet_w18_small",
+    "res2net50_14w_8s", "levit_128s", "edgenext_xx_small", "mobilevit_xxs", "poolformer_s12", "pvt_v2_b0",
+    "coat_lite_tiny", "xcit_nano_12_p16_224", "beit_base_patch16_224", "maxvit_nano_rw_256", "fastvit_t8",
+    "efficientformer_l1", "mobileone_s0", "tinynet_e", "nf_resnet50", "dla34", "vovnet39a", "cspresnet50",
+    "lcnet_050", "gernet_s", "botnet26t_256", "skresnet18", "resnest14d", "seresnet50", "ecaresnet26t",
+    "hardcorenas_a", "selecsls42", "dpn48b", "inception_v3", "xception41", "nfnet_l0", "twins_svt_small",
+    "cait_xxs24_224", "crossvit_9_240", "davit_tiny", "focalnet_tiny_srf", "gcvit_xxtiny", "gmlp_s16_224",
+    "inception_next_atto", "nextvit_small", "repghostnet_050", "repvit_m0_9", "rexnet_100", "sequencer2d_s",
+    "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "vgg11", "visformer_tiny", "volo_d1_224",
+    "eva02_tiny_patch14_224", "hgnet_tiny", "mnasnet_small", "semnasnet_075", "spnasnet_100", "starnet_s1",
+    "shvit_s1", "swiftformer_xs", "mambaout_femto", "caformer_s18", "hiera_tiny_224",
+)  # fmt: skip
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SPEECH = {
+    "vocab_size": 100, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def tokens(length: int = 7) -> Tensor:
+    return torch.randint(0, 100, (2, length))
+
+
+def image(side: int = 32) -> Tensor:
+    return torch.randn(2, 3, side, side)
+
+
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
+    "BertModel": ("BertConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "DistilBertModel": (
+        "DistilBertConfig", {"vocab_size": 100, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}, tokens,
+    ),
+    "RobertaModel": ("RobertaConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "ViTForImageClassification": ("ViTConfig", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "DeiTModel": ("DeiTConfig", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "CLIPVisionModel": ("CLIPVisionConfig", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4}, tokens),
+    "LlamaForCausalLM": ("LlamaConfig", {"vocab_size": 100, "num_key_value_heads": 2, **SMALL}, tokens),
+    "MistralForCausalLM": ("MistralConfig", {"vocab_size": 100, "num_key_value_heads": 2, **SMALL}, tokens),
+    "Qwen2ForCausalLM": ("Qwen2Config", {"vocab_size": 100, "num_key_value_heads": 2, **SMALL}, tokens),
+    "T5Model": (
+        "T5Config", {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+        lambda: {"input_ids": tokens(), "decoder_input_ids": tokens(5)},
+    ),
+    "BartModel": ("BartConfig", SPEECH, tokens),
+    "WhisperModel": (
+        "WhisperConfig", {**SPEECH, "num_mel_bins": 8, "max_source_positions": 16, "decoder_start_token_id": 1},
+        lambda: {"input_features": torch.randn(2, 8, 32), "decoder_input_ids": tokens(5)},
+    ),
+    "Wav2Vec2Model": (
+        "Wav2Vec2Config",
+        {
+            "vocab_size": 100, "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3),
+            "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, **SMALL,
+        },
+        lambda: torch.randn(2, 400),
+    ),
+    "ResNetForImageClassification": (
+        "ResNetConfig", {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
+        image,
+    ),
+    "ConvNextForImageClassification": (
+        "ConvNextConfig", {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2}, image,
+    ),
+    "SegformerForImageClassification": (
+        "SegformerConfig",
+        {
+            "hidden_sizes": [16, 32], "depths": [1, 1], "num_encoder_blocks": 2, "num_attention_heads": [1, 2],
+            "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [4, 4],
+            "decoder_hidden_size": 16,
+        },
+        lambda: image(64),
+    ),
+    "SwinForImageClassification": (
+        "SwinConfig",
+        {
+            "image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4],
+            "window_size": 4,
+        },
+        image,
+    ),
+    "MobileViTForImageClassification": (
+        "MobileViTConfig",
+        {
+            "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
+            "num_attention_heads": 2,
+        },
+        lambda: image(64),
+    ),
+}  # fmt: skip
+"""Class -> its configuration's class, its options, its inputs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture; numbers are None where simplify refused it."""
+
+    library: str
+    name: str
+    outcome: str
+    class_kept: bool | None = None
+    error: float | None = None
+    left: float | None = None
+    left_alone: int | None = None
+    seconds: float | None = None
+
+
+def models(library: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, Any]]]]:
+    """Names of a library's models, each with a function that makes the model and its inputs."""
+    if library == "timm":
+        import timm
+
+        def from_timm(name: str) -> tuple[nn.Module, Any]:
+            model = timm.create_model(name, num_classes=10)
+            return model, torch.randn(2, *model.default_cfg["input_size"])
+
+        yield from ((name, lambda name=name: from_timm(name)) for name in TIMM)
+        return
+    import transformers
+
+    def from_transformers(name: str) -> tuple[nn.Module, Any]:
+        config, options, inputs = TRANSFORMERS[name]
+        return getattr(transformers, name)(getattr(transformers, config)(**options)), inputs()
+
+    yield from ((name, lambda name=name: from_transformers(name)) for name in TRANSFORMERS)
+
+
+@torch.no_grad()
+def kill(model: nn.Module) -> None:
+    """Half of the neurons of each layer die."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) and len(layer.weight) > 10:
+            dead = torch.rand(len(layer.weight)) < 0.5
+            layer.weight[dead] = 0
+            if layer.bias is not None:
+                layer.bias[dead] = 0
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Floating-point tensors among the outputs."""
+    leaves = pytree.tree_leaves(inputs.map(torch.clone).call(model))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def error(expected: Tensor, found: Tensor) -> float:
+    """Largest difference over the largest deviation from the batch's mean."""
+    spread = (expected - expected.mean(0, keepdim=True)).abs().max().clamp(min=1e-4 * expected.abs().max())
+    return float((expected - found).abs().max() / spread) if spread > 0 else 0.0
+
+
+def row(library: str, name: str, make: Callable[[], tuple[nn.Module, Any]]) -> Row:
+    """Simplify one model and judge the result."""
+    torch.manual_seed(0)
+    model, example = make()
+    model.eval()
+    kill(model)
+    inputs = Inputs.of(example)
+    start = time.process_time()
+    try:
+        lean = simplify(model, example)
+    except Exception as failure:
+        return Row(library, name, f"{type(failure).__name__}: {failure}".partition("\n")[0][:200])
+    seconds = time.process_time() - start
+    plan = plan_of(lean)
+    assert plan is not None
+    pairs = zip(outputs(model, inputs), outputs(lean, inputs), strict=True)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, lean))
+    return Row(
+        library, name, "accepted", type(lean) is type(model), max(error(a, b) for a, b in pairs),
+        after / before, len(plan.left_alone), seconds,
+    )  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown, with a summary of each library."""
+    lines = []
+    for library in dict.fromkeys(row.library for row in rows):
+        own = [row for row in rows if row.library == library]
+        accepted = [row for row in own if row.outcome == "accepted"]
+        kept = sum(bool(row.class_kept) for row in accepted)
+        lines += [
+            f"\n## {library}\n",
+            f"{len(accepted)} of {len(own)} accepted, {kept} in their own class.\n",
+            "| architecture | class kept | error (float32) | parameters left | left alone | CPU seconds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for r in own:
+            if r.outcome != "accepted":
+                lines.append(f"| {r.name} | {r.outcome} | | | | |")
+                continue
+            kind = "yes" if r.class_kept else "graph"
+            lines.append(
+                f"| {r.name} | {kind} | {r.error:.0e} | {r.left:.3f} | {r.left_alone} | {r.seconds:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("timm", "transformers"), help="one library")
+    parser.add_argument("--out", type=Path, help="JSON file of the rows; the table goes beside it as .md")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    rows = []
+    for library in [options.only] if options.only else ["transformers", "timm"]:
+        for name, make in models(library):
+            rows.append(row(library, name, make))
+            print(rows[-1], flush=True)
+    print(table(rows))
+    if options.out is not None:
+        text = json.dumps([asdict(row) for row in rows], indent=1)
+        write_file(options.out, lambda beside: beside.write_text(text))
+        options.out.with_suffix(".md").write_text(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
