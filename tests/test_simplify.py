@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,6 +262,20 @@ def test_layers_are_reached_without_lookups_that_fail_and_can_be_replaced() -> N
     assert torch.equal(loaded(inputs[0]), lean(inputs[0]))
     lean.relu = nn.Identity()
     assert not torch.equal(loaded(inputs[0]), lean(inputs[0]))
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_pickles_and_copies_of_a_lean_model_keep_its_plan(name: str) -> None:
+    _, lean, inputs = shrunk(ZOO[name], 0.5, with_norms=True)
+    plan = plan_of(lean)
+    assert plan is not None
+    file = io.BytesIO()
+    torch.save(lean, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for twin in (loaded, copy.deepcopy(lean), copy.deepcopy(copy.deepcopy(lean))):
+        assert plan_of(twin) == plan
+        assert torch.equal(twin(inputs[0]), lean(inputs[0]))
 
 
 def test_a_lean_model_can_be_simplified_again() -> None:

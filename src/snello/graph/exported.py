@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
@@ -30,9 +32,16 @@ def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     Raises:
         Exception: whatever torch.export raises.
     """
-    with evaluation(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # about Python attributes that a forward assigns
+    with evaluation(model), torch.no_grad(), _silent():
         return _program(_Tensors(model), inputs)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Suppress the words of torch.export: attributes that a forward assigns, whole graphs that failed."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def translated(

@@ -21,7 +21,7 @@ from .code import reach_directly
 from .narrow import narrow
 
 _PLAN = "_snello_plan"
-"""Attribute of a lean model of its own class; a graph module keeps its plan in ``meta``."""
+"""Attribute of a lean model, and key in the ``meta`` of a graph module, with the plan as JSON."""
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -83,7 +83,8 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     }
     lean.graph.on_generate_code(lambda _: reach_directly)
     lean.recompile()
-    lean.meta["snello_plan"] = plan.to_json()
+    lean.meta[_PLAN] = plan.to_json()  # copies of a graph module keep this
+    setattr(lean, _PLAN, lean.meta[_PLAN])  # and pickles keep that
     lean.__class__.__name__ = type(model).__name__
     return lean
 
@@ -110,10 +111,8 @@ def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
 
 def plan_of(lean: nn.Module) -> SimplificationPlan | None:
     """Return the plan that made a lean model; None for a model that was not simplified."""
-    meta = getattr(lean, "meta", None)
-    text = (
-        meta.get("snello_plan") if isinstance(lean, fx.GraphModule) and meta else getattr(lean, _PLAN, None)
-    )
+    kept = lean.meta if isinstance(lean, fx.GraphModule) else {}
+    text = kept.get(_PLAN) or getattr(lean, _PLAN, None)
     return SimplificationPlan.from_json(text) if text else None
 
 
