@@ -77,7 +77,7 @@ CASES = {
     ),
     "Llama, grouped queries": Case(
         "LlamaForCausalLM", "LlamaConfig", {"vocab_size": 100, "num_key_value_heads": 2, **SMALL}, tokens,
-        "none", "gate_proj", 0.9,
+        "v_proj", "gate_proj", 0.85,
     ),
     "T5": Case(
         "T5Model", "T5Config",

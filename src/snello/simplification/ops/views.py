@@ -97,6 +97,9 @@ class Sizes(Operation):
         return Lowered(edits=tuple(Edit(record) for record in records))
 
 
+_ATTENTION = (F.scaled_dot_product_attention, torch.matmul, operator.matmul)
+
+
 @rule_for(*VIEWS, nn.Flatten, nn.Unflatten)
 def view(call: Call) -> Operation | None:
     """Views in which the channels stay one axis, or are merged with the axes beside them."""
@@ -161,13 +164,15 @@ def size_argument(node: fx.Node, out: int) -> int | None:
 
 
 def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
-    """True if merged features end in layers, which fix their number, so that an index may do so too."""
+    """True if merged features end in layers or in attention, which fix their number, so that an index may, too."""
     for reader in node.users:
         module = graph.layer(reader)
         if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
             continue
         plain = module is not None and next(module.parameters(), None) is None
         joined = reader.target in (torch.cat, torch.concat) and len(sizes(reader)) == 2
+        if reader.target in _ATTENTION:
+            continue
         passed = joined or reader.target in (F.relu, F.dropout, torch.relu)
         if not (plain and sizes(reader) == sizes(node)) and not passed:
             return False
