@@ -152,6 +152,28 @@ def test_tied_parameters_stay_tied() -> None:
     assert size(lean) == size(model)
 
 
+def test_linear_layers_with_their_inputs_first_are_narrowed() -> None:
+    """GPT-2 has those of its first implementation."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.mlp.c_fc.weight[:, :70] = block.mlp.c_fc.bias[:70] = 0
+    lean = simplify(model, tokens())
+    assert type(lean) is type(model)
+    layer = lean.transformer.h[1].mlp.c_fc
+    assert (layer.nx, layer.nf, *layer.weight.shape) == (32, 58, 32, 58)
+    assert lean.transformer.h[1].mlp.c_proj.weight.shape == (58, 32)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(tokens(5), **options), lean.generate(tokens(5), **options))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    simplify(model, tokens(), optimizer=optimizer)
+    assert all(p.shape == optimizer.state[p]["exp_avg"].shape for p in optimizer.param_groups[0]["params"])
+
+
 class FusedAttention(nn.Module):
     """Attention with a fused projection, whose number of heads and width are attributes."""
 

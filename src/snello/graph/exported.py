@@ -207,7 +207,9 @@ class _Translation:
         layer = self.model.get_submodule(call.path)
         # By identity: a tied parameter has the name of another layer.
         own = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-        return [a for a in read if a not in members and id(self._tensor(a)) not in own]
+        outside = [a for a in read if a not in members and id(self._tensor(a)) not in own]
+        # Sizes are those of the tensor that is read.
+        return [a for a in outside if isinstance(a.meta.get("val"), Tensor)]
 
     def _tensor(self, node: fx.Node) -> object:
         """The model's own tensor that a placeholder stands for; None for other nodes."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from snello.graph import TargetTable, register_leaf
 from snello.neurons import padding_of
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import Geometry
@@ -19,9 +20,28 @@ from snello.simplification.ir.plan import LayerPlan, Slice
 
 from .call import Call, sizes
 from .operation import FoldedIn, Lowered, Operation, Placement, Wanted
-from .registry import rule_for
+from .registry import register_rule, rule_for
 
 _POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+_inputs_first: TargetTable[None] = TargetTable()
+
+
+def register_linear(target: type[nn.Module] | str) -> None:
+    """Make a linear layer of another library known, whose weight has shape (inputs, outputs).
+
+    Args:
+        target: its class, or the dotted name of the class.
+    """
+    _inputs_first.add(target, None)
+    register_leaf(target)
+    register_rule(target, linear)
+
+
+def has_inputs_first(module: nn.Module) -> bool:
+    """Return True for a layer whose weight has its inputs on axis 0, its neurons on axis 1."""
+    return isinstance(module, _ConvTransposeNd) or bool(_inputs_first.find_module(module))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +87,8 @@ class Weighted(Producer):
             by_input = weight.reshape(self.groups, -1, weight.shape[1], *weight.shape[2:])
             by_output = by_input.transpose(1, 2)
             return by_output.flatten(3) if weight.dim() > 2 else by_output
+        if has_inputs_first(self.module):
+            weight = weight.T
         return weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
 
     @cached_property

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from snello.errors import ModelError
 from snello.simplification.ir.plan import AttentionPlan, SimplificationPlan
 from snello.simplification.ops.attention_weights import attention_weights
+from snello.simplification.ops.layers import has_inputs_first
 
 
 def check(plan: SimplificationPlan, root: nn.Module) -> None:
@@ -38,7 +39,9 @@ def check(plan: SimplificationPlan, root: nn.Module) -> None:
 def _widths(module: nn.Module | None, weight: Tensor) -> tuple[int, int]:
     if isinstance(module, _ConvNd):
         return module.out_channels, module.in_channels
-    return int(weight.shape[0]), int(weight.shape[1])
+    inputs_first = module is not None and has_inputs_first(module)
+    outputs, inputs = reversed(weight.shape) if inputs_first else weight.shape
+    return int(outputs), int(inputs)
 
 
 def _missing(plan: SimplificationPlan, root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.simplification.ir.plan import LayerPlan, SimplificationPlan, Slice
+from snello.simplification.ops.layers import has_inputs_first
 from snello.simplification.runtime.convolution import fold
 from snello.simplification.runtime.ragged import RaggedConv, is_even
 from snello.simplification.runtime.windows import lean_attention
@@ -49,14 +50,19 @@ def _narrow_layer(root: nn.Module, name: str, plan: LayerPlan) -> None:
     elif plan.bias:
         module.bias = nn.Parameter(weight.new_zeros(len(outputs)))
     if not isinstance(module, _ConvNd):
-        module.out_features = len(plan.kept_outputs)  # type: ignore[assignment]
-        module.in_features = len(plan.kept_inputs)  # type: ignore[assignment]
+        for name, kept in zip(_WIDTHS, (plan.kept_outputs, plan.kept_inputs) * 2, strict=True):
+            if hasattr(module, name):
+                setattr(module, name, len(kept))
         return
     module.out_channels, module.in_channels = len(plan.kept_outputs), len(plan.kept_inputs)
     if plan.groups > 1:
         module.groups = len(torch.unique(outputs // (plan.outputs // plan.groups)))
     for record in plan.folds:
         fold(module, record, outputs)
+
+
+_WIDTHS = ("out_features", "in_features", "nf", "nx")
+"""Names that linear layers give to their widths: torch, then transformers."""
 
 
 def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
@@ -69,7 +75,7 @@ def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
 
 def _sliced(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
     outputs, inputs = (_index(kept, weight) for kept in (plan.kept_outputs, plan.kept_inputs))
-    transposed = isinstance(module, _ConvTransposeNd)
+    transposed = has_inputs_first(module)
     if plan.groups == 1:
         rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
         return weight.index_select(0, rows).index_select(1, columns)
