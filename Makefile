@@ -41,8 +41,9 @@ demo: $(VENV)/.all
 	rm -rf $(OUT)
 	$(BIN)/snello journey digits --out=$(OUT)
 
+# One thread per process: more of them only get in each other's way on small networks.
 test: $(VENV)/.test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

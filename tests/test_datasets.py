@@ -33,7 +33,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: py
 
 def test_exported_names() -> None:
     assert set(snello.datasets.__all__) == {
-        "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load", "loader",
+        "DataSplits", "FIXED_SIZE", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available",
+        "load", "loader",
     }  # fmt: skip
     assert available() == (
         "digits", "mnist", "cifar10", "cifar100", "imagenet", "coco", "imagefolder", "imagefolder-stream",

@@ -35,7 +35,7 @@ CLASSES = {name: 100 if name == "alexnet-cifar" else 10 for name in available()}
 def test_exported_names() -> None:
     assert set(snello.models.__all__) == {
         "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
-        "build_untrusted", "import_factory", "load_weights", "trusted_names",
+        "build_untrusted", "import_factory", "imported_factory", "load_weights", "names_own_code", "trusted_names",
     }  # fmt: skip
 
 

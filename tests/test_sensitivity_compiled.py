@@ -132,7 +132,7 @@ def test_a_copy_of_the_model_is_not_observed(examples: int | None, copied: Calla
 
 @pytest.mark.parametrize("method", [SeReNe, OutputSensitivity])
 def test_a_step_without_an_observation_is_refused(method: type) -> None:
-    with pytest.raises(ConfigError, match=r"nothing was observed.*call observe\(outputs\)"):
+    with pytest.raises(ConfigError, match=r"nothing has been observed.*observe\(outputs\)"):
         method(_model(), 0.1).step()
 
 

@@ -64,7 +64,7 @@ from ._potential import PotentialPoint as PotentialPoint
 from ._potential import potential_point as potential_point
 from ._potential import pruning_potential as pruning_potential
 from ._pruner import Pruner as Pruner
-from ._pruner import PrunerStep as PrunerStep
+from ._plan import PrunerStep as PrunerStep
 from ._schedule import Cubic as Cubic
 from ._schedule import OneShot as OneShot
 from ._schedule import Schedule as Schedule

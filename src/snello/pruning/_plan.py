@@ -74,3 +74,20 @@ class PruningPlan:
         if search.cost is not None:
             facts.append(f"cost {search.cost:g}")
         return "\n".join([*lines, f"{', '.join(facts)}; {search.trials} trial(s)"])
+
+
+@dataclass(frozen=True)
+class PrunerStep:
+    """What one call of :meth:`Pruner.step` did.
+
+    Attributes:
+        loss: the validation loss that was measured; NaN without ``evaluate``.
+        improved: whether it is the best of this stage by the tolerance.
+        search: how the threshold was found, if a pruning step was taken; None otherwise.
+        pruned: share of all the model's parameters that are exactly zero now.
+    """
+
+    loss: float
+    improved: bool
+    search: ThresholdSearch | None
+    pruned: float

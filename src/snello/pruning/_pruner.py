@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,7 +29,7 @@ from snello.wrappers import computed_memo, unwrapped
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
 from ._pin import Pin, pins_of, remember, remembered
-from ._plan import LayerShare, PruningPlan
+from ._plan import LayerShare, PrunerStep, PruningPlan
 from ._plateau import Plateau
 from ._schedule import Cubic, Schedule
 from ._threshold import ThresholdSearch
@@ -39,23 +38,6 @@ from ._units import Units
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
 
 Scope = Literal["global", "layer"]
-
-
-@dataclass(frozen=True)
-class PrunerStep:
-    """What one call of :meth:`Pruner.step` did.
-
-    Attributes:
-        loss: the validation loss that was measured; NaN without ``evaluate``.
-        improved: whether it is the best of this stage by the tolerance.
-        search: how the threshold was found, if a pruning step was taken; None otherwise.
-        pruned: share of all the model's parameters that are exactly zero now.
-    """
-
-    loss: float
-    improved: bool
-    search: ThresholdSearch | None
-    pruned: float
 
 
 class Pruner:

@@ -58,7 +58,7 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     for name, value in plan.attributes.items():
         owner, _, attribute = name.rpartition(".")
         setattr(lean.get_submodule(owner), attribute, value)
-    setattr(lean, _PLAN, plan.to_json())
+    _keep(plan, lean)
     return lean
 
 
@@ -83,10 +83,16 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     }
     lean.graph.on_generate_code(lambda _: reach_directly)
     lean.recompile()
-    lean.meta[_PLAN] = plan.to_json()  # copies of a graph module keep this
-    setattr(lean, _PLAN, lean.meta[_PLAN])  # and pickles keep that
+    _keep(plan, lean)
     lean.__class__.__name__ = type(model).__name__
     return lean
+
+
+def _keep(plan: SimplificationPlan, lean: nn.Module) -> None:
+    text = plan.to_json()
+    setattr(lean, _PLAN, text)
+    if isinstance(lean, fx.GraphModule):  # its copies keep this, its pickles keep the attribute
+        lean.meta[_PLAN] = text
 
 
 def sharing_parameters(model: nn.Module) -> nn.Module:
