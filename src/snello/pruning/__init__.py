@@ -58,13 +58,13 @@ from ._pin import pin as pin
 from ._pin import unpin as unpin
 from ._pin import zero_masks as zero_masks
 from ._plan import LayerShare as LayerShare
+from ._plan import PrunerStep as PrunerStep
 from ._plan import PruningPlan as PruningPlan
 from ._plateau import Plateau as Plateau
 from ._potential import PotentialPoint as PotentialPoint
 from ._potential import potential_point as potential_point
 from ._potential import pruning_potential as pruning_potential
 from ._pruner import Pruner as Pruner
-from ._plan import PrunerStep as PrunerStep
 from ._schedule import Cubic as Cubic
 from ._schedule import OneShot as OneShot
 from ._schedule import Schedule as Schedule
