@@ -311,3 +311,21 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for name, mask in masks(1).items():  # in force in steps 3 and 4: the others moved
         moved = model.get_submodule(name).weight != start.get_submodule(name).weight
         assert mask.all() or moved[~mask].any()
+
+
+def test_torch_func_sees_a_model_with_frozen_rows_as_it_is() -> None:
+    """Its transforms differentiate with parameters of their own; frozen rows are held by the optimizer's step."""
+    model, (x, y) = network(), data(3)
+    plain = copy.deepcopy(model)
+
+    def found(of: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+        parameters = {name: p.detach() for name, p in of.named_parameters()}
+        run = torch.func.functional_call
+        loss = lambda p: F.cross_entropy(run(of, p, (x,)), y)  # noqa: E731
+        each = torch.func.vmap(lambda one: run(of, parameters, (one,)))
+        return torch.func.grad(loss)(parameters), each(x.unsqueeze(1)).squeeze(1)
+
+    Freezer(watched(model), sgd(model), Sliced()).apply(masks())
+    (gradient, outputs), (expected, dense) = found(model), found(plain)
+    assert_same(gradient, expected)
+    torch.testing.assert_close(outputs, dense)

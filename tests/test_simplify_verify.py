@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hard_cases import Net
 from laws import generator, kill, randomise
-from snello.errors import SimplifyError
+from snello.errors import ModelError, SimplifyError
 from snello.graph import capture
 from snello.simplification import fold_batchnorm, simplify
 from snello.simplification.verify import difference, structure, verify, worst_difference
@@ -120,6 +120,14 @@ def test_infinities_are_outputs_like_others_and_hide_nothing(seed: int, wrong: f
     assert plain == 0 if not wrong else plain > 1e-9
     if mask.any():
         assert difference(masked[0], -masked[1]) == float("inf")
+
+
+def test_a_tensor_with_a_nan_is_named() -> None:
+    model = tiny_mlp()
+    with torch.no_grad():
+        model[2].weight[1, 2] = torch.nan
+    with pytest.raises(ModelError, match=r"'2.weight' has 1 of"):
+        simplify(model, X)
 
 
 def test_scores_masked_with_infinity_are_simplified() -> None:

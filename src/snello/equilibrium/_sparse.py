@@ -143,6 +143,10 @@ def _in_force(layer: Any) -> _Attached | None:
 
     That is without gradients, and in a replica, as DataParallel makes them.
     """
+    if torch._C._are_functorch_transforms_active():
+        return (
+            None  # torch.func differentiates with parameters of its own, and frozen rows are held by the step
+        )
     attached = _attached.get(layer) if torch.is_grad_enabled() else None
     if attached is not None:
         attached.rows = attached.rows.to(layer.weight.device)

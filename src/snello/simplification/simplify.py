@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Graph, Inputs, capture
+from snello.neurons import check_finite
 from snello.wrappers import copied
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
@@ -72,11 +73,12 @@ def simplify(
         what the original computes, operation by operation.
 
     Raises:
-        ModelError: if the model cannot be captured or does not run on the example inputs.
+        ModelError: if the model cannot be captured, does not run on the example inputs, or holds a NaN.
         ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds parameters
             which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
+    check_finite(model, type(model).__name__)
     inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
@@ -103,6 +105,7 @@ def make_plan(
     keep_class: bool = False,
 ) -> SimplificationPlan:
     """Return the plan of :func:`simplify` without applying it. Arguments and errors as there."""
+    check_finite(model, type(model).__name__)
     source, inputs = sharing_parameters(model).eval(), Inputs.of(example_inputs)
     return next(_candidates(source, inputs, cost_model(prefer), round_to, keep_class)).plan
 
