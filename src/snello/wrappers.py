@@ -12,7 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
+
+
+def check_module(model: object, what: str) -> None:
+    """Raise a ConfigError for anything but a module.
+
+    Args:
+        model: what was given for a model.
+        what: the caller, for the error.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{what}: the model is a {type(model).__name__}, not a torch.nn.Module")
+
+
+def check_values(model: nn.Module, what: str) -> None:
+    """Raise a ModelError for a parameter on the meta device, which has a shape alone.
+
+    Args:
+        model: the model.
+        what: the caller, for the error.
+    """
+    check_module(model, what)
+    empty = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if empty is not None:
+        raise ModelError(
+            f"{what}: parameter {empty!r} is on the meta device and has no values; move the model with "
+            "to_empty(device=...) and load its weights"
+        )
 
 
 def unwrapped(model: nn.Module, what: str) -> nn.Module:
@@ -26,8 +53,7 @@ def unwrapped(model: nn.Module, what: str) -> nn.Module:
         ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP, tensor
             parallelism): no process holds a whole neuron of it.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{what}: the model is a {type(model).__name__}, not a torch.nn.Module")
+    check_module(model, what)
     *_, inner = _layers_of_wrapping(model)
     if isinstance(inner, torch.jit.ScriptModule):
         raise ConfigError(

@@ -13,6 +13,7 @@ from snello.errors import ModelError
 from snello.flops import flop_counter
 from snello.graph import Example, evaluation, positional
 from snello.neurons import count_parameters, dead_neurons, weighted_layers
+from snello.wrappers import check_values
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def footprint(model: nn.Module, example_inputs: Example) -> Footprint:
     Raises:
         ModelError: if the model does not run on the inputs.
     """
+    check_values(model, "footprint")
     parameters, nonzeros = count_parameters(model)
     return Footprint(
         parameters=parameters,

@@ -17,6 +17,7 @@ from snello.deploy._onnx_footprint import onnx_footprint
 from snello.deploy._runners import Runner, onnx_runner, onnx_session, pytorch_runner
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, positional
+from snello.wrappers import check_module
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def measure(
         ConfigError: for counts out of range.
         MissingExtraError: if ``onnx`` is given, without onnxruntime.
     """
+    check_module(model, "measure")
     called, inputs = positional(model, example_inputs)
     runners: dict[str, Runner] = {"pytorch": pytorch_runner(called, inputs)}
     if onnx is not None:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs
-from snello.wrappers import copied
+from snello.wrappers import check_values, copied
 
 TOLERANCE = 1e-4
 """Largest accepted difference to PyTorch, relative to the largest magnitude of the output, in single precision."""
@@ -65,6 +65,7 @@ def shapes(inputs: Sequence[Tensor]) -> str:
 
 def on_cpu(model: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation mode."""
+    check_values(model, "export")
     return copied(model).eval().cpu()
 
 

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
+from snello.wrappers import unwrapped
 
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
@@ -59,6 +60,7 @@ def capture(
             if the model does not run on the example inputs.
         ConfigError: for example inputs of another kind.
     """
+    model = unwrapped(model, "capture")
     inputs = _together(args, kwargs)
     if inputs is None:
         module, kept = _traced(model, None, constants or {})

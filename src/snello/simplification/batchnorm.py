@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from snello.errors import ModelError
 from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
 from snello.neurons import is_batchnorm
-from snello.wrappers import copied
+from snello.wrappers import check_module, copied, unwrapped
 
 from .ops.layers import pads_with_zeros
 from .ops.norms import affine_of, is_plain_batchnorm
@@ -80,6 +80,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
         ModelError: if the model cannot be traced or does not run on the example inputs.
         SimplifyError: if the outputs differ in float64, naming the first layer that does.
     """
+    model = unwrapped(model, "fold_batchnorm")
     inputs = Inputs.of(example_inputs)
     folded = copied(model)
     folds = _fold_all(folded, inputs)
@@ -111,6 +112,7 @@ def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
     Raises:
         ModelError: if the folds were made for another architecture, naming the layer.
     """
+    check_module(model, "apply_folds")
     folded = copied(model)
     modules = dict(folded.named_modules())
     for norm, layer in folds.items():

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Graph, Inputs, capture
 from snello.neurons import check_finite
-from snello.wrappers import copied
+from snello.optimizers import Optimizers, optimizers_of
+from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
 from .cost import CostModel, Plain, cost_model
@@ -39,7 +40,7 @@ def simplify(
     model: nn.Module,
     example_inputs: Example,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     prefer: str | CostModel = "bytes",
     round_to: int = 1,
     keep_class: bool = False,
@@ -53,9 +54,9 @@ def simplify(
         model: any model that torch.fx or torch.export can capture; it is not changed.
         example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional arguments, a
             mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any nesting.
-        optimizer: an optimizer of the model's parameters: its groups are rebound to the lean parameters,
-            and its state (momentum, Adam's moments) is cut to the rows and columns that are kept, so that
-            training goes on. It is changed only once everything else has succeeded.
+        optimizer: an optimizer of the model's parameters, or a list of several: its groups are rebound to
+            the lean parameters, and its state (momentum, Adam's moments) is cut to the rows and columns that
+            are kept, so that training goes on. It is changed only once everything else has succeeded.
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal
             would cost more time in index operations and tables than it saves; "plain" leaves those whose
             removal would need any of these, for int8 runtimes and compilers, whose fused graphs they
@@ -78,9 +79,11 @@ def simplify(
             which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
+    model = unwrapped(model, "simplify")
     check_finite(model, type(model).__name__)
     inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
+    optimizers = optimizers_of(optimizer, "simplify")
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
     reference = source if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
@@ -91,8 +94,7 @@ def simplify(
         plan = _left_as_it_is(plan, "it would only have grown")
         lean = apply(plan, source)
     lean.train(model.training)
-    if optimizer is not None:
-        rebind(optimizer, model, lean, plan)
+    rebind(optimizers, model, lean, plan)
     return lean
 
 
@@ -105,6 +107,7 @@ def make_plan(
     keep_class: bool = False,
 ) -> SimplificationPlan:
     """Return the plan of :func:`simplify` without applying it. Arguments and errors as there."""
+    model = unwrapped(model, "make_plan")
     check_finite(model, type(model).__name__)
     source, inputs = sharing_parameters(model).eval(), Inputs.of(example_inputs)
     return next(_candidates(source, inputs, cost_model(prefer), round_to, keep_class)).plan

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from snello.errors import ModelError
+from snello.errors import ConfigError, ModelError
 from snello.graph import capture
 from snello.simplification.ir.plan import SimplificationPlan
-from snello.wrappers import computed_memo, copied
+from snello.wrappers import check_module, computed_memo, copied
 
 from .appliers import apply_edit
 from .arguments import erase_arguments, wake_dropout
@@ -40,6 +40,9 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     Raises:
         ModelError: if the plan was made for another architecture, naming the layer.
     """
+    check_module(model, "apply")
+    if not isinstance(plan, SimplificationPlan):
+        raise ConfigError(f"apply: the plan is a {type(plan).__name__}, not a SimplificationPlan")
     training = model.training
     if plan.base is not None and plan_of(model) is None:
         model = apply(plan.base, model)

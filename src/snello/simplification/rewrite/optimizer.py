@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ Cut = Callable[[Tensor], Tensor]
 
 
 def rebind(
-    optimizer: torch.optim.Optimizer, model: nn.Module, lean: nn.Module, plan: SimplificationPlan
+    optimizers: Sequence[torch.optim.Optimizer],
+    model: nn.Module,
+    lean: nn.Module,
+    plan: SimplificationPlan,
 ) -> None:
     """Put the lean parameters in the place of the original ones, with their state cut as they are.
 
@@ -27,16 +30,26 @@ def rebind(
     Parameters that are gone leave their group.
 
     Raises:
-        ConfigError: if the optimizer holds a parameter that is not the model's; nothing is changed then.
+        ConfigError: if an optimizer holds a parameter that is not the model's; nothing is changed then.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in names:
-                raise ConfigError(
-                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not this "
-                    "model's; give the optimizer that trains the model given to simplify()"
-                )
+    for parameter in (p for o in optimizers for group in o.param_groups for p in group["params"]):
+        if id(parameter) not in names:
+            raise ConfigError(
+                f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not this "
+                "model's; give the optimizer that trains the model given to simplify()"
+            )
+    for optimizer in optimizers:
+        _rebind(optimizer, names, model, lean, plan)
+
+
+def _rebind(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    model: nn.Module,
+    lean: nn.Module,
+    plan: SimplificationPlan,
+) -> None:
     lean_parameters = dict(lean.named_parameters(remove_duplicate=False))
     added = set(lean_parameters) - set(names.values())
     for group in optimizer.param_groups:
