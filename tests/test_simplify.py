@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from snello.simplification import (
     plan_of,
     simplify,
 )
-from snello.simplification.ir.edits import DropOperands, Pick, SetNumber
+from snello.simplification.ir.edits import DropOperands, IndexedSum, Pick, SetNumber
 from snello.simplification.ir.folds import BorderFold
 from zoo import RESNET_32, ZOO, DeadBranch, Residual, Sample, average_pool, padded, tiny_mlp
 
@@ -262,6 +263,18 @@ def test_layers_are_reached_without_lookups_that_fail_and_can_be_replaced() -> N
     assert torch.equal(loaded(inputs[0]), lean(inputs[0]))
     lean.relu = nn.Identity()
     assert not torch.equal(loaded(inputs[0]), lean(inputs[0]))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_torch_jit_traces_a_lean_model(name: str, gradients: bool) -> None:
+    """It compares two runs, of which the second records no gradients."""
+    _, lean, inputs = shrunk(ZOO[name], 0.5, with_norms=True)
+    assert name == "mlp" or plan_of(lean).edits_of(IndexedSum)
+    with torch.set_grad_enabled(gradients), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, yet in use
+        traced = torch.jit.trace(lean, inputs[0])
+        torch.testing.assert_close(traced(inputs[0]), lean(inputs[0]))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual"])

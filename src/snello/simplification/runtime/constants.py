@@ -24,7 +24,7 @@ class CachedConstant(nn.Module):
             source: the constants; its device, dtype, version and identity belong to the key.
             compute: returns the value.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if recording() or torch.compiler.is_compiling():
             return compute()
         if source is not None:
             version = None if source.is_inference() else source._version
@@ -56,9 +56,14 @@ def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
     return vector.to(x.dtype).view(-1, *[1] * (x.dim() - axis - 1))
 
 
+def recording() -> bool:
+    """Return True if values must be made anew: for gradients, or for torch.jit.trace, which compares two runs."""
+    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, no-any-return]
+
+
 def added(y: Tensor, constant: Tensor) -> Tensor:
     """Add a constant to a layer's fresh output; in place if no gradient is recorded."""
-    return y + constant if torch.is_grad_enabled() else y.add_(constant)
+    return y + constant if recording() else y.add_(constant)
 
 
 def index_tensor(index: Sequence[int] | None) -> Tensor | None:

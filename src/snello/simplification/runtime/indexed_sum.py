@@ -17,7 +17,7 @@ from snello.simplification.ops.call import Call
 from snello.simplification.ops.operation import Lowered, Operation, Placement, Wanted
 from snello.simplification.ops.registry import rule_for
 
-from .constants import CachedConstant, along, index_tensor
+from .constants import CachedConstant, along, index_tensor, recording
 
 
 class ChannelSum(CachedConstant):
@@ -46,13 +46,13 @@ class ChannelSum(CachedConstant):
         self.register_buffer("constant", torch.zeros(len(edit.constants)) if edit.constants else None)
 
     def forward(self, base: Tensor, other: Tensor | None = None) -> Tensor:
-        recording = torch.is_grad_enabled()
-        owned = self.in_place and not recording
+        fresh = not recording()
+        owned = self.in_place and fresh
         if self.grown:
             pad = (0, 0) * (base.dim() - self.axis - 1) + (0, self.grown)
-            base, owned = F.pad(base, pad), not recording
+            base, owned = F.pad(base, pad), fresh
         if other is not None:
-            base, owned = self._add(base, other, owned), not recording
+            base, owned = self._add(base, other, owned), fresh
         if self.constant is None:
             return base
         vector = along(self.cached((base.dtype,), self.constant, self._vector), base, self.axis)
