@@ -58,7 +58,7 @@ def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
 
 def recording() -> bool:
     """Return True if values must be made anew: for gradients, or for torch.jit.trace, which compares two runs."""
-    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, no-any-return]
+    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
 def added(y: Tensor, constant: Tensor) -> Tensor:
