@@ -1,7 +1,8 @@
 """The graph of a model: its operations in order, what each one reads, and their shapes.
 
 :func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is
-every functional call. Example inputs add the shape of every output::
+every functional call. Where torch.fx cannot trace a model, or computes something else, torch.export
+records what runs, in the same words. Example inputs add the shape of every output::
 
     graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 9, 9))
     graph.norm_after("0")                             # '1'

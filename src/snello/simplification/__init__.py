@@ -15,7 +15,8 @@ costs savings and never correctness. The rooms, from the bottom up:
 - ``ops``: the rules of operations, a public registry (:func:`rule_for`);
 - ``bypasses``: ways to skip channels that are not constant;
 - ``runtime``: the modules inside a lean network;
-- ``passes``: match, constants, liveness, layout, widen, overwrite, lower, report;
+- ``passes``: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of the model's
+  own class also without_edits and attributes;
 - ``rewrite``: applies a plan to a model, the only room that edits;
 - ``cost``, ``verify``, ``batchnorm``, ``simplify``: cost models, the check in float64, folding of
   BatchNorm, and the sequence of all of it.
