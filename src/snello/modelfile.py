@@ -31,7 +31,7 @@ from snello.models import (
     names_own_code,
     trusted_names,
 )
-from snello.neurons import input_dtype
+from snello.neurons import input_dtype, qualified
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 FORMAT = "snello model 1"
@@ -119,7 +119,7 @@ def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     rest = next(iter(wanted.values())) if len(own) == 1 == len(set(wanted.values())) else None
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            dtype = wanted.get(f"{prefix}.{key}" if prefix else key, rest)
+            dtype = wanted.get(qualified(prefix, key), rest)
             if tensor is None or dtype in (None, tensor.dtype) or not tensor.is_floating_point():
                 continue
             if isinstance(tensor, nn.Parameter):

@@ -107,7 +107,7 @@ def _inside(given: Any, what: str) -> Optimizer:
 
 
 class StepFollower(Protocol):
-    """What is told of every step of every optimizer."""
+    """Receiver of every step of every optimizer."""
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """A step begins; with a closure it computes its gradients only later."""

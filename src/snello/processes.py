@@ -50,7 +50,7 @@ def mean_over_processes(value: float, device: torch.device, group: Group = None)
 
 _CALLS = itertools.count()
 _PATIENCE = timedelta(minutes=5)
-"""How long the others are waited for where the timeout of the process group is not known."""
+"""Time to wait for the others where the timeout of the process group is not known."""
 
 
 def meet(call: str, facts: str = "") -> None:

@@ -95,7 +95,7 @@ def copied(model: M) -> M:
 
 
 def computed_memo(model: nn.Module) -> dict[int, Any]:
-    """What ``copy.deepcopy`` has to know beforehand to copy a model that holds computed tensors."""
+    """Memo with which ``copy.deepcopy`` copies a model that holds computed tensors."""
     return {
         id(value): value.detach().clone()
         for module in model.modules()

@@ -36,5 +36,5 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def is_speaker() -> bool:
-    """Whether this process says why it was stopped: of those that torchrun has started, the first."""
+    """Return True for the process that reports a stop: of those that torchrun has started, the first."""
     return os.environ.get("RANK", "0") == "0"

@@ -46,7 +46,7 @@ class HeldRows:
 
 @dataclass(frozen=True, eq=False)
 class _Aside:
-    """What was set aside before a step: the rows that may move, and each tensor with the values to put back."""
+    """Values set aside before a step: the rows that may move, and each tensor with the values to put back."""
 
     stepping: list[HeldRows]
     values: list[tuple[HeldRows, Tensor, Tensor]]

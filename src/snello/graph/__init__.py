@@ -30,13 +30,14 @@ from .inputs import positional as positional
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients
+from .shapes import ByName as ByName
 from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
 __all__ = [
-    "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation", "evaluation_mode",
-    "known_shape", "positional", "register_leaf", "requiring_gradients", "shape_of",
+    "ByName", "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation",
+    "evaluation_mode", "known_shape", "positional", "register_leaf", "requiring_gradients", "shape_of",
 ]  # fmt: skip
 
 

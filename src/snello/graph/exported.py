@@ -115,11 +115,16 @@ def _own_name(model: nn.Module, name: str) -> str:
 
 def _held(model: nn.Module, name: str) -> bool:
     """True if the model itself holds a tensor."""
+    return isinstance(_found(model, name), Tensor)
+
+
+def _found(model: nn.Module, name: str) -> object:
+    """The attribute of a qualified name; None where there is none."""
     owner, _, attribute = name.rpartition(".")
     try:
-        return isinstance(getattr(model.get_submodule(owner), attribute, None), Tensor)
+        return getattr(model.get_submodule(owner), attribute, None)
     except AttributeError:
-        return False
+        return None
 
 
 @dataclass
@@ -129,10 +134,12 @@ class _Call:
     Attributes:
         path: name of the layer.
         nodes: its operations, in order.
+        operands: nodes outside that they read, but for the parameters of the layer.
     """
 
     path: str
     nodes: list[fx.Node] = field(default_factory=list)
+    operands: list[fx.Node] = field(default_factory=list)
 
 
 class _Translation:
@@ -155,7 +162,7 @@ class _Translation:
         for node in self.nodes:
             if node in folded:
                 call = folded[node]
-                (operand,) = self._operands(call)
+                (operand,) = call.operands
                 self.values[node] = self.new.call_module(call.path, (self._value(operand),))
             elif node not in inside:
                 self._translate(node)
@@ -197,7 +204,8 @@ class _Translation:
         for call in calls.values():
             members = set(call.nodes)
             read_outside = [n for n in call.nodes if any(user not in members for user in n.users)]
-            if read_outside == [call.nodes[-1]] and len(self._operands(call)) == 1:
+            call.operands = self._operands(call)
+            if read_outside == [call.nodes[-1]] and len(call.operands) == 1:
                 yield call
 
     def _operands(self, call: _Call) -> list[fx.Node]:
@@ -213,8 +221,8 @@ class _Translation:
 
     def _tensor(self, node: fx.Node) -> object:
         """The model's own tensor that a placeholder stands for; None for other nodes."""
-        owner, _, name = self.tensors.get(node.name, "").rpartition(".")
-        return getattr(self.model.get_submodule(owner), name, None) if name else None
+        name = self.tensors.get(node.name)
+        return None if name is None else _found(self.model, name)
 
 
 _tracer = Tracer()

@@ -28,15 +28,19 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
         return tensors_of(_Shapes(module, copies).run())
 
 
-class _Shapes(fx.Interpreter):
+class ByName(fx.Interpreter):
+    """Runs a graph on arguments by the name of their placeholder; those left out have their default."""
+
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
         super().__init__(module)
         self.arguments = arguments
 
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # By name: the interpreter's own lookup is by position and cannot bind keyword arguments.
+        # The interpreter's own lookup is by position and cannot bind keyword arguments.
         return self.arguments[target] if target in self.arguments else next(iter(args), None)
 
+
+class _Shapes(ByName):
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         n.meta["snello_shape"] = tuple(result.shape) if isinstance(result, Tensor) else None

@@ -68,13 +68,13 @@ def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
 
 
 def names_own_code(name: str) -> bool:
-    """Whether a name is that of a factory of the user's own, neither snello's nor a library's."""
+    """Return True for the name of a factory of the user's own, neither snello's nor a library's."""
     library, colon, _ = name.rpartition(":")
     return bool(colon) and library not in LIBRARIES
 
 
 def imported_factory(name: str) -> Any:
-    """What ``"package.module:factory"`` is in a module that this process has imported; nothing is imported.
+    """Return ``"package.module:factory"`` from a module that this process has imported; nothing is imported.
 
     Raises:
         ModelError: if the module has no such name, or there is no such module.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from snello.errors import ConfigError
-from snello.neurons import Masks, apply_masks
+from snello.neurons import Masks, apply_masks, qualified
 from snello.wrappers import unwrapped
 
 from ._pin import remember, remembered
@@ -35,7 +35,7 @@ def import_masks(model: nn.Module) -> Masks:
             if _masks(module, name)
         ]:
             mask = getattr(module, f"{key}_mask")
-            masks[f"{prefix}.{key}" if prefix else key] = mask.detach() != 0
+            masks[qualified(prefix, key)] = mask.detach() != 0
             prune.remove(module, key)  # type: ignore[no-untyped-call]
     apply_masks(model, masks)
     remember(model, {**remembered(model), **masks})

@@ -78,7 +78,7 @@ class PruningPlan:
 
 @dataclass(frozen=True)
 class PrunerStep:
-    """What one call of :meth:`Pruner.step` did.
+    """Result of one call of :meth:`Pruner.step`.
 
     Attributes:
         loss: the validation loss that was measured; NaN without ``evaluate``.

@@ -1,4 +1,4 @@
-"""What a pruner cannot hold, it points at."""
+"""Warnings about weights that a pruner cannot hold."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _averaged(found: object) -> nn.Module | None:
 
 
 def _zero_alike(model: nn.Module, average: nn.Module) -> bool:
-    """Whether the average is zero wherever the model is."""
+    """Return True if the average is zero wherever the model is."""
     pairs: list[tuple[Tensor, Tensor]] = list(zip(model.parameters(), average.parameters(), strict=True))
     with torch.no_grad():
         return not any(bool((a[w.to(a.device) == 0] != 0).any()) for w, a in pairs)

@@ -19,10 +19,10 @@ class CostModel(ABC):
     """A criterion for the choices that simplification leaves open."""
 
     widens: ClassVar[bool] = True
-    """Whether dead neurons may be kept at all to avoid an index operation."""
+    """True if dead neurons may be kept at all to avoid an index operation."""
 
     widens_in_part: ClassVar[bool] = False
-    """Whether the operands of one operation are widened one by one, even if some of them cannot be."""
+    """True if the operands of one operation are widened one by one, even if some of them cannot be."""
 
     @abstractmethod
     def accepts(self, saving: Saving) -> bool:

@@ -79,8 +79,7 @@ def simplify(
             which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
     """
-    model = unwrapped(model, "simplify")
-    check_finite(model, type(model).__name__)
+    model = _checked_model(model, "simplify")
     inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
     optimizers = optimizers_of(optimizer, "simplify")
@@ -107,10 +106,16 @@ def make_plan(
     keep_class: bool = False,
 ) -> SimplificationPlan:
     """Return the plan of :func:`simplify` without applying it. Arguments and errors as there."""
-    model = unwrapped(model, "make_plan")
-    check_finite(model, type(model).__name__)
+    model = _checked_model(model, "make_plan")
     source, inputs = sharing_parameters(model).eval(), Inputs.of(example_inputs)
     return next(_candidates(source, inputs, cost_model(prefer), round_to, keep_class)).plan
+
+
+def _checked_model(model: nn.Module, what: str) -> nn.Module:
+    """Look through wrappers; refuse sharded and scripted models, and a NaN among the weights."""
+    model = unwrapped(model, what)
+    check_finite(model, type(model).__name__)
+    return model
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,7 @@ class _Passes:
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.cost, self.round_to, self.own_class = cost, round_to, own_class
+        self.base = plan_of(model)
         self.refused: dict[fx.Node, str] = {}
 
     def decide(self) -> tuple[Arrangement, Decision]:
@@ -231,7 +237,7 @@ class _Passes:
         draft = SimplificationPlan(
             input_shapes=self.inputs.shapes,
             left_alone=left_alone(self.model, self.facts, arrangement, own_class=self.own_class),
-            base=plan_of(self.model),
+            base=self.base,
             constants=_checked(self.graph.constants),
         )
         return lower(self.facts, arrangement, overwritable(self.facts, arrangement), draft)

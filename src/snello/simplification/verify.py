@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import SimplifyError
-from snello.graph import Example, Inputs, bind, capture
+from snello.graph import ByName, Example, Inputs, bind, capture
 
 from .ir.channels import Layout
 
@@ -195,16 +195,12 @@ def difference(expected: Tensor, found: Tensor) -> float:
     return float(error / scale) if scale > 0 else float(error)
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(ByName):
     """Keeps the output of every node."""
 
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
-        super().__init__(module)
-        self.arguments = arguments
+        super().__init__(module, arguments)
         self.outputs: dict[str, Tensor] = {}
-
-    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.arguments[target] if target in self.arguments else next(iter(args), None)
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)

@@ -34,5 +34,5 @@ class SealedCheckpoints(CheckpointIO):
 
 
 def epochs_in(checkpoint: dict[str, Any]) -> int:
-    """How many epochs a checkpoint of Lightning holds; it is written at the end of one."""
+    """Number of epochs in a checkpoint of Lightning, which is written at the end of one."""
     return int(checkpoint["epoch"]) + 1

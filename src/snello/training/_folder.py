@@ -95,12 +95,12 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has left something in a folder that can be gone on with."""
+    """Return True if a run has left something in a folder that can be gone on with."""
     return any((folder / name).is_file() for name in (RESULT, CHECKPOINT))
 
 
 def finished_epochs(folder: Path) -> int:
-    """How many epochs the checkpoint in a folder holds, or else the result; 0 without either.
+    """Number of epochs in the checkpoint of a folder, or else in the result; 0 without either.
 
     Raises:
         ModelError: if the checkpoint is damaged.
@@ -131,7 +131,7 @@ def write_note(folder: Path, recipe: Recipe, method: str) -> None:
 
 
 def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
-    """What a run folder notes of what it was asked for, as JSON has it: a tuple comes back as a list."""
+    """Request that a run folder notes, as JSON has it: a tuple comes back as a list."""
     asked: dict[str, Any] = json.loads(json.dumps({"method": method, **asdict(recipe)}))
     return asked
 

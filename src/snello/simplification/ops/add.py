@@ -42,8 +42,7 @@ class Add(Operation):
         return list(received), join(self, useful, received)[1]
 
     def base(self, received: Sequence[Layout]) -> int:
-        # The wider one: the other operand is scattered into it.
-        return int(len(received[1].order) > len(received[0].order))
+        return wider(*received)
 
     def lower(self, placement: Placement) -> Lowered:
         a, b = placement.received
@@ -55,6 +54,11 @@ class Add(Operation):
         base = self.base((a, b))
         in_place = self.operands[base] in placement.overwritable
         return Lowered(edits=(indexed_sum(self.node, self.axis, base, (a, b), produced, in_place),))
+
+
+def wider(first: Layout, second: Layout) -> int:
+    """Return the position of the layout with more channels, into which the other one is scattered."""
+    return int(len(second.order) > len(first.order))
 
 
 def indexed_sum(

@@ -315,7 +315,7 @@ def attention_result(call: Call) -> Operation | None:
     module = call.graph.layer(source) if isinstance(source, fx.Node) else None
     if not isinstance(source, fx.Node) or module is None:
         return None
-    if not isinstance(attention(Call(call.graph, source, call.axes)), Absorbed):
+    if not isinstance(attention(call.at(source)), Absorbed):
         return None
     weights, operand = attention_weights(module), _query(source)
     assert weights is not None

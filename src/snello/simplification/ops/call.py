@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
@@ -47,6 +47,10 @@ class Call:
     def split_axis(self, parts: int) -> int:
         """Return which of the axes that a channel axis is split into has the channels from there on."""
         return self.splits.get(parts, 0)
+
+    def at(self, node: fx.Node) -> Call:
+        """Return another call of the same graph, with the same knowledge."""
+        return replace(self, node=node)
 
     @property
     def module(self) -> nn.Module | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,25 +156,23 @@ def elementwise(call: Call) -> Operation | None:
     if found is None:
         return None
     function = _evaluation(call, [*found.operands, *(node for node, _ in found.parameters)])
-    return Elementwise(
-        call.node, (*found.operands, *found.shared),
-        (*found.own_axes, *(call.axes[a] for a in found.shared)), found.axis, function, found.unknown,
-        call.node.target in _PRODUCTS, tuple(parameter for _, parameter in found.parameters),
-        len(found.shared),
-    )  # fmt: skip
+    return _of(call, found, function)
 
 
 @rule_for(torch.where, "masked_fill", "masked_fill_")
 def masked(call: Call) -> Operation | None:
     """Choices by a mask, whose values are not known: no constant stays one."""
     found = operands_of(call)
-    if found is None:
-        return None
+    return None if found is None else _of(call, replace(found, unknown=True), lambda values: values[0])
+
+
+def _of(call: Call, found: Operands, function: Callable[[Sequence[Tensor]], Tensor]) -> Elementwise:
+    """The operation of a call on its operands, sorted by their part in it."""
+    axes = (*found.own_axes, *(call.axes[a] for a in found.shared))
     return Elementwise(
-        call.node, (*found.operands, *found.shared),
-        (*found.own_axes, *(call.axes[a] for a in found.shared)), found.axis,
-        lambda values: values[0], unknown=True, product=False,
-        parameters=tuple(parameter for _, parameter in found.parameters), shared=len(found.shared),
+        call.node, (*found.operands, *found.shared), axes, found.axis, function, found.unknown,
+        call.node.target in _PRODUCTS, tuple(parameter for _, parameter in found.parameters),
+        len(found.shared),
     )  # fmt: skip
 
 

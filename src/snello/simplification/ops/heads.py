@@ -180,7 +180,7 @@ def unbound(call: Call) -> Operation | None:
     source = call.node.args[0]
     if not isinstance(source, fx.Node) or source.target not in ("unbind", torch.unbind):
         return None
-    whole = Call(call.graph, source, call.axes, call.splits)
+    whole = call.at(source)
     moving = whole.moving_operand()
     if moving is None or unbind(whole) is None:
         return None
@@ -206,7 +206,7 @@ def _indices(call: Call, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
     while node.target in PERMUTES:
         permutations.append(permutation(node))
         (node,) = node.all_input_nodes
-    operation = split(Call(call.graph, node, call.axes, call.splits)) if node.target in VIEWS else None
+    operation = split(call.at(node)) if node.target in VIEWS else None
     if not isinstance(operation, SplitChannels) or None in permutations:
         return None
     (before,), (own,) = operation.operands, operation.axes

@@ -77,7 +77,7 @@ def extreme_values(call: Call) -> Operation | None:
     source = call.node.args[0]
     if not isinstance(source, fx.Node) or source.target not in _EXTREMES or call.node.args[1] != 0:
         return None
-    moving = Call(call.graph, source, call.axes).moving_operand()
+    moving = call.at(source).moving_operand()
     return None if moving is None else _reduced(call, source, *moving)
 
 

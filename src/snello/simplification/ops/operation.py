@@ -121,13 +121,13 @@ class Operation:
     axis: int | None
 
     produces: ClassVar[bool] = False
-    """Whether the operation decides which channels exist: a layer with neurons of its own."""
+    """True if the operation decides which channels exist: a layer with neurons of its own."""
 
     reads_shape_alone: ClassVar[bool] = False
-    """Whether the operation reads the shape of its operands and none of their values."""
+    """True if the operation reads the shape of its operands and none of their values."""
 
     accumulates: ClassVar[bool] = False
-    """Whether the operation adds one operand to another, see :meth:`base`: operands keep their layouts."""
+    """True if the operation adds one operand to another, see :meth:`base`: operands keep their layouts."""
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:

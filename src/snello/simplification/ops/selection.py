@@ -228,7 +228,7 @@ def chunk(call: Call) -> Operation | None:
     parts = call.node.args[0]
     if not isinstance(parts, fx.Node) or parts.target not in _CHUNKS or call.shape is None:
         return None
-    moving = Call(call.graph, parts, call.axes).moving_operand()
+    moving = call.at(parts).moving_operand()
     if moving is None or not _is_split(parts):
         return None
     operand, axis = moving

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from snello.graph import known_shape
+from snello.neurons import qualified
 from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
 from snello.simplification.ops.splitting import SplitChannels
@@ -46,7 +47,7 @@ def _mirrors(model: nn.Module, facts: Facts, node: fx.Node) -> list[str]:
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [name for name, value in held if type(value) is int and value == old and _fits(name, splits)]
-    return [f"{owner}.{name}" if owner else name for name in names]
+    return [qualified(owner, name) for name in names]
 
 
 def _fits(name: str, splits: bool) -> bool:

@@ -67,7 +67,7 @@ _NOTHING = torch.zeros(0, dtype=torch.bool)
 
 @dataclass
 class _Uses:
-    """What the pass has found so far.
+    """Findings of the pass so far.
 
     Attributes:
         useful: node -> channels.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
+from snello.optimizers import parameters_of
 from snello.simplification.ir.plan import SimplificationPlan, Slice
 from snello.simplification.runtime.attention import cut, cuts
 from snello.simplification.runtime.ragged import RaggedConv, pairs
@@ -33,7 +34,7 @@ def rebind(
         ConfigError: if an optimizer holds a parameter that is not the model's; nothing is changed then.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    for parameter in (p for o in optimizers for group in o.param_groups for p in group["params"]):
+    for parameter in (p for optimizer in optimizers for p in parameters_of(optimizer)):
         if id(parameter) not in names:
             raise ConfigError(
                 f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not this "

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from snello.graph import known_shape, shape_of
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import IndexedSum
-from snello.simplification.ops.add import indexed_sum
+from snello.simplification.ops.add import indexed_sum, wider
 from snello.simplification.ops.call import Call
 from snello.simplification.ops.operation import Lowered, Operation, Placement, Wanted
 from snello.simplification.ops.registry import rule_for
@@ -139,7 +139,7 @@ class ScatterAdded(Operation):
         self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
     ) -> Wanted:
         first, second = self._by_output(received)
-        base, other = (second, first) if _base(first, second) else (first, second)
+        base, other = (second, first) if wider(first, second) else (first, second)
         order = base.extended(other.present).order
         absent = first.absent + second.absent + self.constants
         return list(received), Layout(order, absent.index_fill(0, order, 0))
@@ -148,17 +148,13 @@ class ScatterAdded(Operation):
         if placement.produced.is_empty:
             return Lowered()
         first, second = self._by_output(placement.received)
-        base = _base(first, second)
+        base = wider(first, second)
         first = Layout(first.order, first.absent + self.constants)
         assert self.axis is not None
         in_place = self.in_place and base == 0
         layouts = (first, second)
         edit = indexed_sum(self.node, self.axis, base, layouts, placement.produced, in_place)
         return Lowered(edits=(edit,))
-
-
-def _base(first: Layout, second: Layout) -> int:
-    return int(len(second.order) > len(first.order))
 
 
 @rule_for(ChannelSum)
