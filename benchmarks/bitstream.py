@@ -1,16 +1,19 @@
-"""Bytes of a model file at equal accuracy: zip, int8 in a zip, nncodec's defaults, and snello's rate search.
+"""Bytes of a model file at equal accuracy: zip, int8 in a zip, nncodec's defaults, and snello's
+rate search.
 
-    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th --imagenet-statistics
-    SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey runs/mnist
-    python benchmarks/bitstream.py speed
+    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th
+    --imagenet-statistics SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey
+    runs/mnist python benchmarks/bitstream.py speed
 
 Protocol
-    A search sees the validation images alone (cut from the training part), and calibrates on other training images,
-    without labels. Every variant is then decoded and measured once on the test images; "kept" says whether it lost no
-    more than MAX_DROP of accuracy there. The search is held to the same MAX_DROP of *soft* accuracy on the validation
-    images: the mean of sigmoid(margin / TAU), margin being the score of the right class over the best other one. With
-    TAU -> 0 that is the accuracy. Of a few thousand images, a few change sides at any quantisation, and to and fro: the
-    accuracy of 5 000 images wavers by 0.2 points, and a search in small steps would find where it wavers up.
+    A search sees the validation images alone (cut from the training part), and calibrates on other
+    training images, without labels. Every variant is then decoded and measured once on the test
+    images; "kept" says whether it lost no more than MAX_DROP of accuracy there. The search is held
+    to the same MAX_DROP of *soft* accuracy on the validation images: the mean of sigmoid(margin /
+    TAU), margin being the score of the right class over the best other one. With TAU -> 0 that is
+    the accuracy. Of a few thousand images, a few change sides at any quantisation, and to and fro:
+    the accuracy of 5 000 images wavers by 0.2 points, and a search in small steps would find where
+    it wavers up.
 
     float32 zip            the tensors' bytes, deflated
     int8 zip               weights as symmetric int8 with one scale per tensor, or per channel (first dimension);
@@ -21,11 +24,12 @@ Protocol
     per tensor             and one quantisation parameter per tensor
     per tensor, zeros kept for pruned networks: uniform quantisation only
 
-    Bytes are those of the NNC stream or of the zip; "container" is the .snello file, with manifest and digests.
+    Bytes are those of the NNC stream or of the zip; "container" is the .snello file, with manifest
+    and digests.
 
-    lenet5 takes the model files of ``snello journey mnist_lenet5 --out=FOLDER``, and takes the dead neurons out of the
-    pruned ones; without --journey it trains them first, as that recipe does (--epochs shortens it). speed codes a
-    ResNet-18 with random weights.
+    lenet5 takes the model files of ``snello journey mnist_lenet5 --out=FOLDER``, and takes the dead
+    neurons out of the pruned ones; without --journey it trains them first, as that recipe does
+    (--epochs shortens it). speed codes a ResNet-18 with random weights.
 """
 
 from __future__ import annotations
@@ -76,7 +80,9 @@ class Row:
 
 
 class SoftAccuracy:
-    """The protocol's measure on validation images. Remembers weights it has seen, since searches meet some again."""
+    """The protocol's measure on validation images. Remembers weights it has seen, since searches
+    meet some again.
+    """
 
     def __init__(self, images: Images, splits: DataSplits, bf16: bool) -> None:
         self.bf16, self.batches = bf16, list(loader(images, splits, 500))
@@ -85,7 +91,9 @@ class SoftAccuracy:
     def __call__(self, model: nn.Module) -> float:
         digest = hashlib.sha256()
         for name, value in model.state_dict().items():
-            digest.update(name.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         key = digest.digest()
         if key not in self.seen:
             self.seen[key] = self.measure(model)
@@ -163,7 +171,9 @@ class Subject:
 
     def run(self) -> list[Row]:
         tensors = coded_tensors(self.model)
-        print(f"{self.name}: {sum(t.numel() for t in tensors.values())} values, test {self.before:.4f}")
+        print(
+            f"{self.name}: {sum(t.numel() for t in tensors.values())} values, test {self.before:.4f}"
+        )
         self.add("float32 zip", zipped({n: raw(t) for n, t in tensors.items()}), self.model)
         for per_channel in (False, True):
             size, values = int8_zip(tensors, per_channel)
@@ -185,7 +195,9 @@ class Subject:
 
     def search(self, variant: str, **arguments: Any) -> None:
         start = time.perf_counter()
-        found = search_rate(self.model, self.validate, max_drop=MAX_DROP, higher_is_better=True, **arguments)
+        found = search_rate(
+            self.model, self.validate, max_drop=MAX_DROP, higher_is_better=True, **arguments
+        )
         seconds = time.perf_counter() - start
         self.searches[variant] = describe(found)
         self.add(
@@ -213,7 +225,16 @@ class Subject:
         drop = self.before - accuracy
         kept = drop <= MAX_DROP + 1e-9
         row = Row(
-            self.name, variant, size, container, accuracy, drop, kept, evaluations, round(seconds, 1), choice
+            self.name,
+            variant,
+            size,
+            container,
+            accuracy,
+            drop,
+            kept,
+            evaluations,
+            round(seconds, 1),
+            choice,
         )
         print(show(row), flush=True)
         self.rows.append(row)
@@ -274,7 +295,9 @@ def resnet32(options: argparse.Namespace) -> list[Subject]:
     splits = load("cifar10")
     if options.imagenet_statistics:
         splits = replace(splits, **IMAGENET)
-    return [Subject("resnet-32", load_weights(build("resnet-32"), options.weights), splits, options)]
+    return [
+        Subject("resnet-32", load_weights(build("resnet-32"), options.weights), splits, options)
+    ]
 
 
 def lenet5(options: argparse.Namespace) -> list[Subject]:
@@ -286,11 +309,21 @@ def lenet5(options: argparse.Namespace) -> list[Subject]:
     for method in ("baseline", "lobster", "serene"):
         if options.journey is None:
             changes = [] if options.epochs is None else [f"--epochs={options.epochs}"]
-            train(load_recipe("mnist_lenet5", changes), method, folder / method, splits=splits, resume=True)
+            train(
+                load_recipe("mnist_lenet5", changes),
+                method,
+                folder / method,
+                splits=splits,
+                resume=True,
+            )
         model, record = modelfile.load(folder / method / "model.pt")
         if method != "baseline":
             model = simplify(model, record.example_inputs())
-        name = {"baseline": "lenet-5 dense", "lobster": "lenet-5 LOBSTER", "serene": "lenet-5 SeReNe"}[method]
+        name = {
+            "baseline": "lenet-5 dense",
+            "lobster": "lenet-5 LOBSTER",
+            "serene": "lenet-5 SeReNe",
+        }[method]
         subjects.append(Subject(name, model, splits, options, pruned=method != "baseline"))
     return subjects
 
@@ -311,7 +344,9 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     ):
         stream = encode(tensors, settings)
         timed = {
-            "encode": rates(lambda settings=settings: encode(tensors, settings), count, options.repeats),
+            "encode": rates(
+                lambda settings=settings: encode(tensors, settings), count, options.repeats
+            ),
             "decode": rates(lambda stream=stream: decode(stream), count, options.repeats),
         }
         result[name] = {"bytes": len(stream), **timed}
@@ -340,12 +375,18 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("resnet32", "lenet5", "speed"))
     parser.add_argument("--weights", type=Path, help="state_dict file of the ResNet-32")
     parser.add_argument(
-        "--imagenet-statistics", action="store_true", help="normalise CIFAR-10 as the public checkpoints do"
+        "--imagenet-statistics",
+        action="store_true",
+        help="normalise CIFAR-10 as the public checkpoints do",
     )
     parser.add_argument("--journey", type=Path, help="folder of a finished journey mnist_lenet5")
     parser.add_argument("--epochs", type=int, help="of each LeNet-5 that is trained here")
-    parser.add_argument("--validation", type=int, default=5000, help="images to search on; default: 5000")
-    parser.add_argument("--calibration", type=int, default=512, help="images without labels; default: 512")
+    parser.add_argument(
+        "--validation", type=int, default=5000, help="images to search on; default: 5000"
+    )
+    parser.add_argument(
+        "--calibration", type=int, default=512, help="images without labels; default: 512"
+    )
     parser.add_argument(
         "--bf16", action="store_true", help="evaluate in bfloat16 (also the uncompressed model)"
     )

@@ -1,17 +1,18 @@
-"""Models of other libraries through simplify: accepted or not, class kept or not, exact or not, smaller or not.
+"""Models of other libraries through simplify: accepted or not, class kept or not, exact or not,
+smaller or not.
 
     pip install timm "transformers[torch]"
     python benchmarks/coverage.py --only transformers
     python benchmarks/coverage.py --out runs/bench/coverage.json
 
-Random weights. Half of the neurons of every Linear and convolution with more than ten die, each by itself, with
-their biases: incoming weights and bias are zero. One row per architecture:
+Random weights. Half of the neurons of every Linear and convolution with more than ten die, each by
+itself, with their biases: incoming weights and bias are zero. One row per architecture:
 
-- accepted: ``simplify`` returned a model; otherwise the first line of its error. It has compared the outputs in
-  float64 then, on two batch sizes.
+- accepted: ``simplify`` returned a model; otherwise the first line of its error. It has compared
+  the outputs in float64 then, on two batch sizes.
 - class kept: the result is of the model's own class.
-- error: largest difference of the float32 outputs from the masked model's, over their largest deviation from
-  the batch's mean.
+- error: largest difference of the float32 outputs from the masked model's, over their largest
+  deviation from the batch's mean.
 - left: share of the parameters that is left.
 - seconds: CPU time of ``simplify``, one thread, all of its verification included.
 """
@@ -53,7 +54,12 @@ TIMM = (
     "shvit_s1", "swiftformer_xs", "mambaout_femto", "caformer_s18", "hiera_tiny_224",
 )  # fmt: skip
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 SPEECH = {
     "vocab_size": 100, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "pad_token_id": 0,
@@ -189,7 +195,12 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def error(expected: Tensor, found: Tensor) -> float:
     """Largest difference over the largest deviation from the batch's mean."""
-    spread = (expected - expected.mean(0, keepdim=True)).abs().max().clamp(min=1e-4 * expected.abs().max())
+    spread = (
+        (expected - expected.mean(0, keepdim=True))
+        .abs()
+        .max()
+        .clamp(min=1e-4 * expected.abs().max())
+    )
     return float((expected - found).abs().max() / spread) if spread > 0 else 0.0
 
 
@@ -245,7 +256,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("timm", "transformers"), help="one library")
-    parser.add_argument("--out", type=Path, help="JSON file of the rows; the table goes beside it as .md")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file of the rows; the table goes beside it as .md"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

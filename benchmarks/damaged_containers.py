@@ -2,18 +2,21 @@
 
     python benchmarks/damaged_containers.py --count 10000 --seed 0 --out damaged_containers.json
 
-Every damaged file is decoded as a stranger's file would be: ``decompress(data, LIMITS)``, in a child process
-wherever there is a stream to decode. It has to end in a ``snello`` error, within its time and memory.
+Every damaged file is decoded as a stranger's file would be: ``decompress(data, LIMITS)``, in a
+child process wherever there is a stream to decode. It has to end in a ``snello`` error, within its
+time and memory.
 
 * *Plain* damage is what happens to files: it must always be an error.
-* *Re-signed* damage comes with recomputed digests, so that it reaches what lies behind them. Where it claims
-  more than there is or may be, it must be an error. Elsewhere (``EITHER``) a change can amount to another
-  valid file, for instance another value of a weight inside the arithmetic code, which no decoder can tell from
-  the intended one: then the result must have exactly the names, shapes and dtypes that the file declares.
+* *Re-signed* damage comes with recomputed digests, so that it reaches what lies behind them. Where
+  it claims more than there is or may be, it must be an error. Elsewhere (``EITHER``) a change can
+  amount to another valid file, for instance another value of a weight inside the arithmetic code,
+  which no decoder can tell from the intended one: then the result must have exactly the names,
+      shapes and dtypes that the file declares.
 
-Anything else is a *violation*: another exception, a result with other names or shapes, plain damage decoded
-to anything at all, more time than ``MAX_SECONDS`` or more memory than ``MAX_MEGABYTES`` (added to this process, or
-in a child; read from /proc, so the script needs Linux). The script ends with status 1 if there is one.
+Anything else is a *violation*: another exception, a result with other names or shapes, plain damage
+decoded to anything at all, more time than ``MAX_SECONDS`` or more memory than ``MAX_MEGABYTES``
+(added to this process, or in a child; read from /proc, so the script needs Linux). The script ends
+with status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ from snello.errors import BitstreamError
 
 LIMITS = Limits(decoded_bytes=64 * 2**20)
 MAX_SECONDS = 90.0  # a child may compute for 20 s and a little, on a processor that others use, too
-MAX_MEGABYTES = 512  # added to this process, or the whole of a child, interpreter and libraries included
+MAX_MEGABYTES = (
+    512  # added to this process, or the whole of a child, interpreter and libraries included
+)
 
 FIXED = struct.Struct("<8sHHIQ")
 PREFIX = FIXED.size + 32
@@ -76,18 +81,24 @@ def signed(manifest: bytes, stream: bytes, sizes: tuple[int, int] | None = None)
 
 
 def resigned(content: dict[str, Any], stream: bytes) -> bytes:
-    """The same around a manifest that is not yet deflated; the stream's digest is made to fit, too."""
+    """The same around a manifest that is not yet deflated; the stream's digest is made to fit,
+    too.
+    """
     content = content | {"stream_sha256": hashlib.sha256(stream).hexdigest()}
     return signed(zlib.compress(json.dumps(content, ensure_ascii=False).encode(), 6), stream)
 
 
 def samples() -> list[bytes]:
-    """Small containers of every kind: dtypes, scalars, empty tensors, each quantiser, codebook, zero rows."""
+    """Small containers of every kind: dtypes, scalars, empty tensors, each quantiser, codebook,
+    zero rows.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, 3, 3, 3, generator=generator) * 0.1
     pruned = weight.reshape(24, 27).clone()
     pruned[::3] = 0
-    clustered = torch.tensor([-0.7, -0.3, 0.0, 0.2, 0.9])[torch.randint(0, 5, (30, 20), generator=generator)]
+    clustered = torch.tensor([-0.7, -0.3, 0.0, 0.2, 0.9])[
+        torch.randint(0, 5, (30, 20), generator=generator)
+    ]
     mixed = {
         "conv.weight": weight,
         "conv.bias": weight[:, 0, 0, 0].clone(),
@@ -99,7 +110,9 @@ def samples() -> list[bytes]:
         "ünï.重み": clustered.to(torch.float64),
     }
     record = {"model": {"name": "toy", "arguments": {"classes": 10}}, "plan": list(range(40))}
-    uniform = CodecSettings(dependent_quantisation=False, codebook=True, qp=-20, qp_of={"fc.weight": -28})
+    uniform = CodecSettings(
+        dependent_quantisation=False, codebook=True, qp=-20, qp_of={"fc.weight": -28}
+    )
     return [
         compress(mixed, record=record),
         compress(mixed, uniform, record),
@@ -238,7 +251,23 @@ def garble_manifest(rng: random.Random, data: bytes) -> bytes:
     """One value of the manifest replaced by another kind of value."""
     parts = Parts.of(data)
     content = parts.content()
-    junk = [None, True, -1, 2**70, 1.5, "", "\ud800", "zz", [], [[]], {}, {"a": 1}, "float32", -129, [1, "2"]]
+    junk = [
+        None,
+        True,
+        -1,
+        2**70,
+        1.5,
+        "",
+        "\ud800",
+        "zz",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        "float32",
+        -129,
+        [1, "2"],
+    ]
     holder: Any = content
     while True:
         keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
@@ -288,7 +317,9 @@ def units_of(stream: bytes) -> list[bytes]:
     units, position = [], 0
     while position < len(stream):
         width = 4 if stream[position] >= 0x80 else 2
-        size = int.from_bytes(stream[position : position + width], "big") & ((1 << (8 * width - 1)) - 1)
+        size = int.from_bytes(stream[position : position + width], "big") & (
+            (1 << (8 * width - 1)) - 1
+        )
         units.append(stream[position : position + size])
         position += size
     return units
@@ -347,7 +378,9 @@ def unit_noise(rng: random.Random, data: bytes) -> bytes:
 
 
 def stream_claims(rng: random.Random, data: bytes) -> bytes:
-    """Another shape in stream and table, both alike: too large, or far larger than the data behind it."""
+    """Another shape in stream and table, both alike: too large, or far larger than the data behind
+    it.
+    """
     from nncodec.nnc_core import hls
 
     parts = Parts.of(data)
@@ -366,7 +399,11 @@ def stream_claims(rng: random.Random, data: bytes) -> bytes:
     shape = rng.choice(
         [[2**23], [2**12, 2**11], [2**24], [4096, 4095], [2**31], [2**16, 2**16], [1, 2**22], [3]]
     )
-    fields |= {"tensor_dimensions": shape, "count_tensor_dimensions": len(shape), "tensor_dimensions_flag": 1}
+    fields |= {
+        "tensor_dimensions": shape,
+        "count_tensor_dimensions": len(shape),
+        "tensor_dimensions_flag": 1,
+    }
     fields |= {"first_tensor_dimension_shift": 0, "scan_order": 0}
     written = hls.encode_nnr_unit_with_size_dummy(fields) + payload
     units[tensors[which]] = bytes(hls.update_nnr_unit_size(written)[0])
@@ -434,8 +471,11 @@ class Tally:
     violations: list[str] = field(default_factory=list)
 
 
-def run(count: int, seed: int, done: Callable[[str, Tally], None] | None = None) -> dict[str, Tally]:
-    """Damage ``count`` files, spread over the kinds by their shares; the same seed gives the same damage.
+def run(
+    count: int, seed: int, done: Callable[[str, Tally], None] | None = None
+) -> dict[str, Tally]:
+    """Damage ``count`` files, spread over the kinds by their shares; the same seed gives the same
+    damage.
 
     ``done`` is called with each kind when all of its files have been decoded.
     """
@@ -486,7 +526,9 @@ def _complaint(kind: Kind, data: bytes, tensors: dict[str, torch.Tensor]) -> str
     if kind.ends == ERROR:
         return "decoded, but had to be an error"
     declared = {entry.name: (entry.shape, entry.dtype) for entry in read_header(data).tensors}
-    found = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+    found = {
+        name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()
+    }
     return "" if found == declared else f"decoded to {found}, declared was {declared}"[:300]
 
 
@@ -497,10 +539,12 @@ def _class_of(message: str) -> str:
 
 
 class Memory:
-    """Peak resident memory while something runs: what it adds here, and what its child processes have.
+    """Peak resident memory while something runs: what it adds here, and what its child processes
+    have.
 
-    Linux keeps a high-water mark for each process. Here it is reset at the start; of children it is read every
-    10 ms (that of ``getrusage`` would count the memory of the parent until the child has become a program).
+    Linux keeps a high-water mark for each process. Here it is reset at the start; of children it is
+    read every 10 ms (that of ``getrusage`` would count the memory of the parent until the child has
+    become a program).
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,15 @@
-"""What it costs to move channels, beside what it costs to compute them: the constants of simplify's cost model.
+"""What it costs to move channels, beside what it costs to compute them: the constants of simplify's
+cost model.
 
     python benchmarks/index_operations.py --threads 1 --out runs/bench/index_operations.json
 
 Nanoseconds per element (of the wider tensor, or of the operand that is added by index), and per
 multiply-accumulate, for batch 1 in float32. Medians; all operations of a shape in turns in one run.
-``snello.simplify(..., prefer="latency")`` keeps a dead neuron where moving costs more than computing.
+``snello.simplify(..., prefer="latency")`` keeps a dead neuron where moving costs more than
+computing.
 
-Grouped convolutions come in microseconds per call, for several widths of a group: a ragged convolution is laid
-out in groups of the next width that is fast.
+Grouped convolutions come in microseconds per call, for several widths of a group: a ragged
+convolution is laid out in groups of the next width that is fast.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ def images(channels: int, size: int) -> dict[str, tuple[Callable[[], Tensor], in
     """Operations on (1, channels, size, size), each with the number that its time is divided by."""
     x, half = torch.randn(1, channels, size, size), torch.randn(1, channels // 2, size, size)
     some, order = torch.randperm(channels)[: channels // 2], torch.randperm(channels)
-    pointwise, spatial = torch.randn(channels, channels, 1, 1), torch.randn(channels, channels, 3, 3)
+    pointwise, spatial = (
+        torch.randn(channels, channels, 1, 1),
+        torch.randn(channels, channels, 3, 3),
+    )
     stats = torch.zeros(channels), torch.ones(channels)
     elements = x.numel()
     return {
@@ -65,16 +70,23 @@ def tokens(length: int, channels: int) -> dict[str, tuple[Callable[[], Tensor], 
 
 
 def grouped(groups: int, size: int) -> dict[str, tuple[Callable[[], Tensor], int]]:
-    """3x3 convolutions of some groups, each as wide in as out; per call, in units of a microsecond."""
+    """3x3 convolutions of some groups, each as wide in as out; per call, in units of a
+    microsecond.
+    """
 
     def operation(width: int) -> Callable[[], Tensor]:
-        x, weight = torch.randn(1, groups * width, size, size), torch.randn(groups * width, width, 3, 3)
+        x, weight = (
+            torch.randn(1, groups * width, size, size),
+            torch.randn(groups * width, width, 3, 3),
+        )
         return lambda: F.conv2d(x, weight, padding=1, groups=groups)
 
     return {f"3x3 in groups of {width}, us per call": (operation(width), 1000) for width in WIDTHS}
 
 
-def measure(operations: dict[str, tuple[Callable[[], Tensor], int]], repeats: int) -> dict[str, float]:
+def measure(
+    operations: dict[str, tuple[Callable[[], Tensor], int]], repeats: int
+) -> dict[str, float]:
     """Median nanoseconds per element or multiply-accumulate."""
     times: dict[str, list[float]] = {name: [] for name in operations}
     with torch.inference_mode():
@@ -83,7 +95,10 @@ def measure(operations: dict[str, tuple[Callable[[], Tensor], int]], repeats: in
                 start = time.perf_counter()
                 operation()
                 times[name].append(time.perf_counter() - start)
-    return {name: 1e9 * statistics.median(times[name][3:]) / count for name, (_, count) in operations.items()}
+    return {
+        name: 1e9 * statistics.median(times[name][3:]) / count
+        for name, (_, count) in operations.items()
+    }
 
 
 def main() -> None:
@@ -97,13 +112,22 @@ def main() -> None:
     torch.manual_seed(0)
     result = {f"{c} x {s} x {s}": measure(images(c, s), options.repeats) for c, s in IMAGES}
     result |= {f"{n} tokens x {c}": measure(tokens(n, c), options.repeats) for n, c in TOKENS}
-    result |= {f"{g} groups, {s} x {s}": measure(grouped(g, s), options.repeats) for g, s in GROUPED}
+    result |= {
+        f"{g} groups, {s} x {s}": measure(grouped(g, s), options.repeats) for g, s in GROUPED
+    }
     rows = tuple(
-        (shape, name, f"{value:.3f}") for shape, times in result.items() for name, value in times.items()
+        (shape, name, f"{value:.3f}")
+        for shape, times in result.items()
+        for name, value in times.items()
     )
     note = f"cpu, {options.threads} thread(s), batch 1, float32, {options.repeats} repeats, median"
     show(
-        Table("Nanoseconds per element, or per multiply-accumulate", ("shape", "operation", "ns"), rows, note)
+        Table(
+            "Nanoseconds per element, or per multiply-accumulate",
+            ("shape", "operation", "ns"),
+            rows,
+            note,
+        )
     )
     if options.out:
         text = json.dumps({"conditions": note, "nanoseconds": result}, indent=1)

@@ -2,20 +2,22 @@
 
     python benchmarks/latency.py --out runs/bench/latency.json
 
-LeNet-5 (1×28²), ResNet-32 (3×32²), ResNet-18 (3×224²) and VGG-16 for CIFAR (torchvision's vgg16_bn without its
-classifier, then 512-512-10), with random weights: none of these times depends on what was learnt.
+LeNet-5 (1×28²), ResNet-32 (3×32²), ResNet-18 (3×224²) and VGG-16 for CIFAR (torchvision's vgg16_bn
+without its classifier, then 512-512-10), with random weights: none of these times depends on what
+was learnt.
 
 - dense: as it is.
-- masked: 90 % of the single weights of every layer but the head at zero, at random, as LOBSTER leaves a network.
-  No neuron dies of it, so nothing can be removed: what a dense runtime makes of scattered zeros.
-- simplified: half of the neurons of every layer but the head dead, at random, as SeReNe would leave them, and
-  taken out by ``snello.simplify``.
+- masked: 90 % of the single weights of every layer but the head at zero, at random, as LOBSTER
+  leaves a network. No neuron dies of it, so nothing can be removed: what a dense runtime makes of
+  scattered zeros.
+- simplified: half of the neurons of every layer but the head dead, at random, as SeReNe would leave
+  them, and taken out by ``snello.simplify``.
 - plain: the same, simplified with ``prefer="plain"``: neurons whose removal would need an index
   operation at a residual join are left.
 
-Each of them in PyTorch, in ONNX Runtime, and in ONNX Runtime after int8 quantisation (ranges from random inputs:
-this is about time). The table gives the median in ms with its 10th and 90th percentile, and the ratio to the dense
-network in the same runtime beside the ratio of MACs.
+Each of them in PyTorch, in ONNX Runtime, and in ONNX Runtime after int8 quantisation (ranges from
+random inputs: this is about time). The table gives the median in ms with its 10th and 90th
+percentile, and the ratio to the dense network in the same runtime beside the ratio of MACs.
 """
 
 from __future__ import annotations
@@ -92,7 +94,10 @@ def table(profiles: tuple[Profile, ...], note: str) -> Table:
         for runtime in RUNTIMES:
             time, ratio = profile.latencies[runtime], profile.latencies[runtime].median_ms
             ratio /= base.latencies[runtime].median_ms
-            cells += [f"{time.median_ms:.3f} ({time.p10_ms:.3f}-{time.p90_ms:.3f})", f"{ratio:.2f}x"]
+            cells += [
+                f"{time.median_ms:.3f} ({time.p10_ms:.3f}-{time.p90_ms:.3f})",
+                f"{ratio:.2f}x",
+            ]
         rows.append((profile.name, *cells))
     header = ["Network", "Params", "MACs"]
     for runtime in RUNTIMES:
@@ -115,7 +120,9 @@ def main() -> None:
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)
-    given = [subject for name in options.models for subject in subjects(name, options.batch, generator)]
+    given = [
+        subject for name in options.models for subject in subjects(name, options.batch, generator)
+    ]
     conditions = {key: getattr(options, key) for key in ("threads", "repeats", "warmup")}
     profiles = compare(given, runtimes=RUNTIMES, **conditions)
     note = (
@@ -125,7 +132,9 @@ def main() -> None:
     )
     print(markdown(table(profiles, note)))
     if options.out:
-        write_file(options.out, lambda path: path.write_text(as_json({"note": note, "models": profiles})))
+        write_file(
+            options.out, lambda path: path.write_text(as_json({"note": note, "models": profiles}))
+        )
 
 
 if __name__ == "__main__":

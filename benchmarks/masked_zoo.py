@@ -1,13 +1,15 @@
-"""Masked networks for measuring simplification: random dead neurons, outputs that depend on the input.
+"""Masked networks for measuring simplification: random dead neurons, outputs that depend on the
+input.
 
-A network is made in four steps. :func:`randomise` takes away everything that is trivially zero or one (fresh
-BatchNorm statistics, affines, layer scales, heads initialised to zero). :func:`kill` zeroes a share of the
-neurons of every layer but the output layers, independently per layer. At high shares nothing may be left of
-the signal: :func:`rescue` gives single neurons back until every output depends on the input. :func:`calibrate`
-keeps the signal in range, so that a comparison of outputs can fail in float32 as well.
+A network is made in four steps. :func:`randomise` takes away everything that is trivially zero or
+one (fresh BatchNorm statistics, affines, layer scales, heads initialised to zero). :func:`kill`
+zeroes a share of the neurons of every layer but the output layers, independently per layer. At high
+shares nothing may be left of the signal: :func:`rescue` gives single neurons back until every
+output depends on the input. :func:`calibrate` keeps the signal in range, so that a comparison of
+outputs can fail in float32 as well.
 
-Variants: in A, the BatchNorm that reads a dead neuron alone is zeroed as well, and so is its bias, so the
-neuron is 0; in B they stay, so the neuron is a constant that is not zero.
+Variants: in A, the BatchNorm that reads a dead neuron alone is zeroed as well, and so is its bias,
+so the neuron is 0; in B they stay, so the neuron is a constant that is not zero.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Member:
     def build(self) -> nn.Module:
         """The network as its factory initialises it, in evaluation mode."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torchvision's, about slow initialisation
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torchvision's, about slow initialisation
             return build(self.name, **dict(self.arguments)).eval()
 
 
@@ -65,7 +69,9 @@ def zoo() -> dict[str, Member]:
     """All torchvision classification and segmentation networks, and the CIFAR ResNets, by name."""
     from torchvision import models
 
-    members = [Member(name, "cifar_resnet", 32) for name in available() if name.startswith("resnet-")]
+    members = [
+        Member(name, "cifar_resnet", 32) for name in available() if name.startswith("resnet-")
+    ]
     for name in models.list_models(module=models):
         arguments = (("init_weights", False),) if name in ("googlenet", "inception_v3") else ()
         family = next(family for family in _FAMILIES if name.startswith(family))
@@ -104,14 +110,17 @@ def masked(
 def _settle(model: nn.Module, side: int, generator: torch.Generator) -> None:
     """Calibrate until a comparison means something: the best of a few draws, mostly the first.
 
-    Where one channel carries all of the signal, an activation may cut it off, or float32 may drown it.
+    Where one channel carries all of the signal, an activation may cut it off, or float32 may drown
+    it.
     """
     best, kept = float("inf"), None
     for _ in range(4):
         calibrate(model, images((16 if side <= 128 else 8, 3, side, side), generator), generator)
         x = images((3, 3, side, side), generator)
         expected = outputs(copy.deepcopy(model).double(), x.double())
-        rounding = error(expected, outputs(model, x)) if dependence(expected) > 0.01 else float("inf")
+        rounding = (
+            error(expected, outputs(model, x)) if dependence(expected) > 0.01 else float("inf")
+        )
         if rounding <= 2e-5:
             return
         if kept is None or rounding < best:
@@ -121,7 +130,9 @@ def _settle(model: nn.Module, side: int, generator: torch.Generator) -> None:
 
 
 def images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random images ``(N, C, H, W)`` that differ in colour and coarse structure: pooling leaves a difference."""
+    """Random images ``(N, C, H, W)`` that differ in colour and coarse structure: pooling leaves a
+    difference.
+    """
     coarse = torch.randn(*shape[:2], 5, 5, generator=generator)
     smooth = F.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=False)
     colour = torch.randn(*shape[:2], 1, 1, generator=generator)
@@ -129,8 +140,12 @@ def images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def heads(model: nn.Module) -> set[str]:
-    """Names of the output layers: the last with weights, of each classifier in a segmentation network."""
-    parts = [part for part in ("classifier", "aux_classifier") if getattr(model, part, None) is not None]
+    """Names of the output layers: the last with weights, of each classifier in a segmentation
+    network.
+    """
+    parts = [
+        part for part in ("classifier", "aux_classifier") if getattr(model, part, None) is not None
+    ]
     if len(parts) == 1 and not hasattr(model, "backbone"):
         parts = []  # a classification network whose last block is called "classifier"
     layers = weighted_layers(model)
@@ -139,14 +154,18 @@ def heads(model: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Random BatchNorm statistics, affines, biases, layer scales, and weights that are all one number; in place."""
+    """Random BatchNorm statistics, affines, biases, layer scales, and weights that are all one
+    number; in place.
+    """
     for module in model.modules():
         if is_batchnorm(module):
             module.running_mean.uniform_(-0.5, 0.5, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
         if isinstance(module, nn.MultiheadAttention):
             module.in_proj_bias.uniform_(-0.5, 0.5, generator=generator)
-        if getattr(module, "qkv", None) is not None:  # else attention hardly contributes to the output
+        if (
+            getattr(module, "qkv", None) is not None
+        ):  # else attention hardly contributes to the output
             module.qkv.weight.mul_(4)
             module.proj.weight.mul_(4)
     for name, parameter in model.named_parameters():
@@ -162,7 +181,9 @@ def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 @torch.no_grad()
 def kill(model: nn.Module, share: float, variant: Variant, generator: torch.Generator) -> nn.Module:
-    """Zero all weights of a random share of the neurons of every layer but the output layers, in place."""
+    """Zero all weights of a random share of the neurons of every layer but the output layers, in
+    place.
+    """
     outputs = heads(model)
     dead = {}
     for name, layer in weighted_layers(model).items():
@@ -197,7 +218,8 @@ def zero(model: nn.Module, dead: Mapping[str, Tensor], *, with_norms: bool) -> n
 def rescue(model: nn.Module, x: Tensor, generator: torch.Generator) -> int:
     """Give neurons back, in place, until every output depends on the input; how many were needed.
 
-    Independent masks of depthwise layers leave nothing of a signal without a residual path: 10 % of 10 %.
+    Independent masks of depthwise layers leave nothing of a signal without a residual path: 10 % of
+        10 %.
     """
     graph = capture(model)
     for revived in itertools.count():
@@ -221,7 +243,9 @@ def rescue(model: nn.Module, x: Tensor, generator: torch.Generator) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor, generator: torch.Generator) -> nn.Module:
-    """Scale every layer to unit variance on ``x``, in order of execution, in place; zeros stay zeros."""
+    """Scale every layer to unit variance on ``x``, in order of execution, in place; zeros stay
+    zeros.
+    """
 
     def live(y: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
         values = y.double().movedim(axis, 0)
@@ -239,7 +263,9 @@ def calibrate(model: nn.Module, x: Tensor, generator: torch.Generator) -> nn.Mod
         factor = variance[alive].mean().rsqrt()
         if module.bias is not None:
             wanted = torch.empty_like(mean).uniform_(-0.5, 0.5, generator=generator)
-            module.bias.copy_(torch.where(alive, (module.bias - mean) * factor + wanted, module.bias))
+            module.bias.copy_(
+                torch.where(alive, (module.bias - mean) * factor + wanted, module.bias)
+            )
         module.weight.mul_(factor)
         return module.forward(*inputs)
 
@@ -268,21 +294,25 @@ def _rows(layer: nn.Module) -> Tensor:
     return weight.transpose(0, 1)
 
 
-# --- comparing ----------------------------------------------------------------------------------------------
+# --- comparing
+# ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def outputs(model: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     """All output tensors, in float64; those of a dictionary in its order."""
     y = model(x)
-    values = list(y.values()) if isinstance(y, Mapping) else y if isinstance(y, (list, tuple)) else [y]
+    values = (
+        list(y.values()) if isinstance(y, Mapping) else y if isinstance(y, (list, tuple)) else [y]
+    )
     return [value.double() for value in values]
 
 
 def error(expected: list[Tensor], found: list[Tensor]) -> float:
     """Largest difference over the largest deviation from the batch mean, the worst of the outputs.
 
-    What an output has in common over the batch says nothing about the input; it shall not hide a difference.
+    What an output has in common over the batch says nothing about the input; it shall not hide a
+    difference.
     """
     if [y.shape for y in expected] != [y.shape for y in found]:
         return float("inf")
@@ -291,7 +321,9 @@ def error(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def dependence(expected: list[Tensor]) -> float:
-    """How much outputs depend on the input: deviation from the batch mean over the largest value, the least."""
+    """How much outputs depend on the input: deviation from the batch mean over the largest value,
+    the least.
+    """
     return min(float(_deviation(y).abs().max() / y.abs().max()) for y in expected)
 
 

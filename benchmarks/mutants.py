@@ -4,11 +4,11 @@
     python benchmarks/mutants.py --out runs/bench/mutants.json
     python benchmarks/mutants.py --only view-merge table-bias
 
-``mutants.toml`` lists the faults: a sign, an index, a forgotten constant, a forgotten case. Each is written
-into a copy of the checkout, where the test files run one after the other, the most likely first, until one
-fails. A fault that no test finds has survived: either the tests are too weak there or the fault changes
-nothing. ``meaning`` says precisely what a fault changes, so that it can be found again in code that was
-rewritten.
+``mutants.toml`` lists the faults: a sign, an index, a forgotten constant, a forgotten case. Each is
+written into a copy of the checkout, where the test files run one after the other, the most likely
+first, until one fails. A fault that no test finds has survived: either the tests are too weak there
+or the fault changes nothing. ``meaning`` says precisely what a fault changes, so that it can be
+found again in code that was rewritten.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Outcome:
 def read(path: Path) -> tuple[list[Mutant], list[str]]:
     """The mutants, and all test files in their usual order."""
     data = tomllib.loads(path.read_text())
-    mutants = [Mutant(**{**entry, "tests": tuple(entry.get("tests", ()))}) for entry in data["mutant"]]
+    mutants = [
+        Mutant(**{**entry, "tests": tuple(entry.get("tests", ()))}) for entry in data["mutant"]
+    ]
     ids = [mutant.id for mutant in mutants]
     if len(set(ids)) < len(ids):
         raise SystemExit(f"{path}: two mutants have one id")
@@ -138,12 +140,20 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="ID", help="these mutants alone")
     parser.add_argument("--check", action="store_true", help="look for the snippets, run nothing")
-    parser.add_argument("--list", action="store_true", help="print what each mutant means, run nothing")
-    parser.add_argument("--root", type=Path, default=ROOT, help="checkout to mutate; default: this one")
+    parser.add_argument(
+        "--list", action="store_true", help="print what each mutant means, run nothing"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help="checkout to mutate; default: this one"
+    )
     parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".toml"))
-    parser.add_argument("--own", action="store_true", help="only the tests that each mutant lists: minutes")
+    parser.add_argument(
+        "--own", action="store_true", help="only the tests that each mutant lists: minutes"
+    )
     parser.add_argument("--limit", type=float, default=120, help="seconds for one test file")
-    parser.add_argument("--out", type=Path, help="JSON; outcomes that it holds of other mutants are kept")
+    parser.add_argument(
+        "--out", type=Path, help="JSON; outcomes that it holds of other mutants are kept"
+    )
     options = parser.parse_args()
     mutants, tests = read(options.table)
     if unknown := set(options.only or ()) - {mutant.id for mutant in mutants}:
@@ -152,7 +162,11 @@ def main() -> int:
     problems = [text for mutant in mutants if (text := problem(mutant, options.root)) is not None]
     if problems or options.check or options.list:
         lines = [f"{m.id} ({m.group}): {m.meaning}" for m in mutants] if options.list else []
-        print("\n".join([*lines, *problems, f"{len(mutants)} mutants, {len(problems)} cannot be applied"]))
+        print(
+            "\n".join(
+                [*lines, *problems, f"{len(mutants)} mutants, {len(problems)} cannot be applied"]
+            )
+        )
         return int(bool(problems))
     results = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     for mutant in mutants:

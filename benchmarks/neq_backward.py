@@ -1,20 +1,23 @@
-"""Time of the backward pass with part of the neurons frozen, against the plain backward, side by side.
+"""Time of the backward pass with part of the neurons frozen, against the plain backward, side by
+side.
 
-    python benchmarks/neq_backward.py --threads 1 --out runs/bench/neq_backward.json --page runs/bench/neq_backward.md
-    python benchmarks/neq_backward.py --models resnet-32 --layouts channels_last --shares 0.5 --repeats 5
-    python benchmarks/neq_backward.py --device cuda --bf16 --layouts channels_last --page runs/bench/neq_gpu.md
+    python benchmarks/neq_backward.py --threads 1 --out runs/bench/neq_backward.json --page
+    runs/bench/neq_backward.md python benchmarks/neq_backward.py --models resnet-32 --layouts
+    channels_last --shares 0.5 --repeats 5 python benchmarks/neq_backward.py --device cuda --bf16
+    --layouts channels_last --page runs/bench/neq_gpu.md
 
 - random: the same share of the neurons of every layer is frozen, at random; the head never is.
-- prefix: the first layers are frozen whole, BatchNorm and LayerNorm included, until they hold that share of the
-  neurons. Nothing is computed below the first layer that still learns.
+- prefix: the first layers are frozen whole, BatchNorm and LayerNorm included, until they hold that
+  share of the neurons. Nothing is computed below the first layer that still learns.
 
 At 0 % nothing is frozen but everything is installed. At 100 % all layers but the head are frozen.
 
-Plain and sparse backward of the same model on the same batch run in turns, and who goes first alternates; times
-are medians with the 10th and 90th percentile, after one warm-up of each, in which the sparse one also measures
-where slicing pays. "bound" is the ratio of FLOPs if every frozen row and nothing else were left out; "executed"
-is the ratio of the FLOPs that really run; "paper" is what the convention of the NEq paper would report, which
-counts one of the two products of a backward pass.
+Plain and sparse backward of the same model on the same batch run in turns, and who goes first
+alternates; times are medians with the 10th and 90th percentile, after one warm-up of each, in which
+the sparse one also measures where slicing pays. "bound" is the ratio of FLOPs if every frozen row
+and nothing else were left out; "executed" is the ratio of the FLOPs that really run; "paper" is
+what the convention of the NEq paper would report, which counts one of the two products of a
+backward pass.
 """
 
 from __future__ import annotations
@@ -55,7 +58,10 @@ MODELS = {
     "resnet18": Case(16, (3, 224, 224), 1000, {"weights": None}),
     "swin_t": Case(4, (3, 224, 224), 1000, {"weights": None}),
     "deeplabv3_resnet50": Case(
-        2, (3, 128, 128), 21, {"weights": None, "weights_backbone": None, "aux_loss": True, "num_classes": 21}
+        2,
+        (3, 128, 128),
+        21,
+        {"weights": None, "weights_backbone": None, "aux_loss": True, "num_classes": 21},
     ),
 }
 
@@ -77,7 +83,9 @@ def main() -> None:
             rows += measure(name, layout, options)
     if options.out:
         record = {"environment": environment(options), "rows": rows}
-        write_file(options.out, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n"))
+        write_file(
+            options.out, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n")
+        )
     if options.page:
         write_file(options.page, lambda beside: beside.write_text(page(rows, options)))
 
@@ -108,7 +116,9 @@ def measure(name: str, layout: str, options: argparse.Namespace) -> list[dict[st
     x = x.to(memory_format=FORMATS[layout])
     y = targets(model, x, case.classes)
     dense = backward_flops(model, x, lambda output: loss_fn(output, y))
-    method = SelectiveUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1), x[:2], Stochastic(0.0))
+    method = SelectiveUpdate(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), x[:2], Stochastic(0.0)
+    )
     rows = []
     for kind in options.kinds:
         for share in options.shares:
@@ -157,7 +167,9 @@ def targets(model: nn.Module, x: Tensor, classes: int) -> Tensor:
 
 
 def loss_fn(output: Any, y: Tensor) -> Tensor:
-    """Cross-entropy; of a segmentation network with half of its auxiliary head's, as in torchvision's reference."""
+    """Cross-entropy; of a segmentation network with half of its auxiliary head's, as in
+    torchvision's reference.
+    """
     if isinstance(output, dict):
         return cross_entropy(output["out"], y) + 0.5 * cross_entropy(output["aux"], y)
     return cross_entropy(output, y)
@@ -216,7 +228,8 @@ def page(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     ]
     for row in rows:
         plain, sparse = (
-            f"{row[f'{k}_ms']:.1f} ({row[f'{k}_p10']:.1f}-{row[f'{k}_p90']:.1f})" for k in ("dense", "sparse")
+            f"{row[f'{k}_ms']:.1f} ({row[f'{k}_p10']:.1f}-{row[f'{k}_p90']:.1f})"
+            for k in ("dense", "sparse")
         )
         lines.append(
             f"| {row['model']} | {row['layout']} | {row['kind']} | {row['frozen']:.0%} | {plain} | {sparse} | "
@@ -232,7 +245,9 @@ def page(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
+    device = (
+        torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
+    )
     precision = "bf16" if options.bf16 else "float32"
     return {
         "device": device,

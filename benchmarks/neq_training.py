@@ -1,20 +1,25 @@
-"""NEq against its baselines in whole training runs, over seeds: accuracy, FLOPs both ways, measured time.
+"""NEq against its baselines in whole training runs, over seeds: accuracy, FLOPs both ways, measured
+time.
 
     python benchmarks/neq_training.py mnist_lenet5 --seeds 0 1 2 --adam --out runs/neq-lenet5
-    python benchmarks/neq_training.py cifar10_resnet32 --out runs/neq-resnet32 --epochs=20 --data.limit=12500 \
+    python benchmarks/neq_training.py cifar10_resnet32 --out runs/neq-resnet32 --epochs=20
+    --data.limit=12500 \
         "--optimizer.milestones=[8,12]"
 
-Runs the five policies of the paper's table with a recipe: baseline (nothing is ever frozen), NEq, Stochastic(0.2),
-Stochastic(0.5), and Stochastic* (as many neurons as the NEq run of the same seed froze, on average). Options of
-recipes are passed on. Accuracies are those of the last epoch's weights on the test images; nothing is selected. What
-is finished in the folder (one per seed, with one per method) is not run again, what was interrupted goes on.
+Runs the five policies of the paper's table with a recipe: baseline (nothing is ever frozen), NEq,
+Stochastic(0.2), Stochastic(0.5), and Stochastic* (as many neurons as the NEq run of the same seed
+froze, on average). Options of recipes are passed on. Accuracies are those of the last epoch's
+weights on the test images; nothing is selected. What is finished in the folder (one per seed, with
+one per method) is not run again, what was interrupted goes on.
 
-Writes ``neq_training.md`` and ``.json``: means over the seeds, with the smallest and largest value. "paper" counts
-backward FLOPs in the paper's convention, "executed" is torch's count of a real step, "backward time" is the shortened
-over the full backward pass of the same batch, taken in turns at the end of every epoch with its masks and summed
-over the epochs. "Epoch" is the median over the epochs of their wall-clock seconds, over the baseline's.
+Writes ``neq_training.md`` and ``.json``: means over the seeds, with the smallest and largest value.
+"paper" counts backward FLOPs in the paper's convention, "executed" is torch's count of a real step,
+"backward time" is the shortened over the full backward pass of the same batch, taken in turns at
+the end of every epoch with its masks and summed over the epochs. "Epoch" is the median over the
+epochs of their wall-clock seconds, over the baseline's.
 
-With ``--adam`` NEq is also run with AdamW, and ``updated.png`` shows the share of updated neurons of SGD beside it.
+With ``--adam`` NEq is also run with AdamW, and ``updated.png`` shows the share of updated neurons
+of SGD beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +42,9 @@ ADAM = ("--optimizer.name=AdamW", "--optimizer.lr=0.001", "--optimizer.momentum=
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("recipe", help="name or file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -52,7 +59,11 @@ def main() -> None:
     def run(method: str, folder: Path, *more: str) -> TrainingResult:
         recipe = load_recipe(options.recipe, [*overrides, *more], quick=options.quick)
         return train(
-            recipe, method, folder / method, resume=True, progress=lambda line: print(line, flush=True)
+            recipe,
+            method,
+            folder / method,
+            resume=True,
+            progress=lambda line: print(line, flush=True),
         )
 
     runs = {
@@ -65,7 +76,9 @@ def main() -> None:
     write_file(options.out / "neq_training.json", lambda beside: beside.write_text(as_json(runs)))
     seed = options.seeds[0]
     if "neq" in runs:
-        draw_velocities(options.out / f"seed-{seed}" / "neq" / "last.ckpt", options.out / "equilibrium.png")
+        draw_velocities(
+            options.out / f"seed-{seed}" / "neq" / "last.ckpt", options.out / "equilibrium.png"
+        )
     if options.adam:
         adam = run("neq", options.out / f"adam-seed-{seed}", f"--seed={seed}", *ADAM)
         both = {"SGD": runs["neq"][0], "AdamW": adam}
@@ -73,7 +86,9 @@ def main() -> None:
         plot_updated(lines, options.out / "updated.png", f"NEq, {options.recipe}")
 
 
-def table(runs: dict[str, list[TrainingResult]], options: argparse.Namespace, overrides: list[str]) -> Table:
+def table(
+    runs: dict[str, list[TrainingResult]], options: argparse.Namespace, overrides: list[str]
+) -> Table:
     dense = [run.epochs[0].executed_flops for run in runs.get("baseline", [])]
     seconds = [epoch_seconds(run) for run in runs.get("baseline", [])]
     rows = []
@@ -89,7 +104,9 @@ def table(runs: dict[str, list[TrainingResult]], options: argparse.Namespace, ov
                 spread([paper(run) for run in found], ratio),
                 spread([a / b for a, b in zip(executed, dense, strict=False)], ratio),
                 spread([backward_time(run) for run in found], ratio),
-                spread([epoch_seconds(run) / b for run, b in zip(found, seconds, strict=False)], ratio),
+                spread(
+                    [epoch_seconds(run) / b for run, b in zip(found, seconds, strict=False)], ratio
+                ),
                 spread([epoch_seconds(run) for run in found], lambda value: f"{value:.1f}"),
             )
         )
@@ -107,13 +124,19 @@ def table(runs: dict[str, list[TrainingResult]], options: argparse.Namespace, ov
 def draw_velocities(checkpoint: Path, path: Path) -> None:
     """Histograms of what NEq's last decision saw."""
     callbacks = torch.load(checkpoint, weights_only=True)["callbacks"]
-    state = next(s for s in callbacks.values() if isinstance(s, dict) and "selection" in s)["selection"]
+    state = next(s for s in callbacks.values() if isinstance(s, dict) and "selection" in s)[
+        "selection"
+    ]
     plot_equilibrium(state["phi"], state["velocity"], path, "the last decision", eps=1e-3)
 
 
 def paper(run: TrainingResult) -> float:
-    """Backward FLOPs in the paper's convention, over those with nothing frozen; 1 for a plain run."""
-    return mean(e.paper_flops / e.paper_dense_flops if e.paper_dense_flops else 1.0 for e in run.epochs)
+    """Backward FLOPs in the paper's convention, over those with nothing frozen; 1 for a plain
+    run.
+    """
+    return mean(
+        e.paper_flops / e.paper_dense_flops if e.paper_dense_flops else 1.0 for e in run.epochs
+    )
 
 
 def backward_time(run: TrainingResult) -> float:

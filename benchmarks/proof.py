@@ -1,11 +1,13 @@
-"""What of a network depends on its input, and what its outputs depend on: proofs for ``removable.py``.
+"""What of a network depends on its input, and what its outputs depend on: proofs for
+``removable.py``.
 
-Constants are *proved*, not sampled: the network runs in float64 on an input of NaN, and every operation is
-told where its result does not depend on an operand (a zero weight, a factor that is exactly zero). Whatever
-is still finite at the end cannot depend on the input, so no saturated activation is taken for a constant.
-Paths are found in the backward pass of the same run, in which every operation's derivative is replaced by
-"may it depend on this?" (weights by whether they are non-zero, activations by the identity, a normalisation by
-all of its group): all non-negative, so nothing cancels. Operations without a rule are refused by name.
+Constants are *proved*, not sampled: the network runs in float64 on an input of NaN, and every
+operation is told where its result does not depend on an operand (a zero weight, a factor that is
+exactly zero). Whatever is still finite at the end cannot depend on the input, so no saturated
+activation is taken for a constant. Paths are found in the backward pass of the same run, in which
+every operation's derivative is replaced by "may it depend on this?" (weights by whether they are
+non-zero, activations by the identity, a normalisation by all of its group): all non-negative, so
+nothing cancels. Operations without a rule are refused by name.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ class Trace:
     """One call of a layer: what its rows and columns turned out to be.
 
     Attributes:
-        weight: id of the weight tensor, which names the layer (a BatchNorm's running mean if it has none).
-        connected: shape ``(groups, rows per group, columns per group)``: where the weight is not zero.
-        constant: per row, shape ``(rows,)``: its output is one constant.
+        weight: id of the weight tensor, which names the layer (a BatchNorm's running mean if it has
+        none). connected: shape ``(groups, rows per group, columns per group)``: where the weight is
+        not zero. constant: per row, shape ``(rows,)``: its output is one constant.
         constant_inputs: per column of all groups, shape ``(columns,)``.
-        needed_border: per column: a surviving row of a depthwise layer sees this constant through zero padding.
-        useful: per row: a path leads to an output. Filled by the backward pass.
+        needed_border: per column: a surviving row of a depthwise layer sees this constant through
+        zero padding. useful: per row: a path leads to an output. Filled by the backward pass.
     """
 
     weight: int
@@ -63,7 +65,9 @@ def tensors_of(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [t for item in value for t in tensors_of(item)] if isinstance(value, (list, tuple)) else []
+    return (
+        [t for item in value for t in tensors_of(item)] if isinstance(value, (list, tuple)) else []
+    )
 
 
 class _Depends(torch.autograd.Function):
@@ -78,11 +82,15 @@ class _Depends(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grads = ctx.back((grad != 0).to(grad.dtype))  # ones and zeros: nothing can overflow or vanish
+        grads = ctx.back(
+            (grad != 0).to(grad.dtype)
+        )  # ones and zeros: nothing can overflow or vanish
         return (None, None, *(None if g is None else (g != 0).to(g.dtype) for g in grads))
 
 
-def _depends(value: Tensor, back: Callable[[Tensor], tuple[Tensor | None, ...]], *inputs: Any) -> Tensor:
+def _depends(
+    value: Tensor, back: Callable[[Tensor], tuple[Tensor | None, ...]], *inputs: Any
+) -> Tensor:
     return _Depends.apply(value, back, *inputs)
 
 
@@ -107,7 +115,9 @@ def _reached(grad: Tensor, axis: int) -> Tensor:
 
 
 class Proof(TorchFunctionMode):
-    """Runs a network on NaN; see the module's docstring. ``traces`` holds one record per call of a layer."""
+    """Runs a network on NaN; see the module's docstring. ``traces`` holds one record per call of a
+    layer.
+    """
 
     def __init__(self, borders: bool) -> None:
         super().__init__()
@@ -162,10 +172,14 @@ def _layer(
     values = sums.sum(-1).masked_fill(reads_live | shifts.any(-1), torch.nan).flatten()
     values = values if bias is None else values + bias.detach()
     one_column = torch.tensor(by_tap.shape[2] == 1)
-    border = ((shifts.any(-1) & ~reads_live).any(1, keepdim=True) & one_column).expand(-1, by_tap.shape[2])
+    border = ((shifts.any(-1) & ~reads_live).any(1, keepdim=True) & one_column).expand(
+        -1, by_tap.shape[2]
+    )
     trace = Trace(id(weight), connected, ~values.isnan(), ~inputs.isnan(), border.flatten())
     run.traces.append(trace)
-    meta = [t if t is None else torch.empty_like(t, device="meta") for t in (x.detach(), weight, bias)]
+    meta = [
+        t if t is None else torch.empty_like(t, device="meta") for t in (x.detach(), weight, bias)
+    ]
     shape = func(*meta, **options).shape
 
     def back(grad: Tensor) -> tuple[Tensor]:
@@ -177,7 +191,9 @@ def _layer(
 
 
 def _always_inside(kind: str, weight: Tensor, options: dict[str, Any]) -> Tensor:
-    """Which taps of the kernel read the image, never the padding, at every position: shape ``(taps,)``."""
+    """Which taps of the kernel read the image, never the padding, at every position: shape
+    ``(taps,)``.
+    """
     kernel = weight.shape[2:]
     if kind == "linear":
         return torch.ones(1, dtype=torch.bool)
@@ -188,7 +204,9 @@ def _always_inside(kind: str, weight: Tensor, options: dict[str, Any]) -> Tensor
             return [value] * len(kernel)
         return list(value) * (len(kernel) if len(value) == 1 else 1)
 
-    axes = zip(kernel, per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1), strict=True)
+    axes = zip(
+        kernel, per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1), strict=True
+    )
     inside = torch.ones(1, dtype=torch.bool)
     for taps, stride, padding, dilation in axes:
         if "transpose" in kind:
@@ -198,7 +216,9 @@ def _always_inside(kind: str, weight: Tensor, options: dict[str, Any]) -> Tensor
             before = {"same": reach // 2, "valid": 0}.get(padding, padding)
             here = torch.arange(taps) * dilation == before
             if padding != "same":
-                here = here & (2 * before <= reach) if before else torch.ones(taps, dtype=torch.bool)
+                here = (
+                    here & (2 * before <= reach) if before else torch.ones(taps, dtype=torch.bool)
+                )
         inside = (inside[:, None] & here).flatten()
     return inside
 
@@ -215,7 +235,9 @@ def _batch_norm(
     value = torch.where(_along(scale == 0, 1, x), 0.0, value) + _along(shift, 1, x)
     constant = ~_constants(value, 1).isnan()
     connected = (scale != 0).reshape(-1, 1, 1)
-    trace = Trace(id(mean), connected, constant, ~_constants(x, 1).isnan(), torch.zeros_like(constant))
+    trace = Trace(
+        id(mean), connected, constant, ~_constants(x, 1).isnan(), torch.zeros_like(constant)
+    )
     traces.append(trace)
 
     def back(grad: Tensor) -> tuple[Tensor]:
@@ -225,7 +247,8 @@ def _batch_norm(
     return _depends(value, back, x)
 
 
-# --- rules of the operations without weights ----------------------------------------------------------------
+# --- rules of the operations without weights
+# ----------------------------------------------------------------
 
 
 def _pointwise(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -252,21 +275,31 @@ def _difference(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _product(func: Any, a: Any, b: Any) -> Tensor:
-    x, y = (t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in (a, b))
+    x, y = (
+        t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        for t in (a, b)
+    )
     value = torch.where((x == 0) | (y == 0), 0.0, x * y)  # zero times anything, NaN included
     return _depends(value, lambda g: (_summed(g * (y != 0), a), _summed(g * (x != 0), b)), a, b)
 
 
 def _quotient(func: Any, a: Any, b: Any) -> Tensor:
-    x, y = (t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in (a, b))
+    x, y = (
+        t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        for t in (a, b)
+    )
     value = torch.where((x == 0) & (y != 0), 0.0, x / y)
-    return _depends(value, lambda g: (_summed(g.expand(g.shape), a), _summed(g * (x != 0), b)), a, b)
+    return _depends(
+        value, lambda g: (_summed(g.expand(g.shape), a), _summed(g * (x != 0), b)), a, b
+    )
 
 
 def _mix(value: Tensor, x: Tensor, dims: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
     """A result whose every entry depends on all entries along ``dims``."""
     factor = torch.ones((), dtype=x.dtype) if scale is None else (scale != 0).to(x.dtype)
-    return _depends(value, lambda grad: ((grad * factor).sum(dims, keepdim=True).expand(x.shape),), x)
+    return _depends(
+        value, lambda grad: ((grad * factor).sum(dims, keepdim=True).expand(x.shape),), x
+    )
 
 
 def _softmax(func: Any, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -291,7 +324,9 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     scale = torch.ones(tuple(shape), dtype=x.dtype) if weight is None else weight
-    value = torch.where(scale == 0, 0.0, F.layer_norm(x.detach(), tuple(shape), None, None, eps) * scale)
+    value = torch.where(
+        scale == 0, 0.0, F.layer_norm(x.detach(), tuple(shape), None, None, eps) * scale
+    )
     return _mix(value if bias is None else value + bias, x, tuple(range(-len(shape), 0)), scale)
 
 
@@ -321,7 +356,9 @@ def _pool(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _bilinear(equation: str, a: Tensor, b: Tensor) -> Tensor:
-    """A product summed over one letter, which for rows that sum to one averages the second factor."""
+    """A product summed over one letter, which for rows that sum to one averages the second
+    factor.
+    """
     x, y = a.detach(), b.detach()
     left, right, out = equation.replace("->", ",").split(",")
     x_some, y_some = (t.ne(0).to(t.dtype) for t in (x, y))
@@ -349,7 +386,9 @@ def _bilinear(equation: str, a: Tensor, b: Tensor) -> Tensor:
 
 def _matmul(func: Any, a: Tensor, b: Tensor) -> Tensor:
     if a.shape[:-2] != b.shape[:-2]:
-        raise NotImplementedError(f"the oracle multiplies stacks of equal shape, not {a.shape} and {b.shape}")
+        raise NotImplementedError(
+            f"the oracle multiplies stacks of equal shape, not {a.shape} and {b.shape}"
+        )
     return _bilinear("...ij,...jk->...ik", a, b)
 
 
@@ -361,7 +400,8 @@ def _einsum(func: Any, equation: str, *operands: Tensor) -> Tensor:
 
 _LAYERS = {"linear", *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))}
 _OPERATORS = {"add", "sub", "mul", "div", "truediv", "matmul"}
-# Linear, with coefficients that are neither negative nor dependent on the values: autograd does them right.
+# Linear, with coefficients that are neither negative nor dependent on the values: autograd does
+# them right.
 _LINEAR = {
     "cat", "concat", "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "stack",
     "contiguous", "clone", "mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -375,7 +415,8 @@ _ACTIVATIONS = [
 _RULES: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(_ACTIVATIONS, _pointwise),
     **dict.fromkeys(
-        ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"), _same
+        ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
+        _same,
     ),
     **{f"{adaptive}max_pool{n}d": _pool for n in (1, 2, 3) for adaptive in ("", "adaptive_")},
     "add": _sum,

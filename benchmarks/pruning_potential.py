@@ -1,38 +1,43 @@
-"""Accuracy against pruned share: sensitivity methods beside their baselines, on full data, several seeds.
+"""Accuracy against pruned share: sensitivity methods beside their baselines, on full data, several
+seeds.
 
     SNELLO_DATA=DATA python benchmarks/pruning_potential.py --out runs/bench/pruning_potential.json
-    SNELLO_DATA=DATA python benchmarks/pruning_potential.py --model resnet32 --weights resnet32.th \\
+    SNELLO_DATA=DATA python benchmarks/pruning_potential.py --model resnet32 --weights resnet32.th
+    \\
         --out runs/bench/pruning_potential_resnet32.json
 
-A run is one method with one seed; finished runs are kept in the JSON file and not run again. Interrupted, the
-script goes on where it was. ``--report`` prints the table and draws the plot from the file, and runs nothing.
+A run is one method with one seed; finished runs are kept in the JSON file and not run again.
+Interrupted, the script goes on where it was. ``--report`` prints the table and draws the plot from
+the file, and runs nothing.
 
 Protocol
-    All methods of a seed start from the same dense network, trained first (LeNets: DENSE epochs from scratch;
-    ResNet-32: fine-tuned from a checkpoint). Then, for every sparsity of a fixed ladder: train REGULARISE epochs
-    at the full learning rate, with the method's decay if it has one; prune the weights of smallest score, over all
-    layers, to that sparsity; train SETTLE epochs without a decay; measure on the test images with the weights as
-    they are. There is no choice of a best epoch, and none that looks at the test images (the JSON has the accuracy
-    on the validation images beside, for choosing lambda). Settling, and the dense training, lowers the learning
-    rate linearly to a twentieth. A decay is not multiplied by the rate: at a twentieth of it, it would win. A
-    fixed ladder in the place of PWE and TWT gives all methods the same number of steps and the same sparsities
-    to be compared at.
+    All methods of a seed start from the same dense network, trained first (LeNets: DENSE epochs
+    from scratch; ResNet-32: fine-tuned from a checkpoint). Then, for every sparsity of a fixed
+    ladder: train REGULARISE epochs at the full learning rate, with the method's decay if it has
+    one; prune the weights of smallest score, over all layers, to that sparsity; train SETTLE epochs
+    without a decay; measure on the test images with the weights as they are. There is no choice of
+    a best epoch, and none that looks at the test images (the JSON has the accuracy on the
+    validation images beside, for choosing lambda). Settling, and the dense training, lowers the
+    learning rate linearly to a twentieth. A decay is not multiplied by the rate: at a twentieth of
+    it, it would win. A fixed ladder in the place of PWE and TWT gives all methods the same number
+    of steps and the same sparsities to be compared at.
 
     lobster, serene, output   decay while they regularise
     magnitude                 the same without a decay: what a decay is worth is the difference to this row
     oneshot                   from the dense network to each sparsity in one step, then SETTLE epochs of fine-tuning;
                               fewer steps than the others have behind them at the same sparsity
 
-    All score a weight by |w| / std of its layer, that is Han et al.'s threshold quality * std with one quality
-    for all layers. ``--importance l1`` scores by |w| itself, one threshold for all layers, as the papers of LOBSTER
-    and SeReNe do; without TWT to stop it, that can empty a layer.
+    All score a weight by |w| / std of its layer, that is Han et al.'s threshold quality * std with
+    one quality for all layers. ``--importance l1`` scores by |w| itself, one threshold for all
+    layers, as the papers of LOBSTER and SeReNe do; without TWT to stop it, that can empty a layer.
 
-    LeNet-300-100: DENSE 10, REGULARISE 2, SETTLE 3 epochs; LeNet-5: 4, 2, 2, in bfloat16; ResNet-32: 2, 2, 1,
-    in bfloat16. On one x86 core a plain training epoch takes about 1.5 s, 9 s and 110 s: the 15 + 15 runs of the
-    LeNets take about 70 minutes, the 3 of ResNet-32 about 40.
+    LeNet-300-100: DENSE 10, REGULARISE 2, SETTLE 3 epochs; LeNet-5: 4, 2, 2, in bfloat16;
+    ResNet-32: 2, 2, 1, in bfloat16. On one x86 core a plain training epoch takes about 1.5 s, 9 s
+    and 110 s: the 15 + 15 runs of the LeNets take about 70 minutes, the 3 of ResNet-32 about 40.
 
-    LeNets: SGD without momentum and weight decay, as published. Sparsity is the share of prunable weights (Linear and
-    convolution, the head included); the JSON also has the share of all parameters and of dead neurons.
+    LeNets: SGD without momentum and weight decay, as published. Sparsity is the share of prunable
+    weights (Linear and convolution, the head included); the JSON also has the share of all
+    parameters and of dead neurons.
 """
 
 from __future__ import annotations
@@ -91,7 +96,9 @@ class Protocol:
 LADDER = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 LMBDA = {"lobster": 2e-4, "serene": 2e-4, "output": 2e-4}
 PROTOCOLS = {
-    "lenet300": Protocol("lenet-300-100", "mnist", LADDER, 10, 2, 3, 0.1, 100, 0.0, 0.0, LMBDA, False, False),
+    "lenet300": Protocol(
+        "lenet-300-100", "mnist", LADDER, 10, 2, 3, 0.1, 100, 0.0, 0.0, LMBDA, False, False
+    ),
     "lenet5": Protocol(
         "lenet-5", "mnist", (0.9, 0.95, 0.98, 0.99), 4, 2, 2, 0.1, 100, 0.0, 0.0, LMBDA, True, False
     ),
@@ -171,7 +178,9 @@ def train(
 ) -> None:
     """Some epochs; settling, the learning rate falls linearly to a twentieth."""
     p = data.protocol
-    optimizer = torch.optim.SGD(model.parameters(), p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), p.lr, momentum=p.momentum, weight_decay=p.weight_decay
+    )
     if pruner is not None:
         pruner.attach(optimizer)
     steps = min(limit or 10**9, epochs * (len(data.train[1]) // p.batch))
@@ -198,7 +207,9 @@ def train(
             done += 1
 
 
-def new_model(protocol: Protocol, weights: Path | None, seed: int, device: torch.device) -> nn.Module:
+def new_model(
+    protocol: Protocol, weights: Path | None, seed: int, device: torch.device
+) -> nn.Module:
     """The network before anything, by its seed or from a checkpoint."""
     torch.manual_seed(seed)
     model = build(protocol.network)
@@ -257,7 +268,16 @@ class Experiment:
                 decay = SENSITIVITIES.get(method)
                 # Made anew for every stage: its hooks cost nothing while the network settles.
                 sensitivity = decay(model, p.lmbda[method], 100 * seed + stage) if decay else None
-                train(model, self.data, p.regularise, generator, sensitivity, pruner, limit, settling=False)
+                train(
+                    model,
+                    self.data,
+                    p.regularise,
+                    generator,
+                    sensitivity,
+                    pruner,
+                    limit,
+                    settling=False,
+                )
                 if sensitivity is not None:
                     sensitivity.remove()
             pruner.amount = Ratio(sparsity)
@@ -266,11 +286,17 @@ class Experiment:
             yield self._point(model, method, sparsity)
 
     def _pruner(self, model: nn.Module) -> Pruner:
-        return Pruner(model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=())
+        return Pruner(
+            model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=()
+        )
 
     def _point(self, model: nn.Module, method: str, sparsity: float) -> dict[str, Any]:
-        test = potential_point(model, method, sparsity, lambda m: self.data.accuracy(m, self.data.test))
-        seen = potential_point(model, method, sparsity, lambda m: self.data.accuracy(m, self.data.validation))
+        test = potential_point(
+            model, method, sparsity, lambda m: self.data.accuracy(m, self.data.test)
+        )
+        seen = potential_point(
+            model, method, sparsity, lambda m: self.data.accuracy(m, self.data.validation)
+        )
         return {**asdict(test), "validation": seen.value}
 
 
@@ -280,7 +306,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
-    """A table of medians and ranges over seeds, and the plot beside the file; the tables as Markdown too."""
+    """A table of medians and ranges over seeds, and the plot beside the file; the tables as
+    Markdown too.
+    """
     from snello.reporting import Table, markdown, plot_potential, show
 
     tables = []
@@ -290,17 +318,25 @@ def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
         for row in rows:
             if row["network"] == network:
                 for point in row["points"]:
-                    curves.setdefault(row["method"], {}).setdefault(point["ratio"], []).append(point["value"])
+                    curves.setdefault(row["method"], {}).setdefault(point["ratio"], []).append(
+                        point["value"]
+                    )
         ratios = sorted({ratio for curve in curves.values() for ratio in curve})
         table = Table(
             f"{network}: test accuracy [%], median over seeds (lowest-highest)",
             ("Method", *(f"{ratio:.1%}" for ratio in ratios)),
-            tuple((m, *(_cell(curve.get(ratio, [])) for ratio in ratios)) for m, curve in curves.items()),
+            tuple(
+                (m, *(_cell(curve.get(ratio, [])) for ratio in ratios))
+                for m, curve in curves.items()
+            ),
             "Columns: share of the prunable weights at zero. Last epoch, no choice on test images.",
         )
         show(table)
         tables.append(markdown(table))
-        print("written:", plot_potential(curves, path.with_name(f"{path.stem}-{network}.png"), network))
+        print(
+            "written:",
+            plot_potential(curves, path.with_name(f"{path.stem}-{network}.png"), network),
+        )
     if page is not None:
         write_file(page, lambda beside: beside.write_text("\n".join(tables)))
 
@@ -321,7 +357,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="default: all of the network")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=Path, help="a state_dict to start from, for resnet32")
-    parser.add_argument("--importance", default="han", help="how weights are scored, for all methods")
+    parser.add_argument(
+        "--importance", default="han", help="how weights are scored, for all methods"
+    )
     parser.add_argument("--lmbda", type=float, help="the same for all sensitivities")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -338,15 +376,20 @@ def main() -> None:
         for seed in options.seeds:
             for method in options.methods or METHODS[name]:
                 rows = read(options.out)
-                if any((r["network"], r["method"], r["seed"]) == (name, method, seed) for r in rows):
+                if any(
+                    (r["network"], r["method"], r["seed"]) == (name, method, seed) for r in rows
+                ):
                     continue
                 experiment = experiment or Experiment(name, options)
                 row = experiment.run(method, seed)
                 rows = [*rows, row]
                 write_file(
-                    options.out, lambda beside, rows=rows: beside.write_text(json.dumps(rows, indent=1))
+                    options.out,
+                    lambda beside, rows=rows: beside.write_text(json.dumps(rows, indent=1)),
                 )
-                curve = "  ".join(f"{point['ratio']:.1%} {point['value']:.2%}" for point in row["points"])
+                curve = "  ".join(
+                    f"{point['ratio']:.1%} {point['value']:.2%}" for point in row["points"]
+                )
                 print(f"{name} {method} seed {seed}, {row['seconds']:.0f} s: {curve}", flush=True)
     report(read(options.out), options.out, options.page)
 

@@ -2,17 +2,19 @@
 
 Definition (:data:`DEFINITION`), with the readings that a number depends on:
 
-* A *row* (neuron) is removable if its output is one constant, the same for every input and at every position,
-  zero or not; or if no path of non-zero weights leads from it to an output.
-* A *column* is removable if the input that it reads is such a constant, or if it is zero on every row that
-  survives (this covers inputs whose own row is removable).
-* The four BatchNorm entries of a channel go when what the BatchNorm gives is a constant or leads nowhere.
-* Non-zero constants that a later layer sees through zero padding make its output depend on the position: such
-  a row survives, and in a depthwise layer so does its only column.
-* Everything else counts as needed: LayerNorm and GroupNorm entries, layer scales, tokens, position tables.
-  A tool may well remove some of those, too: more than 100 % is possible.
+* A *row* (neuron) is removable if its output is one constant, the same for every input and at every
+  position, zero or not; or if no path of non-zero weights leads from it to an output.
+* A *column* is removable if the input that it reads is such a constant, or if it is zero on every
+  row that survives (this covers inputs whose own row is removable).
+* The four BatchNorm entries of a channel go when what the BatchNorm gives is a constant or leads
+  nowhere.
+* Non-zero constants that a later layer sees through zero padding make its output depend on the
+  position: such a row survives, and in a depthwise layer so does its only column.
+* Everything else counts as needed: LayerNorm and GroupNorm entries, layer scales, tokens, position
+  tables. A tool may well remove some of those, too: more than 100 % is possible.
 
-How constants and paths are found: ``proof.py``. Operations without a rule there are refused by name.
+How constants and paths are found: ``proof.py``. Operations without a rule there are refused by
+    name.
 
 >>> count = removable(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
 >>> count.removable, count.total
@@ -47,10 +49,10 @@ class LayerCount:
     """What can be removed from one layer.
 
     Attributes:
-        name: of the module (``in_proj`` is appended for the packed weight of nn.MultiheadAttention).
-        rows: surviving rows, boolean, shape ``(rows,)``.
-        columns: surviving columns over all groups, boolean, shape ``(columns,)``; empty for BatchNorm.
-        constant: rows whose output is one constant.
+        name: of the module (``in_proj`` is appended for the packed weight of
+        nn.MultiheadAttention). rows: surviving rows, boolean, shape ``(rows,)``.
+        columns: surviving columns over all groups, boolean, shape ``(columns,)``; empty for
+        BatchNorm. constant: rows whose output is one constant.
         useful: rows from which a path leads to an output.
         live_inputs: inputs that are not constant, shape as ``columns``.
         total: parameters and buffers of the layer.
@@ -73,8 +75,8 @@ class Removable:
 
     Attributes:
         layers: in order of first execution.
-        never_run: modules with parameters that evaluation mode does not run; they count neither way.
-        total: parameters and buffers, without ``never_run`` and counters.
+        never_run: modules with parameters that evaluation mode does not run; they count neither
+        way. total: parameters and buffers, without ``never_run`` and counters.
         constant_outputs: whether some output of the network does not depend on the input at all.
     """
 
@@ -90,8 +92,9 @@ class Removable:
 
 
 def size(model: nn.Module, without: frozenset[str] = frozenset()) -> int:
-    """Numbers that the model's file stores: parameters and persistent buffers (constants and border kernels that
-    simplification has added among them), tied ones once, without BatchNorm's batch counters.
+    """Numbers that the model's file stores: parameters and persistent buffers (constants and border
+    kernels that simplification has added among them), tied ones once, without BatchNorm's batch
+    counters.
 
     Args:
         model: any module.
@@ -115,8 +118,8 @@ def removable(model: nn.Module, x: Tensor, *, borders: bool = True) -> Removable
     Args:
         model: any module made of the operations that have a rule here; it is not changed.
         x: an input of a shape that the model accepts; only its shape is used.
-        borders: if False, a constant that depends on the position passes for a constant. Nothing can be
-            removed on that ground, but it tells what does not depend on the input.
+        borders: if False, a constant that depends on the position passes for a constant. Nothing
+            can be removed on that ground, but it tells what does not depend on the input.
 
     Raises:
         NotImplementedError: naming an operation that has no rule.
@@ -141,7 +144,9 @@ def removable(model: nn.Module, x: Tensor, *, borders: bool = True) -> Removable
     layers = tuple(_count(name, traces, parameters[name]) for name, traces in calls.items())
     idle = frozenset(name.removesuffix(".in_proj") for name in owners.values() if name not in calls)
     never -= sum(
-        sum(t.numel() for t in parameters[name].values()) for name in owners.values() if name in idle
+        sum(t.numel() for t in parameters[name].values())
+        for name in owners.values()
+        if name in idle
     )
     return Removable(layers, idle, never, fixed)
 
@@ -155,7 +160,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, module.running_mean
         elif isinstance(module, nn.MultiheadAttention):
             if module.in_proj_weight is None:
-                raise NotImplementedError(f"{name}: attention with other widths for keys and values")
+                raise NotImplementedError(
+                    f"{name}: attention with other widths for keys and values"
+                )
             yield f"{name}.in_proj", module.in_proj_weight
 
 
@@ -167,7 +174,9 @@ def _owntensors_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     else:
         module = model.get_submodule(name)
         own = {**module._parameters, **module._buffers}
-    return {key: t for key, t in own.items() if isinstance(t, Tensor) and key != "num_batches_tracked"}
+    return {
+        key: t for key, t in own.items() if isinstance(t, Tensor) and key != "num_batches_tracked"
+    }
 
 
 def _count(name: str, traces: list[Trace], own: dict[str, Tensor]) -> LayerCount:
@@ -207,7 +216,9 @@ class _Attention(nn.Module):
             for part in F.linear(q, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
         )
         weights = torch.softmax((q * a.head_dim**-0.5) @ k.transpose(-2, -1), -1)
-        return F.linear((weights @ v).transpose(1, 2).flatten(2), a.out_proj.weight, a.out_proj.bias), None
+        return F.linear(
+            (weights @ v).transpose(1, 2).flatten(2), a.out_proj.weight, a.out_proj.bias
+        ), None
 
 
 def _replace_attention(model: nn.Module) -> None:

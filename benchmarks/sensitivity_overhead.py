@@ -2,10 +2,11 @@
 
     python benchmarks/sensitivity_overhead.py --threads 2 --out runs/bench/sensitivity_overhead.json
 
-A step is forward, zero_grad, backward, SGD with momentum and weight decay, and the decay. A method that looks
-at every n-th batch only is timed over n steps, its observation included, against n plain steps: otherwise
-the median would be that of the steps without one. Plain and method blocks alternate; the ratio is taken within
-each pair, and its median and 10th and 90th percentile over the pairs are printed.
+A step is forward, zero_grad, backward, SGD with momentum and weight decay, and the decay. A method
+that looks at every n-th batch only is timed over n steps, its observation included, against n plain
+steps: otherwise the median would be that of the steps without one. Plain and method blocks
+alternate; the ratio is taken within each pair, and its median and 10th and 90th percentile over the
+pairs are printed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ METHODS: dict[str, tuple[int, Builder]] = {
     "SeReNe local": (DEFAULT_EVERY, lambda m: SeReNe(m, estimate="local")),
     "SeReNe full, every step": (1, lambda m: SeReNe(m, estimate="full", every=1)),
     "output sensitivity (default)": (DEFAULT_EVERY, OutputSensitivity),
-    "output sensitivity, specific": (DEFAULT_EVERY, lambda m: OutputSensitivity(m, kind="specific")),
+    "output sensitivity, specific": (
+        DEFAULT_EVERY,
+        lambda m: OutputSensitivity(m, kind="specific"),
+    ),
 }
 
 
@@ -54,7 +58,9 @@ class Trainee:
         self.x = torch.randn(BATCH, *MODELS[name], device=device).contiguous(memory_format=memory)
         self.y = torch.randint(10, (BATCH,), device=device)
         # A rate of zero: the weights stay as they are, whatever the number of steps timed.
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4
+        )
 
     def block(self, method: Sensitivity | None, steps: int) -> float:
         """Seconds for some steps."""
@@ -73,8 +79,12 @@ class Trainee:
         return self.clock() - started
 
 
-def ratios(trainee: Trainee, method: tuple[int, Builder], pairs: int) -> tuple[list[float], list[float]]:
-    """Ratio and plain milliseconds per step of each pair of blocks; the order within a pair alternates."""
+def ratios(
+    trainee: Trainee, method: tuple[int, Builder], pairs: int
+) -> tuple[list[float], list[float]]:
+    """Ratio and plain milliseconds per step of each pair of blocks; the order within a pair
+    alternates.
+    """
     steps, builder = method
     found, plain_ms = [], []
     for pair in range(-1, pairs):  # the first is a warm-up
@@ -108,7 +118,10 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: this process's time, where others compute too"
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: this process's time, where others compute too",
     )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -2,8 +2,9 @@
 
     python benchmarks/simplify_latency.py --threads 1 --out runs/bench/simplify_latency.json
 
-A share of the neurons of every layer but the head is zeroed at random, with the BatchNorm that follows. The
-bound printed beside each ratio is the share of MACs left: time cannot fall below it by computing less alone.
+A share of the neurons of every layer but the head is zeroed at random, with the BatchNorm that
+follows. The bound printed beside each ratio is the share of MACs left: time cannot fall below it by
+computing less alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from snello.neurons import head, neuron_count, weighted_layers
 MODELS = {"lenet-5": (1, 28, 28), "resnet-32": (3, 32, 32)}
 
 
-def dead_neurons(model: torch.nn.Module, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+def dead_neurons(
+    model: torch.nn.Module, share: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """A random share of the neurons of each layer but the head, as masks."""
     return {
         name: torch.rand(neuron_count(layer), generator=generator) < share
@@ -54,9 +57,13 @@ def main() -> None:
             zero(masked, dead_neurons(masked, share, generator), with_norms=True)
             nets[f"{share:.0%} dead"] = simplify(masked, x)
         runners = {key: pytorch_runner(net, x) for key, net in nets.items()}
-        times = latencies(runners, repeats=options.repeats, threads=options.threads, batch=options.batch)
+        times = latencies(
+            runners, repeats=options.repeats, threads=options.threads, batch=options.batch
+        )
         dense_ms, dense_macs = times["dense"].median_ms, footprint(nets["dense"], x).macs
-        print(f"{name}, batch {options.batch}, {options.threads} thread(s), cpu, {options.repeats} repeats")
+        print(
+            f"{name}, batch {options.batch}, {options.threads} thread(s), cpu, {options.repeats} repeats"
+        )
         for key, time in times.items():
             macs = footprint(nets[key], x).macs / dense_macs
             row = {

@@ -1,18 +1,21 @@
-"""Exact simplification over the zoo: success, removed share, exactness, time, latency; Torch-Pruning beside it.
+"""Exact simplification over the zoo: success, removed share, exactness, time, latency;
+Torch-Pruning beside it.
 
     python benchmarks/simplify_zoo.py --quick
-    python benchmarks/simplify_zoo.py --models resnet vit_b_16 --shares 0.5 --variants A --out runs/bench/zoo.json
-    python benchmarks/simplify_zoo.py --out runs/bench/simplify_zoo.json
+    python benchmarks/simplify_zoo.py --models resnet vit_b_16 --shares 0.5 --variants A --out
+    runs/bench/zoo.json python benchmarks/simplify_zoo.py --out runs/bench/simplify_zoo.json
 
-One row per network, share of dead neurons and variant: A, the dead neurons are 0; B, they are constants that
-are not zero (see ``masked_zoo.py``). What is removable is counted by an oracle of its own (``removable.py``).
+One row per network, share of dead neurons and variant: A, the dead neurons are 0; B, they are
+constants that are not zero (see ``masked_zoo.py``). What is removable is counted by an oracle of
+its own (``removable.py``).
 
-Errors are the largest difference from the masked network in float64 over its largest deviation from the batch
-mean, on a batch of 3 and, where the network runs there, on another batch at another resolution. "rounding" is
-the same figure for the masked network itself in float32: the least that can be asked of a float32 result.
+Errors are the largest difference from the masked network in float64 over its largest deviation from
+the batch mean, on a batch of 3 and, where the network runs there, on another batch at another
+resolution. "rounding" is the same figure for the masked network itself in float32: the least that
+can be asked of a float32 result.
 
-Torch-Pruning gets the same masked networks; how it is used: ``torch_pruning_zoo.py``. It folds no constants, so
-its variant B is not exact.
+Torch-Pruning gets the same masked networks; how it is used: ``torch_pruning_zoo.py``. It folds no
+constants, so its variant B is not exact.
 
 Rows are written as they are made; a second run with the same --out computes only what is missing.
 """
@@ -44,9 +47,18 @@ from snello.files import write_file
 from snello.reporting import Table, markdown, percent, progress, show
 from snello.simplification import simplify
 
-QUICK = ("resnet-32", "resnet18", "mobilenet_v2", "densenet121", "swin_t", "lraspp_mobilenet_v3_large")
+QUICK = (
+    "resnet-32",
+    "resnet18",
+    "mobilenet_v2",
+    "densenet121",
+    "swin_t",
+    "lraspp_mobilenet_v3_large",
+)
 LIMIT_SECONDS = 600  # for simplify(), twice, and judging
-BYTES_PER_PARAMETER = 30  # float32 and float64 twins of the masked and the lean network, and a copy at work
+BYTES_PER_PARAMETER = (
+    30  # float32 and float64 twins of the masked and the lean network, and a copy at work
+)
 
 
 @dataclass(frozen=True)
@@ -84,14 +96,14 @@ class Row:
 
     Attributes:
         model, family, share, variant, seed: what it is.
-        side, second: of the inputs; ``second`` is None where the network runs at one resolution only.
-        rescued: neurons given back so that the outputs depend on the input.
+        side, second: of the inputs; ``second`` is None where the network runs at one resolution
+        only. rescued: neurons given back so that the outputs depend on the input.
         dependence: deviation of the outputs from their batch mean over their largest value.
         rounding: error of the masked network in float32.
         size, removable: parameters and buffers, and how many of them the oracle calls removable.
-        dense_ms, dense_p10_ms, dense_p90_ms: latency of the masked network; None where it was not asked for.
-        snello, torch_pruning: the outcomes; Torch-Pruning's is None if it was not asked for.
-        conditions: where and how it was measured.
+        dense_ms, dense_p10_ms, dense_p90_ms: latency of the masked network; None where it was not
+        asked for. snello, torch_pruning: the outcomes; Torch-Pruning's is None if it was not asked
+        for. conditions: where and how it was measured.
     """
 
     model: str
@@ -114,7 +126,8 @@ class Row:
     conditions: dict[str, Any]
 
 
-# --- the two tools ------------------------------------------------------------------------------------------
+# --- the two tools
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,11 @@ def prepare(member: Member, share: float, variant: Any, seed: int) -> tuple[Case
     for x in (images(shape, generator) for shape in shapes):
         try:
             expected.append(outputs(twin, x.double()))
-        except (RuntimeError, AssertionError, ValueError):  # torchvision's own: a network of one resolution
+        except (
+            RuntimeError,
+            AssertionError,
+            ValueError,
+        ):  # torchvision's own: a network of one resolution
             if not inputs:
                 raise
             continue
@@ -172,7 +189,8 @@ def with_snello(case: Case) -> tuple[Outcome, nn.Module | None]:
         begin = time.perf_counter()
         lean = simplify(case.model, x)
         seconds = time.perf_counter() - begin
-        # There and back loses nothing; another copy would be the most that the largest networks have memory for.
+        # There and back loses nothing; another copy would be the most that the largest networks
+        # have memory for.
         lean64 = simplify(case.model.double(), x.double())
         return judge(case, lean, lean64, seconds), lean
     except SnelloError as reason:
@@ -191,7 +209,9 @@ def _stop(number: int, frame: Any) -> None:
 
 def with_torch_pruning(case: Case) -> tuple[Outcome, nn.Module | None]:
     """Torch-Pruning on a case; an error becomes the status."""
-    status, lean, seconds = torch_pruned(case.model, case.inputs[0][:1], case.count, heads(case.model))
+    status, lean, seconds = torch_pruned(
+        case.model, case.inputs[0][:1], case.count, heads(case.model)
+    )
     if lean is None:
         return Outcome(status), None
     try:
@@ -215,9 +235,18 @@ def measure(member: Member, share: float, variant: str, options: argparse.Namesp
     if not options.no_torch_pruning:
         results["torch-pruning"] = with_torch_pruning(case)
     x = case.inputs[0][:1]
-    nets = {"dense": case.model, **{name: lean for name, (_, lean) in results.items() if lean is not None}}
-    runners = {} if options.no_latency else {name: pytorch_runner(net, x) for name, net in nets.items()}
-    times = latencies(runners, repeats=options.repeats, warmup=3, threads=options.threads) if runners else {}
+    nets = {
+        "dense": case.model,
+        **{name: lean for name, (_, lean) in results.items() if lean is not None},
+    }
+    runners = (
+        {} if options.no_latency else {name: pytorch_runner(net, x) for name, net in nets.items()}
+    )
+    times = (
+        latencies(runners, repeats=options.repeats, warmup=3, threads=options.threads)
+        if runners
+        else {}
+    )
     dense = times.get("dense")
     outcomes = {
         name: _timed(outcome, times[name], dense.median_ms) if dense and name in times else outcome
@@ -261,12 +290,15 @@ def missing_memory(member: Member) -> str:
 def _available_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        line = next(text for text in meminfo.read_text().splitlines() if text.startswith("MemAvailable"))
+        line = next(
+            text for text in meminfo.read_text().splitlines() if text.startswith("MemAvailable")
+        )
         return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-# --- the command line ---------------------------------------------------------------------------------------
+# --- the command line
+# ---------------------------------------------------------------------------------------
 
 
 def select(names: Sequence[str] | None) -> list[Member]:
@@ -281,7 +313,9 @@ def select(names: Sequence[str] | None) -> list[Member]:
 
 
 def at_side(member: Member, side: int | None) -> Member:
-    """A member with smaller inputs, if it takes them: transformers with a fixed grid and Inception do not."""
+    """A member with smaller inputs, if it takes them: transformers with a fixed grid and Inception
+    do not.
+    """
     fixed = member.family in ("vit", "maxvit", "inception") or side is None
     return member if fixed else replace(member, side=min(side, member.side))
 
@@ -318,7 +352,9 @@ def main() -> None:
             if not options.all and member.name not in skipped:
                 skipped[member.name] = missing_memory(member)
             if skipped.get(member.name):
-                line(f"{member.name} {share} {variant}: skipped: {skipped[member.name]} (--all forces it)")
+                line(
+                    f"{member.name} {share} {variant}: skipped: {skipped[member.name]} (--all forces it)"
+                )
                 continue
             row = json.loads(json.dumps(asdict(measure(member, share, variant, options))))
             rows.append(row)
@@ -356,7 +392,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         net = outcome["removed"] / max(row["removable"], 1)
         if net >= 0.99 or not outcome.get("added"):
             return percent(net, 1)
-        return f"{percent(net, 1)} ({percent(net + outcome['added'] / max(row['removable'], 1), 1)})"
+        return (
+            f"{percent(net, 1)} ({percent(net + outcome['added'] / max(row['removable'], 1), 1)})"
+        )
 
     def number(outcome: dict[str, Any] | None, key: str, form: str) -> str:
         return "-" if outcome is None or outcome[key] is None else format(outcome[key], form)
@@ -374,7 +412,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks or families; default: all")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="networks or families; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[0.5, 0.9], help="of dead neurons per layer"
@@ -388,8 +428,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-latency", action="store_true", help="exactness and sizes only")
     parser.add_argument("--no-torch-pruning", action="store_true")
-    parser.add_argument("--all", action="store_true", help="also networks that seem too large for the memory")
-    parser.add_argument("--fresh", action="store_true", help="compute again what --out already holds")
+    parser.add_argument(
+        "--all", action="store_true", help="also networks that seem too large for the memory"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="compute again what --out already holds"
+    )
     parser.add_argument(
         "--report", action="store_true", help="only show the rows of --out, and measure nothing"
     )

@@ -1,14 +1,15 @@
 """Torch-Pruning on masked networks, as its documentation intends and as fairly as it can be asked.
 
-In each of its dependency groups, the channels are pruned that in every layer of the group have only zero
-weights or, by the oracle, lead to no output. In grouped convolutions equally many are taken per group; packed
-qkv layers and groups with a LayerNorm (where a constant counts) are left alone. It folds no constants.
+In each of its dependency groups, the channels are pruned that in every layer of the group have only
+zero weights or, by the oracle, lead to no output. In grouped convolutions equally many are taken
+per group; packed qkv layers and groups with a LayerNorm (where a constant counts) are left alone.
+It folds no constants.
 
-It runs in a process of its own with a limit on time and memory: on some networks (Swin) it needs more than any
-machine has.
+It runs in a process of its own with a limit on time and memory: on some networks (Swin) it needs
+more than any machine has.
 
-Sources: https://github.com/VainF/Torch-Pruning and its wiki, "DepGraph & Group"; Fang et al., DepGraph: Towards
-Any Structural Pruning, CVPR 2023.
+Sources: https://github.com/VainF/Torch-Pruning and its wiki, "DepGraph & Group"; Fang et al.,
+DepGraph: Towards Any Structural Pruning, CVPR 2023.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def prune_useless(model: nn.Module, x: Tensor, count: Removable, heads: set[str]
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=x, verbose=False)
-    layers = {n.name: model.get_submodule(n.name) for n in count.layers if not n.name.endswith("in_proj")}
+    layers = {
+        n.name: model.get_submodule(n.name) for n in count.layers if not n.name.endswith("in_proj")
+    }
     useless = {
         layers[n.name]: dead_neurons(layers[n.name]) | (~n.useful & ~n.constant) for n in count.layers
         if isinstance(layers.get(n.name), (nn.Linear, _ConvNd))
@@ -118,8 +121,12 @@ def _useless_channels(graph: Any, group: Any, useless: dict[nn.Module, Tensor]) 
         groups = getattr(module, "groups", getattr(module, "num_groups", 1))
         if groups > 1 and groups != getattr(module, "out_channels", None):
             equal = max(equal, groups)
-        if graph.is_out_channel_pruning_fn(item.dep.handler) and isinstance(module, (nn.Linear, _ConvNd)):
-            rows = useless.get(module, torch.zeros(graph.get_out_channels(module), dtype=torch.bool))
+        if graph.is_out_channel_pruning_fn(item.dep.handler) and isinstance(
+            module, (nn.Linear, _ConvNd)
+        ):
+            rows = useless.get(
+                module, torch.zeros(graph.get_out_channels(module), dtype=torch.bool)
+            )
             able[torch.tensor(item.root_idxs)] &= rows[torch.tensor(item.idxs)]
     if equal > 1 and len(able) % equal == 0:
         # A channel goes where its neighbours in the other groups go too: groups stay equally wide.

@@ -11,7 +11,9 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For small networks, which more threads slow down, and for equal bits: sums in another order differ."""
+    """For small networks, which more threads slow down, and for equal bits: sums in another order
+    differ.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -20,10 +22,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def rules_do_not_fail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule that fails costs savings alone, so that no other law would notice: here it is an error."""
+    """A rule that fails costs savings alone, so that no other law would notice: here it is an
+    error.
+    """
     if request.node.get_closest_marker("failing_rule") is None:
 
         def refuse(refused: object, failed: Exception) -> None:
             raise AssertionError(f"a rule failed: {failed}") from failed
 
-        monkeypatch.setattr(importlib.import_module("snello.simplification.simplify"), "_refuse", refuse)
+        monkeypatch.setattr(
+            importlib.import_module("snello.simplification.simplify"), "_refuse", refuse
+        )

@@ -43,7 +43,8 @@ def write_mnist(root: Path) -> None:
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``cifar-100-python`` as torchvision reads it, two training images and one test image per class.
+    """``cifar-100-python`` as torchvision reads it, two training images and one test image per
+    class.
 
     torchvision knows the real files by their MD5; it is told those of the files written here.
     """
@@ -68,7 +69,9 @@ def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cifar_batch(red: Any, labels: Any) -> dict[str, Any]:
-    """Rows of 3072 bytes, channel by channel: a constant red, green counting columns, blue counting rows."""
+    """Rows of 3072 bytes, channel by channel: a constant red, green counting columns, blue counting
+    rows.
+    """
     pixels = np.zeros((len(red), 3, 32, 32), np.uint8)
     pixels[:, 0] = red[:, None, None]
     pixels[:, 1] = np.arange(32)[None, None, :]
@@ -115,8 +118,8 @@ def write_coco(root: Path, parts: dict[str, list[dict[str, Any]]]) -> None:
 
     Args:
         root: where ``coco`` goes.
-        parts: for "train" and "val", per image its "size" (width, height) and its "objects": (COCO category,
-            segmentation, area).
+        parts: for "train" and "val", per image its "size" (width, height) and its "objects": (COCO
+            category, segmentation, area).
     """
     for part, described in parts.items():
         images, annotations = [], []
@@ -135,7 +138,9 @@ def write_coco(root: Path, parts: dict[str, list[dict[str, Any]]]) -> None:
                 )  # fmt: skip
         file = root / "coco" / "annotations" / f"instances_{part}2017.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+        file.write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": []})
+        )
 
 
 def write_masks(path: Path, parts: tuple[str, ...] = ("train", "test"), count: int = 4) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-2),
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-2),
+    "nesterov": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-2
+    ),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
     "adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
     "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
@@ -45,7 +47,9 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return OPTIMIZERS["momentum"](model.parameters())
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1, decay: float = 0.0) -> None:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1, decay: float = 0.0
+) -> None:
     for step in range(steps):
         x, y = batch(step)
         optimizer.zero_grad()

@@ -1,7 +1,8 @@
 """Hard cases of simplification: one small network for each thing that a shrinking tool gets wrong.
 
-Each case says which neurons are killed and how narrow the named layers must then be at most: the *minimum
-removal* that is possible without changing an output. Layers that are not named may be narrowed or left alone.
+Each case says which neurons are killed and how narrow the named layers must then be at most: the
+*minimum removal* that is possible without changing an output. Layers that are not named may be
+narrowed or left alone.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Case:
 
     Attributes:
         build: makes the model.
-        shapes: shapes of the input (of every input, if there are several); the first is the example.
-        dead: layer -> the neurons that are killed; of an Embedding, its columns.
-        lean: layer or parameter -> the leading dimensions of its weight must be at most these; zeros: it is
-            gone.
+        shapes: shapes of the input (of every input, if there are several); the first is the
+        example. dead: layer -> the neurons that are killed; of an Embedding, its columns.
+        lean: layer or parameter -> the leading dimensions of its weight must be at most these;
+            zeros: it is gone.
         constant: the same where dead neurons are constants that are not zero; None: as in ``lean``.
         arguments: how many inputs the model takes.
         vocabulary: if not 0, the inputs are integers below it.
@@ -50,14 +51,18 @@ class Case:
     vocabulary: int = 0
 
     def model(self, seed: int = 0) -> nn.Module:
-        """The model with everything randomised that a fresh model hides: float64, evaluation mode."""
+        """The model with everything randomised that a fresh model hides: float64, evaluation
+        mode.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return randomise(self.build().double().eval())
 
     def inputs(self, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
         """One tuple of inputs per shape."""
-        return [tuple(self._input(s, generator) for _ in range(self.arguments)) for s in self.shapes]
+        return [
+            tuple(self._input(s, generator) for _ in range(self.arguments)) for s in self.shapes
+        ]
 
     def _input(self, shape: Shape, generator: torch.Generator) -> Tensor:
         if self.vocabulary:
@@ -67,7 +72,9 @@ class Case:
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> nn.Module:
-    """Random statistics, affines, biases, scales and positions: at their initial values they hide errors."""
+    """Random statistics, affines, biases, scales and positions: at their initial values they hide
+    errors.
+    """
     for module in model.modules():
         if isinstance(module, NORMS) and getattr(module, "running_var", None) is not None:
             module.running_mean.uniform_(-1, 1)
@@ -83,7 +90,9 @@ def randomise(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def kill(model: nn.Module, dead: Mapping[str, tuple[int, ...]], *, constant: bool) -> None:
-    """Kill the named neurons in place: they become zero, or (``constant``) keep the bias and norm behind them."""
+    """Kill the named neurons in place: they become zero, or (``constant``) keep the bias and norm
+    behind them.
+    """
     graph = capture(model)
     for name, neurons in dead.items():
         layer, index = model.get_submodule(name), torch.tensor(neurons, dtype=torch.long)
@@ -98,7 +107,9 @@ def kill(model: nn.Module, dead: Mapping[str, tuple[int, ...]], *, constant: boo
         if constant:
             continue
         norm = graph.norm_after(name)
-        affine = [layer.bias] if norm is None else [layer.bias, *model.get_submodule(norm).parameters()]
+        affine = (
+            [layer.bias] if norm is None else [layer.bias, *model.get_submodule(norm).parameters()]
+        )
         for parameter in affine:
             if parameter is not None:
                 parameter.masked_fill_(mask, 0)
@@ -112,8 +123,12 @@ def neurons_of(model: nn.Module) -> dict[str, int]:
     }
 
 
-def random_dead(model: nn.Module, share: float, generator: torch.Generator) -> dict[str, tuple[int, ...]]:
-    """Random neurons of every layer. A quarter of the layers may die whole; in the others one neuron lives."""
+def random_dead(
+    model: nn.Module, share: float, generator: torch.Generator
+) -> dict[str, tuple[int, ...]]:
+    """Random neurons of every layer. A quarter of the layers may die whole; in the others one
+    neuron lives.
+    """
     dead = {}
     for name, count in neurons_of(model).items():
         mask = torch.rand(count, generator=generator) < share
@@ -163,7 +178,8 @@ CASES: dict[str, Case] = {}
 REFUSED: dict[str, Case] = {}
 """Cases that simplification must refuse: it cannot see what they do."""
 
-# One operation between two convolutions with zero padding. Half of the six neurons in front are dead.
+# One operation between two convolutions with zero padding. Half of the six neurons in front are
+# dead.
 
 DEAD = {"conv1": (0, 2, 5)}
 NARROW = {"conv1": (3, 3), "conv2": (4, 3)}
@@ -261,7 +277,9 @@ add_through(
 add_through("scalar", {"where": lambda: lambda x: torch.where(x > 0, x, 0.1 * x)}, ROWS)
 add_through("scalar", {"width as a number": lambda: lambda x: x / x.size(1) ** 0.5})
 add_through("scalar", {"shape[1] as a number": lambda: lambda x: x * x.shape[1]})
-add_through("scalar", {"add with alpha": lambda: lambda x: torch.add(x, x.sigmoid(), alpha=2)}, ROWS)
+add_through(
+    "scalar", {"add with alpha": lambda: lambda x: torch.add(x, x.sigmoid(), alpha=2)}, ROWS
+)
 
 
 def _increment(x: Tensor) -> Tensor:
@@ -295,7 +313,9 @@ add_through(
         "F.max_pool2d by keyword": lambda: lambda x: F.max_pool2d(x, kernel_size=2, stride=1),
         "average": lambda: nn.AvgPool2d(2),
         "average, ceil": lambda: nn.AvgPool2d(2, ceil_mode=True),
-        "average, padding not counted": lambda: nn.AvgPool2d(3, 1, padding=1, count_include_pad=False),
+        "average, padding not counted": lambda: nn.AvgPool2d(
+            3, 1, padding=1, count_include_pad=False
+        ),
         "F.avg_pool2d, padding not counted": lambda: (
             lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
         ),
@@ -329,7 +349,9 @@ add_through(
         "cut off": lambda: lambda x: F.pad(x, (-1, 0, 0, -1)),
     },
 )
-CASES["pad: channels"] = Case(through(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), 9), ANY, DEAD, NARROW)
+CASES["pad: channels"] = Case(
+    through(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), 9), ANY, DEAD, NARROW
+)
 CASES["pad: in the convolution, reflect"] = Case(
     lambda: Net(lambda m, x: m.conv2(m.conv1(x)), conv1=conv(3, 6), conv2=conv(6, 4, padding_mode="reflect")),
     ANY, DEAD, NARROW,
@@ -371,7 +393,9 @@ add_through(
         "transpose of space": lambda: lambda x: x.transpose(2, 3),
         "there and back": lambda: lambda x: x.flatten(2).reshape(x.shape),
         "groups and back": lambda: _groups_and_back,
-        "channels last and back": lambda: lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2),
+        "channels last and back": lambda: (
+            lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2)
+        ),
         "to channels_last": lambda: lambda x: x.to(memory_format=torch.channels_last),
         "ChannelShuffle": lambda: nn.ChannelShuffle(2),
         "F.channel_shuffle": lambda: lambda x: F.channel_shuffle(x, 2),
@@ -417,7 +441,9 @@ add_through(
     {
         "BatchNorm": lambda: nn.BatchNorm2d(6),
         "BatchNorm without affine": lambda: nn.BatchNorm2d(6, affine=False),
-        "InstanceNorm with statistics": lambda: nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
+        "InstanceNorm with statistics": lambda: nn.InstanceNorm2d(
+            6, affine=True, track_running_stats=True
+        ),
     },
 )
 add_through(
@@ -440,7 +466,11 @@ add_through(
     ROWS,
 )
 CASES["norm: glu"] = Case(
-    through(lambda: lambda x: F.glu(x, 1), 3), ANY, {"conv1": (0, 3)}, {"conv1": (4, 3), "conv2": (4, 2)}, {}
+    through(lambda: lambda x: F.glu(x, 1), 3),
+    ANY,
+    {"conv1": (0, 3)},
+    {"conv1": (4, 3), "conv2": (4, 2)},
+    {},
 )
 
 # Constants. Where nothing else gives a tensor its shape, one neuron of a dead layer may stay.
@@ -467,7 +497,10 @@ CASES["constant: the output is one"] = Case(
     {"0": (1, 3), "2": (4, 1)},
 )
 CASES["constant: half of the output"] = Case(
-    lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 4), nn.Sigmoid()), ANY, {"2": (0, 3)}, {"2": (2, 6)}
+    lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 4), nn.Sigmoid()),
+    ANY,
+    {"2": (0, 3)},
+    {"2": (2, 6)},
 )
 CASES["constant: nothing is"] = Case(lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 4)))
 CASES["constant: input normalised by buffers"] = Case(
@@ -509,9 +542,14 @@ for _name, _join in {
     "minimum": torch.minimum,
 }.items():
     CASES[f"sum: {_name}"] = Case(two_branches(_join), ANY, _DIFFERENT, _SUM)
-CASES["sum: stack and sum"] = Case(two_branches(lambda a, b: torch.stack([a, b]).sum(0)), ANY, _DIFFERENT)
+CASES["sum: stack and sum"] = Case(
+    two_branches(lambda a, b: torch.stack([a, b]).sum(0)), ANY, _DIFFERENT
+)
 CASES["sum: one branch is dead"] = Case(
-    two_branches(lambda a, b: a + b), ANY, {"left": (0, 1, 2, 3, 4, 5)}, {"left": (0, 0), "out": (4, 6)}
+    two_branches(lambda a, b: a + b),
+    ANY,
+    {"left": (0, 1, 2, 3, 4, 5)},
+    {"left": (0, 0), "out": (4, 6)},
 )
 CASES["sum: python's sum"] = Case(two_branches(lambda a, b: sum([a, b])), ANY, _DIFFERENT, _SUM)
 
@@ -547,12 +585,17 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv(inputs, outputs, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1 = (
+            conv(inputs, outputs, stride=stride, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.conv2, self.bn2 = conv(outputs, outputs, bias=False), nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)  # called twice
         changes = stride > 1 or inputs != outputs
         self.downsample = (
-            nn.Sequential(conv(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            nn.Sequential(
+                conv(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
             if changes
             else None
         )
@@ -601,7 +644,10 @@ for _name, _join in {
 }.items():
     CASES[f"concat: {_name}"] = Case(concat(_join), ANY, {"left": (0, 1), "right": (3,)}, _CONCAT)
 CASES["concat: one branch is dead"] = Case(
-    concat(lambda a, b: torch.cat([a, b], 1)), ANY, {"left": (0, 1, 2, 3, 4)}, {"left": (0, 0), "out": (3, 4)}
+    concat(lambda a, b: torch.cat([a, b], 1)),
+    ANY,
+    {"left": (0, 1, 2, 3, 4)},
+    {"left": (0, 0), "out": (3, 4)},
 )
 CASES["concat: other axis"] = Case(
     lambda: Net(
@@ -616,7 +662,10 @@ CASES["concat: batch axis"] = Case(
     ANY, DEAD,
 )  # fmt: skip
 CASES["concat: the same tensor twice"] = Case(
-    through(lambda: lambda x: torch.cat([x, x], 1), 12), ANY, DEAD, {"conv1": (3, 3), "conv2": (4, 6)}
+    through(lambda: lambda x: torch.cat([x, x], 1), 12),
+    ANY,
+    DEAD,
+    {"conv1": (3, 3), "conv2": (4, 6)},
 )
 CASES["concat: with the image"] = Case(
     lambda: Net(lambda m, x: m.conv2(torch.cat([x, m.conv1(x)], 1)), conv1=conv(3, 6), conv2=conv(9, 4)),
@@ -661,7 +710,9 @@ CASES["slice: every second channel"] = Case(
     halves(lambda x: (x[:, ::2], x[:, 1::2])),
     ANY, {"conv1": (0, 3, 4)}, {"conv1": (3, 3), "conv2": (4, 1), "conv3": (4, 2)},
 )  # fmt: skip
-CASES["slice: unbind"] = Case(through(lambda: lambda x: torch.stack(x.unbind(1)[::-1], 1)), ANY, DEAD, ROWS)
+CASES["slice: unbind"] = Case(
+    through(lambda: lambda x: torch.stack(x.unbind(1)[::-1], 1)), ANY, DEAD, ROWS
+)
 CASES["slice: one channel"] = Case(
     through(lambda: lambda x: x * x[:, :1] + x[:, 1].unsqueeze(1)), ANY, DEAD, ROWS
 )
@@ -674,7 +725,9 @@ CASES["slice: index_select"] = Case(
 
 
 class ShuffleUnit(nn.Module):
-    """ShuffleNet V2: half of the channels pass, half go through a branch, then they are shuffled."""
+    """ShuffleNet V2: half of the channels pass, half go through a branch, then they are
+    shuffled.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -719,7 +772,9 @@ for _name, _operation in {
     "flatten twice": lambda: lambda x: x.flatten(2).flatten(1),
     "channels last": lambda: lambda x: x.permute(0, 2, 3, 1).reshape(x.size(0), -1),
 }.items():
-    CASES[f"flatten: {_name}"] = Case(head(_operation, 384), FIXED, DEAD, {"conv1": (3, 3), "fc": (5, 192)})
+    CASES[f"flatten: {_name}"] = Case(
+        head(_operation, 384), FIXED, DEAD, {"conv1": (3, 3), "fc": (5, 192)}
+    )
 CASES["flatten: after pooling to 2x2"] = Case(
     head(lambda: nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), 24),
     ANY,
@@ -746,16 +801,25 @@ for _name, _operation in {
     "flatten(2).max(2)[0]": lambda: lambda x: x.flatten(2).max(2)[0],
     "fancy [:, :, 0, 0]": lambda: lambda x: F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0],
 }.items():
-    CASES[f"global pool: {_name}"] = Case(head(_operation, 6), ANY, DEAD, {"conv1": (3, 3), "fc": (5, 3)})
+    CASES[f"global pool: {_name}"] = Case(
+        head(_operation, 6), ANY, DEAD, {"conv1": (3, 3), "fc": (5, 3)}
+    )
 # A sum over positions of a constant depends on the resolution.
 CASES["global pool: sum"] = Case(
     head(lambda: lambda x: x.sum((2, 3)), 6), ANY, DEAD, {"conv1": (3, 3), "fc": (5, 3)}, ROWS
 )
 CASES["global pool: F.avg_pool2d(8)"] = Case(
-    head(lambda: lambda x: F.avg_pool2d(x, 8).flatten(1), 6), FIXED, DEAD, {"conv1": (3, 3), "fc": (5, 3)}
+    head(lambda: lambda x: F.avg_pool2d(x, 8).flatten(1), 6),
+    FIXED,
+    DEAD,
+    {"conv1": (3, 3), "fc": (5, 3)},
 )
-CASES["global pool: standard deviation"] = Case(head(lambda: lambda x: x.std((2, 3)), 6), ANY, DEAD, ROWS)
-CASES["global pool: logsumexp"] = Case(head(lambda: lambda x: x.logsumexp((2, 3)), 6), ANY, DEAD, ROWS)
+CASES["global pool: standard deviation"] = Case(
+    head(lambda: lambda x: x.std((2, 3)), 6), ANY, DEAD, ROWS
+)
+CASES["global pool: logsumexp"] = Case(
+    head(lambda: lambda x: x.logsumexp((2, 3)), 6), ANY, DEAD, ROWS
+)
 CASES["global pool: after constants at the border"] = Case(
     lambda: Net(
         lambda m, x: m.fc(m.conv2(m.conv1(x)).mean((2, 3))), conv1=conv(3, 6), conv2=conv(6, 4), fc=nn.Linear(4, 3)
@@ -777,7 +841,8 @@ def grouped(inputs: int, outputs: int, groups: int, padding: int) -> Callable[[]
 SMALL: tuple[Shape, ...] = ((2, 3, 8, 8), (3, 3, 9, 7), (2, 3, 3, 4))
 for _padding in (0, 1):
     _place = "padded" if _padding else "unpadded"
-    # Inputs of group 0 and outputs of group 3 are dead. A sigmoid makes constants that padding cuts off.
+    # Inputs of group 0 and outputs of group 3 are dead. A sigmoid makes constants that padding cuts
+    # off.
     CASES[f"grouped: whole groups, {_place}"] = Case(
         grouped(8, 8, 4, _padding), SMALL, {"conv1": (0, 1), "conv": (6, 7)},
         {"conv1": (4, 3), "conv": (6, 2) if _padding else (4, 2), "conv2": (4, 6) if _padding else (4, 4)},
@@ -825,7 +890,9 @@ class LinearGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, _, _ = x.size()
-        scale = self.fc(F.adaptive_avg_pool2d(x, 1).view(batch, channels)).view(batch, channels, 1, 1)
+        scale = self.fc(F.adaptive_avg_pool2d(x, 1).view(batch, channels)).view(
+            batch, channels, 1, 1
+        )
         return x * scale.expand_as(x)
 
 
@@ -863,7 +930,10 @@ CASES["gate: squeeze-excite with Linear"] = Case(
     {"conv1": (3, 3), "operation.fc.0": (4, 3)},
 )  # fmt: skip
 CASES["gate: squeeze-excite, all of the gate is dead"] = Case(
-    through(lambda: SqueezeExcite(6)), ANY, {"operation.fc2": tuple(range(6))}, {"operation.fc1": (1, 6)}
+    through(lambda: SqueezeExcite(6)),
+    ANY,
+    {"operation.fc2": tuple(range(6))},
+    {"operation.fc1": (1, 6)},
 )
 CASES["gate: inverted residual"] = Case(
     InvertedResidual, ANY,
@@ -889,7 +959,9 @@ def _cbam(layer: nn.Module, x: Tensor) -> Tensor:
     return x * torch.sigmoid(layer(summary))
 
 
-def with_parameter(shape: Shape, join: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
+def with_parameter(
+    shape: Shape, join: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[], nn.Module]:
     return lambda: Net(
         lambda m, x: m.conv2(join(m.conv1(x), m.scale)),
         conv1=conv(3, 6), conv2=conv(6, 4), scale=nn.Parameter(torch.ones(shape)),
@@ -898,11 +970,15 @@ def with_parameter(shape: Shape, join: Callable[[Tensor, Tensor], Tensor]) -> Ca
 
 for _shape in ((6, 1, 1), (1, 6, 1, 1)):
     CASES[f"parameter: times {_shape}"] = Case(with_parameter(_shape, torch.mul), ANY, DEAD, NARROW)
-    CASES[f"parameter: plus {_shape}"] = Case(with_parameter(_shape, lambda x, p: p + x), ANY, DEAD, NARROW)
+    CASES[f"parameter: plus {_shape}"] = Case(
+        with_parameter(_shape, lambda x, p: p + x), ANY, DEAD, NARROW
+    )
 CASES["parameter: divided by (6, 1, 1)"] = Case(
     with_parameter((6, 1, 1), lambda x, p: x / (p * p + 1)), ANY, DEAD, ROWS
 )
-CASES["parameter: viewed"] = Case(with_parameter((6,), lambda x, p: x * p.view(1, -1, 1, 1)), ANY, DEAD, ROWS)
+CASES["parameter: viewed"] = Case(
+    with_parameter((6,), lambda x, p: x * p.view(1, -1, 1, 1)), ANY, DEAD, ROWS
+)
 CASES["parameter: [None, :, None, None]"] = Case(
     with_parameter((6,), lambda x, p: x * p[None, :, None, None]), ANY, DEAD, ROWS
 )
@@ -928,7 +1004,9 @@ class Auxiliary(nn.Module):
         size, result = x.shape[-2:], {}
         low = F.relu(self.low(x))
         high = F.relu(self.high(low))
-        result["out"] = F.interpolate(self.classifier(high), size=size, mode="bilinear", align_corners=False)
+        result["out"] = F.interpolate(
+            self.classifier(high), size=size, mode="bilinear", align_corners=False
+        )
         result["aux"] = F.interpolate(
             self.aux_classifier(low), size=size, mode="bilinear", align_corners=False
         )
@@ -1032,7 +1110,10 @@ CASES["output: concatenated"] = Case(
     concat(lambda a, b: torch.cat([a, b], 1)), ANY, {"out": (0,)}, {"out": (2, 9)}
 )
 CASES["output: part of the channels"] = Case(
-    lambda: Net(lambda m, x: m.conv1(x)[:, 2:5], conv1=conv(3, 6)), ANY, {"conv1": (3,)}, {"conv1": (2, 3)}
+    lambda: Net(lambda m, x: m.conv1(x)[:, 2:5], conv1=conv(3, 6)),
+    ANY,
+    {"conv1": (3,)},
+    {"conv1": (2, 3)},
 )
 CASES["output: two chunks"] = Case(
     lambda: Net(lambda m, x: m.conv1(x).chunk(2, 1), conv1=conv(3, 6)), ANY, DEAD
@@ -1093,7 +1174,11 @@ CASES["shared: convolution"] = Case(
 CASES["shared: one module under two names"] = Case(_two_names, ANY, {"0": (0, 1), "2": (3,)})
 CASES["shared: tied Linear"] = Case(TiedLinear, ((2, 6), (5, 6)), {"fc1": (0, 1), "a": (2,)})
 CASES["shared: tied embedding"] = Case(
-    LanguageModel, ((2, 5), (3, 7)), {"fc1": (0, 2, 7)}, {"fc1": (5, 6), "fc2": (6, 5)}, vocabulary=10
+    LanguageModel,
+    ((2, 5), (3, 7)),
+    {"fc1": (0, 2, 7)},
+    {"fc1": (5, 6), "fc2": (6, 5)},
+    vocabulary=10,
 )
 
 
@@ -1177,7 +1262,9 @@ for _name, _body in {
     "through a reshape": _through_a_reshape,
 }.items():
     # What is written under one name and read under another is more than the traced graph says.
-    _where = REFUSED if _body in (_before_the_addition, _through_a_view, _through_a_reshape) else CASES
+    _where = (
+        REFUSED if _body in (_before_the_addition, _through_a_view, _through_a_reshape) else CASES
+    )
     _where[f"in place: {_name}"] = Case(
         lambda body=_body: Net(
             body, conv1=conv(3, 6), conv2=conv(6, 4), conv3=conv(6, 4, 1), act=nn.ReLU(inplace=True)
@@ -1204,7 +1291,12 @@ class Mixer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp, self.t1, self.t2, self.head = Mlp(), nn.Linear(5, 7), nn.Linear(7, 5), nn.Linear(6, 3)
+        self.mlp, self.t1, self.t2, self.head = (
+            Mlp(),
+            nn.Linear(5, 7),
+            nn.Linear(7, 5),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp(x)
@@ -1232,7 +1324,12 @@ class PackedAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.qkv, self.proj, self.mlp = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 6), Mlp()
+        self.norm, self.qkv, self.proj, self.mlp = (
+            nn.LayerNorm(6),
+            nn.Linear(6, 18),
+            nn.Linear(6, 6),
+            Mlp(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -1248,7 +1345,12 @@ class SeparateAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.proj = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.q, self.k, self.v, self.proj = (
+            nn.Linear(6, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 6),
+        )
         self.mlp = Mlp()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1265,7 +1367,10 @@ class SmallVit(nn.Module):
         super().__init__()
         self.patches, self.block = nn.Conv2d(3, 6, 4, 4), SelfAttention(need_weights=False)
         self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
-        self.token, self.positions = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 5, 6))
+        self.token, self.positions = (
+            nn.Parameter(torch.zeros(1, 1, 6)),
+            nn.Parameter(torch.zeros(1, 5, 6)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -1304,7 +1409,11 @@ class Windows(nn.Module):
             .permute(0, 1, 3, 2, 4, 5)
             .reshape(-1, 4, channels)
         )
-        x = self.mlp(x).view(batch, height // 2, width // 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        x = (
+            self.mlp(x)
+            .view(batch, height // 2, width // 2, 2, 2, channels)
+            .permute(0, 1, 3, 2, 4, 5)
+        )
         return self.out(x.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
@@ -1313,7 +1422,11 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.lstm, self.fc2 = nn.Linear(6, 5), nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 3)
+        self.fc1, self.lstm, self.fc2 = (
+            nn.Linear(6, 5),
+            nn.LSTM(5, 4, batch_first=True),
+            nn.Linear(4, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x, (hidden, _) = self.lstm(F.relu(self.fc1(x)))
@@ -1327,7 +1440,10 @@ CASES["tokens: MLP"] = Case(
     {"0": (0, 2, 7), "2": (1,)}, {"0": (5, 6), "2": (3, 5), "4": (3, 3)},
 )  # fmt: skip
 CASES["tokens: mixer"] = Case(
-    Mixer, ((2, 5, 6), (3, 5, 6)), {**_HIDDEN, "t1": (0, 5)}, {**_LEAN_HIDDEN, "t1": (5, 5), "t2": (5, 5)}
+    Mixer,
+    ((2, 5, 6), (3, 5, 6)),
+    {**_HIDDEN, "t1": (0, 5)},
+    {**_LEAN_HIDDEN, "t1": (5, 5), "t2": (5, 5)},
 )
 CASES["tokens: a norm in the middle"] = Case(
     lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), TOKENS,
@@ -1355,18 +1471,23 @@ CASES["tokens: 1-d BatchNorm"] = Case(
     ),
     TOKENS, {"fc1": (0, 2, 7)}, {"fc1": (5, 6), "bn": (5,), "fc2": (3, 5)},
 )  # fmt: skip
-CASES["attention: module"] = Case(lambda: SelfAttention(need_weights=False), TOKENS, _HIDDEN, _LEAN_HIDDEN)
+CASES["attention: module"] = Case(
+    lambda: SelfAttention(need_weights=False), TOKENS, _HIDDEN, _LEAN_HIDDEN
+)
 CASES["attention: module, weights returned"] = Case(SelfAttention, TOKENS, _HIDDEN, _LEAN_HIDDEN)
 CASES["attention: packed q, k, v"] = Case(PackedAttention, TOKENS, _HIDDEN, _LEAN_HIDDEN)
 CASES["attention: separate q, k, v"] = Case(SeparateAttention, TOKENS, _HIDDEN, _LEAN_HIDDEN)
 CASES["attention: encoder layer"] = Case(
-    lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.Linear(6, 3)), TOKENS
+    lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.Linear(6, 3)),
+    TOKENS,
 )
 CASES["attention: small ViT"] = Case(
     SmallVit, FIXED, {"block.mlp.fc1": (0, 2, 7), "patches": (1,)},
     {"block.mlp.fc1": (5, 6), "block.mlp.fc2": (6, 5), "patches": (5, 3)},
 )  # fmt: skip
-CASES["attention: windows"] = Case(Windows, EVEN, {**_HIDDEN, "stem": (0,)}, {**_LEAN_HIDDEN, "stem": (5, 3)})
+CASES["attention: windows"] = Case(
+    Windows, EVEN, {**_HIDDEN, "stem": (0,)}, {**_LEAN_HIDDEN, "stem": (5, 3)}
+)
 CASES["tokens: ConvNeXt block"] = Case(
     ConvNextBlock, ANY, {"stem": (0,), "depthwise": (1,), "fc1": (0, 2, 7), "fc2": (0, 3)},
     {"stem": (5, 3), "fc1": (5, 6), "fc2": (4, 5), "out": (4, 5)},
@@ -1429,7 +1550,8 @@ def transposed(layer: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     )
 
 
-# Weights of transposed convolutions are (inputs, outputs). A constant leaves a pattern: its row must go all the same.
+# Weights of transposed convolutions are (inputs, outputs). A constant leaves a pattern: its row
+# must go all the same.
 _UP = {"conv1": (3, 3), "up": (6, 3), "conv2": (4, 3)}
 for _name, _layer in {
     "stride 2": lambda: nn.ConvTranspose2d(6, 4, 2, 2),
@@ -1494,7 +1616,12 @@ class Inception(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b1, self.b2 = conv(3, 3, 1), conv(3, 4, 1), conv(4, 3)
-        self.c1, self.c2, self.d, self.out = conv(3, 4, 1), conv(4, 2, 5), conv(3, 2, 1), conv(10, 4)
+        self.c1, self.c2, self.d, self.out = (
+            conv(3, 4, 1),
+            conv(4, 2, 5),
+            conv(3, 2, 1),
+            conv(10, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [

@@ -26,7 +26,9 @@ def tensors(output: object) -> Iterator[Tensor]:
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest deviation from the batch mean, which constant outputs do not hide."""
+    """Largest difference over the largest deviation from the batch mean, which constant outputs do
+    not hide.
+    """
     assert expected.shape == found.shape
     assert expected.dtype == found.dtype
     assert expected.isfinite().all(), "the model itself is wrong"
@@ -37,22 +39,32 @@ def difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max()) / (scale or 1.0)
 
 
-def assert_same_outputs(a: nn.Module, b: nn.Module, *inputs: Tensor, tolerance: float = 1e-10) -> None:
+def assert_same_outputs(
+    a: nn.Module, b: nn.Module, *inputs: Tensor, tolerance: float = 1e-10
+) -> None:
     """Two models in evaluation mode agree to ``tolerance`` times the largest output."""
     with torch.no_grad():
         expected, found = a(*inputs), b(*inputs)
     assert expected.shape == found.shape
     assert expected.isfinite().all()
     difference, scale = float((expected - found).abs().max()), float(expected.abs().max())
-    assert difference <= tolerance * scale, f"outputs differ by {difference:.1e}, the largest is {scale:.1e}"
+    assert difference <= tolerance * scale, (
+        f"outputs differ by {difference:.1e}, the largest is {scale:.1e}"
+    )
 
 
 @torch.no_grad()
 def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Random biases, BatchNorm statistics and affines, in place: a fresh BatchNorm is the identity and hides errors."""
+    """Random biases, BatchNorm statistics and affines, in place: a fresh BatchNorm is the identity
+    and hides errors.
+    """
     for module in model.modules():
         if is_batchnorm(module):
-            for name, low, high in (("running_mean", -1, 1), ("running_var", 0.3, 2), ("weight", -1.5, 1.5)):
+            for name, low, high in (
+                ("running_mean", -1, 1),
+                ("running_var", 0.3, 2),
+                ("weight", -1.5, 1.5),
+            ):
                 tensor = getattr(module, name)
                 if tensor is not None:
                     tensor.uniform_(low, high, generator=generator)
@@ -70,8 +82,8 @@ def kill(model: nn.Module, name: str, dead: Tensor, *, with_norms: bool) -> None
         model: changed in place.
         name: the layer.
         dead: boolean, shape ``(neurons,)``.
-        with_norms: also zero their bias and the affine of the BatchNorm behind, so that they are exactly zero.
-            Without, they are constants that are not zero.
+        with_norms: also zero their bias and the affine of the BatchNorm behind, so that they are
+            exactly zero. Without, they are constants that are not zero.
     """
     layer = model.get_submodule(name)
     layer.weight.masked_fill_(spread(layer, dead), 0)

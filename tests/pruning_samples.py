@@ -1,4 +1,6 @@
-"""What several tests of pruning share: a small convolutional network, a batch, importances by their definitions."""
+"""What several tests of pruning share: a small convolutional network, a batch, importances by their
+definitions.
+"""
 
 from __future__ import annotations
 

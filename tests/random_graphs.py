@@ -1,11 +1,12 @@
 """Random networks: directed acyclic graphs of the operations that real architectures are made of.
 
-A network is drawn as a list of steps; each reads earlier tensors by number and makes one more. Steps are plain
-data, so that a failing network prints and shrinks::
+A network is drawn as a list of steps; each reads earlier tensors by number and makes one more.
+Steps are plain data, so that a failing network prints and shrinks::
 
     print(draw)      # 0: image 3 channels / 1: conv(0) to 5, kernel 3, padding 1 / 2: batchnorm(1) / ...
 
-Who draws is abstract: ``choose(low, high)`` returns an integer, so that hypothesis, or a seed, decides.
+Who draws is abstract: ``choose(low, high)`` returns an integer, so that hypothesis, or a seed,
+    decides.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Draw:
         seed: for weights, statistics and masks.
         dead: percent of the neurons of each layer.
         unread: percent of the columns of each layer.
-        zero: percent of the layers with a zero bias; percent of dead BatchNorm channels with a zero affine.
+        zero: percent of the layers with a zero bias; percent of dead BatchNorm channels with a zero
+            affine.
     """
 
     steps: tuple[Step, ...]
@@ -92,9 +94,13 @@ class Draw:
         printer.text(f"\n{self}\n")
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Input shapes: the example, then another batch size, and other resolutions if there is a choice."""
+        """Input shapes: the example, then another batch size, and other resolutions if there is a
+        choice.
+        """
         fixed = self.head == "flatten" or any(step.kind == "positions" for step in self.steps)
-        return [(2, 3, 8, 8), (3, 3, 8, 8)] if fixed else [(2, 3, 8, 8), (3, 3, 16, 8), (1, 3, 24, 32)]
+        return (
+            [(2, 3, 8, 8), (3, 3, 8, 8)] if fixed else [(2, 3, 8, 8), (3, 3, 16, 8), (1, 3, 24, 32)]
+        )
 
 
 Drawer = Callable[[Choose, list[Step]], Step | None]
@@ -123,7 +129,11 @@ def _conv(choose: Choose, steps: list[Step]) -> Step:
         groups = 2
         outputs += outputs % 2
     options = _options(
-        kernel=kernel, padding=kernel // 2, stride=2 if shrinks else 1, groups=groups, bias=bool(choose(0, 2))
+        kernel=kernel,
+        padding=kernel // 2,
+        stride=2 if shrinks else 1,
+        groups=groups,
+        bias=bool(choose(0, 2)),
     )
     return Step("conv", (x,), outputs, steps[x].scale + shrinks, options)
 
@@ -133,7 +143,11 @@ def _unpadded(choose: Choose, steps: list[Step]) -> Step:
     x = _pick(choose, steps)
     mode = ("nearest", "bilinear")[choose(0, 1)]
     return Step(
-        "valid conv", (x,), choose(1, 12), steps[x].scale, _options(mode=mode, bias=bool(choose(0, 1)))
+        "valid conv",
+        (x,),
+        choose(1, 12),
+        steps[x].scale,
+        _options(mode=mode, bias=bool(choose(0, 1))),
     )
 
 
@@ -165,7 +179,9 @@ def _grow(kind: str) -> Drawer:
         if kind == "upsample":
             options = _options(mode=("nearest", "bilinear")[choose(0, 1)])
             return Step(kind, (x,), steps[x].channels, steps[x].scale - 1, options)
-        return Step(kind, (x,), choose(1, 8), steps[x].scale - 1, _options(kernel=2 + 2 * choose(0, 1)))
+        return Step(
+            kind, (x,), choose(1, 8), steps[x].scale - 1, _options(kernel=2 + 2 * choose(0, 1))
+        )
 
     return draw
 
@@ -178,7 +194,8 @@ def _join(kind: str) -> Drawer:
         same = [
             number
             for number, step in enumerate(steps)
-            if step.scale == steps[x].scale and (kind == "concat" or step.channels == steps[x].channels)
+            if step.scale == steps[x].scale
+            and (kind == "concat" or step.channels == steps[x].channels)
         ]
         y = same[choose(0, len(same) - 1)]
         channels = steps[x].channels + (steps[y].channels if kind == "concat" else 0)
@@ -198,7 +215,8 @@ def _residual(choose: Choose, steps: list[Step]) -> Step:
 
 
 def _inverted(choose: Choose, steps: list[Step]) -> Step:
-    """Pointwise, depthwise, pointwise, with few outputs: constants that zero padding makes depend on the position.
+    """Pointwise, depthwise, pointwise, with few outputs: constants that zero padding makes depend
+    on the position.
 
     In half of them squeeze-and-excitation weighs the channels in between.
     """
@@ -226,7 +244,11 @@ def _slice(choose: Choose, steps: list[Step]) -> Step | None:
     start = choose(0, channels - 1)
     length = choose(1, channels - start)
     return Step(
-        ("narrow", "getitem")[kind % 2], (x,), length, steps[x].scale, _options(start=start, length=length)
+        ("narrow", "getitem")[kind % 2],
+        (x,),
+        length,
+        steps[x].scale,
+        _options(start=start, length=length),
     )
 
 
@@ -283,7 +305,9 @@ def seeded(seed: int) -> Draw:
 
 
 class RandomNet(nn.Module):
-    """The network of a draw. Tensors that nobody reads are computed all the same, as in users' models."""
+    """The network of a draw. Tensors that nobody reads are computed all the same, as in users'
+    models.
+    """
 
     def __init__(self, draw: Draw) -> None:
         super().__init__()
@@ -303,7 +327,8 @@ class RandomNet(nn.Module):
         for number, step in enumerate(self.draw.steps[1:], 1):
             tensors.append(_run(self, number, step, [tensors[r] for r in step.reads]))
         results = [
-            self._headed(tensors[i]) if i == len(tensors) - 1 else tensors[i] for i in self.draw.outputs
+            self._headed(tensors[i]) if i == len(tensors) - 1 else tensors[i]
+            for i in self.draw.outputs
         ]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -362,7 +387,10 @@ def _layers(step: Step, reads: list[Step]) -> dict[str, nn.Module | nn.Parameter
                 "average": nn.AdaptiveAvgPool2d(1), "squeeze": nn.Conv2d(width, 3, 1), "excite": nn.Conv2d(3, width, 1)
             }  # fmt: skip
         case "gate":
-            return {"squeeze": nn.Conv2d(inputs, o["width"], 1), "excite": nn.Conv2d(o["width"], inputs, 1)}
+            return {
+                "squeeze": nn.Conv2d(inputs, o["width"], 1),
+                "excite": nn.Conv2d(o["width"], inputs, 1),
+            }
         case "spatial gate":
             return {"map": nn.Conv2d(inputs, 1, 3, padding=1)}
         case "tokens":
@@ -399,11 +427,17 @@ def _run(m: RandomNet, number: int, step: Step, reads: list[Tensor]) -> Tensor:
         case "batchnorm" | "groupnorm":
             return layer("norm")(x)
         case "activation":
-            return layer("activation")(x) if hasattr(m, f"activation{number}") else ACTIVATIONS[o["name"]](x)
+            return (
+                layer("activation")(x)
+                if hasattr(m, f"activation{number}")
+                else ACTIVATIONS[o["name"]](x)
+            )
         case "pool" if o["kind"] == "max":
             return F.max_pool2d(x, 2 + o["padding"], 2, o["padding"])
         case "pool":
-            return F.avg_pool2d(x, 2 + o["padding"], 2, o["padding"], count_include_pad=o["counted"])
+            return F.avg_pool2d(
+                x, 2 + o["padding"], 2, o["padding"], count_include_pad=o["counted"]
+            )
         case "upsample":
             return F.interpolate(x, scale_factor=2.0, mode=o["mode"])
         case "transposed":
@@ -413,14 +447,18 @@ def _run(m: RandomNet, number: int, step: Step, reads: list[Tensor]) -> Tensor:
         case "concat":
             return torch.cat(reads, dim=1)
         case "residual":
-            return x + layer("norm")(layer("second")(ACTIVATIONS[o["activation"]](layer("first")(x))))
+            return x + layer("norm")(
+                layer("second")(ACTIVATIONS[o["activation"]](layer("first")(x)))
+            )
         case "inverted":
             wide = ACTIVATIONS[o["activation"]](layer("wide")(x))
             x = layer("norm")(layer("depthwise")(wide))
             # A function of its own, or a module.
             x = layer("activation")(x) if o["excited"] else ACTIVATIONS[o["activation"]](x)
             if o["excited"]:
-                x = x * torch.sigmoid(layer("excite")(F.relu(layer("squeeze")(layer("average")(x)))))
+                x = x * torch.sigmoid(
+                    layer("excite")(F.relu(layer("squeeze")(layer("average")(x))))
+                )
             return layer("narrow")(x)
         case "chunk":
             return x.chunk(2, dim=1)[o["part"]]

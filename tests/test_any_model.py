@@ -1,4 +1,6 @@
-"""Models that nobody here wrote: captured as they run, narrowed exactly, given back in their own class."""
+"""Models that nobody here wrote: captured as they run, narrowed exactly, given back in their own
+class.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from snello.simplification import SimplificationPlan, apply, plan_of, simplify
 
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 
 
 def tokens(length: int = 7) -> Tensor:
@@ -112,14 +119,18 @@ def test_a_model_of_hugging_face_is_narrowed_in_its_own_class(name: str) -> None
     assert plan.representation == "module"
     assert size(lean) <= case.share * size(model)
     with torch.no_grad():
-        for expected, found in zip(tensors(inputs.call(model)), tensors(inputs.call(lean)), strict=True):
+        for expected, found in zip(
+            tensors(inputs.call(model)), tensors(inputs.call(lean)), strict=True
+        ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     fresh = apply(SimplificationPlan.from_json(plan.to_json()), case.model())
     fresh.load_state_dict(lean.state_dict())
     twin = copy.deepcopy(lean)
     with torch.no_grad():
         for other in (fresh, twin):
-            for expected, found in zip(tensors(inputs.call(lean)), tensors(inputs.call(other)), strict=True):
+            for expected, found in zip(
+                tensors(inputs.call(lean)), tensors(inputs.call(other)), strict=True
+            ):
                 assert torch.equal(expected, found)
     assert plan_of(twin) == plan_of(fresh) == plan
     assert lean.state_dict().keys() == model.state_dict().keys()
@@ -171,7 +182,9 @@ def test_linear_layers_with_their_inputs_first_are_narrowed() -> None:
     model(tokens(), labels=tokens()).loss.backward()
     optimizer.step()
     simplify(model, tokens(), optimizer=optimizer)
-    assert all(p.shape == optimizer.state[p]["exp_avg"].shape for p in optimizer.param_groups[0]["params"])
+    assert all(
+        p.shape == optimizer.state[p]["exp_avg"].shape for p in optimizer.param_groups[0]["params"]
+    )
 
 
 class FusedAttention(nn.Module):
@@ -220,7 +233,9 @@ class OwnNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var
-        return F.silu(F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps))
+        return F.silu(
+            F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)
+        )
 
 
 class Mixing(nn.BatchNorm2d):
@@ -239,7 +254,9 @@ class Blurring(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("kind", [OwnNorm, Mixing, Blurring])
-def test_a_norm_of_ones_own_is_narrowed_where_its_channels_stay_apart(kind: type[nn.BatchNorm2d]) -> None:
+def test_a_norm_of_ones_own_is_narrowed_where_its_channels_stay_apart(
+    kind: type[nn.BatchNorm2d],
+) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8), nn.Conv2d(8, 4, 1)).double()
     model = randomise(model, generator(5)).eval()
     with torch.no_grad():
@@ -276,7 +293,9 @@ def test_inputs_of_any_nesting() -> None:
     for example in ((batch,), {"batch": batch}, Inputs((batch,), {"scale": 1.0})):
         lean = simplify(model, example)
         assert size(lean) < size(model)
-        torch.testing.assert_close(lean(batch)["logits"], model(batch)["logits"], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            lean(batch)["logits"], model(batch)["logits"], rtol=1e-9, atol=1e-9
+        )
 
 
 class WrongPath(nn.Module):

@@ -68,7 +68,9 @@ def test_import_needs_torch_alone() -> None:
     assert new - {"snello"} - set(sys.stdlib_module_names) <= torchs_own
 
 
-@pytest.mark.parametrize("name", ["snello.training", "snello.reporting", "snello.cli", "snello.datasets"])
+@pytest.mark.parametrize(
+    "name", ["snello.training", "snello.reporting", "snello.cli", "snello.datasets"]
+)
 def test_packages_list_what_they_export(name: str) -> None:
     if name == "snello.training":
         pytest.importorskip("lightning")

@@ -61,7 +61,11 @@ def test_stations_do_not_import_each_other(station: str) -> None:
     others = {f"snello.{name}" for name in STATIONS if name != station}
     above = {"snello.training", "snello.reporting", "snello.cli", "snello.modelfile"}
     for path in sorted((SOURCE / station).rglob("*.py")):
-        crossing = {n for n in _imports(path) if any(n == o or n.startswith(f"{o}.") for o in others | above)}
+        crossing = {
+            n
+            for n in _imports(path)
+            if any(n == o or n.startswith(f"{o}.") for o in others | above)
+        }
         assert not crossing, path
 
 

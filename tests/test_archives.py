@@ -1,4 +1,6 @@
-"""Sealed files: torch reads them, every flipped bit is found, pickled code is named and never run."""
+"""Sealed files: torch reads them, every flipped bit is found, pickled code is named and never
+run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from snello import Record, archives, load, save
 from snello.errors import ModelError, OutputError
 from snello.models import ModelSpec, build
 
-CONTENT = {"w": torch.arange(60.0).reshape(6, 10), "half": torch.ones(3, dtype=torch.bfloat16), "n": 3}
+CONTENT = {
+    "w": torch.arange(60.0).reshape(6, 10),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "n": 3,
+}
 
 
 @pytest.fixture
@@ -92,7 +98,9 @@ class _Hostile:
 
 WRITERS: dict[str, Callable[[Any, Path], Any]] = {
     "torch": torch.save,
-    "old torch": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "old torch": lambda content, path: torch.save(
+        content, path, _use_new_zipfile_serialization=False
+    ),
     **{
         f"pickle {protocol}": lambda content, path, protocol=protocol: path.write_bytes(
             pickle.dumps(content, protocol)
@@ -103,7 +111,9 @@ WRITERS: dict[str, Callable[[Any, Path], Any]] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize(("content", "name"), [(_Hostile(), "mkdir"), (nn.Linear(2, 2), "torch.nn.modules")])
+@pytest.mark.parametrize(
+    ("content", "name"), [(_Hostile(), "mkdir"), (nn.Linear(2, 2), "torch.nn.modules")]
+)
 def test_pickled_code_is_named_and_not_run(
     writer: str, content: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +159,10 @@ def test_a_full_disk_names_folder_and_need(sealed: Path, monkeypatch: pytest.Mon
     with pytest.raises(OutputError) as caught:
         archives.save(sealed, {"w": torch.zeros(100, 100)})
     message = str(caught.value)
-    assert f"cannot write {sealed}: No space left on device; the folder {sealed.parent} needs 41," in message
+    assert (
+        f"cannot write {sealed}: No space left on device; the folder {sealed.parent} needs 41,"
+        in message
+    )
     assert "free" in message
     assert "make room" in message
     monkeypatch.undo()

@@ -1,4 +1,6 @@
-"""The command line: one journey, every command on its files, and one line for every foreseen mistake."""
+"""The command line: one journey, every command on its files, and one line for every foreseen
+mistake.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,14 @@ def test_journey_writes_its_pages(travelled: Travelled) -> None:
         assert b"IEND" in data[-12:], "the picture is complete"
         assert len(data) > 5000
     page = (travelled.folder / "report.md").read_text()
-    for text in ("A lean network to ship", "Cheaper training", "LOBSTER", "SeReNe", "NEq", "(pruning.png)"):
+    for text in (
+        "A lean network to ship",
+        "Cheaper training",
+        "LOBSTER",
+        "SeReNe",
+        "NEq",
+        "(pruning.png)",
+    ):
         assert text in page
     for method in ("baseline", "lobster", "serene"):
         for name in ("model.pt", "simplified.pt", "simplified.onnx", "model.snello", "result.json"):
@@ -135,7 +144,8 @@ def test_report_agrees_with_the_runs(travelled: Travelled) -> None:
         lean, _ = load(folder / "simplified.pt")
         assert row["parameters"] == sum(p.numel() for p in lean.parameters())
         assert row["simplified_bytes"] < (folder / "simplified.pt").stat().st_size
-        # Simplification is exact: the accuracy of the network as it was trained is that of the lean one.
+        # Simplification is exact: the accuracy of the network as it was trained is that of the lean
+        # one.
         assert row["test_accuracy"] == pytest.approx(
             report["runs"][row["method"]]["test_accuracy"], abs=0.004
         )
@@ -157,9 +167,12 @@ def test_finished_journey_resumes_to_the_same_report(
 # Every other command
 
 
-def test_commands_chain(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_chain(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lean, stream, decoded, onnx, measured = (
-        tmp_path / name for name in ("lean.pt", "lean.snello", "decoded.pt", "lean.onnx", "measured.json")
+        tmp_path / name
+        for name in ("lean.pt", "lean.snello", "decoded.pt", "lean.onnx", "measured.json")
     )
     assert main(["simplify", str(model_file), f"--out={lean}"]) == 0
     assert main(["compress", str(lean), f"--out={stream}", "--qp=-30", "--nonweight-qp=-60"]) == 0
@@ -176,7 +189,8 @@ def test_commands_chain(model_file: Path, tmp_path: Path, capsys: pytest.Capture
     torch.testing.assert_close(small(inputs), original(inputs))
     assert _parameters(small) < _parameters(original)
 
-    # What decompress writes is what the bitstream holds, and the file's model computes with just that.
+    # What decompress writes is what the bitstream holds, and the file's model computes with just
+    # that.
     content = decompress(stream.read_bytes())
     assert content.settings == CodecSettings(qp=-30, nonweight_qp=-60)
     quantised, _ = load(decoded)
@@ -203,7 +217,9 @@ def test_simplify_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["simplify", str(dense), f"--out={out}", *options]) == 0
     shown = capsys.readouterr().out
     assert "BatchNorms folded" in shown
-    assert "constants folded" not in shown, "the five dead neurons of 32 are kept: 27 is no multiple of 8"
+    assert "constants folded" not in shown, (
+        "the five dead neurons of 32 are kept: 27 is no multiple of 8"
+    )
     lean, _ = load(out)
     assert {block.conv1.out_channels for block in lean.layer2.children()} == {32}
     assert not [m for m in lean.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -230,7 +246,9 @@ def test_model_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_train_writes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "digits", f"--out={tmp_path}", "--method=serene", "--seed=3", *SMALL]) == 0
+    assert (
+        main(["train", "digits", f"--out={tmp_path}", "--method=serene", "--seed=3", *SMALL]) == 0
+    )
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["method"] == "serene"
     assert len(result["epochs"]) == 4
@@ -239,7 +257,9 @@ def test_train_writes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert load(tmp_path / "model.pt")[1].model == SPEC
 
 
-def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "ls"]) == 0
     assert any(line.startswith("digits ") for line in capsys.readouterr().out.splitlines())
@@ -309,7 +329,13 @@ def _other_weights(b: Bench) -> list[str]:
 
 def _no_images(b: Bench) -> list[str]:
     (b.folder / "images" / "cats").mkdir(parents=True)
-    return ["train", "digits", "--data.name=imagefolder", f"--data.path={b.folder / 'images'}", b.out]
+    return [
+        "train",
+        "digits",
+        "--data.name=imagefolder",
+        f"--data.path={b.folder / 'images'}",
+        b.out,
+    ]
 
 
 def _run_already(b: Bench) -> list[str]:
@@ -399,7 +425,9 @@ def test_mistake_is_one_line(
     capsys.readouterr()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # outside of pytest it would be a line on stderr too
+        warnings.simplefilter(
+            "error", UserWarning
+        )  # outside of pytest it would be a line on stderr too
         assert main(argv) != 0
     err = capsys.readouterr().err
     assert err.startswith("snello: error: "), err

@@ -1,4 +1,6 @@
-"""The words of a command line arrive as they were typed, and unknown ones are answered with the nearest."""
+"""The words of a command line arrive as they were typed, and unknown ones are answered with the
+nearest.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ VALUES = (
 )  # fmt: skip
 NAMES = tuple(command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS)
 RECIPE_COMMANDS = ("journey", "train", "reproduce", "recipes")
-POSITIONAL = {"reproduce": ["table1"], "recipes": ["validate", "digits"], "bench-device": ["kit", "model.pt"]}
+POSITIONAL = {
+    "reproduce": ["table1"],
+    "recipes": ["validate", "digits"],
+    "bench-device": ["kit", "model.pt"],
+}
 FIRST = {name: POSITIONAL.get(name, ["given"]) for name in NAMES}
 
 
@@ -145,9 +151,15 @@ def test_layer_names_suggest_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("extends: digits\nepochs: 3\nseed: 1\nepochs: 4\n", "'epochs' is given twice, in lines 2 and 4"),
+        (
+            "extends: digits\nepochs: 3\nseed: 1\nepochs: 4\n",
+            "'epochs' is given twice, in lines 2 and 4",
+        ),
         ("extends: digits\ndata: {limit: 3, batch_size: 4, limit: 5}\n", "'limit' is given twice"),
-        ("extends: digits\nmodel:\n  name: lenet-5\n  arguments: {a: 1, a: 1}\n", "'a' is given twice"),
+        (
+            "extends: digits\nmodel:\n  name: lenet-5\n  arguments: {a: 1, a: 1}\n",
+            "'a' is given twice",
+        ),
     ],
 )
 def test_equal_keys_are_refused(text: str, key: str, tmp_path: Path) -> None:
@@ -159,7 +171,9 @@ def test_equal_keys_are_refused(text: str, key: str, tmp_path: Path) -> None:
 
 def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: digits\nlobster: &one {pwe: 3, twt: 0.1}\nserene: {<<: *one, twt: 0.2}\n")
+    path.write_text(
+        "extends: digits\nlobster: &one {pwe: 3, twt: 0.1}\nserene: {<<: *one, twt: 0.2}\n"
+    )
     recipe: Any = load_recipe(str(path))
     assert (recipe.lobster.twt, recipe.serene.twt, recipe.serene.pwe) == (0.1, 0.2, 3)
 
@@ -167,7 +181,9 @@ def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
 def test_unknown_keys_suggest_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: digits\noptimizer: {learning_rate: 3, momentm: 0.9}\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: a recipe has no option 'optimizer\.learning_rate'"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml: a recipe has no option 'optimizer\.learning_rate'"
+    ):
         load_recipe(str(path))
     path.write_text("extends: digits\noptimizer: {momentm: 0.9}\n")
     with pytest.raises(ConfigError, match=r"did you mean 'optimizer\.momentum'"):

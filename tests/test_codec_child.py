@@ -1,4 +1,6 @@
-"""Decoding in a child process: whatever becomes of the child, here there is one error, or the right tensors."""
+"""Decoding in a child process: whatever becomes of the child, here there is one error, or the right
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from snello.codec import CodecSettings, Limits, _child, _worker, compress, decode, decompress, encode
+from snello.codec import (
+    CodecSettings,
+    Limits,
+    _child,
+    _worker,
+    compress,
+    decode,
+    decompress,
+    encode,
+)
 from snello.errors import BitstreamError, ConfigError
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 
 TENSORS = {"w": torch.linspace(-1, 1, 12).reshape(3, 4), "b": torch.ones(3)}
 ZEROS = {"w": torch.zeros(2000, 1000)}
-linux = pytest.mark.skipif("memory_bytes" not in Limits.enforced(), reason="memory is limited on Linux only")
+linux = pytest.mark.skipif(
+    "memory_bytes" not in Limits.enforced(), reason="memory is limited on Linux only"
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +198,9 @@ def test_processor_time_is_limited_by_the_system(
         decode(stream)
 
 
-def test_without_an_interpreter_there_is_an_error(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_interpreter_there_is_an_error(
+    stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for executable in ("", "/nowhere/python"):
         monkeypatch.setattr(sys, "executable", executable)
         with pytest.raises(ConfigError, match="isolated=False"):
@@ -199,7 +214,9 @@ def test_a_container_without_coded_tensors_starts_no_child(monkeypatch: pytest.M
 
 
 def test_streams_of_other_encoders_with_blocks_are_decoded() -> None:
-    """A weight and its bias in one unit, as nncodec writes them when it knows that they belong together."""
+    """A weight and its bias in one unit, as nncodec writes them when it knows that they belong
+    together.
+    """
     nnc = pytest.importorskip("nncodec.nnc")
     arrays = {"l.weight": TENSORS["w"].numpy(), "l.bias": TENSORS["b"].numpy()}
     blocks = {
@@ -210,7 +227,11 @@ def test_streams_of_other_encoders_with_blocks_are_decoded() -> None:
     }
     stream = bytes(
         nnc.compress(
-            arrays, bitstream_path=None, return_bitstream=True, block_id_and_param_type=blocks, use_dq=False
+            arrays,
+            bitstream_path=None,
+            return_bitstream=True,
+            block_id_and_param_type=blocks,
+            use_dq=False,
         )
     )
     assert len(list(_worker.split_units(stream))) == 4  # one unit for the two tensors
@@ -218,4 +239,6 @@ def test_streams_of_other_encoders_with_blocks_are_decoded() -> None:
     for isolated in (True, False):
         decoded = decode(stream, isolated=isolated)
         assert decoded.keys() == expected.keys()
-        assert all(torch.equal(decoded[name], torch.from_numpy(expected[name])) for name in expected)
+        assert all(
+            torch.equal(decoded[name], torch.from_numpy(expected[name])) for name in expected
+        )

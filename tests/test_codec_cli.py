@@ -27,8 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save(path / "model.pt", build(RECORD.model).eval(), RECORD)
     options = ["--qp=-20", "--uniform", "--codebook"]
-    assert main(["compress", str(path / "model.pt"), f"--out={path / 'model.snello'}", *options]) == 0
-    assert main(["compress", str(path / "model.pt"), f"--out={path / 'model.nnc'}", *options, "--raw"]) == 0
+    assert (
+        main(["compress", str(path / "model.pt"), f"--out={path / 'model.snello'}", *options]) == 0
+    )
+    assert (
+        main(["compress", str(path / "model.pt"), f"--out={path / 'model.nnc'}", *options, "--raw"])
+        == 0
+    )
     return path
 
 
@@ -46,7 +51,9 @@ def test_raw_is_the_stream_of_the_container_and_readable_by_nncodec(folder: Path
     floats = {name: value for name, value in tensors.items() if value.is_floating_point()}
     decoded = decode(stream)
     assert list(decoded) == list(floats) != list(tensors)
-    assert all(torch.equal(decoded[name].reshape(value.shape), value) for name, value in floats.items())
+    assert all(
+        torch.equal(decoded[name].reshape(value.shape), value) for name, value in floats.items()
+    )
 
 
 def test_inspect_shows_a_container(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,10 +121,14 @@ def test_inspect_of_something_else_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_strangers_bitstream_cannot_name_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strangers_bitstream_cannot_name_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = {"model": {"name": "os:mkdir", "arguments": {"path": str(tmp_path / "made")}}}
     path = tmp_path / "stranger.snello"
-    path.write_bytes(compress({"n": torch.arange(2)}, record=record | {"input_shape": [1], "plan": None}))
+    path.write_bytes(
+        compress({"n": torch.arange(2)}, record=record | {"input_shape": [1], "plan": None})
+    )
     assert main(["decompress", str(path), f"--out={tmp_path / 'out.pt'}"]) == 1
     assert "--own-code" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()

@@ -58,13 +58,17 @@ GOLDEN_SETTINGS = CodecSettings(dependent_quantisation=False, qp_of={"fc.weight"
 PREFIX = 56
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-records = st.dictionaries(texts, st.none() | texts | numbers | st.lists(numbers, max_size=3), max_size=3)
+records = st.dictionaries(
+    texts, st.none() | texts | numbers | st.lists(numbers, max_size=3), max_size=3
+)
 
 
 @st.composite
 def any_tensors(draw: st.DrawFn) -> Tensor:
     dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
-    shape = draw(shapes | st.sampled_from([[0], [3, 0], [0, 2, 1], [1] * 32, [3000], [60, 70], [0, 2**40]]))
+    shape = draw(
+        shapes | st.sampled_from([[0], [3, 0], [0, 2, 1], [1] * 32, [3000], [60, 70], [0, 2**40]])
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     return (torch.randn(shape, generator=generator) * 50).abs().to(dtype)
 
@@ -81,7 +85,9 @@ def sample() -> dict[str, Tensor]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(names, any_tensors(), max_size=4), choices, records)
-def test_round_trip(tensors: dict[str, Tensor], options: CodecSettings, record: dict[str, Any]) -> None:
+def test_round_trip(
+    tensors: dict[str, Tensor], options: CodecSettings, record: dict[str, Any]
+) -> None:
     data = compress(tensors, options, record)
     content = decompress(data, isolated=False)
     assert content.settings == options
@@ -92,7 +98,9 @@ def test_round_trip(tensors: dict[str, Tensor], options: CodecSettings, record: 
         assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
         if tensor.is_floating_point() and tensor.numel():
             values = quantised({name: tensor}, options)[name].reshape(tensor.shape)
-            expected = values.double().clamp(torch.finfo(tensor.dtype).min, torch.finfo(tensor.dtype).max)
+            expected = values.double().clamp(
+                torch.finfo(tensor.dtype).min, torch.finfo(tensor.dtype).max
+            )
             expected = expected.to(tensor.dtype)
         else:
             expected = tensor
@@ -137,7 +145,10 @@ def test_header_tells_what_is_inside() -> None:
     assert stream == stream_of(data)
     assert hashlib.sha256(stream).hexdigest() == header.stream_sha256
     assert data[24:56].hex() == header.manifest_sha256
-    assert list(decode(stream, isolated=False)) == ["fc.weight", "scale"]  # it is a plain NNC stream
+    assert list(decode(stream, isolated=False)) == [
+        "fc.weight",
+        "scale",
+    ]  # it is a plain NNC stream
 
 
 def test_header_needs_no_codec(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +186,17 @@ def test_golden_files_can_be_read(golden: bytes, options: CodecSettings, version
 def test_golden_file_is_written() -> None:
     written = compress(golden_tensors(), GOLDEN_SETTINGS, {"model": "golden"})
     sizes = [int.from_bytes(data[12:16], "little") for data in (written, GOLDEN)]
-    manifests = [data[PREFIX : PREFIX + size] for data, size in zip((written, GOLDEN), sizes, strict=True)]
+    manifests = [
+        data[PREFIX : PREFIX + size] for data, size in zip((written, GOLDEN), sizes, strict=True)
+    ]
     text = zlib.decompress(manifests[1])
     assert zlib.decompress(manifests[0]) == text
     assert (
         stream_of(written)
         == stream_of(GOLDEN)
         == encode(
-            {name: tensor for name, tensor in golden_tensors().items() if name != "steps"}, GOLDEN_SETTINGS
+            {name: tensor for name, tensor in golden_tensors().items() if name != "steps"},
+            GOLDEN_SETTINGS,
         )
     )
     if zlib.compress(text, 9) == manifests[1]:  # zlib-ng deflates the same text to other bytes
@@ -248,7 +262,9 @@ GOOD: dict[str, Any] = {
 
 
 def test_the_good_manifest_is_good() -> None:
-    assert torch.equal(decompress(signed(GOOD)).tensors["n"], torch.tensor([0, 1], dtype=torch.int8))
+    assert torch.equal(
+        decompress(signed(GOOD)).tensors["n"], torch.tensor([0, 1], dtype=torch.int8)
+    )
     old = {**GOOD, "settings": OLD, "tensors": [["n", [2], "int8", "0001"]]}
     assert torch.equal(
         decompress(signed(old, version=1)).tensors["n"], torch.tensor([0, 1], dtype=torch.int8)
@@ -296,13 +312,17 @@ def test_a_foreign_manifest_is_refused(change: dict[str, Any], words: str) -> No
         decompress(signed({**GOOD, **change}))
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"record": 1}', b""])
+@pytest.mark.parametrize(
+    "text", [b"[]", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"record": 1}', b""]
+)
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
     with pytest.raises(BitstreamError, match="manifest cannot be read"):
         read_header(signed(text))
 
 
-def test_the_number_of_values_of_a_manifest_is_capped_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_values_of_a_manifest_is_capped_both_ways(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = compress({}, record={"numbers": list(range(1000))})
     monkeypatch.setattr(manifest_module, "MAX_VALUES", 900)
     with pytest.raises(ConfigError, match="900"):
@@ -349,7 +369,10 @@ def test_stream_and_table_have_to_agree() -> None:
         (rewritten(data, tensors=rows[::-1]), "'a': its name, or its place"),
         (rewritten(data, stream=reversed_stream), "'b': its name, or its place"),
         (rewritten(data, tensors=rows[:1]), "'b': its name, or its place"),
-        (rewritten(data, tensors=[*rows, ["c", [1], "float32", -75, None]]), "'c': whether it is there"),
+        (
+            rewritten(data, tensors=[*rows, ["c", [1], "float32", -75, None]]),
+            "'c': whether it is there",
+        ),
         (rewritten(data, tensors=[["a", [3, 2], "float32", -32, None], rows[1]]), "'a': its shape"),
         (
             rewritten(data, tensors=[["a", [2, 3], "float32", -31, None], rows[1]]),
@@ -364,7 +387,9 @@ def test_stream_and_table_have_to_agree() -> None:
 
 def test_qp_of_is_honoured_and_recorded() -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(6, 5, generator=generator) for name in ("a", "b")} | {"v": torch.randn(9)}
+    tensors = {name: torch.randn(6, 5, generator=generator) for name in ("a", "b")} | {
+        "v": torch.randn(9)
+    }
     options = CodecSettings(qp_of={"a": -20, "v": -40})
     data = compress(tensors, options)
     assert {e.name: e.qp for e in read_header(data).tensors} == {"a": -20, "b": -32, "v": -40}
@@ -372,7 +397,9 @@ def test_qp_of_is_honoured_and_recorded() -> None:
     assert content.settings == options
     for name, qp in {"a": -20, "b": -32}.items():
         assert torch.equal(content.tensors[name], quantised(tensors, CodecSettings(qp=qp))[name])
-    assert torch.equal(content.tensors["v"], quantised(tensors, CodecSettings(nonweight_qp=-40))["v"])
+    assert torch.equal(
+        content.tensors["v"], quantised(tensors, CodecSettings(nonweight_qp=-40))["v"]
+    )
 
 
 def test_qp_of_of_a_tensor_that_is_not_coded_is_refused() -> None:

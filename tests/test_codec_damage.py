@@ -1,4 +1,6 @@
-"""Damaged and hostile containers: a sample of what benchmarks/damaged_containers.py does by the thousand."""
+"""Damaged and hostile containers: a sample of what benchmarks/damaged_containers.py does by the
+thousand.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +56,9 @@ def test_the_samples_are_whole(damage: ModuleType) -> None:
 def test_the_same_seed_gives_the_same_damage(damage: ModuleType) -> None:
     data = damage._SAMPLES[0]
     for name, kind in damage.KINDS.items():
-        if name not in ("re-signed: manifest bomb", "re-signed: many claimed tensors"):  # slow to make
+        if name not in (
+            "re-signed: manifest bomb",
+            "re-signed: many claimed tensors",
+        ):  # slow to make
             one, two = (kind.damage(random.Random(name), data) for _ in range(2))
             assert one == two, name

@@ -38,7 +38,9 @@ def tensors(draw: st.DrawFn) -> Tensor:
     shape = draw(shapes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     values = torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-6, 6))
-    return values * (torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0])))
+    return values * (
+        torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+    )
 
 
 quantisers = st.sampled_from([(True, False), (False, False), (False, True)])
@@ -75,7 +77,9 @@ def test_values_are_multiples_of_the_step_and_near(tensor: Tensor, options: Code
     slack = tensor.double().abs() * 2.0**-22  # scaling and levels are float32 inside the coder
     assert ((values - tensor.double()).abs() <= bound * (1 + 1e-6) + slack).all()
     levels = values / step
-    exact = levels.abs() < 2**21  # a step has three significant bits: beyond, the product has no float32
+    exact = (
+        levels.abs() < 2**21
+    )  # a step has three significant bits: beyond, the product has no float32
     assert torch.equal(levels[exact], levels[exact].round())
     if not options.dependent_quantisation:
         assert (values[tensor == 0] == 0).all()
@@ -211,7 +215,9 @@ def test_a_part_can_be_quantised_with_the_settings_of_the_whole() -> None:
 
 def test_a_codebook_saves_bytes_where_weights_are_clustered_and_changes_no_value() -> None:
     centres = torch.tensor([-0.7, -0.31, 0.0, 0.23, 0.9])
-    sample = {"w": centres[torch.randint(0, 5, (64, 60), generator=torch.Generator().manual_seed(0))]}
+    sample = {
+        "w": centres[torch.randint(0, 5, (64, 60), generator=torch.Generator().manual_seed(0))]
+    }
     sample["gaussian"] = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
     with_codebook = dataclasses.replace(UNIFORM, codebook=True)
     streams = encode(sample, UNIFORM), encode(sample, with_codebook)
@@ -243,7 +249,14 @@ def test_escape_is_invertible_and_safe(name: str) -> None:
 
 @pytest.mark.parametrize(
     "stream",
-    [b"", b"\0", b"\0\0\0\0", b"hello, world", b"\x80\0\0\x01", struct.pack(">H", 6) + b"\x80\x01\x02\x03"],
+    [
+        b"",
+        b"\0",
+        b"\0\0\0\0",
+        b"hello, world",
+        b"\x80\0\0\x01",
+        struct.pack(">H", 6) + b"\x80\x01\x02\x03",
+    ],
 )
 def test_another_kind_of_data_is_a_bitstream_error(stream: bytes) -> None:
     for isolated in (True, False):

@@ -1,4 +1,6 @@
-"""Layers whose weight is computed in every forward: left alone with a reason, or made plain by a named helper."""
+"""Layers whose weight is computed in every forward: left alone with a reason, or made plain by a
+named helper.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def _model(kind: str) -> nn.Sequential:
 
 def _batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(16, 6, generator=generator).double(), torch.randint(3, (16,), generator=generator)
+    return torch.randn(16, 6, generator=generator).double(), torch.randint(
+        3, (16,), generator=generator
+    )
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -105,7 +109,11 @@ def test_the_pruner_leaves_the_layer_alone_and_prunes_the_others(
         _train(model, optimizer)
     before = {name: value.clone() for name, value in model[2].state_dict().items()}
     pruner = Pruner(
-        model, optimizer, granularity=granularity, importance=IMPORTANCES[importance], amount=Ratio(0.5)
+        model,
+        optimizer,
+        granularity=granularity,
+        importance=IMPORTANCES[importance],
+        amount=Ratio(0.5),
     )
     assert list(pruner.left_alone) == ["2"]
     assert KINDS[kind][1] in pruner.left_alone["2"]
@@ -153,7 +161,9 @@ def test_copies_and_potentials_work(kind: str) -> None:
     assert twin.model is not model
     assert not any((p == 0).all() for p in model[0].parameters())
     x, y = _batch()
-    (point,) = pruning_potential(model, lambda m: float(F.cross_entropy(m(x), y)), {"l1": "l1"}, (0.5,))
+    (point,) = pruning_potential(
+        model, lambda m: float(F.cross_entropy(m(x), y)), {"l1": "l1"}, (0.5,)
+    )
     assert point.value > 0
     x, _ = _batch()
     _train(twin.model, _sgd(twin.model))

@@ -1,4 +1,6 @@
-"""load(): parts that are disjoint, complete and reproducible; and what it says when something is missing."""
+"""load(): parts that are disjoint, complete and reproducible; and what it says when something is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ pytest.importorskip("sklearn", reason="digits need the extra 'train'")
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def own_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path / "cache"))
     if "real_data" not in request.fixturenames:
         monkeypatch.delenv("SNELLO_DATA", raising=False)
@@ -91,7 +95,11 @@ def test_digits_are_whole_scaled_and_labelled() -> None:
 
 
 def test_the_test_part_depends_on_nothing_and_validation_on_the_seed() -> None:
-    a, b, again = load("digits", seed=1), load("digits", seed=2, validation=0.3), load("digits", seed=1)
+    a, b, again = (
+        load("digits", seed=1),
+        load("digits", seed=2, validation=0.3),
+        load("digits", seed=1),
+    )
     assert same(a.test, b.test)
     assert same(a.validation, again.validation)
     assert same(a.train, again.train)
@@ -107,14 +115,18 @@ def test_loading_does_not_touch_the_global_random_state() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 7), st.integers(1, 4), st.integers(1, 256))
-def test_channel_statistics_are_those_of_float64(seed: int, n: int, channels: int, levels: int) -> None:
+def test_channel_statistics_are_those_of_float64(
+    seed: int, n: int, channels: int, levels: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, levels, (n, channels, 5, 3), generator=random).to(torch.uint8)
     mean, std = _splits.channel_statistics(pixels)
     scaled = pixels.double() / 255
     expected = scaled.std((0, 2, 3), unbiased=False)
     expected[pixels.amax((0, 2, 3)) == pixels.amin((0, 2, 3))] = 1
-    torch.testing.assert_close(torch.tensor(mean).double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        torch.tensor(mean).double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=1e-7
+    )
     torch.testing.assert_close(torch.tensor(std).double(), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -152,16 +164,22 @@ def test_impossible_options(tmp_path: Path) -> None:
 def test_images_check_themselves() -> None:
     with pytest.raises(DataError, match=r"uint8 of shape \(N, C, H, W\), got torch.float32"):
         Images(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(DataError, match=r"shape \(2,\), one per image, got torch.int64 of shape \(3,\)"):
+    with pytest.raises(
+        DataError, match=r"shape \(2,\), one per image, got torch.int64 of shape \(3,\)"
+    ):
         Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
 
 
 # MNIST -----------------------------------------------------------------------------------------------------
 
 
-def test_mnist_is_found_in_any_of_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_is_found_in_any_of_the_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path / "two")
-    monkeypatch.setenv("SNELLO_DATA", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")]))
+    monkeypatch.setenv(
+        "SNELLO_DATA", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")])
+    )
     splits = load("mnist")
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(40))
     assert colours(splits.test) == list(range(10))
@@ -182,13 +200,17 @@ def test_missing_data_says_where_it_looked_and_what_to_type(
         with pytest.raises(DataError) as caught:
             load(name)
         lines = str(caught.value).splitlines()
-        assert [line.strip() for line in lines[1:-1]] == [str(f / p) for f in folders for p in places]
+        assert [line.strip() for line in lines[1:-1]] == [
+            str(f / p) for f in folders for p in places
+        ]
         assert "SNELLO_DATA=/" in lines[-1]
         assert "--data.root=/" in lines[-1]
         assert f"fetch it into {folders[0]}, pass --data.download=true" in lines[-1]
 
 
-def test_root_argument_wins_and_the_default_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_argument_wins_and_the_default_is_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert len(load("mnist").test) == 10
@@ -224,7 +246,9 @@ def test_download_goes_to_the_first_root_and_only_when_missing(
     write_mnist(tmp_path)
     load("mnist", root=tmp_path, download=True)
     assert calls[2:] == [(tmp_path, True, False), (tmp_path, False, False)]
-    with pytest.raises(DataError, match=r"MNIST cannot be fetched into .*offline: no route to host"):
+    with pytest.raises(
+        DataError, match=r"MNIST cannot be fetched into .*offline: no route to host"
+    ):
         load("mnist", root=tmp_path / "offline", download=True)
 
 
@@ -263,7 +287,9 @@ def test_cifar_from_folders(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny_counts")
-def test_cifar_archive_is_unpacked_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_archive_is_unpacked_and_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_cifar(tmp_path / "made")
     pack(tmp_path / "made", tmp_path / "root" / "cifar10-jpeg.tar.gz")
     first = load("cifar10", root=tmp_path / "root")
@@ -286,7 +312,9 @@ def test_cifar_archive_that_is_damaged_or_climbs_out_leaves_nothing(tmp_path: Pa
     archive = tmp_path / "root" / "cifar10-jpeg.tar.gz"
     pack(tmp_path / "made", archive)
     archive.write_bytes(archive.read_bytes()[:-500])
-    with pytest.raises(DataError, match=r"cifar10-jpeg.tar.gz cannot be unpacked.*copy or download it again"):
+    with pytest.raises(
+        DataError, match=r"cifar10-jpeg.tar.gz cannot be unpacked.*copy or download it again"
+    ):
         load("cifar10", root=archive.parent)
     with tarfile.open(archive, "w:gz") as tar:
         member = tarfile.TarInfo("../../climbed")
@@ -308,7 +336,9 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_incomplete_cifar_is_refused(tmp_path: Path) -> None:
     write_cifar(tmp_path / "cifar10")
-    with pytest.raises(DataError, match=r"40 training and 20 test images instead of 50000 and 10000"):
+    with pytest.raises(
+        DataError, match=r"40 training and 20 test images instead of 50000 and 10000"
+    ):
         load("cifar10", root=tmp_path)
     (tmp_path / "cifar10/train/truck").rename(tmp_path / "cifar10/train/lorry")
     with pytest.raises(DataError, match="is not CIFAR-10: class 'lorry'"):
@@ -319,7 +349,9 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def batches(root: Path, train: bool, download: bool) -> SimpleNamespace:
         data = np.zeros((20, 32, 32, 3), np.uint8)
         data[..., 0], data[:, 0, :, 1] = np.arange(20)[:, None, None], 7
-        return SimpleNamespace(data=data, targets=[i % 10 for i in range(20)], classes=list(_cifar.CIFAR10))
+        return SimpleNamespace(
+            data=data, targets=[i % 10 for i in range(20)], classes=list(_cifar.CIFAR10)
+        )
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", batches)
     write_cifar(tmp_path / "cifar10")
@@ -331,7 +363,8 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not splits.test.pixels[:, 1, 1:].any()
 
 
-# CIFAR-100 -------------------------------------------------------------------------------------------------
+# CIFAR-100
+# -------------------------------------------------------------------------------------------------
 
 
 def test_cifar100_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +376,8 @@ def test_cifar100_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(200))
     assert splits.train.labels.tolist() == [c // 2 for c in colours(splits.train)]
     assert colours(splits.test) == list(range(100))
-    # Red is constant; green counts columns, blue counts rows: neither axes nor channels are mixed up.
+    # Red is constant; green counts columns, blue counts rows: neither axes nor channels are mixed
+    # up.
     assert torch.equal(splits.test.pixels[:, 1, 5], torch.arange(32).expand(100, 32))
     assert torch.equal(splits.test.pixels[:, 2, :, 5], torch.arange(32).expand(100, 32))
     assert splits.source == str(tmp_path / "cifar-100-python")
@@ -357,7 +391,8 @@ def test_damaged_cifar100_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load("cifar100", root=tmp_path)
 
 
-# The real files --------------------------------------------------------------------------------------------
+# The real files
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""loader(): what a batch holds, and that order and augmentation are functions of the seed and the epoch."""
+"""loader(): what a batch holds, and that order and augmentation are functions of the seed and the
+epoch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from snello.errors import ConfigError, DataError
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
 
-def make_splits(count: int = 23, shape: tuple[int, int, int] = (3, 6, 5), seed: int = 0) -> DataSplits:
+def make_splits(
+    count: int = 23, shape: tuple[int, int, int] = (3, 6, 5), seed: int = 0
+) -> DataSplits:
     """Random images; the label of each is its place."""
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, *shape), generator=random).to(torch.uint8)
@@ -48,7 +52,9 @@ def test_batches_are_the_images_in_order_normalised(count: int, batch_size: int,
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert images.dtype == torch.float32
     assert labels.tolist() == list(range(count))
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+    )
     expected = (splits.train.pixels.double() / 255 - mean) / std
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
 
@@ -62,13 +68,17 @@ def test_normalised_training_part_has_mean_0_and_deviation_1() -> None:
 
 def test_constant_channel_normalises_to_zero() -> None:
     images = Images(torch.full((4, 1, 3, 3), 77, dtype=torch.uint8), torch.arange(4))
-    splits = DataSplits("flat", images, images, images, ("a",), *_splits.channel_statistics(images.pixels))
+    splits = DataSplits(
+        "flat", images, images, images, ("a",), *_splits.channel_statistics(images.pixels)
+    )
     assert torch.cat([x for x, _ in loader(images, splits, 2)]).abs().max() < 1e-6
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**40), st.integers(0, 500), st.integers(1, 30))
-def test_order_is_a_permutation_decided_by_seed_and_epoch(seed: int, number: int, batch_size: int) -> None:
+def test_order_is_a_permutation_decided_by_seed_and_epoch(
+    seed: int, number: int, batch_size: int
+) -> None:
     splits = make_splits()
     one, two = (loader(splits.train, splits, b, shuffle=True, seed=seed) for b in (batch_size, 7))
     epoch(one, number + 1)  # what came before must not matter
@@ -111,7 +121,9 @@ def windows(image: Tensor) -> set[bytes]:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.integers(0, 300), st.integers(1, 24))
-def test_every_augmented_image_is_a_window_of_its_own(seed: int, number: int, batch_size: int) -> None:
+def test_every_augmented_image_is_a_window_of_its_own(
+    seed: int, number: int, batch_size: int
+) -> None:
     splits = identity(make_splits(8))
     batches = loader(splits.train, splits, batch_size, shuffle=True, seed=seed, augment="crop-flip")
     images, labels = epoch(batches, number)
@@ -147,7 +159,9 @@ def test_augmentation_belongs_to_the_image_not_to_the_batch(shuffle: bool) -> No
     splits = make_splits()
     results = []
     for batch_size in (1, 5, 23):
-        batches = loader(splits.train, splits, batch_size, shuffle=shuffle, seed=9, augment="crop-flip")
+        batches = loader(
+            splits.train, splits, batch_size, shuffle=shuffle, seed=9, augment="crop-flip"
+        )
         images, labels = epoch(batches, 4)
         results.append(images[labels.argsort()])
     assert torch.equal(results[0], results[1])
@@ -191,7 +205,9 @@ def test_replicas_share_the_images_and_draw_the_same_crops(shuffle: bool) -> Non
     whole, labels = epoch(loader(splits.train, splits, 5, shuffle=shuffle, augment="crop-flip"), 2)
     seen = []
     for rank in range(2):
-        part = loader(splits.train, splits, 5, shuffle=shuffle, augment="crop-flip", replicas=2, rank=rank)
+        part = loader(
+            splits.train, splits, 5, shuffle=shuffle, augment="crop-flip", replicas=2, rank=rank
+        )
         images, mine = epoch(part, 2)
         seen += mine.tolist()
         places = torch.stack([(labels == label).nonzero()[0, 0] for label in mine])

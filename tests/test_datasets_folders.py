@@ -116,7 +116,9 @@ def test_one_image_per_class_is_too_few(tmp_path: Path) -> None:
         load("imagefolder", path=tmp_path)
 
 
-def test_images_beyond_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_the_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
     monkeypatch.setattr("snello.datasets._folders._physical_memory", lambda: 500)
     with pytest.raises(DataError, match=r"6 images of 6×6 pixels need.*imagefolder-stream"):

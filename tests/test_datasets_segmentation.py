@@ -1,4 +1,6 @@
-"""Segmentation data: COCO's outlines become masks by torchvision's rules, and masks follow their images."""
+"""Segmentation data: COCO's outlines become masks by torchvision's rules, and masks follow their
+images.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from snello.errors import DataError, MissingExtraError
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")
 
-needs_coco = pytest.mark.skipif(find_spec("pycocotools") is None, reason="COCO needs the extra 'coco'")
+needs_coco = pytest.mark.skipif(
+    find_spec("pycocotools") is None, reason="COCO needs the extra 'coco'"
+)
 PERSON, DOG, BICYCLE, GIRAFFE = 1, 18, 2, 25
 
 
@@ -41,10 +45,19 @@ def coco_parts() -> dict[str, list[dict[str, Any]]]:
         "train": [
             {"size": (60, 50), "objects": [large]},
             {"size": (60, 50), "objects": [(DOG, rectangle(5, 5, 10, 10), 100.0)]},  # too small
-            {"size": (60, 50), "objects": [(GIRAFFE, rectangle(0, 0, 50, 50), 2500.0)]},  # no VOC class
+            {
+                "size": (60, 50),
+                "objects": [(GIRAFFE, rectangle(0, 0, 50, 50), 2500.0)],
+            },  # no VOC class
             {"size": (60, 50), "objects": []},
-            {"size": (50, 60), "objects": [(DOG, rectangle(1, 1, 20, 20), 400.0)] * 3},  # 1200 together
-            {"size": (44, 44), "objects": [(DOG, rectangle(0, 0, 25, 40), 1000.0)]},  # not *more* than 1000
+            {
+                "size": (50, 60),
+                "objects": [(DOG, rectangle(1, 1, 20, 20), 400.0)] * 3,
+            },  # 1200 together
+            {
+                "size": (44, 44),
+                "objects": [(DOG, rectangle(0, 0, 25, 40), 1000.0)],
+            },  # not *more* than 1000
             {"size": (44, 44), "objects": [(DOG, rectangle(0, 0, 26, 40), 1040.0)]},
         ],
         "val": [
@@ -63,7 +76,9 @@ def test_training_images_need_a_thousand_pixels_and_test_images_none(tmp_path: P
     splits = load_streamed("coco", root=tmp_path, validation=0.3)
     assert (splits.task, splits.input_shape, splits.resize) == ("segmentation", (3, 480, 480), 520)
     assert len(splits.classes) == 21
-    learnt = [Path(p.files[i]).name for p in (splits.train, splits.validation) for i in range(len(p))]
+    learnt = [
+        Path(p.files[i]).name for p in (splits.train, splits.validation) for i in range(len(p))
+    ]
     assert sorted(learnt) == [f"{100 + 7 * i:012}.jpg" for i in (0, 4, 6)]
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (2, 1, 2)
     with pytest.raises(DataError, match="have no labels"):
@@ -96,7 +111,9 @@ def test_evaluation_masks_are_resized_with_their_images(tmp_path: Path) -> None:
 
 
 def reference_mask(objects: list[tuple[int, Any]], height: int, width: int) -> Tensor:
-    """ConvertCocoPolysToMask of torchvision's references/segmentation/coco_utils.py, in its own words."""
+    """ConvertCocoPolysToMask of torchvision's references/segmentation/coco_utils.py, in its own
+    words.
+    """
     from pycocotools import mask as coco_mask
 
     if not objects:
@@ -144,7 +161,9 @@ def test_compressed_run_lengths_are_read_too() -> None:
 
 @needs_coco
 def test_faults_of_coco_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)instances_.*/coco\n.*not downloaded here: get train2017.zip"):
+    with pytest.raises(
+        DataError, match=r"(?s)instances_.*/coco\n.*not downloaded here: get train2017.zip"
+    ):
         load("coco", root=tmp_path)
     write_coco(tmp_path, coco_parts())
     masks = CocoMasks(Texts(["b.jpg"]), Texts([json.dumps([(5, "nonsense")])]))
@@ -153,7 +172,9 @@ def test_faults_of_coco_are_named(tmp_path: Path) -> None:
     file = tmp_path / "coco" / "annotations" / "instances_train2017.json"
     whole = file.read_text()
     file.write_text(whole[:-20])
-    with pytest.raises(DataError, match=r"instances_train2017\.json is not a list of COCO instances"):
+    with pytest.raises(
+        DataError, match=r"instances_train2017\.json is not a list of COCO instances"
+    ):
         load("coco", root=tmp_path)
     file.write_text('{"images": [], "annotations": []}')
     with pytest.raises(DataError, match="no image with an object"):
@@ -168,7 +189,8 @@ def test_coco_without_pycocotools_gives_the_pip_command(
         load("coco", root=tmp_path)
 
 
-# Folders of masks ------------------------------------------------------------------------------------------
+# Folders of masks
+# ------------------------------------------------------------------------------------------
 
 
 def test_masks_of_a_folder_reach_the_batch(tmp_path: Path) -> None:
@@ -227,13 +249,17 @@ def test_images_of_different_size_are_padded_to_the_largest(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> StreamedSplits:
-    """Images whose red channel is 250 where the mask is 1 and 100 where it is 0; the others tell the place."""
+    """Images whose red channel is 250 where the mask is 1 and 100 where it is 0; the others tell
+    the place.
+    """
     folder = tmp_path_factory.mktemp("blocks")
     for part in ("train", "test"):
         (folder / part / "masks").mkdir(parents=True)
         (folder / part / "images").mkdir()
         for i in range(12):
-            labels = np.kron(np.random.default_rng(i).integers(0, 2, (4, 5)), np.ones((16, 16), int))
+            labels = np.kron(
+                np.random.default_rng(i).integers(0, 2, (4, 5)), np.ones((16, 16), int)
+            )
             pixels = np.stack([100 + 150 * labels] * 3, -1).astype(np.uint8)
             Image.fromarray(pixels).save(folder / part / "images" / f"{i}.png")
             Image.fromarray(labels.astype(np.uint8)).save(folder / part / "masks" / f"{i}.png")

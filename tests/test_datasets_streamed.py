@@ -66,7 +66,11 @@ def names(part: Any) -> list[str]:
 
 def test_imagenet_parts_are_disjoint_complete_and_labelled(imagenet: Path) -> None:
     splits = load_streamed("imagenet", root=imagenet, validation=0.25, seed=3)
-    assert (splits.task, splits.input_shape, splits.resize) == ("classification", (3, 224, 224), 256)
+    assert (splits.task, splits.input_shape, splits.resize) == (
+        "classification",
+        (3, 224, 224),
+        256,
+    )
     assert splits.classes == tuple(map(wnid, range(CLASSES)))
     parts = (splits.train, splits.validation, splits.test)
     assert [len(p) for p in parts] == [30, 10, 10]
@@ -74,7 +78,9 @@ def test_imagenet_parts_are_disjoint_complete_and_labelled(imagenet: Path) -> No
     expected = sorted(f"{wnid(c)}_{i}.JPEG" for c in range(CLASSES) for i in range(8))
     assert sorted(names(splits.train) + names(splits.validation)) == expected
     for part in parts:
-        assert [wnid(label) for label in part.labels.tolist()] == [n.partition("_")[0] for n in names(part)]
+        assert [wnid(label) for label in part.labels.tolist()] == [
+            n.partition("_")[0] for n in names(part)
+        ]
     other = load_streamed("imagenet", root=imagenet, validation=0.25, seed=4)
     assert names(other.test) == names(splits.test)
     assert names(other.validation) != names(splits.validation)
@@ -82,7 +88,9 @@ def test_imagenet_parts_are_disjoint_complete_and_labelled(imagenet: Path) -> No
     assert len(splits.train.labels[:10].unique()) > 2
 
 
-def test_imagenet_is_found_as_the_root_itself_and_named_by_torchvisions_file(imagenet: Path) -> None:
+def test_imagenet_is_found_as_the_root_itself_and_named_by_torchvisions_file(
+    imagenet: Path,
+) -> None:
     classes = {wnid(c): (f"name {c}", "synonym") for c in range(CLASSES)}
     torch.save((classes, []), imagenet / "imagenet" / "meta.bin")
     splits = load_streamed("imagenet", root=imagenet / "imagenet")
@@ -108,7 +116,9 @@ def test_faults_of_imagenet_say_what_to_do(imagenet: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=f"differ in class '{wnid(2)}'"):
         load("imagenet", root=imagenet)
     (imagenet / "imagenet" / "train" / "n9").mkdir()
-    with pytest.raises(DataError, match=r"holds 6 class folders instead of the 5.*imagefolder-stream"):
+    with pytest.raises(
+        DataError, match=r"holds 6 class folders instead of the 5.*imagefolder-stream"
+    ):
         load("imagenet", root=imagenet)
 
 
@@ -172,7 +182,8 @@ def test_batches_belong_to_seed_epoch_and_image(
     photos: StreamedSplits, seed: int, number: int, batch_size: int
 ) -> None:
     one, two = (
-        loader(photos.train, photos, b, shuffle=True, seed=seed, augment="crop-flip") for b in (batch_size, 7)
+        loader(photos.train, photos, b, shuffle=True, seed=seed, augment="crop-flip")
+        for b in (batch_size, 7)
     )
     before = torch.manual_seed(number).get_state()
     images, labels = epoch(one, number)

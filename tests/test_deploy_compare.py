@@ -85,7 +85,10 @@ def test_all_take_turns_in_one_run(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         _compare, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
     )
-    given = [Subject("a", nn.Flatten(), (torch.randn(1, 2),)), Subject("b", file=folder / "net.onnx")]
+    given = [
+        Subject("a", nn.Flatten(), (torch.randn(1, 2),)),
+        Subject("b", file=folder / "net.onnx"),
+    ]
     compare(given, **QUICK)
     assert runs == [["a in pytorch", "b in onnxruntime"]]
 
@@ -108,12 +111,22 @@ def test_results_are_read_back(profiles: tuple[Profile, ...], tmp_path: Path) ->
         ([], {}, "0 models"),
         ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))] * 2, {}, "two models are called 'a'"),
         ([Subject("a", file=Path("a.tflite"))], {}, r"\.tflite"),
-        ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))], {"runtimes": ("tensorrt",)}, "no such runtime"),
-        ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))], {"runtimes": ("openvino",)}, "files only"),
+        (
+            [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
+            {"runtimes": ("tensorrt",)},
+            "no such runtime",
+        ),
+        (
+            [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
+            {"runtimes": ("openvino",)},
+            "files only",
+        ),
         ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))], {"batch": 0}, "batch=0"),
     ],
 )
-def test_impossible_comparisons(given: list[Subject], options: dict[str, object], words: str) -> None:
+def test_impossible_comparisons(
+    given: list[Subject], options: dict[str, object], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         compare(given, **options)
 
@@ -162,7 +175,9 @@ def measured(tmp_path: Path, *argv: str) -> dict[str, object]:
     return content
 
 
-def test_measure_files_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_files_side_by_side(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = measured(tmp_path, str(folder / "net.pt"), str(folder / "net.onnx"), "--batch=2")
     rows = content["models"]
     assert isinstance(rows, list)
@@ -187,7 +202,9 @@ def test_measure_one_with_its_export(folder: Path, tmp_path: Path) -> None:
     assert list(latencies) == ["pytorch", "onnxruntime"]
 
 
-def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     net = str(folder / "net.pt")
     for argv, words in (

@@ -87,7 +87,8 @@ def test_memory_of_a_file_grows_with_the_file(tmp_path: Path) -> None:
     if found[256] is None or found[2048] is None:
         pytest.skip("this system does not tell the memory of a process")
     assert found[2048].method == "process"
-    # 16.8 MB of weights, which the runtime may hold twice while it packs them; 0.26 MB and what is always there.
+    # 16.8 MB of weights, which the runtime may hold twice while it packs them; 0.26 MB and what is
+    # always there.
     assert found[2048].bytes - found[256].bytes > 12e6
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ModelError, match="text"):

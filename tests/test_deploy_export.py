@@ -24,7 +24,12 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 def small() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 5)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(144, 5),
     )
 
 
@@ -133,13 +138,22 @@ def test_inputs_without_a_batch_are_refused(tmp_path: Path, inputs: Tensor) -> N
 
 
 def chain() -> nn.Sequential:
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()]
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
 
 
 @pytest.mark.parametrize(
     ("model", "shape", "dead"),
-    [(chain(), (3, 12, 12), ("0", "3")), (build("lenet-5"), (1, 28, 28), ("conv1", "conv2", "fc1"))],
+    [
+        (chain(), (3, 12, 12), ("0", "3")),
+        (build("lenet-5"), (1, 28, 28), ("conv1", "conv2", "fc1")),
+    ],
     ids=["chain", "lenet-5"],
 )
 def test_simplified_models_hold_no_gather_and_no_scatter(
@@ -150,7 +164,12 @@ def test_simplified_models_hold_no_gather_and_no_scatter(
 
     x = torch.randn(2, *shape)
     for name in dead:
-        kill(model, name, torch.arange(neuron_count(model.get_submodule(name))) % 2 == 0, with_norms=True)
+        kill(
+            model,
+            name,
+            torch.arange(neuron_count(model.get_submodule(name))) % 2 == 0,
+            with_norms=True,
+        )
     lean = simplify(model.eval(), x)
     plan = plan_of(lean)
     assert plan is not None

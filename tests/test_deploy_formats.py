@@ -1,4 +1,6 @@
-"""Programs of torch.export, OpenVINO and ExecuTorch: loaded again they compute the same, or they do not appear."""
+"""Programs of torch.export, OpenVINO and ExecuTorch: loaded again they compute the same, or they do
+not appear.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class FixedBatch(nn.Module):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_program_computes_the_same_at_every_batch_size(tmp_path: Path, batch: int) -> None:
     model = small().double()
-    path = export_program(model, torch.randn(batch, 3, 8, 8).double(), tmp_path / "made" / "net.pt2")
+    path = export_program(
+        model, torch.randn(batch, 3, 8, 8).double(), tmp_path / "made" / "net.pt2"
+    )
     for size in (1, 2, 7):
         x = torch.randn(size, 3, 8, 8).double()
         found = program_runner(path, x)()

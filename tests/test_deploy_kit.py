@@ -1,4 +1,6 @@
-"""The kit: a folder that runs by itself, on onnxruntime and numpy, and brings back what was measured."""
+"""The kit: a folder that runs by itself, on onnxruntime and numpy, and brings back what was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save(path / "net.pt", build(SPEC).eval(), Record(SPEC, (1, 8, 8)))
     export(nn.Linear(3, 2), torch.randn(2, 3), path / "tiny.onnx")
-    assert main(["bench-device", str(path / "kit"), str(path / "net.pt"), str(path / "tiny.onnx")]) == 0
+    assert (
+        main(["bench-device", str(path / "kit"), str(path / "net.pt"), str(path / "tiny.onnx")])
+        == 0
+    )
     return path
 
 
 def bench(kit: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the kit as on another device: isolated, with nothing of this project on the path."""
     command = [sys.executable, "-I", "bench.py", *options]
-    return subprocess.run(command, cwd=kit, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=kit, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,8 @@ def test_what_comes_back(folder: Path, ran: Path) -> None:
     for fact in ("cpu", "cores", "os", "machine", "python", "onnxruntime", "numpy"):
         assert result.device[fact], fact
     source = {
-        row["source_sha256"] for row in json.loads((folder / "kit" / "models.json").read_text())["models"]
+        row["source_sha256"]
+        for row in json.loads((folder / "kit" / "models.json").read_text())["models"]
     }
     assert {m.source_sha256 for m in result.models} == source
     assert len(source) == 2
@@ -103,7 +111,15 @@ def test_report_puts_the_device_beside(
         assert f"{model.median_ms:.3f}" in rows[1]
     assert main(["report", str(tmp_path / "pi3.json")]) == 0
     assert (
-        main(["report", str(tmp_path / "pi3.json"), str(ran / "device.json"), str(ran / "device.json")]) == 1
+        main(
+            [
+                "report",
+                str(tmp_path / "pi3.json"),
+                str(ran / "device.json"),
+                str(ran / "device.json"),
+            ]
+        )
+        == 1
     )
     assert "two devices" in capsys.readouterr().err
 
@@ -132,7 +148,9 @@ def test_different_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
     done = bench(kit, *QUICK)
     assert done.returncode == 0, done.stderr
     assert "WARNING: outputs differ by 0.33" in done.stdout
-    assert read_device_result(kit / "device.json").models[0].difference == pytest.approx(1 / 3, abs=1e-4)
+    assert read_device_result(kit / "device.json").models[0].difference == pytest.approx(
+        1 / 3, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +167,13 @@ def test_options_out_of_range(folder: Path, options: tuple[str, str]) -> None:
 
 def test_results_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
-    for text in ("", "{}", "[]", '{"format": "another"}', '{"format": "snello device 1", "models": [{}]}'):
+    for text in (
+        "",
+        "{}",
+        "[]",
+        '{"format": "another"}',
+        '{"format": "snello device 1", "models": [{}]}',
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"device\.json"):
             read_device_result(path)
@@ -164,7 +188,10 @@ def test_results_that_are_none(tmp_path: Path) -> None:
         ([Subject("a/b", nn.Linear(3, 2), (torch.ones(2, 3),))], "'a/b'"),
         ([Subject("..", nn.Linear(3, 2), (torch.ones(2, 3),))], r"'\.\.'"),
         (
-            [Subject("a", nn.Linear(3, 2), (torch.ones(2, 3),)), Subject("a-int8", file=Path("b.onnx"))],
+            [
+                Subject("a", nn.Linear(3, 2), (torch.ones(2, 3),)),
+                Subject("a-int8", file=Path("b.onnx")),
+            ],
             "int8",
         ),
         ([Subject("a", file=Path("a.pte"))], r"a\.pte"),

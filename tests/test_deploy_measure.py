@@ -32,7 +32,9 @@ from snello.errors import ConfigError, ModelError
     st.integers(1, 3),
     st.integers(1, 4),
 )
-def test_macs_of_a_convolution(channels: int, out: int, groups: int, kernel: int, batch: int) -> None:
+def test_macs_of_a_convolution(
+    channels: int, out: int, groups: int, kernel: int, batch: int
+) -> None:
     layer = nn.Conv2d(channels * groups, out * groups, kernel, groups=groups)
     positions = (8 - kernel + 1) ** 2
     found = footprint(layer, torch.randn(batch, channels * groups, 8, 8))
@@ -108,14 +110,18 @@ def test_runners_take_turns() -> None:
 def test_a_slower_model_takes_longer() -> None:
     x = torch.randn(4, 256)
     one, many = nn.Linear(256, 256), nn.Sequential(*[nn.Linear(256, 256) for _ in range(60)])
-    found = latencies({"many": pytorch_runner(many, x), "one": pytorch_runner(one, x)}, repeats=15, warmup=3)
+    found = latencies(
+        {"many": pytorch_runner(many, x), "one": pytorch_runner(one, x)}, repeats=15, warmup=3
+    )
     assert found["many"].median_ms > 3 * found["one"].median_ms
     assert found["one"].batch == 4
 
 
 def test_torch_threads_are_set_and_restored() -> None:
     before, seen = torch.get_num_threads(), []
-    latencies({"a": lambda: seen.append(torch.get_num_threads())}, repeats=1, warmup=0, threads=before + 1)
+    latencies(
+        {"a": lambda: seen.append(torch.get_num_threads())}, repeats=1, warmup=0, threads=before + 1
+    )
     assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
     def broken() -> None:
@@ -166,7 +172,10 @@ def test_measure_gives_both_runtimes(exported: Path) -> None:
 
 def test_measure_onnx_alone(exported: Path) -> None:
     found = measure_onnx(exported, repeats=3, warmup=0)
-    assert (found.footprint.parameters, found.footprint.macs) == (12 * 5 + 5 + 5 * 2 + 2, 12 * 5 + 5 * 2)
+    assert (found.footprint.parameters, found.footprint.macs) == (
+        12 * 5 + 5 + 5 * 2 + 2,
+        12 * 5 + 5 * 2,
+    )
     assert file_bytes(exported) == len(exported.read_bytes())
     time = found.latencies["onnxruntime"]
     assert (time.batch, time.repeats, time.runtime) == (1, 3, "onnxruntime")
@@ -200,6 +209,7 @@ def test_cuda_time_includes_the_work() -> None:
     x = torch.randn(8192, 8192, device="cuda")
     model = nn.Sequential(*[nn.Linear(8192, 8192) for _ in range(4)]).cuda()
     found = latencies({"m": pytorch_runner(model, x)}, repeats=5, warmup=2)["m"]
-    # 8.8e12 operations: no device of today needs less than a millisecond, a launch alone takes microseconds.
+    # 8.8e12 operations: no device of today needs less than a millisecond, a launch alone takes
+    # microseconds.
     assert found.median_ms > 1
     assert found.device.startswith("cuda")

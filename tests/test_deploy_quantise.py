@@ -1,4 +1,6 @@
-"""Int8: what is reported is what the file does, and calibration data that cannot be right is refused."""
+"""Int8: what is reported is what the file does, and calibration data that cannot be right is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from snello.deploy import _quantise, export, export_int8, file_bytes, onnx_footprint, onnx_runner, quantise
+from snello.deploy import (
+    _quantise,
+    export,
+    export_int8,
+    file_bytes,
+    onnx_footprint,
+    onnx_runner,
+    quantise,
+)
 from snello.errors import ConfigError, ModelError, OutputError
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -18,7 +28,13 @@ for package in ("onnxscript", "onnxruntime"):
 
 def small() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, bias=False), nn.ReLU()]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, bias=False),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 16, 5)).eval()
 
 
@@ -40,7 +56,9 @@ def test_the_report_is_what_the_file_does(plain: Path, tmp_path: Path) -> None:
     found = quantise(plain, tmp_path / "made" / "int8.onnx", batches())
     a, b = outputs(plain), outputs(found.path)
     assert found.difference == pytest.approx(float((a - b).abs().max() / a.abs().max()), rel=1e-6)
-    assert found.mean_difference == pytest.approx(float((a - b).abs().mean() / a.abs().mean()), rel=1e-6)
+    assert found.mean_difference == pytest.approx(
+        float((a - b).abs().mean() / a.abs().mean()), rel=1e-6
+    )
     assert found.agreement == float((a.argmax(1) == b.argmax(1)).double().mean())
     assert (found.samples, found.bytes) == (64, file_bytes(found.path))
     # Three layers of 8-bit rounding: some error, and little of it.
@@ -106,7 +124,9 @@ def test_outputs_that_are_not_finite_are_refused(
 ) -> None:
     real = _quantise._first_outputs
     monkeypatch.setattr(
-        _quantise, "_first_outputs", lambda file, data: real(file, data) * (1 if file == plain else torch.nan)
+        _quantise,
+        "_first_outputs",
+        lambda file, data: real(file, data) * (1 if file == plain else torch.nan),
     )
     with pytest.raises(ModelError, match="not finite"):
         quantise(plain, tmp_path / "int8.onnx", batches())

@@ -32,7 +32,8 @@ def row(layer: nn.Module, tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.flatten()[mask] if isinstance(layer, nn.LayerNorm) else tensor[mask]
 
 
-# --- what is held ---------------------------------------------------------------------------------------
+# --- what is held
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -46,7 +47,8 @@ def test_frozen_rows_are_bit_identical_and_the_others_move(name: str, decay: flo
     neq.apply(masks)
     before = copy.deepcopy(model)
     states = {
-        p: {k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for p, s in optimizer.state.items()
+        p: {k: v.clone() for k, v in s.items() if torch.is_tensor(v)}
+        for p, s in optimizer.state.items()
     }
     train(model, optimizer, 20, decay)
     for layer_name, mask in masks.items():
@@ -74,13 +76,19 @@ def test_frozen_gradients_are_zero_and_the_others_dense() -> None:
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        return {
+            n: torch.zeros_like(p) if p.grad is None else p.grad
+            for n, p in model.named_parameters()
+        }
 
     dense = gradients()
     masks = some(neq)
     neq.apply(masks)
     for name, sparse in gradients().items():
-        layer, mask = model.get_submodule(name.rpartition(".")[0]), masks.get(name.rpartition(".")[0])
+        layer, mask = (
+            model.get_submodule(name.rpartition(".")[0]),
+            masks.get(name.rpartition(".")[0]),
+        )
         if mask is None:  # the head
             torch.testing.assert_close(sparse, dense[name])
             continue
@@ -116,7 +124,10 @@ def test_remove_gives_exactly_vanilla_training() -> None:
     assert classes != [type(m) for m in model.modules()]
     neq.remove()
     assert classes == [type(m) for m in model.modules()]
-    assert hooks == (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks))
+    assert hooks == (
+        len(optimizer._optimizer_step_pre_hooks),
+        len(optimizer._optimizer_step_post_hooks),
+    )
     assert not any(p._backward_hooks for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
     vanilla = network()
@@ -138,7 +149,8 @@ def test_nothing_frozen_is_exactly_vanilla_training() -> None:
     torch.manual_seed(1)
     for _ in range(3):
         train(vanilla, plain, 2)
-    # The probe left random generators, modes and statistics alone: even the dropout masks are the same.
+    # The probe left random generators, modes and statistics alone: even the dropout masks are the
+    # same.
     assert same(tensors(model), tensors(vanilla))
 
 
@@ -166,7 +178,8 @@ def test_a_deep_copy_trains_freely_and_leaves_the_original_alone() -> None:
     assert same(before, tensors(model))
 
 
-# --- what is measured -----------------------------------------------------------------------------------
+# --- what is measured
+# -----------------------------------------------------------------------------------
 
 
 def cosine_by_hand(now: Tensor, before: Tensor) -> float:
@@ -189,7 +202,9 @@ def test_phi_is_the_mean_cosine_over_positions() -> None:
     now[4, 2] *= 1e-200  # tiny, but not silent
     expected = [cosine_by_hand(now[:, c], before[:, c]) for c in range(3)]
     tiny = torch.nn.functional.cosine_similarity(now[4, 2] * 1e200, before[4, 2], dim=0)
-    expected[2] = (sum(cosine_by_hand(now[i : i + 1, 2], before[i : i + 1, 2]) for i in range(4)) + tiny) / 5
+    expected[2] = (
+        sum(cosine_by_hand(now[i : i + 1, 2], before[i : i + 1, 2]) for i in range(4)) + tiny
+    ) / 5
     torch.testing.assert_close(similarity(now, before), torch.tensor(expected, dtype=torch.float64))
 
 
@@ -225,7 +240,11 @@ def test_the_probe_disturbs_nothing() -> None:
 
     model = Noisy(*network())
     model[1].eval()
-    modes, before, state = [m.training for m in model.modules()], tensors(model), torch.get_rng_state()
+    modes, before, state = (
+        [m.training for m in model.modules()],
+        tensors(model),
+        torch.get_rng_state(),
+    )
     neq = NEq(model, sgd(model), batch()[0])
     neq.step()
     assert [m.training for m in model.modules()] == modes
@@ -245,7 +264,8 @@ def test_the_whole_decision_against_the_definition() -> None:
         train(model, optimizer, 1)
         now = probe.outputs(layers)
         values = {
-            n: [cosine_by_hand(now[n][:, c], reference[n][:, c]) for c in range(now[n].shape[1])] for n in now
+            n: [cosine_by_hand(now[n][:, c], reference[n][:, c]) for c in range(now[n].shape[1])]
+            for n in now
         }
         old_phi = phi or {n: [1.0] * len(v) for n, v in values.items()}
         old_v = velocity or {n: [0.0] * len(v) for n, v in values.items()}
@@ -271,7 +291,8 @@ def test_warm_up_counts_calls_of_step() -> None:
     assert neq.status() == decided[-1]
 
 
-# --- what is watched ------------------------------------------------------------------------------------
+# --- what is watched
+# ------------------------------------------------------------------------------------
 
 
 def test_the_head_the_excluded_and_the_unfit_are_left_alone() -> None:
@@ -365,7 +386,8 @@ def test_divergence_names_the_layer() -> None:
         neq.step()
 
 
-# --- the package ----------------------------------------------------------------------------------------
+# --- the package
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_package_runs() -> None:

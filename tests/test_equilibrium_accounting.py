@@ -34,7 +34,8 @@ def some(neq: SelectiveUpdate) -> dict[str, Tensor]:
     return {name: torch.arange(len(mask)) % 2 == 0 for name, mask in neq.frozen.items()}
 
 
-# --- the convention of the paper ------------------------------------------------------------------------
+# --- the convention of the paper
+# ------------------------------------------------------------------------
 
 
 def resnet18() -> nn.Module:
@@ -43,7 +44,9 @@ def resnet18() -> nn.Module:
 
 def deeplab() -> nn.Module:
     models = torchvision().models.segmentation
-    return models.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    return models.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
 
 
 def swin_b() -> nn.Module:
@@ -121,7 +124,8 @@ def test_the_projections_of_attention_count() -> None:
     assert use.called == ("0.norm1", "0.linear1", "0.linear2", "0.norm2", "1")
 
 
-# --- what is executed -----------------------------------------------------------------------------------
+# --- what is executed
+# -----------------------------------------------------------------------------------
 
 
 def test_executed_flops_fall_with_the_frozen_share() -> None:
@@ -153,7 +157,9 @@ def test_executed_flops_fall_with_the_frozen_share() -> None:
 
 
 def test_step_flops_are_those_of_the_products() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 5)
+    )
     x = torch.randn(4, 3, 6, 6)
     convolution, head = 2 * 4 * 16 * 8 * 27, 2 * 4 * 128 * 5
     found = step_flops(model, x)
@@ -226,7 +232,9 @@ def test_a_timed_step_puts_weights_and_optimizer_back(name: str, warm: bool) -> 
 
 
 class Sleepy(nn.Module):
-    """A layer whose forward and backward take a known time, told apart by whether something is frozen."""
+    """A layer whose forward and backward take a known time, told apart by whether something is
+    frozen.
+    """
 
     def __init__(self, seen: list[str]) -> None:
         super().__init__()
@@ -252,14 +260,16 @@ def test_dense_and_sparse_steps_are_taken_in_turns() -> None:
     assert len(held) == 4  # the dense optimizer is a plain one
 
 
-# --- memory ---------------------------------------------------------------------------------------------
+# --- memory
+# ---------------------------------------------------------------------------------------------
 
 
 def test_saved_activations_are_those_that_the_backward_needs() -> None:
     model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 30), nn.Linear(30, 40)).double()
     x = torch.randn(16, 10, dtype=torch.float64)
     row = 16 * 8
-    # The inputs of the second and the third layer; the first one's is the batch, which is there anyway.
+    # The inputs of the second and the third layer; the first one's is the batch, which is there
+    # anyway.
     assert step_memory(model, x).saved_bytes == row * (20 + 30)
     neq = NEq(model, sgd(model), x)
     neq.apply({"1": torch.ones(30, dtype=torch.bool)})

@@ -1,4 +1,6 @@
-"""Neurons frozen in models that torch.compile has run before: the gradients are those of the plain model."""
+"""Neurons frozen in models that torch.compile has run before: the gradients are those of the plain
+model.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_frozen_after_compiling(how: str, ran: str, wrapped: bool) -> None:
                 F.cross_entropy(net(x), y).backward()
                 updates.step()
         for name, mask in masks.items():
-            assert torch.equal(model.get_parameter(f"{name}.weight")[mask], before[f"{name}.weight"][mask])
+            assert torch.equal(
+                model.get_parameter(f"{name}.weight")[mask], before[f"{name}.weight"][mask]
+            )
         for name, parameter in plain.named_parameters():
             torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-11, atol=1e-13)
     assert neq.step().step == 1

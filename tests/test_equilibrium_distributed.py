@@ -14,7 +14,14 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from equilibrium_samples import batch, network, sgd, train
-from snello.equilibrium import Budget, MatchedStochastic, Prefix, SelectiveUpdate, Stochastic, Velocity
+from snello.equilibrium import (
+    Budget,
+    MatchedStochastic,
+    Prefix,
+    SelectiveUpdate,
+    Stochastic,
+    Velocity,
+)
 from snello.errors import ConfigError, DivergenceError
 
 SELECTIONS: dict[str, Any] = {
@@ -59,14 +66,18 @@ def _decided(name: str, rank: int) -> dict[str, Any]:
 
 
 def _wrapped(model: nn.Module) -> nn.Module:
-    """As the user hands it over; the loop here trains the model inside, so that the ranks drift apart."""
+    """As the user hands it over; the loop here trains the model inside, so that the ranks drift
+    apart.
+    """
     if not distributed.is_initialized():
         return model
     return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def _trained(name: str, rank: int) -> dict[str, Any]:
-    """What a real training with DDP gives: another part of the data on every rank, gradients averaged."""
+    """What a real training with DDP gives: another part of the data on every rank, gradients
+    averaged.
+    """
     model = network()
     model[8].p = 0.0
     wrapped, optimizer = _wrapped(model), sgd(model)
@@ -104,7 +115,9 @@ def _refused() -> int:
     for options in ({}, {"find_unused_parameters": True, "static_graph": True}):
         model = network()
         try:
-            SelectiveUpdate(DistributedDataParallel(model, **options), sgd(model), batch()[0], Velocity())
+            SelectiveUpdate(
+                DistributedDataParallel(model, **options), sgd(model), batch()[0], Velocity()
+            )
         except ConfigError as error:
             count += "find_unused_parameters=True" in str(error)
     return count
@@ -132,7 +145,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_masks_are_the_first_ranks_on_every_rank(name: str, outcomes: Any) -> None:
     first, second = (outcome[name] for outcome in outcomes)
-    assert not torch.equal(first["own"], second["own"]), "the ranks measured the same: nothing is shown"
+    assert not torch.equal(first["own"], second["own"]), (
+        "the ranks measured the same: nothing is shown"
+    )
     assert first["masks"].keys() == second["masks"].keys()
     for key, mask in first["masks"].items():
         assert torch.equal(mask, second["masks"][key]), key

@@ -15,7 +15,14 @@ from equilibrium_samples import OPTIMIZERS, batch, network, sgd, train
 from snello.equilibrium import NEq, UpdateCost, Velocity, measure_cost
 from snello.errors import ConfigError
 from snello.reporting import _equilibrium as figures
-from snello.reporting import as_json, cost_table, markdown, plot_costs, plot_equilibrium, plot_updated
+from snello.reporting import (
+    as_json,
+    cost_table,
+    markdown,
+    plot_costs,
+    plot_equilibrium,
+    plot_updated,
+)
 
 
 @pytest.fixture
@@ -59,14 +66,18 @@ def test_updated_neurons_of_two_optimizers_in_one_plot(drawn: list[Any], tmp_pat
         for _ in range(4):
             train(model, optimizer, 1)
             runs[label].append(neq.step())
-    path = plot_updated({**runs, "fixed": [1.0, 0.5]}, tmp_path / "new" / "updated.png", "two optimizers")
+    path = plot_updated(
+        {**runs, "fixed": [1.0, 0.5]}, tmp_path / "new" / "updated.png", "two optimizers"
+    )
     assert is_png(path)
     (axis,) = drawn[0].axes
     lines = {line.get_label(): line for line in axis.get_lines()}
     for label, run in runs.items():
         assert list(lines[label].get_xdata()) == [0, 1, 2, 3, 4]
         assert list(lines[label].get_ydata()) == [100, *(100 * step.total for step in run)]
-        assert lines[label].get_drawstyle() == "steps-post"  # a decision holds from where it is taken
+        assert (
+            lines[label].get_drawstyle() == "steps-post"
+        )  # a decision holds from where it is taken
     assert list(lines["fixed"].get_xdata()) == [0, 1, 2]
     assert list(lines["fixed"].get_ydata()) == [100, 50, 50]
     assert axis.get_title() == "two optimizers"
@@ -80,7 +91,9 @@ def test_histograms_show_every_neuron_once(drawn: list[Any], tmp_path: Path) -> 
         train(model, optimizer, 1)
         decided = neq.step()
     assert isinstance(neq.selection, Velocity)
-    path = plot_equilibrium(neq.selection.phi, neq.selection.velocity, tmp_path / "phi.png", eps=1e-2)
+    path = plot_equilibrium(
+        neq.selection.phi, neq.selection.velocity, tmp_path / "phi.png", eps=1e-2
+    )
     assert is_png(path)
     neurons = sum(len(mask) for mask in neq.frozen.values())
     above, below = drawn[0].axes
@@ -88,14 +101,18 @@ def test_histograms_show_every_neuron_once(drawn: list[Any], tmp_path: Path) -> 
         bars = [bar for bar in axis.patches if bar in axis.containers[0]]
         assert sum(bar.get_height() for bar in bars) == neurons
     inside = sum(
-        bar.get_height() for bar in below.containers[0] if abs(bar.get_x() + bar.get_width() / 2) < 1e-2
+        bar.get_height()
+        for bar in below.containers[0]
+        if abs(bar.get_x() + bar.get_width() / 2) < 1e-2
     )
     frozen = round((1 - decided.total) * neurons)
     assert inside == frozen
     assert 0 < frozen < neurons
 
 
-def test_costs_stand_side_by_side(drawn: list[Any], tmp_path: Path, costs: dict[str, UpdateCost]) -> None:
+def test_costs_stand_side_by_side(
+    drawn: list[Any], tmp_path: Path, costs: dict[str, UpdateCost]
+) -> None:
     assert is_png(plot_costs(costs, tmp_path / "costs.png"))
     (axis,) = drawn[0].axes
     names = list(costs["half"].ratios)
@@ -132,4 +149,7 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
 def test_reporting_loads_no_plotting_library() -> None:
     code = "import sys, snello.reporting; sys.exit('matplotlib' in sys.modules)"
     paths = {"PYTHONPATH": str(Path(figures.__file__).parents[2])}
-    assert subprocess.run([sys.executable, "-c", code], env=paths, timeout=120, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=paths, timeout=120, check=False).returncode
+        == 0
+    )

@@ -18,7 +18,8 @@ from snello.equilibrium._probe import Probe, by_channel
 from snello.errors import ConfigError
 from snello.neurons import neuron_count
 
-# --- sketches -------------------------------------------------------------------------------------------
+# --- sketches
+# -------------------------------------------------------------------------------------------
 
 
 @given(
@@ -32,7 +33,9 @@ def test_a_sketch_keeps_the_same_positions_of_every_channel(
     samples: int, channels: int, available: int, positions: int
 ) -> None:
     numbered = torch.arange(available, dtype=torch.float64)
-    outputs = numbered + 1000.0 * torch.arange(samples * channels, dtype=torch.float64).view(samples, -1, 1)
+    outputs = numbered + 1000.0 * torch.arange(samples * channels, dtype=torch.float64).view(
+        samples, -1, 1
+    )
     kept = sketch(outputs, positions)
     assert kept.shape == (samples, channels, min(positions, available))
     index = kept % 1000
@@ -40,7 +43,9 @@ def test_a_sketch_keeps_the_same_positions_of_every_channel(
     assert (index == index[:, :1]).all()
     assert torch.equal(kept, sketch(outputs, positions))
     assert kept.data_ptr() != outputs.data_ptr()
-    if available > positions:  # evenly spread: every window of the sequence meets all parts of the image
+    if (
+        available > positions
+    ):  # evenly spread: every window of the sequence meets all parts of the image
         gaps = torch.diff(index[:, 0].sort().values, dim=1)
         assert gaps.numel() == 0 or gaps.max() <= 2.7 * available / positions + 1
     else:
@@ -78,7 +83,11 @@ def test_a_sketched_run_is_small_and_resumes(positions: int) -> None:
     train(model, optimizer, 1)
     neq.step()
     file = io.BytesIO()
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "neq": neq.state_dict()}
+    states = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "neq": neq.state_dict(),
+    }
     torch.save(states, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
@@ -117,7 +126,8 @@ def test_a_sketched_decision_is_that_of_the_kept_positions() -> None:
         torch.testing.assert_close(phi, similarity(now[name], before[name]))
 
 
-# --- kinds of layers ------------------------------------------------------------------------------------
+# --- kinds of layers
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,9 @@ def test_kinds_of_layers(kinds: object, watched: set[str]) -> None:
     assert method.step().total == 0
     assert set(method.frozen) == watched
     unwatched = {"0", "1", "3", "4", "7"} - watched
-    assert {n for n, why in method.left_alone.items() if why == "of a kind that is not watched"} == unwatched
+    assert {
+        n for n, why in method.left_alone.items() if why == "of a kind that is not watched"
+    } == unwatched
     assert "head" in method.left_alone["9"]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, method.optimizer, 2)
@@ -143,7 +155,8 @@ def test_kinds_of_layers(kinds: object, watched: set[str]) -> None:
         assert torch.equal(parameter, before[name]) is (name.rpartition(".")[0] in watched)
 
 
-# --- transposed and shared layers -----------------------------------------------------------------------
+# --- transposed and shared layers
+# -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dimensions", "groups"), [(1, 1), (2, 1), (2, 2), (3, 2)])
@@ -212,6 +225,8 @@ def test_a_layer_shared_by_two_sizes_is_compared_over_all_its_calls() -> None:
     now = [model.shared(x), model.shared(F.avg_pool2d(x, 2))]
     neq.step()
     assert isinstance(neq.selection, Velocity)
-    expected = sum(similarity(a.flatten(2), b.flatten(2)) for a, b in zip(now, before, strict=True)) / 2
+    expected = (
+        sum(similarity(a.flatten(2), b.flatten(2)) for a, b in zip(now, before, strict=True)) / 2
+    )
     assert (expected < 0.99).any()
     torch.testing.assert_close(neq.selection.phi["shared"], expected)

@@ -39,7 +39,8 @@ def observed(seed: int) -> dict[str, Tensor]:
     }
 
 
-# --- velocity -------------------------------------------------------------------------------------------
+# --- velocity
+# -------------------------------------------------------------------------------------------
 
 
 def paper(history: list[float], mu: float) -> list[float]:
@@ -82,7 +83,9 @@ def test_velocity_is_its_formula(
 
 
 def test_the_two_formulas_disagree_on_steady_growth() -> None:
-    """The released velocity is a smoothed second difference: it calls a steady change an equilibrium."""
+    """The released velocity is a smoothed second difference: it calls a steady change an
+    equilibrium.
+    """
     history = [0.1 + 0.02 * t for t in range(40)]
     assert paper(history, 0.5)[-1] == pytest.approx(0.02 / 1.5)
     assert released(history, 0.5)[-1] == pytest.approx(0, abs=1e-9)
@@ -97,7 +100,8 @@ def test_what_a_rule_shows_is_not_what_it_keeps() -> None:
     assert rule.phi["a"].count_nonzero() == 5
 
 
-# --- random baselines -----------------------------------------------------------------------------------
+# --- random baselines
+# -----------------------------------------------------------------------------------
 
 
 def shares(masks: dict[str, Tensor]) -> dict[str, int]:
@@ -174,7 +178,8 @@ def test_impossible_selections(build: Callable[[], Any], says: str) -> None:
         build()
 
 
-# --- prefix ---------------------------------------------------------------------------------------------
+# --- prefix
+# ---------------------------------------------------------------------------------------------
 
 
 class Backwards(nn.Module):
@@ -234,7 +239,8 @@ def test_freezeout_stops_layer_after_layer(cubed: bool, t0: float, layers: int) 
             assert int(share * layers + 1e-9) == sum(stop < step / steps for stop in stops)
 
 
-# --- budget ---------------------------------------------------------------------------------------------
+# --- budget
+# ---------------------------------------------------------------------------------------------
 
 
 @given(

@@ -1,4 +1,6 @@
-"""Frozen neurons where people train: compiled, checkpointed, accumulated, under AMP, in several processes."""
+"""Frozen neurons where people train: compiled, checkpointed, accumulated, under AMP, in several
+processes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1),
-        nn.GroupNorm(2, 12),  # no statistics over the batch, which two processes would each have of their own
+        nn.GroupNorm(
+            2, 12
+        ),  # no statistics over the batch, which two processes would each have of their own
         nn.ReLU(),
         nn.Conv2d(12, 8, 3, padding=1),
         nn.GroupNorm(2, 8),
@@ -76,7 +80,9 @@ def data(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]
     )
 
 
-def masked_dense(model: nn.Module, x: Tensor, y: Tensor, frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+def masked_dense(
+    model: nn.Module, x: Tensor, y: Tensor, frozen: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """What the gradients must be: those of a plain copy, zero in the frozen rows."""
     plain = copy.deepcopy(model)
     plain.zero_grad()
@@ -89,13 +95,17 @@ def masked_dense(model: nn.Module, x: Tensor, y: Tensor, frozen: dict[str, Tenso
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()
+    }
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        torch.testing.assert_close(
+            found[name], values, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
 
 
 @pytest.fixture(params=["sliced", "fixed", "measured"])
@@ -243,7 +253,9 @@ def test_a_gradient_of_bfloat16_is_the_dense_one_times_the_mask() -> None:
 
 def test_a_fully_frozen_batchnorm_ends_the_backward_and_its_statistics_move() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)
+    ).double()
     vanilla = copy.deepcopy(model)
     freezer = Freezer({"0": model[0], "1": model[1]}, sgd(model))
     freezer.apply({name: torch.ones(4, dtype=torch.bool) for name in ("0", "1")})
@@ -295,7 +307,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    workers = [
+        context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
     model = network()
@@ -314,7 +328,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_torch_func_sees_a_model_with_frozen_rows_as_it_is() -> None:
-    """Its transforms differentiate with parameters of their own; frozen rows are held by the optimizer's step."""
+    """Its transforms differentiate with parameters of their own; frozen rows are held by the
+    optimizer's step.
+    """
     model, (x, y) = network(), data(3)
     plain = copy.deepcopy(model)
 

@@ -36,7 +36,9 @@ def attach(layer: nn.Module, frozen: Tensor, dispatch: Dispatch | None = None) -
 
 
 def gradients(layer: nn.Module, x: Tensor, weigh: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Output and gradients of input, weight and bias; a gradient that is not computed reads as zeros."""
+    """Output and gradients of input, weight and bias; a gradient that is not computed reads as
+    zeros.
+    """
     layer.zero_grad(set_to_none=True)
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     output = layer(x)
@@ -135,7 +137,11 @@ def test_groups(data: st.DataObject) -> None:
     draw = data.draw
     groups = draw(st.integers(2, 6))
     layer = nn.Conv2d(
-        groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3)), 3, padding=1, groups=groups
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        3,
+        padding=1,
+        groups=groups,
     ).double()
     x = torch.randn(2, layer.in_channels, 5, 6, dtype=torch.float64)
     if draw(st.booleans()):
@@ -148,7 +154,9 @@ def test_groups(data: st.DataObject) -> None:
 def test_normalisations(data: st.DataObject) -> None:
     draw = data.draw
     channels = draw(st.integers(1, 6))
-    layer = draw(st.sampled_from([nn.BatchNorm2d(channels), nn.LayerNorm((5, 6)), nn.LayerNorm(6)])).double()
+    layer = draw(
+        st.sampled_from([nn.BatchNorm2d(channels), nn.LayerNorm((5, 6)), nn.LayerNorm(6)])
+    ).double()
     nn.init.normal_(layer.weight)
     x = torch.randn(3, channels, 5, 6, dtype=torch.float64)
     assert_dense_times_mask(layer, x, draw(masks(layer.weight.numel())))
@@ -222,7 +230,9 @@ def test_two_calls_of_one_module(layer: nn.Module) -> None:
     sparse = gradients(model, x)
     detach(model.layer)
     torch.testing.assert_close(sparse[1], dense[1])
-    torch.testing.assert_close(sparse[2], dense[2] * ~frozen.reshape(-1, *[1] * (dense[2].dim() - 1)))
+    torch.testing.assert_close(
+        sparse[2], dense[2] * ~frozen.reshape(-1, *[1] * (dense[2].dim() - 1))
+    )
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(6, 8)], ids=["conv", "linear"])
@@ -236,13 +246,17 @@ def test_input_that_needs_no_gradient(layer: nn.Module) -> None:
     detach(layer)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Linear(6, 8)])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Linear(6, 8)]
+)
 def test_a_fully_frozen_layer_saves_no_input_and_computes_no_gradient(layer: nn.Module) -> None:
     x = torch.randn(3, 4, 6, 6, requires_grad=True)
 
     def saved() -> list[torch.Size]:
         shapes: list[torch.Size] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.append(t.shape), t)[1], lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (shapes.append(t.shape), t)[1], lambda t: t
+        ):
             layer(x).sum().backward()
         return shapes
 

@@ -11,7 +11,9 @@ import pytest
 from snello import errors
 from snello.errors import MissingExtraError, SnelloError, require
 
-ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
+ALL = [
+    kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)
+]
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
@@ -19,7 +21,9 @@ def test_every_error_is_in_the_tree_and_in_its_drawing(kind: type[Exception]) ->
     assert issubclass(kind, SnelloError)
     assert kind.__doc__
     if kind is not SnelloError:
-        drawn = [line for line in (errors.__doc__ or "").splitlines() if f" {kind.__name__} " in line]
+        drawn = [
+            line for line in (errors.__doc__ or "").splitlines() if f" {kind.__name__} " in line
+        ]
         assert len(drawn) == 1
         assert "├──" in drawn[0] or "└──" in drawn[0]
         for builtin in (ValueError, ImportError):
@@ -47,7 +51,9 @@ def test_extras_that_are_named_exist() -> None:
     from pathlib import Path
 
     root = Path(__file__).parents[1]
-    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     asked = set()
     for path in (root / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -46,7 +46,8 @@ get_model_builder = create_model = lambda *_, **__: make
 PreTrainedModel, ViTModel, __all__ = Net, Net, ["ViTModel"]
 """
 
-# Modules that lie in the working folder: own names, and those of libraries and of the standard library.
+# Modules that lie in the working folder: own names, and those of libraries and of the standard
+# library.
 HERE = ("evil", "timm", "os", "snello_plugins", "onnx_extra")
 
 WRITE = {"command": "echo x > {canary}"}
@@ -114,7 +115,9 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder full of bait; at the end nothing of it was touched, and no module of it imported."""
+    """A working folder full of bait; at the end nothing of it was touched, and no module of it
+    imported.
+    """
     work = tmp_path / "work"
     (work / "kept").mkdir(parents=True)
     (work / "kept" / "letter").write_text("dear")
@@ -142,7 +145,11 @@ def _record(name: str, arguments: dict[str, Any], work: Path) -> dict[str, Any]:
 
 def _model_file(work: Path, record: dict[str, Any]) -> Path:
     path = work / "stranger.pt"
-    content = {"format": modelfile.FORMAT, "record": json.dumps(record), "state_dict": {"n": torch.ones(1)}}
+    content = {
+        "format": modelfile.FORMAT,
+        "record": json.dumps(record),
+        "state_dict": {"n": torch.ones(1)},
+    }
     torch.save(content, path)
     return path
 
@@ -154,7 +161,10 @@ def _bitstream(work: Path, record: dict[str, Any]) -> Path:
     return path
 
 
-WRITERS: dict[str, Callable[[Path, dict[str, Any]], Path]] = {".pt": _model_file, ".snello": _bitstream}
+WRITERS: dict[str, Callable[[Path, dict[str, Any]], Path]] = {
+    ".pt": _model_file,
+    ".snello": _bitstream,
+}
 
 COMMANDS: dict[str, Callable[[str], list[str]]] = {
     "measure": lambda f: ["measure", f, "--out=m.json", "--repeats=1", "--warmup=0"],
@@ -170,8 +180,12 @@ COMMANDS: dict[str, Callable[[str], list[str]]] = {
 
 def _modules_of(work: Path) -> list[str]:
     """Modules that were imported from the working folder."""
-    origins = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    return [name for name, origin in origins.items() if origin and Path(origin).is_relative_to(work)]
+    origins = {
+        name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())
+    }
+    return [
+        name for name, origin in origins.items() if origin and Path(origin).is_relative_to(work)
+    ]
 
 
 def _nothing_happened(work: Path) -> None:
@@ -227,7 +241,9 @@ def test_no_loader_runs_what_a_record_names(loader: str, case: str, folder: Path
         "load": lambda: load(_model_file(folder, record)),
         "load a bitstream": lambda: load(_bitstream(folder, record)),
         "from_dict": lambda: modelfile.from_dict(record, {}, "stranger"),
-        "build_untrusted": lambda: build_untrusted(ModelSpec.from_dict(record["model"]), where="stranger"),
+        "build_untrusted": lambda: build_untrusted(
+            ModelSpec.from_dict(record["model"]), where="stranger"
+        ),
     }
     with pytest.raises((ModelError, MissingExtraError)) as caught:
         calls[loader]()
@@ -245,7 +261,9 @@ def test_a_bitstream_is_read_for_what_is_in_it_without_building(folder: Path) ->
 
 def test_the_message_says_what_where_and_what_to_do(folder: Path) -> None:
     path = _model_file(folder, _record(*HOSTILE["shell"], folder))
-    with pytest.raises(ModelError, match=r"stranger\.pt: its model is made by 'os:system', which is neither"):
+    with pytest.raises(
+        ModelError, match=r"stranger\.pt: its model is made by 'os:system', which is neither"
+    ):
         load(path)
     with pytest.raises(ModelError, match=r"--own-code os:system \(trust='os:system' in Python\)"):
         load(path)
@@ -253,7 +271,9 @@ def test_the_message_says_what_where_and_what_to_do(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", [print, {1}, b"x", nn.ReLU(), {"a": [torch.ones(1)]}])
 def test_arguments_are_plain_data(value: object) -> None:
-    with pytest.raises(ModelError, match=r"here: the arguments of its model hold a \w+, which is no plain"):
+    with pytest.raises(
+        ModelError, match=r"here: the arguments of its model hold a \w+, which is no plain"
+    ):
         build_untrusted(ModelSpec("lenet-5", {"classes": value}), where="here")
 
 
@@ -263,7 +283,12 @@ def test_arguments_have_a_bounded_depth(folder: Path) -> None:
         nested = [nested]
     with pytest.raises(ModelError, match="more than 16 deep"):
         build_untrusted(ModelSpec("lenet-5", {"classes": nested}))
-    text = '{"model": {"name": "lenet-5", "arguments": {"classes": ' + "[" * 10**6 + "]" * 10**6 + "}}}"
+    text = (
+        '{"model": {"name": "lenet-5", "arguments": {"classes": '
+        + "[" * 10**6
+        + "]" * 10**6
+        + "}}}"
+    )
     torch.save({"format": modelfile.FORMAT, "record": text, "state_dict": {}}, folder / "deep.pt")
     with pytest.raises(ModelError, match=r"deep\.pt: the record of the model is damaged"):
         load(folder / "deep.pt")
@@ -274,7 +299,11 @@ def test_arguments_have_a_bounded_depth(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("library", "name"),
-    [("torchvision", "resnet18"), ("timm", "timm:resnet18"), ("transformers", "transformers:ViTModel")],
+    [
+        ("torchvision", "resnet18"),
+        ("timm", "timm:resnet18"),
+        ("transformers", "transformers:ViTModel"),
+    ],
 )
 @pytest.mark.parametrize("module", [True, False], ids=["python -m snello", "snello"])
 def test_a_file_in_the_working_folder_is_no_library(
@@ -287,7 +316,9 @@ def test_a_file_in_the_working_folder_is_no_library(
     found = _process(tmp_path, module, "measure", "stranger.pt", "--out=m.json")
     assert found.returncode == 1
     # Either the installed library made the model, whose weights these are not, or there is none.
-    assert "belong to another model" in found.stderr or f"package '{library}'" in found.stderr, found.stderr
+    assert "belong to another model" in found.stderr or f"package '{library}'" in found.stderr, (
+        found.stderr
+    )
     _one_line(found.stderr)
     assert not canary.exists()
 
@@ -342,15 +373,23 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_factory_that_is_named_is_run(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich", reason="the extra report is not installed")
-    known, measure = list(sys.path), ["measure", "own.pt", "--out=m.json", "--repeats=1", "--warmup=0"]
+    known, measure = (
+        list(sys.path),
+        ["measure", "own.pt", "--out=m.json", "--repeats=1", "--warmup=0"],
+    )
     assert main(measure) == 1
     assert not _modules_of(own)
     assert main([*measure, "--own-code=own_second_nets:second"]) == 1, "another name is no trust"
     assert "own_first_nets" not in sys.modules
     assert "--own-code own_first_nets:first" in capsys.readouterr().err
-    assert main([*measure, "--own-code=own_first_nets:other"]) == 1, "another function is none either"
+    assert main([*measure, "--own-code=own_first_nets:other"]) == 1, (
+        "another function is none either"
+    )
     assert main([*measure, "--own-code=own_first_nets:first"]) == 0
-    assert main([*measure, "--own-code=own_second_nets:second", "--own-code", "own_first_nets:first"]) == 0
+    assert (
+        main([*measure, "--own-code=own_second_nets:second", "--own-code", "own_first_nets:first"])
+        == 0
+    )
     assert main(["simplify", "own.pt", "--own-code=own_first_nets:first", "--out=lean.pt"]) == 0
     assert list(sys.path) == known
 
@@ -373,7 +412,11 @@ def test_trust_in_python(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelError, match="own_first_nets:first"):
             load("own.pt", trust=refused)
     assert not _modules_of(own)
-    for trusted in ("own_first_nets:first", ["a:b", "own_first_nets:first"], {"own_first_nets:first"}):
+    for trusted in (
+        "own_first_nets:first",
+        ["a:b", "own_first_nets:first"],
+        {"own_first_nets:first"},
+    ):
         model, record = load("own.pt", trust=trusted)
         assert record.model.arguments == {"width": 3}
     data = modelfile.to_dict(model, record)
@@ -430,7 +473,10 @@ VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "int
         ("ssdlite320_mobilenet_v3_large", {}),
         ("timm:resnet18", {"num_classes": 3}),
         ("timm:resnet18.a1_in1k", {"pretrained": False}),
-        ("transformers:ViTForImageClassification", {"config": {**VIT, "image_size": 32, "num_labels": 3}}),
+        (
+            "transformers:ViTForImageClassification",
+            {"config": {**VIT, "image_size": 32, "num_labels": 3}},
+        ),
     ],
 )
 def test_registered_models_are_built_without_trust(
@@ -440,7 +486,9 @@ def test_registered_models_are_built_without_trust(
     pytest.importorskip(library, reason=f"{library} is not installed")
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", pytest.fail)
     monkeypatch.setattr(
-        "torchvision._internally_replaced_utils.load_state_dict_from_url", pytest.fail, raising=False
+        "torchvision._internally_replaced_utils.load_state_dict_from_url",
+        pytest.fail,
+        raising=False,
     )
     spec = ModelSpec(name, arguments)
     record = Record(spec, (3, 32, 32))

@@ -1,4 +1,6 @@
-"""The captured graph: its edges, shared layers, shapes, arguments, leaves; and modes that come back."""
+"""The captured graph: its edges, shared layers, shapes, arguments, leaves; and modes that come
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from torch import Tensor, nn
 
 import snello.graph
 from snello.errors import ConfigError, ModelError
-from snello.graph import Inputs, TargetTable, as_inputs, capture, evaluation, register_leaf, shape_of
+from snello.graph import (
+    Inputs,
+    TargetTable,
+    as_inputs,
+    capture,
+    evaluation,
+    register_leaf,
+    shape_of,
+)
 from snello.models import CifarResNet
 from snello.neurons import is_batchnorm, weighted_layers
 from zoo import ZOO, CalledTwice, Tied, tiny_mlp
@@ -65,7 +75,10 @@ def test_a_norm_must_read_the_layer_alone() -> None:
     assert capture(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))).norm_after("0") == "1"
     assert capture(TwoReaders()).norm_after("conv") is None
     assert capture(SharedNorm()).norm_after("a") is None
-    assert capture(nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))).norm_after("0") is None
+    assert (
+        capture(nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))).norm_after("0")
+        is None
+    )
     assert capture(nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4))).norm_after("0") is None
     assert capture(tiny_mlp()).norm_after("4") is None
     assert capture(tiny_mlp()).norm_after("no such layer") is None
@@ -152,7 +165,13 @@ class Options(nn.Module):
         self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
 
     def forward(
-        self, x: Tensor, extra: Tensor | None = None, *, scale: float = 2.0, mask: Tensor, again: bool = False
+        self,
+        x: Tensor,
+        extra: Tensor | None = None,
+        *,
+        scale: float = 2.0,
+        mask: Tensor,
+        again: bool = False,
     ) -> Tensor:
         y = self.a(x) * scale * mask
         if extra is not None:
@@ -275,7 +294,11 @@ def test_nested_inputs() -> None:
     model = Nested()
     batch = {"image": torch.randn(2, 3), "meta": torch.randn(2, 2)}
     pair = [torch.randn(2, 1), torch.randn(2, 1)]
-    for arguments in ((batch, pair), Inputs((batch,), {"pair": pair}), {"batch": batch, "pair": pair}):
+    for arguments in (
+        (batch, pair),
+        Inputs((batch,), {"pair": pair}),
+        {"batch": batch, "pair": pair},
+    ):
         graph = capture(model, arguments)
         assert torch.equal(graph.module(batch, pair)["y"], model(batch, pair)["y"])
         assert [shape_of(node) for node in graph.calls["a"] + graph.calls["b"]] == [(2, 4), (2, 4)]
@@ -350,7 +373,14 @@ def test_tables_find_functions_and_methods() -> None:
     assert table.find_function(nn.functional.softmax) == [4, 3]
     assert table.find_method("view") == [6, 5]
     assert table.find_method("relu") == []
-    for function in (Unhashable(), torch.add, len, operator.add, torch.ops.aten.add.Tensor, nn.Linear):
+    for function in (
+        Unhashable(),
+        torch.add,
+        len,
+        operator.add,
+        torch.ops.aten.add.Tensor,
+        nn.Linear,
+    ):
         assert table.find_function(function) == []
     for odd in (Unhashable(), 3, ""):
         with pytest.raises(ConfigError, match="a target is a class, a function"):
@@ -387,7 +417,9 @@ def test_registered_leaves_are_one_operation() -> None:
 
 
 def test_the_old_name_tells_the_new_one() -> None:
-    with pytest.raises(ImportError, match=r"snello\.graph\.trace is called snello\.graph\.capture now"):
+    with pytest.raises(
+        ImportError, match=r"snello\.graph\.trace is called snello\.graph\.capture now"
+    ):
         from snello.graph import trace  # noqa: F401
     with pytest.raises(AttributeError, match="no attribute 'tracer'"):
         snello.graph.tracer  # noqa: B018

@@ -1,4 +1,6 @@
-"""The callback for Hugging Face's Trainer: the same laws as in Lightning, in somebody else's loop."""
+"""The callback for Hugging Face's Trainer: the same laws as in Lightning, in somebody else's
+loop.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ def _trainer(folder: Path, callbacks: list[Any], epochs: int = EPOCHS, **options
         lr_scheduler_type="constant", weight_decay=0.1, seed=0, logging_strategy="no", **options,
     )  # fmt: skip
     return transformers.Trainer(
-        model=Net(), args=arguments, train_dataset=_data(), eval_dataset=_data(), callbacks=callbacks
+        model=Net(),
+        args=arguments,
+        train_dataset=_data(),
+        eval_dataset=_data(),
+        callbacks=callbacks,
     )
 
 
@@ -78,14 +84,18 @@ def test_it_decays_prunes_and_freezes(tmp_path: Path) -> None:
 
     class Watch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def on_train_end(self, *_: Any, **kwargs: Any) -> None:
-            pruned.append({name: mask.clone() for name, mask in callback.parts["pruner"].masks.items()})
+            pruned.append(
+                {name: mask.clone() for name, mask in callback.parts["pruner"].masks.items()}
+            )
 
     trainer = _trainer(tmp_path, [Watch(), callback])
     trainer.train()
     masks, parameters = pruned[0], dict(trainer.model.named_parameters())
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, mask in masks.items():
-        assert bool((parameters[name][~mask] == 0).all()), f"{name} revived through Adam or weight decay"
+        assert bool((parameters[name][~mask] == 0).all()), (
+            f"{name} revived through Adam or weight decay"
+        )
     assert not trainer.model._forward_hooks, "nothing is left on the model"
 
 

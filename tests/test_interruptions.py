@@ -1,4 +1,6 @@
-"""Runs that are killed, stopped, or out of disk at any moment lose nothing: resumed, they end with the same bits."""
+"""Runs that are killed, stopped, or out of disk at any moment lose nothing: resumed, they end with
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ def _forked(argv: tuple[str, ...], said: Path, during: Callable[[int], None] | N
     """Exit status of a command line in a forked process, negative for a signal that it died of."""
     pid = os.fork()
     if not pid:
-        with open(said, "w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        with (
+            open(said, "w") as file,
+            contextlib.redirect_stderr(file),
+            contextlib.redirect_stdout(file),
+        ):
             status = main(argv)
             file.flush()
         os._exit(status)
@@ -68,7 +74,9 @@ def _interrupted(kind: str, argv: tuple[str, ...], said: Path, after: float, roo
 
 
 def _main(argv: list[str]) -> int:
-    """The command line, in a process whose files cannot grow beyond some size from some moment on."""
+    """The command line, in a process whose files cannot grow beyond some size from some moment
+    on.
+    """
     import resource
 
     if argv[-1].startswith("--full="):
@@ -101,7 +109,9 @@ def interrupt_all(folder: Path, counts: int, seed: int) -> None:
             left = sorted(path.name for path in out.iterdir()) if out.exists() else []
             said = (folder / "said").read_text()
             resumed = _forked((*argv, "--resume"), folder / "said")
-            found.append([kind, out.name, status, said, left, resumed, (folder / "said").read_text()])
+            found.append(
+                [kind, out.name, status, said, left, resumed, (folder / "said").read_text()]
+            )
     (folder / "found.json").write_text(json.dumps(found))
 
 
@@ -123,7 +133,9 @@ def _environment() -> dict[str, str]:
 
 
 def _check_all(folder: Path, counts: int, seed: int) -> None:
-    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), counts=counts, seed=seed)
+    code = CHILD.format(
+        tests=str(Path(__file__).parent), folder=str(folder), counts=counts, seed=seed
+    )
     child = subprocess.run(
         [sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, timeout=3000, check=False
     )  # fmt: skip
@@ -137,8 +149,13 @@ def _check_all(folder: Path, counts: int, seed: int) -> None:
 
 
 def _check_end(kind: str, folder: Path, status: int, said: str, left: list[str]) -> None:
-    """An interrupted run says what happened, and leaves no half-written file under a name of its own."""
-    assert status in {"kill": (-9, 0), "term": (143, -15, 0), "full disk": (1, 0)}[kind], (kind, said)
+    """An interrupted run says what happened, and leaves no half-written file under a name of its
+    own.
+    """
+    assert status in {"kill": (-9, 0), "term": (143, -15, 0), "full disk": (1, 0)}[kind], (
+        kind,
+        said,
+    )
     if status == 143:
         assert "stopped at epoch " in said or "stopped by SIGTERM" in said
         assert "; go on with --resume" in said or "stopped by SIGTERM" in said
@@ -151,7 +168,9 @@ def _check_end(kind: str, folder: Path, status: int, said: str, left: list[str])
 
 
 def _check_equal(straight: Path, resumed: Path) -> None:
-    expected, found = (modelfile.load(folder / "model.pt")[0].state_dict() for folder in (straight, resumed))
+    expected, found = (
+        modelfile.load(folder / "model.pt")[0].state_dict() for folder in (straight, resumed)
+    )
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), (resumed, name)
@@ -168,7 +187,9 @@ def _figures(folder: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize(
-    ("counts", "seed"), [(2, 1), pytest.param(20, 0, marks=pytest.mark.exhaustive)], ids=["few", "sixty"]
+    ("counts", "seed"),
+    [(2, 1), pytest.param(20, 0, marks=pytest.mark.exhaustive)],
+    ids=["few", "sixty"],
 )
 def test_interrupted_anywhere_and_resumed_the_weights_are_the_same(
     counts: int, seed: int, tmp_path: Path
@@ -193,7 +214,9 @@ def test_a_run_stopped_behind_its_last_epoch_only_writes_what_is_missing(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB, which one checkpoint of 0.8 MB fits into and two do not; needs root."""
+    """A file system of 1 MB, which one checkpoint of 0.8 MB fits into and two do not; needs
+    root.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -214,7 +237,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     out, straight = tiny_disk / "run", tmp_path / "straight"
     assert main([*RUN, f"--out={out}"]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"cannot write {out / 'last.ckpt'}: No space left on device; the folder {out} needs 8" in said
+    assert (
+        f"cannot write {out / 'last.ckpt'}: No space left on device; the folder {out} needs 8"
+        in said
+    )
     assert "make room there; 1 finished epochs are kept" in said
     assert "go on with --resume" in said
     assert sorted(path.name for path in out.iterdir()) == ["last.ckpt", "recipe.json"]
@@ -266,13 +292,17 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "mine.tmp"]
 
 
-def test_a_checkpoint_with_pickled_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_with_pickled_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["train", "digits", *SMALL, "--epochs=1", f"--out={tmp_path}"]
     assert main(argv) == 0
     (tmp_path / "result.json").unlink()
     torch.save({"epoch": torch.nn.Linear(2, 2)}, tmp_path / "last.ckpt")
     assert main([*argv, "--resume"]) == 1
-    assert "last.ckpt holds pickled code (torch.nn.modules.linear.Linear)" in capsys.readouterr().err
+    assert (
+        "last.ckpt holds pickled code (torch.nn.modules.linear.Linear)" in capsys.readouterr().err
+    )
 
 
 # Signals
@@ -372,9 +402,24 @@ def test_a_finished_run_is_extended(
             ["--optimizer.schedule=cosine", "--epochs=5"],
             "reaches zero",
         ),
-        ("baseline", [], ["--epochs=1"], "cannot be made shorter than that: ask for --epochs=3 or more"),
-        ("serene", ["--serene.finetune=1"], ["--serene.finetune=1", "--epochs=5"], "add --serene.finetune=3"),
-        ("serene", ["--serene.finetune=1"], ["--serene.finetune=2"], "its pruning was to end with epoch 2"),
+        (
+            "baseline",
+            [],
+            ["--epochs=1"],
+            "cannot be made shorter than that: ask for --epochs=3 or more",
+        ),
+        (
+            "serene",
+            ["--serene.finetune=1"],
+            ["--serene.finetune=1", "--epochs=5"],
+            "add --serene.finetune=3",
+        ),
+        (
+            "serene",
+            ["--serene.finetune=1"],
+            ["--serene.finetune=2"],
+            "its pruning was to end with epoch 2",
+        ),
     ],
 )
 def test_where_the_schedule_forbids_it_the_reason_is_given(

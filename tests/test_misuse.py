@@ -24,7 +24,9 @@ SMALL = ModelSpec("lenet-300-100", {"in_features": 64})
 
 
 def test_compress_of_a_module_names_its_state_dict() -> None:
-    with pytest.raises(ConfigError, match=r"a Linear holds no tensors by name: pass model\.state_dict\(\)"):
+    with pytest.raises(
+        ConfigError, match=r"a Linear holds no tensors by name: pass model\.state_dict\(\)"
+    ):
         compress(nn.Linear(2, 2))  # type: ignore[arg-type]
     for odd in ([torch.zeros(2)], torch.zeros(2), None, 3):
         with pytest.raises(ConfigError, match="pass a mapping of names to tensors"):
@@ -138,15 +140,21 @@ def test_evaluate_compares_labels_with_outputs() -> None:
         evaluate(nn.Identity(), [(images, labels)])
 
 
-def test_a_folder_with_one_class_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_one_class_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("lightning")
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "images" / "cats").mkdir(parents=True)
     for number in range(12):
-        image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / "cats" / f"{number}.png")
+        image.new("RGB", (8, 8), (number, 0, 0)).save(
+            tmp_path / "images" / "cats" / f"{number}.png"
+        )
     data = ["--data.name=imagefolder", f"--data.path={tmp_path / 'images'}"]
     model = ["--model.name=lenet-300-100", "--model.arguments={in_features: 192, classes: 1}"]
-    assert main(["train", "digits", *data, *model, f"--out={tmp_path / 'run'}", "--device=cpu"]) == 1
+    assert (
+        main(["train", "digits", *data, *model, f"--out={tmp_path / 'run'}", "--device=cpu"]) == 1
+    )
     said = capsys.readouterr().err
     assert "has the class 'cats' alone: a classifier needs two classes or more" in said
     assert said.count("\n") == 1
@@ -229,8 +237,12 @@ def test_int8_names_the_transposed_convolution_with_groups(tmp_path: Path) -> No
 
     up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4)
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Sequential(nn.ReLU(), up)).eval()
-    with pytest.raises(ModelError, match=r"Sequential cannot be quantised to int8: .*with groups \('1\.1'\)"):
-        export_int8(model, torch.randn(2, 4, 8, 8), tmp_path / "model.onnx", [torch.randn(4, 4, 8, 8)])
+    with pytest.raises(
+        ModelError, match=r"Sequential cannot be quantised to int8: .*with groups \('1\.1'\)"
+    ):
+        export_int8(
+            model, torch.randn(2, 4, 8, 8), tmp_path / "model.onnx", [torch.randn(4, 4, 8, 8)]
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -113,7 +113,9 @@ def test_failed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
 
 
-def test_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_leaves_the_old_model_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = _model()
     path = save(tmp_path / "model.pt", model, RECORD)
 
@@ -147,7 +149,9 @@ def test_write_below_a_file_is_refused(tmp_path: Path) -> None:
 def _content(tmp_path: Path, **changes: object) -> Path:
     content = torch.load(save(tmp_path / "whole.pt", _model(), RECORD), weights_only=True)
     content.update(changes)
-    torch.save({name: value for name, value in content.items() if value is not None}, tmp_path / "bad.pt")
+    torch.save(
+        {name: value for name, value in content.items() if value is not None}, tmp_path / "bad.pt"
+    )
     return tmp_path / "bad.pt"
 
 
@@ -216,7 +220,10 @@ def test_read_and_summary_build_no_model(tmp_path: Path) -> None:
 
 def test_summary_takes_any_record() -> None:
     assert summary({}) == {}
-    assert summary({"a": 1, "model": "toy", "folded_batchnorms": 3}) == {"model": "toy", "other_keys": ["a"]}
+    assert summary({"a": 1, "model": "toy", "folded_batchnorms": 3}) == {
+        "model": "toy",
+        "other_keys": ["a"],
+    }
     with pytest.raises(ModelError, match="plan"):
         summary({"plan": "{}"})
 
@@ -225,12 +232,17 @@ def test_summary_takes_any_record() -> None:
 
 
 def test_a_strangers_file_cannot_name_code_to_call(tmp_path: Path) -> None:
-    data = {"model": {"name": "os:mkdir", "arguments": {"path": str(tmp_path / "made")}}, "input_shape": [1]}
+    data = {
+        "model": {"name": "os:mkdir", "arguments": {"path": str(tmp_path / "made")}},
+        "input_shape": [1],
+    }
     data |= {"plan": None}
     with pytest.raises(ModelError, match=r"'os:mkdir'.*trust='os:mkdir'"):
         from_dict(data, {}, "stranger.snello")
     assert not (tmp_path / "made").exists()
-    torch.save({"format": FORMAT, "record": json.dumps(data), "state_dict": {}}, tmp_path / "stranger.pt")
+    torch.save(
+        {"format": FORMAT, "record": json.dumps(data), "state_dict": {}}, tmp_path / "stranger.pt"
+    )
     with pytest.raises(ModelError, match=r"stranger\.pt.*'os:mkdir'"):
         load(tmp_path / "stranger.pt")
     assert not (tmp_path / "made").exists()
@@ -262,7 +274,9 @@ for path in sorted(pathlib.Path('.').glob('*.snello')):
 
 
 def test_what_one_machine_compresses_another_computes_with(tmp_path: Path) -> None:
-    """In a process that has never seen the model: its outputs are those of the quantised original, bit by bit."""
+    """In a process that has never seen the model: its outputs are those of the quantised original,
+    bit by bit.
+    """
     pytest.importorskip("nncodec")
     torch.manual_seed(0)
     settings = CodecSettings(qp=-26, dependent_quantisation=False, codebook=True)
@@ -275,7 +289,9 @@ def test_what_one_machine_compresses_another_computes_with(tmp_path: Path) -> No
         before = {key: value.clone() for key, value in state.items()}
         for key, value in quantised(floats, settings).items():
             state[key].copy_(value.reshape(state[key].shape))
-        assert any(not torch.equal(before[key], state[key]) for key in state)  # quantisation has changed it
+        assert any(
+            not torch.equal(before[key], state[key]) for key in state
+        )  # quantisation has changed it
         inputs = record.example_inputs()
         with torch.no_grad():
             torch.save({"inputs": inputs, "outputs": model(inputs)}, tmp_path / f"{name}.pt")

@@ -54,7 +54,9 @@ def test_sizes_of_the_pruning_papers(name: str, megabytes: float) -> None:
 
 
 def test_only_this_vgg_has_the_published_size() -> None:
-    """Without the normalised hidden layer it is 59.96, without any BatchNorm 59.93, with one layer less 58.91."""
+    """Without the normalised hidden layer it is 59.96, without any BatchNorm 59.93, with one layer
+    less 58.91.
+    """
     with torch.device("meta"):
         model = build("vgg-16-cifar")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
@@ -74,13 +76,16 @@ def test_alexnet_as_it_is_usually_written_has_biases() -> None:
 
 
 def test_alexnet_starts_where_it_can_learn() -> None:
-    """Without normalisation everything hangs on the start: classes as good as equal, no layer silent or loud."""
+    """Without normalisation everything hangs on the start: classes as good as equal, no layer
+    silent or loud.
+    """
     torch.manual_seed(0)
     model = build("alexnet-cifar").eval()
     x = torch.randn(16, 3, 32, 32)
     assert 0.05 < float(model(x).std().detach()) < 0.5
     stds = [
-        float(m.weight.detach().std()) * m.weight[0].numel() ** 0.5 for m in weighted_layers(model).values()
+        float(m.weight.detach().std()) * m.weight[0].numel() ** 0.5
+        for m in weighted_layers(model).values()
     ]
     assert stds == pytest.approx([1.0] * len(stds), rel=0.1)
 
@@ -179,7 +184,8 @@ def test_spec_record_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [{"arguments": {}}, {"name": 3}, {"name": "a", "arguments": [1]}, {"name": "a", "extra": 1}]
+    "record",
+    [{"arguments": {}}, {"name": 3}, {"name": "a", "arguments": [1]}, {"name": "a", "extra": 1}],
 )
 def test_spec_refuses_other_records(record: dict[str, object]) -> None:
     with pytest.raises(ModelError, match="model record"):
@@ -247,7 +253,9 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(ModelError, match=r"cannot be fetched from https.*no route to host.*give its path"):
+    with pytest.raises(
+        ModelError, match=r"cannot be fetched from https.*no route to host.*give its path"
+    ):
         load_weights(build("resnet-20"), "ResNet18_Weights.DEFAULT")
 
 
@@ -269,15 +277,20 @@ def test_build_own_factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("wrong", "meant"), [("resnet32", "resnet-32"), ("lenet5", "lenet-5"), ("ResNet-18", "resnet18")]
+    ("wrong", "meant"),
+    [("resnet32", "resnet-32"), ("lenet5", "lenet-5"), ("ResNet-18", "resnet18")],
 )
 def test_wrong_name_lists_close_matches(wrong: str, meant: str) -> None:
-    with pytest.raises(ModelError, match=rf"no model '{wrong}'; did you mean .*'{meant}'.*available\(\)"):
+    with pytest.raises(
+        ModelError, match=rf"no model '{wrong}'; did you mean .*'{meant}'.*available\(\)"
+    ):
         build(wrong)
 
 
 def test_wrong_arguments_show_the_signature() -> None:
-    with pytest.raises(ModelError, match=r"width=3.*takes \(classes: int = 10, \*, in_channels: int = 3\)$"):
+    with pytest.raises(
+        ModelError, match=r"width=3.*takes \(classes: int = 10, \*, in_channels: int = 3\)$"
+    ):
         build("resnet-32", width=3)
     with pytest.raises(ModelError, match=r"classes=3.*'num_classes'"):
         build("resnet18", classes=3)

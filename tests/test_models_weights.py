@@ -20,7 +20,9 @@ def resnet_state() -> State:
     """A state_dict of resnet-32 as the public checkpoints have it, with random values."""
     torch.manual_seed(1)
     state = build("resnet-32").state_dict()
-    return {k: torch.rand_like(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return {
+        k: torch.rand_like(v) for k, v in state.items() if not k.endswith("num_batches_tracked")
+    }
 
 
 @pytest.fixture
@@ -101,7 +103,9 @@ def test_misfit_is_one_line_and_leaves_the_model_untouched(
 
 def test_another_model_counts_the_keys(model: nn.Module, tmp_path: Path) -> None:
     torch.save(build("resnet-56").state_dict(), tmp_path / "w.th")
-    with pytest.raises(ModelError, match=r"CifarResNet: 144 unexpected, first 'layer1\.5\.conv1\.weight'"):
+    with pytest.raises(
+        ModelError, match=r"CifarResNet: 144 unexpected, first 'layer1\.5\.conv1\.weight'"
+    ):
         load_weights(model, tmp_path / "w.th")
 
 

@@ -49,7 +49,9 @@ def incoming(layer: nn.Module, neuron: int) -> Tensor:
     per_group = layer.out_channels // layer.groups
     fan_in = layer.in_channels // layer.groups
     group, column = divmod(neuron, per_group)
-    return torch.cat([weight[i, column].flatten() for i in range(group * fan_in, (group + 1) * fan_in)])
+    return torch.cat(
+        [weight[i, column].flatten() for i in range(group * fan_in, (group + 1) * fan_in)]
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -66,7 +68,11 @@ def test_zeroing_a_row_silences_exactly_that_output(name: str) -> None:
     """What the layer computes decides what a neuron is."""
     layer = LAYERS[name]
     dims = layer.weight.dim() - 2
-    x = torch.randn(2, 4) if isinstance(layer, nn.Linear) else torch.randn(2, layer.in_channels, *[4] * dims)
+    x = (
+        torch.randn(2, 4)
+        if isinstance(layer, nn.Linear)
+        else torch.randn(2, layer.in_channels, *[4] * dims)
+    )
     before, original, last = layer(x), layer.weight.detach().clone(), neuron_count(layer) - 1
     with torch.no_grad():
         layer.weight *= spread(layer, (torch.arange(last + 1) != last).float())
@@ -154,7 +160,10 @@ def test_select_layers_excludes_by_name_or_says_which_exist() -> None:
 def test_masks_zero_what_they_prune_and_keep_the_rest(share: float, seed: int) -> None:
     model, generator = tiny_mlp(), torch.Generator().manual_seed(seed)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    masks = {name: torch.rand(p.shape, generator=generator) >= share for name, p in model.named_parameters()}
+    masks = {
+        name: torch.rand(p.shape, generator=generator) >= share
+        for name, p in model.named_parameters()
+    }
     apply_masks(model, masks)
     for name, p in model.named_parameters():
         assert torch.equal(p, torch.where(masks[name], before[name], torch.zeros(())))
@@ -183,6 +192,8 @@ def test_parameters_are_counted_once() -> None:
 
 def test_iter_rows_gives_every_layer_by_neuron() -> None:
     layers = weighted_layers(tiny_mlp())
-    for (name, module, grouped), (expected, layer) in zip(iter_rows(layers), layers.items(), strict=True):
+    for (name, module, grouped), (expected, layer) in zip(
+        iter_rows(layers), layers.items(), strict=True
+    ):
         assert (name, module) == (expected, layer)
         assert torch.equal(grouped, layer.weight)

@@ -1,4 +1,6 @@
-"""Pruned weights stay zero and frozen neurons stay still, however many optimizers there are and when they come."""
+"""Pruned weights stay zero and frozen neurons stay still, however many optimizers there are and
+when they come.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ Way = Callable[[nn.Module], tuple[Any, Step]]
 def _model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3)
+        nn.Linear(6, 12),
+        nn.LayerNorm(12),
+        nn.ReLU(),
+        nn.Linear(12, 10),
+        nn.ReLU(),
+        nn.Linear(10, 3),
     ).double()
 
 
@@ -75,14 +82,20 @@ def _muon_beside_adamw(model: nn.Module) -> tuple[Any, Step]:
 
 
 def _layer_wise(model: nn.Module) -> tuple[Any, Step]:
-    each = {name: _sgd(layer.parameters()) for name, layer in model.named_children() if [*layer.parameters()]}
+    each = {
+        name: _sgd(layer.parameters())
+        for name, layer in model.named_children()
+        if [*layer.parameters()]
+    }
     return each, _stepping(model, *each.values())
 
 
 def _in_the_backward(model: nn.Module) -> tuple[Any, Step]:
     each = {p: _sgd([p]) for p in model.parameters()}
     for parameter in each:
-        parameter.register_post_accumulate_grad_hook(lambda p: (each[p].step(), each[p].zero_grad())[1])
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: (each[p].step(), each[p].zero_grad())[1]
+        )
     return list(each.values()), lambda: _loss(model).backward()
 
 
@@ -196,7 +209,9 @@ def _by_another_method(model: nn.Module) -> tuple[Any, Step]:
 
 def _wrapped(model: nn.Module) -> tuple[Any, Step]:
     inner = _sgd(model.parameters())
-    outer = SimpleNamespace(optimizer=SimpleNamespace(optimizer=inner, param_groups=inner.param_groups))
+    outer = SimpleNamespace(
+        optimizer=SimpleNamespace(optimizer=inner, param_groups=inner.param_groups)
+    )
     return outer, _stepping(model, inner)
 
 
@@ -225,7 +240,9 @@ def _moved(model: nn.Module) -> tuple[Any, Step]:
     optimizer = _sgd(model.parameters())
 
     def step() -> None:
-        model.to(torch.float32 if next(model.parameters()).dtype is torch.float64 else torch.float64)
+        model.to(
+            torch.float32 if next(model.parameters()).dtype is torch.float64 else torch.float64
+        )
         optimizer.state.clear()  # its momentum has the other dtype
         _stepping(model, optimizer)()
 
@@ -260,7 +277,9 @@ def _alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -287,7 +306,10 @@ def test_nothing_revives(way: str, granularity: Any) -> None:
 
 
 def _frozen(model: nn.Sequential) -> dict[str, Tensor]:
-    return {name: torch.arange(len(model.get_submodule(name).weight)) % 2 == 0 for name in ("0", "1", "3")}
+    return {
+        name: torch.arange(len(model.get_submodule(name).weight)) % 2 == 0
+        for name in ("0", "1", "3")
+    }
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -336,7 +358,9 @@ def test_the_two_networks_of_a_gan() -> None:
     play()
     one = Pruner(generator, g, amount=Ratio(0.5))  # the critic's optimizer does not matter here
     one.prune()
-    with pytest.raises(ConfigError, match=r"no optimizer given holds parameter 'critic\.0\.weight'"):
+    with pytest.raises(
+        ConfigError, match=r"no optimizer given holds parameter 'critic\.0\.weight'"
+    ):
         Pruner(both, g, exclude=(), amount=Ratio(0.6))
     two = Pruner(both, [g, c], exclude=(), amount=Ratio(0.6))
     two.prune()
@@ -379,7 +403,12 @@ def test_an_optimizer_of_another_model_is_refused(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("given", "words"),
-    [([], "list of optimizers is empty"), (7, "is a int"), ([None], "is a NoneType"), ("sgd", "is a str")],
+    [
+        ([], "list of optimizers is empty"),
+        (7, "is a int"),
+        ([None], "is a NoneType"),
+        ("sgd", "is a str"),
+    ],
 )
 def test_what_is_no_optimizer_is_refused(method: str, given: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -411,7 +440,9 @@ def test_a_sharded_model_is_refused_with_the_way_out() -> None:
     model = _model()
     fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
     for method in ("Pruner", "NEq"):
-        with pytest.raises(ConfigError, match=r"'0\.weight' is sharded.*before the model is sharded"):
+        with pytest.raises(
+            ConfigError, match=r"'0\.weight' is sharded.*before the model is sharded"
+        ):
             METHODS[method](model, _sgd(model.parameters()))
 
 

@@ -1,4 +1,6 @@
-"""Several processes that should do the same: who is missing, or does something else, is named and not waited for."""
+"""Several processes that should do the same: who is missing, or does something else, is named and
+not waited for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pruning: the bound holds, nothing revives, masks only grow, and a run resumes where it stopped."""
+"""Pruning: the bound holds, nothing revives, masks only grow, and a run resumes where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def test_a_neuron_is_scored_by_the_mean_magnitude_of_its_weights() -> None:
     model = convnet()
     pruner = Pruner(model, sgd(model), cross_entropy, granularity="neuron", twt=0.5)
     scores = {
-        n: rows(m, m.weight.detach()).abs().mean(1) for n, m in weighted_layers(model).items() if n != "6"
+        n: rows(m, m.weight.detach()).abs().mean(1)
+        for n, m in weighted_layers(model).items()
+        if n != "6"
     }
     search = pruner.prune()
     for name, score in scores.items():
@@ -270,7 +274,11 @@ def test_a_resumed_run_goes_on_identically(granularity: Any) -> None:
         pruner.step()
     pruner.prune()
     buffer = io.BytesIO()
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}
+    parts = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "pruner": pruner.state_dict(),
+    }
     torch.save(parts, buffer)
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
@@ -285,7 +293,9 @@ def test_a_resumed_run_goes_on_identically(granularity: Any) -> None:
         train(twin, resumed_optimizer, 2)
         assert pruner.step() == resumed.step()
         assert_zero_where(twin, resumed.masks)
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in twin.state_dict().items())
+    assert all(
+        torch.equal(model.state_dict()[name], value) for name, value in twin.state_dict().items()
+    )
 
 
 def test_copies_of_model_optimizer_and_pruner_go_on_alike_and_apart() -> None:
@@ -300,7 +310,9 @@ def test_copies_of_model_optimizer_and_pruner_go_on_alike_and_apart() -> None:
     assert_zero_where(twin, pruner.masks)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     train(model, optimizer, 3)
-    assert all(torch.equal(twin.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(twin.state_dict()[name], value) for name, value in model.state_dict().items()
+    )
     twin_pruner.twt = 2.0
     twin_pruner.prune()
     assert twin_pruner.pruned > pruner.pruned
@@ -323,13 +335,18 @@ def test_an_average_of_the_weights_keeps_no_memory_of_what_was_pruned() -> None:
             averaged.update_parameters(model)
         if step >= 2:
             assert_zero_where(average.module, pruner.masks)
-    revived = [forgotten.module.get_parameter(name)[~mask].any() for name, mask in pruner.masks.items()]
+    revived = [
+        forgotten.module.get_parameter(name)[~mask].any() for name, mask in pruner.masks.items()
+    ]
     assert any(revived)  # what following is for
 
 
 def test_nothing_revives_under_a_gradient_scaler() -> None:
     model = convnet()
-    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=1)
+    optimizer, scaler = (
+        sgd(model),
+        torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=1),
+    )
     pruner = Pruner(model, optimizer, cross_entropy, twt=0.5)
     train(model, optimizer, 3)
     pruner.prune()

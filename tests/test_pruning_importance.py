@@ -31,7 +31,9 @@ def test_hans_spread_is_that_of_what_is_left() -> None:
     with torch.no_grad():
         model[6].weight[:5] = 0
     std = model[6].weight[5:].std()
-    torch.testing.assert_close(IMPORTANCES["han"](model, "weight")["6"], model[6].weight.detach().abs() / std)
+    torch.testing.assert_close(
+        IMPORTANCES["han"](model, "weight")["6"], model[6].weight.detach().abs() / std
+    )
 
 
 @pytest.mark.parametrize("granularity", ["weight", "neuron"])

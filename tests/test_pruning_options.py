@@ -34,7 +34,9 @@ from snello.pruning import (
 @given(share=st.floats(0, 1), seed=st.integers(0, 9), scope=st.sampled_from(["global", "layer"]))
 @pytest.mark.parametrize("granularity", ["weight", "neuron"])
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_a_ratio_takes_the_lowest_share(granularity: Any, share: float, seed: int, scope: Any) -> None:
+def test_a_ratio_takes_the_lowest_share(
+    granularity: Any, share: float, seed: int, scope: Any
+) -> None:
     model = convnet(seed)
     scores = by_loops(model, "l1", granularity)
     scores.pop("8")
@@ -121,7 +123,9 @@ def test_macs_count_what_meets_neither_a_zero_weight_nor_a_dead_channel() -> Non
     assert cost(model) == 6 * 2 * 9 * 16 + 8 * 3 * 9 * 4 + 32 * 10 + 10 * 3
     with torch.no_grad():
         model[0].weight[1] = 0
-        model[1].weight[1] = model[1].bias[1] = 0  # channel 1 is zero: it feeds the first group of 4 outputs
+        model[1].weight[1] = model[1].bias[1] = (
+            0  # channel 1 is zero: it feeds the first group of 4 outputs
+        )
         model[8].weight[0, 0] = 0
     assert cost(model) == 5 * 2 * 9 * 16 + (8 * 3 - 4) * 9 * 4 + 32 * 10 + 10 * 3 - 1
     transposed = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2), nn.Conv1d(1, 1, 1))[0]
@@ -166,7 +170,13 @@ def test_cubic_follows_its_formula() -> None:
 def test_one_shot_prunes_once() -> None:
     model = convnet()
     pruner = Pruner(model, None, loss, amount=Ratio(0.5), schedule=OneShot(after=2))
-    assert [pruner.step().search is not None for _ in range(5)] == [False, True, False, False, False]
+    assert [pruner.step().search is not None for _ in range(5)] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert pruner.finished
 
 
@@ -188,7 +198,9 @@ def test_schedules_resume(schedule: Any) -> None:
     assert any(reached for _, reached, _ in trail[0])
 
 
-@pytest.mark.parametrize("bad", [lambda: OneShot(after=0), lambda: Cubic(over=0), lambda: Cubic(begin=-1)])
+@pytest.mark.parametrize(
+    "bad", [lambda: OneShot(after=0), lambda: Cubic(over=0), lambda: Cubic(begin=-1)]
+)
 def test_impossible_schedules_are_refused(bad: Callable[[], Any]) -> None:
     with pytest.raises(ConfigError, match=r"not .*(0|-1)"):
         bad()

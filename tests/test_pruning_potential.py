@@ -31,9 +31,13 @@ def test_a_pruning_potential_is_one_shot_from_the_whole_network_at_every_point()
         trained.append(pruner.pruned)
 
     importances = {"magnitude": "l1", "random": "random", "taylor": taylor([batch()])}
-    points = pruning_potential(model, loss, importances, (0.0, 0.5, 1.0), exclude=(), finetune=finetune)
+    points = pruning_potential(
+        model, loss, importances, (0.0, 0.5, 1.0), exclude=(), finetune=finetune
+    )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert [(p.method, p.ratio) for p in points] == [(m, r) for m in importances for r in (0.0, 0.5, 1.0)]
+    assert [(p.method, p.ratio) for p in points] == [
+        (m, r) for m in importances for r in (0.0, 0.5, 1.0)
+    ]
     total = count_parameters(model)[0]
     prunable = sum(w.numel() for w in weights(model).values())
     for point, share in zip(points, trained, strict=True):

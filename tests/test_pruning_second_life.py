@@ -1,4 +1,6 @@
-"""Pruned models that are copied, loaded, averaged and pruned again: masks carry on, or a warning says otherwise."""
+"""Pruned models that are copied, loaded, averaged and pruned again: masks carry on, or a warning
+says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def _model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3)
+        nn.Linear(6, 12),
+        nn.BatchNorm1d(12),
+        nn.ReLU(),
+        nn.Linear(12, 10),
+        nn.ReLU(),
+        nn.Linear(10, 3),
     ).double()
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, steps: int = 3) -> None:
+def _train(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, steps: int = 3
+) -> None:
     generator = torch.Generator().manual_seed(1)
     optimizer = optimizer or _sgd(model)
     for _ in range(steps):
-        x, y = torch.randn(16, 6, generator=generator).double(), torch.randint(3, (16,), generator=generator)
+        x, y = (
+            torch.randn(16, 6, generator=generator).double(),
+            torch.randint(3, (16,), generator=generator),
+        )
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -62,7 +74,9 @@ def _silent() -> Iterator[None]:
 
 
 def _same(found: Masks, expected: Masks) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(m, expected[n]) for n, m in found.items())
+    return found.keys() == expected.keys() and all(
+        torch.equal(m, expected[n]) for n, m in found.items()
+    )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -109,7 +123,9 @@ def test_lost_masks_are_pointed_at_and_found_again() -> None:
     model, first = _pruned()
     fresh = _model()
     fresh.load_state_dict(model.state_dict())  # a checkpoint without the pruner's state
-    with pytest.warns(UserWarning, match=r"exactly zero and no mask holds them.*zero_masks\(model\)"):
+    with pytest.warns(
+        UserWarning, match=r"exactly zero and no mask holds them.*zero_masks\(model\)"
+    ):
         second = _pruner(fresh)
     with _silent():
         second.adopt(zero_masks(fresh))
@@ -141,9 +157,9 @@ def test_dense_weights_loaded_over_a_pruned_model_are_masked(part: bool, assign:
         target.load_state_dict(_state(source), assign=assign)
     assert_zero_where(model, pruner.masks)
     if not part:
-        assert ["load_state_dict brought back weights that are pruned" in str(w.message) for w in said] == [
-            True
-        ]
+        assert [
+            "load_state_dict brought back weights that are pruned" in str(w.message) for w in said
+        ] == [True]
     for name, mask in pruner.masks.items():  # all that is kept was loaded
         if not part or name.startswith("3."):
             assert torch.equal(model.get_parameter(name)[mask], dense.get_parameter(name)[mask])
@@ -182,7 +198,9 @@ def test_after_remove_anything_may_be_loaded() -> None:
     pruner.remove()
     with _silent():
         model.load_state_dict(_model().state_dict())
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), _model().parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), _model().parameters(), strict=True)
+    )
 
 
 # Copies
@@ -198,7 +216,9 @@ def test_a_copy_keeps_the_masks_that_it_was_made_with() -> None:
     assert_zero_where(twin, masks)
     for name, mask in masks.items():
         newly = mask & ~pruner.masks[name]
-        assert (twin.get_parameter(name)[newly] != 0).any(), "later masks are those of the original alone"
+        assert (twin.get_parameter(name)[newly] != 0).any(), (
+            "later masks are those of the original alone"
+        )
     pruner.remove()
     _train(twin)
     assert_zero_where(twin, masks)
@@ -237,7 +257,9 @@ def test_pickles_and_shared_copies_hold_no_masks_of_their_own() -> None:
     shared = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     pruner.remove()
     _train(model)
-    assert any((shared.get_parameter(name)[~mask] != 0).any() for name, mask in pruner.masks.items())
+    assert any(
+        (shared.get_parameter(name)[~mask] != 0).any() for name, mask in pruner.masks.items()
+    )
 
 
 def test_a_pin_of_masks_alone_carries_on_too() -> None:

@@ -29,7 +29,12 @@ def test_a_sweep_writes_every_point_and_draws_them(
 ) -> None:
     out = tmp_path / "sweep.json"
     before = model_file.read_bytes()
-    options = ["--importances=l1,random,serene", "--ratios=0,0.5,0.9", "--calibration=100", f"--out={out}"]
+    options = [
+        "--importances=l1,random,serene",
+        "--ratios=0,0.5,0.9",
+        "--calibration=100",
+        f"--out={out}",
+    ]
     assert main(["sweep", str(model_file), *options]) == 0
     result = json.loads(out.read_text())
     assert [(p["method"], p["ratio"]) for p in result["points"]] == [
@@ -54,7 +59,11 @@ def test_a_sweep_writes_every_point_and_draws_them(
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_in_one_line(
-    model_file: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    model_file: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["sweep", str(model_file), *options, f"--out={tmp_path / 'x.json'}"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

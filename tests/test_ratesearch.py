@@ -1,4 +1,6 @@
-"""The smallest stream that keeps the bound: what comes out was decoded, evaluated, and is what it says."""
+"""The smallest stream that keeps the bound: what comes out was decoded, evaluated, and is what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_the_trail_is_whole(found: RateSearch) -> None:
     assert {trial.settings.dependent_quantisation for trial in found.trail} == {True, False}
 
 
-def test_the_same_input_gives_the_same_result_and_the_model_is_left_alone(found: RateSearch) -> None:
+def test_the_same_input_gives_the_same_result_and_the_model_is_left_alone(
+    found: RateSearch,
+) -> None:
     model = network()
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     model.train()
@@ -170,7 +174,9 @@ def test_folding_is_chosen_by_size_and_recorded() -> None:
 
 def test_tied_weights_get_one_parameter() -> None:
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
     model[2].weight = model[0].weight
     x = torch.randn(64, 8)
     target = model(x).detach()
@@ -218,7 +224,9 @@ def test_buffers_without_a_slope_are_probed() -> None:
 
 @pytest.mark.parametrize("classes", [5, 1])
 def test_curvature_predicts_what_a_small_error_does(classes: int) -> None:
-    """Against the definition: the distance of the outputs, in float64, with one tensor a little wrong."""
+    """Against the definition: the distance of the outputs, in float64, with one tensor a little
+    wrong.
+    """
     model = network().double()
     if classes == 1:
         model[6] = nn.Linear(40, 1).double()
@@ -354,7 +362,9 @@ def test_options_are_checked(options: dict[str, object], words: list[str]) -> No
         (lambda m: torch.ones(2), ["Tensor", "one number"]),
     ],
 )
-def test_evaluate_must_return_a_number(evaluate: Callable[[nn.Module], float], words: list[str]) -> None:
+def test_evaluate_must_return_a_number(
+    evaluate: Callable[[nn.Module], float], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         search_rate(network(), evaluate, max_drop=1e-3)
     assert all(word in str(caught.value) for word in words)
@@ -372,7 +382,9 @@ def test_a_bound_that_cannot_be_kept_says_by_how_much() -> None:
         calls.append(1)
         return 1.0 if len(calls) == 1 else 1.25 if len(calls) < 99 else 1.0
 
-    with pytest.raises(ConfigError, match=r"says 1 before, 1\.1 is allowed.*says 1\.25.*raise max_drop"):
+    with pytest.raises(
+        ConfigError, match=r"says 1 before, 1\.1 is allowed.*says 1\.25.*raise max_drop"
+    ):
         search_rate(network(), only_the_original, max_drop=0.1)
 
 

@@ -30,7 +30,9 @@ numbers = st.floats(0.01, 100, allow_nan=False)
 tables = st.integers(1, 4).flatmap(
     lambda n: st.dictionaries(
         st.sampled_from("abc"),
-        st.tuples(st.lists(numbers, min_size=n, max_size=n), st.lists(numbers, min_size=n, max_size=n)),
+        st.tuples(
+            st.lists(numbers, min_size=n, max_size=n), st.lists(numbers, min_size=n, max_size=n)
+        ),
         min_size=1,
     )
 )
@@ -41,7 +43,9 @@ tables = st.integers(1, 4).flatmap(
 def test_no_allocation_of_as_few_bytes_costs_less(
     both: dict[str, tuple[list[float], list[float]]], price: float
 ) -> None:
-    """The law that makes one price for all right: what it finds is a corner of the achievable set."""
+    """The law that makes one price for all right: what it finds is a corner of the achievable
+    set.
+    """
     sizes = {name: dict(enumerate(sorted(pair[0], reverse=True))) for name, pair in both.items()}
     costs = {name: dict(enumerate(sorted(pair[1]))) for name, pair in both.items()}
     found = allocate(sizes, costs, price)
@@ -60,12 +64,18 @@ def test_a_higher_price_never_takes_more_bytes(
 ) -> None:
     sizes = {name: dict(enumerate(pair[0])) for name, pair in both.items()}
     costs = {name: dict(enumerate(pair[1])) for name, pair in both.items()}
-    assert allocate(sizes, costs, price * factor).bytes <= allocate(sizes, costs, price).bytes + 1e-9
+    assert (
+        allocate(sizes, costs, price * factor).bytes <= allocate(sizes, costs, price).bytes + 1e-9
+    )
 
 
 def test_high_rate_allocation_is_reverse_water_filling() -> None:
     """With costs a Δ² and bits -n log2 Δ, a Δ² / n is the same everywhere, up to the integers."""
-    slopes, counts, qps = {"a": 1.0, "b": 50.0, "c": 1e-4}, {"a": 100, "b": 700, "c": 40}, range(-120, 100)
+    slopes, counts, qps = (
+        {"a": 1.0, "b": 50.0, "c": 1e-4},
+        {"a": 100, "b": 700, "c": 40},
+        range(-120, 100),
+    )
     sizes = {name: {qp: n * (20 - qp / OCTAVE) / 8 for qp in qps} for name, n in counts.items()}
     costs = {name: {qp: a * step_size(qp) ** 2 for qp in qps} for name, a in slopes.items()}
     for price in (1e-6, 1e-4):
@@ -73,7 +83,9 @@ def test_high_rate_allocation_is_reverse_water_filling() -> None:
         level = [slopes[n] * step_size(qp) ** 2 / counts[n] for n, qp in found.items()]
         assert max(level) / min(level) < 2  # one parameter more is a factor of 1.4
     moved = allocate(sizes, costs, 1e-6 * 2 ** (2 * 3)).qp_of
-    assert moved == {name: qp + 3 * OCTAVE for name, qp in allocate(sizes, costs, 1e-6).qp_of.items()}
+    assert moved == {
+        name: qp + 3 * OCTAVE for name, qp in allocate(sizes, costs, 1e-6).qp_of.items()
+    }
 
 
 @QUICK

@@ -59,8 +59,12 @@ def test_search_keeps_the_bound_on_validation_images(trained: nn.Module) -> None
     assert found.before - 0.02 <= found.after
     assert found.method == "one qp"
     assert found.bytes == len(encode(coded_tensors(found.model), found.settings))
-    assert found.bytes < sum(p.numel() for p in trained.parameters()) / 2  # less than four bits a weight
-    finer = search(parse("--max-drop=0.02", "--data=digits", "--one-qp", "--uniform"), trained, RECORD)
+    assert (
+        found.bytes < sum(p.numel() for p in trained.parameters()) / 2
+    )  # less than four bits a weight
+    finer = search(
+        parse("--max-drop=0.02", "--data=digits", "--one-qp", "--uniform"), trained, RECORD
+    )
     assert not any(trial.settings.dependent_quantisation for trial in finer.trail)
 
 
@@ -96,10 +100,15 @@ def test_images_of_another_shape() -> None:
 def test_compress_writes_what_the_search_found(
     trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, plain, small = (str(tmp_path / name) for name in ("m.pt", "plain.snello", "small.snello"))
+    source, plain, small = (
+        str(tmp_path / name) for name in ("m.pt", "plain.snello", "small.snello")
+    )
     modelfile.save(source, trained, RECORD)
     assert main(["compress", source, f"--out={plain}"]) == 0
-    assert main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"]) == 0
+    assert (
+        main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"])
+        == 0
+    )
     assert "one qp: accuracy" in " ".join(capsys.readouterr().out.split())
     assert Path(small).stat().st_size < 0.5 * Path(plain).stat().st_size
     said = json.loads(Path(f"{small}.json").read_text())

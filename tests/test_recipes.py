@@ -131,7 +131,10 @@ def test_a_recipe_takes_what_it_does_not_say_from_another(tmp_path: Path) -> Non
     base = load_recipe("digits")
     assert (recipe.epochs, recipe.neq.eps, recipe.neq.mu) == (40, 0.01, 0.25)
     assert recipe.optimizer.weight_decay == 1e-4
-    assert (recipe.neq.probe, recipe.optimizer.milestones) == (base.neq.probe, base.optimizer.milestones)
+    assert (recipe.neq.probe, recipe.optimizer.milestones) == (
+        base.neq.probe,
+        base.optimizer.milestones,
+    )
 
 
 def test_another_model_does_not_inherit_arguments(tmp_path: Path) -> None:
@@ -181,7 +184,12 @@ QUICK = {
 }
 """Each network with one of its methods; the fewest epochs that show it."""
 
-EPOCHS = {"imagenet_resnet18": 2, "imagenet_resnet101": 1, "imagenet_swin_b": 2, "coco_deeplabv3": 2}
+EPOCHS = {
+    "imagenet_resnet18": 2,
+    "imagenet_resnet101": 1,
+    "imagenet_swin_b": 2,
+    "coco_deeplabv3": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +235,11 @@ def test_every_recipe_has_a_quick_run_here(name: str) -> None:
 def _quick(name: str, datasets: Path) -> Recipe:
     options = ["--device=cpu", *([] if name == "digits" else [f"--data.root={datasets}"])]
     if name in EPOCHS:
-        options += [f"--epochs={EPOCHS[name]}", "--optimizer.warmup_epochs=0", f"--methods=[{QUICK[name]}]"]
+        options += [
+            f"--epochs={EPOCHS[name]}",
+            "--optimizer.warmup_epochs=0",
+            f"--methods=[{QUICK[name]}]",
+        ]
     return load_recipe(name, options, quick=True)
 
 
@@ -261,7 +273,9 @@ def test_every_row_is_a_recipe_and_a_method(table: str) -> None:
     assert len({row.name for row in rows}) == len(rows) == {"table1": 12, "table2": 20}[table]
     for row in rows:
         assert row.method in load_recipe(row.recipe).methods or row.recipe == "cifar10_resnet32"
-        assert row.published.keys() == {quantity.key for quantity in published_table(table).quantities}
+        assert row.published.keys() == {
+            quantity.key for quantity in published_table(table).quantities
+        }
 
 
 def test_published_policies() -> None:
@@ -272,7 +286,12 @@ def test_published_policies() -> None:
         100,
         (100, 150),
     )
-    assert (resnet32.neq.eps, resnet32.neq.mu, resnet32.neq.probe, resnet32.neq.warmup) == (1e-3, 0.5, 50, 1)
+    assert (resnet32.neq.eps, resnet32.neq.mu, resnet32.neq.probe, resnet32.neq.warmup) == (
+        1e-3,
+        0.5,
+        50,
+        1,
+    )
     assert (resnet18.epochs, resnet18.data.batch_size, resnet18.accumulate) == (90, 128, 2)
     assert (resnet18.optimizer.schedule, resnet18.optimizer.step_size) == ("step", 30)
     swin, deeplab = load_recipe("imagenet_swin_b"), load_recipe("coco_deeplabv3")
@@ -282,6 +301,14 @@ def test_published_policies() -> None:
         64,
         2,
     )
-    assert (swin.optimizer.name, swin.optimizer.lr, swin.optimizer.weight_decay) == ("AdamW", 2e-5, 1e-8)
+    assert (swin.optimizer.name, swin.optimizer.lr, swin.optimizer.weight_decay) == (
+        "AdamW",
+        2e-5,
+        1e-8,
+    )
     assert (deeplab.epochs, deeplab.optimizer.lr, deeplab.optimizer.schedule) == (30, 0.02, "poly")
-    assert (deeplab.optimizer.power, deeplab.optimizer.aux_lr_factor, deeplab.neq.eps) == (0.9, 10, 0.02)
+    assert (deeplab.optimizer.power, deeplab.optimizer.aux_lr_factor, deeplab.neq.eps) == (
+        0.9,
+        10,
+        0.02,
+    )

@@ -60,12 +60,15 @@ def test_markdown_without_a_note_ends_with_the_table() -> None:
 
 
 TEXT = st.text(
-    st.characters(codec="ascii", categories=("L", "N", "P", "Zs")) | st.sampled_from("|\n"), max_size=12
+    st.characters(codec="ascii", categories=("L", "N", "P", "Zs")) | st.sampled_from("|\n"),
+    max_size=12,
 )
 
 
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=4))
-def test_markdown_has_one_line_per_row_and_the_same_columns(rows: list[tuple[str, str, str]]) -> None:
+def test_markdown_has_one_line_per_row_and_the_same_columns(
+    rows: list[tuple[str, str, str]],
+) -> None:
     """The invariant beside the golden text: no cell breaks out of its row or its column."""
     lines = markdown(Table("T", ("A", "B", "C"), tuple(rows))).splitlines()
     assert len(lines) == 4 + len(rows)
@@ -77,7 +80,10 @@ def test_show_draws_everything_when_piped(capsys: pytest.CaptureFixture[str]) ->
     pytest.importorskip("rich")
     columns = range(6)
     wide = Table(
-        "Wide [MB]", tuple(f"Col {n} [MB/ms]" for n in columns), (tuple(f"v{n}" for n in columns),), "[x]"
+        "Wide [MB]",
+        tuple(f"Col {n} [MB/ms]" for n in columns),
+        (tuple(f"v{n}" for n in columns),),
+        "[x]",
     )
     show(wide)
     out = capsys.readouterr().out
@@ -159,7 +165,9 @@ def test_json_round_trip() -> None:
     }  # fmt: skip
     assert "è" in as_json(value)
     back = _Outer(
-        read["name"], _Inner(Path(read["inner"]["path"]), tuple(read["inner"]["shape"])), read["by_name"]
+        read["name"],
+        _Inner(Path(read["inner"]["path"]), tuple(read["inner"]["shape"])),
+        read["by_name"],
     )
     assert back == value
 

@@ -1,4 +1,6 @@
-"""The published tables beside what is measured: rows, differences, resumption, and rows that were not run."""
+"""The published tables beside what is measured: rows, differences, resumption, and rows that were
+not run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from snello.reporting import markdown, reproduction_tables, write_reproduction
 from snello.training import TABLES, Reproduction, load_recipe, published_table, reproduce
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TINY = ("--epochs=2", "--data.limit=40", "--data.test_limit=20", "--optimizer.milestones=[]", "--device=cpu")
+TINY = (
+    "--epochs=2",
+    "--data.limit=40",
+    "--data.test_limit=20",
+    "--optimizer.milestones=[]",
+    "--device=cpu",
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for part, count in (("train", 8), ("test", 3)):
         for label, kind in enumerate(CIFAR10):
             for i in range(count):
-                files.write_jpeg(root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32))
+                files.write_jpeg(
+                    root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32)
+                )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("snello.datasets._cifar.CIFAR10_COUNTS", (80, 30))
         yield root
@@ -100,16 +110,22 @@ def test_one_row_runs_with_the_run_that_it_imitates(second: tuple[Path, Reproduc
     assert _row(result, "resnet32-cifar10-baseline") is None
 
 
-def test_plain_training_costs_what_the_paper_says(data: Path, second: tuple[Path, Reproduction]) -> None:
+def test_plain_training_costs_what_the_paper_says(
+    data: Path, second: tuple[Path, Reproduction]
+) -> None:
     """138.94 M per iteration: the convention, counted on the network, with nothing frozen."""
     folder, _ = second
     options = [*TINY, f"--data.root={data}", "--neq.eps=0.05", "--data.limit=30"]
-    result = reproduce("table2", folder, row="resnet32-cifar10-baseline", quick=True, overrides=options)
+    result = reproduce(
+        "table2", folder, row="resnet32-cifar10-baseline", quick=True, overrides=options
+    )
     measured = _row(result, "resnet32-cifar10-baseline")
     assert measured is not None
     assert measured["bprop_gflops"] == pytest.approx(0.13894, rel=1e-3)
     assert _row(result, "resnet32-cifar10-neq") is not None, "what was run before is still there"
-    images = {row.row.method: row.conditions["images"] for row in result.rows if row.measured is not None}
+    images = {
+        row.row.method: row.conditions["images"] for row in result.rows if row.measured is not None
+    }
     assert images == {"baseline": 30, "neq": 40, "stochastic-star": 40}, (
         "each as it was run, not as asked now"
     )
@@ -130,13 +146,21 @@ def test_finished_rows_are_not_run_again(data: Path, second: tuple[Path, Reprodu
 def test_a_row_asked_for_by_name_complains(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="ImageNet"):
         reproduce(
-            "table2", tmp_path, row="resnet18-imagenet-neq", quick=True, overrides=[f"--data.root={tmp_path}"]
+            "table2",
+            tmp_path,
+            row="resnet18-imagenet-neq",
+            quick=True,
+            overrides=[f"--data.root={tmp_path}"],
         )
 
 
 def test_rows_that_cannot_run_say_so(tmp_path: Path) -> None:
-    """Nothing is here: all rows of the table are named, none has numbers, each says what is missing."""
-    result = reproduce("table2", tmp_path, quick=True, overrides=[f"--data.root={tmp_path}", "--device=cpu"])
+    """Nothing is here: all rows of the table are named, none has numbers, each says what is
+    missing.
+    """
+    result = reproduce(
+        "table2", tmp_path, quick=True, overrides=[f"--data.root={tmp_path}", "--device=cpu"]
+    )
     assert all(row.measured is None and "not found" in row.why_not for row in result.rows)
     page = write_reproduction(result, tmp_path).read_text()
     assert page.count("not run: ") == len(result.rows) == 20
@@ -176,7 +200,13 @@ def test_command_lists_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "table1", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
-    assert lines[0].split() == ["vgg16-cifar10-none", "snello", "train", "cifar10_vgg16", "--method=baseline"]
+    assert lines[0].split() == [
+        "vgg16-cifar10-none",
+        "snello",
+        "train",
+        "cifar10_vgg16",
+        "--method=baseline",
+    ]
 
 
 # The page
@@ -211,5 +241,7 @@ def test_the_quick_variants_of_a_table_are_of_its_own_recipes() -> None:
         for row in published_table(table).rows:
             quick, full = load_recipe(row.recipe, quick=True), load_recipe(row.recipe)
             assert quick.epochs < full.epochs
-            assert dataclasses.replace(quick.data, name="x") != dataclasses.replace(full.data, name="x")
+            assert dataclasses.replace(quick.data, name="x") != dataclasses.replace(
+                full.data, name="x"
+            )
             assert quick.data.name == full.data.name

@@ -1,4 +1,6 @@
-"""Killed in the middle of an epoch and resumed, a run ends as if nothing had happened, bit for bit."""
+"""Killed in the middle of an epoch and resumed, a run ends as if nothing had happened, bit for
+bit.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ CASES = {
     "serene-adamw": ("serene", ADAMW),
     "stochastic": ("stochastic-0.5", SGD),
     "serene+neq": ("serene+neq", (*SGD, "--neq.eps=0.01")),
-    # A step of the optimizer every two batches, a schedule that moves with every step, and an average beside.
+    # A step of the optimizer every two batches, a schedule that moves with every step, and an
+    # average beside.
     "serene-ema": (
         "serene",
         (*SGD, "--ema=0.8", "--accumulate=2", "--optimizer.schedule=poly"),
@@ -71,7 +74,9 @@ for case, (method, _) in CASES.items():
 
 
 def recipe_of(case: str) -> Recipe:
-    """Few images, and steps so small that every epoch is on a plateau: prunings fall on either side of the kill."""
+    """Few images, and steps so small that every epoch is on a plateau: prunings fall on either side
+    of the kill.
+    """
     pruning = [
         f"--{method}.{option}"
         for method in ("lobster", "serene")
@@ -131,7 +136,10 @@ def test_resumed_run_equals_one_never_killed(
     for name, weight in expected.items():
         assert torch.equal(found[name], weight), name
     assert [_timeless(e) for e in resumed.epochs] == [_timeless(e) for e in straight.epochs]
-    assert (resumed.test_accuracy, resumed.test_loss) == (straight.test_accuracy, straight.test_loss)
+    assert (resumed.test_accuracy, resumed.test_loss) == (
+        straight.test_accuracy,
+        straight.test_loss,
+    )
     _check_something_happened(case, straight)
 
 
@@ -162,7 +170,13 @@ def test_finished_run_is_returned_not_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
-ONE_EPOCH = ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"]
+ONE_EPOCH = [
+    "--epochs=1",
+    "--data.limit=50",
+    "--lobster.finetune=0",
+    "--serene.finetune=0",
+    "--device=cpu",
+]
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -171,7 +185,8 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
     other = load_recipe("digits", [*ONE_EPOCH, "--seed=1", "--optimizer.lr=0.5"])
     with pytest.raises(
-        ConfigError, match=r"another recipe: optimizer.lr is 0.1 there, 0.5 here; seed is 0 there, 1"
+        ConfigError,
+        match=r"another recipe: optimizer.lr is 0.1 there, 0.5 here; seed is 0 there, 1",
     ):
         train(other, "baseline", tmp_path, resume=True)
     with pytest.raises(ConfigError, match=r"method is 'baseline' there, 'neq' here"):
@@ -188,12 +203,22 @@ def test_settings_that_a_method_does_not_read_may_change(tmp_path: Path) -> None
         "--methods=[baseline]",
     ]
     assert (
-        train(load_recipe("digits", [*ONE_EPOCH, *others]), "baseline", tmp_path / "baseline", resume=True)
+        train(
+            load_recipe("digits", [*ONE_EPOCH, *others]),
+            "baseline",
+            tmp_path / "baseline",
+            resume=True,
+        )
         == first
     )
     train(load_recipe("digits", ONE_EPOCH), "lobster", tmp_path / "lobster")
     with pytest.raises(ConfigError, match=r"lobster.pwe is \d+ there, 7 here"):
-        train(load_recipe("digits", [*ONE_EPOCH, *others]), "lobster", tmp_path / "lobster", resume=True)
+        train(
+            load_recipe("digits", [*ONE_EPOCH, *others]),
+            "lobster",
+            tmp_path / "lobster",
+            resume=True,
+        )
 
 
 def test_a_damaged_note_is_told_in_one_line(tmp_path: Path) -> None:
@@ -214,7 +239,13 @@ def test_what_never_started_is_no_run(tmp_path: Path) -> None:
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
     recipe = load_recipe(
         "digits",
-        ["--epochs=1", "--data.limit=50", "--lobster.finetune=0", "--serene.finetune=0", "--device=cpu"],
+        [
+            "--epochs=1",
+            "--data.limit=50",
+            "--lobster.finetune=0",
+            "--serene.finetune=0",
+            "--device=cpu",
+        ],
     )
     train(recipe, "baseline", tmp_path)
     if name == "last.ckpt":

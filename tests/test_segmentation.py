@@ -1,4 +1,6 @@
-"""The Lightning module for segmentation: its loss, its metrics, its schedule, with real networks and data."""
+"""The Lightning module for segmentation: its loss, its metrics, its schedule, with real networks
+and data.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def trainer(epochs: int, *callbacks: Any, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> StreamedSplits:
-    """Images of red, green and blue blocks; the class of a pixel is its colour, and every border is ignored."""
+    """Images of red, green and blue blocks; the class of a pixel is its colour, and every border is
+    ignored.
+    """
     image = pytest.importorskip("PIL.Image", reason="needs the extra 'train'")
     folder = tmp_path_factory.mktemp("colours")
     for part, count in (("train", 20), ("test", 7)):
@@ -64,7 +68,9 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> StreamedSplits:
             random = np.random.default_rng(i)
             shape = (3, 3 + i % 3)  # images of three sizes
             labels = np.kron(random.integers(0, 3, shape), np.ones((12, 12), int)).astype(np.uint8)
-            pixels = (np.eye(3)[labels] * 200 + random.integers(0, 50, (*labels.shape, 3))).astype(np.uint8)
+            pixels = (np.eye(3)[labels] * 200 + random.integers(0, 50, (*labels.shape, 3))).astype(
+                np.uint8
+            )
             labels[:, 0] = 255
             image.fromarray(pixels).save(folder / part / "images" / f"{i}.png")
             image.fromarray(labels).save(folder / part / "masks" / f"{i}.png")
@@ -96,9 +102,13 @@ def test_the_loss_is_main_plus_weighted_auxiliary_over_counted_pixels(
         return -picked.gather(1, labels[counted][:, None]).mean()
 
     both = task.loss({"out": out, "aux": aux}, labels)
-    torch.testing.assert_close(both, mean_loss(out) + weight * mean_loss(aux), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        both, mean_loss(out) + weight * mean_loss(aux), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(task.loss(out, labels), mean_loss(out), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(task.loss({"out": out}, labels), mean_loss(out), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        task.loss({"out": out}, labels), mean_loss(out), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_the_auxiliary_loss_counts_half_by_default() -> None:
@@ -133,7 +143,8 @@ def test_a_diverging_run_is_stopped() -> None:
         task.training_step(batch, 3)
 
 
-# A whole training ------------------------------------------------------------------------------------------
+# A whole training
+# ------------------------------------------------------------------------------------------
 
 
 def test_it_learns_and_logs_what_an_independent_evaluation_finds(colours: StreamedSplits) -> None:
@@ -177,7 +188,9 @@ class _Rates(L.Callback):  # type: ignore[name-defined, misc]
         self.seen.append([group["lr"] for group in run.optimizers[0].param_groups])
 
 
-def test_polynomial_schedule_and_the_auxiliary_classifiers_own_rate(colours: StreamedSplits) -> None:
+def test_polynomial_schedule_and_the_auxiliary_classifiers_own_rate(
+    colours: StreamedSplits,
+) -> None:
     rates, config = _Rates(), OptimizerConfig(lr=0.02, schedule="poly", aux_lr_factor=10)
     task = Segmentation(Tiny(), 3, config)
     trainer(2, rates).fit(task, loader(colours.train, colours, 4, augment="crop-flip"))
@@ -191,7 +204,8 @@ def test_polynomial_schedule_and_the_auxiliary_classifiers_own_rate(colours: Str
     assert {id(p) for p in optimizer.param_groups[1]["params"]} == auxiliary
 
 
-# Networks of torchvision -----------------------------------------------------------------------------------
+# Networks of torchvision
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,7 +213,9 @@ def test_polynomial_schedule_and_the_auxiliary_classifiers_own_rate(colours: Str
     [("lraspp_mobilenet_v3_large", {}), ("deeplabv3_mobilenet_v3_large", {"aux_loss": True})],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_networks_of_torchvision_train(name: str, arguments: dict[str, Any], channels_last: bool) -> None:
+def test_networks_of_torchvision_train(
+    name: str, arguments: dict[str, Any], channels_last: bool
+) -> None:
     torch.manual_seed(0)
     model = build(name, num_classes=3, **arguments)
     task = Segmentation(model, 3, OptimizerConfig(), channels_last=channels_last)
@@ -225,13 +241,16 @@ def test_a_pretrained_backbone_stays_as_it_was_loaded(
     model = build("lraspp_mobilenet_v3_large", num_classes=3, weights_backbone="IMAGENET1K_V1")
     task = Segmentation(model, 3, OptimizerConfig())
     found = task.model.backbone.state_dict()  # type: ignore[union-attr, operator]
-    loaded = {f"features.{key}" if not key.startswith("features") else key: v for key, v in found.items()}
+    loaded = {
+        f"features.{key}" if not key.startswith("features") else key: v for key, v in found.items()
+    }
     expected = backbone.state_dict()
     assert loaded
     assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 
 
-# Sensitivities ---------------------------------------------------------------------------------------------
+# Sensitivities
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Lobster, SeReNe])
@@ -245,7 +264,9 @@ def test_sensitivities_see_the_scores(colours: StreamedSplits, kind: Any) -> Non
         epochs=2, twt=0.5, pwe=1,
     )  # fmt: skip
     before = task.model.backbone[0].weight.detach().clone()  # type: ignore[index, union-attr, operator]
-    trainer(2, pruning).fit(task, loader(colours.train, colours, 4, augment="crop-flip"), validation)
+    trainer(2, pruning).fit(
+        task, loader(colours.train, colours, 4, augment="crop-flip"), validation
+    )
     weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
     assert int((weights == 0).sum()) > 8  # Biases and shifts start as zeros, but do not stay so.
     assert not torch.equal(before, task.model.backbone[0].weight)  # type: ignore[index, union-attr, operator]

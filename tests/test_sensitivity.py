@@ -21,7 +21,11 @@ from zoo import CalledTwice
 def mlp(inplace: bool = False) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.ReLU(inplace), nn.Linear(6, 5), nn.LeakyReLU(0.1, inplace), nn.Linear(5, 3)
+        nn.Linear(4, 6),
+        nn.ReLU(inplace),
+        nn.Linear(6, 5),
+        nn.LeakyReLU(0.1, inplace),
+        nn.Linear(5, 3),
     )
     return model.double()
 
@@ -29,7 +33,12 @@ def mlp(inplace: bool = False) -> nn.Module:
 def convnet(inplace: bool = False) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 3, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 3)
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(inplace),
+        nn.Conv2d(4, 3, 3),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
     ).double()
 
 
@@ -40,7 +49,9 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 
 
 def inputs_of(name: str) -> Tensor:
-    return torch.randn(MODELS[name][1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        MODELS[name][1], dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def observed(serene: SeReNe, model: nn.Module, x: Tensor, times: int = 1) -> dict[str, Tensor]:
@@ -70,7 +81,9 @@ def full_sensitivity(model: nn.Module, x: Tensor, name: str) -> Tensor:
 
 @pytest.mark.parametrize("lmbda", [0.25, 0.3, 1e-4])
 def test_lobster_is_the_formula_to_the_last_bit(lmbda: float) -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 3)
+    ).double()
     lobster = Lobster(model, lmbda)
     (3 * model(inputs_of("convnet")).square().sum()).backward()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -79,7 +92,10 @@ def test_lobster_is_the_formula_to_the_last_bit(lmbda: float) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         flat = zip(
-            before[name].flatten(), parameter.grad.flatten(), parameter.detach().flatten(), strict=True
+            before[name].flatten(),
+            parameter.grad.flatten(),
+            parameter.detach().flatten(),
+            strict=True,
         )
         for w, g, found in flat:
             share = max(0.0, 1 - abs(g.item()))
@@ -168,7 +184,9 @@ def test_serene_decays_rows_by_their_insensitivity() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_in_place_activations_change_nothing(name: str) -> None:
     build, _ = MODELS[name]
-    found = [observed(SeReNe(m), m, inputs_of(name)) for m in (build(inplace=False), build(inplace=True))]
+    found = [
+        observed(SeReNe(m), m, inputs_of(name)) for m in (build(inplace=False), build(inplace=True))
+    ]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
     assert all(s.any() for s in found[0].values())
@@ -226,7 +244,9 @@ def test_the_head_is_as_sensitive_as_its_share() -> None:
     # An output is 1/C sensitive to itself: of B draws, those of class k.
     model, x = mlp(), inputs_of("mlp").repeat(2000, 1)
     found = observed(SeReNe(model, exclude=()), model, x)["4"]
-    torch.testing.assert_close(found, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        found, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.03
+    )
     torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64))
 
 

@@ -28,12 +28,16 @@ def _no_graphs_of_others() -> Iterator[None]:
 
 def _model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    return nn.Sequential(
+        nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).double()
 
 
 def _batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(12, 6, generator=generator).double(), torch.randint(3, (12,), generator=generator)
+    return torch.randn(12, 6, generator=generator).double(), torch.randint(
+        3, (12,), generator=generator
+    )
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -93,8 +97,12 @@ def test_a_removed_sensitivity_sees_nothing_more_of_a_compiled_model() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("wrap", [nn.DataParallel, _compiled, lambda m: nn.DataParallel(_compiled(m))])
-def test_wrapped_models_are_looked_through(method: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, _compiled, lambda m: nn.DataParallel(_compiled(m))]
+)
+def test_wrapped_models_are_looked_through(
+    method: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
     model, twin = _model(), _model()
     expected = _train(twin, twin, METHODS[method](twin))
     wrapped = wrap(model)
@@ -102,7 +110,9 @@ def test_wrapped_models_are_looked_through(method: str, wrap: Callable[[nn.Modul
     found = _train(model, wrapped, sensitivity)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-12, atol=1e-14)
-    assert all("module" not in name and "_orig_mod" not in name for name in sensitivity.sensitivity())
+    assert all(
+        "module" not in name and "_orig_mod" not in name for name in sensitivity.sensitivity()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +131,9 @@ def test_computed_weights_are_left_alone_with_a_reason(method: str) -> None:
 
 @pytest.mark.parametrize("examples", [None, 4])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_of_the_model_is_not_observed(examples: int | None, copied: Callable[[Any], Any]) -> None:
+def test_a_copy_of_the_model_is_not_observed(
+    examples: int | None, copied: Callable[[Any], Any]
+) -> None:
     model, (x, _) = _model(), _batch()
     serene = SeReNe(model, 0.1, every=1, examples=examples)
     outputs = model(x)

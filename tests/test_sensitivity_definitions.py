@@ -1,4 +1,6 @@
-"""Every sensitivity equals its definition, written as plain loops; the sampled ones converge to it."""
+"""Every sensitivity equals its definition, written as plain loops; the sampled ones converge to
+it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def loops(
 ) -> Tensor:
     """Gradients of each class of each example alone with respect to one layer's pre-activation.
 
-    ``combine`` takes the gradients of all classes, (C, neurons, positions), to (neurons, positions).
+    ``combine`` takes the gradients of all classes, (C, neurons, positions), to (neurons,
+    positions).
     """
     kept: list[Tensor] = []
     layer = model.get_submodule(name)
@@ -191,14 +194,18 @@ def test_a_part_of_the_batch_is_observed_in_a_forward_of_its_own() -> None:
     serene.remove()
     model.eval()
     for layer, value in found.items():
-        torch.testing.assert_close(value, loops(model, x[:2], 1, layer, COMBINE["full"]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            value, loops(model, x[:2], 1, layer, COMBINE["full"]), rtol=1e-12, atol=0
+        )
     outputs.sum().backward()  # the training forward is still whole
 
 
 # Output sensitivity
 
 
-def weight_loops(model: nn.Module, scores: Callable[[Tensor], list[Tensor]], x: Tensor, layer: str) -> Tensor:
+def weight_loops(
+    model: nn.Module, scores: Callable[[Tensor], list[Tensor]], x: Tensor, layer: str
+) -> Tensor:
     """The mean over outputs of ``|d mean_b y / dw|``, one weight gradient at a time."""
     weight = model.get_submodule(layer).weight
     total = torch.zeros_like(weight)
@@ -236,7 +243,9 @@ def test_specific_output_sensitivity_asks_the_target_alone(name: str) -> None:
         outputs, total = outputs.movedim(class_dim, -1), torch.zeros(())
         for b in range(len(outputs)):
             picked = [
-                y[t] for y, t in zip(outputs[b].reshape(-1, 3), targets[b].flatten(), strict=True) if t >= 0
+                y[t]
+                for y, t in zip(outputs[b].reshape(-1, 3), targets[b].flatten(), strict=True)
+                if t >= 0
             ]
             total = total + sum(picked, torch.zeros(())) / len(picked) / len(outputs)
         return [total]
@@ -245,7 +254,9 @@ def test_specific_output_sensitivity_asks_the_target_alone(name: str) -> None:
     output.observe(model(x), targets)
     for layer in weighted_layers(model):
         expected = weight_loops(model, score, x, layer)
-        torch.testing.assert_close(output.sensitivity()[f"{layer}.weight"], expected, rtol=1e-12, atol=1e-18)
+        torch.testing.assert_close(
+            output.sensitivity()[f"{layer}.weight"], expected, rtol=1e-12, atol=1e-18
+        )
 
 
 def test_sampled_output_sensitivity_has_the_full_one_as_its_mean() -> None:
@@ -263,7 +274,10 @@ def test_output_sensitivity_decays_by_its_insensitivity_and_only_every_nth_call_
     model, x, _ = case("classifier")
     output = OutputSensitivity(model, 0.25, estimate="full", every=2)
     output.observe(model(x))
-    found, before = output.sensitivity(), {n: p.detach().clone() for n, p in model.named_parameters()}
+    found, before = (
+        output.sensitivity(),
+        {n: p.detach().clone() for n, p in model.named_parameters()},
+    )
     output.step()
     for name, p in model.named_parameters():
         expected = before[name]
@@ -279,7 +293,9 @@ def test_output_sensitivity_decays_by_its_insensitivity_and_only_every_nth_call_
     assert not torch.equal(twin.sensitivity()["0.weight"], found["0.weight"])
 
 
-@pytest.mark.parametrize("targets", [None, torch.tensor([0, 1, 2, 3]), torch.zeros(4, 1, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "targets", [None, torch.tensor([0, 1, 2, 3]), torch.zeros(4, 1, dtype=torch.int64)]
+)
 def test_targets_that_do_not_fit_are_refused(targets: Tensor | None) -> None:
     model, x, _ = case("classifier")
     with pytest.raises(ConfigError, match="targets"):
@@ -295,7 +311,10 @@ def test_targets_that_do_not_fit_are_refused(targets: Tensor | None) -> None:
         (["3"], {"0", "6", "8"}),
         ([nn.Conv2d], {"6", "8"}),
         ([nn.Conv2d, "8"], {"6"}),
-        (lambda name, module: isinstance(module, nn.Linear) and module.out_features == 3, {"0", "3", "6"}),
+        (
+            lambda name, module: isinstance(module, nn.Linear) and module.out_features == 3,
+            {"0", "3", "6"},
+        ),
     ],
 )
 def test_layers_are_left_out_by_name_type_or_function(exclude: Any, left: set[str]) -> None:
@@ -328,7 +347,9 @@ def test_frozen_weights_do_not_decay() -> None:
 
 def test_a_tied_weight_decays_once_by_the_more_sensitive_of_its_neurons() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)
+    ).double()
     model[2].weight = model[0].weight
     serene = SeReNe(model, 0.25, estimate="full")
     serene.observe(model(torch.randn(4, 3, dtype=torch.float64)))
@@ -346,7 +367,9 @@ def test_calibrated_scores_are_means_over_the_batches() -> None:
     y = torch.tensor([0, 1, 2, 0])
     batches = [(x[:2], y[:2]), (x[2:], y[2:])]
     found = lobster_scores(batches)(model, "weight")
-    expected: dict[str, Tensor] = {n: torch.zeros_like(m.weight) for n, m in weighted_layers(model).items()}
+    expected: dict[str, Tensor] = {
+        n: torch.zeros_like(m.weight) for n, m in weighted_layers(model).items()
+    }
     for inputs, targets in batches:
         model.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()

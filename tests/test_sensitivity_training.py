@@ -14,7 +14,14 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snello.pruning import Pruner
-from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe, lobster_scores, serene_scores
+from snello.sensitivity import (
+    Lobster,
+    OutputSensitivity,
+    Sensitivity,
+    SeReNe,
+    lobster_scores,
+    serene_scores,
+)
 
 CE = nn.functional.cross_entropy
 
@@ -72,7 +79,9 @@ def train(
 
 def assert_same_weights(a: nn.Module, b: nn.Module, rtol: float) -> None:
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=rtol, atol=rtol, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            p, q, rtol=rtol, atol=rtol, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -81,10 +90,18 @@ def test_scaled_gradients_are_read_unscaled(name: str) -> None:
     plain, scaled = convnet(), convnet()
     train(plain, METHODS[name](plain), batches)
     # A power of two: scaling and unscaling lose nothing.
-    train(scaled, METHODS[name](scaled), batches, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    train(
+        scaled,
+        METHODS[name](scaled),
+        batches,
+        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12),
+    )
     assert_same_weights(plain, scaled, 1e-14)
     untouched = train(convnet(), Lobster(convnet(), 0.0), batches)
-    assert any(not torch.equal(p, q) for p, q in zip(plain.parameters(), untouched.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(plain.parameters(), untouched.parameters(), strict=True)
+    )
 
 
 def test_a_step_that_the_scaler_skips_decays_nothing() -> None:
@@ -177,7 +194,9 @@ def outcomes(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(rank, port, "rank", str(folder))) for rank in range(2)]
+    workers = [
+        context.Process(target=_worker, args=(rank, port, "rank", str(folder))) for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
     alone = _everything(0, 1)

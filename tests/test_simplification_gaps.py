@@ -1,4 +1,6 @@
-"""Rules of simplification that seeded faults showed no other quick test to watch: see benchmarks/mutants.py."""
+"""Rules of simplification that seeded faults showed no other quick test to watch: see
+benchmarks/mutants.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from snello.simplification import simplify
 
 
 def ready(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and evaluation mode, its weights, biases and norms drawn from one seed."""
+    """The model in float64 and evaluation mode, its weights, biases and norms drawn from one
+    seed.
+    """
     model = randomise(model.double().eval(), generator(seed))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,7 +71,11 @@ def test_zero_factor_makes_a_zero_product() -> None:
 
 def test_sum_over_positions_counts_the_positions() -> None:
     model = ready(
-        Net(lambda m, x: m.out(torch.sigmoid(m.conv(x)).sum((2, 3))), conv=conv(3, 6), out=nn.Linear(6, 4))
+        Net(
+            lambda m, x: m.out(torch.sigmoid(m.conv(x)).sum((2, 3))),
+            conv=conv(3, 6),
+            out=nn.Linear(6, 4),
+        )
     )
     with torch.no_grad():
         model.conv.weight[[0, 2]] = 0
@@ -106,7 +114,9 @@ def test_tensor_of_which_only_the_shape_is_read_keeps_a_channel() -> None:
 
 
 def test_table_leaves_out_what_rounding_up_keeps() -> None:
-    model = ready(nn.Sequential(conv(3, 8, 1), nn.Sigmoid(), conv(8, 12), nn.ReLU6(), conv(12, 3, 1)))
+    model = ready(
+        nn.Sequential(conv(3, 8, 1), nn.Sigmoid(), conv(8, 12), nn.ReLU6(), conv(12, 3, 1))
+    )
     with torch.no_grad():
         model[0].weight[:4] = 0
         model[2].weight[:5, 4:] = 0  # these neurons read constants alone, and zero padding

@@ -1,10 +1,12 @@
-"""Plans and model files written before are read, applied and run as they were when they were written.
+"""Plans and model files written before are read, applied and run as they were when they were
+written.
 
-``golden/simplification/`` holds, for each network below, a plan (``NAME.json``, version 4; two of them also in
-versions 2 and 3), the structure of the lean network and its output for weights that are a fixed function of
-their names (``structures.json``); and model files with their outputs (``models.json``). The code that wrote
-them may be gone, so there is no switch to overwrite them: a difference means that files in use no longer load. The
-networks are built here, so that they never change.
+``golden/simplification/`` holds, for each network below, a plan (``NAME.json``, version 4; two of
+them also in versions 2 and 3), the structure of the lean network and its output for weights that
+are a fixed function of their names (``structures.json``); and model files with their outputs
+(``models.json``). The code that wrote them may be gone, so there is no switch to overwrite them: a
+difference means that files in use no longer load. The networks are built here, so that they never
+change.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class Excited(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.wide = nn.Sequential(nn.Conv2d(3, 12, 1, bias=False), nn.BatchNorm2d(12), nn.SiLU())
-        self.depthwise = nn.Sequential(conv(12, 12, groups=12, bias=False), nn.BatchNorm2d(12), nn.SiLU())
+        self.depthwise = nn.Sequential(
+            conv(12, 12, groups=12, bias=False), nn.BatchNorm2d(12), nn.SiLU()
+        )
         self.average = nn.AdaptiveAvgPool2d(1)
         self.squeeze = nn.Sequential(nn.Conv2d(12, 4, 1), nn.ReLU())
         self.excite = nn.Sequential(nn.Conv2d(4, 12, 1), nn.Sigmoid())
@@ -97,7 +101,9 @@ class Views(nn.Module):
         self.fc1, self.fc2, self.out = nn.Linear(12, 4), nn.Linear(4, 12), nn.Linear(12 * 16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([F.relu(self.left(x)), F.relu(self.middle(x)), torch.sigmoid(self.right(x))], 1)
+        x = torch.cat(
+            [F.relu(self.left(x)), F.relu(self.middle(x)), torch.sigmoid(self.right(x))], 1
+        )
         batch, channels, height, width = x.size()
         x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
         one, two = x.view(batch, -1, height, width).chunk(2, dim=1)
@@ -131,10 +137,17 @@ class SmallVit(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches, self.norm1, self.norm2 = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12), nn.LayerNorm(12)
+        self.patches, self.norm1, self.norm2 = (
+            nn.Conv2d(3, 12, 4, 4),
+            nn.LayerNorm(12),
+            nn.LayerNorm(12),
+        )
         self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
         self.fc1, self.fc2, self.head = nn.Linear(12, 16), nn.Linear(16, 12), nn.Linear(12, 3)
-        self.token, self.positions = nn.Parameter(torch.ones(1, 1, 12)), nn.Parameter(torch.ones(1, 5, 12))
+        self.token, self.positions = (
+            nn.Parameter(torch.ones(1, 1, 12)),
+            nn.Parameter(torch.ones(1, 5, 12)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -164,7 +177,11 @@ class Language(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.fc1 = nn.Embedding(10, 6), nn.Linear(6, 8)
-        self.fc2, self.scale, self.head = nn.Linear(8, 6), nn.Parameter(torch.ones(1, 6)), nn.Linear(6, 5)
+        self.fc2, self.scale, self.head = (
+            nn.Linear(8, 6),
+            nn.Parameter(torch.ones(1, 6)),
+            nn.Linear(6, 5),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -218,7 +235,9 @@ def inputs(name: str) -> Tensor:
 
 @torch.no_grad()
 def filled(model: nn.Module) -> nn.Module:
-    """A float64 copy in evaluation mode whose weights are a fixed function of their names and shapes."""
+    """A float64 copy in evaluation mode whose weights are a fixed function of their names and
+    shapes.
+    """
     model = model.double().eval()
     for name, value in model.state_dict().items():
         if value.is_floating_point():

@@ -65,7 +65,9 @@ def test_a_rule_that_fails_costs_savings_alone(question: str) -> None:
     assert plan is not None
     assert plan.left_alone["1"] == "its rule failed with IndexError: index 7 is out of bounds"
     assert_same_outputs(model, lean, X)
-    assert lean.get_submodule("4").weight.shape == (2, 3, 1, 1), "what is behind goes on being narrowed"
+    assert lean.get_submodule("4").weight.shape == (2, 3, 1, 1), (
+        "what is behind goes on being narrowed"
+    )
 
 
 def test_the_same_rule_without_the_fault_saves() -> None:

@@ -1,4 +1,6 @@
-"""Simplification: the outputs stay, what is dead goes, and what cannot be shown exact is refused."""
+"""Simplification: the outputs stay, what is dead goes, and what cannot be shown exact is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +157,12 @@ def test_lenet_5_loses_exactly_its_dead_neurons() -> None:
     kill(model, "conv2", torch.arange(50) >= 30, with_norms=True)
     kill(model, "fc1", torch.arange(500) % 2 == 0, with_norms=True)
     lean = simplify(model, torch.randn(2, 1, 28, 28, dtype=torch.float64))
-    assert widths(lean) == {"conv1": (15, 1), "conv2": (30, 15), "fc1": (250, 480), "fc2": (10, 250)}
+    assert widths(lean) == {
+        "conv1": (15, 1),
+        "conv2": (30, 15),
+        "fc1": (250, 480),
+        "fc2": (10, 250),
+    }
 
 
 def test_neurons_that_nobody_reads_go_too() -> None:
@@ -184,7 +191,10 @@ def test_a_dead_branch_vanishes(with_norms: bool) -> None:
     for index in (0, 3):
         layer = model.branch[index]
         kill(
-            model, f"branch.{index}", torch.ones(neuron_count(layer), dtype=torch.bool), with_norms=with_norms
+            model,
+            f"branch.{index}",
+            torch.ones(neuron_count(layer), dtype=torch.bool),
+            with_norms=with_norms,
         )
     x = torch.randn(2, 2, 9, 9, dtype=torch.float64)
     lean = simplify(model, x)
@@ -218,7 +228,9 @@ def test_what_is_left_alone_says_why() -> None:
 
 @pytest.mark.parametrize("with_norms", [True, False])
 @pytest.mark.parametrize("name", ZOO)
-def test_a_lean_model_is_loaded_without_pickled_code(name: str, with_norms: bool, tmp_path: Path) -> None:
+def test_a_lean_model_is_loaded_without_pickled_code(
+    name: str, with_norms: bool, tmp_path: Path
+) -> None:
     _, lean, inputs = shrunk(ZOO[name], 0.4, with_norms=with_norms)
     plan = plan_of(lean)
     assert plan is not None
@@ -300,7 +312,8 @@ def test_a_lean_model_can_be_simplified_again() -> None:
 def test_a_lean_model_has_tensors_of_its_own(name: str) -> None:
     model, lean, _ = shrunk(ZOO[name], 0.2, with_norms=False)
     pointers = [
-        {t.data_ptr() for t in (*net.parameters(), *net.buffers()) if t.numel()} for net in (model, lean)
+        {t.data_ptr() for t in (*net.parameters(), *net.buffers()) if t.numel()}
+        for net in (model, lean)
     ]
     assert not pointers[0] & pointers[1]
     assert {p.requires_grad for p in lean.parameters()} <= {True}
@@ -453,7 +466,9 @@ def half_masked(layer: nn.Module, name: str) -> None:
 def test_a_weight_that_is_computed_is_left_alone(
     kind: type[nn.Module], place: str, compute: Callable[[nn.Module, str], None]
 ) -> None:
-    """A parametrisation, or a mask of torch.nn.utils.prune, of whichever parameter of a layer or a norm."""
+    """A parametrisation, or a mask of torch.nn.utils.prune, of whichever parameter of a layer or a
+    norm.
+    """
     layers = nn.Linear(4, 6), kind(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
     model = randomise(nn.Sequential(*layers).double(), generator()).eval()
     layer, _, name = place.partition(".")
@@ -472,7 +487,8 @@ def test_a_weight_that_is_computed_is_left_alone(
 
 
 def test_border_kernels_hold_at_another_resolution() -> None:
-    # The constants are cut off by the padding: only a border kernel can be right at two resolutions.
+    # The constants are cut off by the padding: only a border kernel can be right at two
+    # resolutions.
     model = randomise(padded("zeros").double(), generator()).eval()
     kill(model, "0", torch.arange(6) < 3, with_norms=False)
     lean = simplify(model, torch.randn(2, 2, 9, 8, dtype=torch.float64))

@@ -1,4 +1,6 @@
-"""Laws of simplification inside attention: queries, keys, values, heads, position biases, windows."""
+"""Laws of simplification inside attention: queries, keys, values, heads, position biases,
+windows.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Build = Callable[[], nn.Module]
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64, evaluation mode, with random parameters: several of torchvision's start at zero."""
+    """In float64, evaluation mode, with random parameters: several of torchvision's start at
+    zero.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator(seed)))
@@ -36,7 +40,9 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 class MultiheadBlock(nn.Module):
     """LayerNorm, self-attention, residual."""
 
-    def __init__(self, *, batch_first: bool = True, bias: bool = True, need_weights: bool = False) -> None:
+    def __init__(
+        self, *, batch_first: bool = True, bias: bool = True, need_weights: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, HEADS, bias=bias, batch_first=batch_first)
@@ -49,7 +55,9 @@ class MultiheadBlock(nn.Module):
 
 
 class MultiheadAlone(nn.Module):
-    """Between two layers: the input is narrowed, constants other than zero included, and so is the output."""
+    """Between two layers: the input is narrowed, constants other than zero included, and so is the
+    output.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +82,9 @@ class WindowBlock(nn.Module):
 
 
 class WindowAlone(nn.Module):
-    """Between two layers: constant inputs are not constant at the tokens that pad the last window."""
+    """Between two layers: constant inputs are not constant at the tokens that pad the last
+    window.
+    """
 
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
@@ -112,7 +122,9 @@ def packed(attention: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None
 
 
 @torch.no_grad()
-def kill_rows(attention: nn.Module, rows: Sequence[int], biases: bool, outputs: Sequence[int] = ()) -> None:
+def kill_rows(
+    attention: nn.Module, rows: Sequence[int], biases: bool, outputs: Sequence[int] = ()
+) -> None:
     """Zero rows of the packed projection and of the output projection, and their biases."""
     weight, bias, out_weight, out_bias = packed(attention)
     for tensor, vector, dead in ((weight, bias, rows), (out_weight, out_bias, outputs)):
@@ -123,7 +135,9 @@ def kill_rows(attention: nn.Module, rows: Sequence[int], biases: bool, outputs: 
 
 @torch.no_grad()
 def kill_at_random(model: nn.Module, share: float, biases: bool, seed: int) -> None:
-    """Rows of every layer but the head; with a chance, also whole heads, columns, and the whole module."""
+    """Rows of every layer but the head; with a chance, also whole heads, columns, and the whole
+    module.
+    """
     g = generator(seed)
     for name, layer in weighted_layers(model).items():
         if name not in ("head", "last"):
@@ -136,7 +150,9 @@ def kill_at_random(model: nn.Module, share: float, biases: bool, seed: int) -> N
             weight, _, out_weight, _ = packed(module)
             part = torch.rand(len(weight), generator=g) < share
             width = len(weight) // (3 * module.num_heads)
-            head = (torch.rand(3 * module.num_heads, generator=g) < 0.5 * share).repeat_interleave(width)
+            head = (torch.rand(3 * module.num_heads, generator=g) < 0.5 * share).repeat_interleave(
+                width
+            )
             kill_rows(module, (part | head).nonzero().flatten().tolist(), biases)
             out_weight[:, torch.rand(len(out_weight), generator=g) < 0.3 * share] = 0
 
@@ -195,7 +211,9 @@ def test_the_lean_one_can_be_narrowed_again(name: str) -> None:
     lean = lean_of(model, shapes[0])
     assert not plan_of(lean_of(lean, shapes[0])).attentions
     attention = lean.attention
-    weight = attention.in_proj_weight if hasattr(attention, "in_proj_weight") else attention.qkv.weight
+    weight = (
+        attention.in_proj_weight if hasattr(attention, "in_proj_weight") else attention.qkv.weight
+    )
     out = attention.out_proj if hasattr(attention, "out_proj") else attention.proj
     with torch.no_grad():
         weight[::2] = 0
@@ -240,7 +258,9 @@ def test_same_gradients(name: str) -> None:
     compared = 0
     for key, part in parts.items():
         if (whole := expected.get(f"attention.{key}")) is not None and (key != f"{names[1]}bias"):
-            torch.testing.assert_close(found[f"attention.{key}"], part(whole), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                found[f"attention.{key}"], part(whole), rtol=1e-9, atol=1e-12
+            )
             compared += 1
     assert compared >= (2 if "no bias" in name else 3)
 
@@ -250,10 +270,13 @@ def test_how_much_goes() -> None:
     model = randomised(MultiheadBlock())
     queries, keys, values = 0, WIDTH, 2 * WIDTH
     dead = [
-        queries + 0,  # a constant other than zero: the weights go, the constant stays, and the key with it
+        queries
+        + 0,  # a constant other than zero: the weights go, the constant stays, and the key with it
         keys + 1,  # a constant: goes, and its query with it
         values + 2,  # a constant: goes, and its column
-        *range(values + 4, values + 8),  # all values of the second head: it goes with queries and keys
+        *range(
+            values + 4, values + 8
+        ),  # all values of the second head: it goes with queries and keys
     ]
     kill_rows(model.attention, dead, biases=False, outputs=[0, 5, 6])
     lean = lean_of(model, (2, 7, WIDTH))
@@ -306,7 +329,9 @@ def test_position_network_of_cosine_attention_is_narrowed() -> None:
 
 @pytest.mark.parametrize("kind", [V1, V2])
 def test_constant_inputs_are_not_constant_among_padded_tokens(kind: type[nn.Module]) -> None:
-    """Tokens that pad a window are zero: a row that reads nothing but constants still tells them apart."""
+    """Tokens that pad a window are zero: a row that reads nothing but constants still tells them
+    apart.
+    """
     model = randomised(WindowAlone(kind))
     with torch.no_grad():
         model.first.weight[:] = 0
@@ -436,7 +461,9 @@ def test_runs_in_half_precision_and_copies(name: str) -> None:
     whole = lean.attention(*inner)
     half, whole = (half[0], whole[0]) if name == "multihead" else (half, whole)
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), whole, rtol=0.1, atol=0.1 * float(whole.detach().abs().max()))
+    torch.testing.assert_close(
+        half.float(), whole, rtol=0.1, atol=0.1 * float(whole.detach().abs().max())
+    )
     exported = torch.export.export(lean, (x,)).module()
     torch.testing.assert_close(exported(x), lean(x))
 
@@ -474,7 +501,9 @@ def test_networks(name: str, share: float) -> None:
     kill_at_random(model, share, biases=False, seed=2)
     lean = lean_of(model, shapes[0])
     assert_same(model, lean, shapes)
-    attentions = [name for name, m in model.named_modules() if isinstance(m, (nn.MultiheadAttention, V1))]
+    attentions = [
+        name for name, m in model.named_modules() if isinstance(m, (nn.MultiheadAttention, V1))
+    ]
     plan = plan_of(lean)
     assert not [name for name in attentions if name in plan.left_alone]
     for attention in attentions:
@@ -498,7 +527,9 @@ def test_the_lean_one_follows_the_formula() -> None:
     weight, bias, out_weight, out_bias = packed(model.attention)
     x = torch.randn(2, 7, WIDTH, dtype=torch.float64, generator=generator(1))
     y = model.norm(x)
-    q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in F.linear(y, weight, bias).chunk(3, -1))
+    q, k, v = (
+        t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in F.linear(y, weight, bias).chunk(3, -1)
+    )
     scores = (q @ k.transpose(-2, -1) / (WIDTH // HEADS) ** 0.5).softmax(-1)
     attended = F.linear((scores @ v).transpose(1, 2).flatten(2), out_weight, out_bias)
     lean = lean_of(model, (2, 7, WIDTH))

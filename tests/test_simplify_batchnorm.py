@@ -1,4 +1,6 @@
-"""Folding BatchNorm: the same outputs, no norm left that a layer could take in, nothing else touched."""
+"""Folding BatchNorm: the same outputs, no norm left that a layer could take in, nothing else
+touched.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,15 @@ from zoo import ZOO
 @torch.no_grad()
 def assert_same(a: nn.Module, b: nn.Module, *inputs: Tensor, tolerance: float = 1e-10) -> None:
     pairs = zip(
-        tensors(a(*(x.clone() for x in inputs))), tensors(b(*(x.clone() for x in inputs))), strict=True
+        tensors(a(*(x.clone() for x in inputs))),
+        tensors(b(*(x.clone() for x in inputs))),
+        strict=True,
     )
     for expected, found in pairs:
         assert expected.shape == found.shape
-        assert float((expected - found).abs().max()) <= tolerance * max(1e-300, float(expected.abs().max()))
+        assert float((expected - found).abs().max()) <= tolerance * max(
+            1e-300, float(expected.abs().max())
+        )
 
 
 def ready(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -83,11 +89,15 @@ def test_every_norm_of_a_chain_goes(name: str) -> None:
     assert_same(model, folded, torch.cat([x, -x, 2 * x]))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     # Two numbers per channel remain at most of the norm's five: the layer's bias.
-    assert sum(t.numel() for t in folded.state_dict().values()) < sum(t.numel() for t in before.values())
+    assert sum(t.numel() for t in folded.state_dict().values()) < sum(
+        t.numel() for t in before.values()
+    )
 
 
 class Joined(nn.Module):
-    """What the norm must not be folded into: something else reads the layer, or the norm reads two."""
+    """What the norm must not be folded into: something else reads the layer, or the norm reads
+    two.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +222,9 @@ def test_a_resnet_keeps_no_norm() -> None:
 
 @pytest.mark.parametrize("with_norms", [True, False])
 @pytest.mark.parametrize("name", ["resnet-8", "average pool", "1d", "3d", "grouped", "residual"])
-def test_a_lean_model_is_folded_and_loaded_without_pickled_code(name: str, with_norms: bool) -> None:
+def test_a_lean_model_is_folded_and_loaded_without_pickled_code(
+    name: str, with_norms: bool
+) -> None:
     sample = ZOO[name]
     model = ready(sample.build())
     kill_neurons(model, 0.4, generator(2), with_norms=with_norms)
@@ -238,7 +250,9 @@ def test_a_lean_model_is_folded_and_loaded_without_pickled_code(name: str, with_
     [
         n
         for n in CASES
-        if n.startswith(("grouped", "sum: ResNet", "gate: inverted", "constant: norm", "dimensions"))
+        if n.startswith(
+            ("grouped", "sum: ResNet", "gate: inverted", "constant: norm", "dimensions")
+        )
     ],
 )
 def test_lean_hard_cases(name: str, constant: bool) -> None:
@@ -291,14 +305,18 @@ def test_other_dtypes_stay_within_their_rounding(dtype: torch.dtype) -> None:
 
 
 def test_arithmetic_is_done_in_float64() -> None:
-    """A tiny variance and a huge mean: in float32 arithmetic the shift would lose half of its digits."""
+    """A tiny variance and a huge mean: in float32 arithmetic the shift would lose half of its
+    digits.
+    """
     model = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, eps=1e-12)).eval()
     with torch.no_grad():
         model[1].running_mean.fill_(1234.567)
         model[1].running_var.fill_(1e-4)
         model[1].bias.copy_(model[1].running_mean / model[1].running_var.sqrt())
         model[0].weight.mul_(1e-3)
-    exact = fold_batchnorm(copy.deepcopy(model).double(), torch.randn(2, 4, 3, 3, dtype=torch.float64))
+    exact = fold_batchnorm(
+        copy.deepcopy(model).double(), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    )
     folded = fold_batchnorm(model, torch.randn(2, 4, 3, 3))
     for a, b in zip(exact.parameters(), folded.parameters(), strict=True):
         assert torch.equal(a.float(), b)
@@ -319,17 +337,25 @@ def test_frozen_stays_frozen_and_memory_format_stays() -> None:
 def test_the_mode_is_kept(training: bool) -> None:
     model = ZOO["resnet-8"].build().train(training)
     folded = fold_batchnorm(model, torch.randn(2, 3, 8, 8))
-    assert {m.training for m in model.modules()} == {m.training for m in folded.modules()} == {training}
+    assert (
+        {m.training for m in model.modules()}
+        == {m.training for m in folded.modules()}
+        == {training}
+    )
 
 
 def test_a_wrong_fold_is_refused_naming_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("snello.simplification.batchnorm")
     right = module.affine_of
     monkeypatch.setattr(
-        module, "affine_of", lambda norm: (right(norm)[0], right(norm)[1] + (norm.num_features == 5))
+        module,
+        "affine_of",
+        lambda norm: (right(norm)[0], right(norm)[1] + (norm.num_features == 5)),
     )
     model = ready(
-        nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5))
+        nn.Sequential(
+            nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+        )
     )
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(SimplifyError, match=r"'4' \(into '3'\)"):

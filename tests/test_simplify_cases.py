@@ -1,4 +1,6 @@
-"""Laws of simplification on every hard case: the same outputs at every size, never larger, small enough."""
+"""Laws of simplification on every hard case: the same outputs at every size, never larger, small
+enough.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,12 @@ Shrunk = tuple[nn.Module, nn.Module, list[Inputs]]
 
 
 def shrink(
-    case: Case, dead: Mapping[str, tuple[int, ...]], *, constant: bool, unread: float = 0.0, seed: int = 0
+    case: Case,
+    dead: Mapping[str, tuple[int, ...]],
+    *,
+    constant: bool,
+    unread: float = 0.0,
+    seed: int = 0,
 ) -> Shrunk:
     """The model with dead neurons, its lean twin, and the inputs."""
     model = case.model(seed)
@@ -204,7 +211,9 @@ def too_wide(lean: nn.Module, expected: Mapping[str, tuple[int, ...]]) -> dict[s
     wide = {}
     for name, allowed in expected.items():
         weight = weights.get(f"{name}.weight")
-        found = tuple(weight.shape[: len(allowed)]) if weight is not None and weight.numel() else None
+        found = (
+            tuple(weight.shape[: len(allowed)]) if weight is not None and weight.numel() else None
+        )
         if not any(allowed):
             if found:
                 wide[name] = f"{found}, should be gone"
@@ -246,7 +255,9 @@ def input_gradients(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in inputs]
     # Not the leaves themselves: a model may write on its input.
     found = model(*(x * 1 for x in leaves))
-    loss = sum((y * torch.linspace(-1, 2, y.numel()).to(y).view(y.shape)).sum() for y in tensors(found))
+    loss = sum(
+        (y * torch.linspace(-1, 2, y.numel()).to(y).view(y.shape)).sum() for y in tensors(found)
+    )
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
 
@@ -254,7 +265,9 @@ def input_gradients(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 def assert_same_gradients(model: nn.Module, lean: nn.Module, inputs: Inputs) -> None:
     pairs = zip(input_gradients(model, inputs), input_gradients(lean, inputs), strict=True)
     for expected, found in pairs:
-        assert float((expected - found).abs().max()) <= 1e-9 * max(float(expected.abs().max()), 1e-6)
+        assert float((expected - found).abs().max()) <= 1e-9 * max(
+            float(expected.abs().max()), 1e-6
+        )
 
 
 @every_mask
@@ -268,7 +281,8 @@ def test_the_gradient_of_the_input_is_the_same(name: str, share: float, constant
 NOT_TRAINED = (
     # random in training mode
     "dropout", "activation: RReLU",
-    # a constant that is not zero reaches a batch statistic: training mode computes something else, as it must
+    # a constant that is not zero reaches a batch statistic: training mode computes something else,
+    # as it must
     "constant", "norm: BatchNorm without affine", "norm: InstanceNorm with statistics", "tokens: 1-d BatchNorm",
     "architecture: DenseNet", "grouped: whole groups", "grouped: depthwise",
     # read in training mode only; gone from the lean model
@@ -281,7 +295,9 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("name", [parameter(list(CASES).index(name) % 3 == 0, name) for name in TRAINED])
+@pytest.mark.parametrize(
+    "name", [parameter(list(CASES).index(name) % 3 == 0, name) for name in TRAINED]
+)
 def test_training_mode_is_the_same_where_dead_neurons_are_zero(name: str) -> None:
     model, lean, inputs = (copy.deepcopy(part) for part in named(name, False))
     model.train()
@@ -292,7 +308,9 @@ def test_training_mode_is_the_same_where_dead_neurons_are_zero(name: str) -> Non
         assert difference(a.detach(), b.detach()) <= 1e-9
 
 
-@pytest.mark.parametrize("name", ["sum: ResNet blocks", "gate: inverted residual", "tokens: ConvNeXt block"])
+@pytest.mark.parametrize(
+    "name", ["sum: ResNet blocks", "gate: inverted residual", "tokens: ConvNeXt block"]
+)
 def test_weights_that_stay_get_the_same_gradient(name: str) -> None:
     """Weight for weight: those of the lean model are found in the original by their value."""
     model, lean, inputs = (copy.deepcopy(part) for part in named(name, False))
@@ -303,10 +321,14 @@ def test_weights_that_stay_get_the_same_gradient(name: str) -> None:
         if layer not in originals or parameter.dim() < 2:
             continue
         values, gradients = originals[layer].detach().flatten(), originals[layer].grad.flatten()
-        place = torch.tensor([int((values == v).nonzero()[0]) for v in parameter.detach().flatten()])
+        place = torch.tensor(
+            [int((values == v).nonzero()[0]) for v in parameter.detach().flatten()]
+        )
         scale = float(gradients.abs().max()) or 1.0
         alive = parameter.detach().flatten() != 0
-        assert float((gradients[place] - parameter.grad.flatten())[alive].abs().max()) <= 1e-9 * scale, layer
+        assert (
+            float((gradients[place] - parameter.grad.flatten())[alive].abs().max()) <= 1e-9 * scale
+        ), layer
 
 
 # Compiled, exported, other dtypes
@@ -371,7 +393,9 @@ def test_other_dtypes_stay_within_their_rounding(name: str, dtype: torch.dtype) 
         ):
             assert c.dtype == dtype
             # Rounding of the original, and of the constants that were folded.
-            rounding = float((a - b.double()).abs().max()) + 8 * torch.finfo(dtype).eps * float(a.abs().max())
+            rounding = float((a - b.double()).abs().max()) + 8 * torch.finfo(dtype).eps * float(
+                a.abs().max()
+            )
             assert float((a - c.double()).abs().max()) <= 4 * rounding
 
 

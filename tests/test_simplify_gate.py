@@ -1,4 +1,6 @@
-"""Constants behind a gate: their maps are not made any more, and the outputs stay, at every size."""
+"""Constants behind a gate: their maps are not made any more, and the outputs stay, at every
+size.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def excited(
     kind: type[Excited] = Excited,
     **options: object,
 ) -> Excited:
-    """In float64, with dead neurons of three layers; but for the gate's they are constants other than zero."""
+    """In float64, with dead neurons of three layers; but for the gate's they are constants other
+    than zero.
+    """
     model = randomise(kind(*arguments, **options).double().eval(), generator(3))
     with torch.no_grad():
         model.wide[0].weight[[0, 1, 6] if wide is None else wide] = 0
@@ -95,7 +99,9 @@ dead = st.lists(st.integers(0, 11), max_size=12, unique=True)
     st.integers(1, 3), st.sampled_from(ACTIVATIONS), st.sampled_from(GATES), st.sampled_from(PRODUCTS),
     st.integers(1, 2), dead, dead, dead,
 )  # fmt: skip
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 def test_every_set_of_dead_neurons_at_every_size(
     dimensions: int,
     activation: Callable[[], nn.Module],
@@ -107,7 +113,14 @@ def test_every_set_of_dead_neurons_at_every_size(
     excite: list[int],
 ) -> None:
     model = excited(
-        dimensions, activation, gate, product, stride=stride, wide=wide, depthwise=depthwise, excite=excite
+        dimensions,
+        activation,
+        gate,
+        product,
+        stride=stride,
+        wide=wide,
+        depthwise=depthwise,
+        excite=excite,
     )
     lean = simplify(model, image(*[6] * dimensions))
     for side in (6, 1, 2, 3, 9):
@@ -117,7 +130,8 @@ def test_every_set_of_dead_neurons_at_every_size(
 def test_the_maps_of_constants_are_gone() -> None:
     model = excited()
     lean = simplify(model, image(6, 7))
-    # 1, 2 and 3 are constants, of which 3 has a constant gate, as 4 has. 0 and 6 depend on the position.
+    # 1, 2 and 3 are constants, of which 3 has a constant gate, as 4 has. 0 and 6 depend on the
+    # position.
     assert lean.depthwise.get_submodule("0").weight.shape[0] == 7
     narrow = lean.narrow.get_submodule("0")
     assert narrow.weight.shape == (5, 7, 1, 1)
@@ -126,9 +140,15 @@ def test_the_maps_of_constants_are_gone() -> None:
     assert lean.snello_static_0.taps.shape == (2, 10)
     plan = plan_of(lean)
     assert plan is not None
-    assert [(gate.operand, gate.reader) for gate in plan.edits_of(GateInput)] == [("excite_1", "narrow_0")]
+    assert [(gate.operand, gate.reader) for gate in plan.edits_of(GateInput)] == [
+        ("excite_1", "narrow_0")
+    ]
     (static,) = plan.edits_of(PositionDependent)
-    assert (static.average, static.squeeze, static.activations) == ("average", "squeeze_0", ("depthwise.2",))
+    assert (static.average, static.squeeze, static.activations) == (
+        "average",
+        "squeeze_0",
+        ("depthwise.2",),
+    )
     assert plan.layers["narrow.0"].folds == (GateFold(4),)
     assert "5 constants folded into the gate and the bias" in str(plan)
 
@@ -196,13 +216,17 @@ class Another(Excited):
 
 
 @pytest.mark.parametrize("kind", [Functional, Coarse, Another])
-def test_what_depends_on_the_position_is_made_where_it_is_read_otherwise(kind: type[Excited]) -> None:
+def test_what_depends_on_the_position_is_made_where_it_is_read_otherwise(
+    kind: type[Excited],
+) -> None:
     model = excited(kind=kind)
     lean = simplify(model, image(6, 7))
     assert plan_of(lean).edits_of(GateInput)
     assert not plan_of(lean).edits_of(PositionDependent)
     for size in ((6, 7), (3, 5)):
-        for expected, found in zip(tensors(model(image(*size))), tensors(lean(image(*size))), strict=True):
+        for expected, found in zip(
+            tensors(model(image(*size))), tensors(lean(image(*size))), strict=True
+        ):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -221,14 +245,20 @@ def test_what_is_worked_out_follows_the_size_and_the_weights() -> None:
         for size in ((6, 7), (6, 8), (6, 7), (1, 2)):
             assert_same_outputs(model, lean, image(*size), tolerance=1e-9)
         before = lean(image(6, 7))
-        lean.load_state_dict({n: v * 2 if n.endswith("taps") else v for n, v in lean.state_dict().items()})
+        lean.load_state_dict(
+            {n: v * 2 if n.endswith("taps") else v for n, v in lean.state_dict().items()}
+        )
         assert not torch.equal(lean(image(6, 7)), before)
         single = lean.float()(image(6, 7).float())
-        torch.testing.assert_close(single.double(), lean.double()(image(6, 7)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            single.double(), lean.double()(image(6, 7)), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_an_ungrouped_convolution_may_feed_a_gate_too() -> None:
-    """With ``round_to`` it keeps channels that depend on the position: they are averaged, but not gated."""
+    """With ``round_to`` it keeps channels that depend on the position: they are averaged, but not
+    gated.
+    """
     model = excited(wide=[0, 1, 6, 8, 9])
     model.depthwise[0] = nn.Conv2d(12, 12, 3, padding=1, bias=False).double()
     with torch.no_grad():
@@ -268,7 +298,9 @@ def test_a_gate_that_costs_more_time_than_it_saves_is_made_for_bytes_alone() -> 
 def test_a_lean_model_is_simplified_again() -> None:
     lean = simplify(excited(), image(6, 7))
     with torch.no_grad():
-        lean.get_submodule("narrow.0").weight[1] = 0  # what is left of this neuron is its row for the gate
+        lean.get_submodule("narrow.0").weight[1] = (
+            0  # what is left of this neuron is its row for the gate
+        )
         for name in ("weight", "gated"):
             getattr(lean.get_submodule("narrow.0"), name)[2] = 0
     leaner = simplify(lean, image(6, 7))
@@ -329,7 +361,9 @@ def test_exported_at_one_size_it_holds_the_values_that_occur_there() -> None:
     program = torch.export.export(simplify(model, x), (x,))
     assert_same_outputs(model, program.module(), x, tolerance=1e-9)
     tables = [
-        tuple(n.meta["val"].shape) for n in program.graph.nodes if isinstance(n.meta.get("val"), Tensor)
+        tuple(n.meta["val"].shape)
+        for n in program.graph.nodes
+        if isinstance(n.meta.get("val"), Tensor)
     ]
     assert (9, 42) in tables
     assert (16, 42) not in tables

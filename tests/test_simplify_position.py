@@ -1,4 +1,6 @@
-"""Constants that depend on the position: not computed any more, and exact at every size, however small."""
+"""Constants that depend on the position: not computed any more, and exact at every size, however
+small.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from snello.simplification.runtime.border_pattern import BorderPatterns
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.PReLU, nn.Identity)
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU6,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.PReLU,
+    nn.Identity,
+)
 
 Axis = tuple[int, int, int, int]
 """Kernel, stride, dilation and padding along one axis."""
@@ -30,7 +38,9 @@ Axis = tuple[int, int, int, int]
 def inverted(
     axes: tuple[Axis, ...], activation: Callable[[], nn.Module], *, width: int = 24
 ) -> nn.Sequential:
-    """Pointwise, depthwise, pointwise, as in MobileNetV2; a first layer of which half is dead and not zero."""
+    """Pointwise, depthwise, pointwise, as in MobileNetV2; a first layer of which half is dead and
+    not zero.
+    """
     conv, norm = CONVOLUTIONS[len(axes) - 1], NORMS[len(axes) - 1]
     kernel, stride, dilation, padding = zip(*axes, strict=True)
     model = nn.Sequential(
@@ -48,7 +58,9 @@ def inverted(
 
 def smallest(axes: tuple[Axis, ...]) -> list[int]:
     """The smallest input that the kernel fits into, with its padding."""
-    return [max(1, dilation * (kernel - 1) + 1 - 2 * padding) for kernel, _, dilation, padding in axes]
+    return [
+        max(1, dilation * (kernel - 1) + 1 - 2 * padding) for kernel, _, dilation, padding in axes
+    ]
 
 
 @st.composite
@@ -63,17 +75,23 @@ geometries = st.integers(1, 3).flatmap(lambda n: st.tuples(*[axis()] * n))
 
 
 @given(geometries, st.sampled_from(ACTIVATIONS), st.integers(0, 10**6))
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 def test_every_geometry_at_every_size(
     axes: tuple[Axis, ...], activation: Callable[[], nn.Module], seed: int
 ) -> None:
     # In three dimensions a table has more columns: more channels make up for them.
     model = inverted(axes, activation, width=24 if len(axes) < 3 else 120)
     least = smallest(axes)
-    example = torch.randn(2, 2, *[n + 4 for n in least], dtype=torch.float64, generator=generator(seed))
+    example = torch.randn(
+        2, 2, *[n + 4 for n in least], dtype=torch.float64, generator=generator(seed)
+    )
     lean = simplify(model, example)
     for extra in (0, 1, 2, 3, 6):
-        x = torch.randn(2, 2, *[n + extra for n in least], dtype=torch.float64, generator=generator(seed))
+        x = torch.randn(
+            2, 2, *[n + extra for n in least], dtype=torch.float64, generator=generator(seed)
+        )
         assert_same_outputs(model, lean, x, tolerance=1e-9)
     kernel, _, dilation, padding = zip(*axes, strict=True)
     ways = math.prod((math.ceil(p / d) + 1) ** 2 for p, d in zip(padding, dilation, strict=True))
@@ -84,7 +102,9 @@ def test_every_geometry_at_every_size(
 
 @given(geometries, st.integers(0, 5))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_taps_are_counted_as_the_convolution_counts_them(axes: tuple[Axis, ...], extra: int) -> None:
+def test_taps_are_counted_as_the_convolution_counts_them(
+    axes: tuple[Axis, ...], extra: int
+) -> None:
     kernel, stride, dilation, padding = zip(*axes, strict=True)
     sizes = [n + extra for n in smallest(axes)]
     geometry = Geometry(kernel, stride, dilation, padding, padding)
@@ -98,7 +118,9 @@ def test_taps_are_counted_as_the_convolution_counts_them(axes: tuple[Axis, ...],
         [k - i - j for i in range(b + 1) for j in range(a + 1)]
         for k, b, a in zip(kernel, *geometry.cut, strict=True)
     ]
-    taps = torch.tensor([torch.tensor(c).prod() for c in itertools.product(*inside)], dtype=torch.float)
+    taps = torch.tensor(
+        [torch.tensor(c).prod() for c in itertools.product(*inside)], dtype=torch.float
+    )
     assert torch.equal(taps[patterns], counted.detach())
 
 
@@ -186,8 +208,12 @@ def test_a_lean_model_is_simplified_again() -> None:
     leaner = simplify(lean, x)
     assert leaner.get_submodule("0").weight.shape[0] < 12
     for size in ((8, 9), (1, 2), (5, 5)):
-        assert_same_outputs(lean, leaner, torch.randn(3, 2, *size, dtype=torch.float64), tolerance=1e-9)
-    fresh = apply(SimplificationPlan.from_json(plan_of(leaner).to_json()), inverted(MOBILE, nn.ReLU6))
+        assert_same_outputs(
+            lean, leaner, torch.randn(3, 2, *size, dtype=torch.float64), tolerance=1e-9
+        )
+    fresh = apply(
+        SimplificationPlan.from_json(plan_of(leaner).to_json()), inverted(MOBILE, nn.ReLU6)
+    )
     fresh.load_state_dict(leaner.state_dict())
     assert_same_outputs(leaner, fresh, x, tolerance=0.0)
 
@@ -197,7 +223,9 @@ def test_a_norm_behind_is_folded() -> None:
     folded = fold_batchnorm(lean, x)
     assert not [m for m in folded.modules() if isinstance(m, NORMS)]
     for size in ((8, 9), (1, 2), (5, 5)):
-        assert_same_outputs(model, folded, torch.randn(3, 2, *size, dtype=torch.float64), tolerance=1e-9)
+        assert_same_outputs(
+            model, folded, torch.randn(3, 2, *size, dtype=torch.float64), tolerance=1e-9
+        )
 
 
 def test_saved_copied_and_loaded() -> None:
@@ -221,7 +249,9 @@ def test_what_is_remembered_follows_the_size_and_the_weights() -> None:
         for x in inputs:
             assert_same_outputs(model, lean, x, tolerance=1e-9)
         before = lean(inputs[0])
-        state = {name: v * 2 if name.endswith("table") else v for name, v in lean.state_dict().items()}
+        state = {
+            name: v * 2 if name.endswith("table") else v for name, v in lean.state_dict().items()
+        }
         lean.load_state_dict(state)
         assert not torch.equal(lean(inputs[0]), before)
         single = lean.float()(inputs[0].float())
@@ -243,7 +273,10 @@ def test_training_goes_on_with_the_gradients_of_what_is_kept() -> None:
 
 def test_exported_and_compiled_at_another_size() -> None:
     model, lean, x = mobile()
-    height, width = torch.export.Dim("height", min=3, max=64), torch.export.Dim("width", min=3, max=64)
+    height, width = (
+        torch.export.Dim("height", min=3, max=64),
+        torch.export.Dim("width", min=3, max=64),
+    )
     program = torch.export.export(lean, (x,), dynamic_shapes={"input": {2: height, 3: width}})
     other = torch.randn(2, 2, 5, 12, dtype=torch.float64)
     assert_same_outputs(model, program.module(), other, tolerance=1e-9)

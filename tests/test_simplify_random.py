@@ -1,6 +1,8 @@
-"""Simplification on random networks with random masks: it does not fail, outputs agree, nothing grows.
+"""Simplification on random networks with random masks: it does not fail, outputs agree, nothing
+grows.
 
-A quick run draws 150 networks. ``SNELLO_EXAMPLES=5000`` draws as many instead, and ``-m exhaustive`` draws 2000.
+A quick run draws 150 networks. ``SNELLO_EXAMPLES=5000`` draws as many instead, and
+``-m exhaustive`` draws 2000.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def size_of(model: nn.Module) -> int:
 def check(drawn: Draw) -> None:
     """The law."""
     model = network(drawn)
-    inputs = [torch.randn(s, dtype=torch.float64, generator=generator(drawn.seed)) for s in drawn.shapes()]
+    inputs = [
+        torch.randn(s, dtype=torch.float64, generator=generator(drawn.seed)) for s in drawn.shapes()
+    ]
     # Every option takes its turn: they keep neurons that would go, each in its own way.
     prefer, round_to = ("bytes", "latency", "plain")[drawn.seed % 3], (1, 4)[drawn.seed % 2]
     lean = simplify(model, inputs[0], prefer=prefer, round_to=round_to)

@@ -1,4 +1,6 @@
-"""Training goes on after simplification: the optimizer, gradients, dropout, options that keep dead neurons."""
+"""Training goes on after simplification: the optimizer, gradients, dropout, options that keep dead
+neurons.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
 def test_training_goes_on_as_it_would_have(name: str, kind: str) -> None:
     """Two steps, simplify, two steps: the same outputs as four steps of the masked original.
 
-    Where dead neurons are zero: behind an activation that makes another constant of them, the original goes on
-    to train the columns that read it, and the lean model one bias in their place.
+    Where dead neurons are zero: behind an activation that makes another constant of them, the
+    original goes on to train the columns that read it, and the lean model one bias in their place.
     """
     model, inputs, _ = dead_model(name)
     masks = {key: p != 0 for key, p in model.named_parameters()}
@@ -97,7 +99,10 @@ def test_state_is_cut_to_the_rows_and_columns_that_stay() -> None:
 def test_groups_keep_their_options() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     kill(model, "0", torch.arange(6) < 2, with_norms=True)
-    groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters(), "lr": 0.1}]
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.5},
+        {"params": model[2].parameters(), "lr": 0.1},
+    ]
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     lean = simplify(model, torch.randn(2, 4), optimizer=optimizer)
     names = {id(p): name for name, p in lean.named_parameters()}
@@ -143,7 +148,10 @@ def test_gradients_are_those_of_the_masked_original(name: str, training: bool) -
     assert plan is not None
     for layer_name, layer in weighted_layers(lean).items():
         original, kept = model.get_submodule(layer_name), plan.layers[layer_name]
-        if kept.groups == 1 and layer.weight.shape[:2] == (len(kept.kept_outputs), len(kept.kept_inputs)):
+        if kept.groups == 1 and layer.weight.shape[:2] == (
+            len(kept.kept_outputs),
+            len(kept.kept_inputs),
+        ):
             expected = original.weight.grad[list(kept.kept_outputs)][:, list(kept.kept_inputs)]
             torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-9, atol=1e-11)
 
@@ -178,7 +186,11 @@ def test_round_to_keeps_dead_neurons_and_outputs() -> None:
     x = torch.randn(4, 5, dtype=torch.float64)
     lean = simplify(model, x, round_to=8)
     found = weighted_layers(lean)
-    assert (found["0"].out_features, found["2"].out_features, found["4"].out_features) == (24, 16, 3)
+    assert (found["0"].out_features, found["2"].out_features, found["4"].out_features) == (
+        24,
+        16,
+        3,
+    )
     assert_same_outputs(model, lean, x)
 
 
@@ -219,7 +231,8 @@ def test_plain_leaves_the_index_operations_out_of_a_residual_stream() -> None:
     x = ZOO["resnet-8"].inputs(generator(5))[0]
     plans = {prefer: make_plan(model, x, prefer=prefer) for prefer in ("bytes", "plain")}
     assert plans["bytes"].index_operations > 2
-    # The two shortcuts that pad channels (He et al.'s option A) are made by no layer that could carry more.
+    # The two shortcuts that pad channels (He et al.'s option A) are made by no layer that could
+    # carry more.
     assert plans["plain"].index_operations <= 2
     assert 0 < plans["plain"].neurons_removed < plans["bytes"].neurons_removed
 
@@ -271,7 +284,9 @@ def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_distributed_step, args=(r, port, str(tmp_path))) for r in range(2)]
+    workers = [
+        context.Process(target=_distributed_step, args=(r, port, str(tmp_path))) for r in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -287,7 +302,9 @@ def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
 
 
 def test_a_remembered_border_follows_its_kernel() -> None:
-    """What is remembered between forwards is forgotten when weights are loaded, moved or another size comes."""
+    """What is remembered between forwards is forgotten when weights are loaded, moved or another
+    size comes.
+    """
     model = randomise(ZOO["zero padding"].build().double(), generator(0)).eval()
     kill_neurons(model, 0.5, generator(1), with_norms=False)
     inputs = ZOO["zero padding"].inputs(generator(2))
@@ -297,7 +314,10 @@ def test_a_remembered_border_follows_its_kernel() -> None:
     with torch.no_grad():
         before = [lean(x) for x in (inputs[0], inputs[1], inputs[0])]
         assert torch.equal(before[0], before[2])
-        state = {name: value * 2 if name in borders else value for name, value in lean.state_dict().items()}
+        state = {
+            name: value * 2 if name in borders else value
+            for name, value in lean.state_dict().items()
+        }
         twin = copy.deepcopy(lean)
         twin.load_state_dict(state)
         assert not torch.equal(twin(inputs[0]), before[0])

@@ -1,4 +1,6 @@
-"""Verification: what differs is refused, in whatever it is returned; what rounding explains is not."""
+"""Verification: what differs is refused, in whatever it is returned; what rounding explains is
+not.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +66,16 @@ def net(wrap: Callable[[Tensor], object]) -> nn.Module:
 
 @pytest.mark.parametrize("found", RETURNS)
 @pytest.mark.parametrize("expected", RETURNS)
-def test_outputs_that_are_put_together_in_another_way_are_refused(expected: str, found: str) -> None:
+def test_outputs_that_are_put_together_in_another_way_are_refused(
+    expected: str, found: str
+) -> None:
     reference, lean = net(RETURNS[expected]), net(RETURNS[found])
     if expected == found:
         verify(reference, lean, {}, {}, X)
         return
-    with pytest.raises(SimplifyError, match=r"put together in another way: .* instead of .*\(3, 4\)"):
+    with pytest.raises(
+        SimplifyError, match=r"put together in another way: .* instead of .*\(3, 4\)"
+    ):
         verify(reference, lean, {}, {}, X)
 
 
@@ -83,7 +89,10 @@ def test_whatever_holds_the_tensors_they_are_compared(name: str) -> None:
 
 def test_a_structure_is_told_in_words() -> None:
     x = torch.zeros(2)
-    assert structure({"out": (x, None), "aux": [x, 3]}) == "{'out': (tensor, None), 'aux': [tensor, 3]}"
+    assert (
+        structure({"out": (x, None), "aux": [x, 3]})
+        == "{'out': (tensor, None), 'aux': [tensor, 3]}"
+    )
     assert structure(Pair(x, x)) == "(tensor, tensor)"
     assert structure(Record(x, "y")) == "{first: tensor, second: 'y'}"
     assert structure((x, object())) == "(tensor, object)"
@@ -131,7 +140,9 @@ def test_a_tensor_with_a_nan_is_named() -> None:
 
 
 def test_scores_masked_with_infinity_are_simplified() -> None:
-    torch.manual_seed(0)  # for some weights the mask is empty, and the test would have nothing to see
+    torch.manual_seed(
+        0
+    )  # for some weights the mask is empty, and the test would have nothing to see
     model = Net(
         lambda m, x: m.last(torch.relu(m.first(x))).masked_fill(m.mask(x) > 0, -torch.inf),
         first=nn.Linear(4, 6), last=nn.Linear(6, 3), mask=nn.Linear(4, 3),
@@ -204,10 +215,14 @@ def test_nor_is_it_where_norms_are_folded(
             fold_batchnorm(amplifier, X)
     else:
         folded = fold_batchnorm(amplifier, X)
-        assert difference(amplifier(*X), folded(*X)) > 1e-9, "the bound without the allowance would do"
+        assert difference(amplifier(*X), folded(*X)) > 1e-9, (
+            "the bound without the allowance would do"
+        )
 
 
-def test_a_damaged_rewrite_is_refused_naming_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_rewrite_is_refused_naming_the_first_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_mlp().double().eval()
     kill(model, "0", torch.arange(6) < 3, with_norms=False)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Laws of simplification on torchvision's networks, at small resolutions, against an independent oracle."""
+"""Laws of simplification on torchvision's networks, at small resolutions, against an independent
+oracle.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,14 @@ from snello.simplification import simplify
 
 pytest.importorskip("torchvision")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-masked_zoo = pytest.importorskip("masked_zoo", reason="the benchmarks are not part of this distribution")
+masked_zoo = pytest.importorskip(
+    "masked_zoo", reason="the benchmarks are not part of this distribution"
+)
 oracle = pytest.importorskip("removable", reason="the benchmarks are not part of this distribution")
 
 ZOO = masked_zoo.zoo()
-# Name -> side of the example input, shape of the second one (None: one resolution only), least share of the
-# removable parameters that goes; None demands nothing.
+# Name -> side of the example input, shape of the second one (None: one resolution only), least
+# share of the removable parameters that goes; None demands nothing.
 SMALL: dict[str, tuple[int, tuple[int, ...] | None, float | None]] = {
     "resnet-20": (32, (4, 3, 24, 40), None),
     "vgg11_bn": (64, (4, 3, 96, 64), 0.99),
@@ -36,7 +40,11 @@ SMALL: dict[str, tuple[int, tuple[int, ...] | None, float | None]] = {
     "mobilenet_v3_small": (64, (4, 3, 96, 64), 0.99),
     "mnasnet0_5": (64, (4, 3, 96, 64), 0.99),
     "efficientnet_b0": (64, (4, 3, 96, 64), 0.99),
-    "efficientnet_v2_s": (128, (4, 3, 160, 128), 0.99),  # at 64 its squeezed maps leave float32 nothing
+    "efficientnet_v2_s": (
+        128,
+        (4, 3, 160, 128),
+        0.99,
+    ),  # at 64 its squeezed maps leave float32 nothing
     "regnet_x_400mf": (64, (4, 3, 96, 64), 0.99),
     "regnet_y_400mf": (64, (4, 3, 96, 64), 0.99),
     "shufflenet_v2_x0_5": (64, (4, 3, 96, 64), 0.99),
@@ -51,10 +59,19 @@ SMALL: dict[str, tuple[int, tuple[int, ...] | None, float | None]] = {
     "fcn_resnet50": (64, (4, 3, 96, 64), 0.90),
     "lraspp_mobilenet_v3_large": (64, (4, 3, 96, 64), 0.90),
 }
-QUICK = ("resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "lraspp_mobilenet_v3_large")
+QUICK = (
+    "resnet18",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "lraspp_mobilenet_v3_large",
+)
 CASES = [
     pytest.param(
-        name, variant, marks=[] if name in QUICK else [pytest.mark.exhaustive], id=f"{name}-{variant}"
+        name,
+        variant,
+        marks=[] if name in QUICK else [pytest.mark.exhaustive],
+        id=f"{name}-{variant}",
     )
     for name in SMALL
     for variant in "AB"
@@ -83,10 +100,13 @@ def test_the_zoo_is_simplified_exactly_and_fully(name: str, variant: str) -> Non
         assert masked_zoo.error(expected, masked_zoo.outputs(lean, x)) <= max(1e-4, 3 * rounding)
     count = oracle.removable(model, example)
     removed = oracle.size(model, count.never_run) - oracle.size(lean, count.never_run)
-    assert removed >= (least or 0) * count.removable, f"{removed / count.removable:.2%} of the removable"
+    assert removed >= (least or 0) * count.removable, (
+        f"{removed / count.removable:.2%} of the removable"
+    )
 
 
-# --- the oracle, on networks that can be counted by hand ----------------------------------------------------
+# --- the oracle, on networks that can be counted by hand
+# ----------------------------------------------------
 
 
 def _filled(model: nn.Module) -> nn.Module:
@@ -128,7 +148,9 @@ def test_a_row_that_nobody_reads_goes() -> None:
 
 
 def test_deadness_travels_both_ways() -> None:
-    model = _filled(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    model = _filled(
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    )
     _zero(model[2], 0, 1, 2, 3)
     with torch.no_grad():
         model[2].weight[4, 0] = 0  # now unit 0 of the first layer is read by dead rows only
@@ -144,13 +166,17 @@ def test_a_saturated_unit_is_no_constant() -> None:
 
 
 def test_batchnorm_entries_go_with_their_channel() -> None:
-    model = _filled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    model = _filled(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    )
     _zero(model[0], 2)
     assert _removable(model, 1, 3, 8, 8) == (27 + 1) + 4 + 2
 
 
 def test_a_batchnorm_scale_of_zero_makes_the_row_before_useless() -> None:
-    model = _filled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    model = _filled(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    )
     _zero(model[1], 2)
     assert _removable(model, 1, 3, 8, 8) == (27 + 1) + 4 + 2
 
@@ -159,7 +185,10 @@ def test_a_batchnorm_scale_of_zero_makes_the_row_before_useless() -> None:
 def test_a_constant_behind_zero_padding_depends_on_the_position(padding: int, reach: bool) -> None:
     model = _filled(
         nn.Sequential(
-            nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=padding, groups=4), nn.Conv2d(4, 2, 1)
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding=padding, groups=4),
+            nn.Conv2d(4, 2, 1),
         )
     )
     _zero(model[0], 2)
@@ -182,7 +211,9 @@ def test_a_zero_constant_passes_zero_padding() -> None:
 
 def test_columns_of_a_grouped_convolution_are_counted_per_group() -> None:
     model = _filled(
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 2, 1))
+        nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+        )
     )
     _zero(model[0], 0)  # column 0 of group 0, which has three rows
     assert _removable(model, 1, 3, 8, 8) == (3 + 1) + 3
@@ -191,7 +222,9 @@ def test_columns_of_a_grouped_convolution_are_counted_per_group() -> None:
 
 
 def test_a_transposed_convolution_has_its_rows_on_the_second_axis() -> None:
-    model = _filled(nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    model = _filled(
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    )
     with torch.no_grad():
         model[0].weight[:, 1] = 0
     assert _removable(model, 1, 3, 8, 8) == (3 * 4 + 1) + 2
@@ -247,7 +280,10 @@ def test_packed_attention_counts_as_linear_layers() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+            self.attention, self.out = (
+                nn.MultiheadAttention(4, 2, batch_first=True),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.attention(x, x, x, need_weights=False)[0])
@@ -307,7 +343,9 @@ def test_what_the_oracle_calls_useless_changes_no_output(name: str, variant: str
             module = model.get_submodule(layer.name)
             useless = ~layer.useful & ~layer.constant
             if len(layer.columns) and useless.any():
-                module.weight[useless] += torch.randn(module.weight[useless].shape, generator=generator)
+                module.weight[useless] += torch.randn(
+                    module.weight[useless].shape, generator=generator
+                )
                 changed += int(useless.sum())
     assert changed > 0
     assert masked_zoo.error(before, masked_zoo.outputs(model, x)) <= 1e-12
@@ -322,13 +360,17 @@ def test_what_the_oracle_calls_constant_is_constant(name: str) -> None:
 
     def note(layer: str) -> None:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            seen[layer] = y.movedim(y.dim() - 1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+            seen[layer] = y.movedim(y.dim() - 1 if isinstance(module, nn.Linear) else 1, 0).flatten(
+                1
+            )
 
         model.get_submodule(layer).register_forward_hook(hook)
 
     for layer in count.layers:
         note(layer.name)
-    masked_zoo.outputs(model, masked_zoo.images((3, 3, 64, 96), torch.Generator().manual_seed(3)).double())
+    masked_zoo.outputs(
+        model, masked_zoo.images((3, 3, 64, 96), torch.Generator().manual_seed(3)).double()
+    )
     constants = 0
     for layer in count.layers:
         y = seen[layer.name]

@@ -1,8 +1,9 @@
-"""A soak: random sequences of everything that may happen to a model in training; the promises hold after every step.
+"""A soak: random sequences of everything that may happen to a model in training; the promises hold
+after every step.
 
-After each action what is pruned is zero, frozen neurons have not moved, the state of the optimizers fits their
-parameters, and `simplify` gives the same outputs. Fifty sequences are in the suite; two thousand behind the
-``exhaustive`` marker, one in fifty of them with inductor.
+After each action what is pruned is zero, frozen neurons have not moved, the state of the optimizers
+fits their parameters, and `simplify` gives the same outputs. Fifty sequences are in the suite; two
+thousand behind the ``exhaustive`` marker, one in fifty of them with inductor.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ INDUCTOR = shutil.which("g++") is not None
 
 
 def _mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
 
 
 def _convnet() -> nn.Sequential:
@@ -94,7 +97,9 @@ class _World:
         parameters = list(self.model.parameters())
         cut = self.random.choice([len(parameters), len(parameters) // 2])
         parts = [part for part in (parameters[:cut], parameters[cut:]) if part]
-        self.optimizers = [OPTIMIZERS[self.random.choice(sorted(OPTIMIZERS))](part) for part in parts]
+        self.optimizers = [
+            OPTIMIZERS[self.random.choice(sorted(OPTIMIZERS))](part) for part in parts
+        ]
 
     def train(self) -> None:
         self.model.train()
@@ -151,7 +156,9 @@ class _World:
                 self.still.append((parameter, frozen, parameter.detach()[frozen].clone()))
 
     def simplify(self) -> None:
-        """Go on with the lean model and the rebound optimizer; pruner and NEq end with the old one."""
+        """Go on with the lean model and the rebound optimizer; pruner and NEq end with the old
+        one.
+        """
         x, _ = self.batch(3)
         self.model.eval()
         with torch.no_grad():
@@ -163,7 +170,9 @@ class _World:
             scale = float(before.abs().max()) or 1.0
             tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}[self.dtype]
             assert float((lean(x) - before).abs().max()) <= tolerance * scale
-        if sum(p.numel() for p in lean.parameters()) == sum(p.numel() for p in self.model.parameters()):
+        if sum(p.numel() for p in lean.parameters()) == sum(
+            p.numel() for p in self.model.parameters()
+        ):
             if single:
                 self.renew_optimizers()
             return
@@ -178,7 +187,9 @@ class _World:
         lean = simplify(twin, x.double())
         with torch.no_grad():
             before = twin(x.double())
-            assert float((lean(x.double()) - before).abs().max()) <= 1e-9 * (float(before.abs().max()) or 1.0)
+            assert float((lean(x.double()) - before).abs().max()) <= 1e-9 * (
+                float(before.abs().max()) or 1.0
+            )
 
     def save_and_load(self) -> None:
         buffer = io.BytesIO()
@@ -208,13 +219,17 @@ class _World:
         """Weights of nobody's are loaded over the model: what is pruned stays so."""
         if self.pruner is None or self.neq is not None:
             return
-        state = {n: v + 0.01 if v.is_floating_point() else v for n, v in self.model.state_dict().items()}
+        state = {
+            n: v + 0.01 if v.is_floating_point() else v for n, v in self.model.state_dict().items()
+        }
         self.model.load_state_dict(state)
 
     def deepcopy(self) -> None:
         """Go on with copies of everything; NEq ends with the original."""
         self.thaw()
-        self.model, self.optimizers, self.pruner = copy.deepcopy((self.model, self.optimizers, self.pruner))
+        self.model, self.optimizers, self.pruner = copy.deepcopy(
+            (self.model, self.optimizers, self.pruner)
+        )
         self.average, self.run = None, None
         if self.pruner is not None:
             self.pruner._followers.clear()
@@ -239,7 +254,9 @@ class _World:
         if self.random.random() < 0.5:
             self.pruner.remove()
         self.renew_optimizers()
-        self.pruner = Pruner(self.model, self.optimizers, granularity=granularity, amount=Ratio(0.2))
+        self.pruner = Pruner(
+            self.model, self.optimizers, granularity=granularity, amount=Ratio(0.2)
+        )
         if self.average is not None:
             self.pruner.follow(self.average)
         for name, mask in masks.items():
@@ -288,7 +305,10 @@ class _World:
             for parameter, state in optimizer.state.items():
                 assert id(parameter) in own, "the optimizer holds a stranger"
                 for value in state.values():
-                    assert not isinstance(value, Tensor) or value.shape in (parameter.shape, torch.Size([]))
+                    assert not isinstance(value, Tensor) or value.shape in (
+                        parameter.shape,
+                        torch.Size([]),
+                    )
         assert all(p.isfinite().all() for p in named.values())
 
 
@@ -311,7 +331,9 @@ def _sequence(seed: int, compiler: str = "eager") -> None:
     torch.manual_seed(seed)
     torch.compiler.reset()
     build, shape = NETWORKS[chance.choice(sorted(NETWORKS))]
-    world = _World(chance, build().to(chance.choice([torch.float32, torch.float64])), shape, compiler)
+    world = _World(
+        chance, build().to(chance.choice([torch.float32, torch.float64])), shape, compiler
+    )
     world.renew_optimizers()
     with _quiet():
         for _ in range(ACTIONS):

@@ -1,9 +1,9 @@
 """Two processes under torchrun decide alike, and train as one process with the joined batch does.
 
-What equals what: without batch statistics (GroupNorm for BatchNorm) two processes of 10 images are one process
-of 20, for every method. With BatchNorm each process normalises by its own 10 images, as DistributedDataParallel
-does: two processes then are one that averages the gradients of two half batches, which is written out here as a
-plain loop.
+What equals what: without batch statistics (GroupNorm for BatchNorm) two processes of 10 images are
+one process of 20, for every method. With BatchNorm each process normalises by its own 10 images, as
+DistributedDataParallel does: two processes then are one that averages the gradients of two half
+batches, which is written out here as a plain loop.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, count in (("train", 8), ("test", 2)):
         for label, kind in enumerate(CIFAR10):
             for i in range(count):
-                files.write_jpeg(root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32))
+                files.write_jpeg(
+                    root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32)
+                )
     return root
 
 
@@ -83,14 +85,20 @@ def _losses(run: TrainingResult) -> list[float]:
 
 
 @pytest.mark.parametrize("method", samples.METHODS)
-def test_two_processes_train_as_one(method: str, data: Path, together: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    method: str, data: Path, together: Path, tmp_path: Path
+) -> None:
     joined = TrainingResult.read(together / method / "result.json")
     assert joined.processes == 2
     alone = train(samples.recipe_of(str(data), batch_statistics=False), method, tmp_path)
     assert alone.processes == 1
     assert _losses(joined) == pytest.approx(_losses(alone), abs=1e-5)
-    assert [e.pruned for e in joined.epochs] == pytest.approx([e.pruned for e in alone.epochs], abs=1e-4)
-    assert [e.updated for e in joined.epochs] == pytest.approx([e.updated for e in alone.epochs], abs=5e-3)
+    assert [e.pruned for e in joined.epochs] == pytest.approx(
+        [e.pruned for e in alone.epochs], abs=1e-4
+    )
+    assert [e.updated for e in joined.epochs] == pytest.approx(
+        [e.updated for e in alone.epochs], abs=5e-3
+    )
     assert joined.test_loss == pytest.approx(alone.test_loss, abs=1e-5)
 
 
@@ -104,7 +112,9 @@ def test_two_processes_train_as_one(method: str, data: Path, together: Path, tmp
         ("serene+neq", "frozen"),
     ],
 )
-def test_masks_and_weights_are_the_same_on_both_ranks(method: str, kind: str, together: Path) -> None:
+def test_masks_and_weights_are_the_same_on_both_ranks(
+    method: str, kind: str, together: Path
+) -> None:
     (first, one), (second, other) = (
         torch.load(together / f"{method}-{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)
     )
@@ -117,7 +127,9 @@ def test_masks_and_weights_are_the_same_on_both_ranks(method: str, kind: str, to
         assert torch.equal(weight, other[name]), name
 
 
-def test_with_batch_statistics_two_processes_are_two_half_batches(data: Path, together: Path) -> None:
+def test_with_batch_statistics_two_processes_are_two_half_batches(
+    data: Path, together: Path
+) -> None:
     """The plain loop: the mean of the losses of what the two ranks see, one step."""
     joined = TrainingResult.read(together / "with-statistics" / "result.json")
     recipe = samples.recipe_of(str(data), batch_statistics=True)
@@ -135,13 +147,17 @@ def test_with_batch_statistics_two_processes_are_two_half_batches(data: Path, to
     ]  # fmt: skip
     for epoch, record in enumerate(joined.epochs):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
+            group["lr"] = config.lr * 0.1 ** sum(
+                epoch >= milestone for milestone in config.milestones
+            )
         losses = []
         for half in halves:
             half.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for batches in zip(*halves, strict=True):
             optimizer.zero_grad()
-            loss = torch.stack([F.cross_entropy(model(images), labels) for images, labels in batches]).mean()
+            loss = torch.stack(
+                [F.cross_entropy(model(images), labels) for images, labels in batches]
+            ).mean()
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
@@ -157,7 +173,9 @@ def test_a_lost_process_is_started_again_and_the_run_resumes(
     straight = TrainingResult.read(together / "serene" / "result.json")
     assert _losses(resumed) == _losses(straight)
     one, other = (
-        modelfile.load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[0].state_dict()
+        modelfile.load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[
+            0
+        ].state_dict()
         for folder in (tmp_path / samples.KILLED, together / "serene")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,4 +1,6 @@
-"""Callbacks in projects of any make, the classification task, the history of a run, and early complaints."""
+"""Callbacks in projects of any make, the classification task, the history of a run, and early
+complaints.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ def test_pruning_in_a_foreign_module(
     sensitivity: Callable[[nn.Module], Any], granularity: str, tmp_path: Path
 ) -> None:
     module = Foreign()
-    callback = SensitivityPruning(sensitivity, _regression_loss, epochs=2, granularity=granularity, twt=0.5)
+    callback = SensitivityPruning(
+        sensitivity, _regression_loss, epochs=2, granularity=granularity, twt=0.5
+    )
     _fit(module, callback, tmp_path)
     assert callback.pruner is not None
     masks = callback.pruner.masks
@@ -112,7 +116,9 @@ def test_pruning_in_a_foreign_module(
     parameters = dict(module.named_parameters())
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, mask in masks.items():
-        assert bool((parameters[name][~mask] == 0).all()), f"{name} revived through momentum or weight decay"
+        assert bool((parameters[name][~mask] == 0).all()), (
+            f"{name} revived through momentum or weight decay"
+        )
     if granularity == "neuron":
         assert bool(dead_neurons(module.encoder[0]).any())
         assert "decoder.weight" not in masks, "the head's neurons are the outputs"
@@ -120,7 +126,9 @@ def test_pruning_in_a_foreign_module(
 
 
 def test_pruning_ends_with_its_epochs(tmp_path: Path) -> None:
-    """With epochs=2 the last pruning step closes the second epoch, and the masks stay as they are after it."""
+    """With epochs=2 the last pruning step closes the second epoch, and the masks stay as they are
+    after it.
+    """
     module, masks = Foreign(), []
 
     class Watch(SensitivityPruning):
@@ -129,7 +137,11 @@ def test_pruning_ends_with_its_epochs(tmp_path: Path) -> None:
             assert self.pruner is not None
             masks.append({name: mask.clone() for name, mask in self.pruner.masks.items()})
 
-    _fit(module, Watch(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5, pwe=50), tmp_path)
+    _fit(
+        module,
+        Watch(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5, pwe=50),
+        tmp_path,
+    )
     assert len(masks) == EPOCHS
     assert masks[0] == {}, "no plateau yet, and not the last pruning epoch"
     assert any(not bool(mask.all()) for mask in masks[1].values())
@@ -147,7 +159,11 @@ def test_decay_ends_with_its_epochs(tmp_path: Path) -> None:
             calls.append(1)
             super().step()
 
-    _fit(Foreign(), SensitivityPruning(lambda m: Counting(m, 1e-3), _regression_loss, epochs=3), tmp_path)
+    _fit(
+        Foreign(),
+        SensitivityPruning(lambda m: Counting(m, 1e-3), _regression_loss, epochs=3),
+        tmp_path,
+    )
     assert len(calls) == 3 * 4, "three of four epochs, four batches each"
 
 
@@ -164,7 +180,9 @@ def test_neq_in_a_foreign_module(tmp_path: Path) -> None:
     )
     assert torch.equal(before["encoder.0.weight"], after["encoder.0.weight"]), "frozen, bit for bit"
     assert torch.equal(before["encoder.1.weight"], after["encoder.1.weight"])
-    assert not torch.equal(before["decoder.weight"], after["decoder.weight"]), "the head always learns"
+    assert not torch.equal(before["decoder.weight"], after["decoder.weight"]), (
+        "the head always learns"
+    )
 
 
 def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
@@ -193,12 +211,16 @@ class TwoOptimizers(Foreign):
 
 def test_two_optimizers(tmp_path: Path) -> None:
     module = TwoOptimizers()
-    callback = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, exclude=(), epochs=2, twt=0.5)
+    callback = SensitivityPruning(
+        lambda m: Lobster(m, 1e-3), _regression_loss, exclude=(), epochs=2, twt=0.5
+    )
     _fit(module, callback, tmp_path)
     assert callback.pruner is not None
     _assert_pruned(module, callback.pruner.masks)
     _fit(module := TwoOptimizers(), NEq(_pairs()[0][:8], eps=math.inf), tmp_path)
-    assert torch.equal(module.weights[1]["encoder.0.weight"], module.encoder[0].weight), "frozen, bit for bit"
+    assert torch.equal(module.weights[1]["encoder.0.weight"], module.encoder[0].weight), (
+        "frozen, bit for bit"
+    )
 
 
 def _assert_pruned(module: nn.Module, masks: dict[str, Tensor]) -> None:
@@ -246,7 +268,9 @@ def test_neq_goes_on_in_a_second_fit(tmp_path: Path) -> None:
     _fit(module, callback, tmp_path, epochs=2)
     assert torch.equal(module.encoder[0].weight, frozen), "no second warm-up"
     _fit(other := Foreign(), callback, tmp_path, epochs=1)
-    assert not torch.equal(other.encoder[0].weight, other.weights[0]["encoder.0.weight"]), "its own warm-up"
+    assert not torch.equal(other.encoder[0].weight, other.weights[0]["encoder.0.weight"]), (
+        "its own warm-up"
+    )
 
 
 def test_an_interrupted_fit_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -281,27 +305,41 @@ def test_averages_of_lightning_are_masked(kind: str, tmp_path: Path) -> None:
 
 def _classes() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(23, 1, 2, 3, generator=generator), torch.randint(3, (23,), generator=generator)
+    return torch.randn(23, 1, 2, 3, generator=generator), torch.randint(
+        3, (23,), generator=generator
+    )
 
 
 def _net() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 3)
+        nn.Flatten(),
+        nn.Linear(6, 5),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(5, 3),
     )
 
 
 def test_evaluate_equals_a_hand_computation() -> None:
     model, (images, labels) = _net().train().double(), _classes()
     images = images.double()
-    found = evaluate(model, DataLoader(TensorDataset(images, labels), 7))  # the last batch is smaller
+    found = evaluate(
+        model, DataLoader(TensorDataset(images, labels), 7)
+    )  # the last batch is smaller
     assert model.training, "the mode is put back"
     assert all(m.training for m in model.modules())
     model.eval()
     with torch.no_grad():
         log_probabilities = model(images).log_softmax(1)
-    loss = -sum(float(row[label]) for row, label in zip(log_probabilities, labels, strict=True)) / 23
-    right = sum(int(row.argmax()) == int(label) for row, label in zip(log_probabilities, labels, strict=True))
+    loss = (
+        -sum(float(row[label]) for row, label in zip(log_probabilities, labels, strict=True)) / 23
+    )
+    right = sum(
+        int(row.argmax()) == int(label)
+        for row, label in zip(log_probabilities, labels, strict=True)
+    )
     assert found.loss == pytest.approx(loss, rel=1e-6)  # the loss is taken in float32
     assert found.accuracy == right / 23
     assert found.images == 23
@@ -314,7 +352,9 @@ def test_evaluate_nothing_is_an_error() -> None:
 
 def test_classification_logs_what_evaluate_measures(tmp_path: Path) -> None:
     task = Classification(_net(), 3, OptimizerConfig(lr=0.05, milestones=(1,)))
-    data = DataLoader(TensorDataset(*_classes()), 10)  # batches of 10, 10 and 3: the mean is over images
+    data = DataLoader(
+        TensorDataset(*_classes()), 10
+    )  # batches of 10, 10 and 3: the mean is over images
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
@@ -330,7 +370,9 @@ def test_classification_logs_what_evaluate_measures(tmp_path: Path) -> None:
     assert logged["val_accuracy"] == pytest.approx(expected.accuracy)
     assert tested["test_loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert tested["test_accuracy"] == pytest.approx(expected.accuracy)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005), "one scheduler step per epoch"
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005), (
+        "one scheduler step per epoch"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -346,7 +388,13 @@ def test_bad_value_in_the_data_is_divergence(value: float) -> None:
 
 
 def _recipe(*options: str) -> Recipe:
-    small = ("--epochs=3", "--lobster.finetune=1", "--serene.finetune=1", "--data.limit=200", "--device=cpu")
+    small = (
+        "--epochs=3",
+        "--lobster.finetune=1",
+        "--serene.finetune=1",
+        "--data.limit=200",
+        "--device=cpu",
+    )
     return load_recipe("digits", [*small, "--neq.probe=10", *options])
 
 
@@ -367,7 +415,8 @@ def test_history_of_a_run(method: Any, tmp_path: Path) -> None:
     if method == "baseline":
         assert (first.paper_flops, first.dense_ms, last.updated) == (0, 0, 1)
         assert last.executed_flops == first.executed_flops
-        # LeNet-300-100 on 64 inputs: both products of every layer but the first, whose input needs none.
+        # LeNet-300-100 on 64 inputs: both products of every layer but the first, whose input needs
+        # none.
         macs = 64 * 300 + 300 * 100 + 100 * 10
         assert first.executed_flops == 2 * (2 * macs - 64 * 300)
     else:
@@ -378,7 +427,9 @@ def test_history_of_a_run(method: Any, tmp_path: Path) -> None:
 
 
 def test_baseline_is_the_run_that_neq_and_pruning_start_from(tmp_path: Path) -> None:
-    """Same seed, same batches: the first epoch of NEq, its warm-up, is the baseline's to the last bit."""
+    """Same seed, same batches: the first epoch of NEq, its warm-up, is the baseline's to the last
+    bit.
+    """
     recipe = _recipe()
     baseline, neq = (train(recipe, m, tmp_path / m) for m in ("baseline", "neq"))
     assert baseline.epochs[0].train_loss == neq.epochs[0].train_loss
@@ -400,7 +451,9 @@ def test_nan_loss_is_divergence(tmp_path: Path) -> None:
         ("{in_features: 63}", "does not run on images"),
     ],
 )
-def test_model_that_does_not_fit_is_found_before_training(arguments: str, words: str, tmp_path: Path) -> None:
+def test_model_that_does_not_fit_is_found_before_training(
+    arguments: str, words: str, tmp_path: Path
+) -> None:
     lines: list[str] = []
     with pytest.raises(ModelError, match=words):
         journey(_recipe(f"--model.arguments={arguments}"), tmp_path, progress=lines.append)

@@ -1,4 +1,6 @@
-"""What a recipe can ask of the engine: methods and their combinations, schedules, accumulation, averages, logs."""
+"""What a recipe can ask of the engine: methods and their combinations, schedules, accumulation,
+averages, logs.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _recipe(*options: str) -> Recipe:
-    small = ("--epochs=3", "--lobster.finetune=1", "--serene.finetune=1", "--data.limit=200", "--device=cpu")
+    small = (
+        "--epochs=3",
+        "--lobster.finetune=1",
+        "--serene.finetune=1",
+        "--data.limit=200",
+        "--device=cpu",
+    )
     return load_recipe("digits", [*small, "--data.test_limit=60", "--neq.probe=10", *options])
 
 
@@ -65,7 +73,17 @@ def test_any_share_and_any_sensitivity_combine(share: float, pruning: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["magic", "", "baseline+neq", "neq+neq", "serene+lobster", "stochastic-2", "stochastic-x", "neq+"]
+    "name",
+    [
+        "magic",
+        "",
+        "baseline+neq",
+        "neq+neq",
+        "serene+lobster",
+        "stochastic-2",
+        "stochastic-x",
+        "neq+",
+    ],
 )
 def test_names_without_a_meaning_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"a method must be one of baseline, .*, not"):
@@ -96,15 +114,21 @@ def _torchs(scheduler: str, epochs: int, **options: Any) -> list[float]:
     ],
     ids=["multistep", "step", "poly", "cosine"],
 )
-def test_schedules_are_torchs(config: OptimizerConfig, reference: tuple[str, dict[str, Any]]) -> None:
+def test_schedules_are_torchs(
+    config: OptimizerConfig, reference: tuple[str, dict[str, Any]]
+) -> None:
     name, options = reference
     gamma = {"gamma": 0.1} if name in ("MultiStepLR", "StepLR") else {}
     expected = _torchs(name, 10, **options, **gamma)
-    assert [lr_factor(config, epoch, 10) for epoch in range(10)] == pytest.approx(expected, rel=1e-9)
+    assert [lr_factor(config, epoch, 10) for epoch in range(10)] == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @given(st.integers(1, 5), st.sampled_from(["poly", "cosine"]), st.integers(6, 40))
-def test_warm_up_rises_in_a_line_and_meets_the_schedule(warmup: int, schedule: Any, epochs: int) -> None:
+def test_warm_up_rises_in_a_line_and_meets_the_schedule(
+    warmup: int, schedule: Any, epochs: int
+) -> None:
     config = OptimizerConfig(schedule=schedule, warmup_epochs=warmup)
     rising = [lr_factor(config, warmup * i / 8, epochs) for i in range(9)]
     assert rising == pytest.approx([i / 8 for i in range(9)])
@@ -164,7 +188,9 @@ def _fit(
     return module
 
 
-@pytest.mark.parametrize("sensitivity", [Lobster, lambda m, s: SeReNe(m, s, estimate="full", every=1)])
+@pytest.mark.parametrize(
+    "sensitivity", [Lobster, lambda m, s: SeReNe(m, s, estimate="full", every=1)]
+)
 def test_accumulated_batches_are_one_batch(sensitivity: Any, tmp_path: Path) -> None:
     """Two batches of five, accumulated, decay and train as one batch of ten does."""
 
@@ -196,17 +222,24 @@ def test_average_is_the_formula(tmp_path: Path) -> None:
     for weight in steps[1:]:
         expected = 0.75 * expected + 0.25 * weight
     assert average.average is not None
-    torch.testing.assert_close(average.average.module[0].weight.detach(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        average.average.module[0].weight.detach(), expected, rtol=0, atol=1e-12
+    )
     assert not torch.equal(expected, steps[-1])
 
 
 @pytest.mark.parametrize("first", ["average", "pruning"])
 def test_pruned_weights_are_zero_in_the_average(first: str, tmp_path: Path) -> None:
-    """In either order of the callbacks, and although the average remembers what the weights were."""
+    """In either order of the callbacks, and although the average remembers what the weights
+    were.
+    """
     data = _pairs()
     average = WeightAverage(0.99)
     pruning = SensitivityPruning(
-        lambda m: Lobster(m, 1e-3), lambda m: float(F.mse_loss(m(data[0]), data[1])), epochs=2, twt=0.5
+        lambda m: Lobster(m, 1e-3),
+        lambda m: float(F.mse_loss(m(data[0]), data[1])),
+        epochs=2,
+        twt=0.5,
     )
     _fit(tmp_path, *((average, pruning) if first == "average" else (pruning, average)))
     assert pruning.pruner is not None
@@ -253,8 +286,12 @@ def test_decisions_every_nought_steps_are_refused() -> None:
 @pytest.mark.parametrize(
     "sensitivity", [Lobster, lambda m, s: SeReNe(m, s, every=1)], ids=["lobster", "serene"]
 )
-def test_decay_of_neurons_that_are_not_updated(sensitivity: Any, order: int, tmp_path: Path) -> None:
-    """LOBSTER knows nothing of a weight without a gradient and leaves it; SeReNe's sensitivity needs none."""
+def test_decay_of_neurons_that_are_not_updated(
+    sensitivity: Any, order: int, tmp_path: Path
+) -> None:
+    """LOBSTER knows nothing of a weight without a gradient and leaves it; SeReNe's sensitivity
+    needs none.
+    """
     weights: list[Tensor] = []
 
     class Watch(L.Callback):
@@ -285,10 +322,14 @@ def test_matched_baseline_freezes_as_much_as_neq_did(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"as many neurons as a finished NEq run did"):
         train(recipe, "stochastic-star", tmp_path / "star")
     neq = train(recipe, "neq", tmp_path / "elsewhere")
-    star = train(recipe, "stochastic-star", tmp_path / "star", resume=True, matched=tmp_path / "elsewhere")
+    star = train(
+        recipe, "stochastic-star", tmp_path / "star", resume=True, matched=tmp_path / "elsewhere"
+    )
     shares = [1 - sum(e.updated for e in run.epochs) / len(run.epochs) for run in (neq, star)]
     assert shares[0] > 0
-    assert shares[1] == pytest.approx(shares[0], abs=2 / 100)  # whole neurons of layers of 100 and 300
+    assert shares[1] == pytest.approx(
+        shares[0], abs=2 / 100
+    )  # whole neurons of layers of 100 and 300
 
 
 def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
@@ -305,7 +346,10 @@ def test_average_is_what_is_shipped(tmp_path: Path) -> None:
     plain = train(_recipe(), "baseline", tmp_path / "plain")
     averaged = train(_recipe("--ema=0.9"), "baseline", tmp_path / "averaged")
     assert [e.train_loss for e in plain.epochs] == [e.train_loss for e in averaged.epochs]
-    models = [modelfile.load(tmp_path / name / "model.pt")[0].state_dict() for name in ("plain", "averaged")]
+    models = [
+        modelfile.load(tmp_path / name / "model.pt")[0].state_dict()
+        for name in ("plain", "averaged")
+    ]
     assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert plain.test_loss != averaged.test_loss
 
@@ -350,7 +394,9 @@ def test_validation_leaves_nothing_behind() -> None:
 @given(st.integers(1, 512), st.integers(1, 16))
 def test_batches_are_dealt_out_evenly_or_not_at_all(batch: int, processes: int) -> None:
     if batch % processes:
-        with pytest.raises(ConfigError, match=f"data.batch_size={batch} .* multiple of {processes}"):
+        with pytest.raises(
+            ConfigError, match=f"data.batch_size={batch} .* multiple of {processes}"
+        ):
             share_of(batch, processes)
     else:
         assert share_of(batch, processes) * processes == batch
@@ -375,7 +421,9 @@ def test_segmentation_measures_equal_a_hand_computation() -> None:
     for c in range(3):
         both = int(((predicted == c) & (labels == c) & seen).sum())
         ious.append(both / int((((predicted == c) | (labels == c)) & seen).sum()))
-    assert found.accuracy == pytest.approx(sum(ious) / 3), "the class that is nowhere does not count"
+    assert found.accuracy == pytest.approx(sum(ious) / 3), (
+        "the class that is nowhere does not count"
+    )
     assert found.loss == pytest.approx(
         float(F.cross_entropy(scores.float(), labels, ignore_index=255)), rel=1e-5
     )

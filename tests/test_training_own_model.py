@@ -1,4 +1,6 @@
-"""A user's own model and image folder, through the command line alone: twenty lines of Python, three folders."""
+"""A user's own model and image folder, through the command line alone: twenty lines of Python,
+three folders.
+"""
 
 from __future__ import annotations
 

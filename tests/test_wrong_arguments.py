@@ -23,7 +23,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _model(**options: Any) -> nn.Sequential:
-    layers = nn.Linear(6, 8, **options), nn.ReLU(), nn.Linear(8, 6, **options), nn.Linear(6, 3, **options)
+    layers = (
+        nn.Linear(6, 8, **options),
+        nn.ReLU(),
+        nn.Linear(8, 6, **options),
+        nn.Linear(6, 3, **options),
+    )
     return nn.Sequential(*layers)
 
 
@@ -76,8 +81,12 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Lobster": lambda m: Lobster(m).step(),
     "OutputSensitivity": OutputSensitivity,
     "observe": lambda m: SeReNe(_model()).observe(m),
-    "targets": lambda m: OutputSensitivity(_model(), kind="specific").observe(_model()(torch.randn(2, 6)), m),
-    "save": lambda m: snello.save("m.pt", m, snello.Record(snello.ModelSpec("lenet-5"), (1, 28, 28))),
+    "targets": lambda m: OutputSensitivity(_model(), kind="specific").observe(
+        _model()(torch.randn(2, 6)), m
+    ),
+    "save": lambda m: snello.save(
+        "m.pt", m, snello.Record(snello.ModelSpec("lenet-5"), (1, 28, 28))
+    ),
     "save a record": lambda m: snello.save("m.pt", _model(), m),
     "load": snello.load,
     "simplify": lambda m: snello.simplify(m, torch.randn(2, 6)),
@@ -106,7 +115,9 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("given", GIVEN)
-def test_own_errors_or_none(call: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_errors_or_none(
+    call: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,8 @@
-"""What the processes of a torchrun do in tests: train the quick ResNet-32, and note what each of them decided.
+"""What the processes of a torchrun do in tests: train the quick ResNet-32, and note what each of
+them decided.
 
-Called as ``torchrun ... torchrun_samples.py DATA OUT``. Imported, it gives the same recipes to one process.
+Called as ``torchrun ... torchrun_samples.py DATA OUT``. Imported, it gives the same recipes to one
+process.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ KILLED = "killed"
 
 
 def without_batch_statistics() -> nn.Module:
-    """ResNet-32 with GroupNorm for BatchNorm: what an example contributes does not depend on the others."""
+    """ResNet-32 with GroupNorm for BatchNorm: what an example contributes does not depend on the
+    others.
+    """
     model = build("resnet-32")
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,6 @@
-"""The models on which the laws are tested: small, each with one thing that a shrinking tool gets wrong."""
+"""The models on which the laws are tested: small, each with one thing that a shrinking tool gets
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Sample:
 
     Attributes:
         build: makes the model.
-        shapes: input shapes; the first is the example, the others are further batch sizes and resolutions.
+        shapes: input shapes; the first is the example, the others are further batch sizes and
+            resolutions.
     """
 
     build: Callable[[], nn.Module]
@@ -26,7 +29,9 @@ class Sample:
 
     def inputs(self, generator: torch.Generator) -> list[Tensor]:
         """One float64 tensor per shape."""
-        return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in self.shapes]
+        return [
+            torch.randn(shape, dtype=torch.float64, generator=generator) for shape in self.shapes
+        ]
 
 
 def average_pool() -> nn.Module:
@@ -131,7 +136,10 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(2, 6, 3, padding=1)
         self.branch = nn.Sequential(
-            nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Sigmoid(), nn.Conv2d(5, 6, 3, padding=1)
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.Sigmoid(),
+            nn.Conv2d(5, 6, 3, padding=1),
         )
         self.norm = nn.BatchNorm2d(6)
         self.out = nn.Conv2d(6, 4, 3, padding=1)

@@ -1,7 +1,8 @@
 """Files of ``torch.save`` with a digest of every byte, read without pickled code.
 
-A sealed file is a zip archive as torch writes it, whose closing comment is ``snello sha256`` and the SHA-256 of
-all bytes before the digest. Every reader of zip archives skips the comment, so ``torch.load`` still takes the file.
+A sealed file is a zip archive as torch writes it, whose closing comment is ``snello sha256`` and
+the SHA-256 of all bytes before the digest. Every reader of zip archives skips the comment, so
+``torch.load`` still takes the file.
 
 >>> save("state.pt", {"weight": torch.zeros(3)})
 >>> load("state.pt")["weight"]
@@ -47,7 +48,9 @@ def save(path: str | Path, content: Any) -> Path:
 
     def check(beside: Path) -> None:
         if not _fits(beside):
-            raise OutputError(f"cannot write {path}: other bytes are read back; the disk may be failing")
+            raise OutputError(
+                f"cannot write {path}: other bytes are read back; the disk may be failing"
+            )
 
     return write_file(path, lambda beside: _write(beside, content), check)
 
@@ -68,7 +71,9 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
             "again from where it came from"
         )
     try:
-        with warnings.catch_warnings():  # of other kinds of files, about which the errors below say enough
+        with (
+            warnings.catch_warnings()
+        ):  # of other kinds of files, about which the errors below say enough
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds on a damaged file
@@ -104,7 +109,9 @@ def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
         return NoRoomError(found, needed) if is_full(found) else found
     except AttributeError:  # not on this system
         pass
-    return OSError(errno.EIO, f"torch could not write {needed:,} bytes: {str(error).splitlines()[0]}")
+    return OSError(
+        errno.EIO, f"torch could not write {needed:,} bytes: {str(error).splitlines()[0]}"
+    )
 
 
 def _size_of(content: Any) -> int:
@@ -129,7 +136,8 @@ class _Counter:
 
 
 def _fits(path: str | Path) -> bool:
-    """Compare the digest at the end of a file with its bytes; True for a file of torch, which has none.
+    """Compare the digest at the end of a file with its bytes; True for a file of torch, which has
+    none.
 
     Raises:
         ModelError: if the file cannot be read.
@@ -150,7 +158,8 @@ def _fits(path: str | Path) -> bool:
 def _is_torchs(file: BinaryIO, size: int) -> bool:
     """Tell torch's own files: no zip archive, or one that ends in a record without a comment.
 
-    Torch writes no other comments, so an archive with one has a digest, though the label may be damaged.
+    Torch writes no other comments, so an archive with one has a digest, though the label may be
+    damaged.
     """
     if _read_at(file, 0, 2) != b"PK":
         return True
@@ -179,7 +188,9 @@ def _sha256(file: BinaryIO, size: int) -> str:
 
 
 def _pickled_code(path: Path) -> list[str]:
-    """Names of functions and classes that the pickles of a file refer to, beyond torch's own for tensors."""
+    """Names of functions and classes that the pickles of a file refer to, beyond torch's own for
+    tensors.
+    """
     try:
         return list(dict.fromkeys(name for data in _pickles(path) for name in _names_in(data)))
     except (OSError, zipfile.BadZipFile, ValueError, IndexError, KeyError, RuntimeError):
@@ -194,7 +205,9 @@ def _pickles(path: Path) -> list[bytes]:
 
 
 def _names_in(data: bytes) -> list[str]:
-    """The globals of one pickle after the other, as far as the bytes are pickles; nothing is run."""
+    """The globals of one pickle after the other, as far as the bytes are pickles; nothing is
+    run.
+    """
     names, texts, stream = [], ["", ""], io.BytesIO(data)
     try:
         while stream.tell() < len(data):
@@ -214,5 +227,7 @@ def _is_of_tensors(name: str) -> bool:
     """Tell what every state_dict refers to from code of others."""
     module, _, last = name.rpartition(".")
     if module == "torch":
-        return last.endswith("Storage") or isinstance(getattr(torch, last, None), (torch.dtype, type))
+        return last.endswith("Storage") or isinstance(
+            getattr(torch, last, None), (torch.dtype, type)
+        )
     return module in _TENSORS or name in _PLAIN

@@ -12,7 +12,8 @@ Each message says what was wrong, which value, where, and what to do about it. T
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
 
-Stopped, which is no error but a KeyboardInterrupt, says where a signal ended a run and how to go on with it.
+Stopped, which is no error but a KeyboardInterrupt, says where a signal ended a run and how to go on
+with it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question behind a name in a message, ``" (did you mean 'epochs'?)"``; empty where nothing is alike."""
+    """A question behind a name in a message, ``" (did you mean 'epochs'?)"``; empty where nothing
+    is alike.
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -36,10 +36,12 @@ class NoRoomError(OSError):
 def writing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, which takes its name when the block ends without an error.
 
-    The file is synced before it is renamed, so that a crash of the machine leaves the old file or the new one.
+    The file is synced before it is renamed, so that a crash of the machine leaves the old file or
+    the new one.
 
     Raises:
-        OutputError: naming the path and the reason; for a full disk also the folder, and what it needs.
+        OutputError: naming the path and the reason; for a full disk also the folder, and what it
+            needs.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
@@ -67,7 +69,8 @@ def write_file(
     Args:
         path: of the file.
         write: called with the path of a temporary file beside it.
-        check: called with the same path before the file takes its name; if it raises, the old file stays.
+        check: called with the same path before the file takes its name; if it raises, the old file
+            stays.
 
     Raises:
         OutputError: naming the path and the reason.
@@ -92,14 +95,17 @@ def write_text(path: str | Path, text: str) -> Path:
 
     def check(beside: Path) -> None:
         if beside.read_bytes() != data:
-            raise OutputError(f"cannot write {path}: other bytes are read back; the disk may be failing")
+            raise OutputError(
+                f"cannot write {path}: other bytes are read back; the disk may be failing"
+            )
 
     return write_file(path, lambda beside: beside.write_bytes(data), check)
 
 
 @contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """Have other people's code put its temporary files into a folder, which has room, and not into $TMPDIR.
+    """Have other people's code put its temporary files into a folder, which has room, and not into
+    $TMPDIR.
 
     For one thread: Python keeps the place for the whole process.
     """
@@ -111,7 +117,8 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove the temporary files that writers of these names left in a folder when they were killed.
+    """Remove the temporary files that writers of these names left in a folder when they were
+    killed.
 
     Only for a folder that nobody else writes to.
     """
@@ -121,7 +128,8 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Find out before the work, not after it, that a file cannot be written; missing folders are made.
+    """Find out before the work, not after it, that a file cannot be written; missing folders are
+    made.
 
     Raises:
         OutputError: naming the path and the reason.
@@ -135,21 +143,25 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:
-    """Find out before the work that a folder can be made and holds nothing yet; its parents are made.
+    """Find out before the work that a folder can be made and holds nothing yet; its parents are
+    made.
 
     Raises:
         OutputError: naming the path and the reason.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise OutputError(f"cannot write {path}: it exists and is no empty folder; give another name")
+        raise OutputError(
+            f"cannot write {path}: it exists and is no empty folder; give another name"
+        )
     check_writable(path.parent / f".{path.name}.folder")
     return path
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, which takes its name when the block ends without an error.
+    """A temporary folder beside ``path``, which takes its name when the block ends without an
+    error.
 
     Raises:
         OutputError: naming the path and the reason; ``path`` may exist as an empty folder only.
@@ -181,7 +193,11 @@ def _cannot_write(path: Path, error: OSError, written: int) -> str:
     reason = f"cannot write {path}: {error.strerror or error}"
     if not is_full(error):
         return reason
-    needs = f"{error.needed:,} bytes" if isinstance(error, NoRoomError) else f"more than {written:,} bytes"
+    needs = (
+        f"{error.needed:,} bytes"
+        if isinstance(error, NoRoomError)
+        else f"more than {written:,} bytes"
+    )
     if error.errno == errno.EFBIG:
         way = ", more than the limit on the size of one file (ulimit -f): raise it"
     else:
@@ -212,7 +228,8 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems do not sync folders; they say so with EINVAL or ENOTSUP, and there is nothing to do.
+        # Some file systems do not sync folders; they say so with EINVAL or ENOTSUP, and there is
+        # nothing to do.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:

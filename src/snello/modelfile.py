@@ -1,9 +1,10 @@
 """Model files: a ``state_dict`` and a JSON record of structure. No pickled code, and none by name.
 
-The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it lean and
-which BatchNorms were folded, if any, and the shape of its input; loading builds, applies plan and folds, and
-fills in the weights. What a record names is a network of snello's or a registered model of torchvision, timm
-or transformers; anything else is refused unless the reader names it too, as ``trust="package.module:factory"``.
+The record says how to build the architecture (:class:`snello.models.ModelSpec`), which plan made it
+lean and which BatchNorms were folded, if any, and the shape of its input; loading builds, applies
+plan and folds, and fills in the weights. What a record names is a network of snello's or a
+registered model of torchvision, timm or transformers; anything else is refused unless the reader
+names it too, as ``trust="package.module:factory"``.
 
 >>> save("lean.pt", lean, Record(ModelSpec("lenet-5"), (1, 28, 28)))
 >>> model, record = load("lean.pt")
@@ -58,7 +59,9 @@ class Record:
 
 
 def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
-    """The record of a model as plain JSON values, with the plan that made the model lean, if any."""
+    """The record of a model as plain JSON values, with the plan that made the model lean, if
+    any.
+    """
     plan = plan_of(model)
     return {
         "model": record.model.to_dict(),
@@ -82,20 +85,25 @@ def from_dict(
         data: the record.
         state: the weights.
         where: what the record was read from, for messages.
-        trust: names of factories of your own, ``"package.module:factory"``, that the record may name: they
-            are imported and called with the arguments in the record. Without trust a record can only name
-            what :func:`snello.models.build_untrusted` knows.
+        trust: names of factories of your own, ``"package.module:factory"``, that the record may
+            name: they are imported and called with the arguments in the record. Without trust a
+            record can only name what :func:`snello.models.build_untrusted` knows.
         own_code: no longer an option: ``trust`` takes its place.
 
     Raises:
-        ModelError: if the record is damaged, the weights do not fit it, or it names a factory that it may not.
-        ConfigError: if ``trust`` is not a name or several.
+        ModelError: if the record is damaged, the weights do not fit it, or it names a factory that
+        it may not. ConfigError: if ``trust`` is not a name or several.
         MissingExtraError: if the model is of a library that is not installed.
     """
     _check_trust(trust, own_code)
     try:
-        record = Record(ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"]))
-        plan, folds = data["plan"], dict(data.get("folded_batchnorms") or {})  # older files have none
+        record = Record(
+            ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"])
+        )
+        plan, folds = (
+            data["plan"],
+            dict(data.get("folded_batchnorms") or {}),
+        )  # older files have none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build_untrusted(record.model, trust, where=where)
@@ -109,10 +117,12 @@ def from_dict(
 
 
 def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Cast parameters and buffers of a model, in place, to the floating dtypes of weights that it shall hold.
+    """Cast parameters and buffers of a model, in place, to the floating dtypes of weights that it
+    shall hold.
 
-    Buffers that no file holds follow where model and file have one dtype each; in a model of several dtypes they
-    stay as they are built. Parameters stay the same objects, so that what is tied stays tied.
+    Buffers that no file holds follow where model and file have one dtype each; in a model of
+    several dtypes they stay as they are built. Parameters stay the same objects, so that what is
+    tied stays tied.
     """
     wanted = {name: value.dtype for name, value in state.items() if value.is_floating_point()}
     own = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
@@ -137,17 +147,21 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         raise ModelError(f"{where}: these weights belong to another model: {first}") from error
 
 
-def save(path: str | Path, model: nn.Module, record: Record, *, trust: str | Collection[str] = ()) -> Path:
+def save(
+    path: str | Path, model: nn.Module, record: Record, *, trust: str | Collection[str] = ()
+) -> Path:
     """Write a model file; the old one, if any, stays whole until the new one has been read back.
 
-    A digest of all bytes is in the file (:mod:`snello.archives`), so that :func:`load` finds a flipped bit.
+    A digest of all bytes is in the file (:mod:`snello.archives`), so that :func:`load` finds a
+    flipped bit.
 
     Args:
         path: of the file.
         model: the model; its dtypes are kept.
-        record: the structure, checked before anything is written: :func:`load` must be able to build it.
-        trust: names of factories of your own that may be called for this check. Without it a record that names
-            a function of your own is written without comparing the architecture.
+        record: the structure, checked before anything is written: :func:`load` must be able to
+        build it. trust: names of factories of your own that may be called for this check. Without
+            it a record that names a function of your own is written without comparing the
+            architecture.
 
     Raises:
         ModelError: for a record that :func:`load` would refuse, or that is of another architecture.
@@ -226,11 +240,11 @@ def load(
         own_code: no longer an option: ``trust`` takes its place.
 
     Raises:
-        ModelError: if the file is missing, damaged, or no model file, or names a factory that it may not.
-        BitstreamError: if it is a damaged bitstream.
+        ModelError: if the file is missing, damaged, or no model file, or names a factory that it
+        may not. BitstreamError: if it is a damaged bitstream.
         ConfigError: if ``trust`` is not a name or several.
-        MissingExtraError: if the model is of a library that is not installed, or to read a bitstream without
-            nncodec.
+        MissingExtraError: if the model is of a library that is not installed, or to read a
+            bitstream without nncodec.
     """
     _check_trust(trust, own_code)
     data, state = read(path)
@@ -239,7 +253,8 @@ def load(
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the weights of a model file or a bitstream, as they stand in it; no model is built.
+    """The record and the weights of a model file or a bitstream, as they stand in it; no model is
+    built.
 
     Raises:
         ModelError: if the file is missing, damaged, or no model file.
@@ -272,8 +287,9 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
         data: a record as of :func:`to_dict`, or any other mapping: what it lacks is left out.
 
     Returns:
-        ``model``, ``input_shape``, ``plan`` (layers, outputs before and after, what was left alone; None for a
-        dense model), ``folded_batchnorms``, a number, and ``other_keys``, the names of what else there is.
+        ``model``, ``input_shape``, ``plan`` (layers, outputs before and after, what was left alone;
+        None for a dense model), ``folded_batchnorms``, a number, and ``other_keys``, the names of
+        what else there is.
 
     Raises:
         ModelError: if there is a plan and it is damaged.
@@ -281,7 +297,9 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: data[key] for key in ("model", "input_shape") if key in data}
     if "plan" in data:
         found["plan"] = (
-            None if data["plan"] is None else _plan_summary(SimplificationPlan.from_json(data["plan"]))
+            None
+            if data["plan"] is None
+            else _plan_summary(SimplificationPlan.from_json(data["plan"]))
         )
     if isinstance(folds := data.get("folded_batchnorms"), Mapping):
         found["folded_batchnorms"] = len(folds)

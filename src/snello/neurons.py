@@ -1,14 +1,15 @@
 """What a neuron is, and how to reach its weights.
 
-A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one channel of
-a normalisation layer's affine transform. It is *dead* when every weight that feeds it is exactly zero.
+A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one
+channel of a normalisation layer's affine transform. It is *dead* when every weight that feeds it is
+exactly zero.
 
 >>> layer = nn.Conv2d(3, 8, 3)
 >>> neuron_count(layer), rows(layer, layer.weight).shape
 (8, torch.Size([8, 27]))
 
-The stations of the journey meet here: they hand each other masks, keyed by the qualified name of the
-parameter (``"conv1.weight"``), true where the weight is kept.
+The stations of the journey meet here: they hand each other masks, keyed by the qualified name of
+the parameter (``"conv1.weight"``), true where the weight is kept.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ def qualified(layer: str, key: str) -> str:
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their transposes."""
+    """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their
+    transposes.
+    """
     return isinstance(module, WEIGHTED)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm, InstanceNorm, LayerNorm or GroupNorm *with* an affine transform."""
+    """Whether the module is a BatchNorm, InstanceNorm, LayerNorm or GroupNorm *with* an affine
+    transform.
+    """
     return isinstance(module, NORMS) and getattr(module, "weight", None) is not None
 
 
@@ -55,19 +60,26 @@ def is_batchnorm(module: nn.Module) -> bool:
 
 
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with incoming weights, in registration order, each shared module once under its first name."""
+    """The layers with incoming weights, in registration order, each shared module once under its
+    first name.
+    """
     return {name: module for name, module in model.named_modules() if is_weighted(module)}
 
 
 def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that have neurons: :func:`weighted_layers` and the affine normalisation layers."""
-    return {name: module for name, module in model.named_modules() if is_weighted(module) or is_norm(module)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_weighted(module) or is_norm(module)
+    }
 
 
 def head(model: nn.Module) -> str | None:
     """Name of the output layer: the last layer with weights, in registration order.
 
-    Its neurons are the classes, which no method here removes or freezes. None for a model without weights.
+    Its neurons are the classes, which no method here removes or freezes. None for a model without
+    weights.
     """
     return next(reversed(weighted_layers(model)), None)
 
@@ -75,8 +87,8 @@ def head(model: nn.Module) -> str | None:
 def computed(module: nn.Module) -> str | None:
     """The reason why a layer's own weight or bias cannot be held at a value, or None if it can.
 
-    A weight that is computed anew in every forward, from parameters of other names, takes whatever is written to
-    it for that long only.
+    A weight that is computed anew in every forward, from parameters of other names, takes whatever
+    is written to it for that long only.
 
     Returns:
         One sentence with the way to a plain parameter, for reports.
@@ -93,7 +105,9 @@ def computed(module: nn.Module) -> str | None:
 
 
 def plain_layers(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers whose weights are parameters of their own, and for each other one why it is left alone."""
+    """The layers whose weights are parameters of their own, and for each other one why it is left
+    alone.
+    """
     left = {name: reason for name, module in layers.items() if (reason := computed(module))}
     return {name: module for name, module in layers.items() if name not in left}, left
 
@@ -118,7 +132,9 @@ def neuron_count(module: nn.Module) -> int:
         return module.out_channels
     if is_norm(module):
         return int(module.weight.numel())  # type: ignore[union-attr, operator]
-    raise ConfigError(f"{type(module).__name__} has no neurons; see snello.neurons for the layers that do")
+    raise ConfigError(
+        f"{type(module).__name__} has no neurons; see snello.neurons for the layers that do"
+    )
 
 
 def rows(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -129,11 +145,17 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         tensor: the weight, its gradient, or a mask of the weight's shape.
 
     Returns:
-        Shape ``(neurons, incoming weights per neuron)``; a view where the layout of the layer allows one.
+        Shape ``(neurons, incoming weights per neuron)``; a view where the layout of the layer
+        allows one.
     """
     if isinstance(module, _ConvTransposeNd):
-        # (in, out/g, *k): the neurons are on dimension 1, and each group of inputs feeds its own outputs.
-        groups, fan_in, *kernel = module.groups, module.in_channels // module.groups, *tensor.shape[2:]
+        # (in, out/g, *k): the neurons are on dimension 1, and each group of inputs feeds its own
+        # outputs.
+        groups, fan_in, *kernel = (
+            module.groups,
+            module.in_channels // module.groups,
+            *tensor.shape[2:],
+        )
         grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
         return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
     count = neuron_count(module)
@@ -169,7 +191,8 @@ def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
 def dead_neurons(module: nn.Module) -> Tensor:
     """Which neurons have only zero weights: boolean, shape ``(neurons,)``.
 
-    A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to zero too).
+    A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to
+        zero too).
     """
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
 
@@ -192,11 +215,14 @@ LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 given name and module and says true for those to leave out."""
 
 
-def select_layers(layers: Mapping[str, nn.Module], exclude: LayerFilter, what: str) -> dict[str, nn.Module]:
+def select_layers(
+    layers: Mapping[str, nn.Module], exclude: LayerFilter, what: str
+) -> dict[str, nn.Module]:
     """The layers that are not excluded.
 
     Raises:
-        ConfigError: for a name that neither a layer nor a module with layers has, with the names that exist.
+        ConfigError: for a name that neither a layer nor a module with layers has, with the names
+            that exist.
     """
     if callable(exclude):
         return {name: module for name, module in layers.items() if not exclude(name, module)}
@@ -269,16 +295,24 @@ def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
         ConfigError: for a mask whose parameter is missing, computed, or has another shape.
     """
     if not isinstance(masks, Mapping):
-        raise ConfigError(f"masks: a mapping from names to tensors is needed, not a {type(masks).__name__}")
+        raise ConfigError(
+            f"masks: a mapping from names to tensors is needed, not a {type(masks).__name__}"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise ConfigError(f"mask {name!r}: must be a boolean tensor, true where kept, not {kind}")
+            raise ConfigError(
+                f"mask {name!r}: must be a boolean tensor, true where kept, not {kind}"
+            )
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != mask.shape:
-            found = _missing(model, name) if parameter is None else f"shape {tuple(parameter.shape)}"
-            raise ConfigError(f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}")
+            found = (
+                _missing(model, name) if parameter is None else f"shape {tuple(parameter.shape)}"
+            )
+            raise ConfigError(
+                f"mask {name!r} of shape {tuple(mask.shape)} does not fit the model: {found}"
+            )
     return {name: parameters[name] for name in masks}
 
 

@@ -1,9 +1,10 @@
-"""The optimizers that train a model: found inside their wrappers, checked, and followed step by step.
+"""The optimizers that train a model: found inside their wrappers, checked, and followed step by
+step.
 
-A method that promises to hold weights still has to know of every step that could move them. So it is told of
-the steps of *all* optimizers of the process, and asks each which parameters it holds at that moment: an
-optimizer that is made later, that takes the place of another, or that was given more parameters needs no
-attaching. The optimizers that the user gives are there to be checked.
+A method that promises to hold weights still has to know of every step that could move them. So it
+is told of the steps of *all* optimizers of the process, and asks each which parameters it holds at
+that moment: an optimizer that is made later, that takes the place of another, or that was given
+more parameters needs no attaching. The optimizers that the user gives are there to be checked.
 
     class Pin:
         def before(self, optimizer, closure): ...
@@ -37,8 +38,8 @@ def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
     """The optimizers of ``torch.optim`` in what the user gave.
 
     Args:
-        given: an optimizer; several, in any iterable or mapping; or None. A wrapper such as Accelerate's or
-            Lightning's is looked through by its attribute ``optimizer``.
+        given: an optimizer; several, in any iterable or mapping; or None. A wrapper such as
+            Accelerate's or Lightning's is looked through by its attribute ``optimizer``.
         what: who asks, for the error.
 
     Raises:
@@ -49,12 +50,17 @@ def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
     several = isinstance(given, Iterable) and not hasattr(given, "param_groups")
     items = list(given.values() if isinstance(given, Mapping) else given) if several else [given]
     if not items:
-        raise ConfigError(f"{what}: the list of optimizers is empty; give None if there is none yet")
+        raise ConfigError(
+            f"{what}: the list of optimizers is empty; give None if there is none yet"
+        )
     return tuple(_inside(item, what) for item in items)
 
 
-def check_trained(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer], what: str) -> None:
-    """Refuse parameters that are trained, but by none of these optimizers. Nothing is asked of no optimizer.
+def check_trained(
+    parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer], what: str
+) -> None:
+    """Refuse parameters that are trained, but by none of these optimizers. Nothing is asked of no
+    optimizer.
 
     Args:
         parameters: qualified name -> parameter that somebody promises to hold.

@@ -1,6 +1,7 @@
 """Several processes that share one batch: who am I, and what do we all see?
 
-Where ``torch.distributed`` is not initialised there is one process, and every function here is free.
+Where ``torch.distributed`` is not initialised there is one process, and every function here is
+free.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ else:
 
 
 def rank_and_size(group: Group = None) -> tuple[int, int]:
-    """The number of this process in its group, and how many there are: ``(0, 1)`` when it is alone."""
+    """The number of this process in its group, and how many there are: ``(0, 1)`` when it is
+    alone.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(group), distributed.get_world_size(group)
@@ -45,7 +48,10 @@ def mean_over_processes(value: float, device: torch.device, group: Group = None)
     if size == 1:
         return value
     # MPS has no float64, and no process groups either.
-    return float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device), group)) / size
+    return (
+        float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device), group))
+        / size
+    )
 
 
 _CALLS = itertools.count()
@@ -54,11 +60,12 @@ _PATIENCE = timedelta(minutes=5)
 
 
 def meet(call: str, facts: str = "") -> None:
-    """Wait until every process has come to the same call, with the same facts; before a collective, not in it.
+    """Wait until every process has come to the same call, with the same facts; before a collective,
+    not in it.
 
-    A collective that one process does not enter ends in the abortion of all of them, without a reason. The
-    processes meet in the store of the process group instead, which takes less than a millisecond and tells who
-    is missing: after four fifths of the group's timeout.
+    A collective that one process does not enter ends in the abortion of all of them, without a
+    reason. The processes meet in the store of the process group instead, which takes less than a
+    millisecond and tells who is missing: after four fifths of the group's timeout.
 
     Args:
         call: what is called, for messages: ``"Pruner.step"``.
@@ -77,7 +84,10 @@ def meet(call: str, facts: str = "") -> None:
     try:
         store.wait(keys, _patience())
         said = [store.get(key).decode() for key in keys]
-    except (RuntimeError, ValueError) as error:  # a timeout, or the end of the process that keeps the store
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a timeout, or the end of the process that keeps the store
         raise ConfigError(_missing(call, rank, size, store, keys)) from error
     if len(set(said)) > 1:
         raise ConfigError(_differing(said))
@@ -96,7 +106,9 @@ def _store() -> Any:
 def _patience() -> timedelta:
     try:
         group = distributed.distributed_c10d._get_default_group()
-        backend = group._get_backend(torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu"))
+        backend = group._get_backend(
+            torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        )
         timeout: timedelta = backend.options._timeout
     except (AttributeError, RuntimeError, ValueError):
         return _PATIENCE
@@ -116,7 +128,9 @@ def _differing(said: list[str]) -> str:
     """The most frequent call and the first other one."""
     usual = Counter(said).most_common(1)[0][0]
     first, other = said.index(usual), next(rank for rank, text in enumerate(said) if text != usual)
-    texts = [" with ".join(part for part in said[rank].split("\n") if part) for rank in (first, other)]
+    texts = [
+        " with ".join(part for part in said[rank].split("\n") if part) for rank in (first, other)
+    ]
     return (
         f"the ranks do not do the same: rank {first} calls {texts[0]}, rank {other} calls {texts[1]}: give every rank "
         "the same options, and restore the same state"

@@ -50,8 +50,8 @@ def unwrapped(model: nn.Module, what: str) -> nn.Module:
         what: who asks, for the error.
 
     Raises:
-        ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP, tensor
-            parallelism): no process holds a whole neuron of it.
+        ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP,
+            tensor parallelism): no process holds a whole neuron of it.
     """
     check_module(model, what)
     *_, inner = _layers_of_wrapping(model)
@@ -74,7 +74,8 @@ def wrappers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def forget_compiled() -> None:
-    """Drop the graphs of ``torch.compile``: it does not notice hooks that come or go, and would not run them.
+    """Drop the graphs of ``torch.compile``: it does not notice hooks that come or go, and would not
+    run them.
 
     What is compiled is compiled again when it is next called. Free where nothing was compiled.
     """
@@ -88,8 +89,9 @@ M = TypeVar("M", bound=nn.Module)
 def copied(model: M) -> M:
     """A deep copy of a model, also of one that holds computed tensors.
 
-    Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute with a graph,
-    which ``copy.deepcopy`` refuses. The copy has its values; the next forward computes it anew.
+    Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute
+    with a graph, which ``copy.deepcopy`` refuses. The copy has its values; the next forward
+    computes it anew.
     """
     return copy.deepcopy(model, computed_memo(model))
 
@@ -107,7 +109,8 @@ def computed_memo(model: nn.Module) -> dict[int, Any]:
 class OwnHook:
     """A hook that belongs to one model: in a copy or a pickle of the model it does nothing.
 
-    A function would go on calling its owner from the copy; a bound method would copy the owner with it.
+    A function would go on calling its owner from the copy; a bound method would copy the owner with
+    it.
 
     Args:
         function: what is called; None: nothing.
@@ -125,7 +128,9 @@ class OwnHook:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run everything inside as if nothing were compiled, so that hooks which come for one forward are seen."""
+    """Run everything inside as if nothing were compiled, so that hooks which come for one forward
+    are seen.
+    """
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -134,7 +139,8 @@ def eagerly() -> Iterator[None]:
 
 
 def check_one_device(model: nn.Module, what: str) -> None:
-    """Refuse ``DataParallel`` over several devices: hooks would meet the copies of the layers on each.
+    """Refuse ``DataParallel`` over several devices: hooks would meet the copies of the layers on
+    each.
 
     Raises:
         ConfigError: with the way out.

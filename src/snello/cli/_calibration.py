@@ -16,10 +16,16 @@ BATCH = 50
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     """A dataset, and how much of it."""
     group = parser.add_argument_group("calibration of int8")
-    group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder; random inputs without it")
-    group.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
+    group.add_argument(
+        "--data", help="digits, mnist, cifar10 or imagefolder; random inputs without it"
+    )
+    group.add_argument(
+        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
+    )
     group.add_argument("--data-path", help="the image folder, for imagefolder")
-    group.add_argument("--image-size", type=int, help="resize the images to this many pixels a side")
+    group.add_argument(
+        "--image-size", type=int, help="resize the images to this many pixels a side"
+    )
     group.add_argument(
         "--samples", type=int, default=500, help="training images, or random inputs; default: 500"
     )
@@ -34,7 +40,9 @@ def warn_random() -> None:
     )
 
 
-def calibration(input_shape: tuple[int, ...], arguments: argparse.Namespace) -> tuple[list[Tensor], str]:
+def calibration(
+    input_shape: tuple[int, ...], arguments: argparse.Namespace
+) -> tuple[list[Tensor], str]:
     """Batches of inputs, and where they are from.
 
     Without a dataset they are random, and a warning says so.
@@ -48,7 +56,9 @@ def calibration(input_shape: tuple[int, ...], arguments: argparse.Namespace) -> 
         DataError: for a dataset that is missing.
     """
     if arguments.samples < 1:
-        raise ConfigError(f"--samples={arguments.samples}: choose at least 1, 100 or more for real use")
+        raise ConfigError(
+            f"--samples={arguments.samples}: choose at least 1, 100 or more for real use"
+        )
     if arguments.data is None:
         warn_random()
         generator = torch.Generator().manual_seed(0)
@@ -57,7 +67,10 @@ def calibration(input_shape: tuple[int, ...], arguments: argparse.Namespace) -> 
     from snello.datasets import load, loader
 
     splits = load(
-        arguments.data, arguments.data_root, image_size=arguments.image_size, path=arguments.data_path
+        arguments.data,
+        arguments.data_root,
+        image_size=arguments.image_size,
+        path=arguments.data_path,
     )
     if splits.input_shape != tuple(input_shape):
         raise ConfigError(

@@ -29,14 +29,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    """An architecture by name with a file of weights, instead of a file; the code that a file may name."""
+    """An architecture by name with a file of weights, instead of a file; the code that a file may
+    name.
+    """
     parser.add_argument(
         "--model",
         help="instead: lenet-5, resnet18 (torchvision), timm:NAME, transformers:CLASS, or your own "
         "package.module:factory, which is imported and called",
     )
     parser.add_argument("--arguments", default="{}", help="the factory's arguments, as JSON")
-    parser.add_argument("--weights", help="a state_dict file for --model; random weights without it")
+    parser.add_argument(
+        "--weights", help="a state_dict file for --model; random weights without it"
+    )
     parser.add_argument("--input-shape", help="shape of one input of --model, as 3,32,32")
     add_own_code_argument(parser)
 
@@ -55,7 +59,9 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 
 def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     if (arguments.file is None) == (arguments.model is None):
-        raise ConfigError("give either a model file, or --model with --input-shape and perhaps --weights")
+        raise ConfigError(
+            "give either a model file, or --model with --input-shape and perhaps --weights"
+        )
     seed(arguments)
     if arguments.file is not None:
         return modelfile.load(arguments.file, trust=own_code(arguments))
@@ -88,7 +94,9 @@ def device(arguments: argparse.Namespace) -> torch.device:
     return torch.device(wanted)
 
 
-def on_device(model: nn.Module, inputs: Tensor, arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+def on_device(
+    model: nn.Module, inputs: Tensor, arguments: argparse.Namespace
+) -> tuple[nn.Module, Tensor]:
     """Model and inputs where the arguments want them."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
@@ -123,11 +131,15 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _shape(text: str | None) -> tuple[int, ...]:
     if not text:
-        raise ConfigError("--model needs --input-shape, the shape of one input, as --input-shape=3,32,32")
+        raise ConfigError(
+            "--model needs --input-shape, the shape of one input, as --input-shape=3,32,32"
+        )
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--input-shape={text!r} must be whole numbers with commas, as 3,32,32") from error
+        raise ConfigError(
+            f"--input-shape={text!r} must be whole numbers with commas, as 3,32,32"
+        ) from error
     if min(shape) < 1:
         raise ConfigError(f"--input-shape={text!r}: every dimension must be at least 1")
     return shape

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage error,
-        130 after SIGINT, 143 after SIGTERM.
+        The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage
+        error, 130 after SIGINT, 143 after SIGTERM.
     """
     try:
         arguments = _arguments(sys.argv[1:] if argv is None else list(argv))
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """The words of a command line, taken apart; ``overrides`` are the options of a recipe among them.
+    """The words of a command line, taken apart; ``overrides`` are the options of a recipe among
+    them.
 
     Raises:
         UsageError: for an unknown command or option.
@@ -74,7 +75,9 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         return parser.parse_args(words)
     command = words[place]
     options = {
-        option: action.nargs != 0 for action in commands[command]._actions for option in action.option_strings
+        option: action.nargs != 0
+        for action in commands[command]._actions
+        for option in action.option_strings
     }
     own, others = divided(words[place + 1 :], options)
     arguments, odd = parser.parse_known_args([*words[: place + 1], *own])
@@ -83,7 +86,9 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     if odd:
         name = odd[0].partition("=")[0]
         kind = "option" if name.startswith("-") else "argument"
-        raise UsageError(f"unknown {kind} {odd[0]!r}{nearest(name, options)}; see: snello {command} --help")
+        raise UsageError(
+            f"unknown {kind} {odd[0]!r}{nearest(name, options)}; see: snello {command} --help"
+        )
     arguments.overrides, arguments.options = others, tuple(options)
     return arguments
 
@@ -126,7 +131,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     commands: dict[str, argparse.ArgumentParser] = {}
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2].replace("_", "-")  # a module's name holds no hyphen
+        name = command.__name__.rpartition(".")[2].replace(
+            "_", "-"
+        )  # a module's name holds no hyphen
         sub = subparsers.add_parser(
             name,
             help=command.HELP,

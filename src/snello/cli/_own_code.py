@@ -37,11 +37,13 @@ def named_code(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def import_own_code(names: Iterable[str]) -> None:
-    """Import the factories of these names that lie in the working folder; leave all other names alone.
+    """Import the factories of these names that lie in the working folder; leave all other names
+    alone.
 
-    Only names that the user gave belong here: from the command line, or from a recipe that it names. The
-    working folder comes first on the import path while the module is imported, so that it finds its
-    neighbours, and last until the command ends, so that it replaces no installed package.
+    Only names that the user gave belong here: from the command line, or from a recipe that it
+    names. The working folder comes first on the import path while the module is imported, so that
+    it finds its neighbours, and last until the command ends, so that it replaces no installed
+    package.
 
     Raises:
         ModelError: if there is no such factory in the module.
@@ -61,7 +63,9 @@ def import_own_code(names: Iterable[str]) -> None:
 
 @contextmanager
 def import_path_restored() -> Iterator[None]:
-    """Take the working folder off the import path when the block ends, if it was not there before."""
+    """Take the working folder off the import path when the block ends, if it was not there
+    before.
+    """
     before = set(sys.path)
     try:
         yield

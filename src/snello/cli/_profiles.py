@@ -1,4 +1,6 @@
-"""Measurements as two tables, one row per model: on paper, and on the clocks of this device and of others."""
+"""Measurements as two tables, one row per model: on paper, and on the clocks of this device and of
+others.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,21 @@ NOTHING = "-"
 
 def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
     """What can be counted: parameters, operations, bytes, memory."""
-    header = ("Model", "Params", "Non-zero", "Dead\nneurons", "MACs\n[M]", "File\n[MB]", "Peak memory\n[MB]")
+    header = (
+        "Model",
+        "Params",
+        "Non-zero",
+        "Dead\nneurons",
+        "MACs\n[M]",
+        "File\n[MB]",
+        "Peak memory\n[MB]",
+    )
     methods = {profile.peak_memory.method for profile in profiles if profile.peak_memory}
     notes = []
     if "tensors" in methods:
-        notes.append("Peak memory: parameters, inputs and the activations that live at the same time.")
+        notes.append(
+            "Peak memory: parameters, inputs and the activations that live at the same time."
+        )
     if "process" in methods:
         notes.append(
             "*: growth of a process of its own, the runtime's buffers with it; compare like with like."
@@ -31,13 +43,15 @@ def clock_table(
 ) -> Table:
     """The times taken here, and a column for each device and precision.
 
-    A device's result belongs to a row when it timed the row's file or one made from it, by SHA-256; what
-    belongs to none gets a row of its own.
+    A device's result belongs to a row when it timed the row's file or one made from it, by SHA-256;
+    what belongs to none gets a row of its own.
     """
     columns = [*_local_columns(profiles), *_device_columns(profiles, devices)]
     names = list(dict.fromkeys([p.name for p in profiles] + [n for c in columns for n in c.cells]))
     rows = tuple((name, *(column.cells.get(name, NOTHING) for column in columns)) for name in names)
-    return Table(title, ("Model", *(column.title for column in columns)), rows, _note(profiles, devices))
+    return Table(
+        title, ("Model", *(column.title for column in columns)), rows, _note(profiles, devices)
+    )
 
 
 @dataclass(frozen=True)
@@ -52,8 +66,14 @@ def _local_columns(profiles: Sequence[Profile]) -> list[_Column]:
     runtimes = dict.fromkeys(name for profile in profiles for name in profile.latencies)
     return [
         _Column(
-            "\n".join([*runtime.replace("onnxruntime", "onnx runtime").replace(".", " ").split(), "[ms]"]),
-            {p.name: milliseconds(p.latencies[runtime]) for p in profiles if runtime in p.latencies},
+            "\n".join(
+                [*runtime.replace("onnxruntime", "onnx runtime").replace(".", " ").split(), "[ms]"]
+            ),
+            {
+                p.name: milliseconds(p.latencies[runtime])
+                for p in profiles
+                if runtime in p.latencies
+            },
         )
         for runtime in runtimes
     ]
@@ -85,7 +105,8 @@ def _paper(profile: Profile) -> tuple[str, ...]:
         _or(paper, lambda p: str(p.nonzeros)),
         _or(paper, lambda p: str(p.dead_neurons)),
         _or(paper, lambda p: f"{p.macs / 1e6:.3f}"),
-        _or(profile.file_bytes, megabytes) + (" coded" if profile.bitstream_bytes is not None else ""),
+        _or(profile.file_bytes, megabytes)
+        + (" coded" if profile.bitstream_bytes is not None else ""),
         _or(peak, lambda p: f"{megabytes(p.bytes)}{'*' if p.method == 'process' else ''}"),
     )
 

@@ -18,7 +18,8 @@ BATCH = 250
 def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
     """A bound, and the data that it is measured on."""
     group = parser.add_argument_group(
-        "search for the smallest bitstream", "instead of --qp: the coarsest quantisation that keeps the bound"
+        "search for the smallest bitstream",
+        "instead of --qp: the coarsest quantisation that keeps the bound",
     )
     group.add_argument(
         "--max-drop",
@@ -26,12 +27,19 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much worse the decoded model may be on validation images: 0.002 is 0.2 points of accuracy",
     )
     group.add_argument(
-        "--metric", choices=("accuracy", "loss"), default="accuracy", help="of what; default: accuracy"
+        "--metric",
+        choices=("accuracy", "loss"),
+        default="accuracy",
+        help="of what; default: accuracy",
     )
     group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
-    group.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
+    group.add_argument(
+        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
+    )
     group.add_argument("--data-path", help="the image folder, for imagefolder")
-    group.add_argument("--image-size", type=int, help="resize the images to this many pixels a side")
+    group.add_argument(
+        "--image-size", type=int, help="resize the images to this many pixels a side"
+    )
     group.add_argument(
         "--validation-images",
         type=int,
@@ -39,13 +47,19 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         help="at most so many, not from the test set; default: 5000",
     )
     group.add_argument(
-        "--calibration-images", type=int, default=512, help="training images, without labels; default: 512"
+        "--calibration-images",
+        type=int,
+        default=512,
+        help="training images, without labels; default: 512",
     )
-    group.add_argument("--one-qp", action="store_true", help="one quantisation parameter for all weights")
+    group.add_argument(
+        "--one-qp", action="store_true", help="one quantisation parameter for all weights"
+    )
 
 
 def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
-    """Search as the arguments say. ``--uniform`` tries no dependent quantisation, so that zeros stay zero.
+    """Search as the arguments say. ``--uniform`` tries no dependent quantisation, so that zeros
+    stay zero.
 
     Args:
         arguments: of a parser with :func:`add_rate_arguments`, and the coder's own options.
@@ -56,8 +70,8 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         What to code (``.model``; a folded copy, perhaps) and how (``.settings``).
 
     Raises:
-        ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot be kept.
-        ModelError: if the images do not fit the model.
+        ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
+        be kept. ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
     from snello.training import check_fits
@@ -72,7 +86,9 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
             raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
     splits = _splits(arguments, record)
     check_fits(record.model.name, model, splits)
-    batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images)
+    batches = loader(
+        splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images
+    )
     device = next((p.device for p in model.parameters()), None)
     return search_rate(
         model,

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe, the folder and --resume; every other option is a field of the recipe."""
     parser.add_argument(
-        "recipe", nargs="?", default="digits", help="a name from 'snello recipes ls', or a YAML file"
+        "recipe",
+        nargs="?",
+        default="digits",
+        help="a name from 'snello recipes ls', or a YAML file",
     )
     parser.add_argument("--out", help="run folder; default: runs/RECIPE")
-    parser.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what the run folder holds"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the recipe's own small values: a try in minutes"
     )
@@ -36,19 +41,27 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     from snello.training import check_option_names
 
     own = [option.removeprefix("--") for option in arguments.options]
-    check_option_names((option.partition("=")[0].removeprefix("--") for option in arguments.overrides), own)
+    check_option_names(
+        (option.partition("=")[0].removeprefix("--") for option in arguments.overrides), own
+    )
     given = [
-        f"--{name}={value}" for name in ("seed", "device") if (value := getattr(arguments, name)) is not None
+        f"--{name}={value}"
+        for name in ("seed", "device")
+        if (value := getattr(arguments, name)) is not None
     ]
     return [*arguments.overrides, *given]
 
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
-    """The recipe of that name, or the one that the arguments name, with the command line's say over it."""
+    """The recipe of that name, or the one that the arguments name, with the command line's say over
+    it.
+    """
     from snello.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
-    import_own_code([recipe.model.name])  # a recipe that is given to a command is the user's own instruction
+    import_own_code(
+        [recipe.model.name]
+    )  # a recipe that is given to a command is the user's own instruction
     return recipe
 
 

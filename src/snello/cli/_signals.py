@@ -14,7 +14,8 @@ from snello.errors import Stopped
 
 @contextmanager
 def sigterm_raised() -> Iterator[None]:
-    """Have SIGTERM raise :class:`Stopped`, as SIGINT raises KeyboardInterrupt; a second one ends the process.
+    """Have SIGTERM raise :class:`Stopped`, as SIGINT raises KeyboardInterrupt; a second one ends
+    the process.
 
     Raises:
         Stopped: when it comes, unless somebody else has a handler for it.
@@ -36,5 +37,7 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def is_speaker() -> bool:
-    """Return True for the process that reports a stop: of those that torchrun has started, the first."""
+    """Return True for the process that reports a stop: of those that torchrun has started, the
+    first.
+    """
     return os.environ.get("RANK", "0") == "0"

@@ -16,7 +16,9 @@ from ._own_code import own_code
 SUFFIXES = (".pt", ".snello", *MODEL_FILES)
 
 
-def subjects(arguments: argparse.Namespace, *, batch: int, short_names: bool = False) -> list[Subject]:
+def subjects(
+    arguments: argparse.Namespace, *, batch: int, short_names: bool = False
+) -> list[Subject]:
     """What the arguments name: files, all files of folders, or an architecture.
 
     Args:
@@ -25,13 +27,15 @@ def subjects(arguments: argparse.Namespace, *, batch: int, short_names: bool = F
         short_names: call them by the file's name without its ending.
 
     Raises:
-        ConfigError: if they name none, or both files and an architecture, or a folder without models.
-        ModelError: if one cannot be loaded.
+        ConfigError: if they name none, or both files and an architecture, or a folder without
+        models. ModelError: if one cannot be loaded.
     """
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")
     if bool(arguments.files) == (arguments.model is not None):
-        raise ConfigError("give either model files, or --model with --input-shape and perhaps --weights")
+        raise ConfigError(
+            "give either model files, or --model with --input-shape and perhaps --weights"
+        )
     if arguments.model is not None:
         arguments.file = None
         model, record = read_model(arguments)

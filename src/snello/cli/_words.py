@@ -20,7 +20,9 @@ def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
     for place, word in enumerate(words):
         if not word.startswith("-"):
             if word not in commands:
-                raise UsageError(f"there is no command {word!r}{nearest(word, commands)}; see: snello --help")
+                raise UsageError(
+                    f"there is no command {word!r}{nearest(word, commands)}; see: snello --help"
+                )
             return place
     return None
 
@@ -28,16 +30,18 @@ def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
 def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list[str], list[str]]:
     """Divide what follows a command into its own words and options that it does not know.
 
-    The parser of the standard library takes an option that it does not know for a positional argument when
-    its value holds a space, and a value that begins with a dash for an option; here every word that begins
-    with two dashes is an option, and what follows ``=`` or the next word is its value, as it stands.
+    The parser of the standard library takes an option that it does not know for a positional
+    argument when its value holds a space, and a value that begins with a dash for an option; here
+    every word that begins with two dashes is an option, and what follows ``=`` or the next word is
+    its value, as it stands.
 
     Args:
         words: of the command line, behind the command.
         takes_value: the options that the command knows, ``"--out"``, and whether each has a value.
 
     Returns:
-        The command's own words, and the others as ``--name=value``, or ``--name`` where no value is given.
+        The command's own words, and the others as ``--name=value``, or ``--name`` where no value is
+        given.
 
     Raises:
         UsageError: for the value ``--``, which the standard library would lose.
@@ -54,9 +58,16 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
             continue
         name, equals, _ = word.partition("=")
         known = name in takes_value
-        if not equals and (takes_value[name] if known else True) and rest and not rest[0].startswith("--"):
+        if (
+            not equals
+            and (takes_value[name] if known else True)
+            and rest
+            and not rest[0].startswith("--")
+        ):
             word = f"{name}={rest.pop(0)}"
         if word == f"{name}=--":
-            raise UsageError(f"the value '--' cannot be given to {name}: give another name, such as './--'")
+            raise UsageError(
+                f"the value '--' cannot be given to {name}: give another name, such as './--'"
+            )
         (own if known else others).append(word)
     return own, others

@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
         kit = device_kit(folder, given, int8=not arguments.no_int8, calibration=data)
     rows = tuple((m.file, m.precision, megabytes(m.bytes), m.source) for m in kit.models)
     note = f"Copy {folder} to the device and run 'python bench.py' there; its README says how."
-    show(Table("Kit for another device", ("File", "Precision", "Size [MB]", "Made from"), rows, note))
+    show(
+        Table("Kit for another device", ("File", "Precision", "Size [MB]", "Made from"), rows, note)
+    )
     print(f"written: {folder}")
 
 
@@ -60,6 +62,8 @@ def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Te
         warn_random()
         return None
     if len(shapes) > 1:
-        raise ConfigError(f"--data={arguments.data} fits models of one input shape, not of {shapes}")
+        raise ConfigError(
+            f"--data={arguments.data} fits models of one input shape, not of {shapes}"
+        )
     dtype = next(x.dtype for subject in given for x in subject.inputs)
     return [images.to(dtype) for images in calibration(shapes[0], arguments)[0]]

@@ -24,11 +24,15 @@ EPILOG = "example: snello compress lean.pt --out=lean.snello --qp=-32"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--out", default="model.snello", help="the bitstream to write; default: model.snello")
+    parser.add_argument(
+        "--out", default="model.snello", help="the bitstream to write; default: model.snello"
+    )
     parser.add_argument(
         "--qp", type=int, help="quantisation parameter of weights; less is finer; default: -32"
     )
-    parser.add_argument("--nonweight-qp", type=int, default=-75, help="the same for biases and norms")
+    parser.add_argument(
+        "--nonweight-qp", type=int, default=-75, help="the same for biases and norms"
+    )
     parser.add_argument(
         "--uniform",
         action="store_true",
@@ -68,7 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     if arguments.raw:
         exact = sum(not entry.coded for entry in read_header(data).tensors)
-        notes.append(f"Plain stream: without the model's record and {exact} integer or empty tensors.")
+        notes.append(
+            f"Plain stream: without the model's record and {exact} integer or empty tensors."
+        )
         data = stream_of(data)
     write_file(out, lambda beside: beside.write_bytes(data))
     table = Table(
@@ -78,7 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     result = {"float32_bytes": size, "bitstream_bytes": len(data), "settings": settings}
     if found is not None:
-        result |= {"before": found.before, "after": found.after, "bound": found.bound, "trail": found.trail}
+        result |= {
+            "before": found.before,
+            "after": found.after,
+            "bound": found.bound,
+            "trail": found.trail,
+        }
     finish(table, result, Path(f"{out}.json"))
 
 

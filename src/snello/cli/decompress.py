@@ -19,7 +19,9 @@ EPILOG = "example: snello decompress lean.snello --out=decoded.pt"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("file", help="a bitstream written by 'snello compress'")
-    parser.add_argument("--out", default="decoded.pt", help="the model file to write; default: decoded.pt")
+    parser.add_argument(
+        "--out", default="decoded.pt", help="the model file to write; default: decoded.pt"
+    )
     add_own_code_argument(parser)
 
 

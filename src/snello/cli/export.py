@@ -16,9 +16,7 @@ from snello.modelfile import Record
 from ._calibration import add_calibration_arguments, calibration
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 
-HELP = (
-    "export a model to ONNX (float32 or int8), torch.export, ExecuTorch or OpenVINO, verified against PyTorch"
-)
+HELP = "export a model to ONNX (float32 or int8), torch.export, ExecuTorch or OpenVINO, verified against PyTorch"
 EPILOG = (
     "example: snello export lean.pt --out=lean.onnx\n"
     "example: snello export lean.pt --format=onnx-int8 --data=mnist --out=lean-int8.onnx"
@@ -63,16 +61,23 @@ def run(arguments: argparse.Namespace) -> None:
             batch = arguments.batch if arguments.format == "executorch" else 2
             path = exporter(model, record.example_inputs(batch), out)
             result = {"file": str(path), "bytes": _bytes(path)}
-    header, row = ["File", "Format", "Size [MB]"], [str(out), arguments.format, megabytes(result["bytes"])]
+    header, row = (
+        ["File", "Format", "Size [MB]"],
+        [str(out), arguments.format, megabytes(result["bytes"])],
+    )
     note = "Verified: outputs equal to PyTorch's within 1e-4 of the largest."
     if exporter is None:
         header += ["Difference\nto float32", "Mean\ndifference", "Same\nlargest output"]
         row += [percent(result[key]) for key in ("difference", "mean_difference", "agreement")]
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
-    finish(Table(record.model.name, tuple(header), (tuple(row),), note), result, Path(f"{out}.json"))
+    finish(
+        Table(record.model.name, tuple(header), (tuple(row),), note), result, Path(f"{out}.json")
+    )
 
 
-def _int8(model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _int8(
+    model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
     found_data, where = calibration(record.input_shape, arguments)
     data = [images.to(record.dtype) for images in found_data]
     found: Quantised = export_int8(model, record.example_inputs(), out, data)

@@ -20,7 +20,9 @@ _PREFIX = 56  # bytes of a container before its manifest, see docs/format.md
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("file", help="a bitstream written by 'snello compress', or a model file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of tables"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -105,15 +107,25 @@ def _tables(content: dict[str, Any]) -> list[Any]:
 
     facts = [("format", content["format"])]
     for group in ("bytes", "sha256", "record"):
-        facts += [(f"{group}: {key}", _text(value)) for key, value in content.get(group, {}).items()]
+        facts += [
+            (f"{group}: {key}", _text(value)) for key, value in content.get(group, {}).items()
+        ]
     if "settings" in content:
-        facts += [(f"settings: {key}", _text(value)) for key, value in content["settings"].to_dict().items()]
+        facts += [
+            (f"settings: {key}", _text(value))
+            for key, value in content["settings"].to_dict().items()
+        ]
     columns = ("shape", "dtype", "coding", "qp", "step_size")
-    rows = [(_text(row["name"]), *(_text(row.get(key)) for key in columns)) for row in content["tensors"]]
+    rows = [
+        (_text(row["name"]), *(_text(row.get(key)) for key in columns))
+        for row in content["tensors"]
+    ]
     note = f"{len(rows)} tensors."
     return [
         Table(content["file"], ("Field", "Value"), tuple(facts)),
-        Table("Tensors", ("Name", "Shape", "dtype", "Coding", "QP", "Step size"), tuple(rows), note),
+        Table(
+            "Tensors", ("Name", "Shape", "dtype", "Coding", "QP", "Step size"), tuple(rows), note
+        ),
     ]
 
 

@@ -8,9 +8,7 @@ from snello.errors import require
 
 from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
-HELP = (
-    "the whole round trip on one recipe: train, prune, simplify, code, export, measure; train again with NEq"
-)
+HELP = "the whole round trip on one recipe: train, prune, simplify, code, export, measure; train again with NEq"
 EPILOG = f"{FIELDS}\n\nexample: snello journey digits --out=runs/digits --epochs=40"
 
 

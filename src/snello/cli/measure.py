@@ -1,4 +1,6 @@
-"""``snello measure``: size, operations, memory and latency of one model or of several side by side."""
+"""``snello measure``: size, operations, memory and latency of one model or of several side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,7 @@ from snello.files import temporary_files_in
 from ._inputs import add_architecture_arguments, check_writable, finish, seed
 from ._subjects import subjects
 
-HELP = (
-    "measure parameters, non-zeros, MACs, memory, bytes and latency of model files, side by side in one run"
-)
+HELP = "measure parameters, non-zeros, MACs, memory, bytes and latency of model files, side by side in one run"
 EPILOG = (
     "example: snello measure lean.pt --onnx=lean.onnx --threads=1\n"
     "example: snello measure dense.pt lean.pt lean-int8.onnx --runtimes=pytorch,onnxruntime"
@@ -25,7 +25,9 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument(
-        "files", nargs="*", help="model files (.pt, .snello, .onnx, .pt2, .xml, .pte), or folders of them"
+        "files",
+        nargs="*",
+        help="model files (.pt, .snello, .onnx, .pt2, .xml, .pte), or folders of them",
     )
     add_architecture_arguments(parser)
     parser.add_argument("--onnx", help="the same model exported: timed in turns with PyTorch")
@@ -33,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtimes", default="pytorch",
         help=f"what PyTorch models are timed in, with commas, of: {', '.join(MODEL_RUNTIMES)}; default: pytorch",
     )  # fmt: skip
-    parser.add_argument("--out", default="measure.json", help="the JSON file to write; default: measure.json")
+    parser.add_argument(
+        "--out", default="measure.json", help="the JSON file to write; default: measure.json"
+    )
     parser.add_argument("--repeats", type=int, default=50, help="timed forwards")
     parser.add_argument("--warmup", type=int, default=10, help="untimed forwards before them")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

@@ -10,9 +10,7 @@ from snello.files import write_text
 
 from ._recipes import FIELDS, read_recipe
 
-HELP = (
-    "list the recipes that come with snello, copy one to change it, check one, or list the fields of a recipe"
-)
+HELP = "list the recipes that come with snello, copy one to change it, check one, or list the fields of a recipe"
 EPILOG = f"{FIELDS}\n\nexample: snello recipes cp digits mine.yaml, then snello recipes validate mine.yaml --epochs=3"
 
 
@@ -44,7 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
     elif not arguments.name:
         raise ConfigError(f"which recipe? one of: {', '.join(recipe_names())}")
     else:
-        _copy(recipe_path(arguments.name), Path(arguments.target or f"{Path(arguments.name).stem}.yaml"))
+        _copy(
+            recipe_path(arguments.name),
+            Path(arguments.target or f"{Path(arguments.name).stem}.yaml"),
+        )
 
 
 def _validate(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,9 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument(
-        "results", nargs="+", help="JSON files; a device's column is called as its file (pi3.json: pi3)"
+        "results",
+        nargs="+",
+        help="JSON files; a device's column is called as its file (pi3.json: pi3)",
     )
     parser.add_argument("--out", help="also write the table, as Markdown, into this file")
 
@@ -43,7 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
             profiles += read_profiles(path)
     names = [name for name, _ in devices]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"two devices are called {twice[0]!r}, as their files: rename one, as pi3.json")
+        raise ConfigError(
+            f"two devices are called {twice[0]!r}, as their files: rename one, as pi3.json"
+        )
     tables = [paper_table("On paper", profiles)] if profiles else []
     tables.append(clock_table("On the clock", profiles, devices))
     for table in tables:

@@ -11,7 +11,9 @@ from snello.files import check_writable
 from ._own_code import import_own_code
 from ._recipes import FIELDS, is_first, need_training, overrides
 
-HELP = "run the rows of a published table, or go on with them, and write paper, measured, difference"
+HELP = (
+    "run the rows of a published table, or go on with them, and write paper, measured, difference"
+)
 EPILOG = (
     f"{FIELDS}\n\n"
     "example: snello reproduce table2 --row resnet32-cifar10-neq --quick\n"
@@ -29,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--row", metavar="NAME", help="run this row alone; the others are reported as they are"
     )
-    parser.add_argument("--quick", action="store_true", help="small data and few steps: to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="small data and few steps: to see that it runs"
+    )
     parser.add_argument("--list", action="store_true", help="name the rows and run nothing")
     parser.add_argument(
         "--out", help="folder of runs and report; default: runs/reproduce or runs/reproduce-quick"
@@ -53,10 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
         require("onnxscript", "onnx", "exporting to ONNX")
     from snello.reporting import progress, reproduction_tables, show, write_reproduction
 
-    folder = Path(arguments.out or ("runs/reproduce-quick" if arguments.quick else "runs/reproduce"))
+    folder = Path(
+        arguments.out or ("runs/reproduce-quick" if arguments.quick else "runs/reproduce")
+    )
     check_writable(folder / f"{arguments.table}.md")
     options = overrides(arguments)
-    import_own_code(option.partition("=")[2] for option in options if option.startswith("--model.name="))
+    import_own_code(
+        option.partition("=")[2] for option in options if option.startswith("--model.name=")
+    )
     with progress(0) as line:
         result = reproduce(
             arguments.table, folder,

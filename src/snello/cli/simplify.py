@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep dead neurons until channel counts are multiples of N; default: 1",
     )  # fmt: skip
     parser.add_argument(
-        "--fold-batchnorm", action="store_true", help="also fold BatchNorms into the layers next to them"
+        "--fold-batchnorm",
+        action="store_true",
+        help="also fold BatchNorms into the layers next to them",
     )
 
 
@@ -73,7 +75,10 @@ def _rows(plan: SimplificationPlan) -> tuple[tuple[str, ...], ...]:
         outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
         rows.append((name, outputs, f"{len(layer.kept_inputs)}/{layer.inputs}", remark))
     for name, part in plan.attentions.items():
-        outputs, inputs = f"{len(part.kept_outputs)}/{part.outputs}", f"{len(part.kept_inputs)}/{part.inputs}"
+        outputs, inputs = (
+            f"{len(part.kept_outputs)}/{part.outputs}",
+            f"{len(part.kept_inputs)}/{part.inputs}",
+        )
         kept = f"heads {len(part.kept_heads)}/{part.heads}, rows of queries, keys, values {len(part.rows)}"
         rows.append((name, outputs, inputs, f"{kept}/{3 * part.heads * part.width}"))
     rows += [(name, "", "", f"left alone: {why}") for name, why in plan.left_alone.items()]

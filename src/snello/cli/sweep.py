@@ -29,20 +29,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
     parser.add_argument("--data", default="digits", help="digits, mnist, cifar10 or imagefolder")
-    parser.add_argument("--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data")
+    parser.add_argument(
+        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
+    )
     parser.add_argument("--data-path", help="the image folder, for imagefolder")
-    parser.add_argument("--image-size", type=int, help="resize the images to this many pixels a side")
+    parser.add_argument(
+        "--image-size", type=int, help="resize the images to this many pixels a side"
+    )
     parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
     parser.add_argument(
         "--importances",
         help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED))}; default: all that fit the granularity",
     )
-    parser.add_argument("--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}")
+    parser.add_argument(
+        "--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}"
+    )
     parser.add_argument(
         "--calibration", type=int, default=1000, help="training images that scores are taken on"
     )
-    parser.add_argument("--out", default="sweep.json", help="the JSON file to write; the plot lies beside it")
+    parser.add_argument(
+        "--out", default="sweep.json", help="the JSON file to write; the plot lies beside it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,7 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     for point in points:
         curves.setdefault(point.method, {})[point.ratio] = [point.value]
     header = ("Importance", *(percent(ratio, 1) for ratio in ratios))
-    rows = tuple((m, *(percent(curve[ratio][0]) for ratio in ratios)) for m, curve in curves.items())
+    rows = tuple(
+        (m, *(percent(curve[ratio][0]) for ratio in ratios)) for m, curve in curves.items()
+    )
     note = (
         f"Accuracy on {facts['images']} test images after pruning a share of the {arguments.granularity}s in one shot, "
         f"without fine-tuning; scope {arguments.scope}, the head left whole, {facts['device']}."
@@ -76,7 +86,10 @@ def _points(
 
     model, record = read_model(arguments)
     splits = load(
-        arguments.data, arguments.data_root, image_size=arguments.image_size, path=arguments.data_path
+        arguments.data,
+        arguments.data_root,
+        image_size=arguments.image_size,
+        path=arguments.data_path,
     )
     if splits.input_shape != tuple(record.input_shape):
         raise ConfigError(
@@ -116,7 +129,9 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
     names = arguments.importances.split(",")
     if unknown := [name for name in names if name not in known]:
         hint = nearest(unknown[0], known)
-        raise ConfigError(f"--importances: there is no {unknown[0]!r}{hint}; there are: {', '.join(known)}")
+        raise ConfigError(
+            f"--importances: there is no {unknown[0]!r}{hint}; there are: {', '.join(known)}"
+        )
     return {name: known[name] for name in names}
 
 

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         result.method, percent(result.test_accuracy), f"{result.test_loss:.4f}", percent(last.pruned),
         percent(last.updated), f"{result.seconds:.0f}",
     )  # fmt: skip
-    note = f"Last epoch, test images. {result.threads} thread(s), {result.device}, {result.precision}."
+    note = (
+        f"Last epoch, test images. {result.threads} thread(s), {result.device}, {result.precision}."
+    )
     show(Table(f"{recipe.model.name} on {recipe.data.name}", header, (row,), note))
     print(f"written: {folder / result.model}, {folder / 'result.json'}")

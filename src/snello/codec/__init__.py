@@ -1,9 +1,9 @@
 """From tensors to a bitstream of ISO/IEC 15938-17 (NNC), and back.
 
-Quantisation loses precision, once; everything after it is exact: what the decoder gives is known before a
-single byte is written. A tensor with two or more dimensions is quantised with the step size of ``qp``, a
-vector (a bias, the parameters of a BatchNorm) with the much finer one of ``nonweight_qp``, and the integer
-levels go through the context-adaptive arithmetic coder DeepCABAC.
+Quantisation loses precision, once; everything after it is exact: what the decoder gives is known
+before a single byte is written. A tensor with two or more dimensions is quantised with the step
+size of ``qp``, a vector (a bias, the parameters of a BatchNorm) with the much finer one of
+``nonweight_qp``, and the integer levels go through the context-adaptive arithmetic coder DeepCABAC.
 
 >>> tensors = {"fc.weight": torch.randn(10, 84), "fc.bias": torch.zeros(10)}
 >>> stream = encode(tensors)                       # the plain NNC stream, readable by any NNC decoder
@@ -13,13 +13,14 @@ True
 >>> decompress(data).record
 {'model': 'fc'}
 
-Decoding runs in a child process behind :class:`Limits`: a damaged or hostile file ends in an error. The
-codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
+Decoding runs in a child process behind :class:`Limits`: a damaged or hostile file ends in an error.
+The codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
 :func:`read_header` does not.
 
 Sources: ISO/IEC 15938-17, "Compression of neural networks for multimedia content description and
-analysis"; Becking et al., "NNCodec: An Open Source Software Implementation of the Neural Network Coding
-ISO/IEC Standard", ICML Workshop Neural Compression 2023, https://openreview.net/forum?id=5VgMDKUgX0.
+analysis"; Becking et al., "NNCodec: An Open Source Software Implementation of the Neural Network
+Coding ISO/IEC Standard", ICML Workshop Neural Compression 2023,
+https://openreview.net/forum?id=5VgMDKUgX0.
 """
 
 from snello.codec._container import Decompressed as Decompressed

@@ -1,11 +1,13 @@
-"""One quantisation parameter per tensor: where the next bit buys most. Arithmetic on tables; no network is run.
+"""One quantisation parameter per tensor: where the next bit buys most. Arithmetic on tables; no
+network is run.
 
-Let a tensor cost ``c(q)`` (what its quantisation does to the outputs) and take ``r(q)`` bytes at quantisation
-parameter q. The smallest sum of bytes at a given sum of costs has one *price* λ for all tensors: each takes the q
-that minimises ``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of
-quantizers", IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits, so that this is
-reverse water-filling (Cover and Thomas, "Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same
-everywhere, and a change of the price moves all the parameters by the same amount.
+Let a tensor cost ``c(q)`` (what its quantisation does to the outputs) and take ``r(q)`` bytes at
+quantisation parameter q. The smallest sum of bytes at a given sum of costs has one *price* λ for
+all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit
+allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²``
+and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover and Thomas,
+"Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a change of the
+price moves all the parameters by the same amount.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def coarsest_qp(tensor: Tensor) -> int:
 
 
 def candidate_qps(tensor: Tensor, octaves: int) -> range:
-    """Quantisation parameters worth considering, from fine to coarse: a number of octaves below the coarsest."""
+    """Quantisation parameters worth considering, from fine to coarse: a number of octaves below the
+    coarsest.
+    """
     top = coarsest_qp(tensor)
     return range(max(QP_MIN, top - OCTAVE * octaves), top + 1)
 
@@ -64,13 +68,15 @@ def candidate_qps(tensor: Tensor, octaves: int) -> range:
 def byte_table(
     tensor: Tensor, settings: CodecSettings, *, octaves: int = 11, sample: int = 2**17
 ) -> dict[int, float]:
-    """Bytes of one tensor at every candidate parameter: coded once per octave, interpolated in between.
+    """Bytes of one tensor at every candidate parameter: coded once per octave, interpolated in
+    between.
 
     Args:
         tensor: floating, not empty.
         settings: the tools of the coder; their quantisation parameters do not matter.
         octaves: as for :func:`candidate_qps`.
-        sample: of a tensor with more elements than this, evenly spaced rows are coded and scaled up.
+        sample: of a tensor with more elements than this, evenly spaced rows are coded and scaled
+            up.
 
     Raises:
         ConfigError: as :func:`snello.codec.encode`.
@@ -83,15 +89,16 @@ def byte_table(
 
 
 def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> dict[int, float]:
-    """Costs to second order: rounding errors spread evenly over a step have the variance Δ² / 12, zeros have none.
+    """Costs to second order: rounding errors spread evenly over a step have the variance Δ² / 12,
+    zeros have none.
 
-    That overrates steps that swallow most weights, whose errors cannot exceed the weights. It is meant to: to second
-    order, the loss of a whole layer looks cheap.
+    That overrates steps that swallow most weights, whose errors cannot exceed the weights. It is
+    meant to: to second order, the loss of a whole layer looks cheap.
 
     Args:
         tensor: floating, not empty.
-        curvature: second derivative of the cost with respect to each weight on its own; the tensor's shape.
-        qps: where the costs are wanted.
+        curvature: second derivative of the cost with respect to each weight on its own; the
+        tensor's shape. qps: where the costs are wanted.
 
     Raises:
         ConfigError: for a curvature of another shape.
@@ -107,7 +114,8 @@ def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> di
 def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
     """Costs at every parameter from some that were measured: Δ² beyond them, geometric in between.
 
-    A measured cost below that of a finer step is noise: the costs are first made to rise with the step.
+    A measured cost below that of a finer step is noise: the costs are first made to rise with the
+        step.
 
     Args:
         probes: parameter -> measured cost, none negative; at least one.
@@ -117,15 +125,20 @@ def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
         ConfigError: without a probe.
     """
     if not probes:
-        raise ConfigError("probed_costs: there is no measured cost to go by; probe at least one parameter")
+        raise ConfigError(
+            "probed_costs: there is no measured cost to go by; probe at least one parameter"
+        )
     rising: dict[int, float] = {}
     for qp in sorted(probes):
         rising[qp] = max([probes[qp], _TINY, *rising.values()])
     return {qp: _cost_at(rising, qp) for qp in qps}
 
 
-def allocate(byte_tables: Mapping[str, Table], cost_tables: Mapping[str, Table], price: float) -> Allocation:
-    """The parameter of each tensor that minimises ``cost + price * bytes``. The coarser one wins a tie.
+def allocate(
+    byte_tables: Mapping[str, Table], cost_tables: Mapping[str, Table], price: float
+) -> Allocation:
+    """The parameter of each tensor that minimises ``cost + price * bytes``. The coarser one wins a
+    tie.
 
     Args:
         byte_tables: tensor name -> bytes at each parameter.
@@ -141,7 +154,9 @@ def allocate(byte_tables: Mapping[str, Table], cost_tables: Mapping[str, Table],
     for name, sizes in byte_tables.items():
         costs = cost_tables.get(name, {})
         if not sizes or sizes.keys() != costs.keys():
-            raise ConfigError(f"allocate: bytes and costs of tensor {name!r} are not of the same parameters")
+            raise ConfigError(
+                f"allocate: bytes and costs of tensor {name!r} are not of the same parameters"
+            )
         qp_of[name] = min(sizes, key=lambda qp: (costs[qp] + price * sizes[qp], -qp))
     total = sum(byte_tables[name][qp] for name, qp in qp_of.items())
     return Allocation(qp_of, total, sum(cost_tables[name][qp] for name, qp in qp_of.items()))

@@ -1,8 +1,9 @@
 """Decoding in a child process, behind limits of time and memory.
 
-The decoder is native code that trusts its input. In a process of its own it may crash, loop or ask for all
-the memory there is: the parent sees a child that ended, says so in one error, and lives on. The fence is
-against accidents and exhaustion; it is no sandbox for code that has taken the decoder over.
+The decoder is native code that trusts its input. In a process of its own it may crash, loop or ask
+for all the memory there is: the parent sees a child that ended, says so in one error, and lives on.
+The fence is against accidents and exhaustion; it is no sandbox for code that has taken the decoder
+over.
 """
 
 from __future__ import annotations
@@ -85,8 +86,13 @@ class _Clock:
 def _child() -> Iterator[subprocess.Popen[bytes]]:
     if not sys.executable:
         raise ConfigError(f"there is no Python executable to start a decoder process with; {TRUST}")
-    # One thread: the libraries under numpy reserve memory for each, and the decoder has no use for them.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # One thread: the libraries under numpy reserve memory for each, and the decoder has no use for
+    # them.
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     try:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_SCRIPT)],
@@ -97,7 +103,9 @@ def _child() -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,
         )
     except OSError as error:
-        raise ConfigError(f"no decoder process can be started: {error.strerror or error}; {TRUST}") from error
+        raise ConfigError(
+            f"no decoder process can be started: {error.strerror or error}; {TRUST}"
+        ) from error
     try:
         yield child
     finally:
@@ -120,7 +128,11 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         return
     try:
         os.killpg(child.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError, PermissionError):  # no process groups, or none any more
+    except (
+        AttributeError,
+        ProcessLookupError,
+        PermissionError,
+    ):  # no process groups, or none any more
         child.kill()
 
 
@@ -167,7 +179,9 @@ def check_claims(claims: list[Claim], limits: Limits) -> None:
     try:
         _worker.check_budget(claims, limits.decoded_bytes)
     except BudgetError as error:
-        raise BitstreamError(f"{error}; if that is what you expect, raise Limits.decoded_bytes") from error
+        raise BitstreamError(
+            f"{error}; if that is what you expect, raise Limits.decoded_bytes"
+        ) from error
 
 
 def _paths() -> list[str]:
@@ -186,7 +200,9 @@ def _read_reply(pipe: IO[bytes], cap: int, *kinds: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _garbage("a reply that is no JSON") from error
     if isinstance(reply, dict) and reply.get("kind") == "error":
-        raise BitstreamError(_explained(str(reply.get("error"))[:80], str(reply.get("message"))[:300]))
+        raise BitstreamError(
+            _explained(str(reply.get("error"))[:80], str(reply.get("message"))[:300])
+        )
     if not isinstance(reply, dict) or reply.get("kind") not in kinds:
         raise _garbage(f"no {' or '.join(kinds)}")
     return reply
@@ -227,7 +243,12 @@ def _checked_claims(reply: dict[str, Any]) -> list[Claim]:
 
 
 def _checked_claim(names: Any, shape: Any, values: Any) -> Claim:
-    if not names or not all(isinstance(name, str) for name in names) or type(values) is not int or values < 1:
+    if (
+        not names
+        or not all(isinstance(name, str) for name in names)
+        or type(values) is not int
+        or values < 1
+    ):
         raise ValueError
     return Claim(tuple(names), None if shape is None else _checked_shape(shape), values)
 
@@ -249,7 +270,9 @@ def _checked_tensor(reply: dict[str, Any]) -> tuple[str, tuple[int, ...], int | 
 
 
 def _garbage(what: str) -> BitstreamError:
-    return BitstreamError(f"the decoder process answered with garbage ({what}): the NNC stream is damaged")
+    return BitstreamError(
+        f"the decoder process answered with garbage ({what}): the NNC stream is damaged"
+    )
 
 
 def _obituary(child: subprocess.Popen[bytes], clock: _Clock) -> str:
@@ -269,9 +292,7 @@ def _obituary(child: subprocess.Popen[bytes], clock: _Clock) -> str:
         )
     if status is not None and status < 0:
         return f"the decoder died of {_signal_name(-status)}: the NNC stream is damaged, or hostile"
-    return (
-        f"the decoder ended with status {status} and without an answer: the NNC stream is damaged, or hostile"
-    )
+    return f"the decoder ended with status {status} and without an answer: the NNC stream is damaged, or hostile"
 
 
 def _signal_name(number: int) -> str:

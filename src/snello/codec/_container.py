@@ -1,4 +1,6 @@
-"""The ``.snello`` container: a manifest and a plain NNC stream, both protected. See docs/format.md."""
+"""The ``.snello`` container: a manifest and a plain NNC stream, both protected. See
+docs/format.md.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +75,9 @@ def compress(
         The bytes of the container.
 
     Raises:
-        ConfigError: for anything but a mapping; for a NaN or an infinity, a tensor or name that the format does
-            not have, each with its name; if ``settings.qp_of`` names a tensor that is not coded; or for a record
-            that is not JSON.
+        ConfigError: for anything but a mapping; for a NaN or an infinity, a tensor or name that the
+            format does not have, each with its name; if ``settings.qp_of`` names a tensor that is
+            not coded; or for a record that is not JSON.
         MissingExtraError: without nncodec.
     """
     if not isinstance(tensors, Mapping):
@@ -87,7 +89,9 @@ def compress(
         raise ConfigError(f"compress: a {type(tensors).__name__} holds no tensors by name: {way}")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ConfigError(f"tensor {name!r}: pass strings and torch.Tensors, not {type(tensor).__name__}")
+            raise ConfigError(
+                f"tensor {name!r}: pass strings and torch.Tensors, not {type(tensor).__name__}"
+            )
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
     coded = {name: tensor for name, tensor in tensors.items() if is_coded(tensor)}
     check_names(settings, coded)
@@ -103,22 +107,23 @@ def compress(
 def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) -> Decompressed:
     """Unpack a container.
 
-    The NNC stream is decoded in a child process whose time and memory are limited, so that a damaged or
-    hostile file ends in an error here, whatever it does there. The child costs about 0.2 s to start.
+    The NNC stream is decoded in a child process whose time and memory are limited, so that a
+    damaged or hostile file ends in an error here, whatever it does there. The child costs about 0.2
+    s to start.
 
     Args:
         data: the bytes of :func:`compress`.
         limits: what the file may cost; see :class:`Limits`.
-        isolated: False decodes in this process: faster for small files, and only for those you trust. Of the
-            limits, only those of the claimed sizes hold then.
+        isolated: False decodes in this process: faster for small files, and only for those you
+            trust. Of the limits, only those of the claimed sizes hold then.
 
     Returns:
-        Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast back to the
-        dtype they came with; all others are exact.
+        Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast
+        back to the dtype they came with; all others are exact.
 
     Raises:
-        BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of file; and for a
-            file that cannot be decoded within the limits.
+        BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of
+            file; and for a file that cannot be decoded within the limits.
         ConfigError: if no child process can be started.
         MissingExtraError: without nncodec, if there is a stream to decode.
     """
@@ -141,7 +146,8 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
 
 
 def is_container(path: str | Path) -> bool:
-    """Tell a bitstream from other files by its first bytes; :func:`read_header` judges the rest of the magic.
+    """Tell a bitstream from other files by its first bytes; :func:`read_header` judges the rest of
+    the magic.
 
     Raises:
         OSError: if the file cannot be read.
@@ -175,7 +181,9 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
             f"not a .snello file: it opens with {data[:8]!r}, not {MAGIC!r} ({len(data)} bytes)"
         )
     if len(data) < _PREFIX:
-        raise BitstreamError(f"truncated .snello file: {len(data)} bytes, the header alone has {_PREFIX}")
+        raise BitstreamError(
+            f"truncated .snello file: {len(data)} bytes, the header alone has {_PREFIX}"
+        )
     _, version, reserved, manifest_bytes, stream_bytes = _FIXED.unpack_from(data)
     if not 1 <= version <= VERSION or reserved:
         raise BitstreamError(
@@ -187,7 +195,9 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
     stream = data[_PREFIX + manifest_bytes :]
     digest = hashlib.sha256(data[: _FIXED.size] + manifest)
     if digest.digest() != data[_FIXED.size : _PREFIX]:
-        raise BitstreamError("damaged .snello file: the SHA-256 of header and manifest does not match")
+        raise BitstreamError(
+            "damaged .snello file: the SHA-256 of header and manifest does not match"
+        )
     said = read_manifest(manifest, version, limits)
     if hashlib.sha256(stream).hexdigest() != said.stream_sha256:
         raise BitstreamError("damaged .snello file: the SHA-256 of the NNC stream does not match")
@@ -233,6 +243,7 @@ def _disagreement(name: str, what: str) -> BitstreamError:
 
 def _cast(entry: TensorEntry, values: Tensor) -> Tensor:
     dtype = DTYPES[entry.dtype]
-    # Quantisation may carry the largest values of a narrow dtype just beyond its range, to infinity.
+    # Quantisation may carry the largest values of a narrow dtype just beyond its range, to
+    # infinity.
     limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
     return values.reshape(entry.shape).clamp(-limit, limit).to(dtype)

@@ -11,19 +11,20 @@ from snello.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding a file may cost, so that a damaged or hostile one ends in an error and nothing worse.
+    """What decoding a file may cost, so that a damaged or hostile one ends in an error and nothing
+    worse.
 
     What a file claims is compared with these before anything is allocated for it.
 
     Attributes:
-        decoded_bytes: most bytes of all tensors together, in the larger of their own dtype and float32; 4 GiB
-            is a network of a thousand million parameters.
+        decoded_bytes: most bytes of all tensors together, in the larger of their own dtype and
+            float32; 4 GiB is a network of a thousand million parameters.
         tensors: most tensors.
-        manifest_bytes: most bytes of the inflated manifest; never more than 64 MiB, the cap of the format.
-        memory_bytes: most memory that decoding may add to the child process; None derives it from the sizes
-            of the stream and of its largest tensor. Linux only.
-        seconds: most time that decoding may take; None derives it from the sizes (20 s, and 2 s for a million
-            parameters).
+        manifest_bytes: most bytes of the inflated manifest; never more than 64 MiB, the cap of the
+        format. memory_bytes: most memory that decoding may add to the child process; None derives
+            it from the sizes of the stream and of its largest tensor. Linux only.
+        seconds: most time that decoding may take; None derives it from the sizes (20 s, and 2 s for
+            a million parameters).
 
     Raises:
         ConfigError: for a limit that is not a positive number.
@@ -46,10 +47,11 @@ class Limits:
 
     @staticmethod
     def enforced() -> tuple[str, ...]:
-        """The limits that this system can enforce on the child process, beside those of the claimed sizes.
+        """The limits that this system can enforce on the child process, beside those of the claimed
+        sizes.
 
-        ``"seconds"`` everywhere, by the parent's clock; ``"cpu"`` where Python has the module ``resource``;
-        ``"memory_bytes"`` on Linux.
+        ``"seconds"`` everywhere, by the parent's clock; ``"cpu"`` where Python has the module
+        ``resource``; ``"memory_bytes"`` on Linux.
         """
         cpu = ("cpu",) if importlib.util.find_spec("resource") else ()
         return ("seconds", *cpu, *(("memory_bytes",) if cpu and sys.platform == "linux" else ()))

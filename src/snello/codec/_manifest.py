@@ -24,7 +24,8 @@ MAX_MANIFEST = 64 * 2**20
 MAX_VALUES = 4_000_000
 """Cap on the commas, colons and brackets of the manifest: a reader's objects take some 70 bytes for each."""
 
-# Our writer has no need of \ud800 ... \udfff; alone they make texts that cannot be printed or written.
+# Our writer has no need of \ud800 ... \udfff; alone they make texts that cannot be printed or
+# written.
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 _KEYS = {"record", "settings", "stream_sha256", "tensors"}
 _SETTINGS = {
@@ -48,7 +49,8 @@ class TensorEntry:
         shape: its shape.
         dtype: its dtype, as in ``torch.<dtype>``.
         exact: None for a tensor in the NNC stream; otherwise its bytes, little-endian, row by row.
-        qp: quantisation parameter of a tensor in the NNC stream; None in files of version 1, and for others.
+        qp: quantisation parameter of a tensor in the NNC stream; None in files of version 1, and
+            for others.
     """
 
     name: str
@@ -104,7 +106,9 @@ class Header:
 
 
 def is_coded(tensor: Tensor) -> bool:
-    """Whether a tensor goes into the NNC stream (a non-empty floating one) or is carried exactly."""
+    """Whether a tensor goes into the NNC stream (a non-empty floating one) or is carried
+    exactly.
+    """
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
@@ -121,7 +125,9 @@ def entry_of(name: str, tensor: Tensor) -> TensorEntry:
             "dense real tensors with values can"
         )
     if tensor.dim() > MAX_DIMENSIONS:
-        raise ConfigError(f"tensor {name!r} has {tensor.dim()} dimensions; the format takes {MAX_DIMENSIONS}")
+        raise ConfigError(
+            f"tensor {name!r} has {tensor.dim()} dimensions; the format takes {MAX_DIMENSIONS}"
+        )
     exact = None if is_coded(tensor) else exact_bytes(tensor)
     return TensorEntry(name, tuple(tensor.shape), dtype, exact)
 
@@ -135,7 +141,9 @@ def exact_bytes(tensor: Tensor) -> bytes:
 
 
 def exact_tensor(entry: TensorEntry) -> Tensor:
-    """The inverse of :func:`exact_bytes`; the number of bytes fits the shape (:func:`read_manifest`)."""
+    """The inverse of :func:`exact_bytes`; the number of bytes fits the shape
+    (:func:`read_manifest`).
+    """
     if not entry.exact:
         return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
     data = torch.frombuffer(bytearray(entry.exact), dtype=torch.uint8)
@@ -143,12 +151,16 @@ def exact_tensor(entry: TensorEntry) -> Tensor:
 
 
 def write_manifest(
-    entries: list[TensorEntry], record: Mapping[str, Any], settings: CodecSettings, stream_sha256: str
+    entries: list[TensorEntry],
+    record: Mapping[str, Any],
+    settings: CodecSettings,
+    stream_sha256: str,
 ) -> bytes:
     """The manifest: JSON in UTF-8, deflated.
 
     Raises:
-        ConfigError: if the record is not JSON, a name has no UTF-8 form, or the whole exceeds the caps.
+        ConfigError: if the record is not JSON, a name has no UTF-8 form, or the whole exceeds the
+            caps.
     """
     if not isinstance(record, Mapping):
         raise ConfigError(f"record is a {type(record).__name__}; pass a mapping with string keys")
@@ -162,11 +174,13 @@ def write_manifest(
         ],
     }
     try:
-        text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-            "utf-8"
-        )
+        text = json.dumps(
+            manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        raise ConfigError(f"record and names must be JSON without NaN, in UTF-8: {error}") from error
+        raise ConfigError(
+            f"record and names must be JSON without NaN, in UTF-8: {error}"
+        ) from error
     if len(text) > MAX_MANIFEST or _count_values(text) > MAX_VALUES:
         raise ConfigError(
             f"the manifest has {len(text)} bytes and {_count_values(text)} values, more than {MAX_MANIFEST} "
@@ -187,7 +201,8 @@ class Manifest:
 
 
 def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
-    """The content of a manifest. Nothing larger than the caps is inflated, and nothing that it claims is made.
+    """The content of a manifest. Nothing larger than the caps is inflated, and nothing that it
+    claims is made.
 
     Raises:
         BitstreamError: if it is no manifest. (Damage is found before, by its digest.)
@@ -195,11 +210,17 @@ def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
     try:
         text = _inflate(data, min(MAX_MANIFEST, limits.manifest_bytes))
         if _count_values(text) > MAX_VALUES or _SURROGATE.search(text):
-            raise ValueError(f"it has more than {MAX_VALUES} values, or texts that have no UTF-8 form")
-        return _parse(json.loads(text.decode("utf-8"), parse_constant=_refuse_constant), version, limits)
+            raise ValueError(
+                f"it has more than {MAX_VALUES} values, or texts that have no UTF-8 form"
+            )
+        return _parse(
+            json.loads(text.decode("utf-8"), parse_constant=_refuse_constant), version, limits
+        )
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:300]
-        raise BitstreamError(f"the manifest cannot be read: {reason}; write the file anew") from error
+        raise BitstreamError(
+            f"the manifest cannot be read: {reason}; write the file anew"
+        ) from error
 
 
 def _inflate(data: bytes, limit: int) -> bytes:
@@ -249,7 +270,11 @@ def _entry(version: int, name: str, shape: list[int], dtype: str, *rest: Any) ->
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
     _check_shape(name, _checked(shape, list))
     entry = TensorEntry(
-        _checked(name, str), tuple(shape), dtype, None if exact is None else bytes.fromhex(exact), qp
+        _checked(name, str),
+        tuple(shape),
+        dtype,
+        None if exact is None else bytes.fromhex(exact),
+        qp,
     )
     _check_kind(entry, version)
     return entry

@@ -1,8 +1,8 @@
 """Names of tensors, as the stream may hold them.
 
-The stream ends a name with a zero byte, and nncodec reads meaning into ``_G`` and ``_H`` (the factors of a
-decomposed weight). Those, and the percent sign that escapes them, are written as ``%00``, ``%5FG``, ``%5FH``
-and ``%25``; every other name is written as it is.
+The stream ends a name with a zero byte, and nncodec reads meaning into ``_G`` and ``_H`` (the
+factors of a decomposed weight). Those, and the percent sign that escapes them, are written as
+``%00``, ``%5FG``, ``%5FH`` and ``%25``; every other name is written as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def escape(name: str) -> str:
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"tensor name {name!r} has no UTF-8 form ({error.reason}); rename it") from error
+        raise ConfigError(
+            f"tensor name {name!r} has no UTF-8 form ({error.reason}); rename it"
+        ) from error
     return _RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 

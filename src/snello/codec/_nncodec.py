@@ -1,7 +1,8 @@
 """The calls into nncodec that quantise and code one tensor.
 
-They go to ``nncodec.nnc_core``, past ``nncodec.nnc``, which does the same but imports torchvision, pandas,
-scikit-learn, OpenCV and h5py first. What is written is what ``nncodec.nnc.compress`` writes, byte for byte.
+They go to ``nncodec.nnc_core``, past ``nncodec.nnc``, which does the same but imports torchvision,
+pandas, scikit-learn, OpenCV and h5py first. What is written is what ``nncodec.nnc.compress``
+writes, byte for byte.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def core(module: str) -> Any:
     Raises:
         MissingExtraError: without nncodec.
     """
-    require("nncodec.nnc_core", "nnc", "NNC coding")  # first: its modules import each other through it
+    require(
+        "nncodec.nnc_core", "nnc", "NNC coding"
+    )  # first: its modules import each other through it
     return require(f"nncodec.nnc_core.{module}", "nnc", "NNC coding")
 
 
@@ -54,25 +57,33 @@ class Quantised:
 
     def values(self) -> Any:
         """The values that the decoder will give: float32 array of the tensor's shape."""
-        data = {name: dict(part) if isinstance(part, dict) else part for name, part in self.data.items()}
+        data = {
+            name: dict(part) if isinstance(part, dict) else part for name, part in self.data.items()
+        }
         call("dequantising", lambda: core("approximator").rec(data))
         return data["parameters"][self.key]
 
 
 def quantise(key: str, array: Any, index: int, qp: int, settings: CodecSettings) -> Quantised:
-    """Quantise one float32 array of at least one dimension; ``index`` is its place in the stream."""
+    """Quantise one float32 array of at least one dimension; ``index`` is its place in the
+    stream.
+    """
     numpy = require("numpy", "nnc", "NNC coding")
     approximator = core("approximator")
 
     def run() -> Quantised:
         model = core("nnr_model").NNRModel({key: array}).model_info
         model["parameter_index"][key] = index
-        data = approximator.init_approx_data({key: array}, model, qp_density=QP_DENSITY, scan_order=0)
+        data = approximator.init_approx_data(
+            {key: array}, model, qp_density=QP_DENSITY, scan_order=0
+        )
         options = approximator.ApproxInfo(
             data, model, "uniform", 0, qp, False, not settings.dependent_quantisation, _UNARY_LENGTH_MINUS_1, 0,
             qp_per_tensor={key: numpy.int32(qp)},  # explicit, for nonweight_qp=0 means "not given"
         )  # fmt: skip
-        return Quantised(key, model, approximator.approx(options.approx_info, model, data, _ENCODER))
+        return Quantised(
+            key, model, approximator.approx(options.approx_info, model, data, _ENCODER)
+        )
 
     return call(f"quantising tensor {key!r}", run)  # type: ignore[no-any-return]
 
@@ -87,7 +98,9 @@ def code(tensor: Quantised, settings: CodecSettings) -> bytes:
 def _code(tensor: Quantised, settings: CodecSettings) -> bytes:
     options = _ENCODER | {"row_skip_enabled_flag": int(settings.row_skipping)}
     coder = core("coder")
-    coded = call(f"coding tensor {tensor.key!r}", lambda: coder.encode(options, tensor.model, tensor.data))
+    coded = call(
+        f"coding tensor {tensor.key!r}", lambda: coder.encode(options, tensor.model, tensor.data)
+    )
     return bytes(coded[0])
 
 
@@ -96,11 +109,12 @@ def _with_codebook(tensor: Quantised) -> Quantised | None:
     numpy = require("numpy", "nnc", "NNC coding")
     key, levels = tensor.key, tensor.data["parameters"][tensor.key]
     listed, indices, counts = numpy.unique(levels, return_inverse=True, return_counts=True)
-    # Beyond 2^24 a codebook rounds level * step once, and the uniform dequantiser the level before it.
+    # Beyond 2^24 a codebook rounds level * step once, and the uniform dequantiser the level before
+    # it.
     if len(listed) > MAX_CODEBOOK or max(abs(int(listed[0])), abs(int(listed[-1]))) > 2**24:
         return None
-    # The index zero is the cheapest to code. nncodec tries every entry for it, at the price of coding the
-    # tensor as often; the entry that occurs most is the best or close to it.
+    # The index zero is the cheapest to code. nncodec tries every entry for it, at the price of
+    # coding the tensor as often; the entry that occurs most is the best or close to it.
     zero = int(counts.argmax())
     growth = core("approximator").codebook.get_best_egk(listed, zero)[0]
     changed = {
@@ -111,13 +125,19 @@ def _with_codebook(tensor: Quantised) -> Quantised | None:
         "codebook_zero_offsets": zero,
         "codebooks_egk": growth,
     }
-    return replace(tensor, data=tensor.data | {name: {key: value} for name, value in changed.items()})
+    return replace(
+        tensor, data=tensor.data | {name: {key: value} for name, value in changed.items()}
+    )
 
 
 def call(what: str, action: Callable[[], Any]) -> Any:
-    """Run a call into nncodec; whatever it raises (SystemExit included) becomes one error of ours."""
+    """Run a call into nncodec; whatever it raises (SystemExit included) becomes one error of
+    ours.
+    """
     try:
         return action()
     except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise BitstreamError(f"{what} failed in nncodec ({type(error).__name__}): {reason}") from error
+        raise BitstreamError(
+            f"{what} failed in nncodec ({type(error).__name__}): {reason}"
+        ) from error

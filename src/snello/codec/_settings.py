@@ -27,7 +27,9 @@ MAX_CODEBOOK = 256
 
 
 class QPTable(Mapping[str, int]):
-    """Tensor name -> quantisation parameter: a mapping that cannot change, so that settings can be hashed."""
+    """Tensor name -> quantisation parameter: a mapping that cannot change, so that settings can be
+    hashed.
+    """
 
     def __init__(self, items: Mapping[str, int]) -> None:
         self._items = dict(items)
@@ -56,25 +58,26 @@ class CodecSettings:
     """How tensors are quantised and coded.
 
     Attributes:
-        qp: quantisation parameter of tensors with two or more dimensions; useful values are -20 (coarse) to
-            -50 (fine). The step size doubles every four, see :func:`step_size`.
+        qp: quantisation parameter of tensors with two or more dimensions; useful values are -20
+            (coarse) to -50 (fine). The step size doubles every four, see :func:`step_size`.
         nonweight_qp: quantisation parameter of vectors and scalars: biases, BatchNorm parameters.
-        dependent_quantisation: trellis-coded quantisation with two interleaved quantisers. Fewer bytes at the
-            same ``qp``; an error of up to two steps, mostly below one, instead of half a step. A zero between
-            other weights may become a step or two (at 50 % sparsity about one in a hundred does): switch
-            it off where pruned weights must stay zero.
+        dependent_quantisation: trellis-coded quantisation with two interleaved quantisers. Fewer
+            bytes at the same ``qp``; an error of up to two steps, mostly below one, instead of half
+            a step. A zero between other weights may become a step or two (at 50 % sparsity about
+            one in a hundred does): switch it off where pruned weights must stay zero.
         row_skipping: rows whose levels are all zero cost one bit.
-        codebook: tensors of at most :data:`MAX_CODEBOOK` distinct levels are also tried with a codebook, the list
-            of those levels, and coded with it where that is smaller. It changes bytes, never values, and
-            pays where weights are clustered. The standard has it for uniform quantisation only, so
-            ``dependent_quantisation`` has to be off.
-        qp_of: tensor name -> quantisation parameter of that tensor, instead of ``qp`` or ``nonweight_qp``.
-            Any mapping; kept as one that cannot change, so that the settings stay hashable.
+        codebook: tensors of at most :data:`MAX_CODEBOOK` distinct levels are also tried with a
+            codebook, the list of those levels, and coded with it where that is smaller. It changes
+            bytes, never values, and pays where weights are clustered. The standard has it for
+            uniform quantisation only, so ``dependent_quantisation`` has to be off.
+        qp_of: tensor name -> quantisation parameter of that tensor, instead of ``qp`` or
+            ``nonweight_qp``. Any mapping; kept as one that cannot change, so that the settings stay
+            hashable.
 
     Raises:
-        ConfigError: for a quantisation parameter that is no integer from -128 to 127 (with its tensor's
-            name), a switch that is no boolean, a table that is no mapping from names, or a codebook together
-            with dependent quantisation.
+        ConfigError: for a quantisation parameter that is no integer from -128 to 127 (with its
+            tensor's name), a switch that is no boolean, a table that is no mapping from names, or a
+            codebook together with dependent quantisation.
     """
 
     qp: int = -32
@@ -104,8 +107,12 @@ class CodecSettings:
         object.__setattr__(self, "qp_of", QPTable(self.qp_of))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values: ``CodecSettings(**settings.to_dict()) == settings``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"qp_of": dict(self.qp_of)}
+        """The settings as plain JSON values:
+        ``CodecSettings(**settings.to_dict()) == settings``.
+        """
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "qp_of": dict(self.qp_of)
+        }
 
 
 def _check_qp(name: str, value: object) -> None:
@@ -128,16 +135,19 @@ def check_names(settings: CodecSettings, names: Collection[str]) -> None:
 
 
 def step_size(qp: int) -> float:
-    """The quantisation step size: (4 + qp mod 4) · 2^(⌊qp / 4⌋ − 2), with Python's floor and modulo."""
+    """The quantisation step size: (4 + qp mod 4) · 2^(⌊qp / 4⌋ − 2), with Python's floor and
+    modulo.
+    """
     steps = 1 << QP_DENSITY
     return float((steps + (qp & (steps - 1))) * 2.0 ** ((qp >> QP_DENSITY) - QP_DENSITY))
 
 
 def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -> int:
-    """The quantisation parameter of one tensor: its own or that of its kind, raised until its levels fit.
+    """The quantisation parameter of one tensor: its own or that of its kind, raised until its
+    levels fit.
 
-    A level beyond int32 would overflow in the coder. Raising the step size until the largest level is 2^30
-    still leaves values finer than float32 itself can tell apart.
+    A level beyond int32 would overflow in the coder. Raising the step size until the largest level
+    is 2^30 still leaves values finer than float32 itself can tell apart.
 
     Args:
         name: of the tensor, as in ``qp_of``.
@@ -145,7 +155,8 @@ def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -
         settings: the parameters of the two kinds, and of single tensors.
 
     Raises:
-        ConfigError: if the largest value needs a step size beyond what the stream can carry (about 4e18).
+        ConfigError: if the largest value needs a step size beyond what the stream can carry (about
+            4e18).
     """
     wanted = settings.qp_of.get(name, settings.qp if tensor.dim() > 1 else settings.nonweight_qp)
     largest = float(tensor.abs().max())

@@ -31,17 +31,17 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
     """Code tensors as one NNC stream. The same input gives the same bytes.
 
     Args:
-        tensors: name -> floating tensor of any shape with at least one element; float64, float16 and
-            bfloat16 are coded as float32. For integers and empty tensors use :func:`compress`.
+        tensors: name -> floating tensor of any shape with at least one element; float64, float16
+            and bfloat16 are coded as float32. For integers and empty tensors use :func:`compress`.
         settings: quantisation parameters and tools.
 
     Returns:
         The stream. It is the stream that nncodec writes for the same dictionary, byte for byte.
 
     Raises:
-        ConfigError: for a NaN or an infinity, an integer, complex, empty or oversized tensor, or a name that
-            cannot be written, each with the name; if ``settings.qp_of`` names a tensor that is not there; or
-            if there is nothing to code.
+        ConfigError: for a NaN or an infinity, an integer, complex, empty or oversized tensor, or a
+            name that cannot be written, each with the name; if ``settings.qp_of`` names a tensor
+            that is not there; or if there is nothing to code.
         MissingExtraError: without nncodec.
     """
     ready = prepared(tensors)
@@ -52,13 +52,21 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
 
 def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple[bytes, int]]:
-    """The stream and the quantisation parameter of each tensor, one by one; tensors as of :func:`prepared`."""
-    # One tensor at a time: for each tensor, nncodec copies every other one (quadratic in the model's size).
-    return [_code_one(index, name, tensor, settings) for index, (name, tensor) in enumerate(ready.items())]
+    """The stream and the quantisation parameter of each tensor, one by one; tensors as of
+    :func:`prepared`.
+    """
+    # One tensor at a time: for each tensor, nncodec copies every other one (quadratic in the
+    # model's size).
+    return [
+        _code_one(index, name, tensor, settings)
+        for index, (name, tensor) in enumerate(ready.items())
+    ]
 
 
 def join(parts: list[tuple[bytes, int]]) -> bytes:
-    """One stream of those of single tensors. Each opens with the same three units; the stream needs them once."""
+    """One stream of those of single tensors. Each opens with the same three units; the stream needs
+    them once.
+    """
     units = [list(_worker.split_units(stream)) for stream, _ in parts]
     header = b"".join(units[0][:_HEADER_UNITS])
     return header + b"".join(unit for part in units for unit in part[_HEADER_UNITS:])
@@ -73,20 +81,21 @@ def _code_one(index: int, name: str, tensor: Tensor, settings: CodecSettings) ->
 def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) -> dict[str, Tensor]:
     """Decode a plain NNC stream.
 
-    The standard protects nothing inside a tensor: of a damaged stream, wrong values may be all there is to
-    see. Where damage must be noticed, use the container (:func:`compress`). The decoder is native code that
-    trusts its input, so it runs in a child process whose time and memory are limited: whatever the stream
-    does to it ends in one error here. The child costs about 0.2 s to start.
+    The standard protects nothing inside a tensor: of a damaged stream, wrong values may be all
+    there is to see. Where damage must be noticed, use the container (:func:`compress`). The decoder
+    is native code that trusts its input, so it runs in a child process whose time and memory are
+    limited: whatever the stream does to it ends in one error here. The child costs about 0.2 s to
+        start.
 
     Args:
         stream: the bytes of :func:`encode`, or of another NNC encoder.
         limits: what decoding may cost.
-        isolated: False decodes in this process: faster for small streams, and only for those you trust. Of
-            the limits, only those of the claimed sizes hold then.
+        isolated: False decodes in this process: faster for small streams, and only for those you
+            trust. Of the limits, only those of the claimed sizes hold then.
 
     Returns:
-        Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape ``(1,)``:
-        the stream has no tensors of zero dimensions.
+        Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape
+        ``(1,)``: the stream has no tensors of zero dimensions.
 
     Raises:
         BitstreamError: if the stream is truncated, cannot be decoded, or exceeds the limits.
@@ -96,8 +105,11 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
     return {name: tensor for name, _, tensor in decode_each(bytes(stream), limits, isolated)}
 
 
-def decode_each(stream: bytes, limits: Limits, isolated: bool) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Name, quantisation parameter (None if the stream has none) and values of each tensor, one by one.
+def decode_each(
+    stream: bytes, limits: Limits, isolated: bool
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Name, quantisation parameter (None if the stream has none) and values of each tensor, one by
+    one.
 
     Raises:
         BitstreamError: as :func:`decode`, and for a name that comes twice.
@@ -107,7 +119,9 @@ def decode_each(stream: bytes, limits: Limits, isolated: bool) -> Iterator[tuple
     except ValueError as error:
         raise BitstreamError(str(error)) from error
     seen: set[str] = set()
-    for key, qp, tensor in decode_isolated(stream, limits) if isolated else _decode_here(units, limits):
+    for key, qp, tensor in (
+        decode_isolated(stream, limits) if isolated else _decode_here(units, limits)
+    ):
         name = unescape(key)
         if name in seen:
             raise BitstreamError(f"the NNC stream has the tensor {name!r} twice: it is damaged")
@@ -125,7 +139,9 @@ def _decode_here(units: list[bytes], limits: Limits) -> Iterator[tuple[str, int 
         yield name, qp, torch.from_numpy(array)
 
 
-def quantised(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -> dict[str, Tensor]:
+def quantised(
+    tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
+) -> dict[str, Tensor]:
     """The exact values that the decoder will give, without coding anything.
 
     Computed by the quantiser and its inverse alone, with no arithmetic coding in between, so that
@@ -133,24 +149,30 @@ def quantised(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
 
     Args:
         tensors: as for :func:`encode`.
-        settings: as for :func:`encode`; but ``qp_of`` may name tensors that are not given, so that a part of
-            a model can be quantised with the settings of the whole.
+        settings: as for :func:`encode`; but ``qp_of`` may name tensors that are not given, so that
+            a part of a model can be quantised with the settings of the whole.
 
     Returns:
-        Name -> float32 tensor; integer multiples of :func:`step_sizes`. A scalar has shape ``(1,)``.
+        Name -> float32 tensor; integer multiples of :func:`step_sizes`. A scalar has shape
+        ``(1,)``.
 
     Raises:
         ConfigError: as :func:`encode`.
         MissingExtraError: without nncodec.
     """
-    return {name: _quantise_one(name, tensor, settings) for name, tensor in prepared(tensors).items()}
+    return {
+        name: _quantise_one(name, tensor, settings) for name, tensor in prepared(tensors).items()
+    }
 
 
-def step_sizes(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -> dict[str, float]:
+def step_sizes(
+    tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
+) -> dict[str, float]:
     """The quantisation step size of each tensor.
 
-    It is that of ``qp_of``, ``qp`` or ``nonweight_qp``, or a larger one where values are so large that the
-    levels would not fit into 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors too.
+    It is that of ``qp_of``, ``qp`` or ``nonweight_qp``, or a larger one where values are so large
+    that the levels would not fit into 2^30. As for :func:`quantised`, ``qp_of`` may name other
+    tensors too.
 
     Raises:
         ConfigError: as :func:`encode`.
@@ -163,7 +185,9 @@ def step_sizes(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULT
 
 def _quantise_one(name: str, tensor: Tensor, settings: CodecSettings) -> Tensor:
     qp = quantisation_parameter(name, tensor, settings)
-    return torch.from_numpy(_nncodec.quantise(escape(name), tensor.numpy(), 0, qp, settings).values())
+    return torch.from_numpy(
+        _nncodec.quantise(escape(name), tensor.numpy(), 0, qp, settings).values()
+    )
 
 
 def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,7 +214,9 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
             "non-empty floating tensors; compress() stores the others beside it"
         )
     if tensor.dim() > MAX_DIMENSIONS:
-        raise ConfigError(f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}")
+        raise ConfigError(
+            f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}"
+        )
     ready = tensor.detach().to("cpu", torch.float32).reshape(tensor.shape or (1,)).contiguous()
     if bad := int((~torch.isfinite(ready)).sum()):
         raise ConfigError(

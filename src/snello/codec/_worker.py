@@ -1,11 +1,12 @@
-"""Decoding of an NNC stream, unit by unit: in this process, or as the script that a child process runs.
+"""Decoding of an NNC stream, unit by unit: in this process, or as the script that a child process
+runs.
 
-Whatever is in the stream meets native code here, so :mod:`snello.codec._child` runs this file by its path, in
-a process of its own. It must therefore import nothing of snello, and no torch: numpy and two modules of
-nncodec are all that it loads (about 0.15 s).
+Whatever is in the stream meets native code here, so :mod:`snello.codec._child` runs this file by
+its path, in a process of its own. It must therefore import nothing of snello, and no torch: numpy
+and two modules of nncodec are all that it loads (about 0.15 s).
 
-Parent and child speak in frames: four bytes (little-endian) with the size of a JSON object, then the object,
-then the raw bytes of the tensor, if it announces one. Nothing is pickled.
+Parent and child speak in frames: four bytes (little-endian) with the size of a JSON object, then
+the object, then the raw bytes of the tensor, if it announces one. Nothing is pickled.
 
     parent -> child   {"paths", "stream_bytes", "decoded_bytes", "memory_bytes", "seconds"}, the stream
     child -> parent   {"kind": "claims", "units": [[names, shape or null, values], ...]}
@@ -48,7 +49,8 @@ class Claim:
 
 
 def split_units(stream: bytes) -> Iterator[bytes]:
-    """The units of a stream. Each opens with its size: one flag bit, then 15 bits, or 31 with the flag.
+    """The units of a stream. Each opens with its size: one flag bit, then 15 bits, or 31 with the
+    flag.
 
     Raises:
         ValueError: if the sizes do not fill the stream.
@@ -56,7 +58,9 @@ def split_units(stream: bytes) -> Iterator[bytes]:
     position = 0
     while position < len(stream) or position == 0:
         width = 4 if stream[position : position + 1] >= b"\x80" else 2
-        size = int.from_bytes(stream[position : position + width], "big") & ((1 << (8 * width - 1)) - 1)
+        size = int.from_bytes(stream[position : position + width], "big") & (
+            (1 << (8 * width - 1)) - 1
+        )
         if size <= width or position + size > len(stream):
             raise ValueError(
                 f"NNC stream of {len(stream)} bytes: the unit at byte {position} says it has {size} bytes, "
@@ -67,7 +71,8 @@ def split_units(stream: bytes) -> Iterator[bytes]:
 
 
 def read_claims(units: list[bytes]) -> list[Claim]:
-    """What the units of a stream promise: names, shapes, numbers of values. No native code is involved.
+    """What the units of a stream promise: names, shapes, numbers of values. No native code is
+    involved.
 
     Raises:
         ValueError: for a sequence of units that is no stream.
@@ -120,15 +125,18 @@ def _claim(fields: dict[str, Any]) -> Claim:
     if fields["nnr_multiple_topology_elements_present_flag"] == 0 and not rank:
         return Claim((fields["topology_elem_id"],), shape, values)
     names = tuple(fields.get("topology_elem_id_list", ())) or (fields["topology_elem_id"],)
-    # Beside the weight (or its two factors) a block has at most six vectors of as many values as it has rows.
-    return Claim(names, None, values + 6 * shape[0] + rank * (fields.get("g_number_of_rows", 0) + values))
+    # Beside the weight (or its two factors) a block has at most six vectors of as many values as it
+    # has rows.
+    return Claim(
+        names, None, values + 6 * shape[0] + rank * (fields.get("g_number_of_rows", 0) + values)
+    )
 
 
 def decode_units(units: list[bytes]) -> Iterator[tuple[str, int | None, Any]]:
     """Name, quantisation parameter and float32 array of each tensor, in the order of the stream.
 
-    One unit at a time, each behind the parameter units before it: so the memory is that of the largest
-    tensor. A stream with blocks of tensors is decoded as a whole.
+    One unit at a time, each behind the parameter units before it: so the memory is that of the
+    largest tensor. A stream with blocks of tensors is decoded as a whole.
     """
     context = b""
     for unit in units:
@@ -157,7 +165,11 @@ def _decode(stream: bytes) -> list[tuple[str, int | None, Any]] | None:
     qps = dict(data.get("qp", {}))
     approximator.rec(data)
     return [
-        (name, int(qps[name]) if name in qps else None, numpy.ascontiguousarray(array, dtype=numpy.float32))
+        (
+            name,
+            int(qps[name]) if name in qps else None,
+            numpy.ascontiguousarray(array, dtype=numpy.float32),
+        )
         for name, array in data["parameters"].items()
     ]
 
@@ -171,7 +183,8 @@ def _decode_whole(stream: bytes) -> list[tuple[str, int | None, Any]]:
     approximator.rec(data)
     whole = approximator.recompose_params(info, data)["parameters"]
     return [
-        (name, None, numpy.ascontiguousarray(array, dtype=numpy.float32)) for name, array in whole.items()
+        (name, None, numpy.ascontiguousarray(array, dtype=numpy.float32))
+        for name, array in whole.items()
     ]
 
 
@@ -222,7 +235,11 @@ def _serve(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
     memory = request["memory_bytes"] or memory_for(claims, size)
     _limit(memory, request["seconds"] or seconds_for(claims, size))
     for name, qp, array in decode_units(units):
-        _send(replies, {"kind": "tensor", "name": name, "shape": array.shape, "qp": qp}, memoryview(array))
+        _send(
+            replies,
+            {"kind": "tensor", "name": name, "shape": array.shape, "qp": qp},
+            memoryview(array),
+        )
     _send(replies, {"kind": "done"})
 
 
@@ -242,7 +259,9 @@ def check_budget(claims: list[Claim], decoded_bytes: int) -> None:
 
 
 def memory_for(claims: list[Claim], stream_bytes: int) -> int:
-    """Bytes that decoding may add to the process: levels and values of a tensor, copies of the stream."""
+    """Bytes that decoding may add to the process: levels and values of a tensor, copies of the
+    stream.
+    """
     values = [claim.values for claim in claims]
     if any(claim.shape is None for claim in claims):  # blocks: the stream is decoded as a whole
         return 64 * MEGABYTE + 8 * stream_bytes + 24 * sum(values)
@@ -277,7 +296,9 @@ def _set(what: int, value: int) -> None:
 
 
 def _address_space() -> int | None:
-    """Bytes of address space in use; None where the system does not tell (and does not limit it either)."""
+    """Bytes of address space in use; None where the system does not tell (and does not limit it
+    either).
+    """
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")

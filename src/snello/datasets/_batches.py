@@ -37,10 +37,10 @@ def loader(
 ) -> DataLoader[Batch]:
     """Batches of one part of a dataset, normalised by the splits' channel statistics.
 
-    In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image in Python.
-    Streamed images are decoded by worker processes. With ``shuffle`` or ``augment`` the sampler is a
-    ``DistributedSampler``; call ``sampler.set_epoch(epoch)`` before every epoch, as Lightning does by itself, or
-    every epoch is the first.
+    In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image
+    in Python. Streamed images are decoded by worker processes. With ``shuffle`` or ``augment`` the
+    sampler is a ``DistributedSampler``; call ``sampler.set_epoch(epoch)`` before every epoch, as
+    Lightning does by itself, or every epoch is the first.
 
     Args:
         images: a part of the splits.
@@ -48,26 +48,29 @@ def loader(
         batch_size: images per batch; the last batch may be smaller.
         shuffle: whether to draw a new order every epoch.
         seed: decides, with the epoch, the order and the augmentation.
-        augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the original size
-            and mirrors it with probability 1/2; streamed it crops a random area of random aspect and mirrors
-            it, or for segmentation scales by 0.5 … 2, mirrors and crops. The draw belongs to (seed, epoch,
-            image): it does not depend on the batch size, the workers, the number of processes, or the global
-            random state.
-        limit: use only the first so many images; the order of a part is random, so they are a fair sample.
-        replicas: number of processes among which the images are dealt out. The last of them repeat a few images
-            where their number is not a multiple.
+        augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the
+            original size and mirrors it with probability 1/2; streamed it crops a random area of
+            random aspect and mirrors it, or for segmentation scales by 0.5 … 2, mirrors and crops.
+            The draw belongs to (seed, epoch, image): it does not depend on the batch size, the
+            workers, the number of processes, or the global random state.
+        limit: use only the first so many images; the order of a part is random, so they are a fair
+        sample. replicas: number of processes among which the images are dealt out. The last of them
+            repeat a few images where their number is not a multiple.
         rank: this process, 0 … replicas − 1.
-        workers: processes that decode streamed images, 0 for none; images in memory need none and start none.
+        workers: processes that decode streamed images, 0 for none; images in memory need none and
+            start none.
 
     Returns:
-        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32 ``(B, 3, H, W)``,
-        int64 ``(B, H, W)`` with 255 where there is no class). Segmented images that keep their size, as they
-        do without augmentation, are padded on the right and below to the largest of the batch.
+        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
+        ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 where there is no class). Segmented images
+        that keep their size, as they do without augmentation, are padded on the right and below to
+        the largest of the batch.
 
     Raises:
-        ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank, or a part
-            that is not of these splits.
-        DataError: when there are no images; while iterating, for one that cannot be decoded, naming its file.
+        ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank,
+            or a part that is not of these splits.
+        DataError: when there are no images; while iterating, for one that cannot be decoded, naming
+            its file.
     """
     _check(images, splits, batch_size, augment, limit, replicas, rank, workers)
     if limit is not None and limit < len(images):
@@ -83,7 +86,11 @@ def loader(
     sampler = None
     if shuffle or augment != "none" or replicas > 1:
         sampler = kind(
-            batches, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=derived_seed(seed, "order")
+            batches,
+            num_replicas=replicas,
+            rank=rank,
+            shuffle=shuffle,
+            seed=derived_seed(seed, "order"),
         )
     return DataLoader(
         batches,
@@ -111,7 +118,9 @@ def _check(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} must be at least 1 image, or None for all of them")
     if augment not in get_args(Augment):
-        raise ConfigError(f"there is no augment={augment!r}; it is one of: {', '.join(get_args(Augment))}")
+        raise ConfigError(
+            f"there is no augment={augment!r}; it is one of: {', '.join(get_args(Augment))}"
+        )
     if not 0 <= rank < replicas:
         raise ConfigError(f"rank={rank} must be one of 0 … replicas − 1, with replicas={replicas}")
     if workers < 0:
@@ -127,7 +136,9 @@ class _Batches(Dataset[Batch]):
         self.images = images
         self.seed = seed
         self.augment = augment
-        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+        )
         # (pixels / 255 − mean) / std, as one multiplication and one addition
         self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
         self.set_epoch(0)

@@ -20,7 +20,9 @@ TORCHVISION_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-
 
 
 def read_cifar10(request: Request) -> RawData:
-    """``cifar-10-batches-py``, else folders ``cifar10-jpeg`` or ``cifar10``, else ``cifar10-jpeg.tar.gz``."""
+    """``cifar-10-batches-py``, else folders ``cifar10-jpeg`` or ``cifar10``, else
+    ``cifar10-jpeg.tar.gz``.
+    """
     places: list[Path] = []
     for root in request.roots:
         if (root / "cifar-10-batches-py").is_dir():
@@ -50,11 +52,15 @@ def read_cifar100(request: Request) -> RawData:
 
 def _batches(kind: str, root: Path, download: bool) -> RawData:
     train, test = (from_torchvision(kind, root, part, download) for part in (True, False))
-    return RawData(_images(train), _images(test), tuple(train.classes), str(root / TORCHVISION_FOLDERS[kind]))
+    return RawData(
+        _images(train), _images(test), tuple(train.classes), str(root / TORCHVISION_FOLDERS[kind])
+    )
 
 
 def _images(cifar: Any) -> Images:
-    return Images(torch.as_tensor(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets))
+    return Images(
+        torch.as_tensor(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+    )
 
 
 def _folders(path: Path) -> RawData:
@@ -74,7 +80,9 @@ def _folders(path: Path) -> RawData:
 
 
 def _archived(archive: Path) -> RawData:
-    """The images of an archive: unpacked and decoded once, then read from the cache as they were decoded."""
+    """The images of an archive: unpacked and decoded once, then read from the cache as they were
+    decoded.
+    """
     folder = unpacked(archive)
     file = folder.with_name(f"{folder.name}-decoded.pt")
     source = _with_train(folder, archive)

@@ -1,7 +1,9 @@
-"""COCO 2017 as semantic segmentation into the classes of Pascal VOC, as torchvision's references train on it.
+"""COCO 2017 as semantic segmentation into the classes of Pascal VOC, as torchvision's references
+train on it.
 
-The rules are those of https://github.com/pytorch/vision/blob/main/references/segmentation/coco_utils.py: other
-categories are background, pixels of two instances are ignored, and a training image needs more than 1000
+The rules are those of
+https://github.com/pytorch/vision/blob/main/references/segmentation/coco_utils.py: other categories
+are background, pixels of two instances are ignored, and a training image needs more than 1000
 annotated pixels.
 """
 
@@ -36,7 +38,8 @@ _LABELS = {category: label for label, category in enumerate(VOC.values()) if lab
 
 
 def read_coco(request: Request) -> RawStream:
-    """``train2017`` and ``val2017`` with their ``annotations/instances_….json``; the latter is the test part.
+    """``train2017`` and ``val2017`` with their ``annotations/instances_….json``; the latter is the
+    test part.
 
     Raises:
         DataError: for a dataset that is missing, and for annotations that cannot be read.
@@ -77,9 +80,13 @@ def _part(place: Path, part: str) -> StreamedImages:
         ) from error
     chosen = [i for i in sorted(names) if part != "train" or objects[i].area > SMALLEST_AREA]
     if not chosen:
-        raise DataError(f"{file.absolute()} has no image with an object of the {len(VOC)} VOC classes")
+        raise DataError(
+            f"{file.absolute()} has no image with an object of the {len(VOC)} VOC classes"
+        )
     files = Texts(str(folder / names[i]) for i in chosen)
-    masks = CocoMasks(files, Texts(json.dumps(objects[i].shapes, separators=(",", ":")) for i in chosen))
+    masks = CocoMasks(
+        files, Texts(json.dumps(objects[i].shapes, separators=(",", ":")) for i in chosen)
+    )
     order = fixed_order(len(chosen))
     return StreamedImages(files, masks).subset(order)
 
@@ -140,7 +147,9 @@ class CocoMasks:
 
 
 def _covered(segmentation: Any, height: int, width: int) -> Tensor:
-    """Pixels of one instance, given as polygons or as a run-length code: boolean, ``(height, width)``."""
+    """Pixels of one instance, given as polygons or as a run-length code: boolean,
+    ``(height, width)``.
+    """
     tools = _tools()
     coded = isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list)
     runs = segmentation if coded else tools.frPyObjects(segmentation, height, width)

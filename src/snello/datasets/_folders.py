@@ -24,14 +24,15 @@ def read_image_folder(path: Path, image_size: int | None) -> RawData:
     """Read ``path/{train,test[,val]}/CLASS/*`` or ``path/CLASS/*``.
 
     Args:
-        path: the folder. With ``train`` and ``test`` inside, they are the parts, and ``val``, where it is
-            there, is the validation part. Otherwise every folder is a class, and a fixed fifth of each is the
-            test part.
-        image_size: resize the shorter side to this and crop the centre; None when all have one size.
+        path: the folder. With ``train`` and ``test`` inside, they are the parts, and ``val``, where
+            it is there, is the validation part. Otherwise every folder is a class, and a fixed
+            fifth of each is the test part.
+        image_size: resize the shorter side to this and crop the centre; None when all have one
+            size.
 
     Raises:
-        DataError: for a folder that is missing, has no classes, a class without images, or an image that
-            cannot be decoded, naming it.
+        DataError: for a folder that is missing, has no classes, a class without images, or an image
+            that cannot be decoded, naming it.
         ConfigError: when the images differ in size and ``image_size`` is None.
     """
     check_folder(path)
@@ -47,7 +48,9 @@ def check_folder(path: Path) -> None:
     """Refuse a path that is no folder."""
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"no image folder in {path.absolute()}: it {found}; give path=/a/folder/of/images")
+        raise DataError(
+            f"no image folder in {path.absolute()}: it {found}; give path=/a/folder/of/images"
+        )
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
@@ -62,7 +65,9 @@ def read_parts(path: Path, image_size: int | None) -> RawData:
 
 
 def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The folders ``train``, ``test`` and, where it is there, ``val``; all of them have the given classes."""
+    """The folders ``train``, ``test`` and, where it is there, ``val``; all of them have the given
+    classes.
+    """
     if not (path / "test").is_dir():
         raise DataError(
             f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
@@ -86,7 +91,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """Names of the class folders, sorted: the label of a class is its place in this order."""
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise DataError(f"{folder.absolute()} holds no class folders; put images into {folder / 'CLASS'}/")
+        raise DataError(
+            f"{folder.absolute()} holds no class folders; put images into {folder / 'CLASS'}/"
+        )
     return tuple(names)
 
 
@@ -106,7 +113,9 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
     for label, name in enumerate(classes):
         found = image_files(folder / name)
         if not found:
-            raise DataError(f"class folder {(folder / name).absolute()} holds no images; fill or remove it")
+            raise DataError(
+                f"class folder {(folder / name).absolute()} holds no images; fill or remove it"
+            )
         files += found
         labels += [label] * len(found)
     order = fixed_order(len(files))
@@ -119,7 +128,9 @@ def fixed_order(count: int) -> Tensor:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Every image file in a folder and the folders within, sorted. (os.walk: rglob is slow on ImageNet.)"""
+    """Every image file in a folder and the folders within, sorted. (os.walk: rglob is slow on
+    ImageNet.)
+    """
     found = [
         os.path.join(where, name)
         for where, _, names in os.walk(folder)
@@ -148,7 +159,8 @@ def open_rgb(pil: Any, file: str) -> Any:
     """One file as a PIL image of three channels; greyscale becomes three equal ones.
 
     Raises:
-        DataError: for a file that is missing, damaged, or has more than 8 bits per channel, naming it.
+        DataError: for a file that is missing, damaged, or has more than 8 bits per channel, naming
+            it.
     """
     try:
         with pil.open(file) as image:

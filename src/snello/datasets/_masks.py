@@ -19,11 +19,12 @@ def read_mask_folder(path: Path) -> RawStream:
     """Read ``path/{train,test[,val]}/{images,masks}/**`` and ``path/classes.txt``.
 
     Args:
-        path: the folder. An image and its mask have the same name but for the ending. ``classes.txt`` has the
-            name of one class per line; the first is label 0.
+        path: the folder. An image and its mask have the same name but for the ending.
+            ``classes.txt`` has the name of one class per line; the first is label 0.
 
     Raises:
-        DataError: for what is missing: the folder, the list of classes, a part, an image, or a mask.
+        DataError: for what is missing: the folder, the list of classes, a part, an image, or a
+            mask.
     """
     check_folder(path)
     classes = _classes(path / "classes.txt")
@@ -32,7 +33,9 @@ def read_mask_folder(path: Path) -> RawStream:
         for part in ("train", "test", "val")
         if part != "val" or (path / part).is_dir()
     }
-    return RawStream(parts["train"], parts["test"], classes, str(path), "segmentation", parts.get("val"))
+    return RawStream(
+        parts["train"], parts["test"], classes, str(path), "segmentation", parts.get("val")
+    )
 
 
 def _classes(file: Path) -> tuple[str, ...]:
@@ -53,14 +56,18 @@ def _part(folder: Path, classes: int) -> StreamedImages:
     images, masks = (_by_name(folder / kind) for kind in ("images", "masks"))
     if unpaired := sorted(set(images) ^ set(masks)):
         kind = "mask" if unpaired[0] in images else "image"
-        raise DataError(f"{folder.absolute()}: {unpaired[0]!r} has no {kind}; add it or remove the other")
+        raise DataError(
+            f"{folder.absolute()}: {unpaired[0]!r} has no {kind}; add it or remove the other"
+        )
     names = sorted(images)
     files, drawn = (Texts(found[name] for name in names) for found in (images, masks))
     return StreamedImages(files, MaskFiles(drawn, classes)).subset(fixed_order(len(names)))
 
 
 def _by_name(folder: Path) -> dict[str, str]:
-    found = {os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)}
+    found = {
+        os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
+    }
     if not found:
         raise DataError(f"{folder.absolute()} holds no image files; put them there")
     return found
@@ -89,7 +96,8 @@ class MaskFiles:
         """Uint8, shape ``(height, width)``.
 
         Raises:
-            DataError: for a mask that cannot be decoded, has colours, another size, or an unknown label.
+            DataError: for a mask that cannot be decoded, has colours, another size, or an unknown
+                label.
         """
         file = self.files[index]
         mask = _decoded(file)

@@ -35,7 +35,9 @@ def roots(root: str | Path | None) -> tuple[Path, ...]:
     return tuple(Path(folder).expanduser() for folder in listed if folder) or (Path("data"),)
 
 
-def missing(what: str, places: Sequence[Path], first_root: Path, source: str | None = None) -> DataError:
+def missing(
+    what: str, places: Sequence[Path], first_root: Path, source: str | None = None
+) -> DataError:
     """The error for a dataset that is nowhere: every place looked in, and what to type.
 
     Args:
@@ -68,11 +70,12 @@ def cache_folder() -> Path:
 def unpacked(archive: Path) -> Path:
     """The folder with an archive's contents, unpacked on first use.
 
-    The folder is named by the archive's SHA-256, so a changed archive is never mistaken for the old one.
+    The folder is named by the archive's SHA-256, so a changed archive is never mistaken for the old
+    one.
 
     Raises:
-        DataError: for a damaged archive, for one whose members would land elsewhere, and for a cache that
-            cannot be written. No half-unpacked folder stays behind.
+        DataError: for a damaged archive, for one whose members would land elsewhere, and for a
+            cache that cannot be written. No half-unpacked folder stays behind.
     """
     try:
         with archive.open("rb") as file:
@@ -81,7 +84,9 @@ def unpacked(archive: Path) -> Path:
         if not target.is_dir():
             _unpack_beside(archive, target)
     except (tarfile.TarError, zlib.error, EOFError) as error:
-        raise DataError(f"{archive} cannot be unpacked: {error}; copy or download it again") from error
+        raise DataError(
+            f"{archive} cannot be unpacked: {error}; copy or download it again"
+        ) from error
     except OSError as error:
         raise DataError(
             f"{archive} cannot be unpacked into {cache_folder()}: {error}; if the cache is the trouble, set "
@@ -95,7 +100,8 @@ def _unpack_beside(archive: Path, target: Path) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         with tarfile.open(archive) as tar:
-            # The "data" filter refuses absolute paths, paths that climb out, links outside, and devices.
+            # The "data" filter refuses absolute paths, paths that climb out, links outside, and
+            # devices.
             tar.extractall(beside, filter="data")
         try:
             beside.rename(target)

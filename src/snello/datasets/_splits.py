@@ -34,8 +34,8 @@ def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tupl
 
     Args:
         labels: int64, shape ``(N,)``.
-        fraction: share to cut out, in (0, 1). Every class with two images or more gives at least one and
-            keeps at least one.
+        fraction: share to cut out, in (0, 1). Every class with two images or more gives at least
+            one and keeps at least one.
         seed: chooses which.
         purpose: names the cut, so that two cuts with the same seed are independent.
 
@@ -70,10 +70,12 @@ def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[Pa
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel of uint8 ``(N, C, H, W)``, scaled to 0 … 1.
+    """Mean and population standard deviation per channel of uint8 ``(N, C, H, W)``, scaled to 0 …
+    1.
 
-    Computed from the histogram: exact up to float64, and without a floating copy of the dataset. A channel
-    without any variation gets a deviation of 1, so that it normalises to zero rather than to NaN.
+    Computed from the histogram: exact up to float64, and without a floating copy of the dataset. A
+    channel without any variation gets a deviation of 1, so that it normalises to zero rather than
+    to NaN.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
@@ -88,11 +90,15 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def resized(images: Images, size: int | None) -> Images:
-    """Images resized to ``size`` × ``size`` (bilinear, antialiased); None keeps them as they are."""
+    """Images resized to ``size`` × ``size`` (bilinear, antialiased); None keeps them as they
+    are.
+    """
     if size is None or images.pixels.shape[2:] == (size, size) or len(images) == 0:
         return images
     parts = [
-        F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+        F.interpolate(
+            chunk.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
         .round_()
         .clamp_(0, 255)
         .to(torch.uint8)

@@ -25,10 +25,14 @@ Key = int | tuple[int, int]
 class StreamedBatches(Dataset[Batch]):
     """One part of a streamed dataset; indexed by a list of keys, it returns a batch."""
 
-    def __init__(self, images: StreamedImages, splits: StreamedSplits, seed: int, augment: str) -> None:
+    def __init__(
+        self, images: StreamedImages, splits: StreamedSplits, seed: int, augment: str
+    ) -> None:
         self.images, self.seed, self.augment = images, seed, augment
         self.view = view(splits, augment)
-        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+        )
         # (pixels / 255 − mean) / std, as one multiplication and one addition
         self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
 
@@ -47,22 +51,30 @@ class StreamedBatches(Dataset[Batch]):
     def _one(self, epoch: int, index: int) -> Batch:
         if self.augment == "none":
             return self._seen(index)
-        with _drawing_from(derived_seed(self.seed, f"{self.augment} of epoch {epoch}, image {index}")):
+        with _drawing_from(
+            derived_seed(self.seed, f"{self.augment} of epoch {epoch}, image {index}")
+        ):
             return self._seen(index)
 
     def _seen(self, index: int) -> Batch:
         """Pixels, uint8 ``(3, H, W)``, and the label, ``()``, or the mask, ``(H, W)``."""
-        image = open_rgb(require("PIL.Image", "train", "reading image files"), self.images.files[index])
+        image = open_rgb(
+            require("PIL.Image", "train", "reading image files"), self.images.files[index]
+        )
         targets = self.images.targets
         if isinstance(targets, Tensor):
             return _plain(self.view(image)), targets[index]
         tensors = require("torchvision.tv_tensors", "train", "reading masks")
-        pixels, mask = self.view(image, tensors.Mask(targets.mask(index, image.height, image.width)))
+        pixels, mask = self.view(
+            image, tensors.Mask(targets.mask(index, image.height, image.width))
+        )
         return _plain(pixels), _plain(mask)
 
 
 class EpochKeys(DistributedSampler[Any]):
-    """Yields (epoch, place): worker processes that live longer than an epoch learn of the next one too."""
+    """Yields (epoch, place): worker processes that live longer than an epoch learn of the next one
+    too.
+    """
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -85,7 +97,9 @@ def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Random draws on the CPU come from this seed inside the block; outside, nothing has happened."""
+    """Random draws on the CPU come from this seed inside the block; outside, nothing has
+    happened.
+    """
     # Not torch.manual_seed: it would reseed the GPU as well.
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -27,25 +27,36 @@ ARCHIVE = "ILSVRC2012_img_train.tar"
 
 
 def stream_image_folder(path: Path) -> RawStream:
-    """The folders that :func:`snello.datasets._folders.read_image_folder` takes, listed but not decoded."""
+    """The folders that :func:`snello.datasets._folders.read_image_folder` takes, listed but not
+    decoded.
+    """
     check_folder(path)
     if not (path / "train").is_dir():
         classes = class_names(path)
         train, test = cut_out(stream_classes(path, classes), TEST_SHARE, seed=0, purpose="test")
         return RawStream(train, test, classes, str(path), "classification")
     classes = class_names(path / "train")
-    parts = {part: stream_classes(folder, classes) for part, folder in part_folders(path, classes).items()}
-    return RawStream(parts["train"], parts["test"], classes, str(path), "classification", parts.get("val"))
+    parts = {
+        part: stream_classes(folder, classes)
+        for part, folder in part_folders(path, classes).items()
+    }
+    return RawStream(
+        parts["train"], parts["test"], classes, str(path), "classification", parts.get("val")
+    )
 
 
 def stream_classes(folder: Path, classes: Sequence[str]) -> StreamedImages:
-    """The files of ``folder/CLASS/**``, in the order of :func:`snello.datasets._folders.list_classes`."""
+    """The files of ``folder/CLASS/**``, in the order of
+    :func:`snello.datasets._folders.list_classes`.
+    """
     files, labels = list_classes(folder, classes)
     return StreamedImages(Texts(files), labels)
 
 
 def read_imagenet(request: Request) -> RawStream:
-    """ILSVRC2012 with its parts ``train`` and ``val`` sorted into class folders, as torchvision unpacks it."""
+    """ILSVRC2012 with its parts ``train`` and ``val`` sorted into class folders, as torchvision
+    unpacks it.
+    """
     places = [root / name for root in request.roots for name in ("imagenet", "ILSVRC2012", "")]
     for place in places:
         if (place / "train").is_dir() and (place / "val").is_dir():
@@ -72,12 +83,18 @@ def _imagenet(place: Path) -> RawStream:
         )
     check_same_classes(val, train, ids)
     return RawStream(
-        stream_classes(train, ids), stream_classes(val, ids), _names(place, ids), str(place), "classification"
+        stream_classes(train, ids),
+        stream_classes(val, ids),
+        _names(place, ids),
+        str(place),
+        "classification",
     )
 
 
 def _names(place: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first English name of every class, from the file that torchvision leaves; else the WordNet ids."""
+    """The first English name of every class, from the file that torchvision leaves; else the
+    WordNet ids.
+    """
     file = place / "meta.bin"
     if not file.is_file():
         return ids

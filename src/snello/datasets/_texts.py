@@ -11,8 +11,9 @@ from torch import Tensor
 class Texts:
     """An immutable list of texts in two tensors.
 
-    ImageNet has 1.3 million paths. As Python strings they are 200 MB, and every worker process copies them
-    page by page, because reading an object writes its reference count; a tensor is shared for good.
+    ImageNet has 1.3 million paths. As Python strings they are 200 MB, and every worker process
+    copies them page by page, because reading an object writes its reference count; a tensor is
+    shared for good.
 
     >>> texts = Texts(["a/b.jpg", "c.jpg"])
     >>> texts[1], len(texts.subset(torch.tensor([1, 1, 0])))
@@ -22,7 +23,9 @@ class Texts:
     def __init__(self, texts: Iterable[str]) -> None:
         # Names of files need not be valid UTF-8; "surrogateescape" is how Python reads them.
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._bytes = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
+        self._bytes = torch.frombuffer(
+            bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8
+        )
         self._ends = torch.tensor([len(text) for text in encoded], dtype=torch.int64).cumsum(0)
         self._chosen = torch.arange(len(encoded))
 

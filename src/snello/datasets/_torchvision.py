@@ -17,7 +17,9 @@ def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
     datasets = require("torchvision.datasets", "train", f"reading {kind}")
     try:
         return getattr(datasets, kind)(root, train=train, download=download)
-    except Exception as error:  # torchvision raises AssertionError, RuntimeError, URLError … for bad files
+    except (
+        Exception
+    ) as error:  # torchvision raises AssertionError, RuntimeError, URLError … for bad files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         doing = "fetched into" if download else "read from"
         raise DataError(

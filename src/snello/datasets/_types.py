@@ -67,8 +67,8 @@ class DataSplits:
         test: what accuracy is reported on.
         classes: name of each class, by label.
         mean: per channel, of the training part, pixels scaled to 0 … 1.
-        std: population standard deviation per channel, likewise; 1 for a channel without any variation.
-        source: where the images were read from.
+        std: population standard deviation per channel, likewise; 1 for a channel without any
+        variation. source: where the images were read from.
     """
 
     name: str
@@ -93,12 +93,16 @@ class DataSplits:
 
 
 class MaskSource(Protocol):
-    """Where the segmentation masks of a streamed part come from; sent to worker processes by pickle."""
+    """Where the segmentation masks of a streamed part come from; sent to worker processes by
+    pickle.
+    """
 
     def __len__(self) -> int: ...
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Classes of the pixels of one image: uint8, shape ``(height, width)``, 255 where there is none."""
+        """Classes of the pixels of one image: uint8, shape ``(height, width)``, 255 where there is
+        none.
+        """
         ...
 
     def subset(self, indices: Tensor) -> MaskSource:
@@ -123,7 +127,9 @@ class StreamedImages:
 
     def __post_init__(self) -> None:
         if len(self.files) != len(self.targets):
-            raise DataError(f"{len(self.files)} images have {len(self.targets)} targets; each needs one")
+            raise DataError(
+                f"{len(self.files)} images have {len(self.targets)} targets; each needs one"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -139,7 +145,9 @@ class StreamedImages:
             DataError: for segmentation, where every pixel has its own.
         """
         if not isinstance(self.targets, Tensor):
-            raise DataError("images with segmentation masks have no labels; a loader gives their masks")
+            raise DataError(
+                "images with segmentation masks have no labels; a loader gives their masks"
+            )
         return self.targets
 
     def subset(self, indices: Tensor) -> StreamedImages:
@@ -156,13 +164,13 @@ class StreamedSplits:
     It has the attributes of :class:`DataSplits`, and :func:`snello.datasets.loader` takes either.
 
     Attributes:
-        name, train, validation, test, classes, mean, std, source: as in :class:`DataSplits`. The statistics
-            are those of ImageNet, which pretrained networks expect; classes include a segmentation's
-            background.
+        name, train, validation, test, classes, mean, std, source: as in :class:`DataSplits`. The
+            statistics are those of ImageNet, which pretrained networks expect; classes include a
+            segmentation's background.
         task: ``"classification"`` or ``"segmentation"``.
         input_shape: ``(C, H, W)`` of a training image, once it is cropped.
-        resize: in evaluation the shorter side of an image becomes this many pixels; a classified image is
-            then cropped to ``input_shape`` around its centre, a segmented one stays whole.
+        resize: in evaluation the shorter side of an image becomes this many pixels; a classified
+            image is then cropped to ``input_shape`` around its centre, a segmented one stays whole.
     """
 
     name: str

@@ -16,11 +16,11 @@ def view(splits: StreamedSplits, augment: str) -> Any:
         augment: ``"none"`` or ``"crop-flip"``.
 
     Returns:
-        A torchvision transform that can be pickled. For classification: of the image alone; ``"crop-flip"`` crops
-        a random 8 … 100 % of its area at an aspect of 3/4 … 4/3, resizes that and mirrors it with probability
-        1/2. For segmentation: of image and mask; ``"crop-flip"`` scales the shorter side to 0.5 … 2 times
-        ``splits.resize``, mirrors with probability 1/2 and takes a random crop; where the image is smaller, it
-        is padded with black and label 255.
+        A torchvision transform that can be pickled. For classification: of the image alone;
+        ``"crop-flip"`` crops a random 8 … 100 % of its area at an aspect of 3/4 … 4/3, resizes that
+        and mirrors it with probability 1/2. For segmentation: of image and mask; ``"crop-flip"``
+        scales the shorter side to 0.5 … 2 times ``splits.resize``, mirrors with probability 1/2 and
+        takes a random crop; where the image is smaller, it is padded with black and label 255.
     """
     v2 = require("torchvision.transforms.v2", "train", f"streaming {splits.name}")
     side, random = splits.input_shape[1], augment != "none"

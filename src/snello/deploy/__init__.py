@@ -1,7 +1,7 @@
 """Where a network will run: export it, count what it costs, time it.
 
-Counting and timing answer different questions, so both are given, with everything a reader needs to repeat
-them: theoretical operations of one sample beside median and spread of the measured time.
+Counting and timing answer different questions, so both are given, with everything a reader needs to
+repeat them: theoretical operations of one sample beside median and spread of the measured time.
 
 >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), torch.randn(1, 1, 28, 28)
 >>> path = export(model, x, "net.onnx")            # verified against PyTorch before the file appears
@@ -11,9 +11,9 @@ them: theoretical operations of one sample beside median and spread of the measu
 >>> sorted(result.latencies)
 ['onnxruntime', 'pytorch']
 
-To compare models, time them in one run: :func:`latencies` takes turns between them, so that a noisy machine
-is noisy for all of them alike. :func:`compare` does so for models and files of every kind; :func:`device_kit`
-makes a folder that does it on another device.
+To compare models, time them in one run: :func:`latencies` takes turns between them, so that a noisy
+machine is noisy for all of them alike. :func:`compare` does so for models and files of every kind;
+:func:`device_kit` makes a folder that does it on another device.
 
 >>> x = torch.randn(64, 1, 28, 28)
 >>> export_int8(model, x, "int8.onnx", calibration=[x]).agreement > 0.9    # of real images, not of noise
@@ -21,8 +21,8 @@ True
 >>> program = export_program(model, x, "net.pt2")                         # or _executorch, _openvino
 >>> rows = compare([Subject("net", model, (x,)), Subject("int8", file=Path("int8.onnx"))], repeats=20)
 
-Sources: operations are counted by torch.utils.flop_counter (two per multiply-accumulate); formats and
-runtime: https://onnx.ai and https://onnxruntime.ai.
+Sources: operations are counted by torch.utils.flop_counter (two per multiply-accumulate); formats
+and runtime: https://onnx.ai and https://onnxruntime.ai.
 """
 
 from snello.deploy._compare import MODEL_FILES as MODEL_FILES

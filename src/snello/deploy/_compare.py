@@ -20,12 +20,22 @@ from snello.deploy._measure import file_bytes, onnx_inputs
 from snello.deploy._memory import PeakMemory, peak_memory, peak_memory_onnx
 from snello.deploy._onnx_footprint import onnx_footprint
 from snello.deploy._openvino import openvino_inputs, openvino_runner
-from snello.deploy._program import program_footprint, program_inputs, program_peak_memory, program_runner
+from snello.deploy._program import (
+    program_footprint,
+    program_inputs,
+    program_peak_memory,
+    program_runner,
+)
 from snello.deploy._quantise import quantise
 from snello.deploy._runners import Runner, Runtime, compiled_runner, onnx_runner, pytorch_runner
 from snello.errors import ConfigError
 
-MODEL_RUNTIMES: tuple[Runtime, ...] = ("pytorch", "torch.compile", "onnxruntime", "onnxruntime int8")
+MODEL_RUNTIMES: tuple[Runtime, ...] = (
+    "pytorch",
+    "torch.compile",
+    "onnxruntime",
+    "onnxruntime int8",
+)
 """What a PyTorch model can be timed in; ONNX files are made for it and thrown away."""
 
 
@@ -102,7 +112,9 @@ READERS = {
         lambda path, inputs, _: program_peak_memory(path, inputs),
     ),
     ".xml": _Reader("openvino", openvino_inputs, openvino_runner, lambda *_: None, lambda *_: None),
-    ".pte": _Reader("executorch", executorch_inputs, executorch_runner, lambda *_: None, lambda *_: None),
+    ".pte": _Reader(
+        "executorch", executorch_inputs, executorch_runner, lambda *_: None, lambda *_: None
+    ),
 }
 
 MODEL_FILES = tuple(READERS)
@@ -122,9 +134,10 @@ def compare(
 
     Args:
         subjects: what to measure; names must differ.
-        runtimes: what the PyTorch models are timed in: any of :data:`MODEL_RUNTIMES`. For ONNX Runtime they
-            are exported (and verified) into a temporary folder; for int8 they are quantised with ranges taken
-            from the inputs given here, which says how fast int8 is, not how accurate.
+        runtimes: what the PyTorch models are timed in: any of :data:`MODEL_RUNTIMES`. For ONNX
+            Runtime they are exported (and verified) into a temporary folder; for int8 they are
+            quantised with ranges taken from the inputs given here, which says how fast int8 is, not
+            how accurate.
         batch: samples per call, for files; models have it from their inputs.
         repeats: timed calls of each.
         warmup: untimed calls before.
@@ -152,7 +165,8 @@ def compare(
     for text, (name, runtime) in keys.items():
         by_name[name][runtime] = times[text]
     return tuple(
-        replace(_counted(subject, batch, threads), latencies=by_name[subject.name]) for subject in subjects
+        replace(_counted(subject, batch, threads), latencies=by_name[subject.name])
+        for subject in subjects
     )
 
 
@@ -166,11 +180,19 @@ def _check(subjects: Sequence[Subject], runtimes: Sequence[Runtime], batch: int)
     if batch < 1:
         raise ConfigError(f"batch={batch}: choose at least 1")
     if not subjects or not runtimes:
-        raise ConfigError(f"{len(subjects)} models and {len(runtimes)} runtimes: give at least one of each")
+        raise ConfigError(
+            f"{len(subjects)} models and {len(runtimes)} runtimes: give at least one of each"
+        )
     for runtime in runtimes:
         if runtime not in MODEL_RUNTIMES:
-            known = "it times files only" if runtime in get_args(Runtime) else "there is no such runtime"
-            raise ConfigError(f"runtime {runtime!r}: {known}; choose of: {', '.join(MODEL_RUNTIMES)}")
+            known = (
+                "it times files only"
+                if runtime in get_args(Runtime)
+                else "there is no such runtime"
+            )
+            raise ConfigError(
+                f"runtime {runtime!r}: {known}; choose of: {', '.join(MODEL_RUNTIMES)}"
+            )
     names = [subject.name for subject in subjects]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two models are called {twice[0]!r}: give them different names")
@@ -201,7 +223,9 @@ def _runners(
     return [reader.runner(subject.file, reader.inputs(subject.file, batch), threads)]
 
 
-def _model_runners(subject: Subject, runtimes: Sequence[Runtime], threads: int, folder: Path) -> list[Runner]:
+def _model_runners(
+    subject: Subject, runtimes: Sequence[Runtime], threads: int, folder: Path
+) -> list[Runner]:
     model, inputs = subject.model, subject.inputs
     assert model is not None
     found: list[Runner] = []
@@ -235,13 +259,20 @@ def _counted(subject: Subject, batch: int, threads: int) -> Profile:
     if reader is None:
         assert subject.model is not None
         on_paper = footprint(subject.model, subject.inputs)
-        return replace(profile, footprint=on_paper, peak_memory=peak_memory(subject.model, subject.inputs))
+        return replace(
+            profile, footprint=on_paper, peak_memory=peak_memory(subject.model, subject.inputs)
+        )
     assert subject.file is not None
     inputs = reader.inputs(subject.file, batch)
-    counts, peak = reader.footprint(subject.file, inputs), reader.peak(subject.file, inputs, threads)
+    counts, peak = (
+        reader.footprint(subject.file, inputs),
+        reader.peak(subject.file, inputs, threads),
+    )
     return replace(profile, footprint=counts, peak_memory=peak)
 
 
 def _size(path: Path) -> int:
     weights = path.with_suffix(".bin")
-    return file_bytes(path) + (file_bytes(weights) if path.suffix == ".xml" and weights.is_file() else 0)
+    return file_bytes(path) + (
+        file_bytes(weights) if path.suffix == ".xml" and weights.is_file() else 0
+    )

@@ -3,13 +3,14 @@
     python bench.py                      writes device.json beside this file
     python bench.py --threads 4 --repeats 200
 
-The models are those of models.json. They are timed in turns: each repeat calls every model once, so that what
-slows the machine for a while slows all of them alike. Outputs are compared with those that the models gave
-where the kit was made. Take device.json back and read it with: snello report measure.json device.json
+The models are those of models.json. They are timed in turns: each repeat calls every model once, so
+that what slows the machine for a while slows all of them alike. Outputs are compared with those
+that the models gave where the kit was made. Take device.json back and read it with: snello report
+measure.json device.json
 """
 
-# This file is copied into the kit as it is, so nothing of snello may be imported here; snello itself uses the
-# functions below. Old Pythons of small boards shall run it too (3.8).
+# This file is copied into the kit as it is, so nothing of snello may be imported here; snello
+# itself uses the functions below. Old Pythons of small boards shall run it too (3.8).
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from typing import Any, Callable, Sequence  # noqa: UP035
 
 FORMAT = "snello device 1"
 KIT = "snello device kit 1"
-# The smallest ONNX file, y = x for one float: what the runtime takes for itself is not a model's memory.
+# The smallest ONNX file, y = x for one float: what the runtime takes for itself is not a model's
+# memory.
 IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808"
     "0112040a02080142040a00100d"
@@ -42,7 +44,9 @@ DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-AGREES = 1e-3  # float32 outputs of another CPU may differ by rounding, relative to the largest magnitude
+AGREES = (
+    1e-3  # float32 outputs of another CPU may differ by rounding, relative to the largest magnitude
+)
 
 
 class KitError(ValueError):
@@ -108,12 +112,16 @@ def random_feed(session: Any, batch: int) -> dict[str, Any]:
         dtype = numpy.dtype(DTYPES[node.type])
         # Zero is an index that every table has.
         floating = dtype.kind == "f"
-        feed[node.name] = (random.standard_normal(shape) if floating else numpy.zeros(shape)).astype(dtype)
+        feed[node.name] = (
+            random.standard_normal(shape) if floating else numpy.zeros(shape)
+        ).astype(dtype)
     return feed
 
 
 def peak_memory(path: str, threads: int, batch: int) -> int | None:
-    """Bytes by which a process of its own grows at most while it loads a file and runs it; None if unknown."""
+    """Bytes by which a process of its own grows at most while it loads a file and runs it; None if
+    unknown.
+    """
     command = [sys.executable, "-I", os.path.abspath(__file__), "--peak", os.path.abspath(path)]
     command += ["--threads", str(threads), "--batch", str(batch)]
     try:
@@ -121,7 +129,9 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
     except OSError:
         return None  # a terminal without processes of its own, or an emulated CPU
     if child.returncode:
-        raise KitError(f"{path}: the process that measures memory failed: {child.stderr.strip()[-300:]}")
+        raise KitError(
+            f"{path}: the process that measures memory failed: {child.stderr.strip()[-300:]}"
+        )
     answer: int | None = json.loads(child.stdout)
     return answer
 
@@ -165,7 +175,9 @@ def _read_kit(folder: Path) -> list[dict[str, Any]]:
     for entry in kit["models"]:
         data = (folder / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise KitError(f"{entry['file']} was changed or damaged on the way: copy the folder again")
+            raise KitError(
+                f"{entry['file']} was changed or damaged on the way: copy the folder again"
+            )
     models: list[dict[str, Any]] = kit["models"]
     return models
 
@@ -180,7 +192,9 @@ def _difference(session: Any, check: Path) -> float:
         for i, found in enumerate(session.run(None, feed)):
             expected = saved["out_" + str(i)]
             if found.shape != expected.shape:
-                raise KitError(f"{check}: output {i} has shape {found.shape} here, {expected.shape} there")
+                raise KitError(
+                    f"{check}: output {i} has shape {found.shape} here, {expected.shape} there"
+                )
             if found.size:
                 scale = float(numpy.abs(expected).max())
                 error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
@@ -201,10 +215,13 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
         if value < (name != "warmup"):
             raise KitError(f"--{name}={value}: choose at least {int(name != 'warmup')}")
     entries = _read_kit(folder)
-    sessions = {entry["file"]: session_of(str(folder / entry["file"]), threads) for entry in entries}
+    sessions = {
+        entry["file"]: session_of(str(folder / entry["file"]), threads) for entry in entries
+    }
     feeds = {file: random_feed(session, batch) for file, session in sessions.items()}
     differences = {
-        entry["file"]: _difference(sessions[entry["file"]], folder / entry["check"]) for entry in entries
+        entry["file"]: _difference(sessions[entry["file"]], folder / entry["check"])
+        for entry in entries
     }
 
     def milliseconds(file: str) -> float:
@@ -262,7 +279,9 @@ def cpu_name() -> str:
 
 
 def temperature() -> float | None:
-    """Degrees Celsius of the first sensor, None where there is none: a hot board slows itself down."""
+    """Degrees Celsius of the first sensor, None where there is none: a hot board slows itself
+    down.
+    """
     text = _first_line("/sys/class/thermal/thermal_zone0/temp")
     return int(text) / 1000 if text and text.lstrip("-").isdigit() else None
 

@@ -29,10 +29,11 @@ from snello.graph import as_inputs
 def export_executorch(
     model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor, path: str | os.PathLike[str]
 ) -> Path:
-    """Export a model to ExecuTorch for phones: evaluation mode, delegated to XNNPACK where it can be.
+    """Export a model to ExecuTorch for phones: evaluation mode, delegated to XNNPACK where it can
+    be.
 
-    Memory is planned ahead, so the program takes the batch size of the example and no other: give a batch of
-    one for a phone. It is loaded again and compared with the model before it appears.
+    Memory is planned ahead, so the program takes the batch size of the example and no other: give a
+    batch of one for a phone. It is loaded again and compared with the model before it appears.
 
     Args:
         model: any module that torch.export can capture. It is not touched.
@@ -44,8 +45,8 @@ def export_executorch(
 
     Raises:
         ConfigError: if there is no input, or one without a batch.
-        ModelError: if the model cannot be captured or lowered, or if the program's outputs differ by more
-            than 1e-4 of the largest magnitude.
+        ModelError: if the model cannot be captured or lowered, or if the program's outputs differ
+            by more than 1e-4 of the largest magnitude.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without executorch (extra ``executorch``).
 
@@ -65,12 +66,16 @@ def export_executorch(
 def _lowered(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     exir = require("executorch.exir", "executorch", "export to ExecuTorch")
     xnnpack = require(
-        "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", "export to ExecuTorch"
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+        "executorch",
+        "export to ExecuTorch",
     )
     program = captured(model, inputs, free_batch=False)
     try:
         with quiet():
-            edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+            edge = exir.to_edge_transform_and_lower(
+                program, partitioner=[xnnpack.XnnpackPartitioner()]
+            )
             return bytes(edge.to_executorch().buffer)
     except Exception as error:  # the passes raise whatever they meet
         raise ModelError(
@@ -100,7 +105,9 @@ def executorch_runner(
         "executorch.extension.pybindings.portable_lib", "executorch", "running ExecuTorch programs"
     )
     pool._unsafe_reset_threadpool(threads)
-    return runner("executorch", arguments, threads, lambda: loaded.method.execute(list(arguments)), str(path))
+    return runner(
+        "executorch", arguments, threads, lambda: loaded.method.execute(list(arguments)), str(path)
+    )
 
 
 def executorch_inputs(path: str | os.PathLike[str], batch: int) -> tuple[Tensor, ...]:
@@ -115,7 +122,9 @@ def executorch_inputs(path: str | os.PathLike[str], batch: int) -> tuple[Tensor,
     meta = loaded.method.metadata
     sizes = [meta.input_tensor_meta(i).sizes() for i in range(meta.num_inputs())]
     if sizes and sizes[0][0] != batch:
-        raise ConfigError(f"{path} takes a batch of {sizes[0][0]} and no other; batch={batch} was asked for")
+        raise ConfigError(
+            f"{path} takes a batch of {sizes[0][0]} and no other; batch={batch} was asked for"
+        )
     return random_inputs(sizes)
 
 

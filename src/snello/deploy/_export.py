@@ -36,21 +36,21 @@ def export(
     """Export a model to ONNX: one file, any batch size, evaluation mode.
 
     Args:
-        model: any module that torch.export can capture. It is not touched: a copy on the CPU is exported.
-        example_inputs: positional inputs; dimension 0 of each is the batch.
-        path: the file to write; missing folders are made. It appears whole and verified, or not at all.
-        opset: version of the ONNX operator set.
-        verify: run the file in ONNX Runtime at the batch size of the example and at one more, and compare
-            with PyTorch; False skips it (then onnxruntime is not needed).
+        model: any module that torch.export can capture. It is not touched: a copy on the CPU is
+        exported. example_inputs: positional inputs; dimension 0 of each is the batch.
+        path: the file to write; missing folders are made. It appears whole and verified, or not at
+        all. opset: version of the ONNX operator set.
+        verify: run the file in ONNX Runtime at the batch size of the example and at one more, and
+            compare with PyTorch; False skips it (then onnxruntime is not needed).
 
     Returns:
         The path of the file.
 
     Raises:
         ConfigError: if there is no input, or one without a batch.
-        ModelError: if the model cannot be exported, does not run at another batch size, or if the file's
-            outputs differ by more than 1e-4 of the largest magnitude (in half precision by 8 roundings of it), with
-            the number.
+        ModelError: if the model cannot be exported, does not run at another batch size, or if the
+            file's outputs differ by more than 1e-4 of the largest magnitude (in half precision by 8
+            roundings of it), with the number.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
@@ -102,14 +102,20 @@ def _write(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, opset: int)
             program.save(str(path), external_data=False)
     except OSError:
         raise
-    except Exception as error:  # torch.onnx raises whatever the capture, the decomposition or ONNX raises
+    except (
+        Exception
+    ) as error:  # torch.onnx raises whatever the capture, the decomposition or ONNX raises
         raise ModelError(
             f"{type(model).__name__} cannot be exported to ONNX opset {opset} for inputs of shape "
             f"{shapes(inputs)} with a free batch size: {first_line(error)}"
         ) from error
 
 
-def nested(model: nn.Module, dynamic: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
-    """Dynamic shapes as torch.export wants them: it groups what a ``forward(*inputs)`` takes into one tuple."""
+def nested(
+    model: nn.Module, dynamic: tuple[dict[int, torch.export.Dim], ...]
+) -> tuple[object, ...]:
+    """Dynamic shapes as torch.export wants them: it groups what a ``forward(*inputs)`` takes into
+    one tuple.
+    """
     code = getattr(getattr(type(model).forward, "__code__", None), "co_argcount", None)
     return (dynamic,) if code == 1 else dynamic

@@ -24,8 +24,8 @@ class Footprint:
         parameters: number of parameters, tied ones once.
         nonzeros: how many of them are not zero.
         dead_neurons: neurons of Linear and convolution layers whose incoming weights are all zero.
-        macs: multiply-accumulate operations of one sample's forward pass, without normalisation layers and
-            activations (as torch counts: ResNet-18 at 224² has 1.814 G).
+        macs: multiply-accumulate operations of one sample's forward pass, without normalisation
+            layers and activations (as torch counts: ResNet-18 at 224² has 1.814 G).
         bytes: size of parameters and buffers as float32 (integers as they are), tied ones once.
     """
 
@@ -51,7 +51,9 @@ def footprint(model: nn.Module, example_inputs: Example) -> Footprint:
     return Footprint(
         parameters=parameters,
         nonzeros=nonzeros,
-        dead_neurons=sum(int(dead_neurons(layer).sum()) for layer in weighted_layers(model).values()),
+        dead_neurons=sum(
+            int(dead_neurons(layer).sum()) for layer in weighted_layers(model).values()
+        ),
         macs=model_macs(model, example_inputs),
         bytes=state_bytes(model.state_dict(keep_vars=True).values()),
     )
@@ -85,16 +87,19 @@ def state_bytes(state: Iterable[object]) -> int:
     """Bytes of the tensors of a ``state_dict``, floating-point ones as float32, tied ones once.
 
     Args:
-        state: its values, taken with ``keep_vars=True``: the tensors themselves, so that a tied one is
-            recognised.
+        state: its values, taken with ``keep_vars=True``: the tensors themselves, so that a tied one
+            is recognised.
     """
     tensors = {id(t): t for t in state if isinstance(t, Tensor)}
-    return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+    return sum(
+        t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values()
+    )
 
 
 @contextlib.contextmanager
 def _no_attention_fastpath() -> Iterator[None]:
-    # The fused attention of evaluation mode is one operation that the counter does not know: it counts zero.
+    # The fused attention of evaluation mode is one operation that the counter does not know: it
+    # counts zero.
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

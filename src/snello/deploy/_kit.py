@@ -1,4 +1,6 @@
-"""A folder to copy to another device: models, a script that times them there, and what it brings back."""
+"""A folder to copy to another device: models, a script that times them there, and what it brings
+back.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,8 @@ class Kit:
     Attributes:
         folder: what to copy.
         models: what is in it.
-        random_calibration: whether int8 ranges were taken from random inputs: good for timing alone.
+        random_calibration: whether int8 ranges were taken from random inputs: good for timing
+            alone.
     """
 
     folder: Path
@@ -102,8 +105,9 @@ class DeviceTime:
         median_ms: median over the repeats.
         p10_ms: 10th percentile.
         p90_ms: 90th percentile.
-        difference: largest difference to the outputs that lie in the kit, relative to the largest magnitude.
-        peak_bytes: growth of a process of its own while it loads the file and runs it; None where unknown.
+        difference: largest difference to the outputs that lie in the kit, relative to the largest
+        magnitude. peak_bytes: growth of a process of its own while it loads the file and runs it;
+        None where unknown.
     """
 
     name: str
@@ -151,10 +155,10 @@ def device_kit(
 
     Args:
         folder: the folder to make; it appears whole or not at all.
-        subjects: models (exported and verified) and ONNX files (copied). Their names become file names.
-        int8: add an int8 version of every model that is not an ONNX file.
-        calibration: batches of inputs for int8, for all models alike; None takes each model's own inputs, which
-            the README says.
+        subjects: models (exported and verified) and ONNX files (copied). Their names become file
+        names. int8: add an int8 version of every model that is not an ONNX file.
+        calibration: batches of inputs for int8, for all models alike; None takes each model's own
+            inputs, which the README says.
 
     Raises:
         ConfigError: for no model, equal or unusable names, or files other than ONNX.
@@ -167,7 +171,9 @@ def device_kit(
     batches = None if calibration is None else list(calibration)
     with writing_folder(folder) as inside:
         models = [model for subject in subjects for model in _add(inside, subject, int8, batches)]
-        kit = Kit(folder, tuple(models), batches is None and any(m.precision == "int8" for m in models))
+        kit = Kit(
+            folder, tuple(models), batches is None and any(m.precision == "int8" for m in models)
+        )
         content = {"format": bench.KIT, "models": [asdict(model) for model in models]}
         (inside / "models.json").write_text(json.dumps(content, indent=1))
         (inside / "README.md").write_text(_readme(kit))
@@ -184,7 +190,9 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
     try:
         data = json.loads(Path(path).read_text())
         if data["format"] != bench.FORMAT:
-            raise ConfigError(f"{path} is of format {data['format']!r}; this version reads {bench.FORMAT!r}")
+            raise ConfigError(
+                f"{path} is of format {data['format']!r}; this version reads {bench.FORMAT!r}"
+            )
         keys = [f.name for f in fields(DeviceTime)]
         times = tuple(DeviceTime(**{key: row[key] for key in keys}) for row in data["models"])
         counts = {key: int(data[key]) for key in ("threads", "batch", "warmup", "repeats")}
@@ -194,7 +202,9 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is no result of a kit's bench.py, or damaged: {error!r}") from error
+        raise ConfigError(
+            f"{path} is no result of a kit's bench.py, or damaged: {error!r}"
+        ) from error
 
 
 def _check(subjects: Sequence[Subject]) -> None:
@@ -209,11 +219,16 @@ def _check(subjects: Sequence[Subject]) -> None:
                 "the int8 version of another, and hold letters, digits, '-', '_' and '.' alone"
             )
         if subject.model is None and (subject.file is None or subject.file.suffix != ".onnx"):
-            raise ConfigError(f"{subject.file or subject.name}: a kit takes PyTorch models and ONNX files")
+            raise ConfigError(
+                f"{subject.file or subject.name}: a kit takes PyTorch models and ONNX files"
+            )
 
 
 def _add(
-    inside: Path, subject: Subject, int8: bool, calibration: list[tuple[Tensor, ...] | Tensor] | None
+    inside: Path,
+    subject: Subject,
+    int8: bool,
+    calibration: list[tuple[Tensor, ...] | Tensor] | None,
 ) -> list[KitModel]:
     plain = inside / f"{subject.name}.onnx"
     if subject.model is None:
@@ -261,7 +276,13 @@ def _write_check(file: Path, check: Path) -> None:
 def _precision(file: Path) -> Precision:
     onnx = require("onnx", "onnx", "a kit for another device")
     operators = {node.op_type for node in onnx.load(str(file)).graph.node}
-    integer = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
+    integer = {
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+    }
     return "int8" if operators & integer else "float32"
 
 

@@ -51,12 +51,12 @@ def latencies(
 ) -> dict[str, Latency]:
     """Time several models in one run, in turns.
 
-    Each repeat calls every runner once, and each repeat begins with the next one: what slows the machine for
-    a while slows all of them, and none always runs after the same neighbour.
+    Each repeat calls every runner once, and each repeat begins with the next one: what slows the
+    machine for a while slows all of them, and none always runs after the same neighbour.
 
     Args:
-        runners: name -> what to time; from :func:`pytorch_runner` and :func:`onnx_runner`, or any callable
-            that runs PyTorch code.
+        runners: name -> what to time; from :func:`pytorch_runner` and :func:`onnx_runner`, or any
+            callable that runs PyTorch code.
         repeats: timed calls of each.
         warmup: untimed calls of each before.
         threads: torch's thread count during the run (restored afterwards).

@@ -48,8 +48,8 @@ def measure(
 
     Args:
         model: any module; it is left as it is.
-        example_inputs: positional inputs with the batch to time on dimension 0, on the model's device.
-        onnx: the model's export, run on the CPU.
+        example_inputs: positional inputs with the batch to time on dimension 0, on the model's
+        device. onnx: the model's export, run on the CPU.
         repeats: timed calls of each runtime.
         warmup: untimed calls before.
         threads: threads of each runtime.
@@ -69,7 +69,12 @@ def measure(
 
 
 def measure_onnx(
-    path: str | os.PathLike[str], *, batch: int = 1, repeats: int = 50, warmup: int = 10, threads: int = 1
+    path: str | os.PathLike[str],
+    *,
+    batch: int = 1,
+    repeats: int = 50,
+    warmup: int = 10,
+    threads: int = 1,
 ) -> Measurement:
     """Count and time an ONNX file by itself, on random inputs of the shapes that the file states.
 
@@ -87,7 +92,9 @@ def measure_onnx(
     """
     runner = onnx_runner(path, onnx_inputs(path, batch), threads)
     times = latencies({"onnxruntime": runner}, repeats=repeats, warmup=warmup, threads=threads)
-    return Measurement(onnx_footprint(path), times, peak_memory_onnx(path, batch=batch, threads=threads))
+    return Measurement(
+        onnx_footprint(path), times, peak_memory_onnx(path, batch=batch, threads=threads)
+    )
 
 
 def onnx_inputs(path: str | os.PathLike[str], batch: int = 1) -> tuple[Tensor, ...]:
@@ -102,7 +109,9 @@ def onnx_inputs(path: str | os.PathLike[str], batch: int = 1) -> tuple[Tensor, .
     try:
         feed = random_feed(onnx_session(path, threads=1), batch)
     except KitError as error:
-        raise ModelError(f"{path}: {error}. Build its inputs yourself and use onnx_runner") from error
+        raise ModelError(
+            f"{path}: {error}. Build its inputs yourself and use onnx_runner"
+        ) from error
     return tuple(torch.from_numpy(value) for value in feed.values())
 
 

@@ -29,10 +29,11 @@ class PeakMemory:
 
     Attributes:
         bytes: how much.
-        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of the activations that live at
-            the same time, as torch's operators hand them out (the scratch space inside an operator is not
-            seen; the same on every machine). ``"process"``: growth of the resident set of a process of its
-            own while it loads the file and runs it three times (with everything the runtime takes for it).
+        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of the activations
+            that live at the same time, as torch's operators hand them out (the scratch space inside
+            an operator is not seen; the same on every machine). ``"process"``: growth of the
+            resident set of a process of its own while it loads the file and runs it three times
+            (with everything the runtime takes for it).
     """
 
     bytes: int
@@ -40,7 +41,8 @@ class PeakMemory:
 
 
 def peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
-    """Memory of one forward pass in evaluation mode, by counting the tensors that live at the same time.
+    """Memory of one forward pass in evaluation mode, by counting the tensors that live at the same
+    time.
 
     Args:
         model: any module; its mode is restored.
@@ -70,10 +72,14 @@ def peak_memory_of(
     return PeakMemory(sum(resident.values()) + live.peak, "tensors")
 
 
-def peak_memory_onnx(path: str | os.PathLike[str], *, batch: int = 1, threads: int = 1) -> PeakMemory | None:
-    """Memory that ONNX Runtime takes for a file, in a process of its own; None where the system does not tell.
+def peak_memory_onnx(
+    path: str | os.PathLike[str], *, batch: int = 1, threads: int = 1
+) -> PeakMemory | None:
+    """Memory that ONNX Runtime takes for a file, in a process of its own; None where the system
+    does not tell.
 
-    It tells on Linux, in ``/proc/self/status``: largest resident set minus the one before the file was loaded.
+    It tells on Linux, in ``/proc/self/status``: largest resident set minus the one before the file
+    was loaded.
 
     Raises:
         ModelError: if the file does not run.

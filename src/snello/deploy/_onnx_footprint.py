@@ -40,10 +40,11 @@ def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
         path: the file, float32 or quantised (QDQ). Its only open dimension may be the batch.
 
     Returns:
-        ``parameters`` and ``nonzeros`` of the constants that are floating point or quantised, without scales and zero
-        points. Exporters fold BatchNorm into convolutions, so they may be below the model's own. ``macs`` of
-        Conv, ConvTranspose, Gemm and MatMul for one sample, with the shapes of a real run; ``dead_neurons`` of
-        those four where the weight is a constant; ``bytes`` of all constants as they are stored.
+        ``parameters`` and ``nonzeros`` of the constants that are floating point or quantised,
+        without scales and zero points. Exporters fold BatchNorm into convolutions, so they may be
+        below the model's own. ``macs`` of Conv, ConvTranspose, Gemm and MatMul for one sample, with
+        the shapes of a real run; ``dead_neurons`` of those four where the weight is a constant;
+        ``bytes`` of all constants as they are stored.
 
     Raises:
         ModelError: if the file cannot be read or does not run on one sample.
@@ -68,7 +69,9 @@ def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
 def _constants(onnx: Any, graph: Any) -> _Weights:
     kept = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
     raw = {t.name: t for t in graph.initializer if t.data_type not in kept}
-    values = {name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for name, t in raw.items()}
+    values = {
+        name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for name, t in raw.items()
+    }
     helpers: set[str] = set()
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -76,7 +79,11 @@ def _constants(onnx: Any, graph: Any) -> _Weights:
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
             # What stands behind the node is the weight; its integers are zero at the zero point.
             quantised, axis = values[node.input[0]].long(), _attribute(node, "axis", 1)
-            zero = values[node.input[2]].long() if len(node.input) > 2 else torch.zeros((), dtype=torch.long)
+            zero = (
+                values[node.input[2]].long()
+                if len(node.input) > 2
+                else torch.zeros((), dtype=torch.long)
+            )
             shape = [-1 if i == axis and zero.dim() else 1 for i in range(quantised.dim())]
             values[node.input[0]] = quantised - (zero.reshape(shape) if quantised.dim() else zero)
     for node in graph.node:
@@ -103,7 +110,9 @@ def _dead(node: Any, values: Mapping[str, Tensor]) -> int:
         return 0
     if node.op_type == "ConvTranspose":  # (in, out/groups, *kernel)
         groups = _attribute(node, "group", 1)
-        rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).permute(0, 2, 1, 3)
+        rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).permute(
+            0, 2, 1, 3
+        )
         return int((rows.reshape(groups * weight.shape[1], -1) == 0).all(1).sum())
     if node.op_type == "Conv" or (node.op_type == "Gemm" and _attribute(node, "transB", 0)):
         return int((weight.flatten(1) == 0).all(1).sum())
@@ -129,7 +138,9 @@ def _shapes(
     known = {value.name for value in (*model.graph.input, *model.graph.output)}
     opened = type(model)()
     opened.CopyFrom(model)
-    opened.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(wanted - known - set(sizes)))
+    opened.graph.output.extend(
+        onnx.ValueInfoProto(name=n) for n in sorted(wanted - known - set(sizes))
+    )
     runtime = require("onnxruntime", "onnx", "running ONNX files")
     options = runtime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
@@ -151,6 +162,7 @@ def _shapes(
 
 def _bytes(onnx: Any, graph: Any) -> int:
     width = {
-        t.data_type: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in graph.initializer
+        t.data_type: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        for t in graph.initializer
     }
     return sum(int(width[t.data_type]) * prod(t.dims) for t in graph.initializer)

@@ -36,8 +36,8 @@ def export_openvino(
 
     Raises:
         ConfigError: for a path that does not end in ``.xml``, or inputs without a batch.
-        ModelError: if the model cannot be exported, or if the loaded files' outputs differ by more than 1e-4 of
-            the largest magnitude.
+        ModelError: if the model cannot be exported, or if the loaded files' outputs differ by more
+            than 1e-4 of the largest magnitude.
         OutputError: if the files cannot be written, with the path.
         MissingExtraError: without openvino (extra ``openvino``), or without the extra ``onnx``.
 
@@ -71,8 +71,8 @@ def openvino_runner(
 ) -> Runner:
     """A runner of an OpenVINO model on the CPU, in float32.
 
-    Left to itself, OpenVINO computes in bfloat16 on CPUs that can; beside other runtimes that is no fair
-    comparison, so float32 is asked for.
+    Left to itself, OpenVINO computes in bfloat16 on CPUs that can; beside other runtimes that is no
+    fair comparison, so float32 is asked for.
 
     Args:
         path: the ``.xml`` file.
@@ -103,7 +103,9 @@ def openvino_inputs(path: str | os.PathLike[str], batch: int = 1) -> tuple[Tenso
                 f"{path}: an input is {node}; only float32 with no open dimension but the batch can be made up. "
                 "Build its inputs yourself and use openvino_runner"
             )
-        sizes.append((batch if first.is_dynamic else first.get_length(), *(n.get_length() for n in rest)))
+        sizes.append(
+            (batch if first.is_dynamic else first.get_length(), *(n.get_length() for n in rest))
+        )
     return random_inputs(sizes)
 
 
@@ -119,7 +121,11 @@ def _load(path: Path, threads: int) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no OpenVINO model {path}")
     openvino = require("openvino", "openvino", "running OpenVINO models")
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
     try:
         return openvino.Core().compile_model(str(path), "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and its own

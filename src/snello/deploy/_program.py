@@ -1,4 +1,6 @@
-"""A PyTorch model as a program of torch.export (``.pt2``): a graph of torch's operators, no Python code."""
+"""A PyTorch model as a program of torch.export (``.pt2``): a graph of torch's operators, no Python
+code.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,9 @@ def export_program(
 ) -> Path:
     """Export a model to a program of torch.export: any batch size, evaluation mode, on the CPU.
 
-    The file is saved, loaded again and compared with the model at two batch sizes before it appears. It runs
-    wherever torch does, without the model's Python code: ``torch.export.load(path).module()(x)``.
+    The file is saved, loaded again and compared with the model at two batch sizes before it
+    appears. It runs wherever torch does, without the model's Python code:
+    ``torch.export.load(path).module()(x)``.
 
     Args:
         model: any module that torch.export can capture. It is not touched.
@@ -49,8 +52,8 @@ def export_program(
 
     Raises:
         ConfigError: if there is no input, or one without a batch.
-        ModelError: if the model cannot be captured for any batch size, or if the loaded program's outputs
-            differ by more than 1e-4 of the largest magnitude.
+        ModelError: if the model cannot be captured for any batch size, or if the loaded program's
+            outputs differ by more than 1e-4 of the largest magnitude.
         OutputError: if the file cannot be written, with the path.
 
     Source: https://docs.pytorch.org/docs/stable/export.html
@@ -78,7 +81,9 @@ def captured(
     """
     # A batch of one would be taken for a constant.
     sample = one_more(inputs) if free_batch and inputs[0].shape[0] == 1 else inputs
-    dynamic = nested(model, tuple({0: torch.export.Dim("batch")} for _ in sample)) if free_batch else None
+    dynamic = (
+        nested(model, tuple({0: torch.export.Dim("batch")} for _ in sample)) if free_batch else None
+    )
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(model, sample, dynamic_shapes=dynamic)
@@ -113,8 +118,8 @@ def program_inputs(path: str | os.PathLike[str], batch: int = 1) -> tuple[Tensor
     """Random inputs of the shapes that a program states.
 
     Raises:
-        ModelError: if the file cannot be loaded, or leaves a dimension other than the batch open, or takes
-            anything but float32.
+        ModelError: if the file cannot be loaded, or leaves a dimension other than the batch open,
+            or takes anything but float32.
     """
     program = load_program(path)
     names = set(program.graph_signature.user_inputs)
@@ -140,7 +145,9 @@ def program_footprint(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]) 
         ModelError: if the file cannot be loaded or does not run on one sample.
     """
     program = load_program(path)
-    parameters = [program.state_dict[name] for name in dict.fromkeys(program.graph_signature.parameters)]
+    parameters = [
+        program.state_dict[name] for name in dict.fromkeys(program.graph_signature.parameters)
+    ]
     return Footprint(
         parameters=sum(p.numel() for p in parameters),
         nonzeros=sum(int(torch.count_nonzero(p)) for p in parameters),
@@ -163,8 +170,9 @@ def program_peak_memory(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]
 def load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     """Read a program: the inverse of :func:`export_program`.
 
-    torch unpickles parts of such a file and evaluates others. A file with more than :func:`export_program`
-    writes is refused before torch reads it; that is a precaution, not a promise for hostile files.
+    torch unpickles parts of such a file and evaluates others. A file with more than
+    :func:`export_program` writes is refused before torch reads it; that is a precaution, not a
+    promise for hostile files.
 
     Raises:
         ModelError: if the file is missing, damaged, no program, or holds what could run code.
@@ -180,7 +188,9 @@ def _loaded(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
         with quiet():
             return torch.export.load(path)
     except Exception as error:  # torch raises many kinds on a damaged file
-        raise ModelError(f"{path} is damaged, or no program of torch.export: {first_line(error)}") from error
+        raise ModelError(
+            f"{path} is damaged, or no program of torch.export: {first_line(error)}"
+        ) from error
 
 
 def _dead(program: torch.export.ExportedProgram) -> int:
@@ -189,7 +199,11 @@ def _dead(program: torch.export.ExportedProgram) -> int:
     weights = {}
     for node in program.graph.nodes:
         name = getattr(node.target, "__name__", "")
-        if node.op == "call_function" and name.startswith(("linear.", "conv")) and len(node.args) > 1:
+        if (
+            node.op == "call_function"
+            and name.startswith(("linear.", "conv"))
+            and len(node.args) > 1
+        ):
             parameter = known.get(getattr(node.args[1], "name", ""))
             if parameter is not None:
                 # conv_transpose: (in, out/groups, *kernel), groups in args[6]

@@ -1,8 +1,8 @@
 """A look into a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
 
-Only what :func:`snello.deploy.export_program` writes passes: raw weights, operators of ``torch.ops`` and of
-Python's ``operator``, and sizes made of symbols and integers. This refuses archives that run code by
-themselves; it is no proof that torch's reader is safe with any other.
+Only what :func:`snello.deploy.export_program` writes passes: raw weights, operators of
+``torch.ops`` and of Python's ``operator``, and sizes made of symbols and integers. This refuses
+archives that run code by themselves; it is no proof that torch's reader is safe with any other.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def _plain_names(value: Any) -> bool:
 
 
 def _arithmetic(text: Any) -> bool:
-    """Sums, products and the like of symbols and numbers; sympy would evaluate any other Python as well."""
+    """Sums, products and the like of symbols and numbers; sympy would evaluate any other Python as
+    well.
+    """
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, TypeError):
@@ -143,8 +145,16 @@ def _arithmetic(text: Any) -> bool:
             return False
         if isinstance(node, ast.Name) and id(node) in called and node.id not in _CALLS.split():
             return False
-        if isinstance(node, ast.Name) and id(node) not in called and not re.fullmatch(r"[suz]+\d+", node.id):
+        if (
+            isinstance(node, ast.Name)
+            and id(node) not in called
+            and not re.fullmatch(r"[suz]+\d+", node.id)
+        ):
             return False
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.isidentifier():
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not node.value.isidentifier()
+        ):
             return False
     return True

@@ -28,11 +28,11 @@ class Quantised:
         path: the file.
         bytes: its size.
         samples: how many samples it was calibrated, and compared, on.
-        difference: largest absolute difference to the float32 outputs over the calibration samples, relative
-            to the largest magnitude of an output.
+        difference: largest absolute difference to the float32 outputs over the calibration samples,
+            relative to the largest magnitude of an output.
         mean_difference: mean absolute difference, relative to the mean magnitude.
-        agreement: share of the samples whose largest output is the same one (of the first output; for a
-            classifier, its class).
+        agreement: share of the samples whose largest output is the same one (of the first output;
+            for a classifier, its class).
     """
 
     path: Path
@@ -50,23 +50,25 @@ def quantise(
     *,
     reduce_range: bool = False,
 ) -> Quantised:
-    """Quantise an ONNX file to int8: unsigned activations, signed weights with one scale per channel (QDQ).
+    """Quantise an ONNX file to int8: unsigned activations, signed weights with one scale per
+    channel (QDQ).
 
-    The ranges of the activations are the smallest and largest values seen on the calibration samples. The
-    file is loaded again and compared with the float32 one on the same samples before it appears; how much
-    accuracy is left is for the caller to measure on data of its own.
+    The ranges of the activations are the smallest and largest values seen on the calibration
+    samples. The file is loaded again and compared with the float32 one on the same samples before
+    it appears; how much accuracy is left is for the caller to measure on data of its own.
 
     Args:
         source: the float32 file.
         path: the int8 file to write; missing folders are made.
-        calibration: batches of inputs, as the model will see them (normalised alike); 100 to 1000 samples are
-            customary. They are kept in memory.
-        reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI, whose 16-bit sums may overflow.
+        calibration: batches of inputs, as the model will see them (normalised alike); 100 to 1000
+            samples are customary. They are kept in memory.
+        reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI, whose 16-bit sums may
+            overflow.
 
     Raises:
         ConfigError: for calibration data that is empty or does not fit the file's inputs.
-        ModelError: if the file cannot be read, quantised (a layer that is known not to be is named), or run, or
-            its outputs are not finite.
+        ModelError: if the file cannot be read, quantised (a layer that is known not to be is
+            named), or run, or its outputs are not finite.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx or onnxruntime.
 
@@ -99,7 +101,8 @@ def export_int8(
     *,
     reduce_range: bool = False,
 ) -> Quantised:
-    """Export a model to ONNX (:func:`snello.deploy.export`, verified) and :func:`quantise` it to int8.
+    """Export a model to ONNX (:func:`snello.deploy.export`, verified) and :func:`quantise` it to
+    int8.
 
     Args:
         model: any module that torch.export can capture. It is not touched.
@@ -134,7 +137,9 @@ def _checked(
 ) -> list[tuple[Tensor, ...]]:
     batches = [tuple(x.detach().cpu() for x in as_inputs(batch)) for batch in calibration]
     if not batches or not all(batch_of(batch) for batch in batches):
-        raise ConfigError("calibration holds no sample: give batches of real inputs, 100 samples or more")
+        raise ConfigError(
+            "calibration holds no sample: give batches of real inputs, 100 samples or more"
+        )
     for batch in batches:
         if len(batch) != len(names):
             raise ConfigError(
@@ -171,14 +176,19 @@ def _groups_of(node: Any) -> int:
 def _layer_of(node: Any) -> str:
     """Name of a layer in the PyTorch model, by its weight; the node's own name for other files."""
     weight = node.input[1]
-    return str(weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.op_type)
+    return str(
+        weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.op_type
+    )
 
 
 def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: str) -> None:
     quantization = require("onnxruntime.quantization", "onnx", "int8 quantisation")
     kinds = quantization.QuantType
     try:
-        with quiet(), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with (
+            quiet(),
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        ):
             prepared = Path(folder) / "prepared.onnx"
             # Shapes inferred, BatchNorm fused: what the quantiser sees is what will run.
             quantization.quant_pre_process(str(source), str(prepared))
@@ -203,7 +213,9 @@ def _compared(
 ) -> Quantised:
     expected, found = (_first_outputs(file, batches) for file in (source, int8))
     if not bool(found.isfinite().all()):
-        raise ModelError(f"the int8 outputs of {what} are not finite; nothing was written to {path}")
+        raise ModelError(
+            f"the int8 outputs of {what} are not finite; nothing was written to {path}"
+        )
     error, scale = (found - expected).abs().double(), expected.abs().double()
     same = found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)
     return Quantised(
@@ -211,7 +223,9 @@ def _compared(
         bytes=int8.stat().st_size,
         samples=sum(batch_of(batch) for batch in batches),
         difference=relative_difference(found, expected),
-        mean_difference=float(error.mean() / scale.mean()) if bool(scale.any()) else float(error.mean()),
+        mean_difference=float(error.mean() / scale.mean())
+        if bool(scale.any())
+        else float(error.mean()),
         agreement=float(same.double().mean()),
     )
 
@@ -220,7 +234,9 @@ def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> Tensor:
     run = run_onnx(file)
     try:
         # One row per sample, or one in all where the output has no batch.
-        return torch.cat([y.reshape(len(y) if y.dim() else 1, -1) for y in (run(b)[0] for b in batches)])
+        return torch.cat(
+            [y.reshape(len(y) if y.dim() else 1, -1) for y in (run(b)[0] for b in batches)]
+        )
     except ModelError:
         raise
     except Exception as error:

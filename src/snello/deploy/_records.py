@@ -27,7 +27,9 @@ def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is no result of 'snello measure', or damaged: {error!r}") from error
+        raise ConfigError(
+            f"{path} is no result of 'snello measure', or damaged: {error!r}"
+        ) from error
 
 
 def _profile(row: Mapping[str, Any]) -> Profile:

@@ -19,7 +19,13 @@ from snello.graph import as_inputs
 from snello.wrappers import copied
 
 Runtime = Literal[
-    "pytorch", "torch.compile", "torch.export", "onnxruntime", "onnxruntime int8", "openvino", "executorch"
+    "pytorch",
+    "torch.compile",
+    "torch.export",
+    "onnxruntime",
+    "onnxruntime int8",
+    "openvino",
+    "executorch",
 ]
 """What runs a model. An ONNX file with quantised weights is timed as "onnxruntime int8" where it is made here."""
 
@@ -66,11 +72,13 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
     return runner("pytorch", arguments, None, call, type(model).__name__)
 
 
-def compiled_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1) -> Runner:
+def compiled_runner(
+    model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1
+) -> Runner:
     """A runner of the model compiled by ``torch.compile``: one whole graph, for these shapes alone.
 
-    It is compiled here, not while it is timed, and for this number of threads, which the code that torch
-    writes fixes.
+    It is compiled here, not while it is timed, and for this number of threads, which the code that
+    torch writes fixes.
 
     Args:
         model: any module; a copy of it as it is now is run.

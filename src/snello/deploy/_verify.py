@@ -35,7 +35,8 @@ def tolerance_of(model: nn.Module) -> float:
 
 
 def check_batch_sizes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Check that a model itself runs on the example, and at another batch size, before it is exported for any.
+    """Check that a model itself runs on the example, and at another batch size, before it is
+    exported for any.
 
     Raises:
         ModelError: if it does not.
@@ -97,8 +98,8 @@ def compare_outputs(
         The largest difference over the outputs, each relative to its largest magnitude.
 
     Raises:
-        ModelError: if either does not run, or an output differs in shape or by more than 1e-4 of its
-            largest magnitude (in half precision by 8 roundings of it).
+        ModelError: if either does not run, or an output differs in shape or by more than 1e-4 of
+            its largest magnitude (in half precision by 8 roundings of it).
     """
     tolerance = tolerance_of(model)
     name, batch = type(model).__name__, batch_of(inputs)
@@ -136,7 +137,9 @@ def _way_out(model: nn.Module) -> str:
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of ``expected``; infinite where that is zero alone."""
+    """Largest absolute difference over the largest magnitude of ``expected``; infinite where that
+    is zero alone.
+    """
     if expected.numel() == 0:
         return 0.0
     found, expected = found.double(), expected.double()
@@ -179,14 +182,18 @@ def quiet() -> Iterator[None]:
 
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_CONSTANT_BATCH = re.compile(r"batch as dynamic but your code specialized it to be a constant \((\d+)\)")
+_CONSTANT_BATCH = re.compile(
+    r"batch as dynamic but your code specialized it to be a constant \((\d+)\)"
+)
 _ADVICE = re.compile(
     r"\s*(?:For more information, run with|See the stack trace for|\(unhinted:|\(Size-like symbols:).*"
 )
 
 
 def first_line(error: BaseException) -> str:
-    """The cause of an error in one line: of the first exception of a chain, without advice and control codes."""
+    """The cause of an error in one line: of the first exception of a chain, without advice and
+    control codes.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     text = _CONTROL.sub("", str(error))

@@ -1,9 +1,9 @@
 """Which neurons still learn? The others skip their part of the backward pass.
 
-A neuron is at *equilibrium* when its answers on a fixed probe set have stopped changing: the similarity phi
-of its outputs at consecutive epochs has (almost) no velocity any more. Until it moves again it gets no weight
-gradient, and the optimizer leaves its weights exactly where they are. The gradient of the input is always
-exact, so all other neurons train as ever.
+A neuron is at *equilibrium* when its answers on a fixed probe set have stopped changing: the
+similarity phi of its outputs at consecutive epochs has (almost) no velocity any more. Until it
+moves again it gets no weight gradient, and the optimizer leaves its weights exactly where they are.
+The gradient of the input is always exact, so all other neurons train as ever.
 
 >>> import torch
 >>> from torch import nn
@@ -23,18 +23,20 @@ exact, so all other neurons train as ever.
 (5, True)
 >>> neq.remove()                                        # a plain model and a plain optimizer again
 
-Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes it. Its
-baselines are :class:`Stochastic`, :class:`MatchedStochastic` (Stochastic*, as many neurons as NEq froze) and
-:class:`Prefix` (whole layers from the input on, :class:`FreezeOut`'s timetable). :class:`Budget` lets a fixed
-number of parameters learn, those with most velocity. All go into ``SelectiveUpdate(model, optimizer, probe,
-selection)``; :class:`NEq` is the one with :class:`Velocity`.
+Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
+it. Its baselines are :class:`Stochastic`, :class:`MatchedStochastic` (Stochastic*, as many neurons
+as NEq froze) and :class:`Prefix` (whole layers from the input on, :class:`FreezeOut`'s timetable).
+:class:`Budget` lets a fixed number of parameters learn, those with most velocity. All go into
+``SelectiveUpdate(model, optimizer, probe, selection)``; :class:`NEq` is the one with
+:class:`Velocity`.
 
-Cost: freezing saves weight gradients, which are one of the two halves of a backward pass. ``decided.flops``
-follows the paper's convention, :func:`step_flops` counts what is executed, :func:`time_step` measures it,
-:func:`step_memory` sees what autograd saves, and :func:`measure_cost` does all of it.
+Cost: freezing saves weight gradients, which are one of the two halves of a backward pass.
+``decided.flops`` follows the paper's convention, :func:`step_flops` counts what is executed,
+:func:`time_step` measures it, :func:`step_memory` sees what autograd saves, and
+:func:`measure_cost` does all of it.
 
-Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in deep
-models", NeurIPS 2022, https://arxiv.org/abs/2207.09455
+Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in
+deep models", NeurIPS 2022, https://arxiv.org/abs/2207.09455
 """
 
 from snello.equilibrium._baselines import Budget as Budget

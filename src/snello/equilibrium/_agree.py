@@ -9,10 +9,12 @@ from torch import Tensor, distributed
 
 
 def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The first rank's values, on every rank, in one message; in a single process the tensors themselves.
+    """The first rank's values, on every rank, in one message; in a single process the tensors
+    themselves.
 
-    Masks that differ by one neuron between ranks would let the copies of the model drift apart for good, and
-    the last bits of phi do differ where the ranks' hardware or their BatchNorm statistics do.
+    Masks that differ by one neuron between ranks would let the copies of the model drift apart for
+    good, and the last bits of phi do differ where the ranks' hardware or their BatchNorm statistics
+    do.
 
     Args:
         tensors: name -> tensor; the same names, shapes and dtypes on every rank.
@@ -24,7 +26,9 @@ def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict
     flat = torch.cat([t.flatten().to(device, _sent_as(t.dtype)) for t in own])
     distributed.broadcast(flat, src=0)
     parts = flat.split([t.numel() for t in own])  # type: ignore[no-untyped-call]
-    return {name: part.view(t.shape).to(t) for name, t, part in zip(tensors, own, parts, strict=True)}
+    return {
+        name: part.view(t.shape).to(t) for name, t, part in zip(tensors, own, parts, strict=True)
+    }
 
 
 def _several() -> bool:

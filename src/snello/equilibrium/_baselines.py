@@ -35,7 +35,9 @@ class Stochastic:
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Draw the next masks; see :class:`Selection`."""
-        return {name: _drawn(layer.neurons, self.p, self._generator) for name, layer in layers.items()}
+        return {
+            name: _drawn(layer.neurons, self.p, self._generator) for name, layer in layers.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""
@@ -52,27 +54,37 @@ class MatchedStochastic:
     So it tells what NEq's *choice* of neurons is worth, at the same cost.
 
     Args:
-        run: what to match. A finished run: its frozen shares, or the :class:`EquilibriumStep` that each of
-            its steps returned (in warm-up too). Or a :class:`Velocity` rule, which then watches this very run:
-            every step freezes the mean share that the rule would have frozen in the steps so far.
-        per_step: match a finished run step by step, not by its mean; after its end its last share stays.
-        seed: seed of its own generator; the global generators are not touched.
+        run: what to match. A finished run: its frozen shares, or the :class:`EquilibriumStep` that
+            each of its steps returned (in warm-up too). Or a :class:`Velocity` rule, which then
+            watches this very run: every step freezes the mean share that the rule would have frozen
+                in the steps so far.
+        per_step: match a finished run step by step, not by its mean; after its end its last share
+        stays. seed: seed of its own generator; the global generators are not touched.
 
     Raises:
-        ConfigError: for an empty run, a share outside [0, 1], or ``per_step`` without a finished run.
+        ConfigError: for an empty run, a share outside [0, 1], or ``per_step`` without a finished
+            run.
 
     Source: the Stochastic* baseline of the NEq paper, which draws at NEq's mean frozen share.
     """
 
     def __init__(
-        self, run: Sequence[float | EquilibriumStep] | Velocity, *, per_step: bool = False, seed: int = 0
+        self,
+        run: Sequence[float | EquilibriumStep] | Velocity,
+        *,
+        per_step: bool = False,
+        seed: int = 0,
     ) -> None:
         self._rule = run if isinstance(run, Velocity) else None
-        self._shares = () if isinstance(run, Velocity) else tuple(_frozen_share(step) for step in run)
+        self._shares = (
+            () if isinstance(run, Velocity) else tuple(_frozen_share(step) for step in run)
+        )
         if self._rule is None and not self._shares:
             raise ConfigError("run: it is empty; give the frozen share of at least one step")
         if self._rule is not None and per_step:
-            raise ConfigError("per_step: needs a finished run; a velocity rule gives its running mean")
+            raise ConfigError(
+                "per_step: needs a finished run; a velocity rule gives its running mean"
+            )
         self.per_step = per_step
         self._generator = torch.Generator().manual_seed(seed)
         self._steps, self._seen = 0, 0.0
@@ -92,7 +104,9 @@ class MatchedStochastic:
             self._seen += sum(int(mask.sum()) for mask in masks.values()) / neurons
         self._steps += 1
         share = self._next_share()
-        return {name: _drawn(layer.neurons, share, self._generator) for name, layer in layers.items()}
+        return {
+            name: _drawn(layer.neurons, share, self._generator) for name, layer in layers.items()
+        }
 
     def _next_share(self) -> float:
         if self._rule is not None:
@@ -113,7 +127,9 @@ class MatchedStochastic:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         if bool(state["rule"]) != (self._rule is not None):
-            raise ConfigError("state_dict: one of the two matches a velocity rule, the other a finished run")
+            raise ConfigError(
+                "state_dict: one of the two matches a velocity rule, the other a finished run"
+            )
         self._generator.set_state(state["generator"].cpu())
         self._steps, self._seen = int(state["steps"]), float(state["seen"])
         if self._rule is not None:
@@ -124,20 +140,20 @@ class MatchedStochastic:
 class FreezeOut:
     """FreezeOut's timetable: which share of the layers has stopped learning at a step.
 
-    Layer after layer stops between ``t0`` and the end of the training. FreezeOut also anneals the learning
-    rate of each layer down to zero until it stops; that is left to the scheduler.
+    Layer after layer stops between ``t0`` and the end of the training. FreezeOut also anneals the
+    learning rate of each layer down to zero until it stops; that is left to the scheduler.
 
     Attributes:
         steps: steps of the whole training.
         t0: when the layers start to stop, as a share of the training, in (0, 1].
-        cubed: stop each layer at the cube of its linear time ``t0 + (1 - t0) i / layers``, so that the first
-            layers stop earlier: from ``t0 ** 3`` on.
+        cubed: stop each layer at the cube of its linear time ``t0 + (1 - t0) i / layers``, so that
+            the first layers stop earlier: from ``t0 ** 3`` on.
 
     Raises:
         ConfigError: for fewer than one step or a time outside (0, 1].
 
-    Source: Brock, Lim, Ritchie, Weston, "FreezeOut: Accelerate training by progressively freezing layers",
-    2017, https://arxiv.org/abs/1706.04983, section 2.
+    Source: Brock, Lim, Ritchie, Weston, "FreezeOut: Accelerate training by progressively freezing
+    layers", 2017, https://arxiv.org/abs/1706.04983, section 2.
     """
 
     steps: int
@@ -160,15 +176,16 @@ class FreezeOut:
 
 
 class Prefix:
-    """A baseline that freezes whole layers, from the input on: what is known without looking at neurons.
+    """A baseline that freezes whole layers, from the input on: what is known without looking at
+    neurons.
 
-    Below the deepest layer that learns the input gradient stops too, so this saves more time per frozen
-    parameter than scattered neurons do.
+    Below the deepest layer that learns the input gradient stops too, so this saves more time per
+    frozen parameter than scattered neurons do.
 
     Args:
-        share: share of the watched layers to freeze, in [0, 1]; or a function of the number of steps so far
-            (1 at the first one) that returns it, such as :class:`FreezeOut`. A convolution and the BatchNorm
-            behind it are two layers.
+        share: share of the watched layers to freeze, in [0, 1]; or a function of the number of
+            steps so far (1 at the first one) that returns it, such as :class:`FreezeOut`. A
+            convolution and the BatchNorm behind it are two layers.
     """
 
     observes = False
@@ -185,7 +202,9 @@ class Prefix:
         Raises:
             ConfigError: if the schedule returns a share outside [0, 1].
         """
-        share = _share(f"share: the schedule at step {self._steps + 1}", self._share(self._steps + 1))
+        share = _share(
+            f"share: the schedule at step {self._steps + 1}", self._share(self._steps + 1)
+        )
         self._steps += 1
         # 0.29 * 100 is a little less than 29 in binary.
         count = int(share * len(layers) + 1e-9)
@@ -206,27 +225,30 @@ class Prefix:
 class Budget:
     """A fixed number of parameters learns: those of the neurons with most velocity per parameter.
 
-    The neurons of all layers stand in one line, the fastest per parameter first; they learn until the next
-    one would not fit. So no neuron that learns is slower per parameter than one that is frozen.
+    The neurons of all layers stand in one line, the fastest per parameter first; they learn until
+    the next one would not fit. So no neuron that learns is slower per parameter than one that is
+    frozen.
 
     Args:
-        budget: parameters that may learn (a whole number), or their share of all parameters of watched
-            layers (a float in [0, 1]). The layers that are left alone learn besides.
+        budget: parameters that may learn (a whole number), or their share of all parameters of
+            watched layers (a float in [0, 1]). The layers that are left alone learn besides.
         mu: weight of the last velocity; see :class:`Velocity`.
         formula: which velocity; see :class:`Velocity`.
 
     Raises:
         ConfigError: for a negative budget, or a share above 1.
 
-    Source: Quélennec, Tartaglione, Mozharovskyi, Nguyen, "Towards on-device learning on the edge: ways to
-    select neurons to update under a budget constraint", WACV workshops 2024,
+    Source: Quélennec, Tartaglione, Mozharovskyi, Nguyen, "Towards on-device learning on the edge:
+    ways to select neurons to update under a budget constraint", WACV workshops 2024,
     https://arxiv.org/abs/2312.05282.
     """
 
     observes = True
 
     def __init__(self, budget: int | float, mu: float = 0.5, formula: Formula = "paper") -> None:
-        if isinstance(budget, bool) or not (budget >= 0 and (isinstance(budget, int) or budget <= 1)):
+        if isinstance(budget, bool) or not (
+            budget >= 0 and (isinstance(budget, int) or budget <= 1)
+        ):
             raise ConfigError(
                 f"budget: must be a number of parameters (int) or a share in [0, 1] (float), not {budget!r}"
             )

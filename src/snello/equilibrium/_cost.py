@@ -37,7 +37,9 @@ class UpdateCost:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """What is left of the plain step: three counts, two times and a memory, each 1 with nothing frozen."""
+        """What is left of the plain step: three counts, two times and a memory, each 1 with nothing
+        frozen.
+        """
         return {
             "backward FLOPs, paper's convention": self.status.flops / self.status.dense_flops,
             "backward FLOPs executed": self.flops.backward / self.dense_flops.backward,

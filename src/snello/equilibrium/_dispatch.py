@@ -1,9 +1,9 @@
 """Slice or not: which of two equal ways to a weight gradient is the faster one here.
 
-Computing the active rows alone saves part of one product, and costs a gather and, in a convolution, a second
-call. Whether that pays depends on the shape, the layout, the share of frozen rows, the machine and the library
-below: on one x86 thread the whole backward of a layer went down to 0.5 or up to 1.6. So it is measured, on the
-tensors of the run, at the first backward that needs to know.
+Computing the active rows alone saves part of one product, and costs a gather and, in a convolution,
+a second call. Whether that pays depends on the shape, the layout, the share of frozen rows, the
+machine and the library below: on one x86 thread the whole backward of a layer went down to 0.5 or
+up to 1.6. So it is measured, on the tensors of the run, at the first backward that needs to know.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Decision:
 
     Attributes:
         sliced: whether the active rows are computed alone.
-        dense_ms: time of the whole backward of the layer, in milliseconds; None if it was not measured.
-        sliced_ms: the same with the active rows computed alone.
+        dense_ms: time of the whole backward of the layer, in milliseconds; None if it was not
+        measured. sliced_ms: the same with the active rows computed alone.
     """
 
     sliced: bool
@@ -90,9 +90,10 @@ class Dispatch:
     """Decides, per kind of work, whether slicing pays, and remembers it for the run.
 
     Args:
-        mode: "measured" times both ways once per kind of work. "fixed" follows a rule made from measurements
-            on one machine: two runs with the same seed then round alike, which measured decisions cannot
-            promise. While ``torch.are_deterministic_algorithms_enabled()``, the rule is used in either mode.
+        mode: "measured" times both ways once per kind of work. "fixed" follows a rule made from
+            measurements on one machine: two runs with the same seed then round alike, which
+            measured decisions cannot promise. While
+            ``torch.are_deterministic_algorithms_enabled()``, the rule is used in either mode.
     """
 
     def __init__(self, mode: DispatchMode = "measured") -> None:

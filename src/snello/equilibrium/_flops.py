@@ -29,8 +29,8 @@ class ForwardUse:
 
     Attributes:
         called: names of the layers that are called as modules, in order of their first call.
-        macs: layer name -> multiply-accumulates per sample; also of the layers whose weights are used by
-            another module, as torchvision's shifted window attention does.
+        macs: layer name -> multiply-accumulates per sample; also of the layers whose weights are
+            used by another module, as torchvision's shifted window attention does.
     """
 
     called: tuple[str, ...]
@@ -40,9 +40,10 @@ class ForwardUse:
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     """Which layers the probe calls, in which order, and what they compute.
 
-    A normalisation layer counts 2 per output entry, as is the custom; products of activations (attention)
-    belong to no neuron and are not counted. The input projection of a ``MultiheadAttention``, which is no
-    layer, counts under the name ``in_proj`` beside its ``out_proj``.
+    A normalisation layer counts 2 per output entry, as is the custom; products of activations
+    (attention) belong to no neuron and are not counted. The input projection of a
+    ``MultiheadAttention``, which is no layer, counts under the name ``in_proj`` beside its
+    ``out_proj``.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
@@ -64,7 +65,15 @@ class _WeightUses(TorchFunctionMode):
     """Sees every product of an input with a layer's weight, whoever asks for it."""
 
     PRODUCTS = frozenset(
-        (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+        (
+            F.linear,
+            F.conv1d,
+            F.conv2d,
+            F.conv3d,
+            F.conv_transpose1d,
+            F.conv_transpose2d,
+            F.conv_transpose3d,
+        )
     )
 
     def __init__(self, layers: Mapping[str, nn.Module], use: Callable[[str, int], None]) -> None:
@@ -84,7 +93,10 @@ class _WeightUses(TorchFunctionMode):
     def _attention(self, args: Any) -> None:
         (query, key, value, width), (name, _) = args[:4], self._owners[id(args[11])]
         self._use(name, query.numel() * width)
-        self._use(name.replace("out_proj", "in_proj"), (query.numel() + key.numel() + value.numel()) * width)
+        self._use(
+            name.replace("out_proj", "in_proj"),
+            (query.numel() + key.numel() + value.numel()) * width,
+        )
 
 
 def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -100,9 +112,9 @@ def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:
     """Backward FLOPs per sample as in the tables of the NEq paper.
 
-    Twice the forward MACs of each layer times its share of updated neurons. This is one of the two products
-    of a backward pass, and freezing skips only the weight gradient: the true saving is about half of it.
-    See :func:`step_flops`.
+    Twice the forward MACs of each layer times its share of updated neurons. This is one of the two
+    products of a backward pass, and freezing skips only the weight gradient: the true saving is
+    about half of it. See :func:`step_flops`.
 
     Args:
         macs: layer name -> forward MACs per sample.
@@ -131,7 +143,8 @@ class BackwardFlops:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs that one forward and backward pass execute in matrix products and convolutions (2 per MAC).
+    """FLOPs that one forward and backward pass execute in matrix products and convolutions (2 per
+    MAC).
 
     Attributes:
         forward: FLOPs of the forward pass.
@@ -161,15 +174,16 @@ def step_flops(
 ) -> StepFlops:
     """Count the FLOPs of a real forward and backward pass, with whatever is frozen now.
 
-    torch's counter reads them off the operations that are executed. A layer that has not yet measured whether
-    to compute its active rows alone follows the fixed rule here; after one training step on such a batch it
-    does what it does in training. The model runs in its present mode; its gradients, buffers and the random
-    generators are put back.
+    torch's counter reads them off the operations that are executed. A layer that has not yet
+    measured whether to compute its active rows alone follows the fixed rule here; after one
+    training step on such a batch it does what it does in training. The model runs in its present
+    mode; its gradients, buffers and the random generators are put back.
 
     Args:
         model: the model to run.
         inputs: one batch.
-        loss_fn: the loss of the model's output; by default the sum of all its floating-point tensors.
+        loss_fn: the loss of the model's output; by default the sum of all its floating-point
+            tensors.
 
     Returns:
         The three parts, for the whole batch.
@@ -183,7 +197,9 @@ def step_flops(
             loss = loss_of(model, as_inputs(inputs), loss_fn)
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = _counted(loss, parameters)
-        weighted = {id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)}
+        weighted = {
+            id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)
+        }
         others = [p for p in parameters if id(p) not in weighted]
         with input_gradients_only():
             to_inputs = _counted(loss, [*edges, *others])
@@ -203,20 +219,25 @@ def backward_flops(
 def loss_of(
     model: nn.Module, args: tuple[Tensor, ...], loss_fn: Callable[[Any], Tensor] | None = None
 ) -> Tensor:
-    """The loss of the model's output; without a loss function the sum of its floating-point tensors.
+    """The loss of the model's output; without a loss function the sum of its floating-point
+    tensors.
 
     Raises:
         ModelError: if it requires no gradient.
     """
     loss = (loss_fn or _summed)(model(*args))
     if not loss.requires_grad:
-        raise ModelError(f"the loss of {type(model).__name__} requires no gradient: nothing to measure")
+        raise ModelError(
+            f"the loss of {type(model).__name__} requires no gradient: nothing to measure"
+        )
     return loss
 
 
 @contextmanager
 def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[None]:
-    """Collect where the gradient of each layer's output arrives, also if an activation then overwrites it."""
+    """Collect where the gradient of each layer's output arrives, also if an activation then
+    overwrites it.
+    """
 
     def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
@@ -241,13 +262,17 @@ def _counted(loss: Tensor, targets: list[Any]) -> int:
 def _summed(output: Any) -> Tensor:
     tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     if not tensors:
-        raise ConfigError("loss_fn: the model's output holds no floating-point tensor; give a loss function")
+        raise ConfigError(
+            "loss_fn: the model's output holds no floating-point tensor; give a loss function"
+        )
     return torch.stack([t.sum() for t in tensors]).sum()
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Gradients, buffers and random generators are afterwards as they were; gradients start empty."""
+    """Gradients, buffers and random generators are afterwards as they were; gradients start
+    empty.
+    """
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -31,7 +31,10 @@ class Freezer:
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], optimizers: Optimizers, dispatch: Dispatch | None = None
+        self,
+        layers: Mapping[str, nn.Module],
+        optimizers: Optimizers,
+        dispatch: Dispatch | None = None,
     ) -> None:
         self.layers, self.dispatch = dict(layers), dispatch or Dispatch()
         self.optimizers = self._checked(optimizers)
@@ -57,7 +60,8 @@ class Freezer:
         """Impose masks; a layer without one is free.
 
         Raises:
-            ConfigError: for an unknown layer, or a mask that is not boolean of shape ``(neurons,)``.
+            ConfigError: for an unknown layer, or a mask that is not boolean of shape
+                ``(neurons,)``.
         """
         for name, mask in frozen.items():
             self._check(name, mask)
@@ -76,7 +80,9 @@ class Freezer:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """The plain layers for a while, as if nothing were frozen; the optimizer goes on holding the rows."""
+        """The plain layers for a while, as if nothing were frozen; the optimizer goes on holding
+        the rows.
+        """
         self._detach()
         try:
             yield
@@ -101,7 +107,9 @@ class Freezer:
 
     def _check(self, name: str, mask: Tensor) -> None:
         if name not in self.layers:
-            raise ConfigError(f"mask {name!r}: no such watched layer; they are: {', '.join(self.layers)}")
+            raise ConfigError(
+                f"mask {name!r}: no such watched layer; they are: {', '.join(self.layers)}"
+            )
         count = neuron_count(self.layers[name])
         if mask.dtype is not torch.bool or mask.shape != (count,):
             raise ConfigError(

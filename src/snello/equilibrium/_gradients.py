@@ -1,7 +1,8 @@
-"""The gradients of a convolution or a Linear layer whose weight gradient may be computed for some rows alone.
+"""The gradients of a convolution or a Linear layer whose weight gradient may be computed for some
+rows alone.
 
-Both ways, all rows or the active ones, give the same gradients in the active rows; frozen rows that are computed
-nevertheless are masked by whoever attached the layer.
+Both ways, all rows or the active ones, give the same gradients in the active rows; frozen rows that
+are computed nevertheless are masked by whoever attached the layer.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def input_gradients_only() -> Iterator[None]:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the channels are the innermost dimension in memory, and there is more than one position."""
+    """Whether the channels are the innermost dimension in memory, and there is more than one
+    position.
+    """
     return tensor.stride(1) == 1 and tensor.shape[2:].numel() > 1
 
 
@@ -53,8 +56,8 @@ def _channels(tensor: Tensor, index: Tensor) -> Tensor:
     """Some channels, dimension 1, in the layout of the whole."""
     if not is_channels_last(tensor):
         return tensor.index_select(1, index)
-    # The matrix of positions and channels, a view: gathering its columns is several times faster on a CPU
-    # than index_select on four dimensions, which also leaves the layout.
+    # The matrix of positions and channels, a view: gathering its columns is several times faster on
+    # a CPU than index_select on four dimensions, which also leaves the layout.
     last = tensor.movedim(1, -1)
     part = last.reshape(-1, last.shape[-1]).index_select(1, index)
     return part.view(*last.shape[:-1], len(index)).movedim(-1, 1)
@@ -74,7 +77,8 @@ class ConvRows(torch.autograd.Function):
         dispatch: Dispatch,
         work: Work,
     ) -> Tensor:
-        # Without an active row the weight arrives detached, and the input need not survive the forward.
+        # Without an active row the weight arrives detached, and the input need not survive the
+        # forward.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows, ctx.geometry, ctx.like = rows, geometry, (x.shape, x.stride())
         ctx.dispatch, ctx.work = dispatch, work
@@ -94,7 +98,9 @@ class ConvRows(torch.autograd.Function):
             return _conv_backward(grad, x, weight, ctx.geometry, wanted)
 
         def sliced() -> Gradients:
-            to_input, _, _ = _conv_backward(grad, x, weight, ctx.geometry, [wanted[0], False, False])
+            to_input, _, _ = _conv_backward(
+                grad, x, weight, ctx.geometry, [wanted[0], False, False]
+            )
             return to_input, *_conv_rows(grad, x, weight, ctx.geometry, ctx.rows, wanted)
 
         found = dense() if not wanted[1] else _faster(ctx, dense, sliced)
@@ -117,7 +123,9 @@ def _conv_backward(
     if not any(wanted):
         return None, None, None
     biases = [weight.shape[1] * geometry.groups if geometry.transposed else weight.shape[0]]
-    found: Gradients = torch.ops.aten.convolution_backward(grad, x, weight, biases, *geometry, wanted)
+    found: Gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, biases, *geometry, wanted
+    )
     return found
 
 
@@ -128,7 +136,8 @@ def _conv_rows(
     axis = 1 if geometry.transposed else 0
     index = rows.active
     if geometry.groups > 1:
-        # Whole groups are computed: those with an active row. The frozen rows among them are masked later.
+        # Whole groups are computed: those with an active row. The frozen rows among them are masked
+        # later.
         index, inputs, groups = _active_groups(index, weight.shape[0], x.shape[1], geometry.groups)
         x, geometry = _channels(x, inputs), geometry._replace(groups=groups)
     # Only the shape of the weight matters here, so that a view of its first rows will do.
@@ -137,8 +146,12 @@ def _conv_rows(
     return _scattered(part, bias, weight, index, axis)
 
 
-def _active_groups(active: Tensor, outputs: int, inputs: int, groups: int) -> tuple[Tensor, Tensor, int]:
-    """Output channels and input channels of the groups with an active neuron, and how many groups those are."""
+def _active_groups(
+    active: Tensor, outputs: int, inputs: int, groups: int
+) -> tuple[Tensor, Tensor, int]:
+    """Output channels and input channels of the groups with an active neuron, and how many groups
+    those are.
+    """
     per_out, per_in = outputs // groups, inputs // groups
     alive: Tensor = torch.unique(active // per_out)
 
@@ -164,7 +177,13 @@ class LinearRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, dispatch: Dispatch, work: Work
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Rows,
+        dispatch: Dispatch,
+        work: Work,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.rows, ctx.dispatch, ctx.work = rows, dispatch, work
@@ -181,7 +200,9 @@ class LinearRows(torch.autograd.Function):
         flat, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
 
         def products(part: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            return part.t().mm(inputs) if needs_weight else None, part.sum(0) if needs_bias else None
+            return part.t().mm(inputs) if needs_weight else None, part.sum(
+                0
+            ) if needs_bias else None
 
         def sliced() -> Gradients:
             active = ctx.rows.active

@@ -46,7 +46,9 @@ class HeldRows:
 
 @dataclass(frozen=True, eq=False)
 class _Aside:
-    """Values set aside before a step: the rows that may move, and each tensor with the values to put back."""
+    """Values set aside before a step: the rows that may move, and each tensor with the values to
+    put back.
+    """
 
     stepping: list[HeldRows]
     values: list[tuple[HeldRows, Tensor, Tensor]]
@@ -59,10 +61,10 @@ _NESTED = 4
 class RowHold:
     """Keeps rows of parameters bit-identical through every step of every optimizer.
 
-    Before a step the frozen rows, and their rows of optimizer state of the same shape, are set aside; after
-    it they are put back, and the momentum of the frozen rows is erased. So neither weight decay, nor
-    momentum, nor a gradient that came by another way than the layer can move them. It knows the parameters
-    only, never the model.
+    Before a step the frozen rows, and their rows of optimizer state of the same shape, are set
+    aside; after it they are put back, and the momentum of the frozen rows is erased. So neither
+    weight decay, nor momentum, nor a gradient that came by another way than the layer can move
+    them. It knows the parameters only, never the model.
 
     Args:
         optimizers: those that are known to train the parameters. Others are met when they step.
@@ -103,8 +105,8 @@ class RowHold:
             return
         self._held = [held.local() for held in self._held]  # the model may have moved
         own = {id(parameter) for parameter in parameters_of(optimizer)}
-        # An optimizer passes over a parameter without a gradient, so that nothing has to be set aside; but a
-        # closure computes gradients within the step.
+        # An optimizer passes over a parameter without a gradient, so that nothing has to be set
+        # aside; but a closure computes gradients within the step.
         stepping = [
             held
             for held in self._held
@@ -138,9 +140,13 @@ def _erase_momentum(optimizer: Optimizer, held: HeldRows) -> None:
 
 
 def _row_state(optimizer: Optimizer, parameter: Tensor, *, erased: bool) -> list[Tensor]:
-    """Optimizer state with one entry per entry of the parameter: what is erased, or what is kept."""
+    """Optimizer state with one entry per entry of the parameter: what is erased, or what is
+    kept.
+    """
     return [
         state
         for key, state in optimizer.state.get(parameter, {}).items()
-        if isinstance(state, Tensor) and state.shape == parameter.shape and (key in MOMENTUM) is erased
+        if isinstance(state, Tensor)
+        and state.shape == parameter.shape
+        and (key in MOMENTUM) is erased
     ]

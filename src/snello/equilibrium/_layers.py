@@ -31,7 +31,8 @@ def monitored_layers(
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers whose neurons are watched and may be frozen, and those that are not.
 
-    Watched are Linear, convolutions, BatchNorm and LayerNorm with an affine transform; never the head.
+    Watched are Linear, convolutions, BatchNorm and LayerNorm with an affine transform; never the
+    head.
 
     Args:
         model: any module.
@@ -42,12 +43,14 @@ def monitored_layers(
         Layers by name, and for every other layer with neurons the reason why it always updates.
 
     Raises:
-        ConfigError: for an excluded name that no layer has, an unknown kind, when no layer is left, or when
-            neurons of the model are frozen already.
+        ConfigError: for an excluded name that no layer has, an unknown kind, when no layer is left,
+            or when neurons of the model are frozen already.
     """
     wanted = _wanted(kinds)
     candidates = neuron_layers(model)
-    if held := [name for name, module in candidates.items() if hasattr(type(module), "_snello_plain")]:
+    if held := [
+        name for name, module in candidates.items() if hasattr(type(module), "_snello_plain")
+    ]:
         raise ConfigError(
             f"NEq: neurons of layer {held[0]!r} are frozen by another NEq or SelectiveUpdate; call its remove() "
             "first: two of them would undo each other"
@@ -79,9 +82,13 @@ def _wanted(kinds: Iterable[str] | None) -> tuple[type[nn.Module], ...]:
     """The classes of the kinds to watch."""
     named = [*KINDS] if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     if unknown := [kind for kind in named if kind not in KINDS]:
-        raise ConfigError(f"kinds: {unknown[0]!r} is none of the kinds of layers: {', '.join(KINDS)}")
+        raise ConfigError(
+            f"kinds: {unknown[0]!r} is none of the kinds of layers: {', '.join(KINDS)}"
+        )
     if not named:
-        raise ConfigError(f"kinds: names no kind of layer; give some of {', '.join(KINDS)}, or None for all")
+        raise ConfigError(
+            f"kinds: names no kind of layer; give some of {', '.join(KINDS)}, or None for all"
+        )
     return tuple(layer for kind in named for layer in KINDS[kind])
 
 
@@ -111,7 +118,9 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
 
 
 def _runs_as_documented(module: nn.Module) -> bool:
-    """Whether the layer's forward is torch's: what replaces it, or reads its channels, relies on that."""
+    """Whether the layer's forward is torch's: what replaces it, or reads its channels, relies on
+    that.
+    """
     base = next(kind for kind in _AS_DOCUMENTED if isinstance(module, kind))
     methods = ("forward", "_conv_forward") if isinstance(module, CONVOLUTIONS) else ("forward",)
     same = all(getattr(type(module), method) is getattr(base, method) for method in methods)

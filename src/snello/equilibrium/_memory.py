@@ -18,10 +18,11 @@ class StepMemory:
     """Memory of one forward and backward pass.
 
     Attributes:
-        saved_bytes: bytes that autograd keeps alive between the two passes, beside parameters, buffers and
-            the inputs themselves: the saved activations at their peak, each storage once.
-        peak_bytes: most that the device had allocated at once during both passes, beyond what it had before;
-            gradients included. None on a device that does not count (the CPU).
+        saved_bytes: bytes that autograd keeps alive between the two passes, beside parameters,
+            buffers and the inputs themselves: the saved activations at their peak, each storage
+                once.
+        peak_bytes: most that the device had allocated at once during both passes, beyond what it
+            had before; gradients included. None on a device that does not count (the CPU).
     """
 
     saved_bytes: int
@@ -35,13 +36,14 @@ def step_memory(
 ) -> StepMemory:
     """Measure the memory of a forward and a backward pass, with whatever is frozen now.
 
-    A layer without an active neuron saves no input; one with some saves it whole. The model runs in its
-    present mode; its gradients, buffers and the random generators are put back.
+    A layer without an active neuron saves no input; one with some saves it whole. The model runs in
+    its present mode; its gradients, buffers and the random generators are put back.
 
     Args:
         model: the model to run.
         inputs: one batch.
-        loss_fn: the loss of the model's output; by default the sum of all its floating-point tensors.
+        loss_fn: the loss of the model's output; by default the sum of all its floating-point
+            tensors.
 
     Raises:
         ModelError: if nothing in the output requires a gradient.

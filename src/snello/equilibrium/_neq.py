@@ -26,33 +26,37 @@ from snello.wrappers import unwrapped, wrappers_of
 class SelectiveUpdate:
     """Freezes, step by step, the neurons that a selection names.
 
-    A *step* of it is whatever lies between two calls of :meth:`step`: an epoch, or any number of iterations.
+    A *step* of it is whatever lies between two calls of :meth:`step`: an epoch, or any number of
+    iterations.
 
-    Frozen neurons keep their weights bit for bit, through momentum and weight decay; they still work in the
-    forward pass, and BatchNorm statistics still move. The masks stay in force until :meth:`remove`.
+    Frozen neurons keep their weights bit for bit, through momentum and weight decay; they still
+    work in the forward pass, and BatchNorm statistics still move. The masks stay in force until
+    :meth:`remove`.
 
-    In a distributed training every process calls :meth:`step`: each runs the probe, so that each could go on
-    from its own state, but the first rank's similarities and masks are everybody's. What the other ranks
-    measure is not used, and their probe need not even hold the same samples.
+    In a distributed training every process calls :meth:`step`: each runs the probe, so that each
+    could go on from its own state, but the first rank's similarities and masks are everybody's.
+    What the other ranks measure is not used, and their probe need not even hold the same samples.
 
     Args:
-        model: the model in training. Its parameters are never replaced. ``DataParallel``, ``torch.compile``
-            and ``DistributedDataParallel`` are looked through; the last must have been built with
-            ``find_unused_parameters=True``.
-        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet.
-            Every trained parameter of the watched layers must be in one of them. Frozen rows are held
-            through the steps of any optimizer, also of one that is made later.
-        probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors, the same for
-            the whole training. The outputs of all watched layers on it are kept in memory.
+        model: the model in training. Its parameters are never replaced. ``DataParallel``,
+            ``torch.compile`` and ``DistributedDataParallel`` are looked through; the last must have
+            been built with ``find_unused_parameters=True``.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none
+            yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
+            are held through the steps of any optimizer, also of one that is made later.
+        probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors,
+            the same for the whole training. The outputs of all watched layers on it are kept in
+            memory.
         selection: the rule that names the frozen neurons.
         warmup: number of first steps in which every neuron learns, at least 1.
         exclude: names of layers that always learn. The head always does.
-        kinds: kinds of layers to watch, some of "conv" (transposed ones too), "batchnorm", "layernorm" and
-            "linear"; None for all. The others always learn.
+        kinds: kinds of layers to watch, some of "conv" (transposed ones too), "batchnorm",
+            "layernorm" and "linear"; None for all. The others always learn.
         positions: keep so many spatial positions of every probe output instead of all; see
             :func:`snello.equilibrium.sketch` for the memory it saves and the error it makes.
-        dispatch: "measured" times, once per shape, whether computing the active rows alone is faster than
-            masking the dense gradient; "fixed" decides by a rule, so that two runs round alike.
+        dispatch: "measured" times, once per shape, whether computing the active rows alone is
+            faster than masking the dense gradient; "fixed" decides by a rule, so that two runs
+            round alike.
 
     Attributes:
         model: the model, unwrapped.
@@ -61,8 +65,8 @@ class SelectiveUpdate:
         left_alone: layer name -> why its neurons always learn.
 
     Raises:
-        ConfigError: for an impossible option, sharded parameters, an optimizer of another model, and
-            optimizers that leave out a trained parameter of a watched layer.
+        ConfigError: for an impossible option, sharded parameters, an optimizer of another model,
+            and optimizers that leave out a trained parameter of a watched layer.
         ModelError: if the model does not run on the probe.
     """
 
@@ -80,7 +84,9 @@ class SelectiveUpdate:
         dispatch: DispatchMode = "measured",
     ) -> None:
         if warmup < 1:
-            raise ConfigError(f"warmup: must be at least 1, not {warmup}; nothing is known before one step")
+            raise ConfigError(
+                f"warmup: must be at least 1, not {warmup}; nothing is known before one step"
+            )
         if dispatch not in get_args(DispatchMode):
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
@@ -106,14 +112,17 @@ class SelectiveUpdate:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen now."""
+        """Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen
+        now.
+        """
         return self.freezer.frozen
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
         """Impose masks until the next :meth:`step`.
 
         Args:
-            frozen: layer name -> boolean tensor of shape ``(neurons,)``; layers without one are free.
+            frozen: layer name -> boolean tensor of shape ``(neurons,)``; layers without one are
+                free.
 
         Raises:
             ConfigError: for an unknown layer or a mask of another shape or dtype.
@@ -121,7 +130,8 @@ class SelectiveUpdate:
         self.freezer.apply(frozen)
 
     def step(self) -> EquilibriumStep:
-        """Call once an epoch, or every so many iterations: decides which neurons learn until the next call.
+        """Call once an epoch, or every so many iterations: decides which neurons learn until the
+        next call.
 
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
@@ -148,8 +158,8 @@ class SelectiveUpdate:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the coming masks depend on, as tensors and primitives.
 
-        It holds the probe outputs of the last step, and so is as large as the probe's activations, or as
-        their sketch.
+        It holds the probe outputs of the last step, and so is as large as the probe's activations,
+        or as their sketch.
         """
         return {
             "step": self._step,
@@ -170,7 +180,8 @@ class SelectiveUpdate:
         self.freezer.apply(state["frozen"])
         self._step = int(state["step"])
         self._reference = {
-            name: outputs.to(self._reference[name], copy=True) for name, outputs in state["reference"].items()
+            name: outputs.to(self._reference[name], copy=True)
+            for name, outputs in state["reference"].items()
         }
 
     def remove(self) -> None:
@@ -203,14 +214,18 @@ class SelectiveUpdate:
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if missing := {"step", "frozen", "reference", "positions", "selection"} - set(state):
-            raise ConfigError(f"state_dict: lacks {', '.join(sorted(missing))}; it is no state of NEq")
+            raise ConfigError(
+                f"state_dict: lacks {', '.join(sorted(missing))}; it is no state of NEq"
+            )
         if other := set(state["frozen"]) ^ set(self._layers):
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"
             )
         kept, own = state["positions"], self._probe.positions
         if kept != own:
-            raise ConfigError(f"state_dict: its probe keeps {kept or 'all'} positions, not {own or 'all'}")
+            raise ConfigError(
+                f"state_dict: its probe keeps {kept or 'all'} positions, not {own or 'all'}"
+            )
         _check_reference(state["reference"], self._reference)
 
 
@@ -253,10 +268,10 @@ class NEq(SelectiveUpdate):
 
     Args:
         model: the model in training.
-        optimizer: the optimizer that trains it, a list of several, or None; see :class:`SelectiveUpdate`.
-        probe: a few training inputs under evaluation transforms; the paper's ResNet-32 uses 50.
-        eps: bound on the velocity below which a neuron is at equilibrium.
-        mu: weight of the last velocity.
+        optimizer: the optimizer that trains it, a list of several, or None; see
+        :class:`SelectiveUpdate`. probe: a few training inputs under evaluation transforms; the
+        paper's ResNet-32 uses 50. eps: bound on the velocity below which a neuron is at
+        equilibrium. mu: weight of the last velocity.
         formula: "paper" or "released"; see :class:`Velocity`.
         warmup: number of first steps in which every neuron learns, at least 1.
         exclude: names of layers that always learn.
@@ -264,8 +279,8 @@ class NEq(SelectiveUpdate):
         positions: spatial positions of the probe outputs to keep; see :class:`SelectiveUpdate`.
         dispatch: "measured" or "fixed"; see :class:`SelectiveUpdate`.
 
-    Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in deep
-    models", NeurIPS 2022.
+    Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium
+    in deep models", NeurIPS 2022.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class Probe:
     Args:
         model: the model; its mode, BatchNorm statistics and the random generators stay as they are.
         inputs: one input tensor, or the tuple of the model's positional arguments.
-        positions: number of spatial positions of every output to keep, see :func:`sketch`; None for all.
+        positions: number of spatial positions of every output to keep, see :func:`sketch`; None for
+            all.
 
     Raises:
         ConfigError: for an empty probe, or fewer than one position.
@@ -34,7 +35,9 @@ class Probe:
         self.model, self.positions = model, positions
         self._called, self.inputs = positional(model, inputs)
         if positions is not None and positions < 1:
-            raise ConfigError(f"positions: must be at least 1, not {positions}; None keeps all of them")
+            raise ConfigError(
+                f"positions: must be at least 1, not {positions}; None keeps all of them"
+            )
         if not self.inputs or self.inputs[0].dim() == 0 or not len(self.inputs[0]):
             raise ConfigError("probe: needs at least one sample; give a batch of training inputs")
 
@@ -47,9 +50,10 @@ class Probe:
         """Outputs of the layers, before any activation, of one forward in evaluation mode.
 
         Returns:
-            Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer follow each
-            other along the samples, filled up with zeros where one has fewer positions (a cosine does not
-            see them). A layer that the forward never calls as a module is missing.
+            Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer
+            follow each other along the samples, filled up with zeros where one has fewer positions
+            (a cosine does not see them). A layer that the forward never calls as a module is
+            missing.
         """
         found: dict[str, list[Tensor]] = {}
 
@@ -113,8 +117,8 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 def by_channel(module: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as ``(samples, channels, positions)``.
 
-    Linear and LayerNorm have their channels last, ``(B, *positions, F)``; convolutions and BatchNorm second,
-    ``(B, C, *positions)``. Without positions there is exactly one.
+    Linear and LayerNorm have their channels last, ``(B, *positions, F)``; convolutions and
+    BatchNorm second, ``(B, C, *positions)``. Without positions there is exactly one.
     """
     if isinstance(module, (nn.Linear, nn.LayerNorm)):
         own = 1 if isinstance(module, nn.Linear) else len(module.normalized_shape)
@@ -131,8 +135,8 @@ def by_channel(module: nn.Module, output: Tensor) -> Tensor:
 def similarity(now: Tensor, before: Tensor) -> Tensor:
     r"""How alike a layer's neurons answered: :math:`\varphi` of the paper.
 
-    Per sample and channel the cosine over positions, then the mean over samples. Two silent answers (all
-    zeros) are alike (1); a silent and a speaking one are not (0).
+    Per sample and channel the cosine over positions, then the mean over samples. Two silent answers
+    (all zeros) are alike (1); a silent and a speaking one are not (0).
 
     Args:
         now: outputs, shape ``(samples, channels, positions)``.
@@ -150,7 +154,8 @@ def similarity(now: Tensor, before: Tensor) -> Tensor:
 
 def _unit(outputs: Tensor) -> Tensor:
     """Each channel scaled to length one; a silent one stays zero."""
-    # Scaling by the largest entry first keeps the squares of very small or large outputs representable.
+    # Scaling by the largest entry first keeps the squares of very small or large outputs
+    # representable.
     peak = outputs.abs().amax(dim=2, keepdim=True)
     scaled = outputs / torch.where(peak == 0, 1, peak)
     length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)

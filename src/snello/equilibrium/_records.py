@@ -13,8 +13,8 @@ class EquilibriumStep:
         step: number of calls of ``step()`` so far; epochs, if it is called once an epoch.
         updated: layer name -> share of its neurons that go on learning, in [0, 1].
         total: the same over all watched neurons.
-        flops: backward FLOPs per sample until the next step in the paper's convention (weight gradients
-            only; see ``step_flops`` for what is really executed).
+        flops: backward FLOPs per sample until the next step in the paper's convention (weight
+            gradients only; see ``step_flops`` for what is really executed).
         dense_flops: the same with nothing frozen.
     """
 

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The neurons of one layer, divided into frozen and active ones; index tensors made once per mask.
+    """The neurons of one layer, divided into frozen and active ones; index tensors made once per
+    mask.
 
     Attributes:
         frozen: indices of the frozen neurons.
@@ -39,11 +40,17 @@ class Rows:
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        return self if self.frozen.device == device else Rows(self.frozen.to(device), self.active.to(device))
+        return (
+            self
+            if self.frozen.device == device
+            else Rows(self.frozen.to(device), self.active.to(device))
+        )
 
 
 def neuron_axis(layer: nn.Module) -> int | None:
-    """On which dimension of the weight the neurons lie; None where every entry is one (LayerNorm)."""
+    """On which dimension of the weight the neurons lie; None where every entry is one
+    (LayerNorm).
+    """
     if isinstance(layer, nn.LayerNorm):
         return None
     return 1 if isinstance(layer, _ConvTransposeNd) else 0

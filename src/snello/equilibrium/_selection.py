@@ -44,8 +44,8 @@ class Selection(Protocol):
             similarities: layer name -> phi of shape ``(neurons,)``; empty unless the rule observes.
 
         Returns:
-            Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen. A layer
-            without a mask learns.
+            Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen. A
+            layer without a mask learns.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,16 +66,17 @@ class Velocity:
         \text{released:}\quad v^t &= \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}
 
     Before the first step a neuron is like itself and at rest: :math:`\varphi = 1`,
-    :math:`\Delta\varphi = v = 0`. The two disagree: the released formula is the smoothed *second* difference
-    of phi, so that a neuron whose similarity grows steadily is at equilibrium there, and not in the paper.
+    :math:`\Delta\varphi = v = 0`. The two disagree: the released formula is the smoothed *second*
+    difference of phi, so that a neuron whose similarity grows steadily is at equilibrium there, and
+    not in the paper.
 
     Args:
         eps: the bound on the velocity; 0 freezes nothing.
         mu: the weight of the last velocity, in [0, 1).
         formula: "paper", the equation as published; or "released", what the authors' code computes.
 
-    Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in deep
-    models", NeurIPS 2022, section 3, and the code at https://github.com/EIDOSLAB/NEq.
+    Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium
+    in deep models", NeurIPS 2022, section 3, and the code at https://github.com/EIDOSLAB/NEq.
     """
 
     observes = True
@@ -86,7 +87,9 @@ class Velocity:
         if not 0 <= mu < 1:
             raise ConfigError(f"mu: must be in [0, 1), not {mu}; the paper uses 0.5")
         if formula not in get_args(Formula):
-            raise ConfigError(f"formula: must be one of {', '.join(get_args(Formula))}, not {formula!r}")
+            raise ConfigError(
+                f"formula: must be one of {', '.join(get_args(Formula))}, not {formula!r}"
+            )
         self.eps, self.mu, self.formula = eps, mu, formula
         self._phi: dict[str, Tensor] = {}
         self._change: dict[str, Tensor] = {}
@@ -94,7 +97,9 @@ class Velocity:
 
     @property
     def phi(self) -> dict[str, Tensor]:
-        """Layer name -> the last similarities, shape ``(neurons,)``; empty before the first step."""
+        """Layer name -> the last similarities, shape ``(neurons,)``; empty before the first
+        step.
+        """
         return copied(self._phi)
 
     @property

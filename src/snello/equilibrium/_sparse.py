@@ -1,19 +1,19 @@
 """A backward pass that computes the weight gradient of the active rows only.
 
 A layer with frozen neurons changes its class to a subclass with another ``forward``, as
-``torch.nn.utils.parametrize`` does: its parameters stay the very same objects, and ``isinstance`` still
-holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, for frozen neurons belong to the
-optimizer that holds them, and the copy has none.
+``torch.nn.utils.parametrize`` does: its parameters stay the very same objects, and ``isinstance``
+still holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, for frozen
+neurons belong to the optimizer that holds them, and the copy has none.
 
 Three ways, by what is frozen:
 
-- all neurons: the layer runs with detached parameters. Nothing is computed for them, a convolution keeps no
-  input, and where nothing below learns the backward ends.
+- all neurons: the layer runs with detached parameters. Nothing is computed for them, a convolution
+  keeps no input, and where nothing below learns the backward ends.
 - some, and slicing pays (see ``_dispatch.py``): only the active rows are computed.
 - some, and it does not: the plain layer, whose gradient is then masked.
 
-Freezing output neurons saves weight gradients only. The gradient of the input is always the dense one, for
-the layers below need it whole.
+Freezing output neurons saves weight gradients only. The gradient of the input is always the dense
+one, for the layers below need it whole.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ _attached: WeakKeyDictionary[nn.Module, _Attached] = WeakKeyDictionary()
 
 def _operand_dtype(x: Tensor) -> torch.dtype:
     """What autocast makes of an operand; a custom function would keep the wide one."""
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
+    if (
+        torch.is_autocast_enabled(x.device.type)
+        and x.is_floating_point()
+        and x.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
@@ -83,7 +87,8 @@ def _eager(forward: Forward) -> Forward:
 
     @wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not as a decorator: that imports the whole compiler, seconds for everybody who compiles nothing.
+        # Not as a decorator: that imports the whole compiler, seconds for everybody who compiles
+        # nothing.
         if torch.compiler.is_compiling():
             outside = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
             return outside(self, *args, **kwargs)
@@ -114,7 +119,9 @@ def _linear_forward(self: Any, x: Tensor) -> Any:
         return self._snello_plain.forward(self, x)
     dtype = _operand_dtype(x)
     bias = None if self.bias is None else self.bias.to(dtype)
-    return LinearRows.apply(x.to(dtype), self.weight.to(dtype), bias, attached.rows, attached.dispatch, work)
+    return LinearRows.apply(
+        x.to(dtype), self.weight.to(dtype), bias, attached.rows, attached.dispatch, work
+    )
 
 
 @_eager
@@ -134,19 +141,20 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     batched = x.to(dtype) if x.dim() == weight.dim() else x.to(dtype).unsqueeze(0)
     padded, geometry = _geometry(self, batched, *args, **kwargs)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    output: Tensor = ConvRows.apply(padded, weight, bias, attached.rows, geometry, attached.dispatch, work)
+    output: Tensor = ConvRows.apply(
+        padded, weight, bias, attached.rows, geometry, attached.dispatch, work
+    )
     return output if x.dim() == weight.dim() else output.squeeze(0)
 
 
 def _in_force(layer: Any) -> _Attached | None:
-    """What is attached to a layer, with the rows where the layer is now; None where the plain layer has to do.
+    """What is attached to a layer, with the rows where the layer is now; None where the plain layer
+    has to do.
 
     That is without gradients, and in a replica, as DataParallel makes them.
     """
     if torch._C._are_functorch_transforms_active():
-        return (
-            None  # torch.func differentiates with parameters of its own, and frozen rows are held by the step
-        )
+        return None  # torch.func differentiates with parameters of its own, and frozen rows are held by the step
     attached = _attached.get(layer) if torch.is_grad_enabled() else None
     if attached is not None:
         attached.rows = attached.rows.to(layer.weight.device)
@@ -160,8 +168,12 @@ def _layout(layer: Any, x: Tensor) -> bool:
     )
 
 
-def _geometry(module: Any, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, Geometry]:
-    """The input, padded here where the kernel cannot, and everything else that the kernel has to know."""
+def _geometry(
+    module: Any, x: Tensor, output_size: list[int] | None = None
+) -> tuple[Tensor, Geometry]:
+    """The input, padded here where the kernel cannot, and everything else that the kernel has to
+    know.
+    """
     transposed = isinstance(module, _ConvTransposeNd)
     if transposed:
         dims = len(module.kernel_size)
@@ -173,7 +185,12 @@ def _geometry(module: Any, x: Tensor, output_size: list[int] | None = None) -> t
         x, padding = _padded(module, x)
         extra = [0] * len(padding)
     return x, Geometry(
-        tuple(module.stride), tuple(padding), tuple(module.dilation), transposed, tuple(extra), module.groups
+        tuple(module.stride),
+        tuple(padding),
+        tuple(module.dilation),
+        transposed,
+        tuple(extra),
+        module.groups,
     )
 
 
@@ -190,7 +207,9 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
 
 @_eager
 def _other_forward(self: Any, *args: Any) -> Any:
-    """For layers that are more than a product, or none at all, as normalisations: all frozen, or plain."""
+    """For layers that are more than a product, or none at all, as normalisations: all frozen, or
+    plain.
+    """
     attached = _in_force(self)
     if attached is None or not attached.rows.all_frozen:
         return self._snello_plain.forward(self, *args)
@@ -235,12 +254,12 @@ def _sparse_class(plain: Any) -> Any:
 def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
     """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
 
-    Whatever reaches ``.grad`` in the frozen rows, by the layer or by another way (a penalty on the weights),
-    is set to zero there as soon as it is accumulated.
+    Whatever reaches ``.grad`` in the frozen rows, by the layer or by another way (a penalty on the
+    weights), is set to zero there as soon as it is accumulated.
 
     Args:
-        module: a Linear, convolution, transposed convolution without groups, BatchNorm or LayerNorm.
-        frozen: boolean, shape ``(neurons,)``.
+        module: a Linear, convolution, transposed convolution without groups, BatchNorm or
+        LayerNorm. frozen: boolean, shape ``(neurons,)``.
         dispatch: decides whether slicing pays.
         owner: kept alive as long as the rows are frozen; it must not refer to the module.
     """
@@ -263,7 +282,9 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
     @torch.no_grad()
     def erase(parameter: Tensor) -> None:
-        if parameter.grad is not None:  # an optimizer that steps in the backward may have used it up
+        if (
+            parameter.grad is not None
+        ):  # an optimizer that steps in the backward may have used it up
             by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
 
     return erase

@@ -149,8 +149,8 @@ def time_step(
 ) -> StepTiming:
     """Time forward, backward and optimizer step, dense and sparse in turn, with what is frozen now.
 
-    The dense optimizer step is that of a plain optimizer with the same state. Weights, optimizer state,
-    gradients, BatchNorm statistics and random generators are put back.
+    The dense optimizer step is that of a plain optimizer with the same state. Weights, optimizer
+    state, gradients, BatchNorm statistics and random generators are put back.
 
     Args:
         neq: the frozen model.
@@ -247,10 +247,17 @@ def _as_if_dense(neq: SelectiveUpdate) -> Iterator[None]:
 
 @contextmanager
 def _put_back(optimizers: Sequence[Optimizer]) -> Iterator[Callable[[], None]]:
-    """Parameters and state of optimizers are afterwards as they were; yields what resets the parameters."""
-    parameters = [(p, p.detach().clone()) for optimizer in optimizers for p in parameters_of(optimizer)]
+    """Parameters and state of optimizers are afterwards as they were; yields what resets the
+    parameters.
+    """
+    parameters = [
+        (p, p.detach().clone()) for optimizer in optimizers for p in parameters_of(optimizer)
+    ]
     states = [
-        {p: {key: _copy(value) for key, value in state.items()} for p, state in optimizer.state.items()}
+        {
+            p: {key: _copy(value) for key, value in state.items()}
+            for p, state in optimizer.state.items()
+        }
         for optimizer in optimizers
     ]
 

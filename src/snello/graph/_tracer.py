@@ -42,7 +42,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
-        # A BatchNorm of one's own mostly calls the functional form, which tracing freezes in one mode.
+        # A BatchNorm of one's own mostly calls the functional form, which tracing freezes in one
+        # mode.
         own = own or is_batchnorm(m)
         return own or super().is_leaf_module(m, module_qualified_name)
 

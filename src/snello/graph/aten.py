@@ -1,4 +1,6 @@
-"""Operations of exported graphs, in the words of torch.fx: functions, methods and operators of torch."""
+"""Operations of exported graphs, in the words of torch.fx: functions, methods and operators of
+torch.
+"""
 
 from __future__ import annotations
 

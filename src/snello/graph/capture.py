@@ -143,7 +143,9 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 Traced = tuple[fx.GraphModule, dict[str, Any]]
 
 
-def _traced(model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any]) -> Traced:
+def _traced(
+    model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any]
+) -> Traced:
     """The graph module, and the arguments that are constant in it."""
     defaults = {} if arguments is None else left_out(model, arguments)
     constants = {**known, **selecting({**defaults, **(arguments or {})})}

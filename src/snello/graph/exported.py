@@ -1,8 +1,9 @@
 """Capture by torch.export: the operations that a model runs, whatever Python decides between them.
 
-Layers of torch stay one call each, under their own names; parameters that are used by themselves are
-attributes. The graph takes the tensors among the inputs, flat, and returns those among the outputs, flat. It
-shows what the model computes, but it cannot take its place: Python's own decisions are gone from it.
+Layers of torch stay one call each, under their own names; parameters that are used by themselves
+are attributes. The graph takes the tensors among the inputs, flat, and returns those among the
+outputs, flat. It shows what the model computes, but it cannot take its place: Python's own
+decisions are gone from it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Suppress the words of torch.export: attributes that a forward assigns, whole graphs that failed."""
+    """Suppress the words of torch.export: attributes that a forward assigns, whole graphs that
+    failed.
+    """
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -53,14 +56,17 @@ def translated(
         program: of the model.
         model: its layers are shared.
         inputs: those that it was exported with.
-        in_words_of_fx: whether to write operations as functions and methods of torch, which rules know.
+        in_words_of_fx: whether to write operations as functions and methods of torch, which rules
+            know.
 
     Returns:
         The graph module, and the value of each placeholder.
     """
     graph = _Translation(program, model, in_words_of_fx).graph()
     root = copy.copy(model)
-    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    constants = {
+        name: value for name, value in program.constants.items() if isinstance(value, Tensor)
+    }
     names = {_own_name(model, name): value for name, value in constants.items()}
     root._buffers = {**model._buffers, **{n: v for n, v in names.items() if not _held(model, n)}}
     module = fx.GraphModule(root, graph)
@@ -96,8 +102,11 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     def free(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        # The batch; of indices also their number. A free resolution can take minutes to reason about.
-        return dict.fromkeys(range(min(leaf.dim(), 1) if leaf.is_floating_point() else leaf.dim()), Dim.AUTO)
+        # The batch; of indices also their number. A free resolution can take minutes to reason
+        # about.
+        return dict.fromkeys(
+            range(min(leaf.dim(), 1) if leaf.is_floating_point() else leaf.dim()), Dim.AUTO
+        )
 
     shapes = {"args": pytree.tree_map(free, tuple(args)), "kwargs": pytree.tree_map(free, kwargs)}
     shapes = {name: value for name, value in shapes.items() if value}
@@ -108,7 +117,9 @@ def _program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 
 def _own_name(model: nn.Module, name: str) -> str:
-    """Name in the model of a tensor of the program; a new one for a constant that the forward writes."""
+    """Name in the model of a tensor of the program; a new one for a constant that the forward
+    writes.
+    """
     own = name.removeprefix(_PREFIX)
     return own if _held(model, own) else f"_tensor_constant_{own.replace('.', '_')}"
 
@@ -150,7 +161,9 @@ class _Translation:
         signature = program.graph_signature
         lifted = signature.inputs_to_lifted_tensor_constants
         tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **lifted}
-        self.tensors: Mapping[str, str] = {n: _own_name(model, target) for n, target in tensors.items()}
+        self.tensors: Mapping[str, str] = {
+            n: _own_name(model, target) for n, target in tensors.items()
+        }
         self.nodes = list(program.graph.nodes)
         self.new = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
@@ -176,7 +189,9 @@ class _Translation:
             self.new.output(fx.map_arg(node.args[0], self._value))
         else:
             kind, target, args, kwargs = (
-                aten.written(node) if self.in_words_of_fx else (node.op, node.target, node.args, node.kwargs)
+                aten.written(node)
+                if self.in_words_of_fx
+                else (node.op, node.target, node.args, node.kwargs)
             )
             args, kwargs = fx.map_arg(args, self._value), fx.map_arg(kwargs, self._value)
             created = self.new.create_node(kind, target, args, kwargs, node.name)

@@ -22,8 +22,8 @@ class Graph:
         tied: names of the modules that have a parameter which also lives elsewhere.
         constants: arguments of the forward that the graph ignores -> the value that it was captured
             with.
-        runnable: whether the graph module can take the model's place: it has the model's signature and
-            outputs, and follows its mode. Else it shows what the model computes.
+        runnable: whether the graph module can take the model's place: it has the model's signature
+            and outputs, and follows its mode. Else it shows what the model computes.
     """
 
     module: fx.GraphModule
@@ -42,7 +42,9 @@ class Graph:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def owner(self, node: fx.Node) -> str:
-        """Name of the innermost module whose forward has the operation; empty for the model itself."""
+        """Name of the innermost module whose forward has the operation; empty for the model
+        itself.
+        """
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return str(stack[-1][0]) if stack else ""
 

@@ -87,7 +87,8 @@ class Positional(nn.Module):
 
     Args:
         model: the model.
-        inputs: arguments of the structure to rebuild; other values than tensors are taken from here.
+        inputs: arguments of the structure to rebuild; other values than tensors are taken from
+            here.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:

@@ -23,13 +23,17 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
     Returns:
         The tensors among the outputs.
     """
-    copies = pytree.tree_map_only(Tensor, torch.clone, dict(arguments))  # a graph may write on its inputs
+    copies = pytree.tree_map_only(
+        Tensor, torch.clone, dict(arguments)
+    )  # a graph may write on its inputs
     with evaluation(module), same_numbers():
         return tensors_of(_Shapes(module, copies).run())
 
 
 class ByName(fx.Interpreter):
-    """Runs a graph on arguments by the name of their placeholder; those left out have their default."""
+    """Runs a graph on arguments by the name of their placeholder; those left out have their
+    default.
+    """
 
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
         super().__init__(module)

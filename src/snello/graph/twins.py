@@ -24,7 +24,9 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 @contextmanager
 def same_numbers() -> Iterator[None]:
-    """Draw the same random numbers each time, without gradients; the generator is left as it was."""
+    """Draw the same random numbers each time, without gradients; the generator is left as it
+    was.
+    """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

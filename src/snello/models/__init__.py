@@ -1,9 +1,9 @@
-"""The reference networks of the papers, those of torchvision, timm and transformers by name, and your own by
-``"package.module:factory"``.
+"""The reference networks of the papers, those of torchvision, timm and transformers by name, and
+your own by ``"package.module:factory"``.
 
-A model is described by its name and its arguments, never by pickled code: a :class:`ModelSpec` goes into a
-recipe or a checkpoint as JSON, :func:`build` makes the network, :func:`load_weights` fills it.
-:func:`build` imports and calls whatever the name says; for a name that comes from a file,
+A model is described by its name and its arguments, never by pickled code: a :class:`ModelSpec` goes
+into a recipe or a checkpoint as JSON, :func:`build` makes the network, :func:`load_weights` fills
+it. :func:`build` imports and calls whatever the name says; for a name that comes from a file,
 :func:`build_untrusted` refuses what is neither known nor named by you.
 
 >>> from snello.models import ModelSpec, available, build
@@ -16,11 +16,11 @@ recipe or a checkpoint as JSON, :func:`build` makes the network, :func:`load_wei
 >>> ModelSpec.from_dict(spec.to_dict()) == spec
 True
 
-Sources: LeNet-300-100, LeCun et al., "Gradient-based learning applied to document recognition", 1998;
-LeNet-5, the variant of Caffe's MNIST example that the pruning papers count; ResNet-20/32/44/56/110, He et al.,
-"Deep residual learning for image recognition", 2016, https://arxiv.org/abs/1512.03385, section 4.2, shortcuts
-of option A; VGG-16 and AlexNet for CIFAR, the variants that have the published sizes: see
-:class:`CifarVGG16` and :class:`CifarAlexNet`.
+Sources: LeNet-300-100, LeCun et al., "Gradient-based learning applied to document recognition",
+1998; LeNet-5, the variant of Caffe's MNIST example that the pruning papers count;
+ResNet-20/32/44/56/110, He et al., "Deep residual learning for image recognition", 2016,
+https://arxiv.org/abs/1512.03385, section 4.2, shortcuts of option A; VGG-16 and AlexNet for CIFAR,
+the variants that have the published sizes: see :class:`CifarVGG16` and :class:`CifarAlexNet`.
 """
 
 from snello.models._alexnet import CifarAlexNet as CifarAlexNet

@@ -8,13 +8,14 @@ from snello.models._initialise import lecun
 
 
 class CifarAlexNet(nn.Module):
-    """AlexNet with 3×3 kernels for small images, without biases: 23 631 552 parameters for 100 classes.
+    """AlexNet with 3×3 kernels for small images, without biases: 23 631 552 parameters for 100
+    classes.
 
-    Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, in the form that
-    CIFAR implementations share: the first two kernels shrink to 3×3, the first stride to 2, three poolings leave
-    2×2 positions, and two hidden layers of 4096 follow. The pruning papers publish its size only, 94.53 MB in
-    float32: that is this network without biases (94.526 MB). With them, as it is usually written, it has
-    23 640 996 parameters or 94.56 MB.
+    Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, in
+    the form that CIFAR implementations share: the first two kernels shrink to 3×3, the first stride
+    to 2, three poolings leave 2×2 positions, and two hidden layers of 4096 follow. The pruning
+    papers publish its size only, 94.53 MB in float32: that is this network without biases (94.526
+    MB). With them, as it is usually written, it has 23 640 996 parameters or 94.56 MB.
 
     Args:
         classes: number of outputs.
@@ -23,7 +24,8 @@ class CifarAlexNet(nn.Module):
         bias: whether convolutions and linear layers have biases.
 
     Shape:
-        Input ``(B, in_channels, H, W)`` of at least 16×16 pixels, 32×32 in the papers; output ``(B, classes)``.
+        Input ``(B, in_channels, H, W)`` of at least 16×16 pixels, 32×32 in the papers; output
+        ``(B, classes)``.
     """
 
     def __init__(

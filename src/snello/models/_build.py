@@ -37,9 +37,10 @@ class ModelSpec:
     """A network as data: what a recipe says and what a checkpoint records.
 
     Attributes:
-        name: one of :func:`available`, a torchvision name, ``"timm:NAME"``, ``"transformers:CLASS"``, or
-            ``"package.module:factory"``.
-        arguments: keyword arguments of the factory; plain values, so that they can be written as JSON.
+        name: one of :func:`available`, a torchvision name, ``"timm:NAME"``,
+            ``"transformers:CLASS"``, or ``"package.module:factory"``.
+        arguments: keyword arguments of the factory; plain values, so that they can be written as
+            JSON.
     """
 
     name: str
@@ -57,7 +58,9 @@ class ModelSpec:
             ModelError: for a record with other keys or other types.
         """
         if unknown := sorted(set(record) - {"name", "arguments"}):
-            raise ModelError(f"a model record has the keys 'name' and 'arguments', got also {unknown[0]!r}")
+            raise ModelError(
+                f"a model record has the keys 'name' and 'arguments', got also {unknown[0]!r}"
+            )
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ModelError(
@@ -75,18 +78,18 @@ def build(name_or_spec: str | ModelSpec, /, **arguments: Any) -> nn.Module:
     """Make a network, randomly initialised unless the arguments say otherwise.
 
     Args:
-        name_or_spec: one of :func:`available`; a registered name of torchvision such as ``"resnet18"``;
-            ``"timm:resnet18"``; ``"transformers:ViTForImageClassification"`` with the argument ``config``,
-            a mapping; ``"package.module:factory"`` for your own, which is imported and called; or a
-            :class:`ModelSpec`. For a name from a file that you did not write, see
-            :func:`snello.models.build_untrusted`.
-        arguments: passed to the factory; they override those of the spec. torchvision's networks get
-            ``weights=None`` (and ``weights_backbone=None``) and timm's ``pretrained=False`` unless given,
-            so that nothing is downloaded.
+        name_or_spec: one of :func:`available`; a registered name of torchvision such as
+            ``"resnet18"``; ``"timm:resnet18"``; ``"transformers:ViTForImageClassification"`` with
+            the argument ``config``, a mapping; ``"package.module:factory"`` for your own, which is
+            imported and called; or a :class:`ModelSpec`. For a name from a file that you did not
+            write, see :func:`snello.models.build_untrusted`.
+        arguments: passed to the factory; they override those of the spec. torchvision's networks
+            get ``weights=None`` (and ``weights_backbone=None``) and timm's ``pretrained=False``
+            unless given, so that nothing is downloaded.
 
     Raises:
-        ModelError: for an unknown name (with close matches), for arguments that the factory does not take
-            (with its signature), and when the factory fails.
+        ModelError: for an unknown name (with close matches), for arguments that the factory does
+            not take (with its signature), and when the factory fails.
         MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
     """
     spec = ModelSpec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
@@ -101,7 +104,9 @@ def build_with(factory: Factory, name: str, arguments: dict[str, Any]) -> nn.Mod
     """
     model = _call(name, factory, arguments)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model {name!r}: the factory returned a {type(model).__name__}, not an nn.Module")
+        raise ModelError(
+            f"model {name!r}: the factory returned a {type(model).__name__}, not an nn.Module"
+        )
     return model
 
 
@@ -117,7 +122,8 @@ def import_factory(name: str) -> Factory:
 
 
 def find_known(name: str) -> Factory | None:
-    """A network of snello's or a registered model of a library; None for any other ``"module:factory"``.
+    """A network of snello's or a registered model of a library; None for any other
+    ``"module:factory"``.
 
     Raises:
         ModelError: for a name without a colon that neither snello nor torchvision knows.
@@ -149,11 +155,16 @@ def _call(name: str, factory: Factory, arguments: dict[str, Any]) -> Any:
         takes = "" if signature is None else f"; it takes {signature}"
         if "classes" in arguments and name not in _OURS and ":" not in name:
             takes += "; torchvision calls the number of classes 'num_classes'"
-        raise ModelError(f"model {name!r} cannot be built with ({asked}): {error}{takes}") from error
+        raise ModelError(
+            f"model {name!r} cannot be built with ({asked}): {error}{takes}"
+        ) from error
 
 
 def _signature(factory: Factory) -> inspect.Signature | None:
-    for evaluated in (True, False):  # annotations read better evaluated, where their names can be found
+    for evaluated in (
+        True,
+        False,
+    ):  # annotations read better evaluated, where their names can be found
         try:
             signature = inspect.signature(factory, eval_str=evaluated)
             return signature.replace(return_annotation=inspect.Signature.empty)

@@ -6,7 +6,9 @@ from torch import nn
 
 
 def kaiming(module: nn.Module) -> None:
-    """He et al., "Delving deep into rectifiers", 2015: what the published accuracies were trained from."""
+    """He et al., "Delving deep into rectifiers", 2015: what the published accuracies were trained
+    from.
+    """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight)
 
@@ -14,9 +16,9 @@ def kaiming(module: nn.Module) -> None:
 def lecun(module: nn.Module) -> None:
     """LeCun et al., "Efficient BackProp", 1998: variance 1/fan-in, biases zero.
 
-    For a network with dropout and without normalisation: with He's twice as much, SGD at a rate of 0.01 blows up in
-    its first steps and leaves every rectifier dead; with PyTorch's sixth of that, hundreds of steps pass in
-    which nothing is learnt.
+    For a network with dropout and without normalisation: with He's twice as much, SGD at a rate of
+    0.01 blows up in its first steps and leaves every rectifier dead; with PyTorch's sixth of that,
+    hundreds of steps pass in which nothing is learnt.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -10,8 +10,8 @@ from snello.errors import ModelError
 class LeNet300(nn.Module):
     """LeNet-300-100: three linear layers with ReLU between them, on the flattened image.
 
-    LeCun et al., "Gradient-based learning applied to document recognition", 1998. 266 610 parameters with the
-    defaults.
+    LeCun et al., "Gradient-based learning applied to document recognition", 1998. 266 610
+    parameters with the defaults.
 
     Args:
         classes: number of outputs.
@@ -20,12 +20,17 @@ class LeNet300(nn.Module):
         in_features: number of inputs, for what is not a square image; overrides the two above.
 
     Shape:
-        Input ``(B, in_channels, image_size, image_size)`` or anything with as many values per example; output
-        ``(B, classes)``.
+        Input ``(B, in_channels, image_size, image_size)`` or anything with as many values per
+        example; output ``(B, classes)``.
     """
 
     def __init__(
-        self, classes: int = 10, *, in_channels: int = 1, image_size: int = 28, in_features: int | None = None
+        self,
+        classes: int = 10,
+        *,
+        in_channels: int = 1,
+        image_size: int = 28,
+        in_features: int | None = None,
     ) -> None:
         super().__init__()
         inputs = in_channels * image_size**2 if in_features is None else in_features
@@ -43,11 +48,12 @@ class LeNet300(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 in Caffe's variant, 20-50-500-10: the one that the pruning papers count, 431 080 parameters.
+    """LeNet-5 in Caffe's variant, 20-50-500-10: the one that the pruning papers count, 431 080
+    parameters.
 
-    Two unpadded 5×5 convolutions, each followed by 2×2 max pooling, then two linear layers. As in Caffe's
-    ``lenet_train_test.prototxt``, the only ReLU stands between the two linear layers; there is none after the
-    convolutions.
+    Two unpadded 5×5 convolutions, each followed by 2×2 max pooling, then two linear layers. As in
+    Caffe's ``lenet_train_test.prototxt``, the only ReLU stands between the two linear layers; there
+    is none after the convolutions.
 
     Args:
         classes: number of outputs.

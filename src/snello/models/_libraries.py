@@ -1,8 +1,9 @@
-"""Models of other libraries by name: looked up in the library's own registry, never by an import path.
+"""Models of other libraries by name: looked up in the library's own registry, never by an import
+path.
 
-A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such as
-``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text behind the colon is a key
-of the registry; it is neither imported nor followed attribute by attribute.
+A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such
+as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text behind the colon is
+a key of the registry; it is neither imported nor followed attribute by attribute.
 """
 
 from __future__ import annotations
@@ -86,25 +87,35 @@ def _timm(name: str) -> Factory | None:
 
 
 def _transformers(name: str) -> Factory | None:
-    transformers = _library(lambda: require("transformers", "huggingface", "a model of transformers"))
+    transformers = _library(
+        lambda: require("transformers", "huggingface", "a model of transformers")
+    )
     if not _CLASS_NAME.fullmatch(name) or name not in transformers.__all__:
         return None
     with installed_packages_only():
         try:
             found = getattr(transformers, name)
-        except (ImportError, AttributeError, RuntimeError) as error:  # it needs a package of its own
+        except (
+            ImportError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # it needs a package of its own
             raise ModelError(f"transformers cannot import {name}: {error}") from error
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     config_class = getattr(found, "config_class", None)
     if not is_model or config_class is None or config_class.model_type.startswith("timm"):
-        return None  # wrappers of timm take names on the hub: timm's own models are named 'timm:...'
+        return (
+            None  # wrappers of timm take names on the hub: timm's own models are named 'timm:...'
+        )
     return partial(_from_config, found)
 
 
 def _from_config(cls: Any, /, *, config: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a transformers model, randomly initialised, from the values of its config."""
     # The name of the checkpoint that a config came from says nothing about the structure.
-    values = {key: value for key, value in (config or {}).items() if not key.endswith("name_or_path")}
+    values = {
+        key: value for key, value in (config or {}).items() if not key.endswith("name_or_path")
+    }
     model: nn.Module = cls(cls.config_class.from_dict(values))
     return model
 
@@ -120,7 +131,8 @@ LIBRARIES: dict[str, Callable[[str], Factory | None]] = {
 
 
 def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
-    """The first argument, at any depth, that would load or download something; None if there is none.
+    """The first argument, at any depth, that would load or download something; None if there is
+    none.
 
     Args:
         library: the part of the model's name before the colon.
@@ -128,7 +140,9 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
     """
     for key, value in _entries(arguments):
         if library == "transformers":
-            if _IMPLEMENTATION.search(key) and any(v not in _OWN_IMPLEMENTATIONS for v in _leaves(value)):
+            if _IMPLEMENTATION.search(key) and any(
+                v not in _OWN_IMPLEMENTATIONS for v in _leaves(value)
+            ):
                 return key
             if _BACKBONE.search(key) and value:
                 return key

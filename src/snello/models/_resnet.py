@@ -12,8 +12,8 @@ from snello.models._initialise import kaiming
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut without parameters (option A).
 
-    Where the block halves the image and doubles the channels, the shortcut takes every second pixel and pads
-    the missing channels with zeros, half of them on either side.
+    Where the block halves the image and doubles the channels, the shortcut takes every second pixel
+    and pads the missing channels with zeros, half of them on either side.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -43,8 +43,9 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet of depth 6n+2 for small images: three stages of n blocks with 16, 32 and 64 channels.
 
-    He et al., "Deep residual learning for image recognition", 2016, https://arxiv.org/abs/1512.03385. The
-    parameters are named as in the public checkpoints (``layer1.0.conv1.weight`` …, ``linear.bias``).
+    He et al., "Deep residual learning for image recognition", 2016,
+    https://arxiv.org/abs/1512.03385. The parameters are named as in the public checkpoints
+    (``layer1.0.conv1.weight`` …, ``linear.bias``).
 
     Args:
         depth: 6n+2 with n ≥ 1: 20, 32, 44, 56, 110 …
@@ -62,7 +63,9 @@ class CifarResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ModelError(f"a CIFAR ResNet has depth 6n+2 (20, 32, 44, 56, 110 …), got depth={depth}")
+            raise ModelError(
+                f"a CIFAR ResNet has depth 6n+2 (20, 32, 44, 56, 110 …), got depth={depth}"
+            )
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()

@@ -25,16 +25,17 @@ def build_untrusted(
     """Make the network that a file names; nothing else of the file's choice is imported or called.
 
     Args:
-        spec: the name and the arguments from the file. Without trust the name is one of :func:`available`,
-            or a registered model of torchvision (``"resnet18"``), timm (``"timm:resnet18"``) or
-            transformers (``"transformers:ViTForImageClassification"``), with arguments that load nothing.
-        trust: names that may be any ``"package.module:factory"``: exactly these are imported and called, with
-            the arguments of the file.
+        spec: the name and the arguments from the file. Without trust the name is one of
+            :func:`available`, or a registered model of torchvision (``"resnet18"``), timm
+            (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
+            with arguments that load nothing.
+        trust: names that may be any ``"package.module:factory"``: exactly these are imported and
+            called, with the arguments of the file.
         where: what the spec was read from, for messages.
 
     Raises:
-        ModelError: if the name is none of these, if the arguments are not plain data or would load a file or
-            download one, or if the model cannot be built.
+        ModelError: if the name is none of these, if the arguments are not plain data or would load
+            a file or download one, or if the model cannot be built.
         ConfigError: if ``trust`` is not a name or several.
         MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
     """
@@ -74,7 +75,8 @@ def names_own_code(name: str) -> bool:
 
 
 def imported_factory(name: str) -> Any:
-    """Return ``"package.module:factory"`` from a module that this process has imported; nothing is imported.
+    """Return ``"package.module:factory"`` from a module that this process has imported; nothing is
+    imported.
 
     Raises:
         ModelError: if the module has no such name, or there is no such module.
@@ -82,7 +84,9 @@ def imported_factory(name: str) -> Any:
     path, _, attribute = name.partition(":")
     if path not in sys.modules:
         if find_spec(path.partition(".")[0]) is None:
-            raise ModelError(f"its model is made by {_shown(name)}, but there is no module {_shown(path)}")
+            raise ModelError(
+                f"its model is made by {_shown(name)}, but there is no module {_shown(path)}"
+            )
         return None
     found: Any = sys.modules[path]
     for part in attribute.split("."):
@@ -144,4 +148,6 @@ def _check_plain(value: Any, depth: int = 0) -> None:
         for inner in value:
             _check_plain(inner, depth + 1)
     elif value is not None and not isinstance(value, (str, int, float, bool)):
-        raise ModelError(f"the arguments of its model hold a {type(value).__name__}, which is no plain data")
+        raise ModelError(
+            f"the arguments of its model hold a {type(value).__name__}, which is no plain data"
+        )

@@ -11,12 +11,14 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 class CifarVGG16(nn.Module):
-    """VGG-16 with BatchNorm and two linear layers of 512 inputs: 14 991 946 parameters, 59.97 MB in float32.
+    """VGG-16 with BatchNorm and two linear layers of 512 inputs: 14 991 946 parameters, 59.97 MB in
+    float32.
 
-    The 13 convolutions of Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
-    recognition", 2015, https://arxiv.org/abs/1409.1556, configuration D, and the head of Zagoruyko, "92.45% on
-    CIFAR-10 in Torch", 2015, http://torch.ch/blog/2015/07/30/cifar.html: one hidden layer of 512, normalised
-    too. Of the variants in use, only this one has the 59.97 MB that the pruning papers publish.
+    The 13 convolutions of Simonyan and Zisserman, "Very deep convolutional networks for large-scale
+    image recognition", 2015, https://arxiv.org/abs/1409.1556, configuration D, and the head of
+    Zagoruyko, "92.45% on CIFAR-10 in Torch", 2015, http://torch.ch/blog/2015/07/30/cifar.html: one
+    hidden layer of 512, normalised too. Of the variants in use, only this one has the 59.97 MB that
+    the pruning papers publish.
 
     Args:
         classes: number of outputs.
@@ -24,7 +26,8 @@ class CifarVGG16(nn.Module):
         dropout: probability of dropping an input of the linear layers.
 
     Shape:
-        Input ``(B, in_channels, H, W)`` of at least 32×32 pixels, 32×32 in the papers; output ``(B, classes)``.
+        Input ``(B, in_channels, H, W)`` of at least 32×32 pixels, 32×32 in the papers; output
+        ``(B, classes)``.
     """
 
     def __init__(self, classes: int = 10, *, in_channels: int = 3, dropout: float = 0.5) -> None:

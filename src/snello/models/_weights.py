@@ -16,11 +16,13 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Fill a model with the weights of a file; either all of them fit, or the model is left as it was.
+    """Fill a model with the weights of a file; either all of them fit, or the model is left as it
+    was.
 
-    The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a ``state_dict``,
-    or a mapping with one under ``"state_dict"``; a ``module.`` before every key (left by ``DataParallel``) is
-    dropped. Counters ``num_batches_tracked`` may be missing, as in files of before 2018.
+    The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a
+    ``state_dict``, or a mapping with one under ``"state_dict"``; a ``module.`` before every key
+    (left by ``DataParallel``) is dropped. Counters ``num_batches_tracked`` may be missing, as in
+    files of before 2018.
 
     Args:
         model: changed in place.
@@ -32,9 +34,9 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         The same model.
 
     Raises:
-        ModelError: for a missing or damaged file, for a name that torchvision does not know or cannot fetch, and
-            for weights of another model: how many keys are missing, unexpected or of another shape, and the
-            first of each.
+        ModelError: for a missing or damaged file, for a name that torchvision does not know or
+            cannot fetch, and for weights of another model: how many keys are missing, unexpected or
+            of another shape, and the first of each.
         MissingExtraError: for torchvision's name while torchvision is not installed.
     """
     own: dict[str, Any] = model.state_dict()
@@ -67,7 +69,9 @@ def _fetch(name: str) -> dict[str, Tensor]:
         ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # URLError, RuntimeError for a wrong hash, a damaged file in the cache …
+    except (
+        Exception
+    ) as error:  # URLError, RuntimeError for a wrong hash, a damaged file in the cache …
         raise ModelError(
             f"the weights {name!r} cannot be fetched from {weights.url}: {_first_line(error)}; download the file "
             "elsewhere and give its path"
@@ -87,10 +91,14 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"{path} holds a {type(content).__name__} without weights, not a state_dict")
+        raise ModelError(
+            f"{path} holds a {type(content).__name__} without weights, not a state_dict"
+        )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{path} holds no state_dict: its entry {key!r} is a {type(value).__name__}")
+            raise ModelError(
+                f"{path} holds no state_dict: its entry {key!r} is a {type(value).__name__}"
+            )
     return dict(content)
 
 

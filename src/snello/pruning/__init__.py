@@ -1,17 +1,17 @@
 """Pruning: what goes, how much, and when.
 
-A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving, prune,
-train on. *When* is decided by PWE, the number of bad epochs to wait on a plateau; *how much* by TWT, how
-much worse the loss may get::
+A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving,
+prune, train on. *When* is decided by PWE, the number of bad epochs to wait on a plateau; *how much*
+by TWT, how much worse the loss may get::
 
     pruner = Pruner(model, optimizer, evaluate=validation_loss, granularity="weight", twt=0.05, pwe=5)
     for epoch in range(epochs):
         train_one_epoch()
         print(pruner.step())        # evaluates; on a plateau restores the best weights and prunes
 
-What was pruned stays exactly zero: it is set to zero again after every step of every optimizer, so that
-momentum and weight decay cannot revive it. Give the pruner all optimizers of the model, in a list if there
-are several: it refuses when one is missing.
+What was pruned stays exactly zero: it is set to zero again after every step of every optimizer, so
+that momentum and weight decay cannot revive it. Give the pruner all optimizers of the model, in a
+list if there are several: it refuses when one is missing.
 
 Each of the three questions has other answers, and they combine::
 
@@ -28,7 +28,8 @@ Each of the three questions has other answers, and they combine::
 
 =============  ==================================================================================================
 what           ``importance``: "l1", "l2", "han", "bn-scale", "random", :func:`taylor`, or the scores of
-               :func:`snello.sensitivity.lobster_scores` and :func:`~snello.sensitivity.serene_scores`
+               :func:`snello.sensitivity.lobster_scores` and
+               :func:`~snello.sensitivity.serene_scores`
 how much       ``amount``: :class:`LossBound` (TWT), :class:`Ratio`, :class:`Budget` of parameters, MACs, latency
 when           ``schedule``: :class:`Plateau` (PWE), :class:`OneShot`, :class:`Cubic`
 =============  ==================================================================================================
@@ -36,8 +37,9 @@ when           ``schedule``: :class:`Plateau` (PWE), :class:`OneShot`, :class:`C
 :func:`import_masks` and :func:`export_masks` exchange masks with ``torch.nn.utils.prune``;
 :func:`pruning_potential` draws the curve of quality against pruned share.
 
-Sources: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS 2015;
-Tartaglione et al. (2021, 2022) for PWE and TWT; the bisection here returns a threshold that was tested.
+Sources: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS
+2015; Tartaglione et al. (2021, 2022) for PWE and TWT; the bisection here returns a threshold that
+was tested.
 """
 
 from ._amount import Amount as Amount

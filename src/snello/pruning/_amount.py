@@ -31,7 +31,9 @@ class Trial(Protocol):
         """A threshold to begin with."""
 
     def loss(self, threshold: float = 0.0) -> float:
-        """The validation loss with everything below the threshold pruned; NaN without an ``evaluate``."""
+        """The validation loss with everything below the threshold pruned; NaN without an
+        ``evaluate``.
+        """
 
     def cost(self, measure: Cost, threshold: float) -> float:
         """What the model costs with everything below the threshold pruned."""
@@ -64,7 +66,9 @@ class LossBound:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.twt) and self.twt >= 0):
-            raise ConfigError(f"twt is how much worse the loss may get: a number >= 0, not {self.twt}")
+            raise ConfigError(
+                f"twt is how much worse the loss may get: a number >= 0, not {self.twt}"
+            )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
         """By bisection; see :func:`search_threshold`."""
@@ -80,7 +84,8 @@ class Ratio:
 
     Attributes:
         share: in [0, 1]. Never more than this; less where ties would have to be broken.
-        of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each time.
+        of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each
+            time.
     """
 
     share: float
@@ -110,8 +115,8 @@ class Budget:
 
     Attributes:
         limit: what the model may cost, in the units of ``cost``.
-        cost: measures a model whose pruned weights are zero: :func:`nonzero_parameters`, :func:`nonzero_macs`,
-            or anything of yours, such as the latency of the simplified model:
+        cost: measures a model whose pruned weights are zero: :func:`nonzero_parameters`,
+            :func:`nonzero_macs`, or anything of yours, such as the latency of the simplified model:
             ``lambda model: snello.measure(snello.simplify(model, x), x).latencies["pytorch"].median_ms``.
     """
 
@@ -121,10 +126,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.limit >= 0:
-            raise ConfigError(f"the limit of a budget is what the model may cost: >= 0, not {self.limit}")
+            raise ConfigError(
+                f"the limit of a budget is what the model may cost: >= 0, not {self.limit}"
+            )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """By bisection over the number of units; the threshold returned was measured to be within the budget.
+        """By bisection over the number of units; the threshold returned was measured to be within
+        the budget.
 
         Raises:
             ConfigError: if the model costs more even with everything pruned.
@@ -159,7 +167,9 @@ def nonzero_parameters(model: nn.Module) -> float:
 
 
 def _below(live: Tensor, taken: int) -> float:
-    """The threshold below which the ``taken`` smallest of the sorted scores lie (fewer where there are ties)."""
+    """The threshold below which the ``taken`` smallest of the sorted scores lie (fewer where there
+    are ties).
+    """
     if taken <= 0 or not len(live):
         return 0.0
     if taken >= len(live):

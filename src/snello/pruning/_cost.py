@@ -15,14 +15,15 @@ from ._amount import Cost
 
 
 def nonzero_macs(example_inputs: Example) -> Cost:
-    """A cost: multiply-accumulates of one sample that involve neither a zero weight nor a dead input channel.
+    """A cost: multiply-accumulates of one sample that involve neither a zero weight nor a dead
+    input channel.
 
-    An input channel counts as dead when it is exactly zero everywhere on the example inputs. Linear and
-    convolution layers count, without biases.
+    An input channel counts as dead when it is exactly zero everywhere on the example inputs. Linear
+    and convolution layers count, without biases.
 
     Args:
-        example_inputs: positional inputs with the batch on dimension 0; two samples or more tell dead channels
-            from those that happen to be zero on one.
+        example_inputs: positional inputs with the batch on dimension 0; two samples or more tell
+            dead channels from those that happen to be zero on one.
     """
     structure = Inputs.of(example_inputs)
     inputs = structure.tensors()
@@ -53,7 +54,9 @@ def _macs(module: nn.Module, x: Tensor, output: Tensor) -> int:
         return int((weight & live).sum()) * (output.numel() // module.out_features)
     live = (x != 0).transpose(0, 1).flatten(1).any(1)
     kernel = [1] * (weight.dim() - 2)
-    if isinstance(module, _ConvTransposeNd):  # (in, out/g, *k): every weight meets every input position
+    if isinstance(
+        module, _ConvTransposeNd
+    ):  # (in, out/g, *k): every weight meets every input position
         return int((weight & live.reshape(-1, 1, *kernel)).sum()) * (x.numel() // x.shape[1])
     groups: int = module.groups  # type: ignore[assignment]
     by_output = live.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)

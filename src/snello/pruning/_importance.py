@@ -23,7 +23,10 @@ def l1(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     """Magnitude: ``|w|`` per weight, the mean of it per neuron."""
     if granularity == "weight":
         return {name: _weight(m).abs() for name, m in weighted_layers(model).items()}
-    return {name: grouped.detach().abs().mean(1) for name, _, grouped in iter_rows(weighted_layers(model))}
+    return {
+        name: grouped.detach().abs().mean(1)
+        for name, _, grouped in iter_rows(weighted_layers(model))
+    }
 
 
 def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
@@ -37,11 +40,11 @@ def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     """Magnitude in units of the layer's spread: a threshold on it is the "quality" of Han et al.
 
-    ``|w| < quality * std(w)``, with the standard deviation of the layer's weights that are not zero. One
-    threshold over all layers then is another one in each.
+    ``|w| < quality * std(w)``, with the standard deviation of the layer's weights that are not
+    zero. One threshold over all layers then is another one in each.
 
-    Source: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS 2015,
-    section 3.
+    Source: Han et al., "Learning both weights and connections for efficient neural networks",
+    NeurIPS 2015, section 3.
     """
     scores = l1(model, granularity)
     for name, module in weighted_layers(model).items():
@@ -55,20 +58,27 @@ def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 def bn_scale(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     """``|gamma|`` of the BatchNorm that reads a neuron alone; layers without one are left alone.
 
-    Source: Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017.
+    Source: Liu et al., "Learning efficient convolutional networks through network slimming", ICCV
+        2017.
 
     Raises:
         ConfigError: for single weights, and for a network without such a BatchNorm.
         ModelError: for a model that torch.fx cannot trace.
     """
     if granularity != "neuron":
-        raise ConfigError("'bn-scale' says what neurons are worth: use it with granularity='neuron'")
+        raise ConfigError(
+            "'bn-scale' says what neurons are worth: use it with granularity='neuron'"
+        )
     graph = capture(model)
     norms = {name: graph.norm_after(name) for name in weighted_layers(model)}
     scales = {n: model.get_submodule(norm).weight for n, norm in norms.items() if norm is not None}
-    found = {name: scale.detach().abs() for name, scale in scales.items() if isinstance(scale, Tensor)}
+    found = {
+        name: scale.detach().abs() for name, scale in scales.items() if isinstance(scale, Tensor)
+    }
     if not found:
-        raise ConfigError(f"'bn-scale' needs a BatchNorm behind a layer; {type(model).__name__} has none")
+        raise ConfigError(
+            f"'bn-scale' needs a BatchNorm behind a layer; {type(model).__name__} has none"
+        )
     return found
 
 
@@ -83,7 +93,8 @@ def random(seed: int = 0) -> Importance:
         generator = torch.Generator().manual_seed(seed)
         like = l1(model, granularity)
         return {
-            n: torch.rand(s.shape, generator=generator, dtype=s.dtype).to(s.device) for n, s in like.items()
+            n: torch.rand(s.shape, generator=generator, dtype=s.dtype).to(s.device)
+            for n, s in like.items()
         }
 
     return scores
@@ -95,12 +106,12 @@ def taylor(
     """First order in the loss: ``|w dL/dw|`` per weight, ``|sum w dL/dw|`` over a neuron's weights.
 
     Args:
-        batches: calibration data, pairs of inputs and targets; gone through once per call, the model in
-            evaluation mode. The magnitudes are averaged over batches.
+        batches: calibration data, pairs of inputs and targets; gone through once per call, the
+            model in evaluation mode. The magnitudes are averaged over batches.
         loss: of outputs and targets; default: cross-entropy.
 
-    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", ICLR
-    2017, eq. 7-8.
+    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference", ICLR 2017, eq. 7-8.
     """
     measure = loss or nn.functional.cross_entropy
 
@@ -108,7 +119,9 @@ def taylor(
         layers, left = plain_layers(weighted_layers(model))
         scores = l1(model, granularity)
         sums = {name: torch.zeros_like(score) for name, score in scores.items() if name not in left}
-        count = sum(_add_taylor(model, layers, sums, batch, measure, granularity) for batch in batches)
+        count = sum(
+            _add_taylor(model, layers, sums, batch, measure, granularity) for batch in batches
+        )
         device = next(iter(sums.values())).device if sums else torch.device("cpu")
         total = float(sum_over_processes(torch.tensor(float(count), device=device)))
         if not total:
@@ -133,7 +146,9 @@ def _add_taylor(
     for (name, module), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
         if gradient is not None:
             product = weight.detach() * gradient
-            sums[name] += (product if granularity == "weight" else rows(module, product).sum(1)).abs()
+            sums[name] += (
+                product if granularity == "weight" else rows(module, product).sum(1)
+            ).abs()
     return 1
 
 
@@ -151,7 +166,9 @@ def importance_of(given: str | Importance) -> Importance:
     if not isinstance(given, str):
         return given
     if given not in IMPORTANCES:
-        raise ConfigError(f"importance is a function or one of {', '.join(IMPORTANCES)}, not {given!r}")
+        raise ConfigError(
+            f"importance is a function or one of {', '.join(IMPORTANCES)}, not {given!r}"
+        )
     return IMPORTANCES[given]
 
 

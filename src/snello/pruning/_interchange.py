@@ -17,9 +17,9 @@ from ._pin import remember, remembered
 def import_masks(model: nn.Module) -> Masks:
     """Take over the masks of ``torch.nn.utils.prune``, and make its parameters plain again.
 
-    ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that the
-    optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model afterwards
-    begins with these masks; without one, :func:`pin` keeps the zeros where they are.
+    ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that
+    the optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model
+    afterwards begins with these masks; without one, :func:`pin` keeps the zeros where they are.
 
     Args:
         model: changed in place, before a pruner is made for it.
@@ -46,8 +46,8 @@ def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """Hand masks over to ``torch.nn.utils.prune``: the inverse of :func:`import_masks`.
 
     Args:
-        model: changed in place: every masked ``weight`` becomes ``weight_orig`` (the same ``Parameter``
-            object) and a buffer ``weight_mask``.
+        model: changed in place: every masked ``weight`` becomes ``weight_orig`` (the same
+            ``Parameter`` object) and a buffer ``weight_mask``.
         masks: such as ``pruner.masks``.
 
     Returns:
@@ -61,7 +61,9 @@ def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
     owners = {name: modules.get(name.rpartition(".")[0]) for name in masks}
     for name, module in owners.items():
         if hasattr(module, f"{name.rpartition('.')[2]}_mask"):
-            raise ConfigError(f"{name} has a mask of torch.nn.utils.prune already: import_masks(model) first")
+            raise ConfigError(
+                f"{name} has a mask of torch.nn.utils.prune already: import_masks(model) first"
+            )
     apply_masks(inner, masks)  # refuses those that do not fit
     for name, mask in masks.items():
         module, key = owners[name], name.rpartition(".")[2]

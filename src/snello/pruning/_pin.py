@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from snello.neurons import Masks, apply_masks, computed, masked_parameters, qualified, weighted_layers
+from snello.neurons import (
+    Masks,
+    apply_masks,
+    computed,
+    masked_parameters,
+    qualified,
+    weighted_layers,
+)
 from snello.optimizers import (
     Optimizers,
     check_trained,
@@ -30,24 +37,26 @@ _remembered: WeakKeyDictionary[nn.Module, Masks] = WeakKeyDictionary()
 def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Masks]) -> Pin:
     """Apply the masks again after every step of any optimizer, and after every ``load_state_dict``.
 
-    Momentum, weight decay and Adam's moments all write to a pruned weight; none of them gets through. A step
-    that a gradient scaler skips changes no weight and needs no pinning. Optimizers that are made later, that
-    replace another or are given more parameters are followed too. A copy of the model keeps the masks that
-    were in force when it was copied; ``unpin(copy)`` lets its weights move.
+    Momentum, weight decay and Adam's moments all write to a pruned weight; none of them gets
+    through. A step that a gradient scaler skips changes no weight and needs no pinning. Optimizers
+    that are made later, that replace another or are given more parameters are followed too. A copy
+    of the model keeps the masks that were in force when it was copied; ``unpin(copy)`` lets its
+    weights move.
 
     Args:
-        model: the model whose parameters the masks name. ``DataParallel``, ``DistributedDataParallel`` and
-            ``torch.compile`` are looked through: the names are those of the model inside.
-        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet. They
-            are checked: every masked parameter that is trained must be in one of them.
+        model: the model whose parameters the masks name. ``DataParallel``,
+            ``DistributedDataParallel`` and ``torch.compile`` are looked through: the names are
+            those of the model inside.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none
+            yet. They are checked: every masked parameter that is trained must be in one of them.
         masks: the masks, or a function that returns the present ones.
 
     Returns:
         The pin; ``pin.remove()`` lets the weights move again.
 
     Raises:
-        ConfigError: for an optimizer of another model or one too few, for masks that do not fit the model, and
-            for a model whose parameters are sharded.
+        ConfigError: for an optimizer of another model or one too few, for masks that do not fit the
+            model, and for a model whose parameters are sharded.
     """
     model = unwrapped(model, "pin")
     present = masks() if callable(masks) else masks
@@ -64,7 +73,9 @@ def _holds_some(optimizers: tuple[Optimizer, ...], parameters: dict[str, nn.Para
 
 
 def unpin(model: nn.Module) -> None:
-    """Let all pruned weights of a model move again: those of a copy that has no pruner of its own, too."""
+    """Let all pruned weights of a model move again: those of a copy that has no pruner of its own,
+    too.
+    """
     for pin in pins_of(unwrapped(model, "unpin")):
         pin.remove()
 
@@ -119,7 +130,11 @@ class Pin:
         if model is None or not masks:
             return
         own = {id(parameter) for parameter in parameters_of(optimizer)}
-        moved = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in own and n in masks]
+        moved = [
+            n
+            for n, p in model.named_parameters(remove_duplicate=False)
+            if id(p) in own and n in masks
+        ]
         if moved:
             self.overwritten = {}
             apply_masks(model, {name: masks[name] for name in moved})
@@ -146,7 +161,8 @@ class Pin:
 
     def _zero_loaded(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
         if bool((parameter.detach()[~mask] != 0).any()):
-            # Until the next step they can be had back: the pruner's own state may be loaded after this.
+            # Until the next step they can be had back: the pruner's own state may be loaded after
+            # this.
             self.overwritten[name] = parameter.detach().clone()
             parameter.masked_fill_(~mask, 0)
 
@@ -186,7 +202,9 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 
 class _Loaded:
-    """The hook of a module: masks what is loaded into it. Copies by pickle, or of a part, do nothing."""
+    """The hook of a module: masks what is loaded into it. Copies by pickle, or of a part, do
+    nothing.
+    """
 
     def __init__(self, pin: Pin | None = None, prefix: str = "") -> None:
         self.pin, self._prefix = pin, prefix
@@ -208,7 +226,9 @@ def remember(model: nn.Module, masks: Masks) -> None:
 
 
 def remembered(model: nn.Module) -> Masks:
-    """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero still."""
+    """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero
+    still.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {
         qualified(prefix, name): mask
@@ -224,10 +244,12 @@ def remembered(model: nn.Module) -> Masks:
 
 
 def zero_masks(model: nn.Module) -> Masks:
-    """Masks that prune what is exactly zero in a model: those of a pruned model whose masks are lost.
+    """Masks that prune what is exactly zero in a model: those of a pruned model whose masks are
+    lost.
 
-    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without any zero weight are left out, as are
-    those whose weights are all zero: they were more likely initialised so, to be trained.
+    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without any zero weight are left
+    out, as are those whose weights are all zero: they were more likely initialised so, to be
+        trained.
 
     Returns:
         Masks of the weights of Linear layers and convolutions.

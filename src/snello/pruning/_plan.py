@@ -65,7 +65,9 @@ class PruningPlan:
         lines = [f"{'layer':{width}}  {self.granularity + 's':>9}  {'pruned':>9}  {'will be':>9}"]
         for row in (*self.layers, total):
             share = row.after / row.units if row.units else 0.0
-            lines.append(f"{row.name:{width}}  {row.units:9}  {row.before:9}  {row.after:9}  {share:7.2%}")
+            lines.append(
+                f"{row.name:{width}}  {row.units:9}  {row.before:9}  {row.after:9}  {share:7.2%}"
+            )
         search = self.search
         facts = [f"threshold {search.threshold:.4g}"]
         if math.isfinite(search.loss):

@@ -10,7 +10,13 @@ from torch import nn
 
 from snello.errors import ConfigError
 from snello.graph import evaluation
-from snello.neurons import LayerFilter, count_parameters, dead_neurons, neuron_count, weighted_layers
+from snello.neurons import (
+    LayerFilter,
+    count_parameters,
+    dead_neurons,
+    neuron_count,
+    weighted_layers,
+)
 from snello.wrappers import copied
 
 from ._amount import Ratio
@@ -26,8 +32,8 @@ class PotentialPoint:
         method: whose curve.
         ratio: the share of units that was asked for.
         pruned: share of all the model's parameters that are exactly zero.
-        dead_neurons: share of the neurons of Linear and convolution layers whose weights are all zero.
-        value: what was measured, such as the accuracy.
+        dead_neurons: share of the neurons of Linear and convolution layers whose weights are all
+        zero. value: what was measured, such as the accuracy.
     """
 
     method: str
@@ -52,14 +58,14 @@ def pruning_potential(
 
     Args:
         model: the trained network; it is not changed.
-        measure: what to plot, such as the accuracy on test data; called in evaluation mode without gradients.
-        importances: a name for each curve -> as in ``Pruner(importance=...)``.
+        measure: what to plot, such as the accuracy on test data; called in evaluation mode without
+        gradients. importances: a name for each curve -> as in ``Pruner(importance=...)``.
         ratios: shares of the weights or neurons to prune, each from the whole network.
         granularity: as for :class:`Pruner`.
         scope: as for :class:`Pruner`.
         exclude: as for :class:`Pruner`.
-        finetune: trains the pruned copy on before it is measured; attach its optimizer to the pruner
-            (``pruner.attach(optimizer)``) so that nothing revives.
+        finetune: trains the pruned copy on before it is measured; attach its optimizer to the
+            pruner (``pruner.attach(optimizer)``) so that nothing revives.
 
     Returns:
         One point for every importance and ratio, in this order.
@@ -88,11 +94,15 @@ def pruning_potential(
 def potential_point(
     model: nn.Module, method: str, ratio: float, measure: Callable[[nn.Module], float]
 ) -> PotentialPoint:
-    """One point of a curve, measured on a model as it is; for curves along a training of your own."""
+    """One point of a curve, measured on a model as it is; for curves along a training of your
+    own.
+    """
     with evaluation(model):
         value = float(measure(model))
     total, nonzero = count_parameters(model)
     layers = weighted_layers(model).values()
     neurons = sum(map(neuron_count, layers))
     dead = sum(int(dead_neurons(layer).sum()) for layer in layers)
-    return PotentialPoint(method, ratio, 1 - nonzero / total, dead / neurons if neurons else math.nan, value)
+    return PotentialPoint(
+        method, ratio, 1 - nonzero / total, dead / neurons if neurons else math.nan, value
+    )

@@ -43,38 +43,41 @@ Scope = Literal["global", "layer"]
 class Pruner:
     """Prune a network: what is worth least goes, as much as is asked, when the schedule says so.
 
-    Without options it is the template of the sensitivity papers: on a plateau of the loss, restore the best
-    weights and prune by magnitude as much as the loss allows.
+    Without options it is the template of the sensitivity papers: on a plateau of the loss, restore
+    the best weights and prune by magnitude as much as the loss allows.
 
-    With several processes (DistributedDataParallel) call it on all of them: losses and costs are averaged, so
-    that all prune alike.
+    With several processes (DistributedDataParallel) call it on all of them: losses and costs are
+    averaged, so that all prune alike.
 
-    What was pruned stays exactly zero through the steps of every optimizer, also of one that is made later,
-    through ``load_state_dict`` of other weights (with a warning) and in copies of the model, until
-    :meth:`remove`. The next pruner of the same model begins with these masks. Copies of the weights that were
-    made before, such as running averages, have to be followed; see :meth:`follow`.
+    What was pruned stays exactly zero through the steps of every optimizer, also of one that is
+    made later, through ``load_state_dict`` of other weights (with a warning) and in copies of the
+    model, until :meth:`remove`. The next pruner of the same model begins with these masks. Copies
+    of the weights that were made before, such as running averages, have to be followed; see
+    :meth:`follow`.
 
     Args:
         model: the model; its parameters are masked in place and never replaced. ``DataParallel``,
             ``DistributedDataParallel`` and ``torch.compile`` are looked through.
-        optimizer: the optimizer that trains it; a list if there are several; None if there is none yet. They
-            are checked: every prunable parameter that is trained must be in one of them. Wrappers with an
-            attribute ``optimizer`` (Accelerate, Lightning) are looked through.
-        evaluate: returns the validation loss of a model; called in evaluation mode without gradients. Only
-            :class:`LossBound` needs it.
-        granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias and the
-            scale and shift of the BatchNorm that reads them alone, so that a pruned neuron is exactly zero.
-        scope: "global" ranks the units of all layers together; "layer" takes the same share of every layer.
-        importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han", "bn-scale", "random",
-            or a function such as :func:`taylor`, :func:`snello.sensitivity.serene_scores` return.
+        optimizer: the optimizer that trains it; a list if there are several; None if there is none
+            yet. They are checked: every prunable parameter that is trained must be in one of them.
+            Wrappers with an attribute ``optimizer`` (Accelerate, Lightning) are looked through.
+        evaluate: returns the validation loss of a model; called in evaluation mode without
+            gradients. Only :class:`LossBound` needs it.
+        granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
+            and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
+            is exactly zero.
+        scope: "global" ranks the units of all layers together; "layer" takes the same share of
+        every layer. importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2",
+            "han", "bn-scale", "random", or a function such as :func:`taylor`,
+            :func:`snello.sensitivity.serene_scores` return.
         amount: how much one step takes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
         schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`.
-        exclude: layers that are never pruned: their names or types, or a function of name and module. The
-            default is the head.
+        exclude: layers that are never pruned: their names or types, or a function of name and
+            module. The default is the head.
         twt: short for ``amount=LossBound(twt)``; 0.05 by default.
         pwe: short for ``schedule=Plateau(pwe, tolerance)``; 5 by default.
-        tolerance: what counts as an improvement on the plateau, as a share of the best loss; 0.01 by default.
-        on_plan: called with the plan before every pruning step; ``print`` shows it.
+        tolerance: what counts as an improvement on the plateau, as a share of the best loss; 0.01
+        by default. on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Attributes:
         masks: what is kept of each parameter with pruned entries.
@@ -82,9 +85,9 @@ class Pruner:
             parametrisations, masks of ``torch.nn.utils.prune``).
 
     Raises:
-        ConfigError: for numbers outside their range, unknown names, and options that exclude each other; for
-            an optimizer of another model, and optimizers that leave out a prunable parameter; for a model
-            whose parameters are sharded, or without a layer to prune.
+        ConfigError: for numbers outside their range, unknown names, and options that exclude each
+            other; for an optimizer of another model, and optimizers that leave out a prunable
+            parameter; for a model whose parameters are sharded, or without a layer to prune.
         ModelError: if neurons are to be pruned in a model that torch.fx cannot trace.
     """
 
@@ -123,7 +126,9 @@ class Pruner:
         self._units = Units.of(model, _prunable(model, exclude), granularity)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
-            raise ConfigError(f"{type(model).__name__} has no layer to prune; left alone: {self.left_alone}")
+            raise ConfigError(
+                f"{type(model).__name__} has no layer to prune; left alone: {self.left_alone}"
+            )
         self._optimizers = self._checked(optimizer)
         self.masks: Masks = {}
         self.finished = False
@@ -143,15 +148,19 @@ class Pruner:
                 "a bound on the loss needs evaluate, a function from the model to its validation loss"
             )
         if isinstance(self.schedule, Cubic) and not isinstance(self.amount, Ratio):
-            raise ConfigError(f"a cubic schedule raises a share: use amount=Ratio(...), not {self.amount}")
+            raise ConfigError(
+                f"a cubic schedule raises a share: use amount=Ratio(...), not {self.amount}"
+            )
 
     # Keeping pruned weights at zero
 
     def attach(self, optimizer: Optimizers) -> None:
-        """Train on with other optimizers than those given first; or pin again what :meth:`remove` let go.
+        """Train on with other optimizers than those given first; or pin again what :meth:`remove`
+        let go.
 
         Raises:
-            ConfigError: for an optimizer of another model, and optimizers that leave out a prunable parameter.
+            ConfigError: for an optimizer of another model, and optimizers that leave out a prunable
+                parameter.
         """
         self._optimizers = self._checked(optimizer)
         apply_masks(self.model, self.masks)
@@ -166,7 +175,9 @@ class Pruner:
     def _checked(self, given: Optimizers) -> tuple[torch.optim.Optimizer, ...]:
         optimizers = optimizers_of(given, "Pruner")
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        check_trained({name: parameters[name] for name in self._units.parameters}, optimizers, "Pruner")
+        check_trained(
+            {name: parameters[name] for name in self._units.parameters}, optimizers, "Pruner"
+        )
         return optimizers
 
     def _pin_now(self) -> None:
@@ -176,8 +187,8 @@ class Pruner:
     def follow(self, model: nn.Module) -> None:
         """Mask another model of the same parameters too, now and after every pruning step.
 
-        For a running average of the weights, ``torch.optim.swa_utils.AveragedModel``: it would otherwise keep
-        a memory of what the pruned weights were. From then on it averages zeros.
+        For a running average of the weights, ``torch.optim.swa_utils.AveragedModel``: it would
+        otherwise keep a memory of what the pruned weights were. From then on it averages zeros.
 
         Raises:
             ConfigError: if the masks do not fit the model.
@@ -199,7 +210,8 @@ class Pruner:
 
     def _set_masks(self, masks: Masks) -> None:
         grown = {
-            name: mask & self.masks[name] if name in self.masks else mask for name, mask in masks.items()
+            name: mask & self.masks[name] if name in self.masks else mask
+            for name, mask in masks.items()
         }
         self.masks = {**self.masks, **grown}
         self._apply()
@@ -213,7 +225,8 @@ class Pruner:
     # Pruning
 
     def step(self, loss: float | None = None) -> PrunerStep:
-        """Once per epoch: prune if the schedule says so; on a plateau, restore the best weights first.
+        """Once per epoch: prune if the schedule says so; on a plateau, restore the best weights
+        first.
 
         Args:
             loss: the validation loss of the model as it is, if it has been measured already.
@@ -237,7 +250,9 @@ class Pruner:
         """What a pruning step would do to the model as it is. Nothing changes."""
         scores = self._units.scores(self.model, self.importance, self.scope)
         search = self.amount.search(ScoredTrial(self, self._units, scores), self.schedule.progress)
-        masks = self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
+        masks = (
+            self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
+        )
         layers = []
         for name, score in scores.items():
             before = int((score == 0).sum())
@@ -248,11 +263,12 @@ class Pruner:
     def prune(self, plan: PruningPlan | None = None) -> ThresholdSearch:
         """One pruning step now. One-shot pruning is this call alone.
 
-        When nothing more could be pruned, or the schedule has come to its end, :attr:`finished` becomes true.
+        When nothing more could be pruned, or the schedule has come to its end, :attr:`finished`
+        becomes true.
 
         Args:
-            plan: take this step. Default: restore the best weights of this stage (if the schedule does) and
-                plan anew.
+            plan: take this step. Default: restore the best weights of this stage (if the schedule
+                does) and plan anew.
         """
         if plan is None:
             if self._best is not None:
@@ -296,7 +312,8 @@ class Pruner:
     # Measuring
 
     def loss(self) -> float:
-        """The validation loss of the model as it is, averaged over the processes; NaN without ``evaluate``.
+        """The validation loss of the model as it is, averaged over the processes; NaN without
+        ``evaluate``.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
@@ -304,7 +321,9 @@ class Pruner:
         return self.measure() if self._evaluate is None else _finite(self.measure())
 
     def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
-        """What ``evaluate`` or another function says of the model as it is, averaged over the processes."""
+        """What ``evaluate`` or another function says of the model as it is, averaged over the
+        processes.
+        """
         function = cost or self._evaluate
         if function is None:
             return math.nan
@@ -359,7 +378,9 @@ def _either(name: str, given: object, **short: object) -> None:
     """An option, or its short form, but not both."""
     both = [key for key, value in short.items() if value is not None]
     if given is not None and both:
-        raise ConfigError(f"{both[0]} is short for an option of {name}: give one of the two, not both")
+        raise ConfigError(
+            f"{both[0]} is short for an option of {name}: give one of the two, not both"
+        )
 
 
 def _prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Module]:

@@ -76,7 +76,9 @@ class OneShot(_Counter):
 
     def __post_init__(self) -> None:
         if self.after < 1:
-            raise ConfigError(f"after counts epochs before the pruning step: at least 1, not {self.after}")
+            raise ConfigError(
+                f"after counts epochs before the pruning step: at least 1, not {self.after}"
+            )
 
     @property
     def reached(self) -> bool:
@@ -96,7 +98,8 @@ class OneShot(_Counter):
 
 @dataclass
 class Cubic(_Counter):
-    r"""Little by little, fast at first: :math:`s_t = s_f (1 - (1 - t / n)^3)`, t epochs after ``begin``.
+    r"""Little by little, fast at first: :math:`s_t = s_f (1 - (1 - t / n)^3)`, t epochs after
+    ``begin``.
 
     Attributes:
         over: epochs :math:`n` until the whole amount is reached.
@@ -104,8 +107,8 @@ class Cubic(_Counter):
         every: epochs between two pruning steps.
         epochs, steps, best, complete: the state.
 
-    Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
-    2017, eq. 1, from a sparsity of zero. The amount must be a share: :class:`Ratio`.
+    Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
+    compression", 2017, eq. 1, from a sparsity of zero. The amount must be a share: :class:`Ratio`.
     """
 
     over: int = 10

@@ -13,8 +13,8 @@ class ThresholdSearch:
     """The outcome of a search.
 
     Attributes:
-        threshold: the largest threshold that was tested and whose loss was within the bound; 0 if none was.
-        loss: the loss that was measured at this threshold.
+        threshold: the largest threshold that was tested and whose loss was within the bound; 0 if
+        none was. loss: the loss that was measured at this threshold.
         bound: what the loss was not to exceed.
         trials: number of thresholds tested.
         cost: what the model costs at this threshold, where a budget asked for it.
@@ -36,12 +36,13 @@ def search_threshold(
     start: float,
     max_trials: int = 24,
 ) -> ThresholdSearch:
-    """The largest threshold T such that pruning every score below T keeps the loss within the bound.
+    """The largest threshold T such that pruning every score below T keeps the loss within the
+    bound.
 
-    The search starts at ``start``, goes on above it if the bound holds there and below it if not, and stops
-    when no score lies between the bracket's ends, when the loss is within 5 % of the allowance under the
-    bound, or when the bracket is narrower than 1e-10. What is returned was tested: the published procedure
-    returns the last midpoint untested and can break its own bound.
+    The search starts at ``start``, goes on above it if the bound holds there and below it if not,
+    and stops when no score lies between the bracket's ends, when the loss is within 5 % of the
+    allowance under the bound, or when the bracket is narrower than 1e-10. What is returned was
+    tested: the published procedure returns the last midpoint untested and can break its own bound.
 
     Args:
         scores: all scores that a threshold decides on, one dimension; zeros are already pruned.

@@ -54,7 +54,9 @@ class ScoredTrial:
         return sum(means) / len(means) if means else 0.0
 
     def loss(self, threshold: float = 0.0) -> float:
-        """The loss with everything below the threshold pruned. NaN is an answer, but not at threshold 0."""
+        """The loss with everything below the threshold pruned. NaN is an answer, but not at
+        threshold 0.
+        """
         return self._at(threshold, self._measurer.measure) if threshold else self._measurer.loss()
 
     def cost(self, measure: Cost, threshold: float) -> float:

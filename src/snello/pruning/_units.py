@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.graph import capture
-from snello.neurons import Masks, computed, dead_neurons, neuron_count, plain_layers, qualified, rows, spread
+from snello.neurons import (
+    Masks,
+    computed,
+    dead_neurons,
+    neuron_count,
+    plain_layers,
+    qualified,
+    rows,
+    spread,
+)
 
 from ._importance import Granularity, Importance
 
@@ -47,25 +56,35 @@ class Units:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Qualified names of the parameters that masks may name -> the layer they are masked for."""
+        """Qualified names of the parameters that masks may name -> the layer they are masked
+        for.
+        """
         found = {qualified(name, "weight"): name for name in self.layers}
         if self.granularity == "neuron":
-            found |= {qualified(name, "bias"): name for name, m in self.layers.items() if m.bias is not None}
             found |= {
-                qualified(norm, key): name for name, norm in self.norms.items() for key in ("weight", "bias")
+                qualified(name, "bias"): name
+                for name, m in self.layers.items()
+                if m.bias is not None
+            }
+            found |= {
+                qualified(norm, key): name
+                for name, norm in self.norms.items()
+                for key in ("weight", "bias")
             }
         return found
 
     def dead(self, name: str) -> Tensor:
-        """Which units of a layer are zero already: boolean, shape of the weight or ``(neurons,)``."""
+        """Which units of a layer are zero already: boolean, shape of the weight or
+        ``(neurons,)``.
+        """
         module = self.layers[name]
         return _weight(module) == 0 if self.granularity == "weight" else dead_neurons(module)
 
     def scores(self, model: nn.Module, importance: Importance, scope: str) -> dict[str, Tensor]:
         """Layer name -> score of each unit: zero for those that are dead, positive for all others.
 
-        With the scope "layer", a score is the rank within its layer as a share of its units, so that one
-        threshold takes the same share of every layer.
+        With the scope "layer", a score is the rank within its layer as a share of its units, so
+        that one threshold takes the same share of every layer.
 
         Raises:
             ConfigError: for importances of another shape, negative or not finite.
@@ -92,7 +111,9 @@ class Units:
                 f"{self.granularity!r} needs {tuple(shape)}"
             )
         if not bool((score >= 0).all()) or not bool(score.isfinite().all()):
-            raise ConfigError(f"importance of layer {name!r}: scores must be finite and not negative")
+            raise ConfigError(
+                f"importance of layer {name!r}: scores must be finite and not negative"
+            )
         return score
 
     def masks(self, scores: dict[str, Tensor], threshold: float) -> Masks:
@@ -103,7 +124,9 @@ class Units:
             if self.granularity == "weight":
                 masks[qualified(name, "weight")] = keep
                 continue
-            masks[qualified(name, "weight")] = spread(module, keep).expand_as(_weight(module)).contiguous()
+            masks[qualified(name, "weight")] = (
+                spread(module, keep).expand_as(_weight(module)).contiguous()
+            )
             if module.bias is not None:
                 masks[qualified(name, "bias")] = keep
             if norm := self.norms.get(name):
@@ -115,7 +138,9 @@ def _ranks(score: Tensor) -> Tensor:
     """Rank of each value as a share of their number, in (0, 1]; ties in order of their place."""
     flat = score.flatten()
     ranks = torch.empty(len(flat), dtype=torch.float64, device="cpu")
-    ranks[flat.cpu().argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64) / len(flat)
+    ranks[flat.cpu().argsort(stable=True)] = torch.arange(
+        1, len(flat) + 1, dtype=torch.float64
+    ) / len(flat)
     # Single precision holds 24 bits: enough for the ranks of 16 million weights, not of more.
     return ranks.reshape(score.shape).to(score.device)
 
@@ -124,7 +149,9 @@ def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, st
     """Layer name -> the affine BatchNorm that alone reads it."""
     graph = capture(model)
     found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
-    return {name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None}
+    return {
+        name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None
+    }
 
 
 def _weight(module: nn.Module) -> Tensor:

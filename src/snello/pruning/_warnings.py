@@ -19,7 +19,8 @@ CHANCE = 1e-3
 
 
 def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None:
-    """Say so when weights of a model are zero and no mask holds them: it was pruned, and the masks are lost.
+    """Say so when weights of a model are zero and no mask holds them: it was pruned, and the masks
+    are lost.
 
     Layers whose weights are all zero were more likely initialised so, and count as trained.
     """
@@ -44,10 +45,11 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None
 
 
 def warn_of_averages(model: nn.Module, followed: Sequence[nn.Module]) -> None:
-    """Say so when there is a running average that looks like one of this model, and is not masked with it.
+    """Say so when there is a running average that looks like one of this model, and is not masked
+    with it.
 
-    Averages are told by their shape: a module around a copy of the model, called ``module``, as torch's
-    AveragedModel and timm's ModelEma have it.
+    Averages are told by their shape: a module around a copy of the model, called ``module``, as
+    torch's AveragedModel and timm's ModelEma have it.
     """
     shapes = _shapes(model)
     for found in gc.get_objects():
@@ -78,7 +80,9 @@ def _averaged(found: object) -> nn.Module | None:
 
 def _zero_alike(model: nn.Module, average: nn.Module) -> bool:
     """Return True if the average is zero wherever the model is."""
-    pairs: list[tuple[Tensor, Tensor]] = list(zip(model.parameters(), average.parameters(), strict=True))
+    pairs: list[tuple[Tensor, Tensor]] = list(
+        zip(model.parameters(), average.parameters(), strict=True)
+    )
     with torch.no_grad():
         return not any(bool((a[w.to(a.device) == 0] != 0).any()) for w, a in pairs)
 

@@ -1,9 +1,9 @@
 """Rate search: the smallest bitstream whose decoded model is still good enough.
 
-A quantisation parameter says how coarse; :func:`search_rate` asks the decoded model how coarse is too coarse. One
-parameter for all weights is found by bisection. Then every tensor gets its own, so that the last byte saves as much
-accuracy wherever it is spent (reverse water-filling): a layer that the output hardly depends on is rounded
-coarsely, and the bytes go where they matter.
+A quantisation parameter says how coarse; :func:`search_rate` asks the decoded model how coarse is
+too coarse. One parameter for all weights is found by bisection. Then every tensor gets its own, so
+that the last byte saves as much accuracy wherever it is spent (reverse water-filling): a layer that
+the output hardly depends on is rounded coarsely, and the bytes go where they matter.
 
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 >>> inputs = torch.randn(256, 16)
@@ -14,13 +14,13 @@ coarsely, and the bytes go where they matter.
 True
 >>> data = snello.compress(found.model.state_dict(), found.settings)        # what to ship
 
-What is returned was decoded and evaluated, never estimated; the trail of everything that was tried comes along.
-Choose on validation data, report on test data.
+What is returned was decoded and evaluated, never estimated; the trail of everything that was tried
+comes along. Choose on validation data, report on test data.
 
-Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988;
-Choi et al., "Towards the limit of network quantization", ICLR 2017, https://arxiv.org/abs/1612.01543; Nagel et al.,
-"Data-free quantization through weight equalization and bias correction", ICCV 2019,
-https://arxiv.org/abs/1906.04721.
+Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE
+Trans. ASSP, 1988; Choi et al., "Towards the limit of network quantization", ICLR 2017,
+https://arxiv.org/abs/1612.01543; Nagel et al., "Data-free quantization through weight equalization
+and bias correction", ICCV 2019, https://arxiv.org/abs/1906.04721.
 """
 
 from ._search import search_rate as search_rate

@@ -1,14 +1,16 @@
-"""What quantisation does to the mean and variance inside a network, undone in biases and BatchNorm statistics.
+"""What quantisation does to the mean and variance inside a network, undone in biases and BatchNorm
+statistics.
 
-The error of a weight moves the mean of its neuron's output; where inputs are not centred, as behind a ReLU, it moves
-it a lot. The shift is measured on calibration inputs, layer after layer, each behind the corrected ones, against
-the model *before* quantisation. It is the difference that is corrected: without quantisation nothing changes, however
-far the calibration inputs are from what the statistics were estimated on.
+The error of a weight moves the mean of its neuron's output; where inputs are not centred, as behind
+a ReLU, it moves it a lot. The shift is measured on calibration inputs, layer after layer, each
+behind the corrected ones, against the model *before* quantisation. It is the difference that is
+corrected: without quantisation nothing changes, however far the calibration inputs are from what
+    the statistics were estimated on.
 
-Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV 2019,
-https://arxiv.org/abs/1906.04721, section 4.2 (here with measured instead of assumed inputs); re-estimation of BatchNorm
-statistics: Sun et al., "Hybrid 8-bit floating point training and inference for deep neural networks", NeurIPS
-2019, section 4.1.
+Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV
+2019, https://arxiv.org/abs/1906.04721, section 4.2 (here with measured instead of assumed inputs);
+re-estimation of BatchNorm statistics: Sun et al., "Hybrid 8-bit floating point training and
+inference for deep neural networks", NeurIPS 2019, section 4.1.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class Correction:
 
     Args:
         reference: the model before quantisation, in the state in which it will be quantised.
-        batches: calibration inputs, of which the first :data:`snello.ratesearch._probe.MOST_INPUTS` are run.
-        bias: correct the bias of every layer that has one, and the running mean of every BatchNorm.
-        batchnorm: correct running mean and running variance of every BatchNorm.
+        batches: calibration inputs, of which the first :data:`snello.ratesearch._probe.MOST_INPUTS`
+        are run. bias: correct the bias of every layer that has one, and the running mean of every
+        BatchNorm. batchnorm: correct running mean and running variance of every BatchNorm.
 
     Layers that are called more than once per forward pass are left alone.
     """
@@ -46,7 +48,9 @@ class Correction:
     ) -> None:
         # A layer's shift has to be known before the next layer is run: one batch.
         self._inputs = joined(batches)
-        self._biased = [n for n, m in weighted_layers(reference).items() if bias and m.bias is not None]
+        self._biased = [
+            n for n, m in weighted_layers(reference).items() if bias and m.bias is not None
+        ]
         self._norms = [
             name
             for name, module in reference.named_modules()
@@ -61,8 +65,8 @@ class Correction:
         """New values of biases and statistics, not quantised yet.
 
         Args:
-            twin: the quantised model. It is run with the new values already in force, layer after layer, and
-                left with some of them.
+            twin: the quantised model. It is run with the new values already in force, layer after
+                layer, and left with some of them.
             original: tensors of the reference by name, as :func:`coded_tensors` gives them.
 
         Returns:
@@ -115,7 +119,9 @@ def _watching(
     norms: Sequence[str],
     see: Callable[[str, Any, Moments], Tensor | None],
 ) -> Iterator[None]:
-    """Show the moments of layers' outputs and of norms' inputs; a shift that comes back is added to the output."""
+    """Show the moments of layers' outputs and of norms' inputs; a shift that comes back is added to
+    the output.
+    """
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,13 +1,16 @@
-"""What an error in each weight costs, from the slopes of the outputs: the diagonal of the Fisher information.
+"""What an error in each weight costs, from the slopes of the outputs: the diagonal of the Fisher
+information.
 
-To second order, an error e in the weights moves the class probabilities by a Kullback-Leibler divergence of ½ eᵀFe,
-and rounding errors of different weights know nothing of each other, so that only the diagonal of F counts: the mean
-square of ∂ log p(y | x) / ∂w with y drawn from the model's own probabilities. No labels are needed, and one backward
-pass serves all the weights at once. The same with random signs gives the mean squared difference of other outputs.
+To second order, an error e in the weights moves the class probabilities by a Kullback-Leibler
+divergence of ½ eᵀFe, and rounding errors of different weights know nothing of each other, so that
+only the diagonal of F counts: the mean square of ∂ log p(y | x) / ∂w with y drawn from the model's
+own probabilities. No labels are needed, and one backward pass serves all the weights at once. The
+same with random signs gives the mean squared difference of other outputs.
 
-Source: Choi et al., "Towards the limit of network quantization", ICLR 2017, https://arxiv.org/abs/1612.01543,
-section 3 (there the diagonal of the Hessian of the loss); drawing y: Kunstner et al., "Limitations of the
-empirical Fisher approximation for natural gradient descent", NeurIPS 2019, https://arxiv.org/abs/1905.12558.
+Source: Choi et al., "Towards the limit of network quantization", ICLR 2017,
+https://arxiv.org/abs/1612.01543, section 3 (there the diagonal of the Hessian of the loss); drawing
+y: Kunstner et al., "Limitations of the empirical Fisher approximation for natural gradient
+    descent", NeurIPS 2019, https://arxiv.org/abs/1905.12558.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ CHUNK = 32
 
 
 def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict[str, Tensor]:
-    """Second derivative of the outputs' distance (see :class:`Probe`) with respect to each weight on its own.
+    """Second derivative of the outputs' distance (see :class:`Probe`) with respect to each weight
+    on its own.
 
     Args:
         model: it is copied.
@@ -37,8 +41,9 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
         seed: of the draws, which are this function's own.
 
     Returns:
-        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. Parameters, and running
-        mean and variance of BatchNorms; other buffers are not in it, for no slope is known for them.
+        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU.
+        Parameters, and running mean and variance of BatchNorms; other buffers are not in it, for no
+        slope is known for them.
     """
     twin = copied(model)
     statistics = {name: _Statistics(m) for name, m in twin.named_modules() if _has_statistics(m)}
@@ -50,7 +55,8 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
         for inputs in _chunks(batches):
             device = next((leaf.device for leaf in leaves.values()), torch.device("cpu"))
             drawn = [
-                _draw(output, generator) for output in float_tensors(twin(*(x.to(device) for x in inputs)))
+                _draw(output, generator)
+                for output in float_tensors(twin(*(x.to(device) for x in inputs)))
             ]
             slopes = torch.autograd.grad(sum(drawn), list(leaves.values()), allow_unused=True)  # type: ignore[arg-type]
             for name, slope in zip(leaves, slopes, strict=True):
@@ -66,8 +72,8 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
 class _Statistics:
     """Stand-ins for the statistics of a BatchNorm, whose own slopes torch does not give.
 
-    With input μ + (1 + s)(x - μ) - m in the place of x, the slope of m is that of the running mean, and that of
-    s, times -1 / (2 (σ² + ε)), is that of the running variance.
+    With input μ + (1 + s)(x - μ) - m in the place of x, the slope of m is that of the running mean,
+    and that of s, times -1 / (2 (σ² + ε)), is that of the running variance.
     """
 
     def __init__(self, module: Any) -> None:
@@ -89,7 +95,9 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Tensor]:
-    """What slopes are taken with respect to, by the name in the ``state_dict``; tied weights once per name."""
+    """What slopes are taken with respect to, by the name in the ``state_dict``; tied weights once
+    per name.
+    """
     leaves = {
         name: parameter.requires_grad_()
         for name, parameter in twin.named_parameters(remove_duplicate=False)
@@ -101,12 +109,19 @@ def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Te
 
 
 def _draw(output: Tensor, generator: torch.Generator) -> Tensor:
-    """A scalar whose squared slopes are, in the mean over draws, the second derivatives, summed over the inputs."""
+    """A scalar whose squared slopes are, in the mean over draws, the second derivatives, summed
+    over the inputs.
+    """
     if output.dim() == 2 and output.shape[1] > 1:
         log_p = output.double().log_softmax(1)
-        chosen = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(output.device)
+        chosen = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(
+            output.device
+        )
         return log_p.gather(1, chosen).sum()
-    signs = torch.randint(0, 2, output.shape, generator=generator).to(output.device, torch.float64) * 2 - 1
+    signs = (
+        torch.randint(0, 2, output.shape, generator=generator).to(output.device, torch.float64) * 2
+        - 1
+    )
     per_input = output[0].numel()
     spread = output.detach().double().var(correction=0).clamp_min(torch.finfo(torch.float64).tiny)
     return (output.double() * signs).sum() * (2 / (per_input * spread)).sqrt()

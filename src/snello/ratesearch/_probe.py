@@ -26,19 +26,23 @@ MOST_INPUTS = 256
 
 def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
     """The first :data:`MOST_INPUTS` inputs of some batches, as one."""
-    return tuple(torch.cat(parts)[:MOST_INPUTS] for parts in zip(*map(as_inputs, batches), strict=True))
+    return tuple(
+        torch.cat(parts)[:MOST_INPUTS] for parts in zip(*map(as_inputs, batches), strict=True)
+    )
 
 
 class Probe:
     """Measures how far a change of some tensors moves the outputs of a model on calibration inputs.
 
-    The distance is the Kullback-Leibler divergence of the classes for outputs of shape ``(B, C)``, C > 1, and the
-    mean squared difference, over the variance of the reference, for all others. It needs no labels, and a few
-    hundred inputs tell tensors apart that a loss on as many labels could not.
+    The distance is the Kullback-Leibler divergence of the classes for outputs of shape ``(B, C)``,
+    C > 1, and the mean squared difference, over the variance of the reference, for all others. It
+    needs no labels, and a few hundred inputs tell tensors apart that a loss on as many labels could
+    not.
 
     Args:
         model: the reference; it is copied.
-        batches: calibration inputs; each a tensor, or a tuple of positional arguments. See :data:`MOST_INPUTS`.
+        batches: calibration inputs; each a tensor, or a tuple of positional arguments. See
+            :data:`MOST_INPUTS`.
 
     Attributes:
         runs: how often the calibration inputs were run.
@@ -49,7 +53,9 @@ class Probe:
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         if not batches:
-            raise ConfigError("calibration: there is no batch of inputs; pass at least one, or None")
+            raise ConfigError(
+                "calibration: there is no batch of inputs; pass at least one, or None"
+            )
         self._model = copied(model)
         self._inputs = joined(batches)
         self._tensors = {name: value.clone() for name, value in coded_tensors(self._model).items()}
@@ -57,7 +63,9 @@ class Probe:
         self._reference = self._outputs()
 
     def cost(self, changed: Mapping[str, Tensor]) -> float:
-        """Distance of the outputs with these tensors changed; infinite where an output is no number."""
+        """Distance of the outputs with these tensors changed; infinite where an output is no
+        number.
+        """
         try:
             fill(self._model, dict(changed))
             pairs = zip(self._reference, self._outputs(), strict=True)
@@ -67,7 +75,9 @@ class Probe:
         return total if math.isfinite(total) else math.inf
 
     def quantisation_cost(self, names: Sequence[str], qp: int, settings: CodecSettings) -> float:
-        """Distance with some tensors quantised, all at one quantisation parameter, and the others as they were."""
+        """Distance with some tensors quantised, all at one quantisation parameter, and the others
+        as they were.
+        """
         chosen = replace(settings, qp_of=dict.fromkeys(names, qp))
         return self.cost(quantised({name: self._tensors[name] for name in names}, chosen))
 
@@ -88,9 +98,13 @@ def distance(reference: Tensor, output: Tensor) -> float:
     """See :class:`Probe`. Computed in float64."""
     a, b = reference.double(), output.double()
     if a.dim() == 2 and a.shape[1] > 1:
-        divergence = F.kl_div(b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True)
+        divergence = F.kl_div(
+            b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True
+        )
         return max(float(divergence), 0.0) if torch.isfinite(divergence) else math.inf
-    return float((a - b).square().mean() / a.var(correction=0).clamp_min(torch.finfo(torch.float64).tiny))
+    return float(
+        (a - b).square().mean() / a.var(correction=0).clamp_min(torch.finfo(torch.float64).tiny)
+    )
 
 
 def float_tensors(output: object) -> list[Tensor]:
@@ -98,4 +112,8 @@ def float_tensors(output: object) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
         output = list(output.values())
-    return [t for item in output for t in float_tensors(item)] if isinstance(output, (list, tuple)) else []
+    return (
+        [t for item in output for t in float_tensors(item)]
+        if isinstance(output, (list, tuple))
+        else []
+    )

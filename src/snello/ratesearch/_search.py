@@ -1,4 +1,6 @@
-"""The search itself: one quantisation parameter, then one per tensor, on the forms that the model can be coded in."""
+"""The search itself: one quantisation parameter, then one per tensor, on the forms that the model
+can be coded in.
+"""
 
 from __future__ import annotations
 
@@ -66,44 +68,48 @@ def search_rate(
     refresh_batchnorm: bool | None = None,
     settings: CodecSettings = _DEFAULTS,
 ) -> RateSearch:
-    """The smallest bitstream whose decoded model is worse than the model by no more than ``max_drop``.
+    """The smallest bitstream whose decoded model is worse than the model by no more than
+    ``max_drop``.
 
-    First one quantisation parameter for all weights is found by bisection; then one for every tensor, vectors
-    included, by what its precision is worth on the calibration inputs. The smallest stream that passed wins, so
-    that the second never loses to the first. Whatever is returned was decoded and evaluated. The same input
-    gives the same result, if ``evaluate`` does.
+    First one quantisation parameter for all weights is found by bisection; then one for every
+    tensor, vectors included, by what its precision is worth on the calibration inputs. The smallest
+    stream that passed wins, so that the second never loses to the first. Whatever is returned was
+    decoded and evaluated. The same input gives the same result, if ``evaluate`` does.
 
     Args:
         model: the model to code; it is not changed.
-        evaluate: loss or accuracy of a model on validation data (not the test data). It is given a copy of the
-            model with decoded weights, in evaluation mode, on the model's device.
+        evaluate: loss or accuracy of a model on validation data (not the test data). It is given a
+            copy of the model with decoded weights, in evaluation mode, on the model's device.
         max_drop: how much worse the value may become, in the unit of ``evaluate``.
         higher_is_better: whether ``evaluate`` is an accuracy rather than a loss.
-        calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several arguments); no labels.
-            A few hundred inputs do. Without it there is one quantisation parameter, on the model as it is.
+        calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several
+            arguments); no labels. A few hundred inputs do. Without it there is one quantisation
+            parameter, on the model as it is.
         per_tensor: whether to look for one parameter per tensor; None does with ``calibration``.
-        fold: whether BatchNorms are folded into their layers before coding; None tries both, with ``calibration``,
-            and takes the smaller stream.
+        fold: whether BatchNorms are folded into their layers before coding; None tries both, with
+            ``calibration``, and takes the smaller stream.
         dependent_quantisation: dependent or uniform; None tries both, and takes the smaller stream.
         keep_zeros: what is zero stays zero, as in a pruned model: uniform quantisation only.
-        correct_bias: after quantisation, bring the means inside the network back to the original's on the
-            calibration inputs, by biases and running means; None does with ``calibration``.
-        refresh_batchnorm: bring running means and variances of BatchNorms back likewise; None does with
-            ``calibration``.
-        settings: the other options of the coder. With one parameter for all weights, vectors take its
-            ``nonweight_qp``.
+        correct_bias: after quantisation, bring the means inside the network back to the original's
+            on the calibration inputs, by biases and running means; None does with ``calibration``.
+        refresh_batchnorm: bring running means and variances of BatchNorms back likewise; None does
+            with ``calibration``.
+        settings: the other options of the coder. With one parameter for all weights, vectors take
+            its ``nonweight_qp``.
 
     Returns:
         What to code and how, its size, and everything that was tried.
 
     Raises:
-        ConfigError: for options that contradict each other, a bound that is none, an ``evaluate`` that does not
-            return a number; and if not even the finest quantisation keeps the bound, with its value.
+        ConfigError: for options that contradict each other, a bound that is none, an ``evaluate``
+            that does not return a number; and if not even the finest quantisation keeps the bound,
+            with its value.
         ModelError: if ``fold=True`` and the model cannot be traced.
         MissingExtraError: without nncodec.
 
-    Source: the allocation is Shoham and Gersho's (1988), with Fisher information as in Choi et al., "Towards the limit
-    of network quantization", ICLR 2017, https://arxiv.org/abs/1612.01543, and probes where it does not hold.
+    Source: the allocation is Shoham and Gersho's (1988), with Fisher information as in Choi et al.,
+    "Towards the limit of network quantization", ICLR 2017, https://arxiv.org/abs/1612.01543, and
+    probes where it does not hold.
     """
     batches = _batches(calibration)
     options = _Options(
@@ -145,7 +151,11 @@ def _wanted(choice: bool | None, batches: Sequence[Batch], name: str) -> bool:
 
 def _batches(calibration: Tensor | Sequence[Batch] | None) -> tuple[Batch, ...]:
     batches = (
-        () if calibration is None else (calibration,) if isinstance(calibration, Tensor) else calibration
+        ()
+        if calibration is None
+        else (calibration,)
+        if isinstance(calibration, Tensor)
+        else calibration
     )
     if calibration is not None and not len(batches):
         raise ConfigError("calibration: there is no batch of inputs; pass at least one, or None")
@@ -171,7 +181,9 @@ def _dependent(choice: bool | None, keep_zeros: bool) -> tuple[bool, ...]:
 
 def _tools(settings: CodecSettings, dependent: bool) -> CodecSettings:
     # The standard has codebooks for uniform quantisation only.
-    return replace(settings, dependent_quantisation=dependent, codebook=settings.codebook and not dependent)
+    return replace(
+        settings, dependent_quantisation=dependent, codebook=settings.codebook and not dependent
+    )
 
 
 def _forms(model: nn.Module, options: _Options) -> list[Form]:
@@ -201,8 +213,11 @@ def _correction(model: nn.Module, options: _Options) -> Correction | None:
 
 def _search_one_qp(bench: Workbench, form: Form, tools: CodecSettings) -> None:
     """One parameter for all weights: an integer, found by bisection."""
-    # A model of vectors only is quantised by nonweight_qp alone: all these settings are the same to it.
-    weights = [value for value in form.tensors.values() if value.dim() > 1] or list(form.tensors.values())
+    # A model of vectors only is quantised by nonweight_qp alone: all these settings are the same to
+    # it.
+    weights = [value for value in form.tensors.values() if value.dim() > 1] or list(
+        form.tensors.values()
+    )
     top = max(coarsest_qp(value) for value in weights)
     settings_at = cache(lambda qp: replace(tools, qp=qp))
     size_at = cache(lambda qp: form.size(settings_at(qp)))
@@ -211,7 +226,9 @@ def _search_one_qp(bench: Workbench, form: Form, tools: CodecSettings) -> None:
 
 
 def _search_per_tensor(bench: Workbench, form: Form, options: _Options) -> int:
-    """One parameter per tensor: one price for all of them, found by bisection. Returns the number of probes."""
+    """One parameter per tensor: one price for all of them, found by bisection. Returns the number
+    of probes.
+    """
     curvature = fisher(form.model, options.calibration)
     probe = Probe(form.model, options.calibration)
     for dependent in _promising(bench, options):
@@ -221,7 +238,9 @@ def _search_per_tensor(bench: Workbench, form: Form, options: _Options) -> int:
             names for names in form.groups if tensors[names[0]].any()
         ]  # zeros are zeros at any precision
         sizes = _sizes(tensors, groups, tools)
-        costs = _costs(form, sizes, curvature, probe, tools, None if bench.best is None else bench.best.bytes)
+        costs = _costs(
+            form, sizes, curvature, probe, tools, None if bench.best is None else bench.best.bytes
+        )
         _search_price(bench, form, tools, groups, sizes, costs)
     return probe.runs
 
@@ -233,7 +252,9 @@ def _promising(bench: Workbench, options: _Options) -> tuple[bool, ...]:
 
 
 def _basis(bench: Workbench, form: Form, tools: CodecSettings) -> Mapping[str, Tensor]:
-    """What will be coded, about: biases are corrected by what the best single parameter makes necessary."""
+    """What will be coded, about: biases are corrected by what the best single parameter makes
+    necessary.
+    """
     best = bench.best_of("one qp")
     return form.decode(tools if best is None else replace(tools, qp=best.settings.qp))[0]
 
@@ -241,9 +262,13 @@ def _basis(bench: Workbench, form: Form, tools: CodecSettings) -> Mapping[str, T
 def _sizes(
     tensors: Mapping[str, Tensor], groups: Sequence[Sequence[str]], tools: CodecSettings
 ) -> dict[str, Table]:
-    """Bytes of every group at its candidate parameters; tied weights are coded under each of their names."""
+    """Bytes of every group at its candidate parameters; tied weights are coded under each of their
+    names.
+    """
     return {
-        names[0]: {qp: size * len(names) for qp, size in byte_table(tensors[names[0]], tools).items()}
+        names[0]: {
+            qp: size * len(names) for qp, size in byte_table(tensors[names[0]], tools).items()
+        }
         for names in groups
     }
 
@@ -258,16 +283,19 @@ def _costs(
 ) -> dict[str, Table]:
     """Costs of every group: to second order, and measured for those that take many bytes.
 
-    Where a tensor is quantised coarsely, costs rise much faster than the second order has it (with LeNet-5, by a
-    factor of 25 where it says 4). So those that matter are quantised alone, around where the second order would
-    have them, and altogether. Those without a slope are measured every second octave.
+    Where a tensor is quantised coarsely, costs rise much faster than the second order has it (with
+    LeNet-5, by a factor of 25 where it says 4). So those that matter are quantised alone, around
+    where the second order would have them, and altogether. Those without a slope are measured every
+    second octave.
     """
     costs: dict[str, Table] = {}
     for name, table in sizes.items():
         if name in curvature:
             costs[name] = curvature_costs(form.tensors[name], curvature[name], table)
         else:
-            costs[name] = _probed(form, name, table, sorted(table)[-1 :: -2 * OCTAVE], probe, tools, {})
+            costs[name] = _probed(
+                form, name, table, sorted(table)[-1 :: -2 * OCTAVE], probe, tools, {}
+            )
     for name, qp in _sketch(sizes, costs, target).items():
         around = [q for q in (qp - OCTAVE, qp, qp + OCTAVE, max(sizes[name])) if q in sizes[name]]
         fine = qp - 3 * OCTAVE  # down there, the second order holds, and a probe would see noise
@@ -276,8 +304,11 @@ def _costs(
     return costs
 
 
-def _sketch(sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int | None) -> dict[str, int]:
-    """Where the second order would have the tensors with most of the bytes, in a stream of so many bytes.
+def _sketch(
+    sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int | None
+) -> dict[str, int]:
+    """Where the second order would have the tensors with most of the bytes, in a stream of so many
+    bytes.
 
     Without a target, in a third of the finest stream: four bits or so a weight.
     """
@@ -289,11 +320,21 @@ def _sketch(sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int 
 
 
 def _probed(
-    form: Form, name: str, table: Table, qps: Sequence[int], probe: Probe, tools: CodecSettings, known: Table
+    form: Form,
+    name: str,
+    table: Table,
+    qps: Sequence[int],
+    probe: Probe,
+    tools: CodecSettings,
+    known: Table,
 ) -> dict[int, float]:
-    """Costs of a group, measured at some parameters with it alone quantised, and known at others."""
+    """Costs of a group, measured at some parameters with it alone quantised, and known at
+    others.
+    """
     names = next(names for names in form.groups if names[0] == name)
-    return probed_costs({qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table)
+    return probed_costs(
+        {qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table
+    )
 
 
 def _at_price(sizes: Mapping[str, Table], costs: Mapping[str, Table], index: int) -> Allocation:
@@ -318,7 +359,9 @@ def _search_price(
 
     # Beyond this price everything is zero.
     last = first_below(lambda i: at(i).bytes, at(_PRICES[-1]).bytes * (1 + 1e-9) + 1e-9, _PRICES)
-    bench.coarsest(form, settings_at, lambda i: at(i).bytes, range(_PRICES[0], last + 1), "per tensor")
+    bench.coarsest(
+        form, settings_at, lambda i: at(i).bytes, range(_PRICES[0], last + 1), "per tensor"
+    )
 
 
 def _result(bench: Workbench, before: float, bound: float, probes: int) -> RateSearch:

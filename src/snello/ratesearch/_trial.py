@@ -40,18 +40,18 @@ class RateSearch:
     """The smallest bitstream that was found to keep the bound.
 
     Attributes:
-        model: what to code: a copy of the model, with its BatchNorms folded and its biases corrected where that
-            won. Its weights are not quantised yet.
+        model: what to code: a copy of the model, with its BatchNorms folded and its biases
+            corrected where that won. Its weights are not quantised yet.
         settings: how to code it.
-        bytes: of the NNC stream of ``model`` under ``settings``; the ``.snello`` container adds its manifest.
-        before: what ``evaluate`` said of the model.
+        bytes: of the NNC stream of ``model`` under ``settings``; the ``.snello`` container adds its
+        manifest. before: what ``evaluate`` said of the model.
         after: what it said of the decoded model.
         bound: the worst value allowed.
         method: how the quantisation parameters were chosen.
         folded: whether the BatchNorms were folded.
         one_qp: the best trial with one quantisation parameter for all weights; None if none passed.
-        per_tensor: the best trial with one per tensor; None if none passed, or none was smaller than ``one_qp``.
-        trail: everything that was evaluated, in order.
+        per_tensor: the best trial with one per tensor; None if none passed, or none was smaller
+        than ``one_qp``. trail: everything that was evaluated, in order.
         evaluations: calls of ``evaluate``, the one of the model itself included.
         probes: runs of the calibration inputs, to find out what each tensor's precision is worth.
     """
@@ -71,12 +71,16 @@ class RateSearch:
     probes: int
 
     def decoded(self) -> nn.Module:
-        """A copy of ``model`` with the weights that the decoder will give: the model that was evaluated."""
+        """A copy of ``model`` with the weights that the decoder will give: the model that was
+        evaluated.
+        """
         return with_tensors(self.model, quantised(coded_tensors(self.model), self.settings))
 
 
 def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model that go into the NNC stream: floating and not empty, parameters and buffers."""
+    """The tensors of a model that go into the NNC stream: floating and not empty, parameters and
+    buffers.
+    """
     return {
         name: value.detach()
         for name, value in model.state_dict().items()
@@ -92,7 +96,9 @@ def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy values into a model, in place. A tensor of zero dimensions comes from the decoder as one of one."""
+    """Copy values into a model, in place. A tensor of zero dimensions comes from the decoder as one
+    of one.
+    """
     own = model.state_dict()
     for name, value in tensors.items():
         own[name].copy_(value.reshape(own[name].shape))

@@ -39,12 +39,16 @@ class Form:
         self.tensors = coded_tensors(self.model)
         tied: dict[tuple[object, ...], list[str]] = {}
         for name, value in self.tensors.items():
-            tied.setdefault((value.device, value.data_ptr(), value.shape, value.stride()), []).append(name)
+            tied.setdefault(
+                (value.device, value.data_ptr(), value.shape, value.stride()), []
+            ).append(name)
         self.groups = list(tied.values())
         self._twin = copied(self.model)
 
     def decode(self, settings: CodecSettings) -> tuple[dict[str, Tensor], nn.Module]:
-        """What to code under these settings, and the model that comes out of the decoder (used again next time)."""
+        """What to code under these settings, and the model that comes out of the decoder (used
+        again next time).
+        """
         fill(self._twin, quantised(self.tensors, settings))
         if self.correction is None:
             return self.tensors, self._twin
@@ -110,7 +114,8 @@ class Workbench:
         indices: range,
         method: Method,
     ) -> None:
-        """Bisect for the coarsest setting that passes, where only those count that are smaller than the best.
+        """Bisect for the coarsest setting that passes, where only those count that are smaller than
+        the best.
 
         Args:
             form: what to quantise.
@@ -135,7 +140,9 @@ class Workbench:
             _bisect(passed, *_gallop(passed, start, last))
 
 
-def _first_distinct(settings_at: Callable[[int], CodecSettings], indices: range, count: int) -> Iterator[int]:
+def _first_distinct(
+    settings_at: Callable[[int], CodecSettings], indices: range, count: int
+) -> Iterator[int]:
     """The first few indices whose settings are not those of the index before."""
     before = None
     for index in indices:
@@ -149,7 +156,9 @@ def _first_distinct(settings_at: Callable[[int], CodecSettings], indices: range,
 
 
 def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, int]:
-    """From an index that passed, ever longer steps, to one that passed and one that did not (or does not exist)."""
+    """From an index that passed, ever longer steps, to one that passed and one that did not (or
+    does not exist).
+    """
     step = 1
     while fine < last:
         ahead = min(fine + step, last)
@@ -160,7 +169,9 @@ def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, i
 
 
 def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
-    """The last index that passed between one that did (or lies before the first) and one that did not."""
+    """The last index that passed between one that did (or lies before the first) and one that did
+    not.
+    """
     while coarse - fine > 1:
         middle = (fine + coarse) // 2
         if passed(middle):
@@ -204,11 +215,17 @@ def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float
     Raises:
         ConfigError: for an impossible ``max_drop``, or a model whose own value is no finite number.
     """
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
+    if (
+        isinstance(max_drop, bool)
+        or not isinstance(max_drop, (int, float))
+        or not 0 <= max_drop < math.inf
+    ):
         raise ConfigError(
             f"max_drop={max_drop!r}: give how much worse the value may become, 0 or more, in the unit of "
             "evaluate (0.002 for 0.2 points of an accuracy in [0, 1])"
         )
     if not math.isfinite(before):
-        raise ConfigError(f"evaluate says {before} of the model before compression; there is nothing to keep")
+        raise ConfigError(
+            f"evaluate says {before} of the model before compression; there is nothing to keep"
+        )
     return before - max_drop if higher_is_better else before + max_drop

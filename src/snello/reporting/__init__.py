@@ -1,7 +1,8 @@
 """Reporting: results become tables, plots and pages here and nowhere else.
 
-Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of text; it is
-drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages of a journey.
+Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of
+text; it is drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages
+of a journey.
 """
 
 from ._equilibrium import cost_table as cost_table

@@ -27,11 +27,13 @@ def plot_updated(
     *,
     xlabel: str = "epochs trained",
 ) -> Path:
-    """The share of updated neurons over a training, one line per run: SGD beside Adam, NEq beside others.
+    """The share of updated neurons over a training, one line per run: SGD beside Adam, NEq beside
+    others.
 
     Args:
-        runs: label -> the updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep` that each
-            step returned; what a step decides holds from there on, and before the first all neurons learn.
+        runs: label -> the updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep`
+            that each step returned; what a step decides holds from there on, and before the first
+            all neurons learn.
         path: the PNG file.
         title: above the plot.
         xlabel: what is counted between two steps.
@@ -71,8 +73,8 @@ def plot_equilibrium(
 ) -> Path:
     """Histograms of similarity and velocity over all neurons, as :class:`Velocity` shows them.
 
-    Both count neurons on a logarithmic axis, for most sit in one bin; the velocity has a logarithmic axis on
-    either side of zero too, linear within ``eps`` (within 1e-3 without one).
+    Both count neurons on a logarithmic axis, for most sit in one bin; the velocity has a
+    logarithmic axis on either side of zero too, linear within ``eps`` (within 1e-3 without one).
 
     Args:
         phi: layer name -> similarities, shape ``(neurons,)``.
@@ -88,7 +90,9 @@ def plot_equilibrium(
     """
     similarities, velocities = _values(phi), _values(velocity)
     if not similarities or not velocities:
-        raise ConfigError("phi, velocity: there are no values to draw; take a step of the rule first")
+        raise ConfigError(
+            "phi, velocity: there are no values to draw; take a step of the rule first"
+        )
     figure, _ = _figure(1)
     figure.clear()
     above, below = figure.subplots(2, 1)  # two different horizontal axes
@@ -140,7 +144,11 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
         # What was measured is told from what was counted by its colour.
         colour = f"C{i - 3}" if "time" in name else str(0.35 + 0.1 * i)
         bars = axis.bar(
-            places, [found[name] for found in ratios.values()], width * 0.92, label=name, color=colour
+            places,
+            [found[name] for found in ratios.values()],
+            width * 0.92,
+            label=name,
+            color=colour,
         )
         axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     axis.axhline(1, color="0.5", linewidth=1)

@@ -23,7 +23,9 @@ def method_label(method: str, plain: str = "Baseline") -> str:
     """The name of a method for readers; ``plain`` is what the baseline is called."""
     if method == "baseline":
         return plain
-    return " + ".join(NAMES.get(part, part.replace("-", " ").capitalize()) for part in method.split("+"))
+    return " + ".join(
+        NAMES.get(part, part.replace("-", " ").capitalize()) for part in method.split("+")
+    )
 
 
 def shipping_table(result: JourneyResult) -> Table:
@@ -171,7 +173,11 @@ def _page(result: JourneyResult) -> str:
         "",
     ]
     if result.shipped:
-        parts += [markdown(shipping_table(result)), "![Loss and sparsity over epochs](pruning.png)", ""]
+        parts += [
+            markdown(shipping_table(result)),
+            "![Loss and sparsity over epochs](pruning.png)",
+            "",
+        ]
     if result.trained:
         parts += [markdown(training_table(result)), "![Share of neurons updated](updates.png)", ""]
     if (both := round_trip_table(result)) is not None:

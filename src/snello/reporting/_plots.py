@@ -18,7 +18,9 @@ LABELS = {"baseline": "baseline", "lobster": "LOBSTER", "serene": "SeReNe", "neq
 
 
 def _style(method: str) -> dict[str, str]:
-    """Label and colour of a method; combinations and baselines take the next colour of matplotlib's cycle."""
+    """Label and colour of a method; combinations and baselines take the next colour of matplotlib's
+    cycle.
+    """
     label = " + ".join(LABELS.get(part, part) for part in method.split("+"))
     return {"label": label, **({"color": COLOURS[method]} if method in COLOURS else {})}
 
@@ -38,7 +40,9 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
 
 
 def plot_updates(result: JourneyResult, path: Path) -> Path:
-    """Share of neurons updated per epoch, and the measured backward time beside the two FLOP counts."""
+    """Share of neurons updated per epoch, and the measured backward time beside the two FLOP
+    counts.
+    """
     figure, (share, cost) = _figure(2)
     for method, other in result.runs.items():
         if any(e.paper_dense_flops for e in other.epochs):
@@ -99,12 +103,12 @@ def plot_potential(
 ) -> Path:
     """The pruning potential: quality against pruned share, one line per method.
 
-    The horizontal axis is the share that is *left*, logarithmic and falling, so that 90 %, 99 % and 99.9 % pruned
-    are equally far apart.
+    The horizontal axis is the share that is *left*, logarithmic and falling, so that 90 %, 99 % and
+    99.9 % pruned are equally far apart.
 
     Args:
-        curves: method -> pruned share in [0, 1) -> values in [0, 1], one per seed: their median is the line,
-            their range a band.
+        curves: method -> pruned share in [0, 1) -> values in [0, 1], one per seed: their median is
+            the line, their range a band.
         path: the PNG file.
         title: above the plot.
         xlabel, ylabel: what the shares and the values are.
@@ -126,7 +130,9 @@ def plot_potential(
 
 
 def plot_reproduction(result: Reproduction, path: Path) -> Path:
-    """Paper and measured side by side, one panel per quantity; rows that were not run show the paper alone."""
+    """Paper and measured side by side, one panel per quantity; rows that were not run show the
+    paper alone.
+    """
     comparable = [q for q in result.table.quantities if not q.device]
     figure, panels = _figure(len(comparable))
     places = range(len(result.rows))
@@ -136,11 +142,17 @@ def plot_reproduction(result: Reproduction, path: Path) -> Path:
         panel.bar([x - 0.2 for x in places], paper, width=0.4, color="0.7", label="paper")
         panel.bar([x + 0.2 for x in places], here, width=0.4, color="tab:blue", label="measured")
         panel.set_ylabel(quantity.label, fontsize="small")
-        if quantity.key != "performance" and max(paper) > 20 * min((p for p in paper if p), default=1):
+        if quantity.key != "performance" and max(paper) > 20 * min(
+            (p for p in paper if p), default=1
+        ):
             panel.set_yscale("log")  # networks differ by orders of magnitude
     panels[0].set_title(result.table.title + (" (quick variants)" if result.quick else ""))
     panels[-1].set_xticks(
-        list(places), [row.row.name for row in result.rows], rotation=60, ha="right", fontsize="small"
+        list(places),
+        [row.row.name for row in result.rows],
+        rotation=60,
+        ha="right",
+        fontsize="small",
     )
     figure.set_size_inches(10, 3 * len(comparable) + 2)
     return _finish(figure, panels, path)

@@ -16,7 +16,13 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     """
     require("rich", "report", "drawing progress bars")
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:

@@ -25,26 +25,36 @@ HERE = {
 
 
 def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
-    """The comparable columns, three of them for each quantity; and what stands beside each other at best.
+    """The comparable columns, three of them for each quantity; and what stands beside each other at
+    best.
 
     Returns:
-        Paper, measured and difference of every quantity that does not depend on a device; and the published
-        devices' times with what is measured here alone, without differences.
+        Paper, measured and difference of every quantity that does not depend on a device; and the
+        published devices' times with what is measured here alone, without differences.
     """
     table = result.table
     comparable = [q for q in table.quantities if not q.device]
     devices = [q for q in table.quantities if q.device]
     beside = HERE[table.name]
-    quick = " - QUICK: small data and few steps, which say nothing about the paper" if result.quick else ""
+    quick = (
+        " - QUICK: small data and few steps, which say nothing about the paper"
+        if result.quick
+        else ""
+    )
     return (
         Table(
             title=f"{table.title}: paper and here{quick}",
             header=(
                 "Row",
-                *(f"{q.label}\n{part}" for q in comparable for part in ("paper", "measured", "difference")),
+                *(
+                    f"{q.label}\n{part}"
+                    for q in comparable
+                    for part in ("paper", "measured", "difference")
+                ),
             ),
             rows=tuple(
-                (row.row.name, *(cell for q in comparable for cell in _three(row, q))) for row in result.rows
+                (row.row.name, *(cell for q in comparable for cell in _three(row, q)))
+                for row in result.rows
             ),
             note=f"Published: {table.source}. Difference: measured minus paper.",
         ),
@@ -55,7 +65,10 @@ def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
                 (
                     row.row.name,
                     *(_number(row.row.published[q.key], q.digits) for q in devices),
-                    *(_number(row.measured.get(key), 3) if row.measured else NOT_RUN for key in beside),
+                    *(
+                        _number(row.measured.get(key), 3) if row.measured else NOT_RUN
+                        for key in beside
+                    ),
                 )
                 for row in result.rows
             ),
@@ -105,7 +118,10 @@ def _page(result: Reproduction) -> str:
     for table in reproduction_tables(result):
         parts += [markdown(table), ""]
     parts += [f"![Paper and here]({name}.png)", "", "### Conditions", ""]
-    parts += [_conditions(row, f"snello reproduce {name} --row {row.row.name}{quick}") for row in result.rows]
+    parts += [
+        _conditions(row, f"snello reproduce {name} --row {row.row.name}{quick}")
+        for row in result.rows
+    ]
     return "\n".join(parts) + "\n"
 
 

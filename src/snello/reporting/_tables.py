@@ -61,7 +61,9 @@ def markdown(table: Table) -> str:
         f"### {table.title}",
         "",
         "| " + " | ".join(name.replace("\n", " ") for name in table.header) + " |",
-        "|" + "|".join("---" if not number else "---:" for number in range(len(table.header))) + "|",
+        "|"
+        + "|".join("---" if not number else "---:" for number in range(len(table.header)))
+        + "|",
         *("| " + " | ".join(_cell(text) for text in row) + " |" for row in table.rows),
     ]
     return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"

@@ -1,12 +1,13 @@
 """Sensitivity: how much does the output, or the loss, care?
 
-Weights that nobody would miss are driven towards zero while the network trains. Each method measures a
-sensitivity S, bounds it as an *insensitivity* ``max(0, 1 - S)``, and after every optimizer step shrinks
+Weights that nobody would miss are driven towards zero while the network trains. Each method
+measures a sensitivity S, bounds it as an *insensitivity* ``max(0, 1 - S)``, and after every
+optimizer step shrinks
 
     w  <-  w - lmbda * w * max(0, 1 - S)
 
-so that what matters keeps its value and what does not decays geometrically. All methods share one protocol,
-in anyone's training loop::
+so that what matters keeps its value and what does not decays geometrically. All methods share one
+protocol, in anyone's training loop::
 
     serene = SeReNe(model, lmbda=1e-4)
     for inputs, targets in loader:
@@ -24,22 +25,24 @@ method                     sensitivity of                               cost per
 =========================  ===========================================  ======================================
 :class:`Lobster`           the loss to a weight                         none: the gradient is there already
 :class:`SeReNe`            the outputs to a neuron                      a pass without weight gradients, every
-                                                                        4th step (C passes for ``"full"``)
+                                                                        4th step (C passes for
+                                                                        ``"full"``)
 :class:`OutputSensitivity` the outputs to a weight                      a backward pass, every 4th step
                                                                         (C passes for ``"full"``)
 =========================  ===========================================  ======================================
 
-With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with gradient accumulation observe every
-batch and step once; with DistributedDataParallel give the methods the wrapped model's ``.module`` and let
-every process do the same: they agree on what the joined batch says.
+With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with gradient accumulation
+observe every batch and step once; with DistributedDataParallel give the methods the wrapped model's
+``.module`` and let every process do the same: they agree on what the joined batch says.
 
-:func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data, for one-shot
-pruning.
+:func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data,
+for one-shot pruning.
 
-Sources: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven regularization", NeurIPS
-2018: :class:`OutputSensitivity`. "Loss-based sensitivity regularization: towards deep sparse neural
-networks", Neural Networks (2022): :class:`Lobster`. "SeReNe: Sensitivity-based regularization of neurons for
-structured sparsity in neural networks", IEEE TNNLS (2021): :class:`SeReNe`.
+Sources: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven
+regularization", NeurIPS 2018: :class:`OutputSensitivity`. "Loss-based sensitivity regularization:
+towards deep sparse neural networks", Neural Networks (2022): :class:`Lobster`. "SeReNe:
+Sensitivity-based regularization of neurons for structured sparsity in neural networks", IEEE TNNLS
+(2021): :class:`SeReNe`.
 """
 
 from ._decay import Sensitivity as Sensitivity
@@ -49,4 +52,11 @@ from ._scores import lobster_scores as lobster_scores
 from ._scores import serene_scores as serene_scores
 from ._serene import SeReNe as SeReNe
 
-__all__ = ["Lobster", "OutputSensitivity", "SeReNe", "Sensitivity", "lobster_scores", "serene_scores"]
+__all__ = [
+    "Lobster",
+    "OutputSensitivity",
+    "SeReNe",
+    "Sensitivity",
+    "lobster_scores",
+    "serene_scores",
+]

@@ -16,20 +16,25 @@ from snello.errors import ConfigError
 class Sensitivity(ABC):
     """A sensitivity of the outputs or of the loss, and the decay that follows from it.
 
-    The protocol is ``observe`` → ``sensitivity`` → ``step``: look at the outputs before the backward pass,
-    measure, shrink after the optimizer's step.
+    The protocol is ``observe`` → ``sensitivity`` → ``step``: look at the outputs before the
+    backward pass, measure, shrink after the optimizer's step.
 
     Args:
-        lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning rate.
+        lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning
+            rate.
     """
 
     def __init__(self, lmbda: float) -> None:
         if not (math.isfinite(lmbda) and 0 <= lmbda < 1):
-            raise ConfigError(f"lmbda is the share of a weight removed per step: 0 <= lmbda < 1, not {lmbda}")
+            raise ConfigError(
+                f"lmbda is the share of a weight removed per step: 0 <= lmbda < 1, not {lmbda}"
+            )
         self.lmbda = lmbda
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:  # noqa: B027 - optional: not every method looks at the outputs
-        """Look at the network's outputs, shape (B, C), before ``loss.backward()``. Does nothing by default."""
+        """Look at the network's outputs, shape (B, C), before ``loss.backward()``. Does nothing by
+        default.
+        """
 
     @abstractmethod
     def sensitivity(self) -> dict[str, Tensor]:
@@ -37,14 +42,17 @@ class Sensitivity(ABC):
 
     @abstractmethod
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What decays, and by which share: pairs of a weight and a tensor that broadcasts over it."""
+        """What decays, and by which share: pairs of a weight and a tensor that broadcasts over
+        it.
+        """
 
     @torch.no_grad()
     def step(self) -> None:
         """Shrink every weight by ``lmbda * insensitivity``.
 
-        Call it after ``optimizer.step()`` (or ``scaler.step(optimizer)``, which unscales the gradients) and
-        before the gradients are zeroed: once per optimizer step, not once per accumulated batch.
+        Call it after ``optimizer.step()`` (or ``scaler.step(optimizer)``, which unscales the
+        gradients) and before the gradients are zeroed: once per optimizer step, not once per
+        accumulated batch.
 
         Raises:
             ConfigError: by a method that observes, if it has not observed anything yet.
@@ -75,8 +83,8 @@ def nothing_observed(method: str) -> ConfigError:
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
     """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place.
 
-    Every operation is rounded once, in the order of the formula: the result does not depend on whether the
-    machine has a fused multiply-add.
+    Every operation is rounded once, in the order of the formula: the result does not depend on
+    whether the machine has a fused multiply-add.
     """
     shrinkage = torch._foreach_mul(list(weights), lmbda)
     torch._foreach_mul_(shrinkage, list(insensitivities))
@@ -86,7 +94,8 @@ def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: 
 def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
     """``max(0, 1 - S)`` for all sensitivities at once; they are not changed.
 
-    Zero where S is not a number: the step of a gradient scaler that overflowed must not touch the weights.
+    Zero where S is not a number: the step of a gradient scaler that overflowed must not touch the
+        weights.
     """
     bounded = torch._foreach_neg(list(sensitivities))
     torch._foreach_add_(bounded, 1.0)

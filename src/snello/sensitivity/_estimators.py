@@ -1,7 +1,8 @@
 """Four ways to measure how much the outputs care about a neuron.
 
-Each is a pair of functions. ``tap`` sees a layer's pre-activation in the forward pass and keeps what will be
-needed; ``measure`` turns the outputs' scores and the taps into one value per neuron and call of a layer.
+Each is a pair of functions. ``tap`` sees a layer's pre-activation in the forward pass and keeps
+what will be needed; ``measure`` turns the outputs' scores and the taps into one value per neuron
+and call of a layer.
 """
 
 from __future__ import annotations
@@ -44,11 +45,18 @@ def _edge(module: nn.Module, output: Tensor) -> Any:
     return get_gradient_edge(output)
 
 
-def _gradients(target: Tensor, taps: Sequence[Tap], seeds: Tensor | None = None) -> list[Tensor | None]:
+def _gradients(
+    target: Tensor, taps: Sequence[Tap], seeds: Tensor | None = None
+) -> list[Tensor | None]:
     edges = [edge for _, edge in taps]
     return list(
         torch.autograd.grad(
-            target, edges, seeds, retain_graph=True, allow_unused=True, is_grads_batched=seeds is not None
+            target,
+            edges,
+            seeds,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=seeds is not None,
         )
     )
 
@@ -57,12 +65,16 @@ def _magnitudes(taps: Sequence[Tap], gradients: Sequence[Tensor | None]) -> list
     return [_mean_magnitude(module, g) for (module, _), g in zip(taps, gradients, strict=True)]
 
 
-def _sampled(scores: Tensor, taps: Sequence[Tap], draw: Callable[[], Tensor], _: int) -> list[Tensor]:
+def _sampled(
+    scores: Tensor, taps: Sequence[Tap], draw: Callable[[], Tensor], _: int
+) -> list[Tensor]:
     drawn = scores.gather(1, draw().to(scores.device))
     return _magnitudes(taps, _gradients(drawn.sum(), taps))
 
 
-def _lower_bound(scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], __: int) -> list[Tensor]:
+def _lower_bound(
+    scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], __: int
+) -> list[Tensor]:
     classes = scores.shape[1]
     return [value / classes for value in _magnitudes(taps, _gradients(scores.sum(), taps))]
 
@@ -96,12 +108,16 @@ ESTIMATORS = {
     "sampled": Estimator(_edge, _sampled),
     "full": Estimator(_edge, _full),
     "lower-bound": Estimator(_edge, _lower_bound),
-    "local": Estimator(_mean_value, _local, lambda mean: (mean > 0).to(mean.dtype), needs_graph=False),
+    "local": Estimator(
+        _mean_value, _local, lambda mean: (mean > 0).to(mean.dtype), needs_graph=False
+    ),
 }
 
 
 def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
-    """Mean of ``|gradient|`` over everything but the neurons; zero where a call does not reach the outputs."""
+    """Mean of ``|gradient|`` over everything but the neurons; zero where a call does not reach the
+    outputs.
+    """
     if gradient is None:
         weight: Tensor = module.weight  # type: ignore[assignment]
         return weight.new_zeros(neuron_count(module), dtype=_wide(weight))
@@ -111,7 +127,9 @@ def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
 
 
 def _other_axes(module: nn.Module, tensor: Tensor) -> list[int]:
-    """All dimensions but the neurons': counted from the end, since classes or no batch may stand in front."""
+    """All dimensions but the neurons': counted from the end, since classes or no batch may stand in
+    front.
+    """
     behind = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
     axis = tensor.dim() - 1 - behind
     return [d for d in range(tensor.dim()) if d != axis]

@@ -18,11 +18,12 @@ class Lobster(Sensitivity):
 
     .. math:: S(L, w) = \left| \frac{\partial L}{\partial w} \right|
 
-    The gradient is the one that ``loss.backward()`` has already left in ``weight.grad``, so the method costs
-    no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the gradients are zeroed: the
-    gradient is then that of the whole effective batch, accumulated, averaged over the processes of
-    DistributedDataParallel, and unscaled by ``scaler.step(optimizer)``. Clipped gradients are taken as they
-    are. A parameter without a gradient is left alone: nothing is known about it.
+    The gradient is the one that ``loss.backward()`` has already left in ``weight.grad``, so the
+    method costs no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the
+    gradients are zeroed: the gradient is then that of the whole effective batch, accumulated,
+    averaged over the processes of DistributedDataParallel, and unscaled by
+    ``scaler.step(optimizer)``. Clipped gradients are taken as they are. A parameter without a
+    gradient is left alone: nothing is known about it.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
@@ -32,15 +33,17 @@ class Lobster(Sensitivity):
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
 
-    Source: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural networks",
-    Neural Networks 146 (2022), eq. 5-7.
+    Source: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural
+    networks", Neural Networks 146 (2022), eq. 5-7.
     """
 
     def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: LayerFilter = ()) -> None:
         super().__init__(lmbda)
         model = unwrapped(model, "Lobster")
         layers = {name: m for name, m in model.named_modules() if is_weighted(m) or is_batchnorm(m)}
-        plain, self.left_alone = plain_layers(select_layers(layers, exclude, "Lobster(exclude=...)"))
+        plain, self.left_alone = plain_layers(
+            select_layers(layers, exclude, "Lobster(exclude=...)")
+        )
         unique = {
             id(parameter): (f"{name}.{key}", parameter)
             for name, module in plain.items()
@@ -58,9 +61,11 @@ class Lobster(Sensitivity):
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
-        # A gradient scaler that finds an overflow skips the optimizer's step; the decay is skipped with it. As
-        # a factor, so that nobody waits for the device.
-        sound = torch.stack([n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)])
+        # A gradient scaler that finds an overflow skips the optimizer's step; the decay is skipped
+        # with it. As a factor, so that nobody waits for the device.
+        sound = torch.stack(
+            [n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)]
+        )
         for share in shares:
             share.mul_(sound.isfinite().all().to(share.device))
         return [p for p, _ in pairs], shares

@@ -27,8 +27,9 @@ class OutputSensitivity(Sensitivity):
     .. math:: S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
               \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
 
-    with :math:`y_k` averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full backward
-    passes; ``"sampled"`` draws one class per observation instead, whose expectation is the sum.
+    with :math:`y_k` averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full
+    backward passes; ``"sampled"`` draws one class per observation instead, whose expectation is the
+    sum.
 
     Args:
         model: the weights of its Linear and convolution layers decay.
@@ -40,13 +41,14 @@ class OutputSensitivity(Sensitivity):
         ignore_index: positions with this target are left out.
         seed: decides the classes drawn, with the number of the observation.
         exclude: layers that do not decay: their names or types, or a function of name and module.
-        group: the processes that share a batch; default: all, where torch.distributed is initialised.
+        group: the processes that share a batch; default: all, where torch.distributed is
+            initialised.
 
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
 
-    Source: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven regularization",
-    NeurIPS 2018, eq. 4-6. The sampled estimate is snello's.
+    Source: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven
+    regularization", NeurIPS 2018, eq. 4-6. The sampled estimate is snello's.
     """
 
     def __init__(
@@ -87,8 +89,8 @@ class OutputSensitivity(Sensitivity):
         Several observations before one :meth:`step` (gradient accumulation) are averaged.
 
         Args:
-            outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is kept.
-            targets: class indices (B,) or one per position; needed by the specific kind.
+            outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is
+            kept. targets: class indices (B,) or one per position; needed by the specific kind.
 
         Raises:
             ConfigError: for outputs or targets of another shape, or without a graph.
@@ -98,7 +100,9 @@ class OutputSensitivity(Sensitivity):
             scores = class_scores(outputs, self._class_dim, "OutputSensitivity.observe")
             if self.kind == "specific":
                 if targets is None:
-                    raise ConfigError("the specific kind needs the targets: call observe(outputs, targets)")
+                    raise ConfigError(
+                        "the specific kind needs the targets: call observe(outputs, targets)"
+                    )
                 picked = [target_scores(outputs, targets, self._class_dim, self._ignore_index)]
             else:
                 picked = [scores[:, k] for k in self._classes(scores.shape[1], call)]
@@ -111,7 +115,9 @@ class OutputSensitivity(Sensitivity):
         return [int(torch.randint(classes, (), generator=generator(self.seed, call)))]
 
     def _measure(self, picked: list[Tensor]) -> None:
-        """The mean over the picked outputs of the magnitude of the weights' gradients, over all processes."""
+        """The mean over the picked outputs of the magnitude of the weights' gradients, over all
+        processes.
+        """
         weights = {name: w for name, w in self._weights.items() if w.requires_grad}
         sums = {name: torch.zeros_like(w) for name, w in weights.items()}
         size = rank_and_size(self._group)[1]
@@ -125,10 +131,14 @@ class OutputSensitivity(Sensitivity):
         self._pending.append({name: total / len(picked) for name, total in sums.items()})
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Parameter name -> sensitivity, shape of the weight: the mean of the observations since the last step."""
+        """Parameter name -> sensitivity, shape of the weight: the mean of the observations since
+        the last step.
+        """
         if not self._pending:
             return self._latest
-        return {name: torch.stack([p[name] for p in self._pending]).mean(0) for name in self._pending[0]}
+        return {
+            name: torch.stack([p[name] for p in self._pending]).mean(0) for name in self._pending[0]
+        }
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._latest, self._pending = self.sensitivity(), []

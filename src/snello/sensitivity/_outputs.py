@@ -12,8 +12,8 @@ from snello.processes import Group, rank_and_size
 def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     """One score per example and class: shape (B, C), attached to the graph.
 
-    A network with an output at every pixel or token has as its score of a class the mean over positions, as
-    a classifier has that ends in global average pooling.
+    A network with an output at every pixel or token has as its score of a class the mean over
+    positions, as a classifier has that ends in global average pooling.
 
     Args:
         outputs: (B, C), (B, C, ...) with ``class_dim=1``, or (B, ..., C) with ``class_dim=-1``.
@@ -24,9 +24,16 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
         ConfigError: for outputs without a graph, or without such a dimension.
     """
     if not isinstance(outputs, Tensor):
-        raise ConfigError(f"{who} needs a tensor of scores, not a {type(outputs).__name__}; pass its logits")
+        raise ConfigError(
+            f"{who} needs a tensor of scores, not a {type(outputs).__name__}; pass its logits"
+        )
     dims = outputs.dim()
-    if not outputs.requires_grad or dims < 2 or not class_dim % dims >= 1 or not -dims < class_dim < dims:
+    if (
+        not outputs.requires_grad
+        or dims < 2
+        or not class_dim % dims >= 1
+        or not -dims < class_dim < dims
+    ):
         raise ConfigError(
             f"{who} needs the outputs of a training forward with their graph, the batch first and the classes "
             f"on dimension {class_dim} (class_dim); got shape {tuple(outputs.shape)}, "
@@ -38,17 +45,22 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
 def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index: int) -> Tensor:
     """The score of each example's target class: shape (B,), attached to the graph.
 
-    With targets at every position, the mean of each position's own target, ignored positions left out.
+    With targets at every position, the mean of each position's own target, ignored positions left
+    out.
 
     Raises:
         ConfigError: for targets of another shape or outside 0 ... C - 1.
     """
     if not isinstance(targets, Tensor):
-        raise ConfigError(f"targets must be a tensor of class indices, not a {type(targets).__name__}")
+        raise ConfigError(
+            f"targets must be a tensor of class indices, not a {type(targets).__name__}"
+        )
     outputs = outputs.movedim(class_dim, 1)
     ignored = targets == ignore_index
     fits = targets.shape == outputs.shape[:1] + outputs.shape[2:]
-    if not fits or bool(((targets < 0) | (targets >= outputs.shape[1])).logical_and(~ignored).any()):
+    if not fits or bool(
+        ((targets < 0) | (targets >= outputs.shape[1])).logical_and(~ignored).any()
+    ):
         raise ConfigError(
             f"targets must be class indices 0 ... {outputs.shape[1] - 1} of shape "
             f"{tuple(outputs.shape[:1] + outputs.shape[2:])} (or ignore_index={ignore_index}), "
@@ -60,15 +72,18 @@ def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index
 
 
 def generator(seed: int, call: int) -> torch.Generator:
-    """Random numbers that depend on the seed and the number of the observation alone: nothing to resume."""
+    """Random numbers that depend on the seed and the number of the observation alone: nothing to
+    resume.
+    """
     return torch.Generator().manual_seed(seed * 1_000_003 + call)
 
 
 def draw_classes(batch: int, classes: int, seed: int, call: int, group: Group) -> Tensor:
     """One class per example, uniformly: int64, shape (batch, 1), on the CPU.
 
-    Every process draws for the joined batch, the processes' examples one after the other, and takes its own
-    part: two processes with half a batch each draw what one process with the whole batch draws.
+    Every process draws for the joined batch, the processes' examples one after the other, and takes
+    its own part: two processes with half a batch each draw what one process with the whole batch
+        draws.
     """
     rank, size = rank_and_size(group)
     drawn = torch.randint(classes, (size * batch, 1), generator=generator(seed, call))

@@ -13,7 +13,8 @@ from snello.wrappers import OwnHook, eagerly
 
 
 class Replay:
-    """Remembers a model's inputs, and runs the first of them again, in evaluation mode and with gradients.
+    """Remembers a model's inputs, and runs the first of them again, in evaluation mode and with
+    gradients.
 
     The second forward neither moves the statistics of BatchNorm nor draws from torch's generators.
 

@@ -21,17 +21,20 @@ Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def lobster_scores(batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Scores:
-    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|`, as scores for pruning a trained network.
+def lobster_scores(
+    batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Scores:
+    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|`, as scores for pruning a trained
+    network.
 
     Args:
         batches: calibration data, pairs of inputs and targets; gone through once per call.
         loss: of outputs and targets; default: cross-entropy.
 
     Returns:
-        A function of model and granularity, as ``Pruner(importance=...)`` takes it. It runs the model in
-        evaluation mode and leaves ``.grad`` alone. Per weight, the mean over batches of the magnitude; per
-        neuron, the mean of its weights' scores.
+        A function of model and granularity, as ``Pruner(importance=...)`` takes it. It runs the
+        model in evaluation mode and leaves ``.grad`` alone. Per weight, the mean over batches of
+        the magnitude; per neuron, the mean of its weights' scores.
     """
     measure = loss or nn.functional.cross_entropy
 
@@ -73,12 +76,14 @@ def serene_scores(
 
     Returns:
         A function of model and granularity, as ``Pruner(importance=...)`` takes it. Per neuron, the
-        sensitivity S; per weight, ``S |w|``, the first-order bound on what the outputs lose with the weight.
-        The head's neurons are scored too, by 1/C.
+        sensitivity S; per weight, ``S |w|``, the first-order bound on what the outputs lose with
+        the weight. The head's neurons are scored too, by 1/C.
     """
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-        serene = SeReNe(model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=())
+        serene = SeReNe(
+            model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=()
+        )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
             with evaluation_mode(model), torch.enable_grad():

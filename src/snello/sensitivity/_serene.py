@@ -31,56 +31,58 @@ Estimate = Literal["sampled", "full", "lower-bound", "local"]
 class SeReNe(Sensitivity):
     r"""Sensitivity-based regularisation of neurons.
 
-    .. math:: S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}} \right|
+    .. math:: S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}}
+    \right|
 
     with :math:`p_{n,i}` the pre-activation of neuron i of layer n, averaged over the batch and over
     positions. Four estimates of it:
 
-    ``"sampled"`` (the default) draws one class :math:`k_b` uniformly for each example; one pass yields
-    :math:`\left| \partial / \partial p \sum_b y_{b,k_b} \right|`, whose expectation is the sum (exactly so
-    where examples do not mix, that is without batch statistics). The pass computes gradients of activations
-    only, none of weights.
+    ``"sampled"`` (the default) draws one class :math:`k_b` uniformly for each example; one pass
+    yields :math:`\left| \partial / \partial p \sum_b y_{b,k_b} \right|`, whose expectation is the
+    sum (exactly so where examples do not mix, that is without batch statistics). The pass computes
+    gradients of activations only, none of weights.
 
     ``"full"`` is the definition, at C such passes; several classes are vectorised into one pass.
 
-    ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial p|`: one
-    pass, no randomness, never above the sum.
+    ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial
+    p|`: one pass, no randomness, never above the sum.
 
-    ``"local"`` needs no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not positive,
-    and S = 1 otherwise. It is meant for ReLU.
+    ``"local"`` needs no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not
+    positive, and S = 1 otherwise. It is meant for ReLU.
 
     Args:
-        model: the neurons of its Linear and convolution layers decay: every weight that feeds them, not the
-            bias. ``DistributedDataParallel`` and ``torch.compile`` are looked through, also where they have run
-            before.
+        model: the neurons of its Linear and convolution layers decay: every weight that feeds them,
+            not the bias. ``DistributedDataParallel`` and ``torch.compile`` are looked through, also
+            where they have run before.
         lmbda: strength of the decay per step.
         estimate: one of the four.
-        every: observe on every n-th call only; in between, the latest sensitivity stands. The estimate stays
-            unbiased for the step it was taken at; its noise acts n times in a row instead of being averaged
-            over n draws, so that the variance of the accumulated decay is n times that of ``every=1``.
-        examples: observe only the first so many examples of a batch, in a second forward of their own in
-            evaluation mode; the variance grows as ``batch / examples``. None: all, in the forward that is
-            there anyway.
-        class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1 for tokens
-            (B, T, C). A dense output counts by its mean over positions.
-        classes_per_pass: how many classes ``"full"`` vectorises into one pass; memory grows with it.
-        seed: decides the classes drawn, with the number of the observation; torch's global generator is left
-            alone.
-        exclude: layers that do not decay: their names or types, or a function of name and module. The
-            default is the head alone: the sensitivity of an output to itself is 1/C whatever the data say, so
-            decaying by it would tell nothing.
-        group: the processes that share a batch; default: all, where torch.distributed is initialised. Each
-            must observe as often, on as many examples.
+        every: observe on every n-th call only; in between, the latest sensitivity stands. The
+            estimate stays unbiased for the step it was taken at; its noise acts n times in a row
+            instead of being averaged over n draws, so that the variance of the accumulated decay is
+            n times that of ``every=1``.
+        examples: observe only the first so many examples of a batch, in a second forward of their
+            own in evaluation mode; the variance grows as ``batch / examples``. None: all, in the
+            forward that is there anyway.
+        class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1
+            for tokens (B, T, C). A dense output counts by its mean over positions.
+        classes_per_pass: how many classes ``"full"`` vectorises into one pass; memory grows with
+        it. seed: decides the classes drawn, with the number of the observation; torch's global
+            generator is left alone.
+        exclude: layers that do not decay: their names or types, or a function of name and module.
+            The default is the head alone: the sensitivity of an output to itself is 1/C whatever
+            the data say, so decaying by it would tell nothing.
+        group: the processes that share a batch; default: all, where torch.distributed is
+            initialised. Each must observe as often, on as many examples.
 
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
 
     Raises:
-        ConfigError: for numbers outside their range, sharded parameters, and ``DataParallel`` over several
-            devices.
+        ConfigError: for numbers outside their range, sharded parameters, and ``DataParallel`` over
+            several devices.
 
-    Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured sparsity
-    in neural networks", IEEE TNNLS (2021), eq. 2-9. The sampled estimate is snello's.
+    Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured
+    sparsity in neural networks", IEEE TNNLS (2021), eq. 2-9. The sampled estimate is snello's.
     """
 
     def __init__(
@@ -117,7 +119,11 @@ class SeReNe(Sensitivity):
         )
         self._layers, self.left_alone = plain_layers(layers)
         self.every, self.seed = every, seed
-        self._estimator, self._class_dim, self._chunk = ESTIMATORS[estimate], class_dim, classes_per_pass
+        self._estimator, self._class_dim, self._chunk = (
+            ESTIMATORS[estimate],
+            class_dim,
+            classes_per_pass,
+        )
         self._group, self._calls = group, 0
         self._taps: list[tuple[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
@@ -125,7 +131,9 @@ class SeReNe(Sensitivity):
         self._latest: dict[str, Tensor] = {}
         self._replay = None if examples is None else Replay(model, examples, lambda: self._due)
         self._handles = [model.register_forward_pre_hook(OwnHook(self._forget))]
-        self._handles += [m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()]
+        self._handles += [
+            m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()
+        ]
         forget_compiled()
 
     @property
@@ -148,13 +156,15 @@ class SeReNe(Sensitivity):
         return OwnHook(hook)
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
-        """Measure the sensitivities from the outputs of a forward with gradients, before ``loss.backward()``.
+        """Measure the sensitivities from the outputs of a forward with gradients, before
+        ``loss.backward()``.
 
-        Several observations before one :meth:`step` (gradient accumulation) are averaged by their examples.
+        Several observations before one :meth:`step` (gradient accumulation) are averaged by their
+        examples.
 
         Args:
-            outputs: the network's outputs, shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph.
-                The graph is kept.
+            outputs: the network's outputs, shape (B, C), (B, C, ...) or (B, ..., C), attached to
+                their graph. The graph is kept.
             targets: not used.
 
         Raises:
@@ -189,7 +199,9 @@ class SeReNe(Sensitivity):
             parts[name] = parts[name] + part if name in parts else part
         joined = torch.cat([self._part(parts, name, values[0], batch) for name in self._layers])
         sum_over_processes(joined, self._group)
-        alone = rank_and_size(self._group)[1] == 1  # then the counts are known without waiting for the device
+        alone = (
+            rank_and_size(self._group)[1] == 1
+        )  # then the counts are known without waiting for the device
         sizes = [size for m in self._layers.values() for size in (neuron_count(m), 1)]
         pieces = iter(joined.split(sizes))  # type: ignore[no-untyped-call]
         for name in self._layers:
@@ -205,13 +217,17 @@ class SeReNe(Sensitivity):
         return like.new_zeros(neuron_count(self._layers[name]) + 1)
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Layer name -> sensitivity, shape ``(neurons,)``: the mean of the observations since the last step.
+        """Layer name -> sensitivity, shape ``(neurons,)``: the mean of the observations since the
+        last step.
 
-        Layers that were not called are missing. Half-precision models have theirs in single precision.
+        Layers that were not called are missing. Half-precision models have theirs in single
+        precision.
         """
         if not self._sums:
             return self._latest
-        means = {n: total / self._counts[n] for n, total in self._sums.items() if self._counts[n] > 0}
+        means = {
+            n: total / self._counts[n] for n, total in self._sums.items() if self._counts[n] > 0
+        }
         return {name: self._estimator.finish(mean) for name, mean in means.items()}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -221,7 +237,9 @@ class SeReNe(Sensitivity):
                 raise nothing_observed("SeReNe")
             return [], []  # every layer is excluded, or none was called
         shares: dict[int, tuple[Tensor, Tensor]] = {}
-        for name, share in zip(self._latest, insensitivity(list(self._latest.values())), strict=True):
+        for name, share in zip(
+            self._latest, insensitivity(list(self._latest.values())), strict=True
+        ):
             module = self._layers[name]
             weight: Tensor = module.weight  # type: ignore[assignment]
             if not weight.requires_grad:  # frozen by the user

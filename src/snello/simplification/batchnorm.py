@@ -1,8 +1,9 @@
-"""Folding of BatchNorm into the layer next to it: in evaluation mode both are affine, and so is their product.
+"""Folding of BatchNorm into the layer next to it: in evaluation mode both are affine, and so is
+their product.
 
-With scale s = gamma / sqrt(var + eps) and shift t = beta - mean * s, a layer W, b followed by the norm is the
-layer sW, sb + t; a norm followed by a layer that pads with nothing of its own is the layer Ws, b + Wt. The
-arithmetic is done in float64.
+With scale s = gamma / sqrt(var + eps) and shift t = beta - mean * s, a layer W, b followed by the
+norm is the layer sW, sb + t; a norm followed by a layer that pads with nothing of its own is the
+layer Ws, b + Wt. The arithmetic is done in float64.
 
     folded = fold_batchnorm(model, example_inputs)
     torch.save(folded.state_dict(), "folded.pt"); json.dump(folds_of(folded), file)
@@ -62,19 +63,21 @@ class _Fold:
 
 
 def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
-    """Copy a model without the BatchNorms that a layer can take in; the outputs in evaluation mode stay.
+    """Copy a model without the BatchNorms that a layer can take in; the outputs in evaluation mode
+    stay.
 
-    A norm is folded into the Linear, convolution or transposed convolution that alone feeds it, or into the
-    Linear or convolution without zero padding that alone reads it. Shared, tied and parametrised layers,
-    layers with hooks and norms without running statistics are left alone. In training mode the copy computes
-    what a model with frozen norms does.
+    A norm is folded into the Linear, convolution or transposed convolution that alone feeds it, or
+    into the Linear or convolution without zero padding that alone reads it. Shared, tied and
+    parametrised layers, layers with hooks and norms without running statistics are left alone. In
+    training mode the copy computes what a model with frozen norms does.
 
     Args:
         model: a model that torch.fx can trace, or a lean one; it is not changed.
         example_inputs: inputs of the real shape, batch first.
 
     Returns:
-        A module of the model's own class, with a :class:`FoldedBatchNorm` in place of each folded norm.
+        A module of the model's own class, with a :class:`FoldedBatchNorm` in place of each folded
+        norm.
 
     Raises:
         ModelError: if the model cannot be traced or does not run on the example inputs.
@@ -98,7 +101,9 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
 
 
 def folds_of(model: nn.Module) -> dict[str, str]:
-    """Name of each folded norm -> name of the layer that has taken it in. Empty for a model without any."""
+    """Name of each folded norm -> name of the layer that has taken it in. Empty for a model without
+    any.
+    """
     return {name: m.layer for name, m in model.named_modules() if isinstance(m, FoldedBatchNorm)}
 
 
@@ -117,7 +122,9 @@ def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
     modules = dict(folded.named_modules())
     for norm, layer in folds.items():
         if norm not in modules or not is_batchnorm(modules[norm]):
-            raise ModelError(f"the folds were made for another model: {norm!r} is no BatchNorm of this one")
+            raise ModelError(
+                f"the folds were made for another model: {norm!r} is no BatchNorm of this one"
+            )
         if not hasattr(modules.get(layer), "weight"):
             raise ModelError(f"the folds were made for another model: there is no layer {layer!r}")
         add_bias(modules[layer], modules[norm].num_features)
@@ -133,7 +140,9 @@ def _fold_all(model: nn.Module, inputs: Inputs) -> list[_Fold]:
         while folds := _candidates(capture(model, example)):
             for fold in folds:
                 layer: Any = model.get_submodule(fold.layer)
-                affine = (x.to(layer.weight.device) for x in affine_of(model.get_submodule(fold.norm)))
+                affine = (
+                    x.to(layer.weight.device) for x in affine_of(model.get_submodule(fold.norm))
+                )
                 (absorb_next if fold.norm_first else absorb)(layer, *affine)
                 _replace(model, fold.norm, fold.layer)
             done += folds
@@ -175,7 +184,9 @@ def _is_free(graph: Graph, node: fx.Node) -> bool:
     names = Counter(id(m) for _, m in graph.module.named_modules(remove_duplicate=False))
     calls = [n for n in graph.nodes if n.op == "call_module" and graph.layer(n) is module]
     read = any(n.op == "get_attr" and str(n.target).startswith(f"{name}.") for n in graph.nodes)
-    hooked = any(getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward"))
+    hooked = any(
+        getattr(module, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward")
+    )
     alone = names[id(module)] == 1 and len(calls) == 1 and not graph.is_shared(name)
     return alone and is_plain(module) and not (read or hooked)
 
@@ -208,18 +219,24 @@ def _into_reader(graph: Graph, norm: fx.Node) -> _Fold | None:
 
 
 def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
-    """True if the output has a norm's channels on axis 1: not for Linear on tokens, nor unbatched."""
+    """True if the output has a norm's channels on axis 1: not for Linear on tokens, nor
+    unbatched.
+    """
     dimensions = 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2  # type: ignore[arg-type]
     return len(shape_of(node) or ()) == dimensions
 
 
-def _first_difference(reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: Inputs) -> str:
+def _first_difference(
+    reference: nn.Module, folded: nn.Module, folds: list[_Fold], batch: Inputs
+) -> str:
     places = [fold.layer if fold.norm_first else fold.norm for fold in folds]
     expected, found = _record(reference, places, batch), _record(folded, places, batch)
     # In the order in which the reference calls them.
     for place, output in expected.items():
         if not difference(output, found[place]) <= TOLERANCE:
-            return next(f"{f.norm!r} (into {f.layer!r})" for f in folds if place in (f.norm, f.layer))
+            return next(
+                f"{f.norm!r} (into {f.layer!r})" for f in folds if place in (f.norm, f.layer)
+            )
     return "the output"
 
 

@@ -47,37 +47,41 @@ def simplify(
 ) -> nn.Module:
     """Remove every dead neuron that can be removed; the outputs in evaluation mode stay the same.
 
-    The result is verified in float64 on the example inputs, and at another batch size and resolution where
-    the model takes them, before it is returned.
+    The result is verified in float64 on the example inputs, and at another batch size and
+    resolution where the model takes them, before it is returned.
 
     Args:
         model: any model that torch.fx or torch.export can capture; it is not changed.
-        example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional arguments, a
-            mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any nesting.
-        optimizer: an optimizer of the model's parameters, or a list of several: its groups are rebound to
-            the lean parameters, and its state (momentum, Adam's moments) is cut to the rows and columns that
-            are kept, so that training goes on. It is changed only once everything else has succeeded.
-        prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose removal
-            would cost more time in index operations and tables than it saves; "plain" leaves those whose
-            removal would need any of these, for int8 runtimes and compilers, whose fused graphs they
-            break apart. Or a :class:`CostModel`: ``Latency(timings)`` with the timings of another machine.
-        round_to: keep dead neurons until the channel counts of linear layers and ungrouped convolutions
-            are multiples of this, for hardware that likes such counts.
-        keep_class: keep dead neurons wherever their removal would change more than layers, so that the
-            result is of the model's own class, with its own forward.
+        example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional
+            arguments, a mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any
+            nesting.
+        optimizer: an optimizer of the model's parameters, or a list of several: its groups are
+            rebound to the lean parameters, and its state (momentum, Adam's moments) is cut to the
+            rows and columns that are kept, so that training goes on. It is changed only once
+            everything else has succeeded.
+        prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose
+            removal would cost more time in index operations and tables than it saves; "plain"
+            leaves those whose removal would need any of these, for int8 runtimes and compilers,
+            whose fused graphs they break apart. Or a :class:`CostModel`: ``Latency(timings)`` with
+            the timings of another machine.
+        round_to: keep dead neurons until the channel counts of linear layers and ungrouped
+            convolutions are multiples of this, for hardware that likes such counts.
+        keep_class: keep dead neurons wherever their removal would change more than layers, so that
+            the result is of the model's own class, with its own forward.
 
     Returns:
-        A new module with the original layer names. ``plan_of(lean)`` lists the removals. It is of the
-        model's own class, with narrowed layers in it, where that is enough: always if torch.fx cannot
-        trace the model, and with ``keep_class``. Else it is a captured graph with index operations;
-        ``plan_of(lean).representation`` tells the two apart. Where there is nothing to remove, it computes
-        what the original computes, operation by operation.
+        A new module with the original layer names. ``plan_of(lean)`` lists the removals. It is of
+        the model's own class, with narrowed layers in it, where that is enough: always if torch.fx
+        cannot trace the model, and with ``keep_class``. Else it is a captured graph with index
+        operations; ``plan_of(lean).representation`` tells the two apart. Where there is nothing to
+        remove, it computes what the original computes, operation by operation.
 
     Raises:
-        ModelError: if the model cannot be captured, does not run on the example inputs, or holds a NaN.
-        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds parameters
-            which are not the model's.
-        SimplifyError: if the outputs differ, naming the first layer that does. The model is untouched.
+        ModelError: if the model cannot be captured, does not run on the example inputs, or holds a
+        NaN. ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
+            parameters which are not the model's.
+        SimplifyError: if the outputs differ, naming the first layer that does. The model is
+            untouched.
     """
     model = _checked_model(model, "simplify")
     inputs = Inputs.of(example_inputs)
@@ -124,8 +128,8 @@ class _Candidate:
 
     Attributes:
         plan, values: the plan, and the constants that it folds.
-        layouts, axes: channels of each node that the lean model has, and their axis; empty for a candidate
-            that is dropped without a word if it does not hold.
+        layouts, axes: channels of each node that the lean model has, and their axis; empty for a
+            candidate that is dropped without a word if it does not hold.
     """
 
     plan: SimplificationPlan
@@ -150,7 +154,13 @@ def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
         verify(reference, candidate.build(reference), candidate.layouts, candidate.axes, inputs)
         return True
     try:
-        compare(reference, candidate.build(reference), inputs, "narrowed outputs", lambda _: "the output")
+        compare(
+            reference,
+            candidate.build(reference),
+            inputs,
+            "narrowed outputs",
+            lambda _: "the output",
+        )
     except Exception:  # the model's own code may raise anything on narrower tensors
         return False
     return True
@@ -200,7 +210,13 @@ class _Passes:
     """The passes in order, on one captured model. A rule that fails leaves its node alone."""
 
     def __init__(
-        self, model: nn.Module, graph: Graph, inputs: Inputs, cost: CostModel, round_to: int, own_class: bool
+        self,
+        model: nn.Module,
+        graph: Graph,
+        inputs: Inputs,
+        cost: CostModel,
+        round_to: int,
+        own_class: bool,
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.cost, self.round_to, self.own_class = cost, round_to, own_class

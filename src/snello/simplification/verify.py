@@ -1,4 +1,6 @@
-"""Verification in float64: a lean model must give the outputs of the original before it is returned."""
+"""Verification in float64: a lean model must give the outputs of the original before it is
+returned.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ def verify(
 
     Args:
         reference, lean: both in float64 and in evaluation mode.
-        layouts, axes: channels of each node of the reference's graph that the lean model has, and their axis.
-        inputs: the example inputs, of any dtype.
+        layouts, axes: channels of each node of the reference's graph that the lean model has, and
+        their axis. inputs: the example inputs, of any dtype.
 
     Raises:
         SimplifyError: naming the first layer whose output differs.
@@ -69,7 +71,8 @@ def compare(
         advice: a way out, for the error.
 
     Raises:
-        SimplifyError: if the outputs differ by more than rounding explains, or have another structure.
+        SimplifyError: if the outputs differ by more than rounding explains, or have another
+            structure.
     """
     for batch, expected in _batches(reference, Inputs.of(inputs)):
         found = outputs(candidate, batch)
@@ -90,7 +93,9 @@ def compare(
 
 
 def _batches(reference: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, object]]:
-    """Batches to compare on: the example inputs and, where the model takes it, another one; with outputs."""
+    """Batches to compare on: the example inputs and, where the model takes it, another one; with
+    outputs.
+    """
     first = inputs.map(_double)
     yield first, outputs(reference, first)
     for resize in (True, False):
@@ -120,7 +125,9 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, resize: bool) -> Tensor:
-    """Make another batch: one example more, three at most, at three quarters of the resolution if there is one."""
+    """Make another batch: one example more, three at most, at three quarters of the resolution if
+    there is one.
+    """
     # Batch size and resolution that were baked into the lean graph show at another size.
     batch = torch.cat([x, x[:1].flip(-1) * 0.5 if x.is_floating_point() else x[:1].flip(-1)])
     batch = batch[-3:]
@@ -150,7 +157,9 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def structure(output: object) -> str:
-    """Describe the structure of an output: ``(tensor, None)``, ``{'out': tensor}``; all but tensors by value."""
+    """Describe the structure of an output: ``(tensor, None)``, ``{'out': tensor}``; all but tensors
+    by value.
+    """
     if isinstance(output, Tensor):
         return "tensor"
     if (parts := _parts(output)) is None:
@@ -175,7 +184,8 @@ def worst_difference(expected: object, found: object) -> float:
 def difference(expected: Tensor, found: Tensor) -> float:
     """Return the largest difference over the largest deviation from the batch's mean.
 
-    Some outputs hardly vary with the input, and a plain relative error would hide a fault in the part that does.
+    Some outputs hardly vary with the input, and a plain relative error would hide a fault in the
+    part that does.
     """
     if expected.shape != found.shape:
         return float("inf")

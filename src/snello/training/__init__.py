@@ -1,4 +1,5 @@
-"""Training: the callbacks that bring snello's methods into Lightning, and the runs that recipes describe.
+"""Training: the callbacks that bring snello's methods into Lightning, and the runs that recipes
+describe.
 
 Any Lightning project can use the callbacks; they are thin and drive only the public API::
 
@@ -6,8 +7,9 @@ Any Lightning project can use the callbacks; they are thin and drive only the pu
         SensitivityPruning(lambda model: SeReNe(model, 1e-4), evaluate=validation_loss, granularity="neuron"),
     ])
 
-:func:`huggingface_callback` does the same for the Trainer of Hugging Face. A recipe describes a whole run as data.
-:func:`train` runs one method of it, :func:`journey` the round trip, :func:`reproduce` a published table::
+:func:`huggingface_callback` does the same for the Trainer of Hugging Face. A recipe describes a
+whole run as data. :func:`train` runs one method of it, :func:`journey` the round trip,
+:func:`reproduce` a published table::
 
     result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
 

@@ -14,12 +14,13 @@ from snello.errors import ConfigError
 
 
 class WeightAverage(L.Callback):
-    r"""Keep an exponential moving average of the weights: :math:`\bar w \leftarrow d\,\bar w + (1 - d)\,w`.
+    r"""Keep an exponential moving average of the weights: :math:`\bar w \leftarrow d\,\bar w + (1 -
+    d)\,w`.
 
-    Training and validation use the weights themselves; :attr:`average` is for whoever ships the network.
-    Buffers are averaged too, so that the average has its own BatchNorm statistics. A
-    :class:`SensitivityPruning` in the same trainer has its masks applied to the average as well: what is
-    pruned is zero in both.
+    Training and validation use the weights themselves; :attr:`average` is for whoever ships the
+    network. Buffers are averaged too, so that the average has its own BatchNorm statistics. A
+    :class:`SensitivityPruning` in the same trainer has its masks applied to the average as well:
+    what is pruned is zero in both.
 
     Args:
         decay: share of the past, d, in (0, 1).
@@ -30,7 +31,9 @@ class WeightAverage(L.Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
-            raise ConfigError(f"the decay of a running average must lie between 0 and 1, not at {decay}")
+            raise ConfigError(
+                f"the decay of a running average must lie between 0 and 1, not at {decay}"
+            )
         self._decay, self._steps = decay, 0
         self._restored: Mapping[str, Any] | None = None
         self._source: ref[nn.Module] | None = None

@@ -1,8 +1,8 @@
 """Lightning callbacks over the public API: they work in any Lightning project.
 
-Each builds its object when training starts, when the optimizer exists, and saves its state in Lightning's
-checkpoints, so that a resumed run goes on as if it had never stopped. So does a second ``fit`` of the same model
-with the same callback; with a new callback, what is pruned stays pruned.
+Each builds its object when training starts, when the optimizer exists, and saves its state in
+Lightning's checkpoints, so that a resumed run goes on as if it had never stopped. So does a second
+``fit`` of the same model with the same callback; with a new callback, what is pruned stays pruned.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from ._distributed import agree_on_pruning
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
-    """Copies of the model in which other callbacks, such as Lightning's own, average its weights."""
+    """Copies of the model in which other callbacks, such as Lightning's own, average its
+    weights.
+    """
     expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for value in vars(callback).values():
@@ -54,15 +56,17 @@ def monitored(trainer: L.Trainer, name: str) -> float:
     metrics = trainer.callback_metrics
     if name not in metrics:
         known = ", ".join(sorted(metrics)) or "none"
-        raise ConfigError(f"no metric {name!r} is logged by the end of the epoch; logged are: {known}")
+        raise ConfigError(
+            f"no metric {name!r} is logged by the end of the epoch; logged are: {known}"
+        )
     return float(metrics[name])
 
 
 def scores_of(outputs: Any) -> Tensor:
     """The tensor of scores in what a network returned.
 
-    Torchvision's segmentation networks return a mapping with ``"out"``, others ``"logits"`` or an object that
-    has them.
+    Torchvision's segmentation networks return a mapping with ``"out"``, others ``"logits"`` or an
+    object that has them.
 
     Raises:
         ConfigError: if there is none.
@@ -82,9 +86,10 @@ def scores_of(outputs: Any) -> Tensor:
 class SensitivityPruning(L.Callback):
     """Train with a sensitivity, prune on plateaus.
 
-    With several processes (DDP) every one of them has this callback: sensitivities and losses are averaged,
-    and after a pruning step the first process's masks and weights are everybody's. A :class:`WeightAverage`
-    in the same trainer is masked too, and so are the averages of Lightning's own callbacks.
+    With several processes (DDP) every one of them has this callback: sensitivities and losses are
+    averaged, and after a pruning step the first process's masks and weights are everybody's. A
+    :class:`WeightAverage` in the same trainer is masked too, and so are the averages of Lightning's
+    own callbacks.
 
     After training the masks stay in force, also in a ``fit`` without this callback, until
     ``callback.pruner.remove()``.
@@ -92,8 +97,8 @@ class SensitivityPruning(L.Callback):
     Args:
         sensitivity: builds the sensitivity from the model, as ``lambda m: Lobster(m, 1e-4)``.
         evaluate: returns the validation loss of a model; used while thresholds are searched.
-        epochs: decay and prune during this many epochs; the last of them ends with a pruning step, and the
-            epochs after it fine-tune what is left. None: all epochs.
+        epochs: decay and prune during this many epochs; the last of them ends with a pruning step,
+            and the epochs after it fine-tune what is left. None: all epochs.
         monitor: name of the logged validation loss.
         options: arguments of :class:`snello.pruning.Pruner` (granularity, twt, pwe, ...).
     """
@@ -142,9 +147,15 @@ class SensitivityPruning(L.Callback):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this model."""
+        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
+        model.
+        """
         restored, self._restored = self._restored, None
-        if restored is None and self.pruner is not None and self.pruner.model is unwrapped(model, "Pruner"):
+        if (
+            restored is None
+            and self.pruner is not None
+            and self.pruner.model is unwrapped(model, "Pruner")
+        ):
             return self.state_dict()
         return restored
 
@@ -158,7 +169,9 @@ class SensitivityPruning(L.Callback):
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         self._targets = batch[1] if pair and isinstance(batch[1], Tensor) else None
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
         """Let the sensitivity look at the outputs while their graph exists."""
         sensitivity, outputs, self._outputs = self.sensitivity, self._outputs, None
         looks = sensitivity is not None and type(sensitivity).observe is not Sensitivity.observe
@@ -166,7 +179,9 @@ class SensitivityPruning(L.Callback):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The decay, after the optimizer's step: not after batches that only accumulate gradients."""
+        """The decay, after the optimizer's step: not after batches that only accumulate
+        gradients.
+        """
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
             by_gradient = isinstance(self.sensitivity, Lobster)
@@ -230,7 +245,9 @@ class SelectiveUpdate(L.Callback):
         self, probe: Tensor, selection: Selection, *, every: int | None = None, **options: Any
     ) -> None:
         if every is not None and every < 1:
-            raise ConfigError(f"every is a number of steps of the optimizer, at least 1, not {every}")
+            raise ConfigError(
+                f"every is a number of steps of the optimizer, at least 1, not {every}"
+            )
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
         self._restored: Mapping[str, Any] | None = None
         self._begin = copy.deepcopy(selection.state_dict())
@@ -275,12 +292,14 @@ class SelectiveUpdate(L.Callback):
             self.last_step = self.neq.step()
 
     def spent(self) -> tuple[float, float, float]:
-        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention, per sample):
-        means over the steps of the present epoch.
+        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention,
+        per sample): means over the steps of the present epoch.
         """
         assert self.last_step is not None
         steps = self._spent or [self.last_step]
-        shares, counts, dense = zip(*((s.total, s.flops, s.dense_flops) for s in steps), strict=True)
+        shares, counts, dense = zip(
+            *((s.total, s.flops, s.dense_flops) for s in steps), strict=True
+        )
         return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -300,9 +319,15 @@ class SelectiveUpdate(L.Callback):
         self._attached = False
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this model."""
+        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
+        model.
+        """
         restored, self._restored = self._restored, None
-        if restored is None and self._last is not None and self._last[0]() is unwrapped(model, "NEq"):
+        if (
+            restored is None
+            and self._last is not None
+            and self._last[0]() is unwrapped(model, "NEq")
+        ):
             return self._last[1]
         return restored
 
@@ -322,17 +347,25 @@ def _updates(trainer: L.Trainer) -> _SelectiveUpdate | None:
 
 
 class NEq(SelectiveUpdate):
-    """Skip the backward pass of neurons at equilibrium: :class:`SelectiveUpdate` with the velocity rule.
+    """Skip the backward pass of neurons at equilibrium: :class:`SelectiveUpdate` with the velocity
+    rule.
 
     Args:
         probe: the fixed inputs on which outputs are compared, shape (B, ...).
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
-        every: decide every so many steps of the optimizer; None: at the end of every epoch, as published.
-        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+        every: decide every so many steps of the optimizer; None: at the end of every epoch, as
+        published. options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup,
+        exclude, ...).
     """
 
     def __init__(
-        self, probe: Tensor, *, eps: float = 1e-3, mu: float = 0.5, every: int | None = None, **options: Any
+        self,
+        probe: Tensor,
+        *,
+        eps: float = 1e-3,
+        mu: float = 0.5,
+        every: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(probe, Velocity(eps, mu), every=every, **options)

@@ -13,11 +13,13 @@ from snello import archives
 class SealedCheckpoints(CheckpointIO):
     """Write and read the checkpoints of a Lightning trainer with :mod:`snello.archives`.
 
-    Lightning's own writer goes by way of a file in ``$TMPDIR`` and replaces the old checkpoint before anybody
-    has read the new one.
+    Lightning's own writer goes by way of a file in ``$TMPDIR`` and replaces the old checkpoint
+    before anybody has read the new one.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write a checkpoint; the one before stays until this one has been read back."""
         archives.save(path, checkpoint)
 

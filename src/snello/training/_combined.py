@@ -16,10 +16,12 @@ from snello.neurons import spread
 def frozen_rows_held(updates: SelectiveUpdate | None) -> Iterator[None]:
     """Whatever happens inside, the neurons that are not updated are afterwards as they were.
 
-    For a decay that reads the gradients of weights, as LOBSTER's: where none was computed it would find the loss
-    insensitive to every weight, and nothing is known about them.
+    For a decay that reads the gradients of weights, as LOBSTER's: where none was computed it would
+    find the loss insensitive to every weight, and nothing is known about them.
     """
-    held = [] if updates is None else [(p, rows, p.detach().clone()) for p, rows in _frozen(updates)]
+    held = (
+        [] if updates is None else [(p, rows, p.detach().clone()) for p, rows in _frozen(updates)]
+    )
     yield
     with torch.no_grad():
         for parameter, rows, before in held:

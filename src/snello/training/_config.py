@@ -22,9 +22,9 @@ class DataConfig:
     """Which images, and how they come in batches.
 
     Attributes:
-        name: one of :func:`snello.datasets.available`: "digits", "cifar10", "imagenet", "imagefolder", ...
-        root: folder (or several, separated as in PATH) that holds the dataset; default: $SNELLO_DATA, ./data.
-        path: the image folder, for "imagefolder".
+        name: one of :func:`snello.datasets.available`: "digits", "cifar10", "imagenet",
+        "imagefolder", ... root: folder (or several, separated as in PATH) that holds the dataset;
+        default: $SNELLO_DATA, ./data. path: the image folder, for "imagefolder".
         image_size: images are brought to this many pixels a side, for sets that leave the choice.
         batch_size: images per step, over all processes together.
         validation: share of the training images that thresholds and plateaus are judged on.
@@ -54,7 +54,8 @@ class DataConfig:
             _require(value is None or value >= 1, f"data.{name} must be at least 1, not {value}")
         _require(self.workers >= 0, f"data.workers must be at least 0, not {self.workers}")
         _require(
-            0 < self.validation < 1, f"data.validation must lie between 0 and 1, not at {self.validation}"
+            0 < self.validation < 1,
+            f"data.validation must lie between 0 and 1, not at {self.validation}",
         )
 
 
@@ -67,15 +68,16 @@ class OptimizerConfig:
         lr: learning rate.
         momentum: for SGD.
         weight_decay: as in torch.optim.
-        schedule: how the learning rate falls: "multistep" (at the milestones), "step" (every step_size
-            epochs), "poly" ((1 - t/T)^power, every step) or "cosine" (to zero, every step).
+        schedule: how the learning rate falls: "multistep" (at the milestones), "step" (every
+            step_size epochs), "poly" ((1 - t/T)^power, every step) or "cosine" (to zero, every
+            step).
         milestones: epochs after which the learning rate is multiplied by gamma.
         gamma: that factor.
         step_size: epochs between two falls of "step".
         power: the exponent of "poly".
         warmup_epochs: the learning rate rises linearly, step by step, during so many first epochs.
-        aux_lr_factor: the auxiliary classifier of a segmentation network learns at so many times the rate.
-        clip: bound on the norm of the gradient; None leaves it as it is.
+        aux_lr_factor: the auxiliary classifier of a segmentation network learns at so many times
+        the rate. clip: bound on the norm of the gradient; None leaves it as it is.
     """
 
     name: Literal["SGD", "AdamW"] = "SGD"
@@ -92,14 +94,30 @@ class OptimizerConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.lr) and self.lr > 0, f"optimizer.lr must be positive, not {self.lr}")
-        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), not {self.momentum}")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, not {self.weight_decay}")
+        _require(
+            math.isfinite(self.lr) and self.lr > 0, f"optimizer.lr must be positive, not {self.lr}"
+        )
+        _require(
+            0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), not {self.momentum}"
+        )
+        _require(
+            self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, not {self.weight_decay}"
+        )
         for name in ("gamma", "power", "aux_lr_factor"):
-            _require(getattr(self, name) > 0, f"optimizer.{name} must be positive, not {getattr(self, name)}")
-        _require(self.step_size >= 1, f"optimizer.step_size must be at least 1, not {self.step_size}")
-        _require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs must be >= 0, not {self.warmup_epochs}")
-        _require(self.clip is None or self.clip > 0, f"optimizer.clip must be positive, not {self.clip}")
+            _require(
+                getattr(self, name) > 0,
+                f"optimizer.{name} must be positive, not {getattr(self, name)}",
+            )
+        _require(
+            self.step_size >= 1, f"optimizer.step_size must be at least 1, not {self.step_size}"
+        )
+        _require(
+            self.warmup_epochs >= 0,
+            f"optimizer.warmup_epochs must be >= 0, not {self.warmup_epochs}",
+        )
+        _require(
+            self.clip is None or self.clip > 0, f"optimizer.clip must be positive, not {self.clip}"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,8 +130,9 @@ class PruningConfig:
         twt: how much worse one pruning step may make the loss, as a share of it.
         pwe: bad epochs to wait on a plateau before a pruning step.
         finetune: the last so many epochs run without decay and without further pruning.
-        every: SeReNe looks at the neurons every so many steps, which is what its extra pass costs; what it saw
-            decides the decay of the steps between. LOBSTER's gradients are there at every step.
+        every: SeReNe looks at the neurons every so many steps, which is what its extra pass costs;
+            what it saw decides the decay of the steps between. LOBSTER's gradients are there at
+            every step.
     """
 
     lmbda: float = 1e-4
@@ -141,10 +160,11 @@ class NEqConfig:
         warmup: decisions before anything is frozen: epochs, unless ``every`` says otherwise.
         probe: number of training images on which outputs are compared.
         every: decide every so many optimizer steps; None: once an epoch, as published.
-        positions: keep so many positions per layer of the probe's outputs instead of all; None: all.
-        dispatch: how a layer decides whether to compute its active rows alone: "fixed" follows a rule, so that the
-            same seed gives the same weights and a resumed run those of one never killed; "measured" times both
-            ways once, which is at least as fast, and two runs may round differently.
+        positions: keep so many positions per layer of the probe's outputs instead of all; None:
+        all. dispatch: how a layer decides whether to compute its active rows alone: "fixed" follows
+            a rule, so that the same seed gives the same weights and a resumed run those of one
+            never killed; "measured" times both ways once, which is at least as fast, and two runs
+            may round differently.
     """
 
     eps: float = 1e-3
@@ -183,7 +203,10 @@ class ShipConfig:
 
     def __post_init__(self) -> None:
         for name in ("repeats", "threads", "batch"):
-            _require(getattr(self, name) >= 1, f"ship.{name} must be at least 1, not {getattr(self, name)}")
+            _require(
+                getattr(self, name) >= 1,
+                f"ship.{name} must be at least 1, not {getattr(self, name)}",
+            )
 
 
 @dataclass(frozen=True)
@@ -192,13 +215,13 @@ class Recipe:
 
     Attributes:
         model: the network, by name and arguments.
-        weights: a file of weights to start from, as :func:`snello.models.load_weights` reads it; None: random.
-        data: the images.
+        weights: a file of weights to start from, as :func:`snello.models.load_weights` reads it;
+        None: random. data: the images.
         optimizer: optimizer and schedule, the same for every method.
         epochs: passes over the training images, the same for every method.
         accumulate: batches whose gradients are summed before a step of the optimizer.
-        ema: share of the past in a running average of the weights, such as 0.999; the average is then what is
-            tested and written. None: no average.
+        ema: share of the past in a running average of the weights, such as 0.999; the average is
+            then what is tested and written. None: no average.
         lobster, serene, neq: the methods.
         ship: coding and timing.
         methods: which rows of the table to run.
@@ -207,7 +230,8 @@ class Recipe:
         precision: "32-true", "bf16-mixed" or, on a GPU, "16-mixed".
         channels_last: memory format of convolutional networks.
         sync_batchnorm: on several GPUs, batch statistics over all of them.
-        log: where the epochs' figures are logged, beside the history in the results: "csv", "tensorboard".
+        log: where the epochs' figures are logged, beside the history in the results: "csv",
+            "tensorboard".
     """
 
     model: ModelSpec
@@ -232,7 +256,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
-        _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not at {self.ema}")
+        _require(
+            self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not at {self.ema}"
+        )
         _require(len(self.methods) > 0, "methods must name at least one of: " + ", ".join(METHODS))
         for name in self.methods:
             method_of(name)

@@ -34,10 +34,12 @@ def load_data(recipe: Recipe) -> Splits:
 
 
 def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
-    """The recipe's network with its initial weights, checked against the data before anything is trained.
+    """The recipe's network with its initial weights, checked against the data before anything is
+    trained.
 
     Raises:
-        ModelError: if it does not run on the images, or has another number of outputs than there are classes.
+        ModelError: if it does not run on the images, or has another number of outputs than there
+            are classes.
     """
     torch.manual_seed(recipe.seed)
     model = build(recipe.model)
@@ -48,7 +50,8 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
 
 
 def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
-    """Check that a model runs on the images of a dataset and has as many outputs as there are classes.
+    """Check that a model runs on the images of a dataset and has as many outputs as there are
+    classes.
 
     Args:
         name: of the model, for messages.
@@ -100,7 +103,8 @@ class Batches:
         test: all of it, for the one process that tests.
 
     Raises:
-        ConfigError: for a batch that cannot be dealt out evenly, and whatever else the loader complains about.
+        ConfigError: for a batch that cannot be dealt out evenly, and whatever else the loader
+            complains about.
     """
 
     def __init__(self, recipe: Recipe, splits: Splits, world: World) -> None:
@@ -118,7 +122,9 @@ class Batches:
 
     @property
     def _evaluated(self) -> int:
-        """Small images by the hundred; large ones as many as a training step takes; segmented ones singly."""
+        """Small images by the hundred; large ones as many as a training step takes; segmented ones
+        singly.
+        """
         if self._splits.task == "segmentation":
             return 1  # whole images, each of its own size
         height, width = self._splits.input_shape[1:]
@@ -130,7 +136,9 @@ class Batches:
         return loader(part, self._splits, batch_size, **options)
 
     def sample(self, images: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first training images and their targets, under evaluation transforms; the same every time."""
+        """The first training images and their targets, under evaluation transforms; the same every
+        time.
+        """
         count = images or self.batch_size
         part = loader(self._splits.train, self._splits, count, limit=count)
         first: tuple[Tensor, Tensor] = next(iter(part))

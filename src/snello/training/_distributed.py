@@ -1,6 +1,7 @@
 """One run, several processes: who am I, how many are we, and what must all of us agree on.
 
-``torchrun`` starts the processes and says in the environment which one each is; Lightning joins them.
+``torchrun`` starts the processes and says in the environment which one each is; Lightning joins
+them.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ def restarted() -> bool:
 
 
 def rejoin(device: str) -> None:
-    """Meet the other processes under a name of their own, after torchrun has started all of them again.
+    """Meet the other processes under a name of their own, after torchrun has started all of them
+    again.
 
-    torchrun keeps one store for all its attempts, in which the addresses of the processes that are gone still stand:
-    those that meet there again may wait for the dead.
+    torchrun keeps one store for all its attempts, in which the addresses of the processes that are
+    gone still stand: those that meet there again may wait for the dead.
     """
     if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -105,8 +107,9 @@ def share_of(batch_size: int, processes: int, name: str = "data.batch_size") -> 
 def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:
     """Give every process the masks and the weights of the first one.
 
-    All processes see the same averaged loss and hold the same weights, and so decide alike; but a mask that
-    differs on one rank would never be noticed, and this costs one broadcast in a pruning step.
+    All processes see the same averaged loss and hold the same weights, and so decide alike; but a
+    mask that differs on one rank would never be noticed, and this costs one broadcast in a pruning
+    step.
     """
     rank, size = rank_and_size()
     if size == 1:

@@ -85,15 +85,15 @@ def evaluate_segmentation(
     """Measure a segmentation network in evaluation mode.
 
     Args:
-        model: maps images (B, channels, H, W) to scores (B, C, H, W), or to a mapping that holds them as "out".
-        batches: pairs of images and labels (B, H, W).
+        model: maps images (B, channels, H, W) to scores (B, C, H, W), or to a mapping that holds
+        them as "out". batches: pairs of images and labels (B, H, W).
         classes: C.
         ignored: the label of pixels that do not count.
         autocast, channels_last: as for :func:`evaluate`.
 
     Returns:
-        The mean cross-entropy of a pixel, and as accuracy the mean over classes of intersection over union;
-        a class that is neither there nor predicted does not count.
+        The mean cross-entropy of a pixel, and as accuracy the mean over classes of intersection
+        over union; a class that is neither there nor predicted does not count.
 
     Raises:
         DataError: if there is no pixel with a class.
@@ -110,7 +110,9 @@ def evaluate_segmentation(
         raise DataError("there are no pixels with a class to evaluate the model on")
     both = confusion.diagonal().double()
     either = confusion.sum(0) + confusion.sum(1) - both
-    return Evaluation(loss / int(confusion.sum()), float((both / either)[either > 0].mean()), images)
+    return Evaluation(
+        loss / int(confusion.sum()), float((both / either)[either > 0].mean()), images
+    )
 
 
 def _answers(
@@ -125,7 +127,8 @@ def _answers(
     own = input_dtype(model)
     dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
     for images, labels in batches:
-        # Mode and precision are put back between batches: what reads them is not this loop's business.
+        # Mode and precision are put back between batches: what reads them is not this loop's
+        # business.
         with evaluation(model), torch.autocast(device.type, dtype, enabled=bool(autocast)):
             scores = scores_of(model(images.to(device, own, memory_format=memory_format)))
         yield scores.float(), labels.to(device)

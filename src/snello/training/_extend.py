@@ -1,4 +1,6 @@
-"""More epochs for a run that was planned for fewer: possible where the epochs so far would have been the same."""
+"""More epochs for a run that was planned for fewer: possible where the epochs so far would have
+been the same.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from ._methods import method_of
 def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) -> str | None:
     """The reason why a run cannot go on to another number of epochs; None if it can.
 
-    A run that goes on has the weights of one that was asked for so many epochs from the start, or it is refused.
+    A run that goes on has the weights of one that was asked for so many epochs from the start, or
+    it is refused.
 
     Args:
         there: what the run was asked for, as its folder notes it.
@@ -22,13 +25,14 @@ def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) ->
     """
     pruning = method_of(method).pruning
     before, after = int(there["epochs"]), recipe.epochs
-    ends = (_end(there, pruning), recipe.epochs - (getattr(recipe, pruning).finetune if pruning else 0))
+    ends = (
+        _end(there, pruning),
+        recipe.epochs - (getattr(recipe, pruning).finetune if pruning else 0),
+    )
     if done == 0 or (before == after and ends[0] == ends[1]):
         return None
     if after < done:
-        return (
-            f"it cannot be made shorter than that: ask for --epochs={done} or more, or choose another --out"
-        )
+        return f"it cannot be made shorter than that: ask for --epochs={done} or more, or choose another --out"
     if before != after and recipe.optimizer.schedule in ("poly", "cosine"):
         return (
             f"with the schedule {recipe.optimizer.schedule!r} the learning rate reaches zero at the last epoch, so "

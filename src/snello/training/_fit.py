@@ -1,4 +1,6 @@
-"""One training run: a recipe, a method, a folder. Killed, it resumes from its last finished epoch."""
+"""One training run: a recipe, a method, a folder. Killed, it resumes from its last finished
+epoch.
+"""
 
 from __future__ import annotations
 
@@ -35,35 +37,41 @@ def train(
 ) -> TrainingResult:
     """Train a recipe's network with one method.
 
-    Under ``torchrun`` every process calls this; the batch is dealt out among them, the first one writes.
+    Under ``torchrun`` every process calls this; the batch is dealt out among them, the first one
+    writes.
 
     Args:
         recipe: what to do.
-        method: "baseline", "lobster", "serene", "neq", "stochastic-0.2", "stochastic-star", "serene+neq", ...;
-            see :data:`snello.training.METHODS`.
+        method: "baseline", "lobster", "serene", "neq", "stochastic-0.2", "stochastic-star",
+            "serene+neq", ...; see :data:`snello.training.METHODS`.
         folder: where checkpoint, model file and ``result.json`` go.
         splits: the data, if it is loaded already.
-        resume: go on from the folder's checkpoint, or return its result if it is finished. Settings that this
-            method does not read (another method's, those of shipping) may differ. The weights at the end are
-            those of a run that was never interrupted, bit for bit on the CPU. With other ``epochs``, or another
-            ``finetune`` of its method, a finished or stopped run goes on if it would have come to the same
-            weights so far. A run that torchrun starts again after a process was lost resumes by itself.
+        resume: go on from the folder's checkpoint, or return its result if it is finished. Settings
+            that this method does not read (another method's, those of shipping) may differ. The
+            weights at the end are those of a run that was never interrupted, bit for bit on the
+            CPU. With other ``epochs``, or another ``finetune`` of its method, a finished or stopped
+            run goes on if it would have come to the same weights so far. A run that torchrun starts
+            again after a process was lost resumes by itself.
         progress: called with a line of text after each epoch.
-        matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq`` beside
-            ``folder``.
+        matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq``
+            beside ``folder``.
 
     Raises:
-        ConfigError: for an unknown method, for a folder that holds a run already while ``resume`` is false, or
-            one of another method or recipe, naming what differs, or one that cannot have so many epochs; and
-            for a folder that another process has.
+        ConfigError: for an unknown method, for a folder that holds a run already while ``resume``
+            is false, or one of another method or recipe, naming what differs, or one that cannot
+            have so many epochs; and for a folder that another process has.
         OutputError: for a full disk; the finished epochs are kept.
-        Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume`` trains the
-            epoch that was under way again. A second signal is not waited for.
+        Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume``
+            trains the epoch that was under way again. A second signal is not waited for.
         SnelloError: whatever the data, the model or the training have to complain about.
     """
     replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
     folder, resume = Path(folder), resume or restarted()
-    with StopSignals() as signals, claimed(folder, resume=resume), _going_on(recipe, folder, signals):
+    with (
+        StopSignals() as signals,
+        claimed(folder, resume=resume),
+        _going_on(recipe, folder, signals),
+    ):
         return _train(recipe, method, folder, splits, resume, progress, matched, signals)
 
 
@@ -121,7 +129,8 @@ def _going_on(recipe: Recipe, folder: Path, signals: StopSignals) -> Iterator[No
         done = _saved_epochs(folder)
         saved = f"{done} of {recipe.epochs} epochs are saved in {folder}"
         raise Stopped(
-            f"stopped at epoch {max(signals.epoch, done)}; go on with --resume ({saved})", signals.received
+            f"stopped at epoch {max(signals.epoch, done)}; go on with --resume ({saved})",
+            signals.received,
         ) from None
     except OutputError as error:
         raise OutputError(f"{error}; {_kept(folder)}") from error
@@ -138,7 +147,11 @@ def _going_on(recipe: Recipe, folder: Path, signals: StopSignals) -> Iterator[No
 
 def _kept(folder: Path) -> str:
     done = _saved_epochs(folder)
-    return f"{done} finished epochs are kept in {folder}, go on with --resume" if done else "nothing is lost"
+    return (
+        f"{done} finished epochs are kept in {folder}, go on with --resume"
+        if done
+        else "nothing is lost"
+    )
 
 
 def _saved_epochs(folder: Path) -> int:
@@ -149,10 +162,11 @@ def _saved_epochs(folder: Path) -> int:
 
 
 def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
-    """Check everything about a recipe that can be known before the first step, for all of its methods.
+    """Check everything about a recipe that can be known before the first step, for all of its
+    methods.
 
-    Data are found and read, the model is built and run on two images, optimizer, schedule, sensitivities,
-    pruners and probes are built and taken down again.
+    Data are found and read, the model is built and run on two images, optimizer, schedule,
+    sensitivities, pruners and probes are built and taken down again.
 
     Returns:
         The data.

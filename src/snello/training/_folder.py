@@ -27,7 +27,8 @@ _DYING = 7.0
 
 @contextmanager
 def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
-    """Keep other processes out of a run folder, which is made; of several processes of one run the first does.
+    """Keep other processes out of a run folder, which is made; of several processes of one run the
+    first does.
 
     The lock is the operating system's: it ends with the process, however that ends.
 
@@ -42,7 +43,9 @@ def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot create the run folder {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot create the run folder {folder}: {error.strerror or error}"
+        ) from error
     lock_file = folder / LOCK
     lock = filelock.FileLock(lock_file, timeout=_DYING if resume or restarted() else 0)
     try:
@@ -82,7 +85,10 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         raise ConfigError(
             f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
         )
-    there, asked = {"method": method, **_read(note)}, _asked(recipe, method)  # notes of before have no method
+    there, asked = (
+        {"method": method, **_read(note)},
+        _asked(recipe, method),
+    )  # notes of before have no method
     if differences := _differences(there, asked, _unused(method), _length(method)):
         raise ConfigError(
             f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
@@ -118,7 +124,9 @@ def finished_epochs(folder: Path) -> int:
             ) from error
         raise ModelError(f"{path} is damaged: remove it to start this run anew") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is no checkpoint of a run: remove it to start this run anew") from error
+        raise ModelError(
+            f"{path} is no checkpoint of a run: remove it to start this run anew"
+        ) from error
 
 
 def write_note(folder: Path, recipe: Recipe, method: str) -> None:
@@ -154,7 +162,9 @@ def _unused(method: str) -> set[str]:
 
 
 def _length(method: str) -> set[str]:
-    """Settings that say how long a run is: they may change where :func:`refusal` has nothing against it."""
+    """Settings that say how long a run is: they may change where :func:`refusal` has nothing
+    against it.
+    """
     return {"epochs", f"{method_of(method).pruning}.finetune"}
 
 

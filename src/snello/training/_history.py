@@ -28,16 +28,18 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         seconds: wall-clock time of the epoch, validation included.
-        train_loss, val_loss, val_accuracy: means over the images of each part; for segmentation the last one is
-            the mean intersection over union.
+        train_loss, val_loss, val_accuracy: means over the images of each part; for segmentation the
+            last one is the mean intersection over union.
         pruned: share of all parameters that are exactly zero.
         updated: share of the watched neurons that were updated; 1 without NEq.
         backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
-        executed_flops: FLOPs that one sample's backward pass executes (torch's counter on a real step).
-        paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the NEq paper, and the
+        executed_flops: FLOPs that one sample's backward pass executes (torch's counter on a real
+        step). paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the
+        NEq paper, and the
             same with nothing frozen. Zero without NEq.
-        dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch, taken in
-            turns, with the masks that the epoch ended with. Zero without NEq, and with several processes.
+        dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch,
+            taken in turns, with the masks that the epoch ended with. Zero without NEq, and with
+            several processes.
     """
 
     epoch: int
@@ -56,18 +58,24 @@ class EpochRecord:
 
 
 class EpochSeed(L.Callback):
-    """Make everything random in an epoch a function of (seed, epoch, rank), so that a resumed run repeats it."""
+    """Make everything random in an epoch a function of (seed, epoch, rank), so that a resumed run
+    repeats it.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed torch's global generators; processes with other images drop other units."""
-        torch.manual_seed(self._seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 40))
+        torch.manual_seed(
+            self._seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 40)
+        )
 
 
 class BackwardTimer(L.Callback):
-    """Time every ``loss.backward()``. Give it to the trainer last, so that it times nothing else."""
+    """Time every ``loss.backward()``. Give it to the trainer last, so that it times nothing
+    else.
+    """
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -76,7 +84,9 @@ class BackwardTimer(L.Callback):
         """Forget the last epoch."""
         self.times = []
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
         """Start the clock."""
         self._start = _now(loss.device)
 
@@ -91,7 +101,8 @@ class BackwardTimer(L.Callback):
 
 
 class History(L.Callback):
-    """Keep an :class:`EpochRecord` per epoch. Give it to the trainer before the methods' own callbacks.
+    """Keep an :class:`EpochRecord` per epoch. Give it to the trainer before the methods' own
+    callbacks.
 
     Args:
         timer: the trainer's backward timer.
@@ -141,14 +152,17 @@ class History(L.Callback):
 
     def _batch(self, module: L.LightningModule) -> tuple[Tensor, Tensor]:
         images, labels = (part.to(module.device) for part in self._sample)
-        return images.to(memory_format=getattr(module, "memory_format", torch.contiguous_format)), labels
+        return images.to(
+            memory_format=getattr(module, "memory_format", torch.contiguous_format)
+        ), labels
 
     def _executed(self, module: L.LightningModule) -> float:
         images, labels = self._batch(module)
         few, wanted = images[:8], labels[:8]
         model: nn.Module = module.model  # type: ignore[assignment]
         model.train()
-        return backward_flops(model, few, lambda outputs: module.loss(outputs, wanted)).total / len(few)  # type: ignore[operator]
+        loss: Callable[[Any, Any], Tensor] = module.loss  # type: ignore[assignment]
+        return backward_flops(model, few, lambda outputs: loss(outputs, wanted)).total / len(few)
 
     def _equilibrium(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         if self._neq is None or self._neq.neq is None:
@@ -156,8 +170,9 @@ class History(L.Callback):
         images, labels = self._batch(module)
         loss: Callable[[Any, Any], Tensor] = module.loss  # type: ignore[assignment]
         if trainer.world_size > 1:
-            # DistributedDataParallel counts a parameter as used wherever its gradient arrives: a backward pass of
-            # our own would make it wait for gradients that the next step does not have.
+            # DistributedDataParallel counts a parameter as used wherever its gradient arrives: a
+            # backward pass of our own would make it wait for gradients that the next step does not
+            # have.
             return dict(zip(_EQUILIBRIUM, (*self._neq.spent(), 0.0, 0.0), strict=True))
         with trainer.precision_plugin.forward_context():
             timing = time_backward(self._neq.neq, images, labels, loss, PROFILE_REPEATS)

@@ -28,11 +28,13 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
-    """A ``transformers.TrainerCallback`` over the public API: ``Trainer(callbacks=[huggingface_callback(...)])``.
+    """A ``transformers.TrainerCallback`` over the public API:
+    ``Trainer(callbacks=[huggingface_callback(...)])``.
 
-    The sensitivity observes every training forward and decays after every step of the optimizer; the pruner is
-    asked after every evaluation, ``updates`` at the end of every epoch. State lies in the Trainer's checkpoints; a
-    second ``train()`` of the same model goes on from the first. The masks stay in force after training.
+    The sensitivity observes every training forward and decays after every step of the optimizer;
+    the pruner is asked after every evaluation, ``updates`` at the end of every epoch. State lies in
+    the Trainer's checkpoints; a second ``train()`` of the same model goes on from the first. The
+    masks stay in force after training.
 
     Args:
         sensitivity: ``lambda model: SeReNe(model, 1e-4)``.
@@ -64,7 +66,9 @@ def huggingface_callback(
             }
             self.parts = {name: part for name, part in built.items() if part is not None}
             self.hook = model.register_forward_hook(OwnHook(self.look))
-            if (saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")).is_file():
+            if (
+                saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")
+            ).is_file():
                 found = archives.load(saved)
                 for name, part in self.parts.items():
                     part.load_state_dict(found[name])
@@ -98,11 +102,16 @@ def huggingface_callback(
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             if state.is_world_process_zero and folder.is_dir():
-                archives.save(folder / "snello.pt", {name: p.state_dict() for name, p in self.parts.items()})
+                archives.save(
+                    folder / "snello.pt", {name: p.state_dict() for name, p in self.parts.items()}
+                )
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.hook.remove()
-            self.last = ref(kwargs["model"]), {name: p.state_dict() for name, p in self.parts.items()}
+            self.last = (
+                ref(kwargs["model"]),
+                {name: p.state_dict() for name, p in self.parts.items()},
+            )
             for name, part in self.parts.items():
                 if name != "pruner":  # what is pruned stays pruned
                     part.remove()

@@ -1,4 +1,6 @@
-"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train again with NEq."""
+"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train
+again with NEq.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class ShippedRow:
         macs: multiply-accumulates per sample after simplification.
         simplified_bytes: float32 parameters and buffers after simplification.
         bitstream_bytes: the ``.snello`` file.
-        pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in one run.
+        pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
+            one run.
     """
 
     method: str
@@ -65,13 +68,13 @@ class TrainedRow:
     Attributes:
         method: how it was trained.
         test_accuracy: of the last epoch, on the test part.
-        paper_flops: backward FLOPs per sample in the paper's convention (weight gradients only, with
-            normalisation layers), mean over epochs.
+        paper_flops: backward FLOPs per sample in the paper's convention (weight gradients only,
+            with normalisation layers), mean over epochs.
         executed_flops: FLOPs that a backward pass really executes per sample, mean over epochs.
         backward_ms: median over epochs of the median time of a step's backward pass.
-        backward_ratio: shortened over full backward, timed in turns on the same batch with each epoch's masks,
-            summed over the epochs. 1 where nothing was skipped; None where it was not timed, with several
-            processes.
+        backward_ratio: shortened over full backward, timed in turns on the same batch with each
+            epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
+            not timed, with several processes.
         seconds: wall-clock time of the training.
     """
 
@@ -119,18 +122,22 @@ def journey(
 
     Raises:
         ConfigError: if another process has the folder.
-        SnelloError: whatever the data, the model, the training or the shipping have to complain about.
-        Stopped: for SIGTERM or SIGINT while a network is trained.
+        SnelloError: whatever the data, the model, the training or the shipping have to complain
+        about. Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
 
 
-def _journey(recipe: Recipe, folder: Path, resume: bool, progress: Progress | None) -> JourneyResult:
+def _journey(
+    recipe: Recipe, folder: Path, resume: bool, progress: Progress | None
+) -> JourneyResult:
     say = progress or (lambda line: None)
     splits = validate(recipe)  # what is wrong is found before the first epoch of anything
     runs: dict[str, TrainingResult] = {
-        method: train(recipe, method, folder / method, splits=splits, resume=resume, progress=progress)
+        method: train(
+            recipe, method, folder / method, splits=splits, resume=resume, progress=progress
+        )
         for method in recipe.methods
     }
     # Where a method goes both ways, all are held against each other both ways.
@@ -146,7 +153,8 @@ def _journey(recipe: Recipe, folder: Path, resume: bool, progress: Progress | No
         runs=runs,
         shipped=shipped,
         trained=training_rows(
-            [run for m, run in runs.items() if both or is_trained(m)], Run(recipe, "neq", splits).dense_flops
+            [run for m, run in runs.items() if both or is_trained(m)],
+            Run(recipe, "neq", splits).dense_flops,
         ),
         batch_size=recipe.data.batch_size,
     )
@@ -176,11 +184,17 @@ def is_trained(method: str) -> bool:
     return method == "baseline" or method_of(method).update is not None
 
 
-def ship(recipe: Recipe, folder: Path, methods: list[str], splits: Splits) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, all of them timed in turns."""
+def ship(
+    recipe: Recipe, folder: Path, methods: list[str], splits: Splits
+) -> tuple[ShippedRow, ...]:
+    """Simplify, code, export and measure the finished runs of some methods, all of them timed in
+    turns.
+    """
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
-    return tuple(_shipped_row(recipe, folder, method, nets[method], times, splits) for method in methods)
+    return tuple(
+        _shipped_row(recipe, folder, method, nets[method], times, splits) for method in methods
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +205,8 @@ class _Net:
 
 
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
-    # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may name.
+    # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may
+    # name.
     original, record = modelfile.load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
@@ -219,9 +234,13 @@ def _shipped_row(
 ) -> ShippedRow:
     record = modelfile.to_dict(net.lean, net.record)
     data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
-    path = modelfile.write_file(folder / method / "model.snello", lambda beside: beside.write_bytes(data))
+    path = modelfile.write_file(
+        folder / method / "model.snello", lambda beside: beside.write_bytes(data)
+    )
     content = decompress(path.read_bytes())
-    decoded, _ = modelfile.from_dict(content.record, content.tensors, str(path), trust=recipe.model.name)
+    decoded, _ = modelfile.from_dict(
+        content.record, content.tensors, str(path), trust=recipe.model.name
+    )
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))
@@ -241,7 +260,9 @@ def _shipped_row(
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention, nothing frozen."""
+    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention,
+    nothing frozen.
+    """
     rows = [_trained_row(run) for run in runs]
     # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)

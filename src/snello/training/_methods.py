@@ -1,4 +1,6 @@
-"""The ways to train: names on the command line, what they mean, and which of them may be combined."""
+"""The ways to train: names on the command line, what they mean, and which of them may be
+combined.
+"""
 
 from __future__ import annotations
 

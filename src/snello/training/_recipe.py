@@ -1,4 +1,6 @@
-"""Recipes are YAML: found by name, built on one another, made smaller for a quick try, checked before use."""
+"""Recipes are YAML: found by name, built on one another, made smaller for a quick try, checked
+before use.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ._config import Recipe
 def recipe_names() -> list[str]:
     """The recipes that come with snello, by name."""
     return sorted(
-        path.name.removesuffix(".yaml") for path in recipe_folder().iterdir() if path.name.endswith(".yaml")
+        path.name.removesuffix(".yaml")
+        for path in recipe_folder().iterdir()
+        if path.name.endswith(".yaml")
     )
 
 
@@ -42,8 +46,8 @@ def recipe_path(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
     """Read and check a recipe.
 
-    Two keys of the file are no fields of a :class:`Recipe`: ``extends`` names a recipe whose values hold
-    where this one is silent, and ``quick`` holds the values of a quick try.
+    Two keys of the file are no fields of a :class:`Recipe`: ``extends`` names a recipe whose values
+    hold where this one is silent, and ``quick`` holds the values of a quick try.
 
     Args:
         name_or_path: a name from :func:`recipe_names` or a YAML file.
@@ -72,7 +76,8 @@ def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
     """The values of a recipe file over those of the recipes that it extends.
 
     Raises:
-        ConfigError: for a file that is no mapping, one that extends itself, or one without a quick variant.
+        ConfigError: for a file that is no mapping, one that extends itself, or one without a quick
+            variant.
     """
     values = _extended(name_or_path, ())
     smaller = values.pop("quick", None)
@@ -89,7 +94,9 @@ def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
 def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = recipe_path(name_or_path).resolve()
     if path in seen:
-        raise ConfigError(f"recipe {name_or_path} extends itself, by way of {' and '.join(map(str, seen))}")
+        raise ConfigError(
+            f"recipe {name_or_path} extends itself, by way of {' and '.join(map(str, seen))}"
+        )
     values = _read(path, name_or_path)
     base = values.pop("extends", None)
     if base is None:
@@ -179,7 +186,9 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 @cache
 def _loader() -> Any:
-    """YAML's safe loader, which would take the last of two equal keys and say nothing; this one refuses."""
+    """YAML's safe loader, which would take the last of two equal keys and say nothing; this one
+    refuses.
+    """
     yaml = require("yaml", "train", "reading recipes")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
@@ -192,7 +201,9 @@ def _loader() -> Any:
                 name = (key.tag, getattr(key, "value", None))
                 if isinstance(key, yaml.ScalarNode) and name in seen:
                     lines = f"lines {seen[name] + 1} and {key.start_mark.line + 1}"
-                    raise ConfigError(f"the key {key.value!r} is given twice, in {lines}: remove one")
+                    raise ConfigError(
+                        f"the key {key.value!r} is given twice, in {lines}: remove one"
+                    )
                 seen[name] = key.start_mark.line
             return super().construct_mapping(node, deep)
 
@@ -222,7 +233,9 @@ def recipe_parser(**options: Any) -> Any:
     """A jsonargparse parser with one option for every field of a recipe."""
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    parser.add_argument("--recipe", action="config", help="a YAML file with any of the options below")
+    parser.add_argument(
+        "--recipe", action="config", help="a YAML file with any of the options below"
+    )
     parser.add_class_arguments(Recipe, fail_untyped=False)
     return parser
 

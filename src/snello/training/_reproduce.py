@@ -35,7 +35,8 @@ class Quantity:
         key: its name in the rows.
         label: its name for readers, with the unit.
         digits: decimal places.
-        device: whether it was timed on a device that is not here, so that no difference would mean anything.
+        device: whether it was timed on a device that is not here, so that no difference would mean
+            anything.
     """
 
     key: str
@@ -101,8 +102,9 @@ class ReproducedRow:
 
     Attributes:
         row: the published row.
-        measured: key -> number, in the units of the published one; beside its quantities ``accuracy`` [%] and,
-            in table 1, ``ms pytorch`` and ``ms onnxruntime``. None: it was not run.
+        measured: key -> number, in the units of the published one; beside its quantities
+            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None: it was
+            not run.
         conditions: what the numbers depend on: device, threads, precision, epochs, images, ...
         why_not: why it was not run, where something stood in the way.
     """
@@ -119,8 +121,8 @@ class Reproduction:
 
     Attributes:
         table: as it was published.
-        quick: whether the recipes' quick variants were run, whose numbers say nothing about the published ones.
-        rows: in the published order.
+        quick: whether the recipes' quick variants were run, whose numbers say nothing about the
+        published ones. rows: in the published order.
     """
 
     table: PublishedTable
@@ -137,7 +139,9 @@ def published_table(name: str) -> PublishedTable:
     """
     if name not in TABLES:
         hint = nearest(name, TABLES)
-        raise ConfigError(f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}")
+        raise ConfigError(
+            f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}"
+        )
     data = json.loads((recipe_folder() / "published.json").read_text())[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
     rows = tuple(PublishedRow(**row) for row in data["rows"])
@@ -158,8 +162,9 @@ def reproduce(
     Args:
         name: "table1" or "table2".
         folder: gets one folder per recipe, with one folder per method.
-        row: run this row alone (and the NEq run that ``stochastic-star`` imitates); the others are reported as
-            the folder has them. None: all rows; one that cannot be run says why, and the next one is run.
+        row: run this row alone (and the NEq run that ``stochastic-star`` imitates); the others are
+            reported as the folder has them. None: all rows; one that cannot be run says why, and
+            the next one is run.
         quick: run the recipes' quick variants.
         overrides: options of the recipes, as on the command line.
         progress: called with lines of text.
@@ -170,10 +175,15 @@ def reproduce(
     """
     table, folder = published_table(name), Path(folder)
     wanted = [table.row(row)] if row is not None else list(table.rows)
-    recipes = {r: load_recipe(r, overrides, quick=quick) for r in dict.fromkeys(x.recipe for x in table.rows)}
+    recipes = {
+        r: load_recipe(r, overrides, quick=quick)
+        for r in dict.fromkeys(x.recipe for x in table.rows)
+    }
     found: dict[str, ReproducedRow] = {}
     for key, recipe in recipes.items():
-        group = _Group(name, recipe, folder / key, [r for r in table.rows if r.recipe == key], progress)
+        group = _Group(
+            name, recipe, folder / key, [r for r in table.rows if r.recipe == key], progress
+        )
         failed = group.run([r for r in wanted if r.recipe == key], tolerant=row is None)
         found |= group.results(failed)
     return Reproduction(table, quick, tuple(found[r.name] for r in table.rows))
@@ -183,7 +193,12 @@ class _Group:
     """The rows of one network: one recipe, several methods, one folder."""
 
     def __init__(
-        self, table: str, recipe: Recipe, folder: Path, rows: list[PublishedRow], progress: Progress | None
+        self,
+        table: str,
+        recipe: Recipe,
+        folder: Path,
+        rows: list[PublishedRow],
+        progress: Progress | None,
     ) -> None:
         self._table, self._recipe, self._folder, self._rows = table, recipe, folder, rows
         self._progress = progress
@@ -211,7 +226,9 @@ class _Group:
         folder = self._folder / method
         if not (folder / RESULT).is_file():
             self._splits = self._splits or load_data(self._recipe)
-        train(self._recipe, method, folder, splits=self._splits, resume=True, progress=self._progress)
+        train(
+            self._recipe, method, folder, splits=self._splits, resume=True, progress=self._progress
+        )
 
     def results(self, failed: Mapping[str, str]) -> dict[str, ReproducedRow]:
         """All rows, with what is finished of them. The first process alone measures."""
@@ -234,7 +251,9 @@ class _Group:
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
         """Row name -> numbers; kept in the folder, and taken anew when another run is finished."""
         note = self._folder / f"{self._table}.json"
-        finished = max((self._folder / run.method / RESULT).stat().st_mtime for run in runs.values())
+        finished = max(
+            (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
+        )
         if note.is_file() and note.stat().st_mtime >= finished:
             kept: dict[str, dict[str, float]] = json.loads(note.read_text())
             if set(kept) == set(runs):
@@ -255,7 +274,9 @@ class _Group:
     def _trained(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
         assert self._splits is not None
         names = {run.method: name for name, run in runs.items()}
-        rows = training_rows(list(runs.values()), Run(self._recipe, "neq", self._splits).dense_flops)
+        rows = training_rows(
+            list(runs.values()), Run(self._recipe, "neq", self._splits).dense_flops
+        )
         return {names[row.method]: _trained_numbers(row) for row in rows}
 
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:

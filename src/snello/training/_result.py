@@ -21,8 +21,8 @@ class TrainingResult:
     Attributes:
         method: what it was trained with.
         model: the model file, in the run's folder.
-        test_accuracy, test_loss: of the last epoch's weights, in float32; for segmentation the first is the mean
-            intersection over union.
+        test_accuracy, test_loss: of the last epoch's weights, in float32; for segmentation the
+            first is the mean intersection over union.
         epochs: one record each.
         seconds: wall-clock time of training, over all its attempts if it was resumed.
         device, threads, precision: where and how it ran.
@@ -49,6 +49,10 @@ class TrainingResult:
         """
         try:
             data = json.loads(path.read_text())
-            return TrainingResult(**{**data, "epochs": tuple(EpochRecord(**e) for e in data["epochs"])})
+            return TrainingResult(
+                **{**data, "epochs": tuple(EpochRecord(**e) for e in data["epochs"])}
+            )
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"{path} is damaged: remove it to train the last epochs again") from error
+            raise ModelError(
+                f"{path} is damaged: remove it to train the last epochs again"
+            ) from error

@@ -65,7 +65,12 @@ class Run:
         matched: TrainingResult | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.recipe, self.method, self.splits, self.world = recipe, method_of(method), splits, world()
+        self.recipe, self.method, self.splits, self.world = (
+            recipe,
+            method_of(method),
+            splits,
+            world(),
+        )
         self._matched, self._progress = matched, progress
         check_device(recipe)
         self.batches = Batches(recipe, splits, self.world)
@@ -73,10 +78,12 @@ class Run:
         self.task = _task(recipe, splits, self.model)
 
     def check(self) -> None:
-        """Build what a method needs, and take it down again: what is wrong with it is found before training.
+        """Build what a method needs, and take it down again: what is wrong with it is found before
+        training.
 
         Raises:
-            SnelloError: whatever optimizer, sensitivity, pruner or selection have to complain about.
+            SnelloError: whatever optimizer, sensitivity, pruner or selection have to complain
+                about.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
         _loggers(self.recipe, Path())
@@ -97,9 +104,13 @@ class Run:
         return watched.status().dense_flops
 
     def _watched(self, optimizer: torch.optim.Optimizer) -> Update:
-        """The model with its neurons watched on two images, which is enough to count and to complain."""
+        """The model with its neurons watched on two images, which is enough to count and to
+        complain.
+        """
         probe, _ = self.batches.sample(min(self.recipe.neq.probe, 2))
-        return Update(self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options)
+        return Update(
+            self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options
+        )
 
     @property
     def _metric(self) -> str:
@@ -119,7 +130,12 @@ class Run:
     def _pruner_options(config: PruningConfig) -> dict[str, Any]:
         # Of single weights the head's may go too, as in the papers; its neurons are the classes.
         exclude = () if config.granularity == "weight" else None
-        return {"granularity": config.granularity, "exclude": exclude, "twt": config.twt, "pwe": config.pwe}
+        return {
+            "granularity": config.granularity,
+            "exclude": exclude,
+            "twt": config.twt,
+            "pwe": config.pwe,
+        }
 
     def _pruning_callback(self) -> SensitivityPruning | None:
         if self.method.pruning is None:
@@ -158,22 +174,33 @@ class Run:
             return None
         probe, _ = self.batches.sample(self.recipe.neq.probe)
         return SelectiveUpdate(
-            self._on_model(probe), self._selection(), every=self.recipe.neq.every, **self._update_options
+            self._on_model(probe),
+            self._selection(),
+            every=self.recipe.neq.every,
+            **self._update_options,
         )
 
     def _on_model(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(memory_format=self.task.memory_format)
 
     def validation_loss(self, model: nn.Module) -> float:
-        """Mean loss on this process's share of the validation part, in the precision of the training."""
-        return self.evaluate(model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)).loss
+        """Mean loss on this process's share of the validation part, in the precision of the
+        training.
+        """
+        return self.evaluate(
+            model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)
+        ).loss
 
-    def evaluate(self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
+    ) -> Evaluation:
         """What a model achieves on some batches; the accuracy of a segmentation is its mean IoU."""
         last = self.recipe.channels_last
         if self.splits.task == "segmentation":
             classes = len(self.splits.classes)
-            return evaluate_segmentation(model, batches, classes, autocast=autocast, channels_last=last)
+            return evaluate_segmentation(
+                model, batches, classes, autocast=autocast, channels_last=last
+            )
         return evaluate(model, batches, autocast=autocast, channels_last=last)
 
     def trainer(self, folder: Path, signals: StopSignals) -> L.Trainer:
@@ -190,7 +217,8 @@ class Run:
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
-        # In this order: the epoch is recorded, then pruned, then probed; the average starts before the masks.
+        # In this order: the epoch is recorded, then pruned, then probed; the average starts before
+        # the masks.
         callbacks = [
             EpochSeed(recipe.seed), self.history, self.average, self._pruning_callback(), update, self.timer,
             StopBetweenSteps(signals), checkpoint,
@@ -221,15 +249,19 @@ class Run:
             f"val loss {record.val_loss:.4f}  val {self._metric} {record.val_accuracy:7.2%}  "
         )
         assert self._progress is not None
-        figures = f"pruned {record.pruned:6.1%}  updated {record.updated:6.1%}  {record.seconds:.1f} s"
+        figures = (
+            f"pruned {record.pruned:6.1%}  updated {record.updated:6.1%}  {record.seconds:.1f} s"
+        )
         self._progress(line + figures)
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
-        """Test the last epoch's weights, write the model file and then the result. For the first process."""
+        """Test the last epoch's weights, write the model file and then the result. For the first
+        process.
+        """
         model: nn.Module = self.task.model
         if self.average is not None:
-            # A run that was stopped after its last epoch trains nothing when it is resumed, and so has not begun
-            # its average: it is the one in the checkpoint.
+            # A run that was stopped after its last epoch trains nothing when it is resumed, and so
+            # has not begun its average: it is the one in the checkpoint.
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         test = self.evaluate(model, self.batches.test)
@@ -269,11 +301,15 @@ def check_device(recipe: Recipe) -> None:
     """
     device = device_of(recipe)
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto")
+        raise ConfigError(
+            "device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto"
+        )
     if device == "cpu" and recipe.precision == "16-mixed":
         raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
     if device == "cpu" and recipe.sync_batchnorm:
-        raise ConfigError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU")
+        raise ConfigError(
+            "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
+        )
 
 
 def _strategy(world: World, device: str, partly: bool) -> Any:

@@ -19,9 +19,9 @@ def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
         epochs: epochs of the whole training.
 
     Returns:
-        A factor in [0, 1]: 0 where "poly" and "cosine" end. During ``warmup_epochs`` it rises linearly to 1;
-        "poly" and "cosine" then fall over the epochs that are left, "step" and "multistep" keep to the count
-        of all epochs.
+        A factor in [0, 1]: 0 where "poly" and "cosine" end. During ``warmup_epochs`` it rises
+        linearly to 1; "poly" and "cosine" then fall over the epochs that are left, "step" and
+        "multistep" keep to the count of all epochs.
     """
     warmup = config.warmup_epochs
     if epoch < warmup:
@@ -49,21 +49,29 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     apart = {id(p) for p in aux.parameters()} if isinstance(aux, nn.Module) else set()
     if config.aux_lr_factor == 1:
         apart = set()
-    groups: list[dict[str, object]] = [{"params": [p for p in model.parameters() if id(p) not in apart]}]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in model.parameters() if id(p) not in apart]}
+    ]
     if apart:
         faster = config.lr * config.aux_lr_factor
         groups.append({"params": [p for p in model.parameters() if id(p) in apart], "lr": faster})
     if config.name == "AdamW":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
 
 
 def build_scheduler(
     config: OptimizerConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: float
 ) -> dict[str, object]:
-    """The schedule in the form that Lightning asks for: called every step, or every epoch where that is enough."""
+    """The schedule in the form that Lightning asks for: called every step, or every epoch where
+    that is enough.
+    """
     if not moves_within_epochs(config):
-        by_epoch = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda e: lr_factor(config, e, epochs))
+        by_epoch = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda e: lr_factor(config, e, epochs)
+        )
         return {"scheduler": by_epoch, "interval": "epoch"}
 
     def at_step(step: int) -> float:

@@ -20,16 +20,18 @@ from ._task import configured, logged
 class Segmentation(L.LightningModule):
     """Cross-entropy training of any network that gives a class to every pixel.
 
-    As torchvision's reference: the auxiliary classifier's loss counts half, pixels of label 255 do not count.
-    Logs ``train_loss``, ``val_loss``, ``val_miou``, ``val_pixel_accuracy`` and the same three for the test. The
-    losses of evaluation are means over pixels; mIoU is the mean over classes of intersection over union, where a
-    class that is neither there nor predicted does not count. Chen et al., "Rethinking atrous convolution for
-    semantic image segmentation", 2017, https://arxiv.org/abs/1706.05587, train with the polynomial schedule,
-    power 0.9: ``OptimizerConfig(schedule="poly", aux_lr_factor=10)``.
+    As torchvision's reference: the auxiliary classifier's loss counts half, pixels of label 255 do
+    not count. Logs ``train_loss``, ``val_loss``, ``val_miou``, ``val_pixel_accuracy`` and the same
+    three for the test. The losses of evaluation are means over pixels; mIoU is the mean over
+    classes of intersection over union, where a class that is neither there nor predicted does not
+    count. Chen et al., "Rethinking atrous convolution for semantic image segmentation", 2017,
+    https://arxiv.org/abs/1706.05587, train with the polynomial schedule, power 0.9:
+    ``OptimizerConfig(schedule="poly", aux_lr_factor=10)``.
 
     Args:
-        model: maps images (B, 3, H, W) to scores (B, C, H, W), or to a mapping that holds them as ``"out"`` and
-            perhaps those of an auxiliary classifier as ``"aux"``, as torchvision's networks do.
+        model: maps images (B, 3, H, W) to scores (B, C, H, W), or to a mapping that holds them as
+            ``"out"`` and perhaps those of an auxiliary classifier as ``"aux"``, as torchvision's
+            networks do.
         classes: C.
         optimizer: optimizer and schedule.
         aux_weight: what the auxiliary classifier's loss is multiplied by.
@@ -52,7 +54,9 @@ class Segmentation(L.LightningModule):
         self.model = model.to(memory_format=memory_format)
         self._config, self.memory_format = optimizer, memory_format
         self.aux_weight, self.ignored = aux_weight, ignored
-        self.val_metrics, self.test_metrics = (_metrics(classes, ignored, part) for part in ("val", "test"))
+        self.val_metrics, self.test_metrics = (
+            _metrics(classes, ignored, part) for part in ("val", "test")
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores, shape (B, C, H, W)."""
@@ -65,8 +69,8 @@ class Segmentation(L.LightningModule):
         """Mean cross-entropy over pixels.
 
         Args:
-            outputs: what the model returned: scores (B, C, H, W), or a mapping with "out" and perhaps "aux".
-            labels: (B, H, W).
+            outputs: what the model returned: scores (B, C, H, W), or a mapping with "out" and
+            perhaps "aux". labels: (B, H, W).
 
         Returns:
             A scalar, the auxiliary classifier's part included; zero where no pixel counts.
@@ -114,7 +118,9 @@ class Segmentation(L.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=pixels, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule; the auxiliary classifier may have a learning rate of its own."""
+        """The optimizer and its schedule; the auxiliary classifier may have a learning rate of its
+        own.
+        """
         return configured(self._config, self.model, self.trainer)
 
 
@@ -122,7 +128,9 @@ def _metrics(classes: int, ignored: int, part: str) -> MetricCollection:
     return MetricCollection(
         {
             f"{part}_miou": MulticlassJaccardIndex(classes, ignore_index=ignored),
-            f"{part}_pixel_accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=ignored),
+            f"{part}_pixel_accuracy": MulticlassAccuracy(
+                classes, average="micro", ignore_index=ignored
+            ),
         },
         compute_groups=False,
     )

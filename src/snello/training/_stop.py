@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: the step is finished, what is saved stays, and the run says how to go on.
 
-Lightning turns the first into an exit with status 0 and the second into one with status 1, both without a word;
-so its handlers are replaced while it trains.
+Lightning turns the first into an exit with status 0 and the second into one with status 1, both
+without a word; so its handlers are replaced while it trains.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Halt(BaseException):
-    """Ends a training from within; no KeyboardInterrupt, which Lightning answers with ``sys.exit(1)``."""
+    """Ends a training from within; no KeyboardInterrupt, which Lightning answers with
+    ``sys.exit(1)``.
+    """
 
 
 class StopSignals:
-    """Receive SIGTERM and SIGINT within a ``with`` block; the handlers of before are put back behind it.
+    """Receive SIGTERM and SIGINT within a ``with`` block; the handlers of before are put back
+    behind it.
 
-    Outside of steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and :meth:`end_steps` the first
-    one is only noted, and the second ends the process (SIGTERM) or the training (SIGINT) at once. Signals
-    that are ignored, as in jobs in the background of a shell, stay ignored. In threads other than the main one
-    nothing happens: Python has no signals there.
+    Outside of steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and
+    :meth:`end_steps` the first one is only noted, and the second ends the process (SIGTERM) or the
+    training (SIGINT) at once. Signals that are ignored, as in jobs in the background of a shell,
+    stay ignored. In threads other than the main one nothing happens: Python has no signals there.
 
     Attributes:
         received: the number of the first signal; None before it.
@@ -41,7 +44,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) is not signal.SIG_IGN}
+            self._before = {
+                n: h for n in SIGNALS if (h := signal.getsignal(n)) is not signal.SIG_IGN
+            }
             self._take()
         return self
 
@@ -50,7 +55,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def begin_steps(self) -> None:
-        """From now on only note a signal; take the place of handlers that were put in the meantime."""
+        """From now on only note a signal; take the place of handlers that were put in the
+        meantime.
+        """
         self._stepping = True
         self._take()
 
@@ -83,8 +90,8 @@ class StopSignals:
 class StopBetweenSteps(L.Callback):
     """End the training after the step, or the epoch, in which a signal came.
 
-    After the last step of an epoch the epoch is completed and saved first. With several processes all of them
-    stop at the same step.
+    After the last step of an epoch the epoch is completed and saved first. With several processes
+    all of them stop at the same step.
 
     Args:
         signals: what receives them.

@@ -32,7 +32,12 @@ class Classification(L.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, classes: int, optimizer: OptimizerConfig, *, channels_last: bool = False
+        self,
+        model: nn.Module,
+        classes: int,
+        optimizer: OptimizerConfig,
+        *,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -70,7 +75,9 @@ class Classification(L.LightningModule):
         """Loss and accuracy on the test part."""
         self._evaluate(batch, "test", self.test_accuracy)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy
+    ) -> None:
         images, labels = batch
         logits = self(images)
         accuracy(logits, labels)
@@ -95,13 +102,20 @@ def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int)
             "lower optimizer.lr, or look for bad values in the data"
         )
     module.log(
-        "train_loss", loss, on_step=False, on_epoch=True, batch_size=images, prog_bar=True, sync_dist=True
+        "train_loss",
+        loss,
+        on_step=False,
+        on_epoch=True,
+        batch_size=images,
+        prog_bar=True,
+        sync_dist=True,
     )
     return loss
 
 
 def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns: the optimizer of a model, and its schedule in a trainer.
+    """What ``configure_optimizers`` returns: the optimizer of a model, and its schedule in a
+    trainer.
 
     Raises:
         ConfigError: if the schedule ends with the training, and the training has no end.
@@ -110,6 +124,11 @@ def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) ->
     if not moves_within_epochs(config):
         return {"optimizer": optimizer, "lr_scheduler": build_scheduler(config, optimizer, 1, 1)}
     if epochs is None or epochs < 1:
-        raise ConfigError(f"the schedule {config.schedule!r} needs a trainer with max_epochs, not {epochs}")
+        raise ConfigError(
+            f"the schedule {config.schedule!r} needs a trainer with max_epochs, not {epochs}"
+        )
     steps = trainer.estimated_stepping_batches / epochs
-    return {"optimizer": optimizer, "lr_scheduler": build_scheduler(config, optimizer, epochs, steps)}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": build_scheduler(config, optimizer, epochs, steps),
+    }

@@ -60,7 +60,9 @@ class Bypass:
         return (self,)
 
     def skips(self, read: Tensor) -> Tensor:
-        """Return the channels that the reader can skip among those it would read: boolean, shape (C,)."""
+        """Return the channels that the reader can skip among those it would read: boolean, shape
+        (C,).
+        """
         raise NotImplementedError
 
     def saving(self, neurons: int, channels: int) -> Saving:
@@ -73,7 +75,9 @@ class Bypass:
         raise NotImplementedError
 
     def accepted(self, skipped: Tensor) -> Accepted:
-        """Return everything that changes once the reader skips some channels: boolean, shape (C,)."""
+        """Return everything that changes once the reader skips some channels: boolean, shape
+        (C,).
+        """
         return Accepted(self)
 
     def received(self, layout: Layout) -> Layout:
@@ -108,7 +112,9 @@ _finders: list[Finder] = []
 
 
 def finder(search: Finder) -> Finder:
-    """Register a search: for a pointwise convolution, return the bypass that it may use, or None."""
+    """Register a search: for a pointwise convolution, return the bypass that it may use, or
+    None.
+    """
     _finders.append(search)
     return search
 

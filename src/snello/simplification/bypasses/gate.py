@@ -1,12 +1,12 @@
 """Bypass by the gate: squeeze-and-excitation of dead channels, up to a pointwise convolution.
 
-A gate is one number per example and channel. Where it multiplies a constant channel, the product is the same
-at every position and the map is not needed: the pointwise convolution that reads it takes the gate itself,
-with its columns times the constants, and adds the result everywhere.
+A gate is one number per example and channel. Where it multiplies a constant channel, the product is
+the same at every position and the map is not needed: the pointwise convolution that reads it takes
+the gate itself, with its columns times the constants, and adds the result everywhere.
 
-The channel may also depend on the position (see :mod:`.table`). It has few values then, which are computed
-once per resolution: the pointwise convolution takes the gate times each of these, and the layer that reads
-the average over the positions is given the average.
+The channel may also depend on the position (see :mod:`.table`). It has few values then, which are
+computed once per resolution: the pointwise convolution takes the gate times each of these, and the
+layer that reads the average over the positions is given the average.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """Channels that depend on the position alone, between a padding convolution and a squeeze-and-excitation.
+    """Channels that depend on the position alone, between a padding convolution and a
+    squeeze-and-excitation.
 
     Attributes:
         source: the convolution.
@@ -45,8 +46,8 @@ class Padded:
         squeeze: the pointwise convolution that alone reads the average.
         activations: names of the modules behind convolution and norms.
         channels: boolean, shape (C,).
-        taps: float64, shape (C, kernel positions + 1): the constants that reach each channel through each
-            position of the kernel, and its bias, norms included.
+        taps: float64, shape (C, kernel positions + 1): the constants that reach each channel
+            through each position of the kernel, and its bias, norms included.
     """
 
     source: Weighted
@@ -66,8 +67,9 @@ class GateBypass(Bypass):
         gate: the node.
         channels: boolean, shape (C,): the channels in which the gate alone depends on the input.
         varying: boolean, shape (C,): the channels in which the map depends on it, too.
-        values: float64, shape (C,): the factor of the gate in :attr:`channels`, where it is one constant.
-        padded: the part of :attr:`channels` that depends on the position, if there is any.
+        values: float64, shape (C,): the factor of the gate in :attr:`channels`, where it is one
+        constant. padded: the part of :attr:`channels` that depends on the position, if there is
+        any.
     """
 
     product: Elementwise
@@ -85,7 +87,9 @@ class GateBypass(Bypass):
         moved = self.channels & self.padded.channels
         return (
             self,
-            replace(self, channels=self.channels & ~moved, varying=self.varying | moved, padded=None),
+            replace(
+                self, channels=self.channels & ~moved, varying=self.varying | moved, padded=None
+            ),
         )
 
     def skips(self, read: Tensor) -> Tensor:
@@ -105,9 +109,12 @@ class GateBypass(Bypass):
         else:
             taps, padded = self.padded.source.taps.shape[3], int(self.padded.channels.sum())
             before += Work(calls=1, macs=padded * written * taps, elementwise=padded * written)
-            # Each channel has one value per tap, or fewer; the results are chosen by position and added.
+            # Each channel has one value per tap, or fewer; the results are chosen by position and
+            # added.
             values = min(taps, written)
-            after = Work(calls=6, macs=neurons * values * (channels + written), moved=2 * neurons * written)
+            after = Work(
+                calls=6, macs=neurons * values * (channels + written), moved=2 * neurons * written
+            )
         # The columns stay; the constants of the channels, or their filters and norms, go.
         return Saving(channels * (neurons + 1), channels * neurons, before, after)
 
@@ -171,11 +178,17 @@ class AverageBypass(Bypass):
 
 @finder
 def gate_bypass(reader: Weighted, found: Found) -> GateBypass | None:
-    """Find the product before a pointwise convolution in which a gate multiplies channels that do not vary."""
+    """Find the product before a pointwise convolution in which a gate multiplies channels that do
+    not vary.
+    """
     (product,) = reader.operands
     operation = found.operations.get(product)
     # Right behind the product: nothing can overwrite the gate before the reader sees it.
-    if not isinstance(operation, Elementwise) or not _is_gated(operation) or product.next is not reader.node:
+    if (
+        not isinstance(operation, Elementwise)
+        or not _is_gated(operation)
+        or product.next is not reader.node
+    ):
         return None
     gate, gated = sorted(operation.operands, key=_spatial)
     if _spatial(gate) > 1 or _spatial(gated) == 1 or not {gate, gated} <= found.signals.keys():
@@ -192,9 +205,14 @@ def gate_bypass(reader: Weighted, found: Found) -> GateBypass | None:
 
 def _is_gated(operation: Elementwise) -> bool:
     """True for a product of two tensors that only one node reads."""
-    alone = operation.product and not (operation.unknown or operation.parameters or operation.shared)
+    alone = operation.product and not (
+        operation.unknown or operation.parameters or operation.shared
+    )
     return (
-        alone and len(operation.operands) == 2 and len(operation.node.users) == 1 and operation.axes == (1, 1)
+        alone
+        and len(operation.operands) == 2
+        and len(operation.node.users) == 1
+        and operation.axes == (1, 1)
     )
 
 
@@ -224,7 +242,8 @@ def _taps_behind(
 ) -> tuple[Tensor, tuple[str, ...]] | None:
     """Taps of a convolution with its norms folded in, and names of the activations behind.
 
-    None where a step is neither: a function without a module, or one with parameters behind an activation.
+    None where a step is neither: a function without a module, or one with parameters behind an
+        activation.
     """
     signal = signal_of(found.signals, source.operands[0], 1)
     taps = torch.cat([source.contribution(signal.value), source.bias[:, None]], 1)
@@ -242,7 +261,9 @@ def _taps_behind(
 
 
 def _squeeze(gate: fx.Node, gated: fx.Node, found: Found) -> Weighted | None:
-    """Find the first layer on the way from the averages of a map to its gate; None for another kind of gate."""
+    """Find the first layer on the way from the averages of a map to its gate; None for another kind
+    of gate.
+    """
     node, layer = gate, None
     while len(node.users) == 1 and (operation := found.operations.get(node)) is not None:
         if isinstance(pool := found.graph.layer(node), _AVERAGES):

@@ -1,10 +1,11 @@
 """Bypass by a table: channels that depend on the position alone, up to a pointwise convolution.
 
-A convolution that pads with zeros makes of a constant input one value inside and other values at the border;
-the value depends on the number of taps cut off on each side, and on nothing else. Normalisations and
-activations map those few values one by one, and a pointwise convolution adds them up. It can therefore
-hold the sums in a small table, with one column per border pattern, which is valid at every resolution; the
-channels are not computed any more. In MobileNets these are the depthwise filters whose input is dead.
+A convolution that pads with zeros makes of a constant input one value inside and other values at
+the border; the value depends on the number of taps cut off on each side, and on nothing else.
+Normalisations and activations map those few values one by one, and a pointwise convolution adds
+them up. It can therefore hold the sums in a small table, with one column per border pattern, which
+is valid at every resolution; the channels are not computed any more. In MobileNets these are the
+depthwise filters whose input is dead.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Path = tuple[Weighted, tuple[Operation, ...]]
 
 @dataclass(frozen=True, eq=False)
 class TableBypass(Bypass):
-    """A padding convolution, elementwise operations, and the pointwise convolution that alone reads them.
+    """A padding convolution, elementwise operations, and the pointwise convolution that alone reads
+    them.
 
     Attributes:
         source: the convolution that pads.
@@ -60,10 +62,13 @@ class TableBypass(Bypass):
             moved=channels * read,
         )  # fmt: skip
         added = Work(calls=2, moved=neurons * written)  # the border patterns, and the sum
-        return Saving(channels * (taps + norms + neurons), neurons * len(self.values), computed, added)
+        return Saving(
+            channels * (taps + norms + neurons), neurons * len(self.values), computed, added
+        )
 
     def received(self, layout: Layout) -> Layout:
-        # Absent channels have another value at every position: none of them is the layout's to give.
+        # Absent channels have another value at every position: none of them is the layout's to
+        # give.
         return Layout(layout.order, layout.absent.masked_fill(self.channels, 0))
 
     def lower(self, layouts: Mapping[fx.Node, Layout]) -> Skipped | None:
@@ -109,7 +114,8 @@ def position_dependent(
     """Find the channels behind a convolution and some steps that depend on the position alone.
 
     Returns:
-        The channels, boolean, shape (C,); and their values, float64, shape (border patterns, C), else 0.
+        The channels, boolean, shape (C,); and their values, float64, shape (border patterns, C),
+        else 0.
     """
     signal = signal_of(signals, source.operands[0], 1)
     groups, _, fan_in, _ = source.taps.shape
@@ -126,5 +132,8 @@ def _is_source(operation: Weighted) -> bool:
     conv = operation.module
     if isinstance(conv, _ConvTransposeNd) or not isinstance(conv, _ConvNd):
         return False
-    # A layer with a border kernel adds other values there; more padding than kernel gives empty windows.
-    return "border" not in operation.folded and pads_with_zeros(conv) and operation.geometry.is_partial
+    # A layer with a border kernel adds other values there; more padding than kernel gives empty
+    # windows.
+    return (
+        "border" not in operation.folded and pads_with_zeros(conv) and operation.geometry.is_partial
+    )

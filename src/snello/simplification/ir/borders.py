@@ -15,7 +15,9 @@ from .edits import Geometry
 
 
 def taps_inside(geometry: Geometry) -> Tensor:
-    """Return the taps of a kernel that are inside, for each pattern: boolean, shape (patterns, taps)."""
+    """Return the taps of a kernel that are inside, for each pattern: boolean, shape (patterns,
+    taps).
+    """
 
     def along(kernel: int, before: int, after: int) -> list[Tensor]:
         taps = torch.arange(kernel)

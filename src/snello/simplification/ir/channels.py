@@ -24,7 +24,9 @@ class Signal:
     @staticmethod
     def live(channels: int) -> Signal:
         """A signal without any constant."""
-        return Signal(torch.zeros(channels, dtype=torch.bool), torch.zeros(channels, dtype=torch.float64))
+        return Signal(
+            torch.zeros(channels, dtype=torch.bool), torch.zeros(channels, dtype=torch.float64)
+        )
 
     @staticmethod
     def of(constant: Tensor, value: Tensor) -> Signal:

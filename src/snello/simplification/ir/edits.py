@@ -1,8 +1,8 @@
 """Edits of a graph: one frozen record per kind, with its tag, the nodes it names and its JSON.
 
 Nodes are named as in the captured graph of the original. ``snello.simplification.rewrite`` has one
-applier per kind. Edits are applied in the order of their ``stage``, within one stage in the order of
-the plan.
+applier per kind. Edits are applied in the order of their ``stage``, within one stage in the order
+of the plan.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class SetNumber(GraphEdit):
 
     Attributes:
         node: the node whose argument, or value, becomes a literal.
-        position: index of the size argument of a view that becomes the literal; -1 for the node itself.
-        value: the number.
+        position: index of the size argument of a view that becomes the literal; -1 for the node
+        itself. value: the number.
     """
 
     tag = "number"
@@ -87,14 +87,15 @@ class GateInput(GraphEdit):
 
 @dataclass(frozen=True)
 class Fill(GraphEdit):
-    """A module inserted behind ``operand``, for some of its readers, that appends and selects channels.
+    """A module inserted behind ``operand``, for some of its readers, that appends and selects
+    channels.
 
     Attributes:
         name: of the inserted module.
         operand, readers: nodes.
         axis: of the channels.
-        appended: number of absent channels that are appended; the module's ``constant`` has their values.
-        zero: whether all of those values are zero (then they are not stored).
+        appended: number of absent channels that are appended; the module's ``constant`` has their
+        values. zero: whether all of those values are zero (then they are not stored).
         index: the present and appended channels that the readers receive, in order; None for all.
     """
 
@@ -148,8 +149,8 @@ class IndexedSum(GraphEdit):
         axis: of the channels.
         grown: number of channels that are appended to the base before the addition.
         width: number of channels of the result.
-        index: channel of the result that each channel of the other operand is added to; None if that
-            operand has no channel at all.
+        index: channel of the result that each channel of the other operand is added to; None if
+            that operand has no channel at all.
         constants: channels of the result that a constant is added to (the module's ``constant``).
         in_place: whether the base may be overwritten when no gradient is recorded.
     """
@@ -182,7 +183,8 @@ class IndexedSum(GraphEdit):
 
 @dataclass(frozen=True)
 class Pick(GraphEdit):
-    """A node replaced by some channels of an operand (a slice, a chunk, a shuffle), or by all of it.
+    """A node replaced by some channels of an operand (a slice, a chunk, a shuffle), or by all of
+    it.
 
     Attributes:
         name: of the inserted module.
@@ -246,7 +248,8 @@ class Geometry:
 
 @dataclass(frozen=True)
 class BorderPattern(Geometry, GraphEdit):
-    """A node that gives, at each position, the way in which the kernel of a convolution overlaps the border.
+    """A node that gives, at each position, the way in which the kernel of a convolution overlaps
+    the border.
 
     A layer with a :class:`TableFold` reads it.
 
@@ -283,8 +286,8 @@ class PositionDependent(Geometry, GraphEdit):
         average, squeeze: the node that averages over the positions, and the layer that reads that.
         activations: names of the modules between convolution and gate.
         channels: number of channels.
-        constants: number of channels of the gate, the first ones that the reader reads, that multiply
-            constants instead.
+        constants: number of channels of the gate, the first ones that the reader reads, that
+            multiply constants instead.
         averaged: channels whose averages are appended to the others.
     """
 

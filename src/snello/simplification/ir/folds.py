@@ -10,7 +10,8 @@ from .records import TaggedRecord
 
 @dataclass(frozen=True)
 class Fold(TaggedRecord):
-    """Something folded into a layer, kept in a buffer of the lean layer that is called like the tag.
+    """Something folded into a layer, kept in a buffer of the lean layer that is called like the
+    tag.
 
     The buffer has one row per neuron, on the axis of the weight's neurons.
     """

@@ -63,12 +63,12 @@ class AttentionPlan(Record):
         heads, width: number of heads of the original, and width of each.
         kept_outputs, kept_inputs: indices of what stays, in the lean module's order.
         kept_heads: original indices of the heads that stay, in the lean module's order.
-        rows: rows of the packed projection (queries, keys, values: 3 * heads * width in the original)
-            that stay, in the lean module's order. Those of values are also the columns of the output
-            projection.
-        constants: rows of queries that are one number other than zero: they are the buffer ``constant``.
-        biased: number of the kept heads, the first ones, that have a computed position bias.
-        hidden: hidden neurons of the network that computes it that stay.
+        rows: rows of the packed projection (queries, keys, values: 3 * heads * width in the
+            original) that stay, in the lean module's order. Those of values are also the columns of
+            the output projection.
+        constants: rows of queries that are one number other than zero: they are the buffer
+        ``constant``. biased: number of the kept heads, the first ones, that have a computed
+        position bias. hidden: hidden neurons of the network that computes it that stay.
         bias, out_bias, position_bias: whether the projections and the network have a bias.
         folded: number of constants other than zero that were folded.
     """
@@ -106,19 +106,19 @@ class SimplificationPlan:
         input_shapes: shapes of the tensors among the example inputs, in order, batch first.
         layers: name -> what stays of each layer with weights.
         attentions: name -> what stays of each self-attention that is narrowed.
-        norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) -> the
-            channels that stay, in order.
-        parameters: qualified name of a parameter, buffer or embedding that is used by itself -> what
-            stays of it, along each axis that is cut.
+        norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) ->
+            the channels that stay, in order.
+        parameters: qualified name of a parameter, buffer or embedding that is used by itself ->
+            what stays of it, along each axis that is cut.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
-        attributes: qualified name of an integer attribute that mirrors a width -> its new value; for the
-            model's own module alone.
-        constants: arguments of the forward that are fixed -> their value; they are no arguments of the lean
-            model. Stars of ``*args`` and ``**kwargs`` belong to the name.
-        base: the plan that had made the model lean before, if any: this one speaks of that lean model.
-        representation: "graph" for a captured graph with the original layer names, "module" for the
-            user's own module, narrowed in place; the latter needs a plan without edits.
+        attributes: qualified name of an integer attribute that mirrors a width -> its new value;
+            for the model's own module alone.
+        constants: arguments of the forward that are fixed -> their value; they are no arguments of
+            the lean model. Stars of ``*args`` and ``**kwargs`` belong to the name.
+        base: the plan that had made the model lean before, if any: this one speaks of that lean
+        model. representation: "graph" for a captured graph with the original layer names, "module"
+            for the user's own module, narrowed in place; the latter needs a plan without edits.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -147,11 +147,15 @@ class SimplificationPlan:
         """Number of neurons of layers with weights that are taken out."""
         neurons = sum(layer.outputs - len(layer.kept_outputs) for layer in self.layers.values())
         rows = sum(3 * x.heads * x.width - len(x.rows) for x in self.attentions.values())
-        return neurons + rows + sum(x.outputs - len(x.kept_outputs) for x in self.attentions.values())
+        return (
+            neurons + rows + sum(x.outputs - len(x.kept_outputs) for x in self.attentions.values())
+        )
 
     @property
     def index_operations(self) -> int:
-        """Number of operations in the lean graph that move channels about and are not in the original."""
+        """Number of operations in the lean graph that move channels about and are not in the
+        original.
+        """
         return sum(edit.moves_channels for edit in self.edits)
 
     def to_json(self) -> str:
@@ -163,9 +167,13 @@ class SimplificationPlan:
             "version": VERSION,
             "input_shapes": self.input_shapes,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
-            "attentions": {name: attention.to_dict() for name, attention in self.attentions.items()},
+            "attentions": {
+                name: attention.to_dict() for name, attention in self.attentions.items()
+            },
             "norms": dict(self.norms),
-            "parameters": {name: [s.to_dict() for s in slices] for name, slices in self.parameters.items()},
+            "parameters": {
+                name: [s.to_dict() for s in slices] for name, slices in self.parameters.items()
+            },
             "edits": [edit.to_dict() for edit in self.edits],
             "left_alone": dict(self.left_alone),
             "base": None if self.base is None else self.base._to_dict(),
@@ -232,6 +240,11 @@ def _folding(layer: LayerPlan) -> str:
 
 
 def _attention(name: str, plan: AttentionPlan, width: int) -> str:
-    outputs, inputs = f"{len(plan.kept_outputs)}/{plan.outputs}", f"{len(plan.kept_inputs)}/{plan.inputs}"
+    outputs, inputs = (
+        f"{len(plan.kept_outputs)}/{plan.outputs}",
+        f"{len(plan.kept_inputs)}/{plan.inputs}",
+    )
     rows = f"{len(plan.rows)}/{3 * plan.heads * plan.width} queries, keys and values"
-    return f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"
+    return (
+        f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"
+    )

@@ -17,7 +17,8 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a record from JSON values: lists become tuples; fields with a default may be left out.
+        """Make a record from JSON values: lists become tuples; fields with a default may be left
+        out.
 
         Raises:
             KeyError: if a field is missing.
@@ -30,8 +31,8 @@ class Record:
 class TaggedRecord(Record):
     """A record whose subclasses are told apart by a tag in JSON.
 
-    A direct subclass opens a family; every further subclass with a ``tag`` joins the family by being
-    defined.
+    A direct subclass opens a family; every further subclass with a ``tag`` joins the family by
+    being defined.
     """
 
     tag: ClassVar[str] = ""
@@ -41,8 +42,12 @@ class TaggedRecord(Record):
         super().__init_subclass__(**kwargs)
         if TaggedRecord in cls.__bases__:
             cls.family = {}
-        elif "tag" in vars(cls) and cls.family.setdefault(cls.tag, cls).__qualname__ != cls.__qualname__:
-            # A dataclass with slots is defined twice under one name; two kinds with one tag are a bug.
+        elif (
+            "tag" in vars(cls)
+            and cls.family.setdefault(cls.tag, cls).__qualname__ != cls.__qualname__
+        ):
+            # A dataclass with slots is defined twice under one name; two kinds with one tag are a
+            # bug.
             raise TypeError(f"two records have the tag {cls.tag!r}")
 
     def to_dict(self) -> dict[str, Any]:

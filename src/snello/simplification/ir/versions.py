@@ -1,7 +1,7 @@
 """Plans of earlier versions, brought to the present form.
 
-Version 2 had no tables by position, version 3 no gates; in versions 2 to 4 every kind of edit had a list
-of its own, and folds were flags of a layer.
+Version 2 had no tables by position, version 3 no gates; in versions 2 to 4 every kind of edit had a
+list of its own, and folds were flags of a layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_lists(data: Mapping[str, Any]) -> dict[str, Any]:
-    edits = [{"kind": tag, **record} for name, tag in _LISTS.items() for record in data.get(name, ())]
+    edits = [
+        {"kind": tag, **record} for name, tag in _LISTS.items() for record in data.get(name, ())
+    ]
     return {
         **{key: data[key] for key in ("input_shapes", "attentions", "norms", "left_alone")},
         "layers": {name: _with_folds(layer) for name, layer in data["layers"].items()},

@@ -36,7 +36,9 @@ def permutation(node: fx.Node) -> list[int] | None:
 
 
 def reduced_axes(node: fx.Node) -> list[int] | None:
-    """Return the axes that a reduction goes over; None if they are computed, or if it goes over all."""
+    """Return the axes that a reduction goes over; None if they are computed, or if it goes over
+    all.
+    """
     dims = argument(node, 1, "dim")
     over = [dims] if isinstance(dims, int) else dims
     if not isinstance(over, (tuple, list)) or not all(isinstance(d, int) for d in over):

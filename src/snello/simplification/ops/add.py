@@ -21,7 +21,9 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class Add(Operation):
-    """The sum of two tensors of one shape: what one of them lacks is not put in place, but added to."""
+    """The sum of two tensors of one shape: what one of them lacks is not put in place, but added
+    to.
+    """
 
     accumulates: ClassVar[bool] = True
 
@@ -57,7 +59,9 @@ class Add(Operation):
 
 
 def wider(first: Layout, second: Layout) -> int:
-    """Return the position of the layout with more channels, into which the other one is scattered."""
+    """Return the position of the layout with more channels, into which the other one is
+    scattered.
+    """
     return int(len(second.order) > len(first.order))
 
 

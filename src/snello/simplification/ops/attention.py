@@ -1,15 +1,18 @@
 r"""Self-attention: the rows and columns of its projections that matter.
 
-With weights :math:`A = \mathrm{softmax}(QK^\top/\sqrt d)`, head by head, and output :math:`AVP^\top + b`:
+With weights :math:`A = \mathrm{softmax}(QK^\top/\sqrt d)`, head by head, and output :math:`AVP^\top
++ b`:
 
 - a constant dimension of V passes through unchanged, as each row of A sums to one: it is a bias;
-- a constant dimension of K adds the same to every key's score, which softmax ignores: it goes, with its query;
-- a dimension of Q that is zero takes its key with it; one that is another constant leaves that constant only;
+- a constant dimension of K adds the same to every key's score, which softmax ignores: it goes, with
+  its query;
+- a dimension of Q that is zero takes its key with it; one that is another constant leaves that
+  constant only;
 - a head without values goes altogether.
 
-Where queries and keys are normalised (cosine similarity), a dimension also counts in the norm of its own
-vector: it goes only if it is zero, and the head's scores are all zero once no dimension is left that both
-vectors have.
+Where queries and keys are normalised (cosine similarity), a dimension also counts in the norm of
+its own vector: it goes only if it is zero, and the head's scores are all zero once no dimension is
+left that both vectors have.
 
 The attention of a library is made known in :mod:`.attention_weights`.
 """
@@ -161,7 +164,9 @@ class Attention(Producer):
     def lower(self, placement: Placement) -> Lowered:
         (layout,), (has,) = placement.wanted, placement.received
         differs = not torch.equal(layout.order, has.order) and not layout.is_empty
-        edits = (adapter(self.operands[0], self.call, self.axes[0], has, layout),) if differs else ()
+        edits = (
+            (adapter(self.operands[0], self.call, self.axes[0], has, layout),) if differs else ()
+        )
         projected = self._projected(layout.absence)
         alive = self._alive(placement.produced.present, projected)
         size = self.out_weight.shape[1]
@@ -174,15 +179,21 @@ class Attention(Producer):
         plan = self._plan(alive, layout, placement.produced, folding)
         if self._is_whole(plan):
             return Lowered(edits=edits)
-        return Lowered(attentions={self.name: plan}, values=self._values(plan, folding), edits=edits)
+        return Lowered(
+            attentions={self.name: plan}, values=self._values(plan, folding), edits=edits
+        )
 
-    def _plan(self, alive: _Alive, layout: Layout, produced: Layout, folding: _Folding) -> AttentionPlan:
+    def _plan(
+        self, alive: _Alive, layout: Layout, produced: Layout, folding: _Folding
+    ) -> AttentionPlan:
         size = self.out_weight.shape[1]
         width = size // self.weights.heads
         heads = [h for h in self.weights.kept_heads if alive.heads[h * width]]
         biased, hidden, position_bias = self._network(heads)
         heads.sort(key=lambda head: head not in biased)
-        dims = torch.cat([torch.arange(h * width, (h + 1) * width) for h in heads] or [torch.arange(0)])
+        dims = torch.cat(
+            [torch.arange(h * width, (h + 1) * width) for h in heads] or [torch.arange(0)]
+        )
         by_part = alive.rows.view(3, -1)
         rows = [d + part * size for part in range(3) for d in dims[by_part[part, dims]].tolist()]
         constants = dims[alive.constants[dims]].tolist()
@@ -199,7 +210,9 @@ class Attention(Producer):
         )  # fmt: skip
 
     def _network(self, heads: Sequence[int]) -> tuple[list[int], list[int], Tensor | None]:
-        """Heads whose position bias differs from place to place, hidden neurons that compute it, bias."""
+        """Heads whose position bias differs from place to place, hidden neurons that compute it,
+        bias.
+        """
         if self.weights.network is None:
             return [], [], None
         first, first_bias, last, last_bias = (
@@ -233,7 +246,8 @@ class Attention(Producer):
         """True if the module would stay as it is."""
         own, network = self.weights, self.weights.network
         return (
-            (plan.kept_heads, plan.rows, plan.constants) == (own.kept_heads, own.rows, own.constants)
+            (plan.kept_heads, plan.rows, plan.constants)
+            == (own.kept_heads, own.rows, own.constants)
             and plan.kept_inputs == tuple(range(plan.inputs))
             and plan.kept_outputs == tuple(range(plan.outputs))
             and (network is None or len(plan.hidden) == len(network[0]))
@@ -241,7 +255,9 @@ class Attention(Producer):
 
 
 def _or_zeros(bias: Tensor | None, length: int) -> Tensor:
-    return torch.zeros(length, dtype=torch.float64) if bias is None else bias.detach().cpu().double()
+    return (
+        torch.zeros(length, dtype=torch.float64) if bias is None else bias.detach().cpu().double()
+    )
 
 
 def _product(weight: Tensor, vector: Tensor) -> Tensor:
@@ -287,7 +303,11 @@ def _query(node: fx.Node) -> fx.Node | None:
     """The one tensor that is query, key and value of a call without masks."""
     given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
     query = given.get("query")
-    if not isinstance(query, fx.Node) or given.get("key") is not query or given.get("value") is not query:
+    if (
+        not isinstance(query, fx.Node)
+        or given.get("key") is not query
+        or given.get("value") is not query
+    ):
         return None
     masked = given.get("key_padding_mask") is not None or given.get("attn_mask") is not None
     return None if masked or given.get("is_causal", False) else query
@@ -295,7 +315,9 @@ def _query(node: fx.Node) -> fx.Node | None:
 
 @rule_for(nn.Module)  # asked last, of any module
 def attention(call: Call) -> Operation | None:
-    """Calls of self-attention: the operation itself in windows, else the step before its result is taken."""
+    """Calls of self-attention: the operation itself in windows, else the step before its result is
+    taken.
+    """
     module = call.module
     weights = None if module is None else attention_weights(module)
     if module is None or weights is None or why_not(call.graph, call.node, module) is not None:

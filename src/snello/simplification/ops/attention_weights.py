@@ -23,15 +23,17 @@ WINDOW_NAMES = ("qkv.", "proj.")
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Parameters of an attention in the geometry of the original: rows that a lean one lacks are zero.
+    """Parameters of an attention in the geometry of the original: rows that a lean one lacks are
+    zero.
 
     Attributes:
-        weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys, values.
-        out_weight, out_bias: of the output projection, shape (outputs, heads * width).
+        weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys,
+        values. out_weight, out_bias: of the output projection, shape (outputs, heads * width).
         heads: number of heads of the original.
         cosine: whether queries and keys are normalised, and keys have no bias.
-        windowed: whether tokens are padded with zeros, so that constant inputs differ from place to place;
-            then the module maps (N, H, W, C) to (N, H, W, C). Else it is called like nn.MultiheadAttention.
+        windowed: whether tokens are padded with zeros, so that constant inputs differ from place to
+            place; then the module maps (N, H, W, C) to (N, H, W, C). Else it is called like
+            nn.MultiheadAttention.
         names: prefixes of the parameters of both projections.
         kept_heads, rows, constants: those of the module; see :class:`AttentionPlan`.
         biased: heads that have a position bias.
@@ -95,14 +97,16 @@ def register_attention(target: type[nn.Module] | str, reader: Reader) -> None:
 
     Args:
         target: the class, or its dotted name if its library need not be installed.
-        reader: returns the weights of a module; None for a module that must be left alone, such as one of a
-            subclass whose forward may differ.
+        reader: returns the weights of a module; None for a module that must be left alone, such as
+            one of a subclass whose forward may differ.
     """
     _readers.add(target, reader)
 
 
 def attention_weights(module: nn.Module) -> AttentionWeights | None:
-    """Return the weights of self-attention that may be narrowed, lean or not; None for other modules."""
+    """Return the weights of self-attention that may be narrowed, lean or not; None for other
+    modules.
+    """
     readers = _readers.find_module(module)
     return readers[0](module) if readers else None
 

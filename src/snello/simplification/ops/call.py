@@ -1,4 +1,6 @@
-"""A call in the graph, as rules look at it: by position or by name, as function, method or module."""
+"""A call in the graph, as rules look at it: by position or by name, as function, method or
+module.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def argument(node: fx.Node, position: int, name: str, default: object = None) ->
 
 
 def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Return sizes or axes that may be given as one sequence: ``view(2, 3)`` and ``view((2, 3))``."""
+    """Return sizes or axes that may be given as one sequence: ``view(2, 3)`` and
+    ``view((2, 3))``.
+    """
     nested = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
     return tuple(arguments[0] if nested else arguments)
 
@@ -45,7 +49,9 @@ class Call:
     splits: Mapping[int, int] = field(default_factory=dict)
 
     def split_axis(self, parts: int) -> int:
-        """Return which of the axes that a channel axis is split into has the channels from there on."""
+        """Return which of the axes that a channel axis is split into has the channels from there
+        on.
+        """
         return self.splits.get(parts, 0)
 
     def at(self, node: fx.Node) -> Call:

@@ -23,9 +23,9 @@ class PerChannel(Operation):
 
     Attributes:
         function: maps constants, float64 of shape (C,); None for the identity.
-        only: a constant stays one only if it has this value (zero padding keeps zeros alone); None for any.
-        pointwise: whether each position of the output depends on the same position alone. Then the function
-            also maps values of shape (anything, C).
+        only: a constant stays one only if it has this value (zero padding keeps zeros alone); None
+        for any. pointwise: whether each position of the output depends on the same position alone.
+            Then the function also maps values of shape (anything, C).
     """
 
     function: Callable[[Tensor], Tensor] | None = None
@@ -33,7 +33,9 @@ class PerChannel(Operation):
     pointwise: bool = False
 
     @classmethod
-    def of(cls, call: Call, operand: fx.Node, axis: int | None = None, **attributes: Any) -> PerChannel:
+    def of(
+        cls, call: Call, operand: fx.Node, axis: int | None = None, **attributes: Any
+    ) -> PerChannel:
         """Make the operation of a call whose operand has its channels on the axis that is known.
 
         Args:

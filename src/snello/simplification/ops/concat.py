@@ -91,7 +91,9 @@ def concatenation(call: Call) -> Operation | None:
 
 @dataclass(frozen=True, eq=False)
 class ExpandAs(SharedChannels):
-    """``y.expand_as(x)``: the values are the first operand's; of the second only the shape is read."""
+    """``y.expand_as(x)``: the values are the first operand's; of the second only the shape is
+    read.
+    """
 
     def propagate(self, *signals: Signal) -> Signal:
         return signals[0]

@@ -41,12 +41,13 @@ class Elementwise(Operation):
     """A function of tensors element by element, with broadcasting.
 
     Attributes:
-        function: maps one constant per operand and parameter, float64 of shape (C,), to the output's.
-        unknown: whether it also reads something that is not known per channel (another tensor, a number).
-        product: whether it multiplies, so that one zero makes a zero.
+        function: maps one constant per operand and parameter, float64 of shape (C,), to the
+        output's. unknown: whether it also reads something that is not known per channel (another
+        tensor, a number). product: whether it multiplies, so that one zero makes a zero.
         parameters: bare parameters among the operands: they can be cut to any channels.
-        shared: number of the operands, the last ones, that have one channel which meets all of the others'.
-        unmade: boolean, shape (C,): channels that are not computed, because their reader takes them from
+        shared: number of the operands, the last ones, that have one channel which meets all of the
+        others'. unmade: boolean, shape (C,): channels that are not computed, because their reader
+        takes them from
             the operands; None if all are.
     """
 
@@ -163,7 +164,9 @@ def elementwise(call: Call) -> Operation | None:
 def masked(call: Call) -> Operation | None:
     """Choices by a mask, whose values are not known: no constant stays one."""
     found = operands_of(call)
-    return None if found is None else _of(call, replace(found, unknown=True), lambda values: values[0])
+    return (
+        None if found is None else _of(call, replace(found, unknown=True), lambda values: values[0])
+    )
 
 
 def _of(call: Call, found: Operands, function: Callable[[Sequence[Tensor]], Tensor]) -> Elementwise:
@@ -219,7 +222,9 @@ class Operands:
 
 
 def operands_of(call: Call) -> Operands | None:
-    """Sort the tensors of a call; None if no channels are known, or if they meet those of another axis."""
+    """Sort the tensors of a call; None if no channels are known, or if they meet those of another
+    axis.
+    """
     shape = call.shape
     if shape is None:
         return None

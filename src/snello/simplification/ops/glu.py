@@ -41,7 +41,8 @@ class GatedLinearUnit(Operation):
     def arrange(
         self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
     ) -> Wanted:
-        # Both halves need the same channels in the same order: those that the other half lacks are put in place.
+        # Both halves need the same channels in the same order: those that the other half lacks are
+        # put in place.
         (layout,) = received
         half = layout.width // 2
         first, second = layout.present.chunk(2)

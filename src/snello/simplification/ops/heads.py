@@ -23,7 +23,9 @@ from .views import VIEWS
 
 @dataclass(frozen=True, eq=False)
 class Opaque(PerChannel):
-    """Each channel of the output depends on the same channel of the operand, in a way that is not followed."""
+    """Each channel of the output depends on the same channel of the operand, in a way that is not
+    followed.
+    """
 
     def propagate(self, *signals: Signal) -> Signal:
         return Signal.live(len(signals[0].constant))
@@ -113,7 +115,9 @@ def softmax(call: Call) -> Operation | None:
 
 @rule_for(nn.LayerNorm, nn.RMSNorm)
 def norm_over_positions(call: Call) -> Operation | None:
-    """LayerNorm and RMSNorm over axes behind that of the channels: queries and keys, head by head."""
+    """LayerNorm and RMSNorm over axes behind that of the channels: queries and keys, head by
+    head.
+    """
     moving, module = call.moving_operand(), call.module
     if moving is None or call.shape is None or module is None:
         return None
@@ -128,16 +132,20 @@ def unbind(call: Call) -> Operation | None:
     moving, dim = call.moving_operand(), call.argument(1, "dim", 0)
     if moving is None or not isinstance(dim, int) or dim % len(sizes(moving[0])) == moving[1]:
         return None
-    picked = all(u.target is operator.getitem and isinstance(u.args[1], int) for u in call.node.users)
+    picked = all(
+        u.target is operator.getitem and isinstance(u.args[1], int) for u in call.node.users
+    )
     return Absorbed.of(call.node) if picked else None
 
 
 @dataclass(frozen=True, eq=False)
 class PartOfSplit(Operation):
-    """One part of channels that were split into parts and groups, such as the queries of a fused projection.
+    """One part of channels that were split into parts and groups, such as the queries of a fused
+    projection.
 
-    Of the split tensor, whose groups are the channels, only the layout is read: which groups there are. The
-    constants of a part, and the channels that it is made of, are those of the tensor before the split.
+    Of the split tensor, whose groups are the channels, only the layout is read: which groups there
+    are. The constants of a part, and the channels that it is made of, are those of the tensor
+    before the split.
 
     Attributes:
         members: index of the channels before the split, for each group: shape (groups, members).
@@ -200,7 +208,8 @@ def _indices(call: Call, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
     """Follow permutations up to a split of channels.
 
     Returns:
-        The tensor before the split, the axis of its channels, and their index at each place of ``node``.
+        The tensor before the split, the axis of its channels, and their index at each place of
+        ``node``.
     """
     permutations = []
     while node.target in PERMUTES:

@@ -66,7 +66,8 @@ class Producer(Operation):
 class Weighted(Producer):
     """Linear, convolutions and transposed convolutions, grouped or not.
 
-    A convolution that was simplified before may have a second operand: the gate that it reads, as it is.
+    A convolution that was simplified before may have a second operand: the gate that it reads, as
+        it is.
 
     Attributes:
         module: the layer.
@@ -81,7 +82,9 @@ class Weighted(Producer):
 
     @cached_property
     def taps(self) -> Tensor:
-        """The weight by group: shape (groups, out per group, in per group, kernel positions), on the CPU."""
+        """The weight by group: shape (groups, out per group, in per group, kernel positions), on
+        the CPU.
+        """
         weight: Tensor = self.module.weight.detach().cpu()  # type: ignore[union-attr, operator, assignment]
         if isinstance(self.module, _ConvTransposeNd):
             by_input = weight.reshape(self.groups, -1, weight.shape[1], *weight.shape[2:])
@@ -93,7 +96,9 @@ class Weighted(Producer):
 
     @cached_property
     def connected(self) -> Tensor:
-        """True where any tap joins an output to an input: shape (groups, out per group, in per group)."""
+        """True where any tap joins an output to an input: shape (groups, out per group, in per
+        group).
+        """
         return (self.taps != 0).any(3)
 
     @property
@@ -117,7 +122,9 @@ class Weighted(Producer):
 
     @property
     def is_pointwise(self) -> bool:
-        """True for a convolution that makes each position of the same position alone, of all channels."""
+        """True for a convolution that makes each position of the same position alone, of all
+        channels.
+        """
         conv = self.module
         if type(conv) not in _POINTWISE or not isinstance(conv, _ConvNd) or conv.groups > 1:
             return False
@@ -129,8 +136,8 @@ class Weighted(Producer):
     def depends_on_position(self) -> bool:
         """True if a constant input other than zero may give another value at another position.
 
-        Zero padding cuts part of the kernel off at the border; a transposed convolution reaches each
-        position through another subset of its kernel.
+        Zero padding cuts part of the kernel off at the border; a transposed convolution reaches
+        each position through another subset of its kernel.
         """
         return isinstance(self.module, _ConvTransposeNd) or pads_with_zeros(self.module)
 
@@ -140,7 +147,9 @@ class Weighted(Producer):
         conv = self.module
         assert isinstance(conv, _ConvNd)
         before, after = padding_of(conv)
-        return Geometry(tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation), before, after)
+        return Geometry(
+            tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation), before, after
+        )
 
     def propagate(self, *signals: Signal) -> Signal:
         signal = signals[0]
@@ -155,7 +164,9 @@ class Weighted(Producer):
         return Signal.of(constant, self.bias + added)
 
     def contribution(self, value: Tensor) -> Tensor:
-        """Return what constant inputs add through each kernel position: float64, shape (out, positions)."""
+        """Return what constant inputs add through each kernel position: float64, shape (out,
+        positions).
+        """
         groups, _, fan_in, _ = self.taps.shape
         value = value.reshape(groups, fan_in)
         if groups == 1:  # only the columns that matter: a layer can be large
@@ -179,7 +190,9 @@ class Weighted(Producer):
         if self.groups > 1:
             return self._arrange_groups(layout, produced)
         if layout.is_empty and not produced.is_empty:
-            layout = layout.arranged(torch.zeros(1, dtype=torch.long))  # no layer can read nothing at all
+            layout = layout.arranged(
+                torch.zeros(1, dtype=torch.long)
+            )  # no layer can read nothing at all
         # The channels of a gate are where they were.
         whole = [gate if produced.is_empty else Layout.whole(gate.width) for gate in gates]
         return [layout, *whole], produced
@@ -191,7 +204,8 @@ class Weighted(Producer):
         present = layout.present.reshape(groups, fan_in)
         unfed = outputs.any(1) & ~present.any(1)
         needed = torch.zeros_like(present)
-        # All inputs constant, yet the output is not: it depends on the position, and needs its constants.
+        # All inputs constant, yet the output is not: it depends on the position, and needs its
+        # constants.
         needed[unfed] = layout.absent.reshape(groups, fan_in)[unfed] != 0
         needed[unfed & ~needed.any(1), 0] = True
         layout = layout.extended(needed.flatten())
@@ -200,7 +214,9 @@ class Weighted(Producer):
         if not _even(inputs // fan_in, produced.order // fan_out):
             return self._uneven(layout, produced)
         # The groups follow each other in the order in which their first inputs arrive.
-        first = torch.full((groups,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
+        first = torch.full((groups,), len(group)).scatter_reduce(
+            0, group, torch.arange(len(group)), "amin"
+        )
         inputs = inputs[torch.argsort(first[inputs // fan_in], stable=True)]
         by_group = torch.argsort(first[produced.order // fan_out], stable=True)
         return [layout.arranged(inputs)], Layout(produced.order[by_group], produced.absent)
@@ -211,7 +227,9 @@ class Weighted(Producer):
             return [layout], produced
         groups, fan_out, fan_in, _ = self.taps.shape
         alive = torch.zeros(groups, dtype=torch.bool).index_fill(0, produced.order // fan_out, True)
-        inputs, outputs = (alive.repeat_interleave(n).nonzero().flatten() for n in (fan_in, fan_out))
+        inputs, outputs = (
+            alive.repeat_interleave(n).nonzero().flatten() for n in (fan_in, fan_out)
+        )
         return [layout.arranged(inputs)], Layout(outputs, produced.absent.index_fill(0, outputs, 0))
 
     def lower(self, placement: Placement) -> Lowered:
@@ -247,7 +265,9 @@ class Weighted(Producer):
         )
 
     def _held(self, folds: Sequence[FoldedIn]) -> list[Fold]:
-        """Folds other than the border's: those of an earlier simplification stay, those from outside come."""
+        """Folds other than the border's: those of an earlier simplification stay, those from
+        outside come.
+        """
         held: dict[str, Fold] = {}
         if "table" in self.folded:
             held["table"] = TableFold(self.folded["table"].shape[1])

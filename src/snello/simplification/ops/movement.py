@@ -60,7 +60,9 @@ def reduction(call: Call) -> Operation | None:
 
 @rule_for(*_EXTREMES)
 def extreme(call: Call) -> Operation | None:
-    """Maximum or minimum with indices that are not read: its values are an operation, it itself is none."""
+    """Maximum or minimum with indices that are not read: its values are an operation, it itself is
+    none.
+    """
     moving, over = call.moving_operand(), reduced_axes(call.node)
     if moving is None or over is None:
         return None

@@ -49,19 +49,25 @@ class Affine(PerChannel):
 
 @rule_for(_BatchNorm)
 def batch_norm(call: Call) -> Operation | None:
-    """BatchNorm in evaluation mode: scale and shift per channel. Subclasses may do more, channel by channel."""
+    """BatchNorm in evaluation mode: scale and shift per channel. Subclasses may do more, channel by
+    channel.
+    """
     operand, module = call.operand(1), call.module
     if operand is None or module is None or module.running_mean is None:
         return None
     scale, shift = affine_of(module)
     own = (call.node, (operand,), (1,), 1)
     if is_plain_batchnorm(module):
-        return Affine(*own, lambda value: value * scale + shift, pointwise=True, name=call.name, scale=scale)
+        return Affine(
+            *own, lambda value: value * scale + shift, pointwise=True, name=call.name, scale=scale
+        )
     function = _by_channel(module, sizes(operand))
     if function is None:
         return None
     # Where the scale is zero, the output is a constant, if nothing but the norm reads the input.
-    inputs = torch.randn(4, len(scale), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = torch.randn(
+        4, len(scale), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     outputs = function(100 * inputs)
     blind = (scale == 0) & (outputs == outputs[:1]).all(0)
     return Affine(*own, function, pointwise=True, name=call.name, scale=(~blind).double())
@@ -73,20 +79,25 @@ def is_plain_batchnorm(module: nn.Module) -> bool:
 
 
 def _by_channel(module: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
-    """The function of a BatchNorm with more in it, on values per channel; None if channels or positions meet.
+    """The function of a BatchNorm with more in it, on values per channel; None if channels or
+    positions meet.
 
-    The module is run in float64 on random inputs, whose other channels and positions are then replaced.
+    The module is run in float64 on random inputs, whose other channels and positions are then
+    replaced.
     """
     twin = copy.deepcopy(module).double().cpu().eval()
     spatial = (3,) * (len(shape) - 2)
     generator = torch.Generator().manual_seed(0)
     x, other = (
-        torch.randn(2, shape[1], *spatial, dtype=torch.float64, generator=generator) for _ in range(2)
+        torch.randn(2, shape[1], *spatial, dtype=torch.float64, generator=generator)
+        for _ in range(2)
     )
     kept = torch.rand(x.shape, generator=generator) < 0.5
     with torch.no_grad():
         outputs = [twin(given.clone()) for given in (x, torch.where(kept, x, other))]
-    if any(y.shape != x.shape for y in outputs) or not torch.equal(outputs[0][kept], outputs[1][kept]):
+    if any(y.shape != x.shape for y in outputs) or not torch.equal(
+        outputs[0][kept], outputs[1][kept]
+    ):
         return None
 
     def function(value: Tensor) -> Tensor:
@@ -115,7 +126,9 @@ def prelu(call: Call) -> Operation | None:
 
 
 def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a BatchNorm in evaluation mode, in float64 on the CPU: each of shape (C,)."""
+    """Return scale and shift of a BatchNorm in evaluation mode, in float64 on the CPU: each of
+    shape (C,).
+    """
     mean, var = (getattr(module, f"running_{x}").detach().cpu().double() for x in ("mean", "var"))
     weight, bias = module.weight, module.bias
     scale = weight.detach().cpu().double() if isinstance(weight, Tensor) else torch.ones_like(mean)
@@ -129,7 +142,8 @@ class AllChannels(Operation):
     """An operand whose channels meet (LayerNorm): every channel must be there, in any order.
 
     Attributes:
-        norm: qualified name of a module with one parameter per channel, which takes them in any order.
+        norm: qualified name of a module with one parameter per channel, which takes them in any
+            order.
     """
 
     norm: str | None = None

@@ -1,12 +1,12 @@
 """Base class of the rules of operations, and the values that rules exchange with the passes.
 
-An operation is one node of the graph bound to the tensors that it reads channel by channel. It answers,
-in this order and without changing anything:
+An operation is one node of the graph bound to the tensors that it reads channel by channel. It
+answers, in this order and without changing anything:
 
 - *propagate*: the signal of the output, given the signals of the operands;
 - *live_inputs*: the input channels that are read, given the output channels that are;
-- *arrange*: given the channels that physically exist in each operand, the layouts that it wants there (an
-  adapter supplies what is missing) and the layout of its output;
+- *arrange*: given the channels that physically exist in each operand, the layouts that it wants
+  there (an adapter supplies what is missing) and the layout of its output;
 - *lower*: the records of the plan that narrowing means here.
 
 A node without an operation gets its inputs at full width, and nothing is known of its output.
@@ -109,8 +109,8 @@ class Operation:
 
     Attributes:
         node: the operation in the graph.
-        operands: nodes whose channels it reads. Not always direct arguments: a shuffle of three steps is
-            one operation at the last of them.
+        operands: nodes whose channels it reads. Not always direct arguments: a shuffle of three
+            steps is one operation at the last of them.
         axes: the axis of the channels in each operand.
         axis: the axis of the channels in the output; None if the output has none (sizes).
     """
@@ -182,17 +182,21 @@ class Operation:
         Args:
             signal, useful: of the output.
             received: layouts of the operands.
-            forced: for an operation that produces: all neurons that it must keep, in order, instead of
-                the live ones.
+            forced: for an operation that produces: all neurons that it must keep, in order, instead
+                of the live ones.
         """
         raise NotImplementedError
 
     def lower(self, placement: Placement) -> Lowered:
-        """Return the records of the plan. By default: an adapter for each operand that needs one."""
+        """Return the records of the plan. By default: an adapter for each operand that needs
+        one.
+        """
         return Lowered(edits=self.adapters(placement))
 
     def base(self, received: Sequence[Layout]) -> int:
-        """Return the position of the operand that the other one is added to, if it :attr:`accumulates`."""
+        """Return the position of the operand that the other one is added to, if it
+        :attr:`accumulates`.
+        """
         raise NotImplementedError
 
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:
@@ -247,7 +251,8 @@ def signal_of(signals: Mapping[fx.Node, Signal], node: fx.Node, axis: int) -> Si
 
 
 def join(operation: Operation, useful: Tensor, received: Sequence[Layout]) -> Wanted:
-    """Arrange operands that meet channel by channel: in one order, with the channels of all of them.
+    """Arrange operands that meet channel by channel: in one order, with the channels of all of
+    them.
 
     A channel that all of them lack is computed from constants; it must exist from here on where the
     result is no constant.

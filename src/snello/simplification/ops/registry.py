@@ -32,10 +32,10 @@ def register_rule(target: Any, matcher: Matcher) -> None:
     """Let a matcher decide which operation the calls of a target are.
 
     Args:
-        target: a module class, a function, the name of a tensor method ("view"), or the dotted name of a
-            class or function of a library that need not be installed ("package.module.Class").
-        matcher: takes a :class:`Call`, returns an :class:`Operation`, or None to leave it to the next one.
-            The matcher that was registered last is asked first.
+        target: a module class, a function, the name of a tensor method ("view"), or the dotted name
+            of a class or function of a library that need not be installed ("package.module.Class").
+        matcher: takes a :class:`Call`, returns an :class:`Operation`, or None to leave it to the
+            next one. The matcher that was registered last is asked first.
     """
     _rules.add(target, matcher)
 
@@ -55,11 +55,12 @@ def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
 
 
 def register_pattern(pattern: Pattern) -> Pattern:
-    """Register a search for operations that stand for several nodes, such as a shuffle in three steps.
+    """Register a search for operations that stand for several nodes, such as a shuffle in three
+    steps.
 
-    The pattern yields operations at the last of their nodes, with the earlier ones as ``steps``. Where an
-    operand does not have its channels on the axis that the operation expects, or where a step is also read
-    by a node outside, the nodes are matched one by one instead.
+    The pattern yields operations at the last of their nodes, with the earlier ones as ``steps``.
+    Where an operand does not have its channels on the axis that the operation expects, or where a
+    step is also read by a node outside, the nodes are matched one by one instead.
     """
     _patterns.append(pattern)
     return pattern
@@ -73,12 +74,16 @@ def patterns(graph: Graph) -> Iterator[Operation]:
 def find_operation(call: Call) -> Operation | None:
     """Return the operation that a call is; None if there is no rule for it.
 
-    A layer that is called twice cannot be narrowed in two ways, and a weight that is computed cannot be
-    narrowed at all: their calls have no operation.
+    A layer that is called twice cannot be narrowed in two ways, and a weight that is computed
+    cannot be narrowed at all: their calls have no operation.
     """
     module = call.module
     has_state = module is not None and next(module.parameters(), None) is not None
-    if module is not None and has_state and (call.graph.is_shared(call.name) or not is_plain(module)):
+    if (
+        module is not None
+        and has_state
+        and (call.graph.is_shared(call.name) or not is_plain(module))
+    ):
         return None
     found = (matcher(call) for matcher in _matchers(call))
     return next((operation for operation in found if operation is not None), None)

@@ -196,7 +196,9 @@ def channel_slice(call: Call) -> Operation | None:
     found = indexed(call.node, len(sizes(operand)), axis)
     if found is None or found.part == slice(None) or not found.alone:
         return None
-    if any(isinstance(end, fx.Node) for end in (found.part.start, found.part.stop, found.part.step)):
+    if any(
+        isinstance(end, fx.Node) for end in (found.part.start, found.part.stop, found.part.step)
+    ):
         return None
     return _selection(call, torch.arange(sizes(operand)[axis])[found.part])
 
@@ -219,7 +221,11 @@ def narrow(call: Call) -> Operation | None:
 @rule_for(*_CHUNKS)
 def chunks(call: Call) -> Operation | None:
     """Chunks and splits: their parts are operations, they themselves are none."""
-    return Absorbed.of(call.node) if call.moving_operand() is not None and _is_split(call.node) else None
+    return (
+        Absorbed.of(call.node)
+        if call.moving_operand() is not None and _is_split(call.node)
+        else None
+    )
 
 
 @rule_for(operator.getitem)
@@ -248,7 +254,9 @@ def _is_split(node: fx.Node) -> bool:
 
 def _split(channels: Tensor, node: fx.Node) -> Sequence[Tensor]:
     """Split channel indices as a node splits channels."""
-    options: dict[str, Any] = {k: v for k, v in node.kwargs.items() if k not in ("dim", "input", "tensor")}
+    options: dict[str, Any] = {
+        k: v for k, v in node.kwargs.items() if k not in ("dim", "input", "tensor")
+    }
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return getattr(torch, name)(channels, *node.args[1:2], **options)  # type: ignore[no-any-return]
 

@@ -1,4 +1,6 @@
-"""Views that split the channel axis: heads of attention, and linear layers whose outputs become an image."""
+"""Views that split the channel axis: heads of attention, and linear layers whose outputs become an
+image.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class SplitChannels(Operation):
     """A view of C channels as (before, K, after): the K groups are the channels from here on.
 
     Attributes:
-        before, after: numbers of positions that each group has on the axes before and after its own.
-        argument: position of the size argument that counts the groups; None where none does.
+        before, after: numbers of positions that each group has on the axes before and after its
+        own. argument: position of the size argument that counts the groups; None where none does.
     """
 
     before: int
@@ -74,7 +76,9 @@ class SplitChannels(Operation):
 
 @rule_for(*VIEWS)
 def split(call: Call) -> Operation | None:
-    """Views in which the channel axis becomes several, one of which :attr:`Call.split_axis` picks."""
+    """Views in which the channel axis becomes several, one of which :attr:`Call.split_axis`
+    picks.
+    """
     moving, after = call.moving_operand(), call.shape
     if moving is None or after is None or not sizes_are_written_out(call.node):
         return None

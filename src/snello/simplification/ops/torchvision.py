@@ -33,8 +33,8 @@ for _name in WINDOW_ATTENTIONS:
     register_leaf(_name)
     register_attention(_name, _windows)
 
-# By its bare name, for copies of it in other libraries. Traced into, it would be an identity that is never
-# active in training again.
+# By its bare name, for copies of it in other libraries. Traced into, it would be an identity that
+# is never active in training again.
 register_leaf("StochasticDepth")
 
 

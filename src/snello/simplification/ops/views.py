@@ -27,11 +27,13 @@ VIEWS = {*SIZED, "flatten", torch.flatten, "unflatten", torch.unflatten}
 
 @dataclass(frozen=True, eq=False)
 class View(PerChannel):
-    """A view that keeps the channel axis whole, or merges it with others; literal sizes are rewritten.
+    """A view that keeps the channel axis whole, or merges it with others; literal sizes are
+    rewritten.
 
     Attributes:
-        before, after: numbers of positions on axes before and after the channels that are merged with them.
-        argument: position of the size argument that counts the channels; None where none does (flatten).
+        before, after: numbers of positions on axes before and after the channels that are merged
+        with them. argument: position of the size argument that counts the channels; None where none
+        does (flatten).
     """
 
     before: int = 1
@@ -45,7 +47,9 @@ class View(PerChannel):
     def _merge(self, index: Tensor, channels: int) -> Tensor:
         """Original indices of the merged features, for channels in physical order."""
         before, after = torch.arange(self.before), torch.arange(self.after)
-        return ((before[:, None, None] * channels + index[None, :, None]) * self.after + after).flatten()
+        return (
+            (before[:, None, None] * channels + index[None, :, None]) * self.after + after
+        ).flatten()
 
     def _spread(self, per_channel: Tensor) -> Tensor:
         return per_channel[None, :, None].expand(self.before, -1, self.after).flatten()
@@ -80,7 +84,8 @@ class Sizes(Operation):
     """Reads the shape of its operand, not its values.
 
     Attributes:
-        numbers: nodes that would read the number of channels -> the full number, which they go on reporting.
+        numbers: nodes that would read the number of channels -> the full number, which they go on
+            reporting.
     """
 
     numbers: tuple[tuple[fx.Node, int], ...] = ()
@@ -140,7 +145,9 @@ def _place(shape: tuple[int, ...], start: int, merged: int) -> int | None:
 
 
 def sizes_are_written_out(node: fx.Node) -> bool:
-    """Return True if a view names its sizes one by one: a whole shape from elsewhere cannot be rewritten."""
+    """Return True if a view names its sizes one by one: a whole shape from elsewhere cannot be
+    rewritten.
+    """
     if node.target not in SIZED:
         return True
     written = one_by_one(node.args[1:])
@@ -156,7 +163,9 @@ def _is_shape(size: object) -> bool:
 
 
 def size_argument(node: fx.Node, out: int) -> int | None:
-    """Return the position of an axis among a view's size arguments; None where it is not written out."""
+    """Return the position of an axis among a view's size arguments; None where it is not written
+    out.
+    """
     if node.target not in SIZED and node.target != "expand":
         return None
     written = one_by_one(node.args[1:])
@@ -164,7 +173,9 @@ def size_argument(node: fx.Node, out: int) -> int | None:
 
 
 def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
-    """True if merged features end in layers or in attention, which fix their number, so that an index may, too."""
+    """True if merged features end in layers or in attention, which fix their number, so that an
+    index may, too.
+    """
     for reader in node.users:
         module = graph.layer(reader)
         if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
@@ -203,7 +214,9 @@ def dim(call: Call) -> Operation | None:
 
 @rule_for("size", getattr)
 def size(call: Call) -> Operation | None:
-    """``x.size()``, ``x.size(dim)`` and ``x.shape``, if no number of channels goes where it is lost from sight."""
+    """``x.size()``, ``x.size(dim)`` and ``x.shape``, if no number of channels goes where it is lost
+    from sight.
+    """
     node, moving = call.node, call.moving_operand()
     if moving is None or (node.target is getattr and node.args[1:] != ("shape",)):
         return None

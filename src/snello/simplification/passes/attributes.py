@@ -17,11 +17,14 @@ _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
 def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict[str, int] | None:
-    """Find the attributes by which a model's own code takes the numbers that a plan would write into a graph.
+    """Find the attributes by which a model's own code takes the numbers that a plan would write
+    into a graph.
 
-    1. A number belongs to a view in the forward of some module. The integers of that module that have the
+    1. A number belongs to a view in the forward of some module. The integers of that module that
+      have the
        number's old value, and a name that speaks of heads or of a width, take the new one.
-    2. Where a view splits channels into heads, names of counts come into question, elsewhere names of widths.
+    2. Where a view splits channels into heads, names of counts come into question, elsewhere names
+      of widths.
 
     Whether they are the right ones shows when the narrowed model is verified.
 
@@ -29,7 +32,8 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
         ``operations`` and ``axes``.
 
     Ensures:
-        Qualified name -> new value; None if a number has no attribute, or one attribute would need two values.
+        Qualified name -> new value; None if a number has no attribute, or one attribute would need
+        two values.
     """
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
@@ -46,7 +50,9 @@ def _mirrors(model: nn.Module, facts: Facts, node: fx.Node) -> list[str]:
     splits = isinstance(facts.operations[node], SplitChannels)
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
-    names = [name for name, value in held if type(value) is int and value == old and _fits(name, splits)]
+    names = [
+        name for name, value in held if type(value) is int and value == old and _fits(name, splits)
+    ]
     return [qualified(owner, name) for name in names]
 
 

@@ -36,7 +36,9 @@ class Facts:
     bypasses: Mapping[fx.Node, Bypass] = field(default_factory=dict)
 
     def whole_reads(self) -> list[tuple[fx.Node, fx.Node]]:
-        """Return the nodes without an operation, each with an operand that it must get at full width."""
+        """Return the nodes without an operation, each with an operand that it must get at full
+        width.
+        """
         return [
             (node, operand)
             for node in self.graph.nodes
@@ -52,8 +54,9 @@ class Arrangement:
 
     Attributes:
         layouts: node -> the layout of its output, for the nodes whose channels are known.
-        received, wanted: node -> the layouts of its operands as they come, and as its operation wants them.
-        forced: producer -> all neurons that it must keep, in order, instead of the live ones.
+        received, wanted: node -> the layouts of its operands as they come, and as its operation
+        wants them. forced: producer -> all neurons that it must keep, in order, instead of the live
+        ones.
     """
 
     layouts: Mapping[fx.Node, Layout]

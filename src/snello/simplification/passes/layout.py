@@ -20,11 +20,14 @@ from .refused import rule_of
 def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arrangement:
     """Lay out the channels of every tensor of the lean network.
 
-    1. A producer has the neurons that are useful and not constant, or those that it is forced to keep.
+    1. A producer has the neurons that are useful and not constant, or those that it is forced to
+      keep.
     2. Any other operation arranges its operands, and its output follows.
     3. A reader of a bypass receives what the bypass gives it.
-    4. A tensor that is needed (for its values or only for its shape) and of which no channel is left is
-       *unmaterialised*: one neuron of a producer upstream is forced to stay, and the pass starts again.
+    4. A tensor that is needed (for its values or only for its shape) and of which no channel is
+      left is
+       *unmaterialised*: one neuron of a producer upstream is forced to stay, and the pass starts
+       again.
 
     Args:
         facts: of the model.
@@ -34,8 +37,8 @@ def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arra
         All attributes of ``facts``.
 
     Ensures:
-        Every operand that is read has at least one channel. ``forced`` holds the given producers, and
-        those of case 4.
+        Every operand that is read has at least one channel. ``forced`` holds the given producers,
+        and those of case 4.
 
     Raises:
         SimplifyError: if no producer can give an unmaterialised tensor a channel.

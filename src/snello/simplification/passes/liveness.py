@@ -33,8 +33,8 @@ def liveness(facts: Facts, cost: CostModel) -> Facts:
         ``operations``, ``axes`` and ``signals``.
 
     Ensures:
-        ``useful``, for every node in ``signals``; ``bypasses``, those in use, in the order of acceptance;
-        ``operations``, with the products that are not computed marked as such.
+        ``useful``, for every node in ``signals``; ``bypasses``, those in use, in the order of
+        acceptance; ``operations``, with the products that are not computed marked as such.
     """
     possible = candidates(Found(facts.graph, facts.operations, facts.signals))
     uses = _Uses(
@@ -57,7 +57,8 @@ def liveness(facts: Facts, cost: CostModel) -> Facts:
         for operand, channels in zip(operation.operands, read, strict=False):
             uses.add(operand, channels)
     operations = {
-        node: _without(operation, uses.unmade.get(node)) for node, operation in facts.operations.items()
+        node: _without(operation, uses.unmade.get(node))
+        for node, operation in facts.operations.items()
     }
     return replace(facts, operations=operations, useful=uses.useful, bypasses=uses.used)
 

@@ -31,15 +31,20 @@ class Decision:
 
 
 def lower(
-    facts: Facts, arrangement: Arrangement, overwritable: frozenset[fx.Node], draft: SimplificationPlan
+    facts: Facts,
+    arrangement: Arrangement,
+    overwritable: frozenset[fx.Node],
+    draft: SimplificationPlan,
 ) -> Decision:
     """Turn the arrangement into records.
 
-    1. Every operation lowers itself, in the order of the graph; then every bypass; then every operand that
+    1. Every operation lowers itself, in the order of the graph; then every bypass; then every
+      operand that
        an unknown operation reads gets an adapter to full width.
     2. A bypass adds its fold to the layer that skips channels.
     3. Equal adapters of several readers are one.
-    4. Inserted modules are named by kind and number; in a model that was lean before, also by generation.
+    4. Inserted modules are named by kind and number; in a model that was lean before, also by
+      generation.
     5. Where no neuron goes, nothing is changed at all, not even the order of channels.
 
     Args:
@@ -52,12 +57,14 @@ def lower(
         All attributes of ``facts``; an arrangement of the same model.
 
     Ensures:
-        A plan that :func:`snello.simplification.rewrite.apply` can apply to the captured model, with edits
-        in the order of their stages.
+        A plan that :func:`snello.simplification.rewrite.apply` can apply to the captured model,
+        with edits in the order of their stages.
     """
     lowered = {node: _lower(facts, arrangement, overwritable, node) for node in facts.operations}
     if not _removes(facts, arrangement, lowered.values()):
-        layers = {name: _untouched(x) for part in lowered.values() for name, x in part.layers.items()}
+        layers = {
+            name: _untouched(x) for part in lowered.values() for name, x in part.layers.items()
+        }
         return Decision(replace(draft, layers=layers), {})
     skipped = dict(_skipped(facts, arrangement))
     for node, records in skipped.items():
@@ -105,12 +112,16 @@ def _removes(facts: Facts, arrangement: Arrangement, lowered: Iterable[Lowered])
     """True if any neuron goes."""
     if any(part.attentions for part in lowered):
         return True
-    layouts = (arrangement.layouts[n] for n, operation in facts.operations.items() if operation.produces)
+    layouts = (
+        arrangement.layouts[n] for n, operation in facts.operations.items() if operation.produces
+    )
     return any(len(own.order) < own.width for own in layouts)
 
 
 def _untouched(layer: LayerPlan) -> LayerPlan:
-    return replace(layer, kept_outputs=tuple(range(layer.outputs)), kept_inputs=tuple(range(layer.inputs)))
+    return replace(
+        layer, kept_outputs=tuple(range(layer.outputs)), kept_inputs=tuple(range(layer.inputs))
+    )
 
 
 def _skipped(facts: Facts, arrangement: Arrangement) -> Iterator[tuple[fx.Node, Skipped]]:
@@ -161,4 +172,6 @@ def _merged(edits: list[Edit]) -> list[Edit]:
 
 
 def _same_values(a: Edit, b: Edit) -> bool:
-    return a.values.keys() == b.values.keys() and all(a.values[k].equal(b.values[k]) for k in a.values)
+    return a.values.keys() == b.values.keys() and all(
+        a.values[k].equal(b.values[k]) for k in a.values
+    )

@@ -20,12 +20,15 @@ from .refused import rule_of
 def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
     """Find the operation of each node, and the axis of its channels.
 
-    1. A pattern of several nodes is one operation, at its last node, if its operands have their channels
+    1. A pattern of several nodes is one operation, at its last node, if its operands have their
+      channels
        on the axes that it expects; its other nodes are absorbed.
     2. Any other node is asked of the registry, given the axes of the nodes before it.
-    3. Where a view splits the channels into several axes, the one is chosen with which most nodes have
+    3. Where a view splits the channels into several axes, the one is chosen with which most nodes
+      have
        channels: heads or their width, the first axis of an image.
-    4. A node that no rule knows has no operation: it gets its inputs at full width. So does one whose rule
+    4. A node that no rule knows has no operation: it gets its inputs at full width. So does one
+      whose rule
        has failed.
 
     Args:
@@ -44,7 +47,9 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
 
 
 def _choices(facts: Facts) -> Iterator[dict[int, int]]:
-    """Ways to choose among the axes that views split channels into, but for the first axis everywhere."""
+    """Ways to choose among the axes that views split channels into, but for the first axis
+    everywhere.
+    """
     parts = sorted(
         {
             len(sizes(node)) - len(sizes(operation.operands[0])) + 1
@@ -58,7 +63,9 @@ def _choices(facts: Facts) -> Iterator[dict[int, int]]:
 
 def _matched(graph: Graph, refused: Mapping[fx.Node, str], splits: Mapping[int, int]) -> Facts:
     found = (
-        operation for operation in patterns(graph) if not {*operation.steps, operation.node} & set(refused)
+        operation
+        for operation in patterns(graph)
+        if not {*operation.steps, operation.node} & set(refused)
     )
     starts = {operation.steps[0]: operation for operation in found}
     pending: dict[fx.Node, Operation] = {}

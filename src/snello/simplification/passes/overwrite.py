@@ -26,7 +26,8 @@ def overwritable(facts: Facts, arrangement: Arrangement) -> frozenset[fx.Node]:
     """Find the operands of sums that may be added to in place once no gradient is recorded.
 
     1. Only a sum of operands with different channels overwrites its base.
-    2. The base's memory must not be read after the sum, by any node that shares it; it must not belong to
+    2. The base's memory must not be read after the sum, by any node that shares it; it must not
+      belong to
        an input or a parameter, nor be shared with the other operand.
     3. An operation that is not known to make a new tensor is taken for a view of its inputs.
 

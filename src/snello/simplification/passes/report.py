@@ -16,9 +16,11 @@ from .facts import Arrangement, Facts
 def left_alone(
     model: nn.Module, facts: Facts, arrangement: Arrangement, *, own_class: bool = False
 ) -> dict[str, str]:
-    """Report layers that keep their neurons because they have no operation, and readers at full width.
+    """Report layers that keep their neurons because they have no operation, and readers at full
+    width.
 
-    1. An outermost module with parameters that evaluation mode never reaches: it goes, but for a result of
+    1. An outermost module with parameters that evaluation mode never reaches: it goes, but for a
+      result of
        the model's own class.
     2. A layer, norm or attention without an operation.
     3. A node whose rule has failed.
@@ -53,12 +55,19 @@ def left_alone(
 
 
 def unreached(model: nn.Module, graph: Graph) -> list[str]:
-    """Return the outermost modules with parameters that evaluation mode never calls (auxiliary heads)."""
+    """Return the outermost modules with parameters that evaluation mode never calls (auxiliary
+    heads).
+    """
     reached = set(dict(graph.module.named_modules()))
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name and name not in reached and not inside and next(module.parameters(), None) is not None:
+        if (
+            name
+            and name not in reached
+            and not inside
+            and next(module.parameters(), None) is not None
+        ):
             found.append(name)
     return found
 

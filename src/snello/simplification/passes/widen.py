@@ -49,11 +49,14 @@ def round_up(facts: Facts, arrangement: Arrangement, multiple: int) -> Arrangeme
 
 
 def widen(facts: Facts, arrangement: Arrangement, cost: CostModel) -> Arrangement:
-    """Keep dead neurons whose removal would take index operations, where the cost model prefers that.
+    """Keep dead neurons whose removal would take index operations, where the cost model prefers
+    that.
 
-    1. Where operands with different channels meet, or one must be read at full width, the producers of the
+    1. Where operands with different channels meet, or one must be read at full width, the producers
+      of the
        operands are candidates to keep the channels that the operands lack.
-    2. They keep them if the cost model finds their computation cheaper than the index operation; a model
+    2. They keep them if the cost model finds their computation cheaper than the index operation; a
+      model
        that widens in part asks each operand by itself.
     3. The layout is made again until nothing more is kept.
 
@@ -113,7 +116,9 @@ def _joins(facts: Facts, arrangement: Arrangement) -> list[_Join]:
         if operation.accumulates:
             wanted = [own.arranged(arrangement.layouts[node].order) for own in received]
         operands = zip(operation.operands, operation.axes, received, wanted, strict=True)
-        differing = tuple((a, axis, has) for a, axis, has, wants in operands if not same_order(has, wants))
+        differing = tuple(
+            (a, axis, has) for a, axis, has, wants in operands if not same_order(has, wants)
+        )
         if differing and all(same_order(w, wanted[0]) for w in wanted):
             found.append(_Join(wanted[0].order, differing))
     for _, operand in facts.whole_reads():
@@ -123,7 +128,9 @@ def _joins(facts: Facts, arrangement: Arrangement) -> list[_Join]:
     return found
 
 
-def _worth_keeping(facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel) -> list[fx.Node]:
+def _worth_keeping(
+    facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel
+) -> list[fx.Node]:
     """Producers of all operands, if each has one of its own and widening them costs less."""
     producers: list[fx.Node] = []
     computed, moved = Work(), Work()
@@ -138,7 +145,9 @@ def _worth_keeping(facts: Facts, arrangement: Arrangement, join: _Join, cost: Co
     return producers if cost.keeps_dead(computed, moved) else []
 
 
-def _that_can_keep(facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel) -> list[fx.Node]:
+def _that_can_keep(
+    facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel
+) -> list[fx.Node]:
     """For each operand a producer that can carry the channels that it lacks, if it has one."""
     found = (_some_producer(facts, operand) for operand, _, _ in join.operands)
     return [producer for producer in found if producer is not None]
@@ -147,7 +156,8 @@ def _that_can_keep(facts: Facts, arrangement: Arrangement, join: _Join, cost: Co
 def _some_producer(facts: Facts, node: fx.Node) -> fx.Node | None:
     """Find an ungrouped layer whose neurons reach this node: of a sum's, the one furthest upstream.
 
-    One is enough: the channels that one operand of a sum carries, the sum carries, and every sum after it.
+    One is enough: the channels that one operand of a sum carries, the sum carries, and every sum
+        after it.
     """
     operation = facts.operations.get(node)
     if isinstance(operation, Weighted):
@@ -172,7 +182,9 @@ def _passes_through(operation: Operation) -> bool:
 
 
 def _own_producer(facts: Facts, node: fx.Node) -> fx.Node | None:
-    """Find the ungrouped layer whose neurons reach this node channel by channel, and no other node."""
+    """Find the ungrouped layer whose neurons reach this node channel by channel, and no other
+    node.
+    """
     while len(node.users) == 1:
         operation = facts.operations.get(node)
         if isinstance(operation, Weighted):

@@ -1,4 +1,6 @@
-"""Pass 9: keep neurons until the plan has no edits, so that the model's own forward can stay as it is."""
+"""Pass 9: keep neurons until the plan has no edits, so that the model's own forward can stay as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ def without_edits(
         facts: of the model.
         arrangement: a layout of it.
         lower: makes the plan of an arrangement.
-        numbers: whether the literal numbers of channels in views count as edits. They do if the model's
-            code has them; an exported graph has them even where the code computes them.
+        numbers: whether the literal numbers of channels in views count as edits. They do if the
+            model's code has them; an exported graph has them even where the code computes them.
 
     Requires:
         All attributes of ``facts``.

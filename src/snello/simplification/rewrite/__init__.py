@@ -1,7 +1,7 @@
 """Rewrite: the only room that edits graphs or weights.
 
-May import ``runtime``, ``ops`` and ``ir``; never ``passes``. A new kind of edit needs one applier in
-``appliers.py``, registered by the type of its record under ``@applies``.
+May import ``runtime``, ``ops`` and ``ir``; never ``passes``. A new kind of edit needs one applier
+in ``appliers.py``, registered by the type of its record under ``@applies``.
 """
 
 from .apply import apply as apply

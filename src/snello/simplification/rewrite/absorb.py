@@ -38,9 +38,12 @@ def _by_row(layer: Any, scale: Tensor) -> Tensor:
     """One value per neuron, shaped to broadcast over the weight."""
     if not isinstance(layer, RaggedConv):
         return spread(layer, scale)
-    # One kernel per pair of channels: its slot is a row of the padded layout, ``outputs`` names the neuron.
+    # One kernel per pair of channels: its slot is a row of the padded layout, ``outputs`` names the
+    # neuron.
     row = {int(place): neuron for neuron, place in enumerate(layer.outputs)}
-    neurons = torch.tensor([row[int(slot) // layer.fan_in] for slot in layer.slots], device=scale.device)
+    neurons = torch.tensor(
+        [row[int(slot) // layer.fan_in] for slot in layer.slots], device=scale.device
+    )
     return scale[neurons].view(-1, *[1] * len(layer.kernel_size))
 
 

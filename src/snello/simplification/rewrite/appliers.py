@@ -24,7 +24,10 @@ from snello.simplification.runtime.border_pattern import BorderPatterns
 from snello.simplification.runtime.fill import ChannelFill
 from snello.simplification.runtime.indexed_sum import ChannelSum
 from snello.simplification.runtime.pick import ChannelPick
-from snello.simplification.runtime.position_dependent import AppendedMeans, PositionDependentChannels
+from snello.simplification.runtime.position_dependent import (
+    AppendedMeans,
+    PositionDependentChannels,
+)
 
 from .builder import Builder
 

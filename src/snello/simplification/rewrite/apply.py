@@ -25,9 +25,11 @@ _PLAN = "_snello_plan"
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
-    """Make a lean copy of the model by a plan. Rows and columns are sliced; constants are left at zero.
+    """Make a lean copy of the model by a plan. Rows and columns are sliced; constants are left at
+    zero.
 
-    To load a lean model: build the original architecture, apply the plan, load the lean ``state_dict``.
+    To load a lean model: build the original architecture, apply the plan, load the lean
+        ``state_dict``.
 
     Args:
         plan: from :func:`snello.simplification.make_plan`, or read from JSON.
@@ -66,7 +68,8 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
 
 def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
-    # In evaluation mode: tracing freezes functional dropout, and takes one side of ``if self.training``.
+    # In evaluation mode: tracing freezes functional dropout, and takes one side of
+    # ``if self.training``.
     copied = sharing_parameters(model).eval()
     lean = capture(copied, constants=plan.constants).module
     check(plan, lean)
@@ -80,7 +83,8 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     lean.delete_all_unused_submodules()
     narrow(lean, plan)
     _own_parameters(lean, model)
-    # Tensors written in the forward are made again when a fresh model is traced: not part of the weights.
+    # Tensors written in the forward are made again when a fresh model is traced: not part of the
+    # weights.
     lean._non_persistent_buffers_set |= {
         name for name in lean._buffers if name.startswith("_tensor_constant")
     }
@@ -99,7 +103,9 @@ def _keep(plan: SimplificationPlan, lean: nn.Module) -> None:
 
 
 def sharing_parameters(model: nn.Module) -> nn.Module:
-    """Copy a model but for its parameters: memory has no room for many copies of the largest ones."""
+    """Copy a model but for its parameters: memory has no room for many copies of the largest
+    ones.
+    """
     shared = {id(parameter): parameter for parameter in model.parameters()}
     return copy.deepcopy(model, computed_memo(model) | shared)
 
@@ -111,7 +117,8 @@ def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
     memo: dict[int, object] = {id(p): p for p in lean.parameters() if id(p) not in shared}
     for parent in list(lean.modules()):
         for name, module in parent._modules.items():
-            # Whole modules: recurrent layers know their parameters by other names, too (flat weights).
+            # Whole modules: recurrent layers know their parameters by other names, too (flat
+            # weights).
             if module is not None and any(id(p) in shared for p in module._parameters.values()):
                 parent._modules[name] = copy.deepcopy(module, memo)
     for name, parameter in lean._parameters.items():
@@ -126,7 +133,9 @@ def plan_of(lean: nn.Module) -> SimplificationPlan | None:
 
 
 def write_values(lean: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write folded biases, border kernels and constants into a lean model that the plan has shaped."""
+    """Write folded biases, border kernels and constants into a lean model that the plan has
+    shaped.
+    """
     state = lean.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in values.items():

@@ -25,7 +25,8 @@ def erase_arguments(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
 
 
 def wake_dropout(model: nn.Module, lean: fx.GraphModule, constants: Mapping[str, Any]) -> None:
-    """Turn functional dropout whose ``training`` follows the model's mode into a module, which follows it too.
+    """Turn functional dropout whose ``training`` follows the model's mode into a module, which
+    follows it too.
 
     Args:
         model: the original, in evaluation mode; captured once more, in training mode.

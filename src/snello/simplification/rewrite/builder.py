@@ -11,8 +11,8 @@ from torch import fx, nn
 class Builder:
     """A graph module under edit.
 
-    The nodes of the captured graph keep their names, by which a plan speaks of them, even after they have
-    been replaced.
+    The nodes of the captured graph keep their names, by which a plan speaks of them, even after
+    they have been replaced.
 
     Args:
         lean: changed in place.
@@ -28,7 +28,9 @@ class Builder:
         """Return the node of this name in the captured graph, or its replacement."""
         return self._nodes[name]
 
-    def insert(self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]) -> fx.Node:
+    def insert(
+        self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]
+    ) -> fx.Node:
         """Insert the call of a new module, on the device and in the dtype of the model."""
         dtype = self._like.dtype if self._like.is_floating_point() else None
         self.lean.add_submodule(name, module.to(device=self._like.device, dtype=dtype))

@@ -44,7 +44,9 @@ def _widths(module: nn.Module | None, weight: Tensor) -> tuple[int, int]:
     return int(outputs), int(inputs)
 
 
-def _missing(plan: SimplificationPlan, root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[str]:
+def _missing(
+    plan: SimplificationPlan, root: nn.Module, modules: dict[str, nn.Module]
+) -> Iterator[str]:
     nodes = {node.name for node in root.graph.nodes} if isinstance(root, fx.GraphModule) else set()
     tensors = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
     yield from (name for name in plan.norms if name not in modules)

@@ -29,7 +29,9 @@ def _direct(line: str) -> str:
         if isinstance(value, ast.Call) and (path := _path(value.func)):
             called = ast.get_source_segment(line, value.func)
             assert called is not None
-            line = line.replace(called, "self" + "".join(f"._modules[{name!r}]" for name in path), 1)
+            line = line.replace(
+                called, "self" + "".join(f"._modules[{name!r}]" for name in path), 1
+            )
     return line
 
 
@@ -38,7 +40,9 @@ def _path(expression: ast.expr) -> list[str] | None:
     match expression:
         case ast.Name("self"):
             return []
-        case ast.Attribute(parent, name) | ast.Call(ast.Name("getattr"), [parent, ast.Constant(str(name))]):
+        case ast.Attribute(parent, name) | ast.Call(
+            ast.Name("getattr"), [parent, ast.Constant(str(name))]
+        ):
             before = _path(parent)
             return None if before is None else [*before, name]
     return None

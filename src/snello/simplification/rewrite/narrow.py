@@ -66,8 +66,11 @@ _WIDTHS = ("out_features", "in_features", "nf", "nx")
 
 
 def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
-    """Return the kept rows and columns of a weight, or of a tensor of its shape (a gradient, a moment)."""
-    # Indexing leaves strides of its own, on which layers are slow; channels_last stays channels_last.
+    """Return the kept rows and columns of a weight, or of a tensor of its shape (a gradient, a
+    moment).
+    """
+    # Indexing leaves strides of its own, on which layers are slow; channels_last stays
+    # channels_last.
     channels_last = weight.dim() == 4 and not weight.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return _sliced(module, weight, plan).clone(memory_format=memory_format)

@@ -31,7 +31,8 @@ def rebind(
     Parameters that are gone leave their group.
 
     Raises:
-        ConfigError: if an optimizer holds a parameter that is not the model's; nothing is changed then.
+        ConfigError: if an optimizer holds a parameter that is not the model's; nothing is changed
+            then.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     for parameter in (p for optimizer in optimizers for p in parameters_of(optimizer)):
@@ -63,7 +64,9 @@ def _rebind(
             kept.append(slim)
             if state:
                 cut = _cut(name, model, lean, plan)
-                optimizer.state[slim] = {k: _sliced(value, parameter, cut) for k, value in state.items()}
+                optimizer.state[slim] = {
+                    k: _sliced(value, parameter, cut) for k, value in state.items()
+                }
             if name.endswith("weight") and (bias := f"{name.removesuffix('weight')}bias") in added:
                 kept.append(lean_parameters[bias])
         group["params"] = kept

@@ -1,8 +1,9 @@
 """Self-attention without its dead rows: heads of different widths in one projection.
 
-The projections store live rows and columns alone. To compute, queries, keys and values are laid out head by
-head, each as wide as the widest, the rest zero: zeros add nothing to a scalar product, nor to a norm. Where
-all heads are equally wide nothing is moved. The scale of the scalar products stays that of the full heads.
+The projections store live rows and columns alone. To compute, queries, keys and values are laid out
+head by head, each as wide as the widest, the rest zero: zeros add nothing to a scalar product, nor
+to a norm. Where all heads are equally wide nothing is moved. The scale of the scalar products stays
+that of the full heads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def cuts(module: nn.Module, plan: AttentionPlan) -> Cuts:
     own, last = _weights(module), 2 * plan.heads * plan.width
     rows, heads = _places(own.rows, plan.rows), _places(own.kept_heads, plan.kept_heads)
     values = _places([r for r in own.rows if r >= last], [r for r in plan.rows if r >= last])
-    biased, hidden = _places(own.biased, plan.kept_heads[: plan.biased]), torch.tensor(plan.hidden).long()
+    biased, hidden = (
+        _places(own.biased, plan.kept_heads[: plan.biased]),
+        torch.tensor(plan.hidden).long(),
+    )
     inputs, outputs = (torch.tensor(x).long() for x in (plan.kept_inputs, plan.kept_outputs))
     packed, out = own.names
     return {
@@ -63,8 +67,8 @@ class _HeadLayout:
 
     Attributes:
         query_width, value_width: of every head: of the widest one.
-        slots: for each place its row, or one of the constants that follow the rows, or the zero that
-            follows those; None if every row is in its place.
+        slots: for each place its row, or one of the constants that follow the rows, or the zero
+            that follows those; None if every row is in its place.
         columns: for each value that is kept its place; None if all places are values.
     """
 
@@ -81,7 +85,9 @@ class _HeadLayout:
         places += _padded(values, self.value_width)
         slots = [position.get(row, len(position)) for row in places]
         self.slots = None if slots == list(range(len(plan.rows))) else slots
-        columns = [h * self.value_width + i for h, dims in enumerate(values) for i in range(len(dims))]
+        columns = [
+            h * self.value_width + i for h, dims in enumerate(values) for i in range(len(dims))
+        ]
         self.columns = None if len(columns) == len(by_head) * self.value_width else columns
 
 
@@ -96,7 +102,9 @@ def slim(module: nn.Module, cuts: Cuts, name: str) -> nn.Parameter:
 
 
 def slim_layer(module: nn.Module, cuts: Cuts, prefix: str, bias: bool) -> nn.Linear:
-    """Return a projection cut to the indices that stay, with a bias of zeros if it needs one and had none."""
+    """Return a projection cut to the indices that stay, with a bias of zeros if it needs one and
+    had none.
+    """
     weight = slim(module, cuts, f"{prefix}weight")
     if not bias:
         return _linear(weight, None)
@@ -146,8 +154,13 @@ class LeanAttention(nn.Module):
         like = weight.weight.detach()
         constant = like.new_zeros(len(plan.constants)) if plan.constants else None
         self.register_buffer("constant", constant)
-        for name, index in (("slots", index_tensor(layout.slots)), ("columns", index_tensor(layout.columns))):
-            self.register_buffer(name, None if index is None else index.to(like.device), persistent=False)
+        for name, index in (
+            ("slots", index_tensor(layout.slots)),
+            ("columns", index_tensor(layout.columns)),
+        ):
+            self.register_buffer(
+                name, None if index is None else index.to(like.device), persistent=False
+            )
 
     def _set_projections(self, packed: nn.Linear, out: nn.Linear) -> None:
         raise NotImplementedError
@@ -162,7 +175,9 @@ class LeanAttention(nn.Module):
         """Return the weights in the geometry of the original; see :class:`AttentionWeights`."""
         plan, (weight, bias, out) = self.plan, self._projections()
         size, rows = plan.heads * plan.width, torch.tensor(plan.rows, dtype=torch.long)
-        full = weight.new_zeros(3 * size, weight.shape[1]).index_copy(0, rows.to(weight.device), weight)
+        full = weight.new_zeros(3 * size, weight.shape[1]).index_copy(
+            0, rows.to(weight.device), weight
+        )
         values = (rows[rows >= 2 * size] - 2 * size).to(weight.device)
         full_out = out.weight.new_zeros(len(out.weight), size).index_copy(1, values, out.weight)
         full_bias = None
@@ -180,22 +195,30 @@ class LeanAttention(nn.Module):
         return None
 
     def _split(self, x: Tensor, tokens: int) -> list[Tensor]:
-        """Queries, keys, values: shape (N, heads, tokens, width of each); ``tokens`` is of one example."""
+        """Queries, keys, values: shape (N, heads, tokens, width of each); ``tokens`` is of one
+        example.
+        """
         weight, bias, _ = self._projections()
         if self.slots is None:
             y = F.linear(x, weight, bias)
         else:
             tail = weight.new_zeros(1) if self.constant is None else F.pad(self.constant, (0, 1))
-            # Moving a row of the weight costs a third of moving as many numbers along the innermost axis.
+            # Moving a row of the weight costs a third of moving as many numbers along the innermost
+            # axis.
             place = _place_rows if 3 * tokens > weight.shape[1] else _place_outputs
             y = place(x, weight, bias, tail, self.slots)
-        widths = [self.num_heads * width for width in (self.query_width, self.query_width, self.value_width)]
+        widths = [
+            self.num_heads * width
+            for width in (self.query_width, self.query_width, self.value_width)
+        ]
         return [_heads_first(part, self.num_heads) for part in torch.split(y, widths, -1)]
 
     def _merge(self, attended: Tensor) -> Tensor:
         """Project (N, heads, tokens, value width) to (N, tokens, outputs)."""
         x = attended.transpose(1, 2).flatten(2)
-        out: Tensor = self._projections()[2](x if self.columns is None else _innermost(x, self.columns))
+        out: Tensor = self._projections()[2](
+            x if self.columns is None else _innermost(x, self.columns)
+        )
         return out
 
     def _headless(self, x: Tensor) -> Tensor:
@@ -205,14 +228,18 @@ class LeanAttention(nn.Module):
         return zeros if out.bias is None else zeros + out.bias
 
 
-def _place_rows(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor) -> Tensor:
+def _place_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor
+) -> Tensor:
     """Lay out the rows of a layer, then apply it. Rows of zeros make places with a constant."""
     rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return F.linear(x, rows[slots.clamp(max=len(weight))], torch.cat([bias, tail])[slots])
 
 
-def _place_outputs(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor) -> Tensor:
+def _place_outputs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor
+) -> Tensor:
     """Apply a layer, then lay out its outputs."""
     y = F.linear(x, weight, bias)
     return _innermost(torch.cat([y, tail.to(y.dtype).expand(*y.shape[:-1], len(tail))], -1), slots)
@@ -254,7 +281,9 @@ class LeanMultiheadAttention(LeanAttention):
         x = query if self.batch_first else query.transpose(0, 1)
         q, k, v = self._split(x, x.shape[1])
         dropout = self.dropout if self.training else 0.0
-        y = self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale))
+        y = self._merge(
+            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        )
         return y if self.batch_first else y.transpose(0, 1), None
 
 

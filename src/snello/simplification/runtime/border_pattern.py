@@ -43,9 +43,13 @@ class _Axis:
 
     def outputs(self, size: int) -> int:
         """Number of positions of the output."""
-        return (size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        return (
+            size + self.before + self.after - self.dilation * (self.kernel - 1) - 1
+        ) // self.stride + 1
 
-    def pattern(self, output: Position, size: int, positive: Callable[[Position], Position]) -> Position:
+    def pattern(
+        self, output: Position, size: int, positive: Callable[[Position], Position]
+    ) -> Position:
         """Pattern at positions of the output; ``positive`` makes negative numbers 0."""
         start = output * self.stride - self.before
         # Of the taps at start, start + dilation, ...: those below 0, and those from size on.
@@ -58,7 +62,8 @@ class _Axis:
 class BorderPatterns(CachedConstant):
     """Number of the border pattern at each position of a convolution's output.
 
-    Patterns are numbered as in :mod:`snello.simplification.ir.borders`. Only the size of the input is read.
+    Patterns are numbered as in :mod:`snello.simplification.ir.borders`. Only the size of the input
+    is read.
 
     Args:
         geometry: of the convolution.
@@ -98,6 +103,8 @@ class BorderPatterns(CachedConstant):
 
 @rule_for(BorderPatterns)
 def border_patterns(call: Call) -> Operation | None:
-    """Border patterns of an earlier simplification: the size of the operand is read, not its values."""
+    """Border patterns of an earlier simplification: the size of the operand is read, not its
+    values.
+    """
     operand = call.known_operand(1)
     return None if operand is None else Sizes(call.node, (operand,), (1,), None)

@@ -14,7 +14,9 @@ Value = TypeVar("Value")
 class CachedConstant(nn.Module):
     """A module that caches one value made of constants, as long as those stay the same."""
 
-    def cached(self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Value]) -> Value:
+    def cached(
+        self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Value]
+    ) -> Value:
         """Return the cached value, computed again when the key or the source has changed.
 
         Nothing is cached while gradients are recorded, nor under torch.compile.
@@ -57,7 +59,9 @@ def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def recording() -> bool:
-    """Return True if values must be made anew: for gradients, or for torch.jit.trace, which compares two runs."""
+    """Return True if values must be made anew: for gradients, or for torch.jit.trace, which
+    compares two runs.
+    """
     return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 

@@ -1,6 +1,7 @@
 """Convolutions with constants folded in besides the bias.
 
-They have no rule of their own: :class:`snello.simplification.ops.layers.Weighted` reads their buffers.
+They have no rule of their own: :class:`snello.simplification.ops.layers.Weighted` reads their
+    buffers.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from .position_dependent import Computed
 class FoldedConv(CachedConstant, _ConvNd):
     """A convolution some of whose inputs were not computed any more. Each buffer is there or None:
 
-    - ``border``, shape (out, 1, *kernel), or (1, out, *kernel) if transposed: the kernel summed over
-      constant inputs, weighted by their values. Away from the border their contribution is a bias; at the
-      border the padding cuts part of it off. Convolving ones gives it at every resolution.
-    - ``table``, shape (out, border patterns): contribution of inputs that depended on the position alone.
-      The call gets the pattern at each position.
-    - ``gated``, shape (out, C of the gate, 1, ...): columns of inputs that were constants times a gate,
-      times the constants. The call gets the gate; the last of its channels may multiply values that depend
-      on the position (``static``).
+    - ``border``, shape (out, 1, *kernel), or (1, out, *kernel) if transposed: the kernel summed
+      over constant inputs, weighted by their values. Away from the border their contribution is a
+      bias; at the border the padding cuts part of it off. Convolving ones gives it at every
+      resolution.
+    - ``table``, shape (out, border patterns): contribution of inputs that depended on the position
+      alone. The call gets the pattern at each position.
+    - ``gated``, shape (out, C of the gate, 1, ...): columns of inputs that were constants times a
+      gate, times the constants. The call gets the gate; the last of its channels may multiply
+      values that depend on the position (``static``).
 
     Shape: that of the convolution.
     """
@@ -48,7 +50,9 @@ class FoldedConv(CachedConstant, _ConvNd):
     ) -> Tensor:
         y: Tensor = super().forward(x)
         if (border := self.border) is not None:
-            y = added(y, self.cached((x.shape[2:], x.dtype), border, lambda: self._at_border(x, border)))
+            y = added(
+                y, self.cached((x.shape[2:], x.dtype), border, lambda: self._at_border(x, border))
+            )
         if (table := self.table) is not None:
             assert pattern is not None, "a layer with a table is called with the border patterns"
             key = (Same(pattern), y.dtype)
@@ -128,7 +132,9 @@ def fold(conv: _ConvNd, record: Fold, outputs: Tensor) -> None:
     known = getattr(conv, record.tag)
     shape = _shape(conv, record, len(outputs), transposed)
     rows = None if known is None else known.index_select(1 if transposed else 0, outputs)
-    conv.register_buffer(record.tag, conv.weight.detach().new_zeros(*shape) if rows is None else rows)
+    conv.register_buffer(
+        record.tag, conv.weight.detach().new_zeros(*shape) if rows is None else rows
+    )
 
 
 def _shape(conv: _ConvNd, record: Fold, outputs: int, transposed: bool) -> Sequence[int]:

@@ -19,7 +19,8 @@ class ChannelFill(nn.Module):
     """Append channels that are constants, then choose channels by index.
 
     Args:
-        edit: the channels to append and to choose. Constants other than zero are the buffer ``constant``.
+        edit: the channels to append and to choose. Constants other than zero are the buffer
+            ``constant``.
 
     Shape: ``edit.axis`` changes its size, the others stay.
     """

@@ -1,4 +1,6 @@
-"""The operation of modules that gather channels and constants: a fill or a pick, simplified again."""
+"""The operation of modules that gather channels and constants: a fill or a pick, simplified
+again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from torch import Tensor
 from snello.graph import known_shape
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import Pick
-from snello.simplification.ops.operation import Edit, Lowered, Operation, Placement, Wanted, positions
+from snello.simplification.ops.operation import (
+    Edit,
+    Lowered,
+    Operation,
+    Placement,
+    Wanted,
+    positions,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +28,8 @@ class Gathered(Operation):
 
     Attributes:
         constants: float64, shape (appended,).
-        source: index into the operand's channels followed by the constants, for each channel of the output.
+        source: index into the operand's channels followed by the constants, for each channel of the
+            output.
     """
 
     constants: Tensor
@@ -48,7 +58,9 @@ class Gathered(Operation):
         (layout,) = received
         places = self._places(layout)
         order = torch.argsort(places, stable=True)
-        return [layout], Layout(order[places[order] >= 0], self._from(layout.absent, self.constants))
+        return [layout], Layout(
+            order[places[order] >= 0], self._from(layout.absent, self.constants)
+        )
 
     def _places(self, layout: Layout) -> Tensor:
         """Position of each channel of the output in the lean operand, or -1."""

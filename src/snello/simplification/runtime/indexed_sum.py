@@ -23,8 +23,8 @@ from .constants import CachedConstant, along, index_tensor, recording
 class ChannelSum(CachedConstant):
     """Add a tensor to some channels of another one, and constants to some.
 
-    Channels of the result: those of the base, then ``edit.grown`` new ones. The base is overwritten where
-    the plan has shown that no node reads it later and no gradient is recorded.
+    Channels of the result: those of the base, then ``edit.grown`` new ones. The base is overwritten
+    where the plan has shown that no node reads it later and no gradient is recorded.
 
     Shape: (N, C, *) and, with an index, (N, len(index), *) to (N, ``edit.width``, *).
     """
@@ -43,7 +43,9 @@ class ChannelSum(CachedConstant):
         gather = None if edit.index is None else _inverse(edit.index, edit.width)
         self.register_buffer("gather", gather, persistent=False)
         self.register_buffer("where", index_tensor(edit.constants or None), persistent=False)
-        self.register_buffer("constant", torch.zeros(len(edit.constants)) if edit.constants else None)
+        self.register_buffer(
+            "constant", torch.zeros(len(edit.constants)) if edit.constants else None
+        )
 
     def forward(self, base: Tensor, other: Tensor | None = None) -> Tensor:
         fresh = not recording()
@@ -74,8 +76,13 @@ class ChannelSum(CachedConstant):
         if not torch.compiler.is_exporting():
             if base.is_contiguous():
                 return _index_add(base, self.axis, self.index, other, owned)
-            if self.axis == 1 and base.dim() == 4 and base.is_contiguous(memory_format=torch.channels_last):
-                # The same memory seen as (N, H, W, C): along the middle axis it would be slower by far.
+            if (
+                self.axis == 1
+                and base.dim() == 4
+                and base.is_contiguous(memory_format=torch.channels_last)
+            ):
+                # The same memory seen as (N, H, W, C): along the middle axis it would be slower by
+                # far.
                 views = base.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
                 return _index_add(views[0], 3, self.index, views[1], owned).permute(0, 3, 1, 2)
         # Runtimes of exported graphs gather faster than they scatter.
@@ -89,7 +96,9 @@ def _index_add(base: Tensor, axis: int, index: Tensor, other: Tensor, owned: boo
 
 
 def _inverse(index: Sequence[int], width: int) -> Tensor:
-    """Channel of the other operand for each channel of the result; one past its last where it has none."""
+    """Channel of the other operand for each channel of the result; one past its last where it has
+    none.
+    """
     gather = torch.full((width,), len(index))
     gather[list(index)] = torch.arange(len(index))
     return gather
@@ -100,8 +109,8 @@ class ScatterAdded(Operation):
     """A sum of two tensors that carry different channels, or of one and constants.
 
     Attributes:
-        index: channel of the output that each channel of the second operand is added to; empty without one.
-        constants: float64, shape (channels of the output,): added besides.
+        index: channel of the output that each channel of the second operand is added to; empty
+        without one. constants: float64, shape (channels of the output,): added besides.
         in_place: whether the first operand may be overwritten.
     """
 
@@ -109,7 +118,9 @@ class ScatterAdded(Operation):
     constants: Tensor
     in_place: bool
 
-    def _spread(self, first: Tensor, second: Tensor | None = None, *, absent: float) -> tuple[Tensor, Tensor]:
+    def _spread(
+        self, first: Tensor, second: Tensor | None = None, *, absent: float
+    ) -> tuple[Tensor, Tensor]:
         """Values of both operands by channels of the output."""
         a, b = (torch.full((len(self.constants),), absent, dtype=first.dtype) for _ in range(2))
         a[: len(first)] = first

@@ -27,16 +27,17 @@ Computed = tuple[Tensor, Tensor, Tensor]
 class PositionDependentChannels(CachedConstant):
     """Channels that depend on the position alone, computed once per resolution.
 
-    The buffer ``taps``, shape (C, kernel positions + 1), holds the contribution of each position of the
-    kernel, and the bias.
+    The buffer ``taps``, shape (C, kernel positions + 1), holds the contribution of each position of
+    the kernel, and the bias.
 
     Args:
         edit: with the geometry of the convolution that padded them.
         activation: the modules behind it.
 
     Returns:
-        The values of each channel, shape (constants + C, values), ones for constants; one where a position
-        has a value, shape (values, positions), else zero; the averages to append, shape (averaged,).
+        The values of each channel, shape (constants + C, values), ones for constants; one where a
+        position has a value, shape (values, positions), else zero; the averages to append, shape
+        (averaged,).
     """
 
     snello_leaf = True
@@ -62,7 +63,8 @@ class PositionDependentChannels(CachedConstant):
         patterns = self.patterns.patterns(x).flatten()
         used = self._used(patterns, x)
         values: Tensor = self.activation(self.taps @ self.inside[used].T)
-        # To choose by a product with zeros and ones takes a tenth of the time that choosing by index does.
+        # To choose by a product with zeros and ones takes a tenth of the time that choosing by
+        # index does.
         where = (patterns == used[:, None]).to(values.dtype)
         means = (values @ where.mean(1))[self.averaged]
         return torch.cat([values.new_ones(self.constants, len(used)), values]), where, means
@@ -88,7 +90,9 @@ class AppendedMeans(nn.Module):
 
     def forward(self, x: Tensor, static: Computed) -> Tensor:
         means = along(static[2], x, 1)
-        if torch.compiler.is_exporting():  # fewer operations where the size of the batch is not known
+        if (
+            torch.compiler.is_exporting()
+        ):  # fewer operations where the size of the batch is not known
             sides = (0, 0) * (x.dim() - 2)
             return F.pad(x, (*sides, 0, len(means))) + F.pad(means, (*sides, x.shape[1], 0))
         return torch.cat([x, means.expand(x.shape[0], -1, *x.shape[2:])], 1)
@@ -119,7 +123,9 @@ class Appended(Operation):
     ) -> Wanted:
         (layout,) = received
         order = torch.cat([layout.order, layout.width + torch.arange(self.count)])
-        return [layout], Layout(order, torch.cat([layout.absent, layout.absent.new_zeros(self.count)]))
+        return [layout], Layout(
+            order, torch.cat([layout.absent, layout.absent.new_zeros(self.count)])
+        )
 
 
 @rule_for(PositionDependentChannels)

@@ -21,9 +21,10 @@ from .convolution import convolve
 class RaggedConv(CachedConstant):
     """A grouped convolution whose groups have lost different numbers of channels.
 
-    Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for each pair
-    of a kept input and a kept output of the same group. To compute, they are laid out in groups of one width,
-    the rest zero: that of the widest group, or the next width that grouped convolutions are fast at.
+    Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for
+    each pair of a kept input and a kept output of the same group. To compute, they are laid out in
+    groups of one width, the rest zero: that of the widest group, or the next width that grouped
+        convolutions are fast at.
 
     Args:
         conv: the original grouped convolution.
@@ -45,13 +46,18 @@ class RaggedConv(CachedConstant):
             self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
         groups = _group_members(plan)
         width = _fast_width(max(max(len(i), len(o)) for i, o in groups))
-        fan_in, fan_out = min(width, plan.inputs // plan.groups), min(width, plan.outputs // plan.groups)
+        fan_in, fan_out = (
+            min(width, plan.inputs // plan.groups),
+            min(width, plan.outputs // plan.groups),
+        )
         self.groups, self.fan_in, self.fan_out = len(groups), fan_in, fan_out
         position = {channel: i for i, channel in enumerate(plan.kept_inputs)}
         # A group that is narrower reads its first input again, with a weight of zero.
         gather = [position[(i + i[:1] * fan_in)[slot]] for i, _ in groups for slot in range(fan_in)]
         place = {
-            o: g * fan_out + slot for g, (_, members) in enumerate(groups) for slot, o in enumerate(members)
+            o: g * fan_out + slot
+            for g, (_, members) in enumerate(groups)
+            for slot, o in enumerate(members)
         }
         slots = [
             place[o] * fan_in + slot
@@ -63,7 +69,9 @@ class RaggedConv(CachedConstant):
         self.weight = nn.Parameter(kept.clone(), requires_grad=conv.weight.requires_grad)
         kept_outputs = torch.tensor(plan.kept_outputs)
         bias = (
-            conv.bias.detach()[kept_outputs] if conv.bias is not None else kept.new_zeros(len(kept_outputs))
+            conv.bias.detach()[kept_outputs]
+            if conv.bias is not None
+            else kept.new_zeros(len(kept_outputs))
         )
         self.bias = nn.Parameter(bias.clone()) if plan.bias else None
         has_border = plan.fold(BorderFold) is not None
@@ -87,14 +95,16 @@ class RaggedConv(CachedConstant):
         """The kernels in groups of one width: (groups * out per group, in per group, *kernel)."""
         rows = self.groups * self.fan_out
         empty = self.weight.new_zeros(rows * self.fan_in, *self.kernel_size)
-        return empty.index_copy(0, self.slots, self.weight).view(rows, self.fan_in, *self.kernel_size)
+        return empty.index_copy(0, self.slots, self.weight).view(
+            rows, self.fan_in, *self.kernel_size
+        )
 
 
 def _fast_width(channels: int) -> int:
     """Return the next larger number of channels per group at which grouped convolutions are fast.
 
-    On x86, groups of 4, 8, 16, 24 or 32 channels take 0.5 to 0.95 of the time of groups of 3, 7, 13, 23 or 30
-    (``benchmarks/index_operations.py``): the zeros are cheaper than the odd size.
+    On x86, groups of 4, 8, 16, 24 or 32 channels take 0.5 to 0.95 of the time of groups of 3, 7,
+    13, 23 or 30 (``benchmarks/index_operations.py``): the zeros are cheaper than the odd size.
     """
     if channels <= 4:
         return channels if channels < 3 else 4
@@ -114,9 +124,13 @@ def _group_members(plan: LayerPlan) -> list[tuple[list[int], list[int]]]:
 
 
 def pairs(plan: LayerPlan) -> tuple[Tensor, Tensor]:
-    """Return the rows in the original weight of a ragged convolution's kernels, and columns in their group."""
+    """Return the rows in the original weight of a ragged convolution's kernels, and columns in
+    their group.
+    """
     fan_in = plan.inputs // plan.groups
-    joined = [(o, i % fan_in) for inputs, outputs in _group_members(plan) for o in outputs for i in inputs]
+    joined = [
+        (o, i % fan_in) for inputs, outputs in _group_members(plan) for o in outputs for i in inputs
+    ]
     rows, columns = torch.tensor(joined).T
     return rows, columns
 

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.simplification.ir.plan import AttentionPlan
-from snello.simplification.ops.attention_weights import WINDOW_NAMES, Network, attention_weights, network_of
+from snello.simplification.ops.attention_weights import (
+    WINDOW_NAMES,
+    Network,
+    attention_weights,
+    network_of,
+)
 
 from .attention import Cuts, LeanAttention, LeanMultiheadAttention, slim, slim_layer
 
@@ -32,7 +37,8 @@ class LeanWindowAttention(LeanAttention):
     Parameters: ``qkv``, ``proj``, ``relative_position_bias_table`` (offsets, heads).
     Shape: (N, H, W, inputs) to (N, H, W, outputs); H and W are padded to multiples of the window.
 
-    Source: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, ICCV 2021.
+    Source: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows,
+        ICCV 2021.
     """
 
     windowed = True
@@ -45,7 +51,9 @@ class LeanWindowAttention(LeanAttention):
         self.attention_dropout, self.dropout = module.attention_dropout, module.dropout
 
     def _set_positions(self, module: nn.Module, parts: Cuts) -> None:
-        self.register_buffer("relative_position_index", module.get_buffer("relative_position_index").clone())
+        self.register_buffer(
+            "relative_position_index", module.get_buffer("relative_position_index").clone()
+        )
         if not self.cosine:
             self.relative_position_bias_table = slim(module, parts, "relative_position_bias_table")
 
@@ -77,7 +85,13 @@ class LeanWindowAttention(LeanAttention):
         return y[:, : size[0], : size[1]].contiguous()
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: int, grid: tuple[int, int], shift: Sequence[int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: int,
+        grid: tuple[int, int],
+        shift: Sequence[int],
     ) -> Tensor:
         """Attention within windows: tensors of shape (N * windows, heads, tokens, width)."""
         # Written out: on CPUs scaled_dot_product_attention with a mask takes three passes more.
@@ -95,7 +109,9 @@ class LeanWindowAttention(LeanAttention):
         return scores
 
     def _mask(self, grid: tuple[int, int], shift: Sequence[int], like: Tensor) -> Tensor:
-        """-100 between tokens that only the cyclic shift has brought together: (windows, tokens, tokens)."""
+        """-100 between tokens that only the cyclic shift has brought together: (windows, tokens,
+        tokens).
+        """
         regions = []
         for count, window, moved in zip(grid, self.window_size, shift, strict=True):
             place, length = torch.arange(count * window, device=like.device), count * window
@@ -119,8 +135,8 @@ class LeanWindowAttention(LeanAttention):
 class LeanCosineWindowAttention(LeanWindowAttention):
     """Narrowed attention with cosine similarity, and a position bias that a small network computes.
 
-    Parameters: ``qkv``, ``proj``, ``logit_scale`` (heads, 1, 1), ``cpb_mlp``: of the first heads; the others
-    have no position bias.
+    Parameters: ``qkv``, ``proj``, ``logit_scale`` (heads, 1, 1), ``cpb_mlp``: of the first heads;
+    the others have no position bias.
 
     Source: Liu et al., Swin Transformer V2: Scaling Up Capacity and Resolution, CVPR 2022.
     """
@@ -130,7 +146,9 @@ class LeanCosineWindowAttention(LeanWindowAttention):
 
     def _set_positions(self, module: nn.Module, parts: Cuts) -> None:
         super()._set_positions(module, parts)
-        self.register_buffer("relative_coords_table", module.get_buffer("relative_coords_table").clone())
+        self.register_buffer(
+            "relative_coords_table", module.get_buffer("relative_coords_table").clone()
+        )
         self.logit_scale = slim(module, parts, "logit_scale")
         first = slim_layer(module, parts, "cpb_mlp.0.", bias=True)
         last = slim_layer(module, parts, "cpb_mlp.2.", self.plan.position_bias)
@@ -138,17 +156,26 @@ class LeanCosineWindowAttention(LeanWindowAttention):
 
     def _network(self) -> Network:
         first, first_bias, last, last_bias = network_of(self)
-        heads = torch.tensor(self.plan.kept_heads[: self.plan.biased], dtype=torch.long, device=last.device)
+        heads = torch.tensor(
+            self.plan.kept_heads[: self.plan.biased], dtype=torch.long, device=last.device
+        )
         full = last.new_zeros(self.plan.heads, last.shape[1]).index_copy(0, heads, last)
         if last_bias is None:
             return first, first_bias, full, None
-        return first, first_bias, full, last_bias.new_zeros(self.plan.heads).index_copy(0, heads, last_bias)
+        return (
+            first,
+            first_bias,
+            full,
+            last_bias.new_zeros(self.plan.heads).index_copy(0, heads, last_bias),
+        )
 
     def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
         given, (start, end) = self.qkv.bias, self.keys
         if given is None:
             return self.qkv.weight, None, self.proj
-        bias = torch.cat([given[:start], given.new_zeros(end - start), given[end:]])  # keys have none
+        bias = torch.cat(
+            [given[:start], given.new_zeros(end - start), given[end:]]
+        )  # keys have none
         return self.qkv.weight, bias, self.proj
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
