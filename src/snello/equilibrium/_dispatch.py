@@ -8,13 +8,14 @@ up to 1.6. So it is measured, on the tensors of the run, at the first backward t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from snello.timing import take_turns, timed
 
 DispatchMode = Literal["measured", "fixed"]
 
@@ -110,21 +111,19 @@ class Dispatch:
         self, work: Work, dense: Callable[[], Gradients], sliced: Callable[[], Gradients]
     ) -> Gradients:
         """Time both ways, remember the faster one, and return the gradients."""
-        times: dict[bool, list[float]] = {False: [], True: []}
-        found: dict[bool, Gradients] = {}
+        ways = {"dense": dense, "sliced": sliced}
+        found: dict[str, Gradients] = {}
+
+        def seconds(way: str) -> float:
+            found[way], elapsed = timed(ways[way], work.device)
+            return elapsed
+
         with torch.no_grad():
-            for turn in range(TURNS + 1):
-                for way, run in ((False, dense), (True, sliced)):
-                    _synchronise(work.device)
-                    start = time.perf_counter()
-                    found[way] = run()
-                    _synchronise(work.device)
-                    if turn:
-                        times[way].append(time.perf_counter() - start)
-        dense_ms, sliced_ms = min(times[False]) * 1e3, min(times[True]) * 1e3
+            times = take_turns([*ways], seconds, TURNS, warmup=1)
+        dense_ms, sliced_ms = (min(times[way]) * 1e3 for way in ways)
         decision = Decision(sliced_ms < MARGIN * dense_ms, dense_ms, sliced_ms)
         self.decisions[work] = decision
-        return found[decision.sliced]
+        return found["sliced" if decision.sliced else "dense"]
 
 
 def can_measure() -> bool:
@@ -139,8 +138,3 @@ def rule(work: Work) -> bool:
     active = -(-work.active * rows // (BUCKETS * BLOCK))
     narrow = work.channels_last and torch.Size(work.weight[1:]).numel() < FIXED_FAN_IN
     return active <= (blocks // 4 if narrow else FIXED_SHARE * blocks)
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize(device)

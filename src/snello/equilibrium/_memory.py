@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snello.equilibrium._flops import loss_of, undisturbed
 from snello.graph import as_inputs
+from snello.timing import synchronise
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,6 @@ def _storage(tensor: Tensor) -> int:
 def _start_counting(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
-    torch.cuda.synchronize(device)
+    synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
