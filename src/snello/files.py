@@ -85,13 +85,12 @@ def write_file(
     return path
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text in UTF-8 and read it back before it takes the place of the old one.
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file and read it back before it takes the place of the old one.
 
     Raises:
         OutputError: naming the path and the reason.
     """
-    data = text.encode()
 
     def check(beside: Path) -> None:
         if beside.read_bytes() != data:
@@ -100,6 +99,11 @@ def write_text(path: str | Path, text: str) -> Path:
             )
 
     return write_file(path, lambda beside: beside.write_bytes(data), check)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, as by :func:`write_bytes`."""
+    return write_bytes(path, text.encode())
 
 
 @contextmanager
@@ -138,7 +142,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
     _make_folder(path)  # says which file it was for, as the trial below would not
-    write_file(path.parent / f".{path.name}.try", lambda beside: beside.write_bytes(b"")).unlink()
+    write_bytes(path.parent / f".{path.name}.try", b"").unlink()
     return path
 
 
@@ -159,6 +163,13 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk as ``path``, so that its files can be renamed to it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path``, which takes its name when the block ends without an
     error.
@@ -168,8 +179,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     try:
         _make_folder(path)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            inside = Path(temporary) / "whole"
+        with folder_beside(path) as temporary:
+            inside = temporary / "whole"
             inside.mkdir()
             yield inside
             inside.replace(path)

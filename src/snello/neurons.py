@@ -31,6 +31,9 @@ Masks = dict[str, Tensor]
 WEIGHTED = (nn.Linear, _ConvNd)
 """Layers whose neurons have incoming weights (transposed convolutions are a subclass of ``_ConvNd``)."""
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 """Normalisation layers: a neuron is one channel of the affine transform."""
 
@@ -149,17 +152,34 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         allows one.
     """
     if isinstance(module, _ConvTransposeNd):
-        # (in, out/g, *k): the neurons are on dimension 1, and each group of inputs feeds its own
-        # outputs.
-        groups, fan_in, *kernel = (
-            module.groups,
-            module.in_channels // module.groups,
-            *tensor.shape[2:],
-        )
-        grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
-        return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
+        tensor = outputs_first(tensor, module.groups)
     count = neuron_count(module)
     return tensor.reshape(count, tensor.numel() // count if count else 0)
+
+
+def outputs_first(weight: Tensor, groups: int = 1) -> Tensor:
+    """Regroup the weight of a transposed convolution like that of a plain one.
+
+    Args:
+        weight: shape ``(inputs, outputs / groups, *kernel)``, or a mask or gradient of that shape.
+        groups: groups of the convolution; each group of inputs feeds outputs of its own.
+
+    Returns:
+        Shape ``(outputs, inputs / groups, *kernel)``; a view where there is one group.
+    """
+    grouped = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1)
+
+
+def neuron_axis(module: nn.Module) -> int | None:
+    """Dimension of a layer's weight along which its neurons lie; None if every entry is one.
+
+    1 for transposed convolutions (where groups share it, see :func:`outputs_first`), None for
+    LayerNorm, 0 for all others.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return None
+    return 1 if isinstance(module, _ConvTransposeNd) else 0
 
 
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -186,6 +206,25 @@ def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return per_neuron.reshape(weight.shape)
     return per_neuron.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def spread_inputs(module: nn.Module, per_input: Tensor) -> Tensor:
+    """One value per input channel, shaped to broadcast over the weight.
+
+    Args:
+        module: Linear, a convolution or a transposed one.
+        per_input: shape ``(inputs,)``.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    kernel = [1] * (weight.dim() - 2)
+    if isinstance(module, _ConvTransposeNd):
+        return per_input.reshape(-1, 1, *kernel)
+    if isinstance(module, _ConvNd):
+        # Row i of the weight holds the input channels of its own group alone.
+        by_group = per_input.reshape(module.groups, -1)
+        by_row = by_group.repeat_interleave(len(weight) // module.groups, 0)
+        return by_row.reshape(*by_row.shape, *kernel)
+    return per_input
 
 
 def dead_neurons(module: nn.Module) -> Tensor:

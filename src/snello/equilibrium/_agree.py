@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, distributed
 
+from snello.processes import rank_and_size
+
 
 def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The first rank's values, on every rank, in one message; in a single process the tensors
@@ -20,7 +22,7 @@ def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict
         tensors: name -> tensor; the same names, shapes and dtypes on every rank.
         device: where the process group's backend can send from: the model's device.
     """
-    if not _several() or not tensors:
+    if rank_and_size()[1] == 1 or not tensors:
         return dict(tensors)
     own = list(tensors.values())
     flat = torch.cat([t.flatten().to(device, _sent_as(t.dtype)) for t in own])
@@ -29,11 +31,6 @@ def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict
     return {
         name: part.view(t.shape).to(t) for name, t, part in zip(tensors, own, parts, strict=True)
     }
-
-
-def _several() -> bool:
-    ready = distributed.is_available() and distributed.is_initialized()
-    return ready and distributed.get_world_size() > 1
 
 
 def _sent_as(dtype: torch.dtype) -> torch.dtype:

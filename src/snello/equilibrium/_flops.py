@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from snello.equilibrium._gradients import input_gradients_only
 from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, ModelError
-from snello.flops import flop_counter
+from snello.flops import flop_counter, layer_macs
 from snello.graph import as_inputs
 from snello.neurons import neuron_layers, weighted_layers
 
@@ -51,7 +50,7 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         x = inputs[0] if inputs else output  # only a transposed convolution asks for it
-        called[name] = called.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
+        called[name] = called.get(name, 0.0) + layer_macs(layers[name], x, output) / probe.samples
 
     def count_use(name: str, macs: int) -> None:
         used[name] = used.get(name, 0.0) + macs / probe.samples
@@ -85,7 +84,7 @@ class _WeightUses(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in self.PRODUCTS and len(args) > 1 and id(args[1]) in self._owners:
             name, layer = self._owners[id(args[1])]
-            self._use(name, _macs(layer, args[0], output))
+            self._use(name, layer_macs(layer, args[0], output))
         elif func is F.multi_head_attention_forward and id(args[11]) in self._owners:
             self._attention(args)
         return output
@@ -97,16 +96,6 @@ class _WeightUses(TorchFunctionMode):
             name.replace("out_proj", "in_proj"),
             (query.numel() + key.numel() + value.numel()) * width,
         )
-
-
-def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
-    if isinstance(layer, nn.Linear):
-        return output.numel() * layer.in_features
-    if isinstance(layer, _ConvTransposeNd):
-        return x.numel() * layer.weight[0].numel()
-    if isinstance(layer, _ConvNd):
-        return output.numel() * layer.weight[0].numel()
-    return 2 * output.numel()
 
 
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:

@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 
 from snello.equilibrium._dispatch import Dispatch
 from snello.equilibrium._hold import HeldRows, RowHold
-from snello.equilibrium._rows import neuron_axis
 from snello.equilibrium._sparse import attach, detach
 from snello.errors import ConfigError
-from snello.neurons import neuron_count
+from snello.neurons import neuron_axis, neuron_count
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 
 

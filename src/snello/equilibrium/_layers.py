@@ -8,10 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.errors import ConfigError
-from snello.neurons import computed, head, neuron_layers, select_layers
+from snello.neurons import CONVOLUTIONS, TRANSPOSED, computed, head, neuron_layers, select_layers
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {

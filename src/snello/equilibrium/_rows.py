@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +46,12 @@ class Rows:
         )
 
 
-def neuron_axis(layer: nn.Module) -> int | None:
-    """On which dimension of the weight the neurons lie; None where every entry is one
-    (LayerNorm).
-    """
-    if isinstance(layer, nn.LayerNorm):
-        return None
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
-
-
 def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
     """A view of a parameter, its gradient or its optimizer state with the neurons on dimension 0.
 
     Args:
         tensor: of the parameter's shape.
-        axis: of the layer that the parameter belongs to; see :func:`neuron_axis`.
+        axis: of the layer that the parameter belongs to; see :func:`snello.neurons.neuron_axis`.
     """
     if axis is None:
         return tensor.view(-1)

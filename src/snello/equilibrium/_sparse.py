@@ -32,8 +32,8 @@ from torch.utils.hooks import RemovableHandle
 
 from snello.equilibrium._dispatch import BUCKETS, Dispatch, Work
 from snello.equilibrium._gradients import ConvRows, Geometry, LinearRows, is_channels_last
-from snello.equilibrium._rows import Rows, by_neuron, neuron_axis
-from snello.neurons import padding_of
+from snello.equilibrium._rows import Rows, by_neuron
+from snello.neurons import neuron_axis, padding_of
 
 
 @dataclass
