@@ -1,4 +1,4 @@
-"""What a neuron is, and how to reach its weights.
+"""Neurons of a layer, their weights, and masks.
 
 A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one
 channel of a normalisation layer's affine transform. It is *dead* when every weight that feeds it is
@@ -8,8 +8,8 @@ exactly zero.
 >>> neuron_count(layer), rows(layer, layer.weight).shape
 (8, torch.Size([8, 27]))
 
-The stations of the journey meet here: they hand each other masks, keyed by the qualified name of
-the parameter (``"conv1.weight"``), true where the weight is kept.
+All parts of snello exchange masks in one form: keyed by the qualified name of the parameter
+(``"conv1.weight"``), true where the weight is kept.
 """
 
 from __future__ import annotations
@@ -39,32 +39,29 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def qualified(layer: str, key: str) -> str:
-    """Name of a parameter of a layer, which may be the whole model: its name is empty then."""
+    """Name of a parameter of a layer; the layer's name is empty if it is the whole model."""
     return f"{layer}.{key}" if layer else key
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their
-    transposes.
-    """
+    """Return true for layers with incoming weights: Linear and convolutions, transposed or not."""
     return isinstance(module, WEIGHTED)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm, InstanceNorm, LayerNorm or GroupNorm *with* an affine
-    transform.
-    """
+    """Return true for BatchNorm, InstanceNorm, LayerNorm and GroupNorm with affine transforms."""
     return isinstance(module, NORMS) and getattr(module, "weight", None) is not None
 
 
 def is_batchnorm(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm of any dimension."""
+    """Return true for a BatchNorm of any dimension."""
     return isinstance(module, _BatchNorm)
 
 
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with incoming weights, in registration order, each shared module once under its
-    first name.
+    """The layers with incoming weights, in registration order.
+
+    A shared module is listed once, under its first name.
     """
     return {name: module for name, module in model.named_modules() if is_weighted(module)}
 
@@ -81,20 +78,18 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
 def head(model: nn.Module) -> str | None:
     """Name of the output layer: the last layer with weights, in registration order.
 
-    Its neurons are the classes, which no method here removes or freezes. None for a model without
-    weights.
+    Its neurons are the classes, which are never removed or frozen. None for a model without weights.
     """
     return next(reversed(weighted_layers(model)), None)
 
 
 def computed(module: nn.Module) -> str | None:
-    """The reason why a layer's own weight or bias cannot be held at a value, or None if it can.
+    """The reason why a layer's weight or bias cannot be held at a value; None if it can.
 
-    A weight that is computed anew in every forward, from parameters of other names, takes whatever
-    is written to it for that long only.
+    A weight that is computed from other parameters in every forward loses any value written to it.
 
     Returns:
-        One sentence with the way to a plain parameter, for reports.
+        One sentence, with the way to make it a plain parameter.
     """
     for key in ("weight", "bias"):
         parameter = module._parameters.get(key)
@@ -108,9 +103,7 @@ def computed(module: nn.Module) -> str | None:
 
 
 def plain_layers(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers whose weights are parameters of their own, and for each other one why it is left
-    alone.
-    """
+    """The layers whose weights are plain parameters, and for the others the reason why not."""
     left = {name: reason for name, module in layers.items() if (reason := computed(module))}
     return {name: module for name, module in layers.items() if name not in left}, left
 
@@ -141,7 +134,7 @@ def neuron_count(module: nn.Module) -> int:
 
 
 def rows(module: nn.Module, tensor: Tensor) -> Tensor:
-    """A tensor of the weight's shape, regrouped so that row *i* holds what belongs to neuron *i*.
+    """Regroup a tensor of the weight's shape so that row *i* belongs to neuron *i*.
 
     Args:
         module: a layer with neurons.
@@ -183,7 +176,7 @@ def neuron_axis(module: nn.Module) -> int | None:
 
 
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a convolution pads before and after each axis of space, "same" resolved into numbers."""
+    """Padding of a convolution before and after each spatial axis, also for ``"same"``."""
     sides = conv._reversed_padding_repeated_twice  # last axis first, both sides of each
     return tuple(sides[::2][::-1]), tuple(sides[1::2][::-1])
 
@@ -228,21 +221,20 @@ def spread_inputs(module: nn.Module, per_input: Tensor) -> Tensor:
 
 
 def dead_neurons(module: nn.Module) -> Tensor:
-    """Which neurons have only zero weights: boolean, shape ``(neurons,)``.
+    """Boolean, shape ``(neurons,)``, true where all weights of a neuron are exactly zero.
 
-    A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to
-        zero too).
+    A zero *sum* is not enough: the weights of a Sobel filter sum to zero, too.
     """
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the first floating parameter: that of the layer that the inputs meet first."""
+    """The dtype of the first floating parameter, usually that of the first layer."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Groups of qualified names that are one and the same tensor (tied weights, shared modules)."""
+    """Groups of qualified names of the same tensor (tied weights, shared modules)."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -250,18 +242,18 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
 
 
 LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
-"""Which layers to leave out: names (of layers, or of modules that hold some), types, or a function that is
-given name and module and says true for those to leave out."""
+"""Layers to leave out: names of layers or of modules that contain them, types, or a function of name and module
+that returns true for them."""
 
 
 def select_layers(
     layers: Mapping[str, nn.Module], exclude: LayerFilter, what: str
 ) -> dict[str, nn.Module]:
-    """The layers that are not excluded.
+    """Return the layers that are not excluded.
 
     Raises:
-        ConfigError: for a name that neither a layer nor a module with layers has, with the names
-            that exist.
+        ConfigError: for a name of no layer and of no module with layers; the message lists the
+            existing names.
     """
     if callable(exclude):
         return {name: module for name, module in layers.items() if not exclude(name, module)}
@@ -292,16 +284,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_finite(model: nn.Module, what: str) -> None:
-    """Check that no tensor of a model holds a NaN, and no parameter an infinity.
+    """Raise an error if a tensor of a model holds a NaN, or a parameter an infinity.
 
-    Buffers may hold infinities: a mask in front of a softmax does.
+    Buffers may hold infinities, as masks before a softmax do.
 
     Args:
         model: on any device.
         what: the model's file or name, for messages.
 
     Raises:
-        ModelError: naming the first tensor that does.
+        ModelError: naming the first such tensor.
     """
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
@@ -328,7 +320,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The parameters that masks name, under any of their names if they are tied.
+    """Look up the parameters named by masks; tied ones under any of their names.
 
     Raises:
         ConfigError: for a mask whose parameter is missing, computed, or has another shape.

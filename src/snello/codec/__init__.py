@@ -1,9 +1,9 @@
-"""From tensors to a bitstream of ISO/IEC 15938-17 (NNC), and back.
+"""Tensors coded as bitstreams of ISO/IEC 15938-17 (NNC).
 
-Quantisation loses precision, once; everything after it is exact: what the decoder gives is known
-before a single byte is written. A tensor with two or more dimensions is quantised with the step
+Only quantisation loses precision; everything after it is exact, so that the decoded values are
+known before coding. A tensor with two or more dimensions is quantised with the step
 size of ``qp``, a vector (a bias, the parameters of a BatchNorm) with the much finer one of
-``nonweight_qp``, and the integer levels go through the context-adaptive arithmetic coder DeepCABAC.
+``nonweight_qp``, and the integer levels are coded by the context-adaptive arithmetic coder DeepCABAC.
 
 >>> tensors = {"fc.weight": torch.randn(10, 84), "fc.bias": torch.zeros(10)}
 >>> stream = encode(tensors)                       # the plain NNC stream, readable by any NNC decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from snello.deploy._export import export
 from snello.deploy._runners import Runner, random_inputs, runner
 from snello.deploy._verify import checked_inputs, compare_outputs, first_line, on_cpu, one_more
 from snello.errors import ConfigError, ModelError, OutputError, require
-from snello.files import check_writable, folder_beside
+from snello.files import check_writable
 from snello.graph import as_inputs
 
 
@@ -51,8 +52,8 @@ def export_openvino(
     openvino = require("openvino", "openvino", "export to OpenVINO")
     inputs, clone = checked_inputs(example_inputs), on_cpu(model)
     try:
-        with folder_beside(path) as folder:
-            inside = folder / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            inside = Path(folder) / path.name
             onnx = export(clone, inputs, inside.with_suffix(".onnx"))
             openvino.save_model(openvino.convert_model(onnx), inside, compress_to_fp16=False)
             for batch in (inputs, one_more(inputs)):

@@ -31,7 +31,6 @@ from snello.deploy._verify import (
 from snello.errors import ModelError
 from snello.files import check_writable, writing
 from snello.graph import as_inputs
-from snello.neurons import outputs_first
 
 
 def export_program(
@@ -215,7 +214,7 @@ def _dead(program: torch.export.ExportedProgram) -> int:
 
 def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
     if transposed:
-        weight = outputs_first(weight, groups)
+        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return int((weight.flatten(1) == 0).all(1).sum())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from snello.deploy._export import export, run_onnx
 from snello.deploy._runners import onnx_session
 from snello.deploy._verify import batch_of, first_line, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, folder_beside, temporary_files_in, writing
+from snello.files import check_writable, temporary_files_in, writing
 from snello.graph import as_inputs
 
 
@@ -114,8 +115,8 @@ def export_int8(
         ConfigError, ModelError, OutputError, MissingExtraError: as both do.
     """
     path = check_writable(path)
-    with folder_beside(path) as folder:
-        source = export(model, example_inputs, folder / "float32.onnx")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        source = export(model, example_inputs, Path(folder) / "float32.onnx")
         return _quantised(source, path, calibration, reduce_range, type(model).__name__)
 
 
@@ -186,9 +187,9 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: 
     try:
         with (
             quiet(),
-            folder_beside(path) as folder,
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
         ):
-            prepared = folder / "prepared.onnx"
+            prepared = Path(folder) / "prepared.onnx"
             # Shapes inferred, BatchNorm fused: what the quantiser sees is what will run.
             quantization.quant_pre_process(str(source), str(prepared))
             quantization.quantize_static(

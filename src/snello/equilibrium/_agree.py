@@ -1,4 +1,4 @@
-"""One decision for all processes of a distributed training."""
+"""The same decision on all processes of a distributed training."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from snello.processes import rank_and_size
 
 
 def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The first rank's values, on every rank, in one message; in a single process the tensors
-    themselves.
+    """The first rank's values on every rank, sent in one message.
 
-    Masks that differ by one neuron between ranks would let the copies of the model drift apart for
-    good, and the last bits of phi do differ where the ranks' hardware or their BatchNorm statistics
-    do.
+    With masks that differ by a single neuron, the copies of the model on the ranks would drift
+    apart, and phi does differ in its last bits between hardware or BatchNorm statistics. In a single
+    process the tensors themselves are returned.
 
     Args:
         tensors: name -> tensor; the same names, shapes and dtypes on every rank.
-        device: where the process group's backend can send from: the model's device.
+        device: a device that the process group's backend can send from: the model's.
     """
     if rank_and_size()[1] == 1 or not tensors:
         return dict(tensors)

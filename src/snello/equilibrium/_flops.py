@@ -1,4 +1,4 @@
-"""What a backward pass costs: counted as the paper counts, and counted as it is executed."""
+"""FLOPs of a backward pass, in the paper's convention and as executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from snello.neurons import neuron_layers, weighted_layers
 
 @dataclass(frozen=True)
 class ForwardUse:
-    """How a forward pass uses the layers with neurons.
+    """Use of the layers with neurons in one forward pass.
 
     Attributes:
         called: names of the layers that are called as modules, in order of their first call.
@@ -37,12 +37,11 @@ class ForwardUse:
 
 
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
-    """Which layers the probe calls, in which order, and what they compute.
+    """Layers that the probe calls, in order, and their MACs.
 
-    A normalisation layer counts 2 per output entry, as is the custom; products of activations
-    (attention) belong to no neuron and are not counted. The input projection of a
-    ``MultiheadAttention``, which is no layer, counts under the name ``in_proj`` beside its
-    ``out_proj``.
+    Normalisation layers count 2 per output entry, as usual. Products of activations (attention)
+    belong to no neuron and are not counted. The input projection of a ``MultiheadAttention``, which
+    is not a layer of its own, counts under the name ``in_proj``.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
@@ -61,7 +60,7 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
 
 
 class _WeightUses(TorchFunctionMode):
-    """Sees every product of an input with a layer's weight, whoever asks for it."""
+    """Intercepts every product of an input with a layer's weight, in any module."""
 
     PRODUCTS = frozenset(
         (
@@ -101,13 +100,13 @@ class _WeightUses(TorchFunctionMode):
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:
     """Backward FLOPs per sample as in the tables of the NEq paper.
 
-    Twice the forward MACs of each layer times its share of updated neurons. This is one of the two
-    products of a backward pass, and freezing skips only the weight gradient: the true saving is
-    about half of it. See :func:`step_flops`.
+    Twice the forward MACs of each layer times its share of updated neurons. A backward pass has a
+    second product per layer, the input gradient, which freezing does not skip: the true saving is
+    about half of this one. See :func:`step_flops`.
 
     Args:
         macs: layer name -> forward MACs per sample.
-        updated: layer name -> share of neurons updated; a layer without a share is updated whole.
+        updated: layer name -> share of neurons updated; 1 for layers that are missing.
     """
     return sum(2 * count * updated.get(name, 1.0) for name, count in macs.items())
 
@@ -118,7 +117,7 @@ class BackwardFlops:
 
     Attributes:
         input_gradient: FLOPs that carry the gradient from the loss to the layers.
-        weight_gradient: FLOPs that make the gradients of the weights.
+        weight_gradient: FLOPs that compute the gradients of the weights.
     """
 
     input_gradient: int
@@ -132,8 +131,7 @@ class BackwardFlops:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs that one forward and backward pass execute in matrix products and convolutions (2 per
-    MAC).
+    """FLOPs of one forward and backward pass in matrix products and convolutions (2 per MAC).
 
     Attributes:
         forward: FLOPs of the forward pass.
@@ -161,12 +159,12 @@ def step_flops(
     inputs: Tensor | tuple[Tensor, ...],
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> StepFlops:
-    """Count the FLOPs of a real forward and backward pass, with whatever is frozen now.
+    """Count the FLOPs that a forward and backward pass execute with the neurons frozen now.
 
-    torch's counter reads them off the operations that are executed. A layer that has not yet
-    measured whether to compute its active rows alone follows the fixed rule here; after one
-    training step on such a batch it does what it does in training. The model runs in its present
-    mode; its gradients, buffers and the random generators are put back.
+    The count comes from torch's counter. It follows the decisions between dense and sliced weight
+    gradients that training has measured so far, and the fixed rule where there is none yet: count
+    after one training step on such a batch. The model runs in its present mode; its gradients,
+    buffers and the random generators are restored.
 
     Args:
         model: the model to run.
@@ -208,8 +206,7 @@ def backward_flops(
 def loss_of(
     model: nn.Module, args: tuple[Tensor, ...], loss_fn: Callable[[Any], Tensor] | None = None
 ) -> Tensor:
-    """The loss of the model's output; without a loss function the sum of its floating-point
-    tensors.
+    """The loss of the model's output, by default the sum of its floating-point tensors.
 
     Raises:
         ModelError: if it requires no gradient.
@@ -224,9 +221,8 @@ def loss_of(
 
 @contextmanager
 def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[None]:
-    """Collect where the gradient of each layer's output arrives, also if an activation then
-    overwrites it.
-    """
+    """Collect the graph edge behind the output of each layer with neurons."""
+    # The edge, not the tensor: an in-place activation would make the tensor its own output.
 
     def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
@@ -259,9 +255,7 @@ def _summed(output: Any) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Gradients, buffers and random generators are afterwards as they were; gradients start
-    empty.
-    """
+    """Start with empty gradients; restore gradients, buffers and generators at the end."""
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

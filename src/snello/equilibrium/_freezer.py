@@ -1,4 +1,4 @@
-"""Imposes masks: sparse gradients in the layers, still rows in the optimizer."""
+"""Freezing by masks: sparse gradients in the layers, held rows in the optimizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Freezer:
     Args:
         layers: layer name -> Linear, convolution, BatchNorm or LayerNorm.
         optimizers: one optimizer, several, or none yet.
-        dispatch: decides where computing the active rows alone pays.
+        dispatch: decides where only the active rows are computed.
 
     Raises:
         ConfigError: if a parameter of the layers is trained, but by none of the optimizers given.
@@ -79,9 +79,7 @@ class Freezer:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """The plain layers for a while, as if nothing were frozen; the optimizer goes on holding
-        the rows.
-        """
+        """Use the plain layers inside the block; the optimizer still holds the frozen rows."""
         self._detach()
         try:
             yield
@@ -101,7 +99,7 @@ class Freezer:
         if not len(index):
             return []
         axis = neuron_axis(layer)
-        # Those without requires_grad too: they may be given to an optimizer before the next masks.
+        # Also without requires_grad: the user may give them to an optimizer before the next masks.
         return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
     def _check(self, name: str, mask: Tensor) -> None:

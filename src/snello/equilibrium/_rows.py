@@ -1,4 +1,4 @@
-"""Which rows of a layer are frozen, and where they lie in its parameters."""
+"""The frozen rows of a layer, and their view in its parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The neurons of one layer, divided into frozen and active ones; index tensors made once per
-    mask.
+    """Indices of the frozen and the active neurons of one layer, computed once per mask.
 
     Attributes:
         frozen: indices of the frozen neurons.
@@ -34,7 +33,7 @@ class Rows:
 
     @cached_property
     def all_frozen(self) -> bool:
-        """Whether no neuron is active."""
+        """True if no neuron is active."""
         return not len(self.active)
 
     def to(self, device: torch.device) -> Rows:

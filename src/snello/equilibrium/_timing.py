@@ -51,7 +51,7 @@ class PhaseTiming:
 
 @dataclass(frozen=True)
 class BackwardTiming(PhaseTiming):
-    """Backward passes of the same model on the same batch, dense and sparse in turns.
+    """Times of the backward pass on one batch, dense and sparse in turns.
 
     Attributes:
         repeats: measurements of each, after one warm-up.
@@ -71,9 +71,9 @@ def time_backward(
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
 ) -> BackwardTiming:
-    """Time the backward pass alone, dense and sparse in turn, with the neurons that are frozen now.
+    """Time the backward pass, dense and sparse in turns, with the neurons frozen now.
 
-    Gradients, BatchNorm statistics and random generators are put back; no optimizer step is taken.
+    Gradients, BatchNorm statistics and random generators are restored; no optimizer step is taken.
 
     Args:
         neq: the frozen model.
@@ -101,12 +101,12 @@ def time_backward(
 
 @dataclass(frozen=True)
 class StepTiming:
-    """Dense and sparse training steps of the same model on the same batch, interleaved.
+    """Times of a training step on one batch, dense and sparse in turns.
 
     Attributes:
         forward: forward pass and loss.
         backward: backward pass.
-        optimizer: ``optimizer.step()``; in the sparse one with all that holds the frozen rows.
+        optimizer: ``optimizer.step()``; in the sparse step this includes holding the frozen rows.
         step: the three together.
         repeats: measurements of each, after one warm-up.
         batch: samples of the batch.
@@ -131,10 +131,11 @@ def time_step(
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
 ) -> StepTiming:
-    """Time forward, backward and optimizer step, dense and sparse in turn, with what is frozen now.
+    """Time forward, backward and optimizer step, dense and sparse in turns.
 
-    The dense optimizer step is that of a plain optimizer with the same state. Weights, optimizer
-    state, gradients, BatchNorm statistics and random generators are put back.
+    The sparse step skips the neurons frozen now; the dense optimizer step is that of a plain
+    optimizer with the same state. Weights, optimizer state, gradients, BatchNorm statistics and
+    random generators are restored.
 
     Args:
         neq: the frozen model.
@@ -214,9 +215,7 @@ def _as_if_dense(neq: SelectiveUpdate) -> Iterator[None]:
 
 @contextmanager
 def _put_back(optimizers: Sequence[Optimizer]) -> Iterator[Callable[[], None]]:
-    """Parameters and state of optimizers are afterwards as they were; yields what resets the
-    parameters.
-    """
+    """Restore parameters and state of optimizers; yields a function that resets parameters."""
     parameters = [
         (p, p.detach().clone()) for optimizer in optimizers for p in parameters_of(optimizer)
     ]

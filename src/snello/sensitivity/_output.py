@@ -1,4 +1,4 @@
-"""Output sensitivity: how much do the outputs care about a weight?"""
+"""Output sensitivity: the sensitivity of the outputs to a weight."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Kind = Literal["unspecific", "specific"]
 class OutputSensitivity(Sensitivity):
     r"""Sensitivity of the outputs to a weight, the ancestor of LOBSTER and SeReNe.
 
-    Unspecific, it asks all outputs alike; specific, it asks the output of the target class
-    :math:`k^\star` alone:
+    The unspecific kind averages over all outputs; the specific one uses the output of the target
+    class :math:`k^\star` alone:
 
     .. math:: S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
               \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
@@ -90,7 +90,8 @@ class OutputSensitivity(Sensitivity):
 
         Args:
             outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is
-            kept. targets: class indices (B,) or one per position; needed by the specific kind.
+                kept.
+            targets: class indices (B,) or one per position; needed by the specific kind.
 
         Raises:
             ConfigError: for outputs or targets of another shape, or without a graph.
@@ -115,9 +116,7 @@ class OutputSensitivity(Sensitivity):
         return [int(torch.randint(classes, (), generator=generator(self.seed, call)))]
 
     def _measure(self, picked: list[Tensor]) -> None:
-        """The mean over the picked outputs of the magnitude of the weights' gradients, over all
-        processes.
-        """
+        """Mean magnitude of the weights' gradients over the picked outputs, on all processes."""
         weights = {name: w for name, w in self._weights.items() if w.requires_grad}
         sums = {name: torch.zeros_like(w) for name, w in weights.items()}
         size = rank_and_size(self._group)[1]
@@ -131,8 +130,9 @@ class OutputSensitivity(Sensitivity):
         self._pending.append({name: total / len(picked) for name, total in sums.items()})
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Parameter name -> sensitivity, shape of the weight: the mean of the observations since
-        the last step.
+        """Parameter name -> sensitivity, in the shape of the weight.
+
+        It is the mean of the observations since the last step.
         """
         if not self._pending:
             return self._latest
