@@ -12,8 +12,8 @@ Each message states the mistake, the value, the place and the remedy. The tree::
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
 
-:class:`Stopped` is a KeyboardInterrupt, not an error: its message says where a signal ended a run and
-how to continue it.
+:class:`Stopped` is a KeyboardInterrupt, not an error: its message says where a signal ended a run
+and how to continue it.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from snello.errors import ConfigError, ModelError, nearest
 
 Masks = dict[str, Tensor]
-"""Qualified parameter name -> boolean tensor of the parameter's shape, true where the weight is kept."""
+"""Qualified parameter name -> boolean tensor of its shape, true where the weight is kept."""
 
 WEIGHTED = (nn.Linear, _ConvNd)
-"""Layers whose neurons have incoming weights (transposed convolutions are a subclass of ``_ConvNd``)."""
+"""Layers whose neurons have incoming weights; ``_ConvNd`` includes the transposed ones."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -78,7 +78,7 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
 def head(model: nn.Module) -> str | None:
     """Name of the output layer: the last layer with weights, in registration order.
 
-    Its neurons are the classes, which are never removed or frozen. None for a model without weights.
+    Its neurons are the classes, never removed or frozen. None for a model without weights.
     """
     return next(reversed(weighted_layers(model)), None)
 
@@ -242,8 +242,8 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
 
 
 LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
-"""Layers to leave out: names of layers or of modules that contain them, types, or a function of name and module
-that returns true for them."""
+"""Layers to leave out: names of layers or of modules that contain them, types, or a function of
+name and module that returns true for them."""
 
 
 def select_layers(

@@ -30,7 +30,7 @@ from snello.errors import ConfigError
 from snello.wrappers import forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
-"""One optimizer, several, or none (yet). Each may be inside a wrapper with an attribute ``optimizer``."""
+"""One optimizer, several, or none (yet); each may be in a wrapper's attribute ``optimizer``."""
 
 
 def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:

@@ -1,10 +1,11 @@
 """Measured times: clocks that wait for the device, calls timed in turns, medians with their spread.
 
->>> times = take_turns(["plain", "lean"], lambda name: timed(models[name], "cuda")[1], 50, warmup=10)
+>>> times = take_turns(["plain", "lean"], lambda name: timed(models[name])[1], 50, warmup=10)
 >>> spread_of(times["lean"]).median / spread_of(times["plain"]).median
 
-Ratios of times are only fair if both were taken in the same run, in turns. ``deploy/_device_bench.py``
-keeps a turn-taking loop of its own, because it is copied to boards that have neither torch nor snello.
+Ratios of times are only fair if both were taken in the same run, in turns.
+``deploy/_device_bench.py`` keeps a turn-taking loop of its own, because it is copied to boards that
+have neither torch nor snello.
 """
 
 from __future__ import annotations

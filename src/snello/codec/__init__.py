@@ -1,9 +1,9 @@
 """Tensors coded as bitstreams of ISO/IEC 15938-17 (NNC).
 
 Only quantisation loses precision; everything after it is exact, so that the decoded values are
-known before coding. A tensor with two or more dimensions is quantised with the step
-size of ``qp``, a vector (a bias, the parameters of a BatchNorm) with the much finer one of
-``nonweight_qp``, and the integer levels are coded by the context-adaptive arithmetic coder DeepCABAC.
+known before coding. A tensor with two or more dimensions is quantised with the step size of ``qp``,
+a vector (a bias, the parameters of a BatchNorm) with the much finer one of ``nonweight_qp``, and
+the integer levels are coded by the context-adaptive arithmetic coder DeepCABAC.
 
 >>> tensors = {"fc.weight": torch.randn(10, 84), "fc.bias": torch.zeros(10)}
 >>> stream = encode(tensors)                       # the plain NNC stream, readable by any NNC decoder

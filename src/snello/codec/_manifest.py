@@ -22,7 +22,7 @@ MAX_MANIFEST = 64 * 2**20
 """Cap on the manifest, in bytes of JSON: a reader never allocates more for a header."""
 
 MAX_VALUES = 4_000_000
-"""Cap on the commas, colons and brackets of the manifest: a reader's objects take some 70 bytes for each."""
+"""Cap on commas, colons and brackets of the manifest: each takes a reader about 70 bytes."""
 
 # The writer never escapes \ud800 ... \udfff; a lone one makes a text that cannot be encoded.
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")

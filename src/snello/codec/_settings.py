@@ -27,7 +27,7 @@ MAX_CODEBOOK = 256
 
 
 class QPTable(Mapping[str, int]):
-    """Immutable mapping from tensor name to quantisation parameter, so that settings are hashable."""
+    """Immutable mapping from tensor name to quantisation parameter, hashable like settings."""
 
     def __init__(self, items: Mapping[str, int]) -> None:
         self._items = dict(items)

@@ -78,9 +78,9 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
     """Decode a plain NNC stream.
 
     The standard has no checksums: damage inside a tensor may go unnoticed and give wrong values.
-    Use the container (:func:`compress`) to detect it. The decoder is native code that does not check
-    its input, so it runs in a child process whose time and memory are limited; any failure of it
-    becomes one error. Starting the child takes about 0.2 s.
+    Use the container (:func:`compress`) to detect it. The decoder is native code that does not
+    check its input, so it runs in a child process whose time and memory are limited; any failure of
+    it becomes one error. Starting the child takes about 0.2 s.
 
     Args:
         stream: the bytes of :func:`encode`, or of another NNC encoder.

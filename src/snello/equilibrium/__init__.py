@@ -26,10 +26,9 @@ the input is always exact, so all other neurons train as usual.
 Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
 it. Its baselines are :class:`Stochastic` (random neurons), :class:`MatchedStochastic` (as many
 random neurons as NEq froze: the paper's Stochastic*) and :class:`Prefix` (whole layers from the
-input on, with :class:`FreezeOut`'s timetable). :class:`Budget` updates a fixed number of parameters,
-those with most velocity. All go into
-``SelectiveUpdate(model, optimizer, probe, selection)``; :class:`NEq` is the one with
-:class:`Velocity`.
+input on, with :class:`FreezeOut`'s timetable). :class:`Budget` updates a fixed number of
+parameters, those with most velocity. All are arguments of
+:class:`SelectiveUpdate`; :class:`NEq` is the one with :class:`Velocity`.
 
 Cost: freezing saves weight gradients, which are about half of a backward pass. ``decided.flops``
 follows the paper's convention, :func:`step_flops` counts the FLOPs executed, :func:`time_step`

@@ -14,8 +14,8 @@ def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict
     """The first rank's values on every rank, sent in one message.
 
     With masks that differ by a single neuron, the copies of the model on the ranks would drift
-    apart, and phi does differ in its last bits between hardware or BatchNorm statistics. In a single
-    process the tensors themselves are returned.
+    apart, and phi does differ in its last bits between hardware or BatchNorm statistics. In a
+    single process the tensors themselves are returned.
 
     Args:
         tensors: name -> tensor; the same names, shapes and dtypes on every rank.

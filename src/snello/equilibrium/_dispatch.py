@@ -20,26 +20,27 @@ from snello.timing import take_turns, timed
 DispatchMode = Literal["measured", "fixed"]
 
 TURNS = 3
-"""Timed calls of each way, in turns after one warm-up; the smallest time counts, for disturbances only add."""
+"""Timed calls of each way, in turns after one warm-up; the smallest time counts."""
 
 MARGIN = 0.97
 """Slicing is chosen only if it takes at most this share of the dense time."""
 
 BUCKETS = 8
-"""Numbers of active rows are rounded up to eighths of the layer; each eighth has its own decision."""
+"""Numbers of active rows are rounded up to eighths of the layer, which share a decision."""
 
 BLOCK = 16
 """CPU kernels work on blocks of 16 channels; the fixed rule counts active rows in whole blocks."""
 
 FIXED_SHARE = 0.76
-"""The fixed rule slices when at most this share of the blocks is active. Measured on one x86 thread, whole
-backward of one convolution over the plain one: 0.76 to 0.97 at 75 % active, 0.64 to 0.88 at 50 %, 0.51 to
-0.80 at 10 %, for 32 channels and more; a layer of 16 channels is one block, and gave 1.0 to 1.15 always."""
+"""The fixed rule slices when at most this share of the blocks is active. Measured on one x86
+thread, whole backward of one convolution over the plain one: 0.76 to 0.97 at 75 % active, 0.64 to
+0.88 at 50 %, 0.51 to 0.80 at 10 %, for 32 channels and more; a layer of 16 channels is one block,
+and gave 1.0 to 1.15 always."""
 
 FIXED_FAN_IN = 128
-"""Incoming weights below which, in channels_last, at most a quarter of the blocks may be active. The gather copies
-single entries there and pays only beside a large product: with 64 incoming weights (1x1), slicing took 1.07 times
-as long at 50 % active, 0.9 times at 75 %."""
+"""Incoming weights below which, in channels_last, at most a quarter of the blocks may be active.
+The gather copies single entries there and pays only beside a large product: with 64 incoming
+weights (1x1), slicing took 1.07 times as long at 50 % active, 0.9 times at 75 %."""
 
 
 @dataclass(frozen=True)

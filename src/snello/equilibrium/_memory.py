@@ -21,8 +21,8 @@ class StepMemory:
     Attributes:
         saved_bytes: bytes that autograd keeps between the two passes, without parameters, buffers
             and inputs: the saved activations, each storage once.
-        peak_bytes: most bytes allocated on the device during both passes, gradients included, beyond
-            those allocated before. None on a device that does not count them (the CPU).
+        peak_bytes: most bytes allocated on the device during both passes, gradients included,
+            beyond those allocated before. None on a device that does not count them (the CPU).
     """
 
     saved_bytes: int

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0.6180339887498949
-"""Fractional part of the golden ratio: its multiples, modulo 1, spread evenly over [0, 1) for any number of them."""
+"""Fractional part of the golden ratio, whose multiples modulo 1 spread evenly over [0, 1)."""
 
 
 def sketch(outputs: Tensor, positions: int) -> Tensor:

@@ -221,8 +221,9 @@ _SLICED: dict[Callable[..., Any], Callable[..., Any]] = {
         )
     },
 }  # fmt: skip
-"""A layer's own forward -> the one that skips frozen rows. Subclasses with another forward (lean convolutions, weight
-standardisation) are not sliced: the gradients of their frozen rows are computed, then set to zero."""
+"""A layer's own forward -> the one that skips frozen rows. Subclasses with another forward (lean
+convolutions, weight standardisation) are not sliced: the gradients of their frozen rows are
+computed, then set to zero."""
 
 
 def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
@@ -250,8 +251,8 @@ def _sparse_class(plain: Any) -> Any:
 def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
     """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
 
-    Gradients that reach ``.grad`` in the frozen rows, from the layer or from elsewhere (a penalty on
-    the weights), are set to zero as soon as they are accumulated.
+    Gradients that reach ``.grad`` in the frozen rows, from the layer or from elsewhere (a penalty
+    on the weights), are set to zero as soon as they are accumulated.
 
     Args:
         module: a Linear, convolution, transposed convolution without groups, BatchNorm or

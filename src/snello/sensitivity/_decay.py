@@ -16,8 +16,8 @@ from snello.errors import ConfigError
 class Sensitivity(ABC):
     """A sensitivity of the outputs or of the loss, and the decay that follows from it.
 
-    The protocol is ``observe`` → ``sensitivity`` → ``step``: take in the outputs before the backward
-    pass, measure, and shrink after the optimizer's step.
+    The protocol is ``observe`` → ``sensitivity`` → ``step``: take in the outputs before the
+    backward pass, measure, and shrink after the optimizer's step.
 
     Args:
         lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning

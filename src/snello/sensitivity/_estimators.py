@@ -19,8 +19,8 @@ from snello.neurons import neuron_count
 
 Tap = tuple[nn.Module, Any]
 Measure = Callable[[Tensor, Sequence[Tap], Callable[[], Tensor], int], list[Tensor]]
-"""(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) -> per tap, the
-mean over examples and positions, shape ``(neurons,)``."""
+"""(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) ->
+per tap, the mean over examples and positions, shape ``(neurons,)``."""
 
 
 @dataclass(frozen=True)

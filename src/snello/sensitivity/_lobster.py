@@ -61,7 +61,7 @@ class Lobster(Sensitivity):
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
-        # A gradient scaler that finds an overflow skips the optimizer's step, so the decay has to be
+        # A gradient scaler that finds an overflow skips the optimizer step, so the decay has to be
         # skipped too. A factor of zero does it without waiting for the device.
         sound = torch.stack(
             [n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)]

@@ -17,7 +17,8 @@ from ._serene import Estimate, SeReNe
 
 Granularity = Literal["weight", "neuron"]
 Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
-"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``."""
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape
+``(neurons,)``."""
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 

@@ -2,11 +2,11 @@
 
 Let a tensor have the cost ``c(q)`` (the error that its quantisation causes in the outputs) and take
 ``r(q)`` bytes at quantisation parameter q. The smallest sum of bytes at a given sum of costs has
-one *price* λ for all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit
-allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²``
-and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover and Thomas,
-"Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a change of the
-price moves all the parameters by the same amount.
+one *price* λ for all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho,
+"Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high
+rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover
+and Thomas, "Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a
+change of the price moves all the parameters by the same amount.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def byte_table(
 def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> dict[int, float]:
     """Costs to second order, from the variance Δ² / 12 of evenly distributed rounding errors.
 
-    Zeros have no error. Steps that round most weights to zero are overrated, as the error of a weight
-    cannot exceed the weight itself. That is intended: the second order underrates the loss of a
-    whole layer.
+    Zeros have no error. Steps that round most weights to zero are overrated, as the error of a
+    weight cannot exceed the weight itself. That is intended: the second order underrates the loss
+    of a whole layer.
 
     Args:
         tensor: floating, not empty.

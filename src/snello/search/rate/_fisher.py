@@ -1,10 +1,10 @@
 """The diagonal of the Fisher information: the cost of an error in each weight, to second order.
 
-An error e in the weights changes the class probabilities by a Kullback-Leibler divergence of ½ eᵀFe.
-Rounding errors of different weights are independent, so only the diagonal of F counts: the mean
-square of ∂ log p(y | x) / ∂w with y drawn from the model's own probabilities. It needs no labels, and
-one backward pass serves all weights. For outputs that are not classes, random signs in place of y
-give the mean squared difference.
+An error e in the weights changes the class probabilities by a Kullback-Leibler divergence of
+½ eᵀFe. Rounding errors of different weights are independent, so only the diagonal of F counts: the
+mean square of ∂ log p(y | x) / ∂w with y drawn from the model's own probabilities. It needs no
+labels, and one backward pass serves all weights. For outputs that are not classes, random signs in
+place of y give the mean squared difference.
 
 Source: Choi et al., "Towards the limit of network quantization", ICLR 2017,
 https://arxiv.org/abs/1612.01543, section 3 (there the diagonal of the Hessian of the loss); drawing
@@ -39,8 +39,8 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
         seed: seed of the draws; torch's generators are not touched.
 
     Returns:
-        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU.
-        It holds parameters, and running mean and variance of BatchNorms; other buffers have no known
+        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. It holds
+        parameters, and running mean and variance of BatchNorms; other buffers have no known
         derivative.
     """
     twin = copied(model)
@@ -93,7 +93,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Tensor]:
-    """Tensors to differentiate by, under their names in the ``state_dict``, tied ones under each."""
+    """Tensors to differentiate by, under all their names in the ``state_dict``."""
     leaves = {
         name: parameter.requires_grad_()
         for name, parameter in twin.named_parameters(remove_duplicate=False)

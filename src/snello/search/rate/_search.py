@@ -34,7 +34,7 @@ from ._workbench import Form, Workbench, check_bound, first_below, measured
 _DEFAULTS = CodecSettings()
 _ONE_QP_OCTAVES = 12
 LARGE = 0.01
-"""Share of the bytes above which a tensor's costs are measured, not only computed to second order."""
+"""Share of the bytes above which a tensor's costs are measured, not only computed."""
 
 _FINENESS = 8
 _PRICES = range(-100 * _FINENESS, 50 * _FINENESS)  # from 1e-30 to 1e15 per byte, 8 to an octave
@@ -69,8 +69,8 @@ def search_rate(
     """Find the smallest bitstream whose decoded model is worse by at most ``max_drop``.
 
     First one quantisation parameter for all weights is found by bisection; then one for every
-    tensor, vectors included, by the cost of its quantisation on the calibration inputs. The smallest
-    stream of both that keeps the bound is returned, decoded and evaluated. The result is
+    tensor, vectors included, by the cost of its quantisation on the calibration inputs. The
+    smallest stream of both that keeps the bound is returned, decoded and evaluated. The result is
     deterministic if ``evaluate`` is.
 
     Args:
@@ -276,10 +276,10 @@ def _costs(
 ) -> dict[str, Table]:
     """Costs of every group: to second order, and measured for those that take many bytes.
 
-    With coarse quantisation, costs rise much faster than the second order predicts (with LeNet-5 by a
-    factor of 25, where it predicts 4). So each large tensor is quantised alone, at parameters around
-    the one that the second order suggests and at the coarsest. Tensors without a derivative are
-    measured at every second octave.
+    With coarse quantisation, costs rise much faster than the second order predicts (with LeNet-5 by
+    a factor of 25, where it predicts 4). So each large tensor is quantised alone, at parameters
+    around the one that the second order suggests and at the coarsest. Tensors without a derivative
+    are measured at every second octave.
     """
     costs: dict[str, Table] = {}
     for name, table in sizes.items():

@@ -61,7 +61,7 @@ class Form:
 
 
 CHANCES = 3
-"""Number of settings tried, from the finest that is smaller than the best on, before the search gives up."""
+"""Number of settings, from the finest that beats the best size on, that may fail in a row."""
 
 
 class Workbench:
