@@ -44,6 +44,7 @@ def writing(path: Path) -> Iterator[Path]:
             needed.
     """
     try:
+        # In the same folder, hence on the same disk: only then is the rename atomic.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         os.close(handle)
     except OSError as error:
@@ -54,6 +55,7 @@ def writing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
+        # The new name is an entry of the folder, which has to be synced as well.
         _sync(path.parent)
     except OSError as error:
         raise OutputError(_cannot_write(path, error, _size(temporary))) from error

@@ -194,6 +194,7 @@ def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, _ConvTransposeNd):
         groups, fan_in = module.groups, module.in_channels // module.groups
+        # The outputs of a group repeat for each of its inputs.
         by_group = per_neuron.reshape(groups, 1, -1).expand(groups, fan_in, -1)
         return by_group.reshape(module.in_channels, -1, *[1] * (weight.dim() - 2))
     if isinstance(module, nn.LayerNorm):

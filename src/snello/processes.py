@@ -75,6 +75,8 @@ def meet(call: str, facts: str = "") -> None:
     store = _store() if size > 1 else None
     if store is None:
         return
+    # All processes make the same calls in the same order, so numbers identify them; torchrun keeps
+    # the store over restarts, so the attempt is part of the key.
     number, attempt = next(_CALLS), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     keys = [f"snello/{attempt}/{number}/{other}" for other in range(size)]
     store.set(keys[rank], f"{call}\n{facts}")

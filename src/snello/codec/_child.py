@@ -92,6 +92,8 @@ def _child() -> Iterator[subprocess.Popen[bytes]]:
         "MKL_NUM_THREADS": "1",
     }
     try:
+        # Isolated (-I, -S): only the folders of _paths() are on its import path. A session of its
+        # own lets _kill end its subprocesses, too.
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_SCRIPT)],
             stdin=subprocess.PIPE,
@@ -156,6 +158,7 @@ def _converse(
     left = sum(claim.values for claim in claims)
     while (reply := _read_reply(child.stdout, cap, "tensor", "done"))["kind"] == "tensor":
         name, shape, qp = _checked_tensor(reply)
+        # The limits were checked against the claims, so more values than claimed are refused.
         left -= prod(shape)
         if left < 0:
             raise _garbage(f"more values than were claimed, at tensor {name[:80]!r}")

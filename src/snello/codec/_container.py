@@ -191,6 +191,7 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
     _check_size(len(data), manifest_bytes, stream_bytes)
     manifest = data[_PREFIX : _PREFIX + manifest_bytes]
     stream = data[_PREFIX + manifest_bytes :]
+    # This digest covers header and manifest; the manifest holds the digest of the stream.
     digest = hashlib.sha256(data[: _FIXED.size] + manifest)
     if digest.digest() != data[_FIXED.size : _PREFIX]:
         raise BitstreamError(

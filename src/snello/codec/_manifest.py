@@ -260,6 +260,7 @@ def _check_keys(what: str, found: dict[str, Any], expected: set[str]) -> None:
 
 
 def _entry(version: int, name: str, shape: list[int], dtype: str, *rest: Any) -> TensorEntry:
+    # Rows of version 1 have no quantisation parameter.
     qp, exact = rest if version > 1 else (None, *rest)
     if _checked(dtype, str) not in DTYPES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")

@@ -102,6 +102,7 @@ class CodecSettings:
             if not isinstance(tensor, str):
                 raise ConfigError(f"qp_of has the key {tensor!r}: names of tensors are strings")
             _check_qp(f"qp_of[{tensor!r}]", value)
+        # The dataclass is frozen.
         object.__setattr__(self, "qp_of", QPTable(self.qp_of))
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def check_names(settings: CodecSettings, names: Collection[str]) -> None:
 def step_size(qp: int) -> float:
     """The quantisation step size: (4 + qp mod 4) · 2^(⌊qp / 4⌋ − 2)."""
     steps = 1 << QP_DENSITY
+    # & and >> are mod and floor division, for negative qp as well.
     return float((steps + (qp & (steps - 1))) * 2.0 ** ((qp >> QP_DENSITY) - QP_DENSITY))
 
 

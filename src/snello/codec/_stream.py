@@ -211,6 +211,7 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
             f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}"
         )
     ready = tensor.detach().to("cpu", torch.float32).reshape(tensor.shape or (1,)).contiguous()
+    # Checked after the cast: large float64 values become infinite in float32.
     if bad := int((~torch.isfinite(ready)).sum()):
         raise ConfigError(
             f"tensor {name!r} has {bad} of {ready.numel()} values that are NaN or infinite in float32; "

@@ -56,6 +56,7 @@ def split_units(stream: bytes) -> Iterator[bytes]:
         ValueError: if the sizes do not fill the stream.
     """
     position = 0
+    # An empty stream enters the loop once, to fail there.
     while position < len(stream) or position == 0:
         width = 4 if stream[position : position + 1] >= b"\x80" else 2
         size = int.from_bytes(stream[position : position + width], "big") & (
@@ -80,6 +81,7 @@ def read_claims(units: list[bytes]) -> list[Claim]:
     from nncodec.nnc_core import hls
 
     claims: list[Claim] = []
+    # Fields of the parameter set that change how later units are parsed.
     known: dict[str, Any] = {
         "mps_topology_indexed_reference_flag": 0,
         "mps_parent_signalling_enabled_flag": 0,

@@ -24,6 +24,7 @@ def from_first_rank(tensors: Mapping[str, Tensor], device: torch.device) -> dict
     if rank_and_size()[1] == 1 or not tensors:
         return dict(tensors)
     own = list(tensors.values())
+    # One flat tensor needs a single broadcast for all layers.
     flat = torch.cat([t.flatten().to(device, _sent_as(t.dtype)) for t in own])
     distributed.broadcast(flat, src=0)
     parts = flat.split([t.numel() for t in own])  # type: ignore[no-untyped-call]

@@ -253,6 +253,7 @@ class Budget:
                 f"budget: must be a number of parameters (int) or a share in [0, 1] (float), not {budget!r}"
             )
         self.budget = budget
+        # With eps = 0 the rule freezes nothing itself; only its velocities are used.
         self._rule = Velocity(0, mu, formula)
 
     @property

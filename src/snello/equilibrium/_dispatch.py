@@ -136,6 +136,7 @@ def can_measure() -> bool:
 def rule(work: Work) -> bool:
     """Return true if the fixed rule, made of the constants above, slices."""
     rows = work.weight[0]
+    # Rounded up: kernels compute whole blocks.
     blocks = -(-rows // BLOCK)
     active = -(-work.active * rows // (BUCKETS * BLOCK))
     narrow = work.channels_last and torch.Size(work.weight[1:]).numel() < FIXED_FAN_IN

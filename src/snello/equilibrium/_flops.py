@@ -54,6 +54,7 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     def count_use(name: str, macs: int) -> None:
         used[name] = used.get(name, 0.0) + macs / probe.samples
 
+    # Modules count by their hooks; weights that another module uses count by that use.
     with _WeightUses(weighted_layers(model), count_use):
         probe.read(layers, count)
     return ForwardUse(tuple(called), used | called)
@@ -188,6 +189,7 @@ def step_flops(
             id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)
         }
         others = [p for p in parameters if id(p) not in weighted]
+        # The other half: gradients of inputs, and of parameters outside layers with weights.
         with input_gradients_only():
             to_inputs = _counted(loss, [*edges, *others])
     return StepFlops(int(counter.get_total_flops()), to_inputs, total - to_inputs)

@@ -100,6 +100,7 @@ class ConvRows(torch.autograd.Function):
             )
             return to_input, *_conv_rows(grad, x, weight, ctx.geometry, ctx.rows, wanted)
 
+        # Without a weight gradient there is nothing to slice.
         found = dense() if not wanted[1] else _faster(ctx, dense, sliced)
         return *found, None, None, None, None
 

@@ -53,6 +53,7 @@ def step_memory(
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
+        # By storage, so that views of one tensor count once.
         if _storage(tensor) not in owned:
             saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor

@@ -133,6 +133,7 @@ class SelectiveUpdate:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
         similarities = self._similarities() if self.selection.observes else {}
+        # Also during warm-up: most rules have a state to advance.
         chosen = self.selection.select(self._layers, similarities)
         self._step += 1
         self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})

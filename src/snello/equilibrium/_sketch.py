@@ -44,6 +44,7 @@ def sketch(outputs: Tensor, positions: int) -> Tensor:
     samples, channels, available = outputs.shape
     if available <= positions:
         return outputs.clone()
+    # In float64: the large multiples would lose their fractional digits in float32.
     turns = torch.arange(samples * positions, dtype=torch.float64) * GOLDEN
     index = (turns % 1 * available).long().view(samples, 1, positions)
     return outputs.gather(2, index.to(outputs.device).expand(-1, channels, -1))

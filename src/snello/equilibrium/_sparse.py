@@ -132,6 +132,7 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if attached.rows.all_frozen:
         weight, bias, work = weight.detach(), None if bias is None else bias.detach(), None
     else:
+        # Decisions are shared between layers of the same geometry.
         kind = (type(self).__name__, self.stride, self.padding, self.dilation, self.groups)
         work = _work(self, kind, x, x.numel() // x.shape[1 - self.weight.dim()], _layout(self, x))
         if work is None:

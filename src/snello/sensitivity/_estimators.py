@@ -68,6 +68,7 @@ def _magnitudes(taps: Sequence[Tap], gradients: Sequence[Tensor | None]) -> list
 def _sampled(
     scores: Tensor, taps: Sequence[Tap], draw: Callable[[], Tensor], _: int
 ) -> list[Tensor]:
+    # One class per example in one sum: the gradient keeps the examples apart.
     drawn = scores.gather(1, draw().to(scores.device))
     return _magnitudes(taps, _gradients(drawn.sum(), taps))
 
@@ -76,6 +77,7 @@ def _lower_bound(
     scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], __: int
 ) -> list[Tensor]:
     classes = scores.shape[1]
+    # The magnitude of a sum is at most the sum of magnitudes, hence a lower bound.
     return [value / classes for value in _magnitudes(taps, _gradients(scores.sum(), taps))]
 
 
@@ -120,6 +122,7 @@ def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
         weight: Tensor = module.weight  # type: ignore[assignment]
         return weight.new_zeros(neuron_count(module), dtype=_wide(weight))
     axes = _other_axes(module, gradient)
+    # The 1-norm sums over examples and positions without a tensor of magnitudes.
     total: Tensor = torch.linalg.vector_norm(gradient, 1, axes, dtype=_wide(gradient))
     return total * (len(total) / gradient.numel())
 

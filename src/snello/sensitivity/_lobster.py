@@ -44,6 +44,7 @@ class Lobster(Sensitivity):
         plain, self.left_alone = plain_layers(
             select_layers(layers, exclude, "Lobster(exclude=...)")
         )
+        # By identity: a tied parameter decays once.
         unique = {
             id(parameter): (f"{name}.{key}", parameter)
             for name, module in plain.items()

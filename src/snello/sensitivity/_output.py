@@ -75,6 +75,7 @@ class OutputSensitivity(Sensitivity):
         model = unwrapped(model, "OutputSensitivity")
         chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
         layers, self.left_alone = plain_layers(chosen)
+        # By identity: a tied weight decays once.
         unique = {id(m.weight): (f"{name}.weight", m.weight) for name, m in layers.items()}
         self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
         self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
@@ -126,6 +127,8 @@ class OutputSensitivity(Sensitivity):
             )
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 whole = torch.zeros_like(total) if gradient is None else gradient
+                # Averaged over the processes before the magnitude is taken: the gradient of the
+                # joined batch.
                 total += (sum_over_processes(whole, self._group) / size).abs()
         self._pending.append({name: total / len(picked) for name, total in sums.items()})
 

@@ -65,6 +65,7 @@ def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index
             f"{tuple(outputs.shape[:1] + outputs.shape[2:])} (or ignore_index={ignore_index}), "
             f"got shape {tuple(targets.shape)}"
         )
+    # Ignored positions get a valid index for the lookup, and a score of zero after it.
     picked = outputs.gather(1, targets.masked_fill(ignored, 0).unsqueeze(1)).squeeze(1)
     picked = picked.masked_fill(ignored, 0).reshape(len(outputs), -1)
     return picked.sum(1) / (~ignored).reshape(len(outputs), -1).sum(1).clamp(min=1)

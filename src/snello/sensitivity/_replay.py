@@ -37,6 +37,7 @@ class Replay:
             return
         self._inputs = (args, kwargs)
         kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        # The second forward has to run in the precision of the first.
         self._autocast = {
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),
@@ -47,6 +48,7 @@ class Replay:
         """The outputs of the first examples of a batch of that size."""
 
         def first(value: Any) -> Any:
+            # Arguments without one entry per example, such as flags, are passed on whole.
             per_example = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
             return value[: self._examples] if per_example else value
 

@@ -196,6 +196,7 @@ class SeReNe(Sensitivity):
             # Further calls of a layer count as further positions of the same neurons.
             part = value * (batch / names.count(name))
             parts[name] = parts[name] + part if name in parts else part
+        # Sums and counts of all layers in one tensor: a single reduction.
         joined = torch.cat([self._part(parts, name, values[0], batch) for name in self._layers])
         sum_over_processes(joined, self._group)
         # A single process knows the counts without waiting for the device.

@@ -107,6 +107,7 @@ def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> di
             f"curvature of shape {tuple(curvature.shape)} for a tensor of {tuple(tensor.shape)}"
         )
     total = float(curvature[(tensor != 0).to(curvature.device)].double().sum())
+    # Half the curvature times the variance Δ² / 12.
     return {qp: total * step_size(qp) ** 2 / 24 for qp in qps}
 
 

@@ -75,6 +75,7 @@ class Correction:
         changed: dict[str, Tensor] = {}
 
         def correct(name: str, module: Any, found: Moments) -> Tensor | None:
+            # Several calls have several shifts, but there is only one bias.
             if len(self._expected.get(name, ())) != 1:
                 return None
             if name in self._norms:
@@ -96,6 +97,7 @@ class Correction:
         old = {key: original[f"{name}.{key}"] for key in ("running_mean", "running_var")}
         new = {"running_mean": old["running_mean"].double() + found[0] - mean}
         if self._variance:
+            # A constant channel has no ratio of variances.
             ratio = torch.where((variance > 0) & (found[1] > 0), found[1] / variance, 1.0)
             new["running_var"] = old["running_var"].double() * ratio
         with torch.no_grad():

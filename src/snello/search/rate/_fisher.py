@@ -63,6 +63,7 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
             count += len(inputs[0])
     found = {name: value / count for name, value in total.items()}
     for name, parts in statistics.items():
+        # The chain rule from the scale s to the variance, squared like the gradients.
         found[f"{name}.running_var"] *= parts.variance_factor.double().cpu().square()
     return {name: found[name] for name in model.state_dict(keep_vars=True) if name in found}
 
@@ -112,6 +113,7 @@ def _draw(output: Tensor, generator: torch.Generator) -> Tensor:
             output.device
         )
         return log_p.gather(1, chosen).sum()
+    # The mean square of a sum with random signs is the sum of squares.
     signs = (
         torch.randint(0, 2, output.shape, generator=generator).to(output.device, torch.float64) * 2
         - 1

@@ -190,6 +190,7 @@ def _forms(model: nn.Module, options: _Options) -> list[Form]:
     """The forms that the model can be coded in, with their corrections."""
     models = [] if options.fold else [copied(model)]
     if options.fold or (options.fold is None and options.calibration and _has_batchnorm(model)):
+        # Two examples are enough to trace the model.
         folded = fold_batchnorm(model, tuple(x[:2] for x in as_inputs(options.calibration[0])))
         if options.fold or folds_of(folded) != folds_of(model):
             models.append(folded)

@@ -82,6 +82,7 @@ class Workbench:
 
     def attempt(self, form: Form, settings: CodecSettings, method: Method) -> Trial:
         """Quantise, decode and evaluate; equal settings are evaluated once."""
+        # The workbench keeps its forms alive, so their ids are unique.
         key = (id(form), settings)
         if key not in self._done:
             coded, decoded = form.decode(settings)
@@ -129,6 +130,7 @@ class Workbench:
         if self.best is None:
             _bisect(passed, first - 1, last + 1)
             return
+        # Sizes fall with the index: settings before this one are not smaller than the best.
         first = first_below(size_at, self.best.bytes, indices)
         # evaluate is noisy: where the finest setting just fails, the next may still pass.
         distinct = _first_distinct(settings_at, range(first, last + 1), CHANCES)
