@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from snello.neurons import is_weighted, neuron_count
+from .neurons import is_weighted, neuron_count
 
 
 def flop_counter() -> FlopCounterMode:

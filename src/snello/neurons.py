@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from snello.errors import ConfigError, ModelError, nearest
+from .errors import ConfigError, ModelError, nearest
 
 Masks = dict[str, Tensor]
 """Qualified parameter name -> boolean tensor of its shape, true where the weight is kept."""

@@ -26,8 +26,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from snello.errors import ConfigError
-from snello.wrappers import forget_compiled
+from .errors import ConfigError
+from .wrappers import forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
 """One optimizer, several, or none (yet); each may be in a wrapper's attribute ``optimizer``."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from snello.errors import ConfigError
+from .errors import ConfigError
 
 if TYPE_CHECKING:  # a torch that was built without distributed has no such class
     Group = distributed.ProcessGroup | None

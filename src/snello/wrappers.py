@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from snello.errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError
 
 
 def check_module(model: object, what: str) -> None:

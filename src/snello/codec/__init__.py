@@ -23,20 +23,20 @@ Coding ISO/IEC Standard", ICML Workshop Neural Compression 2023,
 https://openreview.net/forum?id=5VgMDKUgX0.
 """
 
-from snello.codec._container import Decompressed as Decompressed
-from snello.codec._container import compress as compress
-from snello.codec._container import decompress as decompress
-from snello.codec._container import is_container as is_container
-from snello.codec._container import read_header as read_header
-from snello.codec._container import stream_of as stream_of
-from snello.codec._limits import Limits as Limits
-from snello.codec._manifest import Header as Header
-from snello.codec._manifest import TensorEntry as TensorEntry
-from snello.codec._settings import CodecSettings as CodecSettings
-from snello.codec._stream import decode as decode
-from snello.codec._stream import encode as encode
-from snello.codec._stream import quantised as quantised
-from snello.codec._stream import step_sizes as step_sizes
+from ._container import Decompressed as Decompressed
+from ._container import compress as compress
+from ._container import decompress as decompress
+from ._container import is_container as is_container
+from ._container import read_header as read_header
+from ._container import stream_of as stream_of
+from ._limits import Limits as Limits
+from ._manifest import Header as Header
+from ._manifest import TensorEntry as TensorEntry
+from ._settings import CodecSettings as CodecSettings
+from ._stream import decode as decode
+from ._stream import encode as encode
+from ._stream import quantised as quantised
+from ._stream import step_sizes as step_sizes
 
 __all__ = [
     "CodecSettings",

@@ -22,10 +22,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from snello.codec import _worker
-from snello.codec._limits import Limits
-from snello.codec._worker import BudgetError, Claim
 from snello.errors import BitstreamError, ConfigError, require
+
+from . import _worker
+from ._limits import Limits
+from ._worker import BudgetError, Claim
 
 TRUST = "if the stream is trusted, decode with isolated=False"
 _START_SECONDS = 60.0  # to start Python and to load numpy, on a slow and busy machine

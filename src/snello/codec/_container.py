@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.codec._limits import Limits
-from snello.codec._manifest import (
+from snello.errors import BitstreamError, ConfigError
+
+from ._limits import Limits
+from ._manifest import (
     DTYPES,
     MAX_MANIFEST,
     Header,
@@ -26,9 +28,8 @@ from snello.codec._manifest import (
     read_manifest,
     write_manifest,
 )
-from snello.codec._settings import CodecSettings, check_names
-from snello.codec._stream import code_all, decode_each, join, prepared
-from snello.errors import BitstreamError, ConfigError
+from ._settings import CodecSettings, check_names
+from ._stream import code_all, decode_each, join, prepared
 
 MAGIC = b"\x89SNL\r\n\x1a\n"  # like PNG's: it reveals transfers that drop the eighth bit or rewrite line ends
 VERSION = 2  # 1 had neither codebook and qp_of in its settings, nor QPs in its table

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.codec._limits import Limits
-from snello.codec._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
 from snello.errors import BitstreamError, ConfigError
+
+from ._limits import Limits
+from ._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
 
 MAX_MANIFEST = 64 * 2**20
 """Cap on the manifest, in bytes of JSON: a reader never allocates more for a header."""

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from snello.codec._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
 from snello.errors import BitstreamError, require
+
+from ._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
 
 _UNARY_LENGTH_MINUS_1 = 10
 _ENCODER = {

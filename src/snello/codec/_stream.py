@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from snello.codec import _nncodec, _worker
-from snello.codec._child import check_claims, decode_isolated
-from snello.codec._limits import Limits
-from snello.codec._names import escape, unescape
-from snello.codec._settings import (
+from snello.errors import BitstreamError, ConfigError
+
+from . import _nncodec, _worker
+from ._child import check_claims, decode_isolated
+from ._limits import Limits
+from ._names import escape, unescape
+from ._settings import (
     MAX_DIMENSIONS,
     CodecSettings,
     check_names,
     quantisation_parameter,
     step_size,
 )
-from snello.errors import BitstreamError, ConfigError
 
 _DEFAULTS = CodecSettings()
 _LIMITS = Limits()

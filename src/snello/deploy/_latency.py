@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from snello.deploy._runners import Runner, Runtime, torch_threads
 from snello.errors import ConfigError
 from snello.timing import spread_of, take_turns, timed
+
+from ._runners import Runner, Runtime, torch_threads
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.deploy._device_bench import KitError, random_feed
-from snello.deploy._footprint import Footprint
-from snello.deploy._runners import onnx_session
 from snello.errors import ModelError, require
 from snello.neurons import outputs_first
+
+from ._device_bench import KitError, random_feed
+from ._footprint import Footprint
+from ._runners import onnx_session
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that multiply; the second input is the weight, where there is one."""

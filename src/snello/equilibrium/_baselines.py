@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._selection import Formula, Velocity, WatchedLayer
 from snello.errors import ConfigError
+
+from ._records import EquilibriumStep
+from ._selection import Formula, Velocity, WatchedLayer
 
 
 class Stochastic:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from snello.equilibrium._flops import StepFlops, step_flops
-from snello.equilibrium._memory import StepMemory, step_memory
-from snello.equilibrium._neq import SelectiveUpdate
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._timing import StepTiming, time_step
+from ._flops import StepFlops, step_flops
+from ._memory import StepMemory, step_memory
+from ._neq import SelectiveUpdate
+from ._records import EquilibriumStep
+from ._timing import StepTiming, time_step
 
 
 @dataclass(frozen=True)

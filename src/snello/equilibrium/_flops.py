@@ -14,12 +14,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from snello.equilibrium._gradients import input_gradients_only
-from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, ModelError
 from snello.flops import flop_counter, layer_macs
 from snello.graph import as_inputs
 from snello.neurons import neuron_layers, weighted_layers
+
+from ._gradients import input_gradients_only
+from ._probe import Probe
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snello.equilibrium._dispatch import Dispatch
-from snello.equilibrium._hold import HeldRows, RowHold
-from snello.equilibrium._sparse import attach, detach
 from snello.errors import ConfigError
 from snello.neurons import neuron_axis, neuron_count
 from snello.optimizers import Optimizers, check_trained, optimizers_of
+
+from ._dispatch import Dispatch
+from ._hold import HeldRows, RowHold
+from ._sparse import attach, detach
 
 
 class Freezer:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snello.equilibrium._dispatch import Dispatch, Gradients, Work, can_measure, rule
-from snello.equilibrium._rows import Rows
+from ._dispatch import Dispatch, Gradients, Work, can_measure, rule
+from ._rows import Rows
 
 
 class Geometry(NamedTuple):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.equilibrium._rows import by_neuron
 from snello.optimizers import follow_steps, parameters_of, unfollow_steps
+
+from ._rows import by_neuron
 
 MOMENTUM = frozenset({"momentum_buffer", "exp_avg"})
 """Optimizer state that is erased in frozen rows: it would move them once they learn again."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.equilibrium._flops import loss_of, undisturbed
 from snello.graph import as_inputs
 from snello.timing import synchronise
+
+from ._flops import loss_of, undisturbed
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.equilibrium._agree import from_first_rank
-from snello.equilibrium._dispatch import Dispatch, DispatchMode
-from snello.equilibrium._flops import forward_use, paper_flops
-from snello.equilibrium._freezer import Freezer
-from snello.equilibrium._layers import monitored_layers
-from snello.equilibrium._probe import Probe, similarity
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._selection import Formula, Selection, Velocity, WatchedLayer
 from snello.errors import ConfigError, DivergenceError
 from snello.neurons import neuron_count
 from snello.optimizers import Optimizers
 from snello.wrappers import unwrapped, wrappers_of
+
+from ._agree import from_first_rank
+from ._dispatch import Dispatch, DispatchMode
+from ._flops import forward_use, paper_flops
+from ._freezer import Freezer
+from ._layers import monitored_layers
+from ._probe import Probe, similarity
+from ._records import EquilibriumStep
+from ._selection import Formula, Selection, Velocity, WatchedLayer
 
 
 class SelectiveUpdate:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, evaluation, positional
 from snello.wrappers import eagerly
+
+from ._sketch import sketch
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from snello.equilibrium._dispatch import BUCKETS, Dispatch, Work
-from snello.equilibrium._gradients import ConvRows, Geometry, LinearRows, is_channels_last
-from snello.equilibrium._rows import Rows, by_neuron
 from snello.neurons import neuron_axis, padding_of
+
+from ._dispatch import BUCKETS, Dispatch, Work
+from ._gradients import ConvRows, Geometry, LinearRows, is_channels_last
+from ._rows import Rows, by_neuron
 
 
 @dataclass

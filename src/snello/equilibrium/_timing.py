@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.equilibrium._flops import undisturbed
-from snello.equilibrium._neq import SelectiveUpdate
 from snello.errors import ConfigError
 from snello.graph import as_inputs
 from snello.optimizers import parameters_of
 from snello.timing import spread_of, take_turns, timed
+
+from ._flops import undisturbed
+from ._neq import SelectiveUpdate
 
 _DENSE = "dense"
 _KINDS = (_DENSE, "sparse")
