@@ -54,7 +54,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.files import write_file
+from snello.files import write_text
 from snello.lab.datasets import DataSplits, load
 from snello.lab.datasets._batches import PADDING, crop_flip
 from snello.pruning import Pruner, Ratio, potential_point
@@ -338,7 +338,7 @@ def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
             plot_potential(curves, path.with_name(f"{path.stem}-{network}.png"), network),
         )
     if page is not None:
-        write_file(page, lambda beside: beside.write_text("\n".join(tables)))
+        write_text(page, "\n".join(tables))
 
 
 def _cell(values: list[float]) -> str:
@@ -383,10 +383,7 @@ def main() -> None:
                 experiment = experiment or Experiment(name, options)
                 row = experiment.run(method, seed)
                 rows = [*rows, row]
-                write_file(
-                    options.out,
-                    lambda beside, rows=rows: beside.write_text(json.dumps(rows, indent=1)),
-                )
+                write_text(options.out, json.dumps(rows, indent=1))
                 curve = "  ".join(
                     f"{point['ratio']:.1%} {point['value']:.2%}" for point in row["points"]
                 )

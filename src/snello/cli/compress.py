@@ -10,9 +10,9 @@ from snello import compress as encode
 from snello.codec import read_header, stream_of
 from snello.deploy import footprint
 from snello.errors import ConfigError
+from snello.files import write_bytes
 from snello.search.rate import RateSearch
 from snello.store import modelfile
-from snello.store.modelfile import write_file
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"Plain stream: without the model's record and {exact} integer or empty tensors."
         )
         data = stream_of(data)
-    write_file(out, lambda beside: beside.write_bytes(data))
+    write_bytes(out, data)
     table = Table(
         record.model.name, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
         ((str(out), megabytes(size), megabytes(len(data)), f"{size / len(data):.1f}x"),),

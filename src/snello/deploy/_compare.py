@@ -12,23 +12,24 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from snello.deploy._executorch import executorch_inputs, executorch_runner
-from snello.deploy._export import export
-from snello.deploy._footprint import Footprint, footprint
-from snello.deploy._latency import Latency, latencies
-from snello.deploy._measure import file_bytes, onnx_inputs
-from snello.deploy._memory import PeakMemory, peak_memory, peak_memory_onnx
-from snello.deploy._onnx_footprint import onnx_footprint
-from snello.deploy._openvino import openvino_inputs, openvino_runner
-from snello.deploy._program import (
+from snello.errors import ConfigError
+
+from ._executorch import executorch_inputs, executorch_runner
+from ._export import export
+from ._footprint import Footprint, footprint
+from ._latency import Latency, latencies
+from ._measure import file_bytes, onnx_inputs
+from ._memory import PeakMemory, peak_memory, peak_memory_onnx
+from ._onnx_footprint import onnx_footprint
+from ._openvino import openvino_inputs, openvino_runner
+from ._program import (
     program_footprint,
     program_inputs,
     program_peak_memory,
     program_runner,
 )
-from snello.deploy._quantise import quantise
-from snello.deploy._runners import Runner, Runtime, compiled_runner, onnx_runner, pytorch_runner
-from snello.errors import ConfigError
+from ._quantise import quantise
+from ._runners import Runner, Runtime, compiled_runner, onnx_runner, pytorch_runner
 
 MODEL_RUNTIMES: tuple[Runtime, ...] = (
     "pytorch",

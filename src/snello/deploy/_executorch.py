@@ -10,9 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snello.deploy._program import captured
-from snello.deploy._runners import Runner, random_inputs, runner
-from snello.deploy._verify import (
+from snello.errors import ConfigError, ModelError, require
+from snello.files import check_writable, writing
+from snello.graph import as_inputs
+
+from ._program import captured
+from ._runners import Runner, random_inputs, runner
+from ._verify import (
     checked_inputs,
     compare_outputs,
     first_line,
@@ -21,9 +25,6 @@ from snello.deploy._verify import (
     quiet,
     shapes,
 )
-from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, writing
-from snello.graph import as_inputs
 
 
 def export_executorch(

@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._runners import onnx_session
-from snello.deploy._verify import (
+from snello.errors import ModelError, require
+from snello.files import check_writable, writing
+
+from ._runners import onnx_session
+from ._verify import (
     check_batch_sizes,
     checked_inputs,
     compare_outputs,
@@ -21,8 +24,6 @@ from snello.deploy._verify import (
     quiet,
     shapes,
 )
-from snello.errors import ModelError, require
-from snello.files import check_writable, writing
 
 
 def export(

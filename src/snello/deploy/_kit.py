@@ -16,13 +16,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from snello._version import __version__
-from snello.deploy import _device_bench as bench
-from snello.deploy._compare import Subject, sha256_of
-from snello.deploy._export import export
-from snello.deploy._quantise import quantise
-from snello.deploy._runners import onnx_session
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_new_folder, writing_folder
+
+from . import _device_bench as bench
+from ._compare import Subject, sha256_of
+from ._export import export
+from ._quantise import quantise
+from ._runners import onnx_session
 
 Precision = Literal["float32", "int8"]
 

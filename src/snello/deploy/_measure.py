@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._device_bench import KitError, random_feed
-from snello.deploy._footprint import Footprint, footprint
-from snello.deploy._latency import Latency, latencies
-from snello.deploy._memory import PeakMemory, peak_memory, peak_memory_onnx
-from snello.deploy._onnx_footprint import onnx_footprint
-from snello.deploy._runners import Runner, onnx_runner, onnx_session, pytorch_runner
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, positional
 from snello.wrappers import check_module
+
+from ._device_bench import KitError, random_feed
+from ._footprint import Footprint, footprint
+from ._latency import Latency, latencies
+from ._memory import PeakMemory, peak_memory, peak_memory_onnx
+from ._onnx_footprint import onnx_footprint
+from ._runners import Runner, onnx_runner, onnx_session, pytorch_runner
 
 
 @dataclass(frozen=True)

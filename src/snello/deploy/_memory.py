@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snello.deploy._device_bench import KitError
-from snello.deploy._device_bench import peak_memory as process_growth
 from snello.errors import ModelError, require
 from snello.graph import Example, evaluation, positional
+
+from ._device_bench import KitError
+from ._device_bench import peak_memory as process_growth
 
 Method = Literal["tensors", "process"]
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.deploy._device_bench import KitError, random_feed
-from snello.deploy._footprint import Footprint
-from snello.deploy._runners import onnx_session
 from snello.errors import ModelError, require
+from snello.neurons import outputs_first
+
+from ._device_bench import KitError, random_feed
+from ._footprint import Footprint
+from ._runners import onnx_session
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that multiply; the second input is the weight, where there is one."""
@@ -109,11 +111,8 @@ def _dead(node: Any, values: Mapping[str, Tensor]) -> int:
     if weight is None or weight.dim() < 2:
         return 0
     if node.op_type == "ConvTranspose":  # (in, out/groups, *kernel)
-        groups = _attribute(node, "group", 1)
-        rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).permute(
-            0, 2, 1, 3
-        )
-        return int((rows.reshape(groups * weight.shape[1], -1) == 0).all(1).sum())
+        weight = outputs_first(weight, _attribute(node, "group", 1))
+        return int((weight.flatten(1) == 0).all(1).sum())
     if node.op_type == "Conv" or (node.op_type == "Gemm" and _attribute(node, "transB", 0)):
         return int((weight.flatten(1) == 0).all(1).sum())
     return int((weight == 0).all(-2).sum())  # (…, in, out)

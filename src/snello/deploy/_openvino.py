@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._export import export
-from snello.deploy._runners import Runner, random_inputs, runner
-from snello.deploy._verify import checked_inputs, compare_outputs, first_line, on_cpu, one_more
 from snello.errors import ConfigError, ModelError, OutputError, require
 from snello.files import check_writable
 from snello.graph import as_inputs
+
+from ._export import export
+from ._runners import Runner, random_inputs, runner
+from ._verify import checked_inputs, compare_outputs, first_line, on_cpu, one_more
 
 
 def export_openvino(

@@ -12,12 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._export import nested
-from snello.deploy._footprint import Footprint, macs_of, state_bytes
-from snello.deploy._memory import PeakMemory, peak_memory_of
-from snello.deploy._program_check import check_program
-from snello.deploy._runners import Runner, random_inputs, runner
-from snello.deploy._verify import (
+from snello.errors import ModelError
+from snello.files import check_writable, writing
+from snello.graph import as_inputs
+
+from ._export import nested
+from ._footprint import Footprint, macs_of, state_bytes
+from ._memory import PeakMemory, peak_memory_of
+from ._program_check import check_program
+from ._runners import Runner, random_inputs, runner
+from ._verify import (
     check_batch_sizes,
     checked_inputs,
     compare_outputs,
@@ -28,9 +32,6 @@ from snello.deploy._verify import (
     quiet,
     shapes,
 )
-from snello.errors import ModelError
-from snello.files import check_writable, writing
-from snello.graph import as_inputs
 
 
 def export_program(

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._export import export, run_onnx
-from snello.deploy._runners import onnx_session
-from snello.deploy._verify import batch_of, first_line, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_writable, temporary_files_in, writing
 from snello.graph import as_inputs
+
+from ._export import export, run_onnx
+from ._runners import onnx_session
+from ._verify import batch_of, first_line, quiet, relative_difference, shapes
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snello.deploy._compare import Profile
-from snello.deploy._footprint import Footprint
-from snello.deploy._latency import Latency
-from snello.deploy._memory import PeakMemory
 from snello.errors import ConfigError
+
+from ._compare import Profile
+from ._footprint import Footprint
+from ._latency import Latency
+from ._memory import PeakMemory
 
 
 def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._device_bench import KitError, session_of
-from snello.deploy._verify import batch_of, first_line
 from snello.errors import ConfigError, ModelError, require
 from snello.graph import as_inputs
 from snello.wrappers import copied
+
+from ._device_bench import KitError, session_of
+from ._verify import batch_of, first_line
 
 Runtime = Literal[
     "pytorch",

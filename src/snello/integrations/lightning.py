@@ -66,7 +66,30 @@ def monitored(trainer: L.Trainer, name: str) -> float:
     return float(metrics[name])
 
 
-class SensitivityPruning(L.Callback):
+class _Attached(L.Callback):
+    """A callback that detaches from the model however training ends, and resumes from checkpoints."""
+
+    _restored: Mapping[str, Any] | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Detach from the model."""
+        self._take_down()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Detach from the model: an interrupted training leaves nothing behind either."""
+        self._take_down()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint until training starts."""
+        self._restored = state_dict or None
+
+    def _take_down(self) -> None:
+        raise NotImplementedError
+
+
+class SensitivityPruning(_Attached):
     """Train with a sensitivity, prune on plateaus.
 
     With several processes (DDP) every one of them has this callback: sensitivities and losses are
@@ -97,7 +120,6 @@ class SensitivityPruning(L.Callback):
     ) -> None:
         self._build, self._evaluate, self._options = sensitivity, evaluate, options
         self._epochs, self._monitor = epochs, monitor
-        self._restored: Mapping[str, Any] | None = None
         self._outputs: Any = None
         self._targets: Tensor | None = None
         self._steps = 0
@@ -184,17 +206,8 @@ class SensitivityPruning(L.Callback):
         if pruned:
             agree_on_pruning(self.pruner, _model(pl_module))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take every hook out; the masks stay in force."""
-        self._take_down()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """As at the end: a training that was interrupted leaves no hooks behind."""
-        self._take_down()
-
     def _take_down(self) -> None:
+        """Remove every hook; the masks stay in force."""
         if self.sensitivity is not None:
             self.sensitivity.remove()
         if self._hook is not None:
@@ -206,12 +219,8 @@ class SensitivityPruning(L.Callback):
             return {}
         return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint; taken in when training starts."""
-        self._restored = state_dict or None
 
-
-class SelectiveUpdateCallback(L.Callback):
+class SelectiveUpdateCallback(_Attached):
     """Skip the backward pass of the neurons that a selection names.
 
     Args:
@@ -232,7 +241,6 @@ class SelectiveUpdateCallback(L.Callback):
                 f"every is a number of steps of the optimizer, at least 1, not {every}"
             )
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
-        self._restored: Mapping[str, Any] | None = None
         self._begin = copy.deepcopy(selection.state_dict())
         self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None
         self._spent: list[EquilibriumStep] = []
@@ -285,17 +293,8 @@ class SelectiveUpdateCallback(L.Callback):
         )
         return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put every layer back as it was."""
-        self._take_down()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """As at the end: a training that was interrupted leaves no frozen layers behind."""
-        self._take_down()
-
     def _take_down(self) -> None:
+        """Unfreeze every layer; the state is kept for a next ``fit``."""
         if self.neq is not None and self._attached:
             self._last = ref(self.neq.model), self.neq.state_dict()
             self.neq.remove()
@@ -317,10 +316,6 @@ class SelectiveUpdateCallback(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint."""
         return dict(self.neq.state_dict()) if self.neq is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint; taken in when training starts."""
-        self._restored = state_dict or None
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:

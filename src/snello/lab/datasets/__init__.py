@@ -37,16 +37,16 @@ Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the c
 augmentation, He et al., "Deep residual learning for image recognition", 2016, section 4.2.
 """
 
-from snello.lab.datasets._batches import loader as loader
-from snello.lab.datasets._load import FIXED_SIZE as FIXED_SIZE
-from snello.lab.datasets._load import available as available
-from snello.lab.datasets._load import load as load
-from snello.lab.datasets._types import DataSplits as DataSplits
-from snello.lab.datasets._types import Images as Images
-from snello.lab.datasets._types import Part as Part
-from snello.lab.datasets._types import Splits as Splits
-from snello.lab.datasets._types import StreamedImages as StreamedImages
-from snello.lab.datasets._types import StreamedSplits as StreamedSplits
+from ._batches import loader as loader
+from ._load import FIXED_SIZE as FIXED_SIZE
+from ._load import available as available
+from ._load import load as load
+from ._types import DataSplits as DataSplits
+from ._types import Images as Images
+from ._types import Part as Part
+from ._types import Splits as Splits
+from ._types import StreamedImages as StreamedImages
+from ._types import StreamedSplits as StreamedSplits
 
 __all__ = [
     "FIXED_SIZE", "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load",

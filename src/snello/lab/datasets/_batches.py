@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from snello.errors import ConfigError, DataError
-from snello.lab.datasets._splits import derived_seed, generator
-from snello.lab.datasets._stream import Batch, EpochKeys, StreamedBatches
-from snello.lab.datasets._types import (
+
+from ._splits import derived_seed, generator
+from ._stream import Batch, EpochKeys, StreamedBatches
+from ._types import (
     DataSplits,
     Images,
     Part,

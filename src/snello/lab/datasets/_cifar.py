@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from snello.errors import DataError
-from snello.lab.datasets._folders import class_names, read_parts
-from snello.lab.datasets._places import Request, missing, unpacked
-from snello.lab.datasets._torchvision import from_torchvision
-from snello.lab.datasets._types import Images, RawData
 from snello.store import archives
+
+from ._folders import class_names, read_parts
+from ._places import Request, missing, unpacked
+from ._torchvision import from_torchvision
+from ._types import Images, RawData
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_COUNTS = (50_000, 10_000)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError, require
-from snello.lab.datasets._folders import fixed_order
-from snello.lab.datasets._places import Request, missing
-from snello.lab.datasets._texts import Texts
-from snello.lab.datasets._types import IGNORED, RawStream, StreamedImages
+
+from ._folders import fixed_order
+from ._places import Request, missing
+from ._texts import Texts
+from ._types import IGNORED, RawStream, StreamedImages
 
 VOC = {
     "background": 0, "aeroplane": 5, "bicycle": 2, "bird": 16, "boat": 9, "bottle": 44, "bus": 6, "car": 3,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError, DataError, require
-from snello.lab.datasets._splits import cut_out, generator
-from snello.lab.datasets._types import Images, RawData
+
+from ._splits import cut_out, generator
+from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snello.errors import DataError
-from snello.lab.datasets._types import Images, StreamedImages
+
+from ._types import Images, StreamedImages
 
 PartT = TypeVar("PartT", Images, StreamedImages)
 

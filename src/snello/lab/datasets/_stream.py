@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from snello.errors import require
-from snello.lab.datasets._folders import open_rgb
-from snello.lab.datasets._splits import derived_seed
-from snello.lab.datasets._types import IGNORED, StreamedImages, StreamedSplits
-from snello.lab.datasets._views import view
+
+from ._folders import open_rgb
+from ._splits import derived_seed
+from ._types import IGNORED, StreamedImages, StreamedSplits
+from ._views import view
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from snello.errors import DataError
-from snello.lab.datasets._folders import (
+
+from ._folders import (
     TEST_SHARE,
     check_folder,
     check_same_classes,
@@ -17,10 +18,10 @@ from snello.lab.datasets._folders import (
     list_classes,
     part_folders,
 )
-from snello.lab.datasets._places import Request, missing
-from snello.lab.datasets._splits import cut_out
-from snello.lab.datasets._texts import Texts
-from snello.lab.datasets._types import RawStream, StreamedImages
+from ._places import Request, missing
+from ._splits import cut_out
+from ._texts import Texts
+from ._types import RawStream, StreamedImages
 
 IMAGENET_CLASSES = 1000
 ARCHIVE = "ILSVRC2012_img_train.tar"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError
-from snello.lab.datasets._texts import Texts
+
+from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
 

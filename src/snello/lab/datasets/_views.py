@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from snello.errors import require
-from snello.lab.datasets._types import IGNORED, StreamedSplits
+
+from ._types import IGNORED, StreamedSplits
 
 
 def view(splits: StreamedSplits, augment: str) -> Any:

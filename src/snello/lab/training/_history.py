@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from snello.equilibrium import backward_flops, time_backward
 from snello.integrations.lightning import SelectiveUpdateCallback, monitored
 from snello.neurons import count_parameters
+from snello.timing import now
 
 PROFILE_REPEATS = 3
 """Interleaved dense and sparse backward passes per epoch, of which the median is kept."""
@@ -87,11 +87,11 @@ class BackwardTimer(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
         """Start the clock."""
-        self._start = _now(loss.device)
+        self._start = now(loss.device)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop it."""
-        self.times.append((_now(pl_module.device) - self._start) * 1e3)
+        self.times.append((now(pl_module.device) - self._start) * 1e3)
 
     @property
     def median_ms(self) -> float:
@@ -125,11 +125,11 @@ class History(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._start = time.perf_counter()
+        self._start = now()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Complete the record, before any method changes its masks for the next epoch."""
-        seconds = time.perf_counter() - self._start
+        seconds = now() - self._start
         model: nn.Module = pl_module.model  # type: ignore[assignment]
         total, nonzero = count_parameters(model)
         record = EpochRecord(
@@ -188,9 +188,3 @@ class History(L.Callback):
 
 
 _EQUILIBRIUM = ("updated", "paper_flops", "paper_dense_flops", "dense_ms", "sparse_ms")
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

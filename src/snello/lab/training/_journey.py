@@ -13,6 +13,7 @@ from torch import nn
 
 from snello.codec import CodecSettings, compress, decompress
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
+from snello.files import write_bytes
 from snello.lab.datasets import Part, Splits
 from snello.neurons import count_parameters
 from snello.simplification import simplify
@@ -234,9 +235,7 @@ def _shipped_row(
 ) -> ShippedRow:
     record = modelfile.to_dict(net.lean, net.record)
     data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
-    path = modelfile.write_file(
-        folder / method / "model.snello", lambda beside: beside.write_bytes(data)
-    )
+    path = write_bytes(folder / method / "model.snello", data)
     content = decompress(path.read_bytes())
     decoded, _ = modelfile.from_dict(
         content.record, content.tensors, str(path), trust=recipe.model.name

@@ -13,6 +13,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from snello.equilibrium import MatchedStochastic, Selection, SelectiveUpdate, Stochastic, Velocity
@@ -313,16 +315,12 @@ def check_device(recipe: Recipe) -> None:
 def _strategy(world: World, device: str, partly: bool) -> Any:
     if world.size == 1:
         return "auto"
-    from lightning.pytorch.strategies import DDPStrategy
-
     backend = "gloo" if device == "cpu" else "nccl"
     # The weights of a layer that is frozen whole are no part of the backward pass.
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
 
 
 def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
     kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
     if "tensorboard" in recipe.log:
         require("tensorboard", "tensorboard", "logging for TensorBoard")
