@@ -13,7 +13,7 @@ from torch import nn
 from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
 from snello.pruning import Pruner
-from snello.sensitivity import Lobster, Sensitivity
+from snello.sensitivity import Sensitivity
 from snello.store import archives
 from snello.wrappers import OwnHook
 
@@ -82,9 +82,9 @@ def huggingface_callback(
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if "sensitivity" in self.parts:  # gradients are still there
-                by_gradient = isinstance(self.parts["sensitivity"], Lobster)
-                with frozen_rows_held(self.parts.get("updates") if by_gradient else None):
-                    self.parts["sensitivity"].step()
+                decay = self.parts["sensitivity"]
+                with frozen_rows_held(self.parts.get("updates") if decay.by_gradient else None):
+                    decay.step()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             metrics = kwargs.get("metrics") or {}

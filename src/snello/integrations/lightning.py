@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
-from snello.sensitivity import Lobster, Sensitivity
+from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
 
 from ._agree import agree_on_pruning
@@ -167,8 +167,8 @@ class SensitivityPruning(L.Callback):
         """
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
-            by_gradient = isinstance(self.sensitivity, Lobster)
-            with frozen_rows_held(_updates(trainer) if by_gradient else None):
+            held = _updates(trainer) if self.sensitivity.by_gradient else None
+            with frozen_rows_held(held):
                 self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -49,6 +49,7 @@ from ._amount import Ratio as Ratio
 from ._amount import Trial as Trial
 from ._amount import nonzero_parameters as nonzero_parameters
 from ._cost import nonzero_macs as nonzero_macs
+from ._importance import CALIBRATED as CALIBRATED
 from ._importance import IMPORTANCES as IMPORTANCES
 from ._importance import Importance as Importance
 from ._importance import random as random
@@ -74,9 +75,9 @@ from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
 __all__ = [
-    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Pin", "Plateau",
-    "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial",
-    "export_masks", "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
-    "pruning_potential", "random", "search_threshold", "taylor", "unpin",
-    "zero_masks",
+    "CALIBRATED", "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare",
+    "LossBound", "OneShot", "Pin", "Plateau", "PotentialPoint", "Pruner", "PrunerStep",
+    "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial", "export_masks",
+    "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
+    "pruning_potential", "random", "search_threshold", "taylor", "unpin", "zero_masks",
 ]  # fmt: skip

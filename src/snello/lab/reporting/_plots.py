@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import require
+from snello.lab.methods import METHOD_SPECS, label_of
 from snello.store.modelfile import write_file
 
 if TYPE_CHECKING:
     from snello.lab.training import JourneyResult, Reproduction, TrainingResult
 
-COLOURS = {"baseline": "0.35", "lobster": "tab:orange", "serene": "tab:blue", "neq": "tab:green"}
-LABELS = {"baseline": "baseline", "lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq"}
-
 
 def _style(method: str) -> dict[str, str]:
-    """Label and colour of a method; combinations and baselines take the next colour of matplotlib's
-    cycle.
-    """
-    label = " + ".join(LABELS.get(part, part) for part in method.split("+"))
-    return {"label": label, **({"color": COLOURS[method]} if method in COLOURS else {})}
+    """Label of a method, and its colour if it has one."""
+    spec = METHOD_SPECS.get(method)
+    colour = {"color": spec.colour} if spec and spec.colour else {}
+    return {"label": label_of(method), **colour}
 
 
 def plot_pruning(result: JourneyResult, path: Path) -> Path:

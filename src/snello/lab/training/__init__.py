@@ -13,6 +13,8 @@ from snello.errors import require
 require("lightning", "train", "training")
 require("jsonargparse", "train", "reading recipes")
 
+from snello.lab.methods import METHODS as METHODS  # noqa: E402
+
 from ._config import Recipe as Recipe  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
@@ -27,7 +29,6 @@ from ._journey import JourneyResult as JourneyResult  # noqa: E402
 from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
-from ._methods import METHODS as METHODS  # noqa: E402
 from ._recipe import check_option_names as check_option_names  # noqa: E402
 from ._recipe import load_recipe as load_recipe  # noqa: E402
 from ._recipe import recipe_names as recipe_names  # noqa: E402

@@ -14,12 +14,12 @@ from pathlib import Path
 from snello.errors import ConfigError, ModelError, OutputError, Stopped
 from snello.files import is_full
 from snello.lab.datasets import Splits
+from snello.lab.methods import method_of
 
 from ._config import Recipe
 from ._data import load_data
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._folder import check_same_run, claimed, finished_epochs, write_note
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._run import Progress, Run, device_of
 from ._stop import Halt, StopSignals
@@ -42,8 +42,7 @@ def train(
 
     Args:
         recipe: what to do.
-        method: "baseline", "lobster", "serene", "neq", "stochastic-0.2", "stochastic-star",
-            "serene+neq", ...; see :data:`snello.lab.training.METHODS`.
+        method: one of :data:`snello.lab.methods.METHODS`, such as "serene+neq".
         folder: where checkpoint, model file and ``result.json`` go.
         splits: the data, if it is loaded already.
         resume: go on from the folder's checkpoint, or return its result if it is finished. Settings
@@ -94,8 +93,9 @@ def _train(
         if len(result.epochs) >= recipe.epochs:
             return result
         _check_extensible(folder)
-    star = method_of(method).update == "stochastic-star"
-    imitated = _finished(Path(matched or folder.parent / "neq")) if star else None
+    selection = method_of(method).selection
+    imitates = selection.imitates if selection else None
+    imitated = _finished(Path(matched or folder.parent / imitates)) if imitates else None
     splits = splits or load_data(recipe)
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
     trainer = run.trainer(folder, signals)

@@ -11,13 +11,13 @@ from typing import Any
 
 from snello.errors import ConfigError, ModelError, OutputError, require
 from snello.files import remove_leftovers, write_text
+from snello.lab.methods import METHOD_SPECS, method_of
 from snello.store import archives
 
 from ._checkpoints import epochs_in
 from ._config import Recipe
 from ._distributed import restarted, world
 from ._extend import refusal
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult
 
 LOCK = ".lock"
@@ -156,16 +156,15 @@ def _read(note: Path) -> dict[str, Any]:
 
 def _unused(method: str) -> set[str]:
     """Parts of a recipe that say nothing about the weights that a method trains."""
-    used = method_of(method)
-    parts = {"methods", "ship", "lobster", "serene"} - {used.pruning or ""}
-    return parts if used.update else parts | {"neq"}
+    blocks = {spec.uses for spec in METHOD_SPECS.values()}
+    return {"methods", "ship", *blocks} - method_of(method).uses
 
 
 def _length(method: str) -> set[str]:
     """Settings that say how long a run is: they may change where :func:`refusal` has nothing
     against it.
     """
-    return {"epochs", f"{method_of(method).pruning}.finetune"}
+    return {"epochs", f"{method_of(method).block}.finetune"}
 
 
 def _differences(

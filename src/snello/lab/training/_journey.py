@@ -14,6 +14,7 @@ from torch import nn
 from snello.codec import CodecSettings, compress, decompress
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
 from snello.lab.datasets import Part, Splits
+from snello.lab.methods import method_of
 from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import modelfile
@@ -25,7 +26,6 @@ from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
 from ._folder import claimed
-from ._methods import method_of
 from ._result import TrainingResult
 from ._run import Progress, Run
 
@@ -175,13 +175,13 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """What makes a network lean, and the dense one beside it."""
-    return method == "baseline" or method_of(method).pruning is not None
+    """Return True for a method that makes a network lean, and for the dense network beside it."""
+    return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """What makes training cheaper, and the full training beside it."""
-    return method == "baseline" or method_of(method).update is not None
+    """Return True for a method that makes training cheaper, and for the full training beside it."""
+    return method == "baseline" or method_of(method).selection is not None
 
 
 def ship(
@@ -282,7 +282,7 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
 
 
 def _ratio(run: TrainingResult) -> float | None:
-    if method_of(run.method).update is None:
+    if method_of(run.method).selection is None:
         return 1.0
     dense_ms = sum(epoch.dense_ms for epoch in run.epochs)
     return sum(epoch.sparse_ms for epoch in run.epochs) / dense_ms if dense_ms else None

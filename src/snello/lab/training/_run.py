@@ -15,22 +15,22 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from snello.equilibrium import MatchedStochastic, Selection, SelectiveUpdate, Stochastic, Velocity
+from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
 from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
 from snello.lab.datasets import Splits
+from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.pruning import Pruner
-from snello.sensitivity import Lobster, Sensitivity, SeReNe
+from snello.sensitivity import Sensitivity
 from snello.store.modelfile import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._config import PruningConfig, Recipe
+from ._config import Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
@@ -85,14 +85,15 @@ class Run:
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
         _loggers(self.recipe, Path())
-        if self.method.pruning is not None:
+        if self.method.sensitivity is not None:
             sensitivity = self._sensitivity(self.model)
+            config = self.recipe.pruning(self.method)
             pruner = Pruner(
-                self.model, optimizer, self.validation_loss, **self._pruner_options(self._pruning)
+                self.model, optimizer, self.validation_loss, **self._pruner_options(config)
             )
             sensitivity.remove()
             pruner.remove()
-        if self.method.update is not None:
+        if self.method.selection is not None:
             self._watched(optimizer).remove()
 
     def dense_flops(self) -> float:
@@ -114,15 +115,23 @@ class Run:
     def _metric(self) -> str:
         return "miou" if self.splits.task == "segmentation" else "accuracy"
 
-    @property
-    def _pruning(self) -> PruningConfig:
-        config: PruningConfig = getattr(self.recipe, str(self.method.pruning))
-        return config
+    def _setting(self, spec: MethodSpec, model: nn.Module | None = None) -> Setting:
+        """The facts of this run that a method may be built from."""
+        epochs = None if self._matched is None else self._matched.epochs
+        return Setting(
+            options=getattr(self.recipe, spec.uses),
+            seed=self.recipe.seed,
+            model=model,
+            share=self.method.share,
+            imitated=None if epochs is None else [1 - epoch.updated for epoch in epochs],
+        )
 
     def _sensitivity(self, model: nn.Module) -> Sensitivity:
-        if self.method.pruning == "lobster":
-            return Lobster(model, self._pruning.lmbda)
-        return SeReNe(model, self._pruning.lmbda, every=self._pruning.every, seed=self.recipe.seed)
+        assert self.method.sensitivity is not None
+        built: Sensitivity = self.method.sensitivity.build(
+            self._setting(self.method.sensitivity, model)
+        )
+        return built
 
     @staticmethod
     def _pruner_options(config: PruningConfig) -> dict[str, Any]:
@@ -136,9 +145,9 @@ class Run:
         }
 
     def _pruning_callback(self) -> SensitivityPruning | None:
-        if self.method.pruning is None:
+        if self.method.sensitivity is None:
             return None
-        config = self._pruning
+        config = self.recipe.pruning(self.method)
         return SensitivityPruning(
             self._sensitivity,
             self.validation_loss,
@@ -147,19 +156,9 @@ class Run:
         )
 
     def _selection(self) -> Selection:
-        neq, update = self.recipe.neq, self.method.update
-        if update == "neq":
-            return Velocity(neq.eps, neq.mu)
-        if update == "stochastic":
-            return Stochastic(self.method.share, seed=self.recipe.seed)
-        if self._matched is None:
-            raise ConfigError(
-                "stochastic-star freezes as many neurons as a finished NEq run did: train with --method=neq "
-                "first, into the folder 'neq' beside this run's (or matched= in Python)"
-            )
-        # The first epochs, in which nothing is frozen, are those of both runs.
-        shares = [1 - epoch.updated for epoch in self._matched.epochs[neq.warmup :]]
-        return MatchedStochastic(shares or [0.0], seed=self.recipe.seed)
+        assert self.method.selection is not None
+        built: Selection = self.method.selection.build(self._setting(self.method.selection))
+        return built
 
     @property
     def _update_options(self) -> dict[str, Any]:
@@ -168,7 +167,7 @@ class Run:
         return {**options, **({"positions": neq.positions} if neq.positions else {})}
 
     def _update_callback(self) -> SelectiveUpdateCallback | None:
-        if self.method.update is None:
+        if self.method.selection is None:
             return None
         probe, _ = self.batches.sample(self.recipe.neq.probe)
         return SelectiveUpdateCallback(
@@ -229,7 +228,9 @@ class Run:
                 accelerator=device_of(recipe),
                 devices=self.world.local_size,
                 num_nodes=self.world.nodes,
-                strategy=_strategy(self.world, device_of(recipe), self.method.update is not None),
+                strategy=_strategy(
+                    self.world, device_of(recipe), self.method.selection is not None
+                ),
                 sync_batchnorm=recipe.sync_batchnorm,
                 use_distributed_sampler=False,  # the loaders deal out the images themselves
                 precision=recipe.precision,
