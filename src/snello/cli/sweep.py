@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from snello.errors import ConfigError, nearest
-from snello.lab.datasets import available
+from snello.lab.datasets import dataset_names
 from snello.lab.methods import METHOD_SPECS
 from snello.pruning import CALIBRATED, IMPORTANCES, Importance, PotentialPoint, pruning_potential
 
@@ -28,7 +28,7 @@ RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--data", default="digits", help=f"one of: {', '.join(available())}")
+    parser.add_argument("--data", default="digits", help=f"one of: {', '.join(dataset_names())}")
     parser.add_argument(
         "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
     )
@@ -81,11 +81,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
-    from snello.lab.datasets import load, loader
+    from snello.lab.datasets import load_dataset, loader
     from snello.lab.training import check_fits, evaluate
 
     model, record = read_model(arguments)
-    splits = load(
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         image_size=arguments.image_size,

@@ -26,7 +26,7 @@ The gradient of the input is always exact, so all other neurons train as ever.
 Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
 it. Its baselines are :class:`Stochastic`, :class:`MatchedStochastic` (Stochastic*, as many neurons
 as NEq froze) and :class:`Prefix` (whole layers from the input on, :class:`FreezeOut`'s timetable).
-:class:`Budget` lets a fixed number of parameters learn, those with most velocity. All go into
+:class:`ParameterBudget` lets a fixed number of parameters learn, those with most velocity. All go into
 ``SelectiveUpdate(model, optimizer, probe, selection)``; :class:`NEq` is the one with
 :class:`Velocity`.
 
@@ -39,9 +39,9 @@ Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons
 deep models", NeurIPS 2022, https://arxiv.org/abs/2207.09455
 """
 
-from snello.equilibrium._baselines import Budget as Budget
 from snello.equilibrium._baselines import FreezeOut as FreezeOut
 from snello.equilibrium._baselines import MatchedStochastic as MatchedStochastic
+from snello.equilibrium._baselines import ParameterBudget as ParameterBudget
 from snello.equilibrium._baselines import Prefix as Prefix
 from snello.equilibrium._baselines import Stochastic as Stochastic
 from snello.equilibrium._cost import UpdateCost as UpdateCost
@@ -65,3 +65,11 @@ from snello.equilibrium._timing import PhaseTiming as PhaseTiming
 from snello.equilibrium._timing import StepTiming as StepTiming
 from snello.equilibrium._timing import time_backward as time_backward
 from snello.equilibrium._timing import time_step as time_step
+
+# Names beside these are for the packages of snello.
+__all__ = [
+    "EquilibriumStep", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
+    "Selection", "SelectiveUpdate", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
+    "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
+    "time_backward", "time_step",
+]  # fmt: skip

@@ -222,7 +222,7 @@ class Prefix:
         self._steps = int(state["steps"])
 
 
-class Budget:
+class ParameterBudget:
     """A fixed number of parameters learns: those of the neurons with most velocity per parameter.
 
     The neurons of all layers stand in one line, the fastest per parameter first; they learn until

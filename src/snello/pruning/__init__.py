@@ -75,9 +75,9 @@ from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
 __all__ = [
-    "CALIBRATED", "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare",
-    "LossBound", "OneShot", "Pin", "Plateau", "PotentialPoint", "Pruner", "PrunerStep",
-    "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial", "export_masks",
-    "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
-    "pruning_potential", "random", "search_threshold", "taylor", "unpin", "zero_masks",
+    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Pin", "Plateau",
+    "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial",
+    "export_masks", "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
+    "pruning_potential", "random", "search_threshold", "taylor", "unpin",
+    "zero_masks",
 ]  # fmt: skip

@@ -41,12 +41,12 @@ _STREAMED_SIZES: dict[Task, tuple[int, int]] = {
 """Side of a crop, and shorter side of an image in evaluation, as in torchvision's reference scripts."""
 
 
-def available() -> tuple[str, ...]:
-    """The names that :func:`load` knows."""
+def dataset_names() -> tuple[str, ...]:
+    """The names that :func:`load_dataset` knows."""
     return tuple(_READERS)
 
 
-def load(
+def load_dataset(
     name: str,
     root: str | Path | None = None,
     *,

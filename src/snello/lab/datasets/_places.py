@@ -19,7 +19,7 @@ VARIABLE = "SNELLO_DATA"
 
 @dataclass(frozen=True)
 class Request:
-    """What :func:`snello.lab.datasets.load` was asked for, as the readers need it."""
+    """What :func:`snello.lab.datasets.load_dataset` was asked for, as the readers need it."""
 
     roots: tuple[Path, ...]
     path: Path

@@ -20,7 +20,8 @@ from ._table import METHOD_SPECS as METHOD_SPECS
 from ._table import MethodSpec as MethodSpec
 from ._table import Setting as Setting
 
+# Names beside these are for the packages of snello.
 __all__ = [
-    "JOURNEY_METHODS", "METHODS", "METHOD_SPECS", "Method", "MethodSpec", "NEqConfig", "PruningConfig",
-    "Setting", "label_of", "method_of",
+    "METHODS", "METHOD_SPECS", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
+    "method_of",
 ]  # fmt: skip

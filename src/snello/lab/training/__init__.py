@@ -45,10 +45,9 @@ from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
+# Names beside these are for the packages of snello.
 __all__ = [
-    "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "PublishedTable",
-    "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", 
-    "ShippedRow", "TrainedRow", "TrainingResult", "check_fits", "check_option_names", "evaluate",
-    "evaluate_segmentation", "journey", "load_data", "load_recipe", "published_table",
-    "recipe_names", "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
+    "TABLES", "Classification", "EpochRecord", "JourneyResult", "Recipe", "Reproduction",
+    "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "journey",
+    "load_recipe", "published_table", "recipe_names", "reproduce", "train", "validate",
 ]  # fmt: skip

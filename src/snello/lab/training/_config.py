@@ -26,7 +26,7 @@ class DataConfig:
     """The images, and the way they come in batches.
 
     Attributes:
-        name: one of :func:`snello.lab.datasets.available`: "digits", "cifar10", "imagenet",
+        name: one of :func:`snello.lab.datasets.dataset_names`: "digits", "cifar10", "imagenet",
             "imagefolder", ...
         root: folder (or several, separated as in PATH) that holds the dataset; default:
             $SNELLO_DATA, ./data.

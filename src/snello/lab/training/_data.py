@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
-from snello.lab.datasets import Part, Splits, load, loader
+from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.store import build, load_weights
 
 from ._config import Recipe
@@ -20,9 +20,9 @@ EVALUATED = 500
 
 
 def load_data(recipe: Recipe) -> Splits:
-    """The images of a recipe. Errors as :func:`snello.lab.datasets.load`."""
+    """The images of a recipe. Errors as :func:`snello.lab.datasets.load_dataset`."""
     data = recipe.data
-    return load(
+    return load_dataset(
         data.name,
         data.root,
         validation=data.validation,
