@@ -1,4 +1,4 @@
-"""How coarse a model may be quantised, as ``snello compress`` is told."""
+"""Options of ``snello compress`` for the rate search."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
     Raises:
         ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
-        be kept. ModelError: if the images do not fit the model.
+            be kept.
+        ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
     from snello.lab.training import check_fits

@@ -28,8 +28,7 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
-    """A ``transformers.TrainerCallback`` over the public API:
-    ``Trainer(callbacks=[huggingface_callback(...)])``.
+    """Build a callback of transformers: ``Trainer(callbacks=[huggingface_callback(...)])``.
 
     The sensitivity observes every training forward and decays after every step of the optimizer;
     the pruner is asked after every evaluation, ``updates`` at the end of every epoch. State lies in

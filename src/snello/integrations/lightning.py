@@ -35,9 +35,7 @@ from ._scores import scores_of
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
-    """Copies of the model in which other callbacks, such as Lightning's own, average its
-    weights.
-    """
+    """Copies of the model in which other callbacks average its weights."""
     expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for value in vars(callback).values():
@@ -130,9 +128,7 @@ class SensitivityPruning(L.Callback):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
-        model.
-        """
+        """The state to resume from: a checkpoint, once, or the last ``fit`` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -162,9 +158,7 @@ class SensitivityPruning(L.Callback):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The decay, after the optimizer's step: not after batches that only accumulate
-        gradients.
-        """
+        """Decay after a step of the optimizer, not after batches that only accumulate gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
             held = _updates(trainer) if self.sensitivity.by_gradient else None
@@ -275,8 +269,10 @@ class SelectiveUpdateCallback(L.Callback):
             self.last_step = self.neq.step()
 
     def spent(self) -> tuple[float, float, float]:
-        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention,
-        per sample): means over the steps of the present epoch.
+        """Means over the steps of the present epoch.
+
+        Returns the share of neurons updated, the backward FLOPs and the dense backward FLOPs, per
+        sample in the paper's convention.
         """
         assert self.last_step is not None
         steps = self._spent or [self.last_step]
@@ -324,7 +320,7 @@ class SelectiveUpdateCallback(L.Callback):
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
-    """What decides in this trainer which neurons are updated."""
+    """The object that selects the neurons to update in this trainer, or None."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
 

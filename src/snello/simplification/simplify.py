@@ -78,7 +78,8 @@ def simplify(
 
     Raises:
         ModelError: if the model cannot be captured, does not run on the example inputs, or holds a
-        NaN. ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
+            NaN.
+        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
             parameters which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is
             untouched.

@@ -1,5 +1,4 @@
-"""Images to learn from, in memory where they fit and in their files where they do not, cut into
-three parts.
+"""Datasets of images, in memory or streamed from their files, in three parts.
 
 Thresholds are chosen on the validation part and accuracy is reported on the test part, so the two
 never share an image: the test part is the dataset's own and depends on nothing, the validation part

@@ -37,9 +37,7 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
 
 
 def plot_updates(result: JourneyResult, path: Path) -> Path:
-    """Share of neurons updated per epoch, and the measured backward time beside the two FLOP
-    counts.
-    """
+    """Plot the share of neurons updated per epoch above the cost of the backward pass."""
     figure, (share, cost) = _figure(2)
     for method, other in result.runs.items():
         if any(e.paper_dense_flops for e in other.epochs):
@@ -127,8 +125,9 @@ def plot_potential(
 
 
 def plot_reproduction(result: Reproduction, path: Path) -> Path:
-    """Paper and measured side by side, one panel per quantity; rows that were not run show the
-    paper alone.
+    """Plot paper and measurement side by side, one panel per quantity.
+
+    Rows that were not run show the paper alone.
     """
     comparable = [q for q in result.table.quantities if not q.device]
     figure, panels = _figure(len(comparable))

@@ -25,8 +25,7 @@ HERE = {
 
 
 def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
-    """The comparable columns, three of them for each quantity; and what stands beside each other at
-    best.
+    """Comparable columns, three for each quantity, and columns of this device alone.
 
     Returns:
         Paper, measured and difference of every quantity that does not depend on a device; and the

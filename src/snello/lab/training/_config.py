@@ -164,8 +164,9 @@ SENSITIVITY_BLOCKS: dict[str, PruningConfig] = {
 
 
 def _with_sensitivity_blocks(kind: type[T]) -> type[T]:
-    """Add a field for each block of :data:`SENSITIVITY_BLOCKS` to a class, before it becomes a
-    dataclass: a new sensitivity is then a block of recipes without an edit here.
+    """Add a field for each block of sensitivities, before a class becomes a dataclass.
+
+    A new sensitivity is then a block of recipes without an edit here.
     """
     for name, defaults in SENSITIVITY_BLOCKS.items():
         kind.__annotations__[name] = PruningConfig

@@ -1,6 +1,4 @@
-"""More epochs for a run that was planned for fewer: possible where the epochs so far would have
-been the same.
-"""
+"""Extension of a run to more epochs than it was planned for."""
 
 from __future__ import annotations
 

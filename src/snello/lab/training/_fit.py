@@ -1,6 +1,4 @@
-"""One training run: a recipe, a method, a folder. Killed, it resumes from its last finished
-epoch.
-"""
+"""One training run: a recipe, a method, a folder, resumed from the last finished epoch."""
 
 from __future__ import annotations
 
@@ -162,8 +160,7 @@ def _saved_epochs(folder: Path) -> int:
 
 
 def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
-    """Check everything about a recipe that can be known before the first step, for all of its
-    methods.
+    """Check a recipe before the first training step, for all of its methods.
 
     Data are found and read, the model is built and run on two images, optimizer, schedule,
     sensitivities, pruners and probes are built and taken down again.

@@ -27,8 +27,9 @@ _DYING = 7.0
 
 @contextmanager
 def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
-    """Keep other processes out of a run folder, which is made; of several processes of one run the
-    first does.
+    """Create a run folder and lock it against other processes.
+
+    Of several processes of one run the first does so.
 
     The lock is the operating system's: it ends with the process, however that ends.
 
@@ -161,9 +162,7 @@ def _unused(method: str) -> set[str]:
 
 
 def _length(method: str) -> set[str]:
-    """Settings that say how long a run is: they may change where :func:`refusal` has nothing
-    against it.
-    """
+    """Settings of the length of a run, which may change where :func:`refusal` returns None."""
     return {"epochs", f"{method_of(method).block}.finetune"}
 
 

@@ -1,6 +1,4 @@
-"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train
-again with NEq.
-"""
+"""The round trip on one recipe: train, prune, simplify, code, export, measure; and NEq."""
 
 from __future__ import annotations
 
@@ -123,7 +121,8 @@ def journey(
     Raises:
         ConfigError: if another process has the folder.
         SnelloError: whatever the data, the model, the training or the shipping have to complain
-        about. Stopped: for SIGTERM or SIGINT while a network is trained.
+            about.
+        Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
@@ -161,7 +160,7 @@ def _journey(
 
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """How many training, validation and test images the recipe's limits leave."""
+    """Numbers of training, validation and test images within the recipe's limits."""
 
     def count(part: Part, limit: int | None) -> int:
         return len(part) if limit is None else min(len(part), limit)
@@ -187,9 +186,7 @@ def is_trained(method: str) -> bool:
 def ship(
     recipe: Recipe, folder: Path, methods: list[str], splits: Splits
 ) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, all of them timed in
-    turns.
-    """
+    """Simplify, code, export and measure the finished runs of some methods, timed in turns."""
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(
@@ -260,8 +257,9 @@ def _shipped_row(
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention,
-    nothing frozen.
+    """Rows of finished runs.
+
+    ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
     """
     rows = [_trained_row(run) for run in runs]
     # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.

@@ -122,7 +122,8 @@ class Reproduction:
     Attributes:
         table: as it was published.
         quick: whether the recipes' quick variants were run, whose numbers say nothing about the
-        published ones. rows: in the published order.
+            published ones.
+        rows: in the published order.
     """
 
     table: PublishedTable

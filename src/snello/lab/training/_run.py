@@ -76,8 +76,7 @@ class Run:
         self.task = _task(recipe, splits, self.model)
 
     def check(self) -> None:
-        """Build what a method needs, and take it down again: what is wrong with it is found before
-        training.
+        """Build the objects of a method and remove them again, to find errors before training.
 
         Raises:
             SnelloError: whatever optimizer, sensitivity, pruner or selection have to complain
@@ -103,9 +102,7 @@ class Run:
         return watched.status().dense_flops
 
     def _watched(self, optimizer: torch.optim.Optimizer) -> SelectiveUpdate:
-        """The model with its neurons watched on two images, which is enough to count and to
-        complain.
-        """
+        """The model with its neurons watched on two images, enough to count and to check."""
         probe, _ = self.batches.sample(min(self.recipe.neq.probe, 2))
         return SelectiveUpdate(
             self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options
@@ -181,9 +178,7 @@ class Run:
         return images.to(memory_format=self.task.memory_format)
 
     def validation_loss(self, model: nn.Module) -> float:
-        """Mean loss on this process's share of the validation part, in the precision of the
-        training.
-        """
+        """Mean loss on this process's share of the validation part, in the training's precision."""
         return self.evaluate(
             model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)
         ).loss
@@ -191,7 +186,7 @@ class Run:
     def evaluate(
         self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
     ) -> Evaluation:
-        """What a model achieves on some batches; the accuracy of a segmentation is its mean IoU."""
+        """Evaluate a model; the accuracy of a segmentation is its mean IoU."""
         last = self.recipe.channels_last
         if self.splits.task == "segmentation":
             classes = len(self.splits.classes)
@@ -254,9 +249,7 @@ class Run:
         self._progress(line + figures)
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
-        """Test the last epoch's weights, write the model file and then the result. For the first
-        process.
-        """
+        """Test the last epoch's weights, write the model file, then the result (first process)."""
         model: nn.Module = self.task.model
         if self.average is not None:
             # A run that was stopped after its last epoch trains nothing when it is resumed, and so
@@ -286,7 +279,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def device_of(recipe: Recipe) -> str:
-    """Where a recipe runs: ``"cuda"`` or ``"cpu"``."""
+    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
     if recipe.device != "auto":
         return recipe.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -98,7 +98,8 @@ def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> di
     Args:
         tensor: floating, not empty.
         curvature: second derivative of the cost with respect to each weight on its own; the
-        tensor's shape. qps: where the costs are wanted.
+            tensor's shape.
+        qps: where the costs are wanted.
 
     Raises:
         ConfigError: for a curvature of another shape.

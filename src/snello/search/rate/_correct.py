@@ -36,9 +36,10 @@ class Correction:
 
     Args:
         reference: the model before quantisation, in the state in which it will be quantised.
-        batches: calibration inputs, of which the first :data:`snello.search.rate._probe.MOST_INPUTS`
-        are run. bias: correct the bias of every layer that has one, and the running mean of every
-        BatchNorm. batchnorm: correct running mean and running variance of every BatchNorm.
+        batches: calibration inputs, of which the first
+            :data:`snello.search.rate._probe.MOST_INPUTS` are run.
+        bias: correct the bias of every layer that has one, and the running mean of every BatchNorm.
+        batchnorm: correct running mean and running variance of every BatchNorm.
 
     Layers that are called more than once per forward pass are left alone.
     """

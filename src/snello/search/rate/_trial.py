@@ -44,14 +44,16 @@ class RateSearch:
             corrected where that won. Its weights are not quantised yet.
         settings: how to code it.
         bytes: of the NNC stream of ``model`` under ``settings``; the ``.snello`` container adds its
-        manifest. before: what ``evaluate`` said of the model.
+            manifest.
+        before: what ``evaluate`` said of the model.
         after: what it said of the decoded model.
         bound: the worst value allowed.
         method: how the quantisation parameters were chosen.
         folded: whether the BatchNorms were folded.
         one_qp: the best trial with one quantisation parameter for all weights; None if none passed.
         per_tensor: the best trial with one per tensor; None if none passed, or none was smaller
-        than ``one_qp``. trail: everything that was evaluated, in order.
+            than ``one_qp``.
+        trail: everything that was evaluated, in order.
         evaluations: calls of ``evaluate``, the one of the model itself included.
         probes: runs of the calibration inputs, to find out what each tensor's precision is worth.
     """
