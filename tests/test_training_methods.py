@@ -334,15 +334,13 @@ def test_matched_baseline_freezes_as_much_as_neq_did(tmp_path: Path) -> None:
 
 
 def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> None:
-    recipe = _recipe("--output.lmbda=1e-3", "--output.twt=0.1", "--output.finetune=1")
-    run = train(recipe, "output", tmp_path)
+    own = ("--output.twt=0.1", "--output.finetune=1", "--output.lmbda=1e-3")
+    run = train(_recipe(*own), "output", tmp_path)
     assert run.epochs[-1].pruned > 0
-    again = _recipe(
-        "--lobster.lmbda=0.5", "--output.lmbda=1e-3", "--output.twt=0.1", "--output.finetune=1"
-    )
+    again = _recipe(*own, "--lobster.lmbda=0.5")
     assert train(again, "output", tmp_path, resume=True) == run, "lobster's options do not matter"
     with pytest.raises(ConfigError, match=r"output\.lmbda is 0\.001 there, 0\.1 here"):
-        train(_recipe("--output.lmbda=0.1"), "output", tmp_path, resume=True)
+        train(_recipe(*own, "--output.lmbda=0.1"), "output", tmp_path, resume=True)
     with pytest.raises(ConfigError, match=r"output\.finetune \(5\) must be less than epochs"):
         train(_recipe(), "output", tmp_path / "short")
 

@@ -38,7 +38,7 @@ from snello.codec._stream import encode as encode
 from snello.codec._stream import quantised as quantised
 from snello.codec._stream import step_sizes as step_sizes
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "CodecSettings", "Decompressed", "Header", "Limits", "TensorEntry", "compress", "decode",
     "decompress", "encode", "quantised", "read_header",

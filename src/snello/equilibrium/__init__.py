@@ -66,7 +66,7 @@ from snello.equilibrium._timing import StepTiming as StepTiming
 from snello.equilibrium._timing import time_backward as time_backward
 from snello.equilibrium._timing import time_step as time_step
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "EquilibriumStep", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
     "Selection", "SelectiveUpdate", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",

@@ -35,7 +35,7 @@ from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = ["Graph", "Inputs", "capture", "register_leaf", "shape_of"]
 
 

@@ -8,5 +8,5 @@ asked for.
 
 from ._scores import scores_of as scores_of
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = []

@@ -251,7 +251,7 @@ class SelectiveUpdateCallback(L.Callback):
         self.last_step = self.neq.status()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note what the step cost; decide anew, where that is asked for between epochs."""
+        """Record the cost of the step; decide again after ``every`` steps."""
         assert self.neq is not None
         assert self.last_step is not None
         if trainer.global_step == self._steps:  # gradients were only accumulated

@@ -43,7 +43,7 @@ from .rewrite import plan_of as plan_of
 from .simplify import make_plan as make_plan
 from .simplify import simplify as simplify
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "BytesCost", "CostModel", "LatencyCost", "PlainCost", "SimplificationPlan", "Timings",
     "fold_batchnorm", "plan_of", "register_rule", "rule_for", "simplify",

@@ -47,7 +47,7 @@ from snello.lab.datasets._types import Splits as Splits
 from snello.lab.datasets._types import StreamedImages as StreamedImages
 from snello.lab.datasets._types import StreamedSplits as StreamedSplits
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "DataSplits", "Images", "Splits", "StreamedImages", "StreamedSplits", "dataset_names",
     "load_dataset", "loader",

@@ -188,6 +188,6 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 }
 
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
-"""Datasets whose images have one size of their own, which nobody else should change without being asked."""
+"""Datasets whose images have one size, which is changed on request only."""
 
 _WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

@@ -20,7 +20,7 @@ from ._table import METHOD_SPECS as METHOD_SPECS
 from ._table import MethodSpec as MethodSpec
 from ._table import Setting as Setting
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "METHODS", "METHOD_SPECS", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
     "method_of",

@@ -40,7 +40,7 @@ class PruningConfig:
 
 @dataclass(frozen=True)
 class NEqConfig:
-    """Neurons at equilibrium, and the random baselines beside it.
+    """Neurons at equilibrium, and the random baselines.
 
     Attributes:
         eps: bound on the velocity below which a neuron is at equilibrium.

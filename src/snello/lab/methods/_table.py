@@ -101,7 +101,7 @@ def _stochastic_star(setting: Setting) -> Selection:
     if setting.imitated is None:
         raise ConfigError(
             "stochastic-star freezes as many neurons as a finished NEq run did: train with "
-            "--method=neq first, into the folder 'neq' beside this run's (or matched= in Python)"
+            "--method=neq first, into the folder 'neq' next to this run's (or matched= in Python)"
         )
     # The first steps, in which nothing is frozen, are those of both runs.
     shares = setting.imitated[setting.options.warmup :]

@@ -57,5 +57,5 @@ def model_names() -> tuple[str, ...]:
     return tuple(name.replace("_", "-") for name in FACTORIES)
 
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = ["CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "model_names"]

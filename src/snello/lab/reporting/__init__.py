@@ -27,7 +27,7 @@ from ._values import megabytes as megabytes
 from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "Table", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
     "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",

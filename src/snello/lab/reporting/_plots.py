@@ -74,7 +74,7 @@ def _figure(rows: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # No pyplot: its global state and its choice of a screen are nobody's business here.
+    # No pyplot: it has global state and chooses a screen.
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, 1, sharex=True)

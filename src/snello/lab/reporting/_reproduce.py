@@ -1,4 +1,4 @@
-"""A published table beside what was measured here: paper, measured, difference."""
+"""A published table and the measurements: paper, measured, difference."""
 
 from __future__ import annotations
 

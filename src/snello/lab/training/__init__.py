@@ -45,7 +45,7 @@ from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = [
     "TABLES", "Classification", "EpochRecord", "JourneyResult", "Recipe", "Reproduction",
     "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "journey",

@@ -179,8 +179,8 @@ def _with_sensitivity_blocks(kind: type[T]) -> type[T]:
 class Recipe:
     """One round trip.
 
-    Besides the attributes below it has a :class:`~snello.lab.methods.PruningConfig` for each
-    sensitivity: ``lobster``, ``serene``, ``output``.
+    A recipe also has a :class:`~snello.lab.methods.PruningConfig` for each sensitivity, under its
+    name: ``lobster``, ``serene``, ``output``.
 
     Attributes:
         model: the network, by name and arguments.
@@ -200,7 +200,7 @@ class Recipe:
         precision: "32-true", "bf16-mixed" or, on a GPU, "16-mixed".
         channels_last: memory format of convolutional networks.
         sync_batchnorm: on several GPUs, batch statistics over all of them.
-        log: where the epochs' figures are logged, beside the history in the results: "csv",
+        log: loggers of the epochs' figures, in addition to the history in the results: "csv",
             "tensorboard".
     """
 

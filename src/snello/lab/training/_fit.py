@@ -51,7 +51,7 @@ def train(
             again after a process was lost resumes by itself.
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq``
-            beside ``folder``.
+            next to ``folder``.
 
     Raises:
         ConfigError: for an unknown method, for a folder that holds a run already while ``resume``
@@ -60,7 +60,7 @@ def train(
         OutputError: for a full disk; the finished epochs are kept.
         Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume``
             trains the epoch that was under way again. A second signal is not waited for.
-        SnelloError: whatever the data, the model or the training have to complain about.
+        SnelloError: for the errors of the data, the model and the training.
     """
     replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
     folder, resume = Path(folder), resume or restarted()

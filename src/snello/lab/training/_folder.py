@@ -121,12 +121,12 @@ def finished_epochs(folder: Path) -> int:
     except ModelError as error:
         if "pickled code" in str(error):
             raise ModelError(
-                f"{error}; no run of snello wrote it: remove it to start this run anew"
+                f"{error}; no run of snello wrote it: remove it to start this run again"
             ) from error
-        raise ModelError(f"{path} is damaged: remove it to start this run anew") from error
+        raise ModelError(f"{path} is damaged: remove it to start this run again") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is no checkpoint of a run: remove it to start this run anew"
+            f"{path} is no checkpoint of a run: remove it to start this run again"
         ) from error
 
 
@@ -151,7 +151,7 @@ def _read(note: Path) -> dict[str, Any]:
         return dict(asked)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{note} is damaged: choose another --out, or remove the run and start anew"
+            f"{note} is damaged: choose another --out, or remove the run and start again"
         ) from error
 
 

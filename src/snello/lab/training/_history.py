@@ -143,7 +143,7 @@ class History(L.Callback):
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)
-        # Beside the loss and the accuracy that the task logs: for the progress bar and the loggers.
+        # For the progress bar and the loggers, as the loss and the accuracy that the task logs.
         for name in ("pruned", "updated"):
             pl_module.log(name, getattr(record, name), prog_bar=True, rank_zero_only=True)
         if self._report is not None:

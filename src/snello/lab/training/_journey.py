@@ -114,14 +114,13 @@ def journey(
 
     Args:
         recipe: what to do.
-        folder: gets one folder per method, and what is shipped beside its checkpoint.
+        folder: gets one folder per method, with the files to ship next to its checkpoint.
         resume: go on with what the folder holds.
         progress: called with lines of text.
 
     Raises:
         ConfigError: if another process has the folder.
-        SnelloError: whatever the data, the model, the training or the shipping have to complain
-            about.
+        SnelloError: for the errors of the data, the model, the training and the shipping.
         Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
@@ -174,12 +173,12 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """Return True for a method that makes a network lean, and for the dense network beside it."""
+    """Return True for a method that makes a network lean, and for the baseline."""
     return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """Return True for a method that makes training cheaper, and for the full training beside it."""
+    """Return True for a method that makes training cheaper, and for the baseline."""
     return method == "baseline" or method_of(method).selection is not None
 
 
@@ -262,7 +261,7 @@ def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tup
     ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
     """
     rows = [_trained_row(run) for run in runs]
-    # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
+    # A run without NEq watches no layers, and so has no count in the paper's convention.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 

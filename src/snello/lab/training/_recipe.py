@@ -101,8 +101,10 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"recipe {name_or_path}: 'extends' names one recipe, not {base!r}")
-    beside = path.parent / base  # a file beside this one, or a name
-    return _merged(_extended(str(beside) if beside.is_file() else base, (*seen, path)), values)
+    neighbour = path.parent / base  # a file in the same folder, or a name
+    return _merged(
+        _extended(str(neighbour) if neighbour.is_file() else base, (*seen, path)), values
+    )
 
 
 def option_names() -> tuple[str, ...]:

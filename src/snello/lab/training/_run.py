@@ -51,7 +51,7 @@ class Run:
         progress: called with a line of text after each epoch.
 
     Raises:
-        SnelloError: whatever the model, the data or the options have to complain about.
+        SnelloError: for the errors of the model, the data and the options.
     """
 
     def __init__(
@@ -79,8 +79,7 @@ class Run:
         """Build the objects of a method and remove them again, to find errors before training.
 
         Raises:
-            SnelloError: whatever optimizer, sensitivity, pruner or selection have to complain
-                about.
+            SnelloError: for the errors of optimizer, sensitivity, pruner and selection.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
         _loggers(self.recipe, Path())
@@ -286,7 +285,7 @@ def device_of(recipe: Recipe) -> str:
 
 
 def check_device(recipe: Recipe) -> None:
-    """Complain where Lightning would warn and do something else, or fail after the data are loaded.
+    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
 
     Raises:
         ConfigError: for a GPU that is not there, and for what only a GPU can do.

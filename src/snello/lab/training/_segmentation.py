@@ -82,7 +82,7 @@ class Segmentation(L.LightningModule):
         return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
 
     def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        # In single precision or better, whatever autocast made of the scores.
+        # In single precision or better, also under autocast.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         total = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="sum")
         # A crop of nothing but ignored pixels would otherwise be 0/0.

@@ -81,7 +81,7 @@ class StopSignals:
         if first and self._stepping:
             return
         if number == signal.SIGTERM and not first:
-            os._exit(128 + number)  # whoever sends it twice does not want to wait for anything
+            os._exit(128 + number)  # a second signal asks for an end at once
         raise Halt
 
 

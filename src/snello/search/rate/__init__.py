@@ -27,5 +27,5 @@ from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
 from ._trial import RateTrial as RateTrial
 
-# Names beside these are for the packages of snello.
+# Other names are for the packages of snello.
 __all__ = ["RateSearch", "search_rate"]
