@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from snello import CodecSettings, compress, simplify
 from snello.codec import decode, encode, quantised
 from snello.files import write_text
-from snello.lab.datasets import DataSplits, Images, load, loader
+from snello.lab.datasets import DataSplits, Images, load_dataset, loader
 from snello.lab.training import evaluate
 from snello.search.rate import RateSearch, search_rate
 from snello.search.rate._trial import coded_tensors, with_tensors
@@ -292,7 +292,7 @@ def show(row: Row) -> str:
 def resnet32(options: argparse.Namespace) -> list[Subject]:
     if options.weights is None:
         raise SystemExit("resnet32 needs --weights FILE")
-    splits = load("cifar10")
+    splits = load_dataset("cifar10")
     if options.imagenet_statistics:
         splits = replace(splits, **IMAGENET)
     return [
@@ -303,7 +303,7 @@ def resnet32(options: argparse.Namespace) -> list[Subject]:
 def lenet5(options: argparse.Namespace) -> list[Subject]:
     from snello.lab.training import load_recipe, train
 
-    splits = load("mnist")
+    splits = load_dataset("mnist")
     folder = options.journey or options.out.parent / "bitstream_lenet5"
     subjects = []
     for method in ("baseline", "lobster", "serene"):

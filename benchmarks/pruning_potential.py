@@ -55,7 +55,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.files import write_text
-from snello.lab.datasets import DataSplits, load
+from snello.lab.datasets import DataSplits, load_dataset
 from snello.lab.datasets._batches import PADDING, crop_flip
 from snello.pruning import Pruner, Ratio, potential_point
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
@@ -68,7 +68,7 @@ class Protocol:
 
     Attributes:
         network: name for :func:`snello.store.build`.
-        data: name for :func:`snello.lab.datasets.load`.
+        data: name for :func:`snello.lab.datasets.load_dataset`.
         ladder: sparsities visited, in order.
         dense, regularise, settle: epochs at the beginning, and before and after each pruning step.
         lr, batch: of SGD.
@@ -227,7 +227,7 @@ class Experiment:
             chosen = dict.fromkeys(LMBDA, options.lmbda)
             self.protocol = Protocol(**{**asdict(self.protocol), "lmbda": chosen})
         self.device = torch.device(options.device)
-        self.data = Data(load(self.protocol.data, seed=0), self.protocol, self.device)
+        self.data = Data(load_dataset(self.protocol.data, seed=0), self.protocol, self.device)
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def dense_state(self, seed: int) -> dict[str, Tensor]:

@@ -26,11 +26,15 @@ import lightning as L
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
-from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning, WeightAverage
+from snello.integrations.lightning import (
+    SelectiveUpdateCallback,
+    SensitivityPruning,
+    WeightAverage,
+)
+from snello.lab.methods import label_of, method_of
 from snello.lab.training import METHODS, Recipe, evaluate_segmentation, load_recipe, train, validate
 from snello.lab.training._config import OptimizerConfig
 from snello.lab.training._distributed import share_of
-from snello.lab.training._methods import method_of
 from snello.lab.training._schedule import build_optimizer, lr_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,13 +58,17 @@ def _recipe(*options: str) -> Recipe:
 def test_every_named_method_has_a_meaning(name: str) -> None:
     method = method_of(name)
     assert method.name == name
-    assert (method.pruning is None and method.update is None) == (name == "baseline")
+    assert (method.sensitivity is None and method.selection is None) == (name == "baseline")
+    assert label_of(name)
 
 
-@given(st.floats(0, 1), st.sampled_from(["lobster", "serene"]))
+@given(st.floats(0, 1), st.sampled_from(["lobster", "serene", "output"]))
 def test_any_share_and_any_sensitivity_combine(share: float, pruning: str) -> None:
     both = method_of(f"{pruning}+stochastic-{share}")
-    assert (both.pruning, both.update, both.share) == (pruning, "stochastic", share)
+    assert both.sensitivity is not None
+    assert both.selection is not None
+    found = (both.sensitivity.name, both.selection.name, both.share)
+    assert found == (pruning, "stochastic", share)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,8 @@ def test_any_share_and_any_sensitivity_combine(share: float, pruning: str) -> No
         "magic",
         "",
         "baseline+neq",
+        "stochastic",
+        "neq-0.5",
         "neq+neq",
         "serene+lobster",
         "stochastic-2",
@@ -261,7 +271,7 @@ def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: P
 
     for batch, accumulate in ((10, 1), (5, 2)):
         selection = Counting(0.5)
-        callback = SelectiveUpdate(_pairs()[0][:4], selection, every=every)
+        callback = SelectiveUpdateCallback(_pairs()[0][:4], selection, every=every)
         _fit(tmp_path, callback, batch=batch, accumulate=accumulate)
         assert selection.calls == decisions
         assert callback.last_step is not None
@@ -270,7 +280,7 @@ def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: P
 
 def test_decisions_every_nought_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1, not 0"):
-        SelectiveUpdate(_pairs()[0], Stochastic(0.5), every=0)
+        SelectiveUpdateCallback(_pairs()[0], Stochastic(0.5), every=0)
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -290,7 +300,7 @@ def test_decay_of_neurons_that_are_not_updated(
             weights.append(module.model[0].weight.detach().clone())
 
     pruning = SensitivityPruning(lambda m: sensitivity(m, 1e-2), lambda m: 1.0, pwe=99)
-    frozen = SelectiveUpdate(_pairs()[0][:4], Stochastic(1.0))
+    frozen = SelectiveUpdateCallback(_pairs()[0][:4], Stochastic(1.0))
     module = _fit(tmp_path, Watch(), *((pruning, frozen) if order else (frozen, pruning)), epochs=3)
     assert not torch.equal(weights[0], weights[1]), "the first epoch learns"
     still = torch.equal(weights[1], module.model[0].weight)
@@ -321,6 +331,18 @@ def test_matched_baseline_freezes_as_much_as_neq_did(tmp_path: Path) -> None:
     assert shares[1] == pytest.approx(
         shares[0], abs=2 / 100
     )  # whole neurons of layers of 100 and 300
+
+
+def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> None:
+    own = ("--output.twt=0.1", "--output.finetune=1", "--output.lmbda=1e-3")
+    run = train(_recipe(*own), "output", tmp_path)
+    assert run.epochs[-1].pruned > 0
+    again = _recipe(*own, "--lobster.lmbda=0.5")
+    assert train(again, "output", tmp_path, resume=True) == run, "lobster's options do not matter"
+    with pytest.raises(ConfigError, match=r"output\.lmbda is 0\.001 there, 0\.1 here"):
+        train(_recipe(*own, "--output.lmbda=0.1"), "output", tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"output\.finetune \(5\) must be less than epochs"):
+        train(_recipe(), "output", tmp_path / "short")
 
 
 def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:

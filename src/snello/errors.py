@@ -74,6 +74,20 @@ class Stopped(KeyboardInterrupt):
         self.number = int(number or signal.SIGINT)
 
 
+def check_option(condition: bool, message: str) -> None:
+    """Refuse an option.
+
+    Args:
+        condition: false for an impossible value.
+        message: the option, its value and the values that are possible.
+
+    Raises:
+        ConfigError: if the condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(message)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to append to a wrong name, ``" (did you mean 'epochs'?)"``; may be empty."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -1,4 +1,4 @@
-"""What several commands read and write."""
+"""Models that commands read, and files that they write."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ NOTHING = "-"
 
 
 def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
-    """What can be counted: parameters, operations, bytes, memory."""
+    """Table of counts: parameters, operations, bytes, memory."""
     header = (
         "Model",
         "Params",

@@ -1,4 +1,4 @@
-"""How coarse a model may be quantised, as ``snello compress`` is told."""
+"""Options of ``snello compress`` for the rate search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
-from snello.lab.datasets import FIXED_SIZE, Splits, load, loader
+from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
 from snello.search.rate import RateSearch, search_rate
 from snello.store.modelfile import Record
 
@@ -71,7 +71,8 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
     Raises:
         ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
-        be kept. ModelError: if the images do not fit the model.
+            be kept.
+        ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
     from snello.lab.training import check_fits
@@ -103,7 +104,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
 
 def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
-    splits = load(
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         path=arguments.data_path,

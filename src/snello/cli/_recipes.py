@@ -1,4 +1,4 @@
-"""What journey and train share: a recipe, overrides, a run folder."""
+"""Arguments of journey and train: a recipe, overrides, a run folder."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
-    """The recipe of that name, or the one that the arguments name, with the command line's say over
-    it.
-    """
+    """The recipe of that name, or of the arguments, with the options of the command line."""
     from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
@@ -66,14 +64,14 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks: under torchrun there are several."""
+    """Return True for the process that reports, the first of those under torchrun."""
     from snello.lab.training import world
 
     return world().is_first
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:
-    """Where the run goes."""
+    """Folder of the run."""
     return Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.recipe).stem
 
 

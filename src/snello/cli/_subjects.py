@@ -19,7 +19,7 @@ SUFFIXES = (".pt", ".snello", *MODEL_FILES)
 def subjects(
     arguments: argparse.Namespace, *, batch: int, short_names: bool = False
 ) -> list[Subject]:
-    """What the arguments name: files, all files of folders, or an architecture.
+    """Models that the arguments name: files, all files of folders, or an architecture.
 
     Args:
         arguments: with ``files`` and those of :func:`snello.cli._inputs.add_model_arguments`.
@@ -28,7 +28,8 @@ def subjects(
 
     Raises:
         ConfigError: if they name none, or both files and an architecture, or a folder without
-        models. ModelError: if one cannot be loaded.
+            models.
+        ModelError: if one cannot be loaded.
     """
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")

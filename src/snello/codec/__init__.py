@@ -38,19 +38,8 @@ from ._stream import encode as encode
 from ._stream import quantised as quantised
 from ._stream import step_sizes as step_sizes
 
+# Other names are for the packages of snello.
 __all__ = [
-    "CodecSettings",
-    "Decompressed",
-    "Header",
-    "Limits",
-    "TensorEntry",
-    "compress",
-    "decode",
-    "decompress",
-    "encode",
-    "is_container",
-    "quantised",
-    "read_header",
-    "step_sizes",
-    "stream_of",
-]
+    "CodecSettings", "Decompressed", "Header", "Limits", "TensorEntry", "compress", "decode",
+    "decompress", "encode", "quantised", "read_header",
+]  # fmt: skip

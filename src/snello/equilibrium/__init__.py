@@ -26,7 +26,7 @@ the input is always exact, so all other neurons train as usual.
 Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
 it. Its baselines are :class:`Stochastic` (random neurons), :class:`MatchedStochastic` (as many
 random neurons as NEq froze: the paper's Stochastic*) and :class:`Prefix` (whole layers from the
-input on, with :class:`FreezeOut`'s timetable). :class:`Budget` updates a fixed number of
+input on, with :class:`FreezeOut`'s timetable). :class:`ParameterBudget` updates a fixed number of
 parameters, those with most velocity. All are arguments of
 :class:`SelectiveUpdate`; :class:`NEq` is the one with :class:`Velocity`.
 
@@ -39,9 +39,9 @@ Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons
 deep models", NeurIPS 2022, https://arxiv.org/abs/2207.09455
 """
 
-from ._baselines import Budget as Budget
 from ._baselines import FreezeOut as FreezeOut
 from ._baselines import MatchedStochastic as MatchedStochastic
+from ._baselines import ParameterBudget as ParameterBudget
 from ._baselines import Prefix as Prefix
 from ._baselines import Stochastic as Stochastic
 from ._cost import UpdateCost as UpdateCost
@@ -65,3 +65,11 @@ from ._timing import PhaseTiming as PhaseTiming
 from ._timing import StepTiming as StepTiming
 from ._timing import time_backward as time_backward
 from ._timing import time_step as time_step
+
+# Other names are for the packages of snello.
+__all__ = [
+    "EquilibriumStep", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
+    "Selection", "SelectiveUpdate", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
+    "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
+    "time_backward", "time_step",
+]  # fmt: skip

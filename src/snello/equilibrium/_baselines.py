@@ -223,7 +223,7 @@ class Prefix:
         self._steps = int(state["steps"])
 
 
-class Budget:
+class ParameterBudget:
     """Update a fixed number of parameters: those of the neurons with most velocity per parameter.
 
     The neurons of all layers are ranked by velocity per parameter. From the top, they learn until

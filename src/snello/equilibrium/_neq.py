@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from ._layers import monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import Formula, Selection, Velocity, WatchedLayer
+
+
+class UpdateOptions(TypedDict, total=False):
+    """Options of :class:`SelectiveUpdate` by keyword; it describes them and holds their defaults."""
+
+    warmup: int
+    exclude: Iterable[str]
+    kinds: Iterable[str] | None
+    positions: int | None
+    dispatch: DispatchMode
 
 
 class SelectiveUpdate:
@@ -272,11 +282,12 @@ class NEq(SelectiveUpdate):
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
         formula: "paper" or "released"; see :class:`Velocity`.
-        warmup: number of first steps in which every neuron learns, at least 1.
-        exclude: names of layers that always learn.
-        kinds: kinds of layers to watch; see :class:`SelectiveUpdate`.
-        positions: spatial positions of the probe outputs to keep; see :class:`SelectiveUpdate`.
-        dispatch: "measured" or "fixed"; see :class:`SelectiveUpdate`.
+        options: ``warmup``, ``exclude``, ``kinds``, ``positions`` and ``dispatch`` of
+            :class:`SelectiveUpdate`, which describes all arguments.
+
+    Raises:
+        ConfigError: as :class:`SelectiveUpdate` and :class:`Velocity` do.
+        ModelError: if the model does not run on the probe.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium
     in deep models", NeurIPS 2022.
@@ -291,20 +302,6 @@ class NEq(SelectiveUpdate):
         eps: float = 1e-3,
         mu: float = 0.5,
         formula: Formula = "paper",
-        warmup: int = 1,
-        exclude: Iterable[str] = (),
-        kinds: Iterable[str] | None = None,
-        positions: int | None = None,
-        dispatch: DispatchMode = "measured",
+        **options: Unpack[UpdateOptions],
     ) -> None:
-        super().__init__(
-            model,
-            optimizer,
-            probe,
-            Velocity(eps, mu, formula),
-            warmup=warmup,
-            exclude=exclude,
-            kinds=kinds,
-            positions=positions,
-            dispatch=dispatch,
-        )
+        super().__init__(model, optimizer, probe, Velocity(eps, mu, formula), **options)

@@ -35,10 +35,8 @@ from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
-__all__ = [
-    "ByName", "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation",
-    "evaluation_mode", "known_shape", "positional", "register_leaf", "requiring_gradients", "shape_of",
-]  # fmt: skip
+# Other names are for the packages of snello.
+__all__ = ["Graph", "Inputs", "capture", "register_leaf", "shape_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
-from snello.sensitivity import Lobster, Sensitivity
+from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
 
 from ._agree import agree_on_pruning
@@ -35,9 +35,7 @@ from ._scores import scores_of
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
-    """Copies of the model in which other callbacks, such as Lightning's own, average its
-    weights.
-    """
+    """Copies of the model in which other callbacks average its weights."""
     expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for value in vars(callback).values():
@@ -152,9 +150,7 @@ class SensitivityPruning(_Attached):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
-        model.
-        """
+        """The state to resume from: a checkpoint, once, or the last ``fit`` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -184,13 +180,11 @@ class SensitivityPruning(_Attached):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The decay, after the optimizer's step: not after batches that only accumulate
-        gradients.
-        """
+        """Decay after a step of the optimizer, not after batches that only accumulate gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
-            by_gradient = isinstance(self.sensitivity, Lobster)
-            with frozen_rows_held(_updates(trainer) if by_gradient else None):
+            held = _updates(trainer) if self.sensitivity.by_gradient else None
+            with frozen_rows_held(held):
                 self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -265,7 +259,7 @@ class SelectiveUpdateCallback(_Attached):
         self.last_step = self.neq.status()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note what the step cost; decide anew, where that is asked for between epochs."""
+        """Record the cost of the step; decide again after ``every`` steps."""
         assert self.neq is not None
         assert self.last_step is not None
         if trainer.global_step == self._steps:  # gradients were only accumulated
@@ -283,8 +277,10 @@ class SelectiveUpdateCallback(_Attached):
             self.last_step = self.neq.step()
 
     def spent(self) -> tuple[float, float, float]:
-        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention,
-        per sample): means over the steps of the present epoch.
+        """Means over the steps of the present epoch.
+
+        Returns the share of neurons updated, the backward FLOPs and the dense backward FLOPs, per
+        sample in the paper's convention.
         """
         assert self.last_step is not None
         steps = self._spent or [self.last_step]
@@ -319,7 +315,7 @@ class SelectiveUpdateCallback(_Attached):
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
-    """What decides in this trainer which neurons are updated."""
+    """The object that selects the neurons to update in this trainer, or None."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
 

@@ -49,6 +49,7 @@ from ._amount import Ratio as Ratio
 from ._amount import Trial as Trial
 from ._amount import nonzero_parameters as nonzero_parameters
 from ._cost import nonzero_macs as nonzero_macs
+from ._importance import CALIBRATED as CALIBRATED
 from ._importance import IMPORTANCES as IMPORTANCES
 from ._importance import Importance as Importance
 from ._importance import random as random

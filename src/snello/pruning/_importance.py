@@ -157,6 +157,10 @@ IMPORTANCES: dict[str, Importance] = {
 }  # fmt: skip
 
 
+CALIBRATED: dict[str, Callable[[Iterable[tuple[Tensor, Tensor]]], Importance]] = {"taylor": taylor}
+"""Importances that are made from calibration batches, by name."""
+
+
 def importance_of(given: str | Importance) -> Importance:
     """An importance by its name, or as it is.
 

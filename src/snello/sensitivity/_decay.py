@@ -22,7 +22,12 @@ class Sensitivity(ABC):
     Args:
         lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning
             rate.
+
+    Attributes:
+        by_gradient: reads the gradients of the loss, which a frozen neuron does not have.
     """
+
+    by_gradient = False
 
     def __init__(self, lmbda: float) -> None:
         if not (math.isfinite(lmbda) and 0 <= lmbda < 1):

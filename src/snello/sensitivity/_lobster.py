@@ -37,6 +37,8 @@ class Lobster(Sensitivity):
     networks", Neural Networks 146 (2022), eq. 5-7.
     """
 
+    by_gradient = True
+
     def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: LayerFilter = ()) -> None:
         super().__init__(lmbda)
         model = unwrapped(model, "Lobster")

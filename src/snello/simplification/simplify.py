@@ -16,7 +16,7 @@ from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
-from .cost import CostModel, Plain, cost_model
+from .cost import CostModel, PlainCost, cost_model
 from .ir.channels import Layout
 from .ir.edits import SetNumber
 from .ir.plan import SimplificationPlan
@@ -62,7 +62,7 @@ def simplify(
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose
             removal would cost more time in index operations and tables than it saves; "plain"
             leaves those whose removal would need any of these, for int8 runtimes and compilers,
-            whose fused graphs they break apart. Or a :class:`CostModel`: ``Latency(timings)`` with
+            whose fused graphs they break apart. Or a :class:`CostModel`: ``LatencyCost(timings)`` with
             the timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped
             convolutions are multiples of this, for hardware that likes such counts.
@@ -78,7 +78,8 @@ def simplify(
 
     Raises:
         ModelError: if the model cannot be captured, does not run on the example inputs, or holds a
-        NaN. ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
+            NaN.
+        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
             parameters which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is
             untouched.
@@ -174,7 +175,7 @@ def _candidates(
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
     own = keep_class or not graph.runnable
-    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to, own)
+    run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own)
     if own:
         yield from _of_own_class(run)
         return

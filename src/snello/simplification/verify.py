@@ -40,7 +40,8 @@ def verify(
     Args:
         reference, lean: both in float64 and in evaluation mode.
         layouts, axes: channels of each node of the reference's graph that the lean model has, and
-        their axis. inputs: the example inputs, of any dtype.
+            their axis.
+        inputs: the example inputs, of any dtype.
 
     Raises:
         SimplifyError: naming the first layer whose output differs.

@@ -80,7 +80,7 @@ def reference_factory(name: str) -> Factory | None:
 
 def reference_names() -> tuple[str, ...]:
     """Short names of the networks of the papers, which :mod:`snello.lab` brings."""
-    return tuple(importlib.import_module(REFERENCE).available())
+    return tuple(importlib.import_module(REFERENCE).model_names())
 
 
 def _reference(name: str) -> Factory | None:

@@ -42,12 +42,12 @@ _STREAMED_SIZES: dict[Task, tuple[int, int]] = {
 """Side of a crop, and shorter side of an image in evaluation, as in torchvision's reference scripts."""
 
 
-def available() -> tuple[str, ...]:
-    """The names that :func:`load` knows."""
+def dataset_names() -> tuple[str, ...]:
+    """The names that :func:`load_dataset` knows."""
     return tuple(_READERS)
 
 
-def load(
+def load_dataset(
     name: str,
     root: str | Path | None = None,
     *,
@@ -189,6 +189,6 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 }
 
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
-"""Datasets whose images have one size of their own, which nobody else should change without being asked."""
+"""Datasets whose images have one size, which is changed on request only."""
 
 _WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

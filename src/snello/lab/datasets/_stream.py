@@ -73,9 +73,7 @@ class StreamedBatches(Dataset[Batch]):
 
 
 class EpochKeys(DistributedSampler[Any]):
-    """Yields (epoch, place): worker processes that live longer than an epoch learn of the next one
-    too.
-    """
+    """Yield (epoch, place), so that workers that outlive an epoch know the next one."""
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -98,9 +96,7 @@ def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Random draws on the CPU come from this seed inside the block; outside, nothing has
-    happened.
-    """
+    """Seed random draws on the CPU inside the block; restore the generator after it."""
     # Not torch.manual_seed: it would reseed the GPU as well.
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How a network sees a streamed image: the transforms of torchvision's reference scripts."""
+"""Transforms of streamed images, those of torchvision's reference scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened in every epoch, kept in checkpoints, and the time of the backward passes."""
+"""Records of the epochs, kept in checkpoints, and the time of backward passes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class EpochRecord:
         updated: share of the watched neurons that were updated; 1 without NEq.
         backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
         executed_flops: FLOPs that one sample's backward pass executes (torch's counter on a real
-        step). paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the
-        NEq paper, and the
-            same with nothing frozen. Zero without NEq.
+            step).
+        paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the NEq
+            paper, and the same with nothing frozen. Zero without NEq.
         dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch,
             taken in turns, with the masks that the epoch ended with. Zero without NEq, and with
             several processes.
@@ -57,9 +57,7 @@ class EpochRecord:
 
 
 class EpochSeed(L.Callback):
-    """Make everything random in an epoch a function of (seed, epoch, rank), so that a resumed run
-    repeats it.
-    """
+    """Seed every epoch from (seed, epoch, rank), so that a resumed run repeats it."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -72,8 +70,9 @@ class EpochSeed(L.Callback):
 
 
 class BackwardTimer(L.Callback):
-    """Time every ``loss.backward()``. Give it to the trainer last, so that it times nothing
-    else.
+    """Time every ``loss.backward()``.
+
+    Give it to the trainer last, so that it times nothing else.
     """
 
     def __init__(self) -> None:
@@ -100,8 +99,9 @@ class BackwardTimer(L.Callback):
 
 
 class History(L.Callback):
-    """Keep an :class:`EpochRecord` per epoch. Give it to the trainer before the methods' own
-    callbacks.
+    """Keep an :class:`EpochRecord` per epoch.
+
+    Give it to the trainer before the methods' own callbacks.
 
     Args:
         timer: the trainer's backward timer.
@@ -143,7 +143,7 @@ class History(L.Callback):
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)
-        # Beside the loss and the accuracy that the task logs: for the progress bar and the loggers.
+        # For the progress bar and the loggers, as the loss and the accuracy that the task logs.
         for name in ("pruned", "updated"):
             pl_module.log(name, getattr(record, name), prog_bar=True, rank_zero_only=True)
         if self._report is not None:

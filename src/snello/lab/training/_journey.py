@@ -1,6 +1,4 @@
-"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train
-again with NEq.
-"""
+"""The round trip on one recipe: train, prune, simplify, code, export, measure; and NEq."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ from snello.codec import CodecSettings, compress, decompress
 from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
 from snello.files import write_bytes
 from snello.lab.datasets import Part, Splits
+from snello.lab.methods import method_of
 from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import modelfile
@@ -26,7 +25,6 @@ from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
 from ._folder import claimed
-from ._methods import method_of
 from ._result import TrainingResult
 from ._run import Progress, Run
 
@@ -117,14 +115,14 @@ def journey(
 
     Args:
         recipe: what to do.
-        folder: gets one folder per method, and what is shipped beside its checkpoint.
+        folder: gets one folder per method, with the files to ship next to its checkpoint.
         resume: go on with what the folder holds.
         progress: called with lines of text.
 
     Raises:
         ConfigError: if another process has the folder.
-        SnelloError: whatever the data, the model, the training or the shipping have to complain
-        about. Stopped: for SIGTERM or SIGINT while a network is trained.
+        SnelloError: for the errors of the data, the model, the training and the shipping.
+        Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
@@ -162,7 +160,7 @@ def _journey(
 
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """How many training, validation and test images the recipe's limits leave."""
+    """Numbers of training, validation and test images within the recipe's limits."""
 
     def count(part: Part, limit: int | None) -> int:
         return len(part) if limit is None else min(len(part), limit)
@@ -176,21 +174,19 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """What makes a network lean, and the dense one beside it."""
-    return method == "baseline" or method_of(method).pruning is not None
+    """Return True for a method that makes a network lean, and for the baseline."""
+    return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """What makes training cheaper, and the full training beside it."""
-    return method == "baseline" or method_of(method).update is not None
+    """Return True for a method that makes training cheaper, and for the baseline."""
+    return method == "baseline" or method_of(method).selection is not None
 
 
 def ship(
     recipe: Recipe, folder: Path, methods: list[str], splits: Splits
 ) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, all of them timed in
-    turns.
-    """
+    """Simplify, code, export and measure the finished runs of some methods, timed in turns."""
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(
@@ -259,11 +255,12 @@ def _shipped_row(
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention,
-    nothing frozen.
+    """Rows of finished runs.
+
+    ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
     """
     rows = [_trained_row(run) for run in runs]
-    # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
+    # A run without NEq watches no layers, and so has no count in the paper's convention.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 
@@ -281,7 +278,7 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
 
 
 def _ratio(run: TrainingResult) -> float | None:
-    if method_of(run.method).update is None:
+    if method_of(run.method).selection is None:
         return 1.0
     dense_ms = sum(epoch.dense_ms for epoch in run.epochs)
     return sum(epoch.sparse_ms for epoch in run.epochs) / dense_ms if dense_ms else None

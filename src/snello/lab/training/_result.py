@@ -1,4 +1,4 @@
-"""What a finished run leaves behind."""
+"""Results of a finished run."""
 
 from __future__ import annotations
 

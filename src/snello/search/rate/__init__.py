@@ -25,6 +25,7 @@ and bias correction", ICCV 2019, https://arxiv.org/abs/1906.04721.
 
 from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
-from ._trial import Trial as Trial
+from ._trial import RateTrial as RateTrial
 
-__all__ = ["RateSearch", "Trial", "search_rate"]
+# Other names are for the packages of snello.
+__all__ = ["RateSearch", "search_rate"]

@@ -15,7 +15,7 @@ Method = Literal["one qp", "per tensor"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class RateTrial:
     """One setting that was tried.
 
     Attributes:
@@ -66,9 +66,9 @@ class RateSearch:
     bound: float
     method: Method
     folded: bool
-    one_qp: Trial | None = field(repr=False)
-    per_tensor: Trial | None = field(repr=False)
-    trail: tuple[Trial, ...] = field(repr=False)
+    one_qp: RateTrial | None = field(repr=False)
+    per_tensor: RateTrial | None = field(repr=False)
+    trail: tuple[RateTrial, ...] = field(repr=False)
     evaluations: int
     probes: int
 

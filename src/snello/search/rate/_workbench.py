@@ -14,7 +14,7 @@ from snello.graph import evaluation
 from snello.wrappers import copied
 
 from ._correct import Correction
-from ._trial import Evaluate, Method, Trial, coded_tensors, fill, passes
+from ._trial import Evaluate, Method, RateTrial, coded_tensors, fill, passes
 
 
 @dataclass(eq=False)
@@ -75,12 +75,12 @@ class Workbench:
 
     def __init__(self, evaluate: Evaluate, bound: float, higher_is_better: bool) -> None:
         self._evaluate, self._bound, self._higher = evaluate, bound, higher_is_better
-        self._done: dict[tuple[int, CodecSettings], Trial] = {}
+        self._done: dict[tuple[int, CodecSettings], RateTrial] = {}
         self._forms: dict[int, Form] = {}
-        self.trail: list[Trial] = []
-        self.best: Trial | None = None
+        self.trail: list[RateTrial] = []
+        self.best: RateTrial | None = None
 
-    def attempt(self, form: Form, settings: CodecSettings, method: Method) -> Trial:
+    def attempt(self, form: Form, settings: CodecSettings, method: Method) -> RateTrial:
         """Quantise, decode and evaluate; equal settings are evaluated once."""
         # The workbench keeps its forms alive, so their ids are unique.
         key = (id(form), settings)
@@ -88,7 +88,7 @@ class Workbench:
             coded, decoded = form.decode(settings)
             size, value = len(encode(coded, settings)), measured(self._evaluate, decoded)
             passed = passes(value, self._bound, self._higher)
-            trial = Trial(method, form.folded, settings, size, value, passed)
+            trial = RateTrial(method, form.folded, settings, size, value, passed)
             self._done[key] = trial
             self._forms[id(trial)] = form
             self.trail.append(trial)
@@ -96,11 +96,11 @@ class Workbench:
                 self.best = trial
         return self._done[key]
 
-    def form_of(self, trial: Trial) -> Form:
+    def form_of(self, trial: RateTrial) -> Form:
         """The form that a trial was made on."""
         return self._forms[id(trial)]
 
-    def best_of(self, method: Method) -> Trial | None:
+    def best_of(self, method: Method) -> RateTrial | None:
         """The smallest trial of one method that passed; of equal ones the earlier."""
         passed = [trial for trial in self.trail if trial.passed and trial.method == method]
         return min(passed, key=lambda trial: trial.bytes, default=None)
