@@ -139,6 +139,7 @@ def test_macs_count_what_meets_neither_a_zero_weight_nor_a_dead_channel() -> Non
         lambda: Ratio(math.nan),
         lambda: Budget(-1, nonzero_parameters),
         lambda: LossBound(-1),
+        lambda: LossBound(math.nan),
     ],
 )
 def test_impossible_amounts_are_refused(bad: Callable[[], Any]) -> None:

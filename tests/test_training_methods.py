@@ -26,6 +26,7 @@ import lightning as L
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
+from snello.pruning import LossBound, Plateau
 from snello.training import (
     METHODS,
     Recipe,
@@ -200,7 +201,7 @@ def test_accumulated_batches_are_one_batch(sensitivity: Any, tmp_path: Path) -> 
             lambda m: sensitivity(m, 1e-2),
             lambda m: float(F.mse_loss(m(data[0]), data[1])),
             epochs=3,
-            twt=0.2,
+            amount=LossBound(0.2),
         )
 
     whole = _fit(tmp_path, pruning()).model.state_dict()
@@ -239,7 +240,7 @@ def test_pruned_weights_are_zero_in_the_average(first: str, tmp_path: Path) -> N
         lambda m: Lobster(m, 1e-3),
         lambda m: float(F.mse_loss(m(data[0]), data[1])),
         epochs=2,
-        twt=0.5,
+        amount=LossBound(0.5),
     )
     _fit(tmp_path, *((average, pruning) if first == "average" else (pruning, average)))
     assert pruning.pruner is not None
@@ -298,7 +299,9 @@ def test_decay_of_neurons_that_are_not_updated(
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             weights.append(module.model[0].weight.detach().clone())
 
-    pruning = SensitivityPruning(lambda m: sensitivity(m, 1e-2), lambda m: 1.0, pwe=99)
+    pruning = SensitivityPruning(
+        lambda m: sensitivity(m, 1e-2), lambda m: 1.0, schedule=Plateau(99)
+    )
     frozen = SelectiveUpdate(_pairs()[0][:4], Stochastic(1.0))
     module = _fit(tmp_path, Watch(), *((pruning, frozen) if order else (frozen, pruning)), epochs=3)
     assert not torch.equal(weights[0], weights[1]), "the first epoch learns"

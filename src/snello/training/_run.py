@@ -21,7 +21,7 @@ from snello.equilibrium import SelectiveUpdate as Update
 from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.modelfile import Record, save
-from snello.pruning import Pruner
+from snello.pruning import LossBound, Plateau, Pruner
 from snello.sensitivity import Lobster, Sensitivity, SeReNe
 
 from ._average import WeightAverage
@@ -133,8 +133,8 @@ class Run:
         return {
             "granularity": config.granularity,
             "exclude": exclude,
-            "twt": config.twt,
-            "pwe": config.pwe,
+            "amount": LossBound(config.twt),
+            "schedule": Plateau(config.pwe),
         }
 
     def _pruning_callback(self) -> SensitivityPruning | None:
