@@ -20,8 +20,8 @@ import transformers
 
 from snello import Lobster, NEq, Pruner, SeReNe
 from snello.errors import ConfigError
+from snello.integrations.huggingface import huggingface_callback
 from snello.pruning import LossBound, Plateau
-from snello.training import huggingface_callback
 
 EPOCHS, STEPS = 4, 4
 
