@@ -333,6 +333,13 @@ class Pruner:
 
     # The bound on the quality
 
+    @property
+    def dense_quality(self) -> float | None:
+        """Quality of the dense network, which the bound counts from; None before the first pruning
+        step, and without a :class:`QualityBound`.
+        """
+        return self._dense
+
     def _dense_quality(self) -> float:
         """The quality of the dense network; the present one's, before the first pruning step."""
         if self._dense is not None:
