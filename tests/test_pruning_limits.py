@@ -46,10 +46,10 @@ def test_normalisations_are_their_definitions() -> None:
     live = {name: score[score > 0] for name, score in scores.items()}
     for name, value in comparable(scores, "mean").items():
         torch.testing.assert_close(value, scores[name] / live[name].mean())
-    for name, value in comparable(scores, "max").items():
+    for value in comparable(scores, "max").values():
         assert value.max() == 1
     standard = comparable(scores, "standard")
-    for name, value in standard.items():
+    for value in standard.values():
         there = value[value > 0]
         torch.testing.assert_close(there.std(), torch.tensor(1.0).double())
     means = [float(value[value > 0].mean()) for value in standard.values()]
@@ -93,8 +93,7 @@ def test_minimum_holds_over_many_steps() -> None:
         limits=Limits(keep_at_least=2),
     )  # fmt: skip
     with pytest.warns(UserWarning, match="every layer is at its minimum"):
-        for _ in range(20):
-            pruner.prune()
+        _ = [pruner.prune() for _ in range(20)]
     left = [int((~gone).sum()) for gone in pruned_units(model, "neuron").values()]
     assert left == [2, 2, 2, 3]
     assert pruner.finished
@@ -102,7 +101,6 @@ def test_minimum_holds_over_many_steps() -> None:
 
 def test_max_ratio_goes_by_layer() -> None:
     model = nn.ModuleDict({"body": convnet()})
-    model.forward = lambda x: model["body"](x)  # type: ignore[method-assign]
     limits = Limits(max_ratio={"body": 0.5, "body.6": 0.1})
     pruner = Pruner(model, None, amount=Ratio(0.9), limits=limits)
     rows = {row.name: row for row in pruner.plan().layers}

@@ -158,7 +158,8 @@ def test_a_bounded_run_resumes() -> None:
     for _ in range(12):
         steps = [one.step() for one in (pruner, resumed, both[1])]
         assert steps[0] == steps[1] == steps[2]
-    assert pruner.finished and resumed.finished
+    assert pruner.finished
+    assert resumed.finished
     assert_zero_where(twin, pruner.masks)
     assert all(torch.equal(v, twin.state_dict()[n]) for n, v in model.state_dict().items())
     assert quality(model) >= quality(convnet()) - 0.2

@@ -27,9 +27,18 @@ from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
 from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning, WeightAverage
-from snello.lab.training import METHODS, Recipe, evaluate_segmentation, load_recipe, train, validate
+from snello.lab.training import (
+    METHODS,
+    Recipe,
+    TrainingResult,
+    evaluate_segmentation,
+    load_recipe,
+    train,
+    validate,
+)
 from snello.lab.training._config import OptimizerConfig
 from snello.lab.training._distributed import share_of
+from snello.lab.training._flags import flag_of
 from snello.lab.training._methods import method_of
 from snello.lab.training._schedule import build_optimizer, lr_factor
 from snello.pruning import LossBound, Plateau
@@ -424,3 +433,21 @@ def test_segmentation_measures_equal_a_hand_computation() -> None:
     assert found.images == 3
     with pytest.raises(DataError, match="no pixels"):
         evaluate_segmentation(Given(), [(scores, torch.full_like(labels, 255))], 4)
+
+
+def test_a_network_that_guesses_is_not_pruned_and_marked(tmp_path: Path) -> None:
+    recipe = _recipe(
+        "--optimizer.lr=1e-12", "--serene.lmbda=0", "--serene.twt=100", "--serene.pwe=1"
+    )
+    run = train(recipe, "serene", tmp_path)
+    assert run.flag == "at chance"
+    assert len({epoch.pruned for epoch in run.epochs}) == 1
+    assert TrainingResult.read(tmp_path / "result.json") == run
+
+
+def test_marks_say_what_is_wrong_with_an_accuracy() -> None:
+    bound = {"dense": 0.9, "max_drop": 0.05}
+    assert flag_of(0.12, 10, 1000) == "at chance"
+    assert flag_of(0.12, None, 1000) == ""  # a mean IoU
+    assert flag_of(0.8, 10, 1000, pruned=0.84, **bound) == "beyond max_drop"
+    assert flag_of(0.8, 10, 1000, pruned=0.85, **bound) == ""
