@@ -233,7 +233,7 @@ def test_a_plan_changes_nothing_and_is_what_happens(amount: Any, granularity: An
         (name, len(gone[name]), 0, int(gone[name].sum())) for name in ("0", "3", "6")
     ]
     assert plan.after == sum(row.after for row in plan.layers) > plan.before == 0
-    text = str(plan).splitlines()
+    text = [line for line in str(plan).splitlines() if not line.startswith("warning: ")]
     assert text[0].split()[:2] == ["layer", f"{granularity}s"]
     assert text[-2].split()[:4] == ["all", str(plan.units), "0", str(plan.after)]
     assert f"{plan.search.threshold:.4g}" in text[-1]

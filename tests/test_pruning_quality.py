@@ -16,7 +16,16 @@ from torch.optim.swa_utils import AveragedModel
 from laws import assert_zero_where
 from pruning_samples import convnet, loss
 from snello.errors import ConfigError
-from snello.pruning import Cubic, LossBound, Plateau, Pruner, QualityBound, Ratio, at_chance
+from snello.pruning import (
+    Cubic,
+    LossBound,
+    OneShot,
+    Plateau,
+    Pruner,
+    QualityBound,
+    Ratio,
+    at_chance,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +56,7 @@ def test_at_chance_is_within_three_standard_errors_of_a_guess() -> None:
 def test_pruning_waits_while_the_network_guesses() -> None:
     model = convnet()
     pruner = _pruner(
-        model, QualityBound(Script(0.34, 0.3, 0.33, 0.9), chance=1 / 3), schedule=Plateau(1)
+        model, QualityBound(Script(0.34, 0.3, 0.33, 0.9), chance=1 / 3), schedule=Plateau(1, 0.9)
     )
     notes = []
     for _ in range(6):
@@ -77,7 +86,10 @@ def test_a_step_by_hand_waits_too() -> None:
 def test_beyond_the_bound_the_last_pruning_is_undone(granularity: Any) -> None:
     model = convnet()
     pruner = _pruner(
-        model, QualityBound(Script(0.9, 0.85, 0.7), max_drop=0.1), granularity=granularity
+        model,
+        QualityBound(Script(0.9, 0.85, 0.7), max_drop=0.1),
+        granularity=granularity,
+        schedule=OneShot(),
     )
     pruner.prune()
     masks = dict(pruner.masks)

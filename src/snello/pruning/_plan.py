@@ -68,7 +68,7 @@ class PruningPlan:
         neurons, over 99 % of the weights), and one where no layer may lose more.
         """
         share = HEAVY[self.granularity]
-        heavy = [row for row in self.layers if row.before < row.after > share * row.units]
+        heavy = [row for row in self.layers if row.before < row.after > share * row.units + 1e-6]
         found = []
         if heavy:
             worst = max(heavy, key=lambda row: row.after / row.units)

@@ -350,13 +350,13 @@ class Pruner:
 
     def _refusal(self) -> str:
         """Restore the best weights, and say why they must not be pruned; empty if they may."""
+        if self._ended:
+            return "the bound on the quality was reached before: pruning has ended"
         present = None if self._best is None or self.quality is None else _snapshot(self.model)
         if self._best is not None:
             self._load(self._best)
         if self.quality is None:
             return ""
-        if self._ended:
-            return "the bound on the quality was reached before: pruning has ended"
         value = self.measure(self.quality.measure)
         if self.quality.at_chance(value):
             if present is not None:  # what has been learnt since the best epoch is not thrown away
