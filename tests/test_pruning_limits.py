@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning_samples import convnet, pruned_units
 from snello.errors import ConfigError
-from snello.pruning import Limits, Pruner, Ratio, comparable
+from snello.pruning import Limits, Pruner, Ratio, comparable, taylor
 
 
 def _scores() -> dict[str, Tensor]:
@@ -55,6 +55,13 @@ def test_normalisations_are_their_definitions() -> None:
     means = [float(value[value > 0].mean()) for value in standard.values()]
     assert means[0] == pytest.approx(means[1])
     assert sorted(comparable(scores, "rank")["b"].tolist()) == [k / 9 for k in range(1, 10)]
+
+
+def test_auto_fits_the_importance() -> None:
+    x = torch.randn(4, 2, 6, 6).double(), torch.zeros(4).long()
+    for importance, expected in (("l1", "mean"), ("han", "mean"), (taylor([x]), None)):
+        pruner = Pruner(convnet(), None, amount=Ratio(0.5), importance=importance)
+        assert pruner.normalise == expected
 
 
 def test_scope_layer_is_the_rank() -> None:

@@ -13,19 +13,22 @@ from snello.errors import ConfigError
 Normalise = Literal["mean", "max", "standard", "rank"]
 """How the scores of one layer are brought to the scale of the others; see :func:`comparable`."""
 
-DEFAULT: Normalise = "mean"
-"""Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
+MAGNITUDES: Normalise = "mean"
+"""What "auto" is, unless the importance has an attribute ``normalise`` that says otherwise: Taylor scores have one
+unit, the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
 
 
-def checked_normalise(given: str | None) -> Normalise | None:
-    """The name of a normalisation, or None.
+def normalise_of(given: str | None, importance: object) -> Normalise | None:
+    """The name of a normalisation, or None; "auto" is what fits the importance.
 
     Raises:
         ConfigError: for an unknown name, with those that exist.
     """
+    if given == "auto":
+        given = getattr(importance, "normalise", MAGNITUDES)
     known = get_args(Normalise)
     if given is not None and given not in known:
-        raise ConfigError(f"normalise is None or one of {', '.join(known)}, not {given!r}")
+        raise ConfigError(f"normalise is None, auto or one of {', '.join(known)}, not {given!r}")
     return given  # type: ignore[return-value]
 
 

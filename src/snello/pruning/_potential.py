@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -22,7 +23,7 @@ from snello.wrappers import copied
 from ._amount import Ratio
 from ._importance import Granularity, Importance
 from ._limits import Limits
-from ._normalise import DEFAULT, Normalise
+from ._normalise import Normalise
 from ._pruner import Pruner, Scope
 
 
@@ -54,7 +55,7 @@ def pruning_potential(
     *,
     granularity: Granularity = "weight",
     scope: Scope = "global",
-    normalise: Normalise | None = DEFAULT,
+    normalise: Normalise | Literal["auto"] | None = "auto",
     exclude: LayerFilter | None = None,
     limits: Limits | None = None,
     finetune: Callable[[nn.Module, Pruner], object] | None = None,

@@ -30,7 +30,7 @@ from snello.wrappers import computed_memo, unwrapped
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
 from ._limits import Limits
-from ._normalise import DEFAULT, Normalise, checked_normalise
+from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PrunerStep, PruningPlan
 from ._plateau import Plateau
@@ -83,7 +83,9 @@ class Pruner:
             "bn-scale", "random", or a function such as :func:`taylor`,
             :func:`snello.sensitivity.serene_scores` return.
         normalise: how scores are made comparable across layers: "mean", "max", "standard", "rank",
-            or None for a threshold on the scores as they are; see :func:`comparable`.
+            or None for a threshold on the scores as they are; see :func:`comparable`. "auto" is
+            None for :func:`taylor`, whose scores are all in units of the loss, or what an attribute
+            ``normalise`` of your function says, and "mean" for all others.
         amount: how much one step takes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
             Default: ``LossBound(0.05)``.
         schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`. Default:
@@ -117,7 +119,7 @@ class Pruner:
         granularity: Granularity = "weight",
         scope: Scope = "global",
         importance: str | Importance = "l1",
-        normalise: Normalise | None = DEFAULT,
+        normalise: Normalise | Literal["auto"] | None = "auto",
         amount: Amount | None = None,
         schedule: Schedule | None = None,
         exclude: LayerFilter | None = None,
@@ -134,7 +136,8 @@ class Pruner:
         self.model = model = unwrapped(model, "Pruner")
         self.granularity, self.scope = granularity, scope
         self.importance, self.on_plan = importance_of(importance), on_plan
-        self.normalise = checked_normalise("rank" if scope == "layer" else normalise)
+        chosen = "rank" if scope == "layer" else normalise
+        self.normalise = normalise_of(chosen, self.importance)
         self.amount: Amount = amount or LossBound()
         # Schedules have state: that of this pruner is its own, also where options are shared.
         self.schedule: Schedule = copy.deepcopy(schedule) if schedule else Plateau()
