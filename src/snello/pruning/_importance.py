@@ -128,6 +128,8 @@ def taylor(
             raise DataError("there is no batch to calibrate the scores on")
         return {name: sum_over_processes(value) / total for name, value in sums.items()}
 
+    # One unit in all layers, the loss: a scale per layer would lose what is known of it.
+    scores.normalise = None  # type: ignore[attr-defined]
     return scores
 
 

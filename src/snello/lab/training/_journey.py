@@ -24,8 +24,9 @@ from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
+from ._flags import flag_of
 from ._folder import claimed
-from ._result import TrainingResult
+from ._result import RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -45,6 +46,7 @@ class ShippedRow:
         bitstream_bytes: the ``.snello`` file.
         pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
             one run.
+        flag: why the accuracy is not to be trusted with a saving; see :class:`TrainingResult`.
     """
 
     method: str
@@ -58,6 +60,7 @@ class ShippedRow:
     bitstream_bytes: int
     pytorch: Latency
     onnxruntime: Latency
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class TrainedRow:
             epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
             not timed, with several processes.
         seconds: wall-clock time of the training.
+        flag: as in :class:`TrainingResult`.
     """
 
     method: str
@@ -84,6 +88,7 @@ class TrainedRow:
     backward_ms: float
     backward_ratio: float | None
     seconds: float
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,7 @@ def _shipped_row(
     return ShippedRow(
         method=method,
         test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=evaluate(decoded, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,
@@ -251,7 +256,13 @@ def _shipped_row(
         bitstream_bytes=len(data),
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
+        flag=TrainingResult.read(folder / method / RESULT).flag
+        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
     )
+
+
+def _classes(splits: Splits) -> int | None:
+    return len(splits.classes) if splits.task == "classification" else None
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
@@ -274,6 +285,7 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
         backward_ms=statistics.median(e.backward_ms for e in epochs),
         backward_ratio=_ratio(run),
         seconds=run.seconds,
+        flag=run.flag,
     )
 
 

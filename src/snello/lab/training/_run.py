@@ -23,7 +23,7 @@ from snello.files import write_text
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
 from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
-from snello.pruning import Pruner
+from snello.pruning import LossBound, Plateau, Pruner, QualityBound
 from snello.sensitivity import Sensitivity
 from snello.store.modelfile import Record, save
 
@@ -32,6 +32,7 @@ from ._config import Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
@@ -131,16 +132,37 @@ class Run:
         )
         return built
 
-    @staticmethod
-    def _pruner_options(config: PruningConfig) -> dict[str, Any]:
+    def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
         # Of single weights the head's may go too, as in the papers; its neurons are the classes.
         exclude = () if config.granularity == "weight" else None
         return {
             "granularity": config.granularity,
             "exclude": exclude,
-            "twt": config.twt,
-            "pwe": config.pwe,
+            "amount": LossBound(config.twt),
+            "schedule": Plateau(config.pwe),
+            "normalise": config.normalise,
+            "quality": self._quality_bound(config),
         }
+
+    def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
+        """Pruning waits while a classifier is at chance; a mean IoU has no such level."""
+        classes = self._classes
+        if classes is None and config.max_drop is None:
+            return None
+        return QualityBound(
+            self.validation_quality,
+            max_drop=config.max_drop,
+            chance=None if classes is None else 1 / classes,
+            samples=self._count(self.splits.validation),
+        )
+
+    @property
+    def _classes(self) -> int | None:
+        return len(self.splits.classes) if self.splits.task == "classification" else None
+
+    def _count(self, part: Any) -> int:
+        limit = self.recipe.data.test_limit
+        return len(part) if limit is None else min(limit, len(part))
 
     def _pruning_callback(self) -> SensitivityPruning | None:
         if self.method.sensitivity is None:
@@ -179,10 +201,18 @@ class Run:
         return images.to(memory_format=self.task.memory_format)
 
     def validation_loss(self, model: nn.Module) -> float:
-        """Mean loss on this process's share of the validation part, in the training's precision."""
-        return self.evaluate(
-            model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)
-        ).loss
+        """Mean loss on this process's share of the validation part, in the precision of the
+        training.
+        """
+        return self._validated(model).loss
+
+    def validation_quality(self, model: nn.Module) -> float:
+        """Accuracy (of a segmentation the mean IoU) on the same images in the same precision."""
+        return self._validated(model).accuracy
+
+    def _validated(self, model: nn.Module) -> Evaluation:
+        autocast = AUTOCAST.get(self.recipe.precision, False)
+        return self.evaluate(model, self.batches.validation, autocast)
 
     def evaluate(
         self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
@@ -206,6 +236,7 @@ class Run:
             self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
         )
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
+        self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -213,7 +244,7 @@ class Run:
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before
         # the masks.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self._pruning_callback(), update, self.timer,
+            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -271,8 +302,21 @@ class Run:
             threads=torch.get_num_threads(),
             precision=self.recipe.precision,
             processes=self.world.size,
+            flag=self._flag(test),
         )
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
+
+    def _flag(self, test: Evaluation) -> str:
+        pruner = None if self.pruning is None else self.pruning.pruner
+        bound = None if pruner is None else pruner.quality
+        return flag_of(
+            test.accuracy,
+            self._classes,
+            self._count(self.splits.test),
+            dense=None if pruner is None else pruner.dense_quality,
+            pruned=self.history.records[-1].val_accuracy,
+            max_drop=None if bound is None else bound.max_drop,
+        )
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
