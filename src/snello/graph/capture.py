@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,10 @@ from ._tracer import Tracer
 from .exported import export, translated
 from .graph import Graph
 from .inputs import Example, Inputs
+from .merged import merged
+from .recorded import record
 from .shapes import propagate_shapes
+from .tape import graph_of, needed
 from .twins import differ, outputs_of
 
 
@@ -96,6 +100,7 @@ def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: E
     Raises:
         ModelError: with the reason of torch.fx, if torch.export cannot either.
     """
+    return _recorded(model, inputs)
     try:
         program = export(model, inputs)
         try:
@@ -111,6 +116,20 @@ def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: E
             "A usual cause is a model that draws random numbers in evaluation mode."
         ) from error
     return _graph(module, {}, runnable=False)
+
+
+def _recorded(model: nn.Module, inputs: Inputs) -> Graph:
+    """Capture by running the model, whatever it does."""
+    tape = needed(record(model, inputs))
+    counts = Counter(step.target for step in tape.steps if step.kind == "call_module")
+    repeated = [name for name, count in counts.items() if count > 1 and _holds(model, name)]
+    module = graph_of(merged(tape, repeated), model)
+    return _graph(module, {}, runnable=False)
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """True if a layer has weights or statistics."""
+    return bool(model.get_submodule(name).state_dict())
 
 
 def _translated(
