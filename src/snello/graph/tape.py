@@ -63,6 +63,11 @@ class Tape:
     steps: Sequence[Step]
     constants: Mapping[str, Tensor]
 
+    @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors in the output."""
+        return [self.steps[value.step].shapes[value.path] for value in self.steps[-1].operands]
+
 
 def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
     """Apply a function to what tuples, lists, mappings and slices hold."""

@@ -160,6 +160,7 @@ def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
             inputs,
             "narrowed outputs",
             lambda _: "the output",
+            decisions=True,
         )
     except Exception:  # the model's own code may raise anything on narrower tensors
         return False
