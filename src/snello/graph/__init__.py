@@ -40,9 +40,9 @@ from .twins import parts_of as parts_of
 from .twins import tensors_of as tensors_of
 
 __all__ = [
-    "ByName", "Decision", "Decisions", "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation",
-    "evaluation_mode", "known_shape", "parts_of", "positional", "register_leaf", "requiring_gradients",
-    "shape_of", "tensors_of",
+    "ByName", "Decision", "Decisions", "Example", "Graph", "Inputs", "TargetTable", "as_inputs",
+    "bind", "capture", "evaluation", "evaluation_mode", "known_shape", "parts_of", "positional",
+    "register_leaf", "requiring_gradients", "shape_of", "tensors_of",
 ]  # fmt: skip
 
 

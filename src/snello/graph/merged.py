@@ -7,10 +7,8 @@ tensors of all of them: what holds for the node holds for each.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from torch import Tensor
@@ -29,26 +27,28 @@ def one_of(*tensors: Tensor) -> Tensor:
 def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
     """Merge the calls of layers that are called several times.
 
-    1. All calls of such a layer are one step.
+    1. All calls of such a layer are one step, the first. Calls that have other arguments than
+       tensors, which differ, stay apart.
     2. So are operations that do the same with results of merged steps.
-    3. Where the calls read different tensors, the step reads :func:`one_of` them.
-    4. A layer that reads its own result, as in a recurrence, keeps its calls apart; so does one
-       whose calls have other arguments than tensors that differ.
+    3. Where the calls read different tensors, the step reads :func:`one_of` them. Only the first
+       one is an operand of it, as the others may come from the layer itself, in a recurrence. They
+       are read at the end.
 
     Args:
         tape: of the model.
         repeated: names of the layers to merge.
     """
-    names = set(repeated)
-    names -= {name for name in names if not _alike(tape.steps, name)}
-    while True:
-        classes = _classes(tape.steps, names)
-        try:
-            order = list(_in_order(tape.steps, classes))
-        except CycleError as error:
-            names -= {tape.steps[number].target for number in error.args[1]}
-            continue
-        return replace(tape, steps=_quotient(tape.steps, classes, order))
+    names = {name for name in repeated if _alike(tape.steps, name)}
+    classes = _classes(tape.steps, names)
+    members: dict[int, list[Step]] = {}
+    for step, own in zip(tape.steps, classes, strict=True):
+        members.setdefault(own, []).append(step)
+    merge = _Merge(classes)
+    for number, steps in members.items():
+        if steps[0].kind == "output":
+            merge.read_the_rest()
+        merge.add(number, steps)
+    return replace(tape, steps=merge.steps)
 
 
 def _alike(steps: Sequence[Step], name: str) -> bool:
@@ -84,59 +84,50 @@ def _of_classes(step: Step, classes: Sequence[int]) -> Any:
     return renumbered((step.args, dict(step.kwargs)), classes)
 
 
-def _in_order(steps: Sequence[Step], classes: Sequence[int]) -> Iterator[int]:
-    """Classes, each after those that it reads; otherwise in the order of their first steps.
+class _Merge:
+    """A tape in the making.
 
-    Raises:
-        CycleError: if a class reads itself, directly or not.
+    Attributes:
+        steps: one for each class, and one for each :func:`one_of`.
+        places: class -> the number of its step.
     """
-    read: dict[int, set[int]] = {number: set() for number in classes}
-    for step, own in zip(steps, classes, strict=True):
-        read[own] |= {classes[operand.step] for operand in step.operands}
-    sorter = TopologicalSorter(read)
-    sorter.prepare()
-    ready: list[int] = []
-    while sorter.is_active():
-        for number in sorter.get_ready():
-            heapq.heappush(ready, number)
-        yield (number := heapq.heappop(ready))
-        sorter.done(number)
 
+    def __init__(self, classes: Sequence[int]) -> None:
+        self.classes = classes
+        self.steps: list[Step] = []
+        self.places: dict[int, int] = {}
+        self.rest: list[Value] = []
 
-def _quotient(steps: Sequence[Step], classes: Sequence[int], order: Sequence[int]) -> list[Step]:
-    """One step for each class, numbered by its place, and one for each :func:`one_of`."""
-    members: dict[int, list[Step]] = {}
-    for step, own in zip(steps, classes, strict=True):
-        members.setdefault(own, []).append(step)
-    found: list[Step] = []
-    places: dict[int, int] = {}
-    for number in order:
-        operands = _operands(found, [_renamed(s, classes, places) for s in members[number]])
-        given = iter(operands)
-        first = members[number][0]
+    def add(self, number: int, members: Sequence[Step]) -> None:
+        """Add the step of a class, given in order of its first member."""
+        first = members[0]
+        calls = zip(*(step.operands for step in members), strict=True)
+        operands = iter([self._operand(values) for values in calls])
         args, kwargs = mapped(
             (first.args, dict(first.kwargs)),
-            lambda leaf, given=given: next(given) if isinstance(leaf, Value) else leaf,  # type: ignore[misc]
+            lambda leaf: next(operands) if isinstance(leaf, Value) else leaf,
         )
-        places[number] = len(found)
-        found.append(replace(first, args=args, kwargs=kwargs))
-    return found
+        self.places[number] = len(self.steps)
+        self.steps.append(replace(first, args=args, kwargs=kwargs))
 
+    def read_the_rest(self) -> None:
+        """Add a step that reads what merged calls read, but for the first of each."""
+        if self.rest:
+            values = tuple(self._placed(value) for value in self.rest)
+            self.steps.append(Step("call_function", one_of, values, effect=True))
 
-def _renamed(step: Step, classes: Sequence[int], places: Mapping[int, int]) -> list[Value]:
-    return [replace(value, step=places[classes[value.step]]) for value in step.operands]
-
-
-def _operands(found: list[Step], calls: Sequence[Sequence[Value]]) -> list[Value]:
-    """Operands of a merged step, those of all calls; adds a step where they differ."""
-    operands = []
-    for values in zip(*calls, strict=True):
-        distinct = tuple(dict.fromkeys(values))
+    def _operand(self, values: Sequence[Value]) -> Value:
+        """The operand of a merged step, given those of all calls."""
+        distinct = list(dict.fromkeys(replace(v, step=self.classes[v.step]) for v in values))
+        first = self._placed(distinct[0])
         if len(distinct) == 1:
-            operands.append(distinct[0])
-            continue
-        shape = found[distinct[0].step].shapes.get(distinct[0].path)
+            return first
+        self.rest += distinct[1:]
+        shape = self.steps[first.step].shapes.get(first.path)
         shapes = {} if shape is None else {(): shape}
-        found.append(Step("call_function", one_of, distinct, shapes=shapes))
-        operands.append(Value(len(found) - 1))
-    return operands
+        self.steps.append(Step("call_function", one_of, (first,), shapes=shapes))
+        return Value(len(self.steps) - 1)
+
+    def _placed(self, value: Value) -> Value:
+        """A value by the place of its class instead of its class."""
+        return replace(value, step=self.places[value.step])

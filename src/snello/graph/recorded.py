@@ -98,8 +98,9 @@ class _Recorder(TorchFunctionMode):
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor is known by; a constant if no operation has given it."""
         if tensor not in self.values:
-            name = self.held.get(tensor)
-            if name is None:
+            if tensor in self.held:
+                name = self.held[tensor]
+            else:
                 name = f"_tensor_constant_{len(self.constants)}"
                 self.constants[name] = tensor
             self.add(Step("get_attr", name, shapes={(): tuple(tensor.shape)}), tensor)
@@ -202,7 +203,8 @@ def _layer(recorder: _Recorder, name: str) -> _Hooks:
     def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if recorder.inside == 1:
             call = calls.pop()
-            call.finish("call_module", name, *call.written, result)
+            written, options = call.written
+            call.finish("call_module", name, written, options, result)
         recorder.inside -= 1
 
     return before, after
