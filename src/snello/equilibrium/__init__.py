@@ -44,6 +44,8 @@ from snello.equilibrium._baselines import FreezeOut as FreezeOut
 from snello.equilibrium._baselines import MatchedStochastic as MatchedStochastic
 from snello.equilibrium._baselines import Prefix as Prefix
 from snello.equilibrium._baselines import Stochastic as Stochastic
+from snello.equilibrium._cache import CacheStatus as CacheStatus
+from snello.equilibrium._cache import FeatureCache as FeatureCache
 from snello.equilibrium._cost import UpdateCost as UpdateCost
 from snello.equilibrium._cost import measure_cost as measure_cost
 from snello.equilibrium._flops import BackwardFlops as BackwardFlops
@@ -59,6 +61,7 @@ from snello.equilibrium._records import EquilibriumStep as EquilibriumStep
 from snello.equilibrium._selection import Selection as Selection
 from snello.equilibrium._selection import Velocity as Velocity
 from snello.equilibrium._selection import WatchedLayer as WatchedLayer
+from snello.equilibrium._settled import Settled as Settled
 from snello.equilibrium._sketch import sketch as sketch
 from snello.equilibrium._timing import BackwardTiming as BackwardTiming
 from snello.equilibrium._timing import PhaseTiming as PhaseTiming
