@@ -44,6 +44,7 @@ from ._baselines import MatchedStochastic as MatchedStochastic
 from ._baselines import ParameterBudget as ParameterBudget
 from ._baselines import Prefix as Prefix
 from ._baselines import Stochastic as Stochastic
+from ._cache import FeatureCache as FeatureCache
 from ._cost import UpdateCost as UpdateCost
 from ._cost import measure_cost as measure_cost
 from ._flops import BackwardFlops as BackwardFlops
@@ -59,6 +60,7 @@ from ._records import EquilibriumStep as EquilibriumStep
 from ._selection import Selection as Selection
 from ._selection import Velocity as Velocity
 from ._selection import WatchedLayer as WatchedLayer
+from ._settled import Settled as Settled
 from ._sketch import sketch as sketch
 from ._timing import BackwardTiming as BackwardTiming
 from ._timing import PhaseTiming as PhaseTiming
@@ -68,8 +70,8 @@ from ._timing import time_step as time_step
 
 # Other names are for the packages of snello.
 __all__ = [
-    "EquilibriumStep", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
-    "Selection", "SelectiveUpdate", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
+    "EquilibriumStep", "FeatureCache", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
+    "Selection", "SelectiveUpdate", "Settled", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
     "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
     "time_backward", "time_step",
 ]  # fmt: skip
