@@ -15,6 +15,7 @@ from snello.errors import ConfigError, MissingExtraError, ModelError
 from ._build import ModelSpec, build, build_with, find_known
 from ._libraries import (
     LIBRARIES,
+    Factory,
     installed_packages_only,
     loading_argument,
     offline,
@@ -105,7 +106,33 @@ def imported_factory(name: str) -> Any:
     return found
 
 
+def checked_factory(spec: ModelSpec, where: str) -> Factory:
+    """The factory of a registered model of a library; it is not called.
+
+    Args:
+        spec: the name and the arguments from a file.
+        where: the file, for messages.
+
+    Raises:
+        ModelError: if no library has such a model, or an argument would load or download something.
+        MissingExtraError: if the library is not installed.
+    """
+    try:
+        _check_plain(spec.arguments)
+        return _library_factory(spec)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{where}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
 def _library_model(spec: ModelSpec) -> nn.Module:
+    factory = _library_factory(spec)
+    with installed_packages_only(), offline():
+        return build_with(factory, spec.name, spec.arguments)
+
+
+def _library_factory(spec: ModelSpec) -> Factory:
     library, colon, model = spec.name.rpartition(":")
     if not colon and not _BARE_NAME.fullmatch(model):
         raise ModelError(f"there is no model {_shown(model)}")
@@ -121,8 +148,7 @@ def _library_model(spec: ModelSpec) -> nn.Module:
             f"its model {_shown(spec.name)} has the argument {_shown(key)}, which would load or download "
             "something; a file holds its own weights: leave it out, or " + _advice(spec.name)
         )
-    with installed_packages_only(), offline():
-        return build_with(factory, spec.name, spec.arguments)
+    return factory
 
 
 def _advice(name: str) -> str:

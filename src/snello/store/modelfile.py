@@ -228,7 +228,9 @@ def _check_trust(trust: str | Collection[str], own_code: object) -> None:
 def load(
     path: str | Path, *, trust: str | Collection[str] = (), own_code: None = None
 ) -> tuple[nn.Module, Record]:
-    """Read a model file or a ``.snello`` bitstream; the model is in evaluation mode, on the CPU.
+    """Read a model file, a ``.snello`` bitstream or a folder of Hugging Face.
+
+    The model is in evaluation mode, on the CPU.
 
     Args:
         path: of the file.
@@ -242,7 +244,11 @@ def load(
         MissingExtraError: if the model is of a library that is not installed, or to read a
             bitstream without nncodec.
     """
+    from ._pretrained import is_pretrained, load_pretrained
+
     _check_trust(trust, own_code)
+    if is_pretrained(path):
+        return load_pretrained(path)
     data, state = read(path)
     model, record = from_dict(data, state, str(path), trust=trust)
     return model.eval(), record
