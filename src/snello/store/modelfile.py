@@ -244,7 +244,7 @@ def load(
         MissingExtraError: if the model is of a library that is not installed, or to read a
             bitstream without nncodec.
     """
-    from ._pretrained import is_pretrained, load_pretrained
+    from ._pretrained import is_pretrained, load_pretrained  # noqa: PLC0415
 
     _check_trust(trust, own_code)
     if is_pretrained(path):
