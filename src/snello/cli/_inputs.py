@@ -15,8 +15,7 @@ from snello.files import check_writable as check_writable
 from snello.files import write_text
 from snello.lab.reporting import Table, as_json, show
 from snello.neurons import check_finite
-from snello.store import ModelSpec, build, load_weights, modelfile
-from snello.store.modelfile import Record
+from snello.store import ModelSpec, Record, build, load, load_weights
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
 
@@ -63,7 +62,7 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         )
     seed(arguments)
     if arguments.file is not None:
-        return modelfile.load(arguments.file, trust=own_code(arguments))
+        return load(arguments.file, trust=own_code(arguments))
     import_own_code([arguments.model])
     spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
     record = Record(spec, _shape(arguments.input_shape))
@@ -99,17 +98,6 @@ def on_device(
     """Model and inputs where the arguments want them."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
-
-
-def read_bytes(path: str) -> bytes:
-    """A whole file.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}")
-    return Path(path).read_bytes()
 
 
 def finish(table: Table, result: Any, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
 from snello.lab.datasets import FIXED_SIZE, Splits, load, loader
 from snello.search.rate import RateSearch, search_rate
-from snello.store.modelfile import Record
+from snello.store import Record
 
 BATCH = 250
 

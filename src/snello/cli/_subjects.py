@@ -6,14 +6,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from snello.deploy import MODEL_FILES, Subject
+from snello.deploy import FORMATS, Subject
 from snello.errors import ConfigError
-from snello.store import modelfile
+from snello.store import MODEL_FILES, load
 
 from ._inputs import on_device, read_model
 from ._own_code import own_code
 
-SUFFIXES = (".pt", ".snello", *MODEL_FILES)
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of the files that can be measured."""
+    return (*(kind.suffix for kind in MODEL_FILES), *FORMATS)
 
 
 def subjects(
@@ -47,9 +50,9 @@ def subjects(
 
 
 def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
-    if path.suffix in MODEL_FILES:
+    if path.suffix in FORMATS:
         return Subject(name, file=path)
-    model, record = modelfile.load(path, trust=own_code(arguments))
+    model, record = load(path, trust=own_code(arguments))
     model, inputs = on_device(model, record.example_inputs(batch), arguments)
     return Subject(name, model, (inputs,), path, bitstream=path.suffix == ".snello")
 
@@ -57,9 +60,10 @@ def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -
 def _expanded(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    known = suffixes()
+    found = sorted(p for p in path.rglob("*") if p.suffix in known and p.is_file())
     if not found:
-        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(known)}")
     return found
 
 

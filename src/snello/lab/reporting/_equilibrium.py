@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from snello.equilibrium import EquilibriumStep
 from snello.errors import ConfigError
-from snello.store.modelfile import write_file
+from snello.files import write_file
 
 from ._plots import _figure, _finish
 from ._tables import Table

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import require
-from snello.store.modelfile import write_file
+from snello.files import write_file
 
 if TYPE_CHECKING:
     from snello.lab.training import JourneyResult, Reproduction, TrainingResult

@@ -22,7 +22,7 @@ from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPr
 from snello.lab.datasets import Splits
 from snello.pruning import Pruner
 from snello.sensitivity import Lobster, Sensitivity, SeReNe
-from snello.store.modelfile import Record, save
+from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
 from ._config import PruningConfig, Recipe

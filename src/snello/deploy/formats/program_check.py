@@ -1,6 +1,6 @@
-"""A look into a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
+"""Check of a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
 
-Only what :func:`snello.deploy.export_program` writes passes: raw weights, operators of
+Only what :class:`Program` writes passes: raw weights, operators of
 ``torch.ops`` and of Python's ``operator``, and sizes made of symbols and integers. This refuses
 archives that run code by themselves; it is no proof that torch's reader is safe with any other.
 """

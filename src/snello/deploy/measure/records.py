@@ -1,4 +1,4 @@
-"""Results, read back from the JSON that was written of them."""
+"""Profiles read back from JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snello.deploy._compare import Profile
 from snello.deploy._footprint import Footprint
-from snello.deploy._latency import Latency
 from snello.deploy._memory import PeakMemory
+from snello.deploy.measure.compare import Profile
+from snello.deploy.measure.latency import Latency
 from snello.errors import ConfigError
 
 

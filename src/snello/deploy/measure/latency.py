@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from snello.deploy._device_bench import take_turns
-from snello.deploy._runners import Runner, Runtime, torch_threads
+from snello.deploy._runners import Runner, torch_threads
 from snello.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class Latency:
         device: where it ran.
     """
 
-    runtime: Runtime
+    runtime: str
     median_ms: float
     p10_ms: float
     p90_ms: float
