@@ -50,13 +50,14 @@ import torch
 from torch import Tensor, nn
 
 from snello import CodecSettings, compress, simplify
+from snello import load as load_model
 from snello.codec import decode, encode, quantised
 from snello.files import write_file
 from snello.lab.datasets import DataSplits, Images, load, loader
 from snello.lab.training import evaluate
 from snello.search.rate import RateSearch, search_rate
 from snello.search.rate._trial import coded_tensors, with_tensors
-from snello.store import build, load_weights, modelfile
+from snello.store import build, load_weights
 
 MAX_DROP = 0.002
 TAU = 2.0
@@ -316,7 +317,7 @@ def lenet5(options: argparse.Namespace) -> list[Subject]:
                 splits=splits,
                 resume=True,
             )
-        model, record = modelfile.load(folder / method / "model.pt")
+        model, record = load_model(folder / method / "model.pt")
         if method != "baseline":
             model = simplify(model, record.example_inputs())
         name = {

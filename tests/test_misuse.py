@@ -224,10 +224,10 @@ def test_what_cannot_be_exported_is_one_sentence_with_the_cause(
 
 
 def test_a_program_with_a_constant_batch_says_which(tmp_path: Path) -> None:
-    from snello.deploy import export_program
+    from snello.deploy import export
 
     with pytest.raises(ModelError, match="its code takes the batch size 2 for a constant"):
-        export_program(_ConstantBatch().eval(), torch.randn(2, 4), tmp_path / "model.pt2")
+        export(_ConstantBatch().eval(), torch.randn(2, 4), tmp_path / "model.pt2")
 
 
 def test_int8_names_the_transposed_convolution_with_groups(tmp_path: Path) -> None:
