@@ -77,7 +77,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_verifies_and_dispatches(tmp_path: Path) -> None:
     path = export(MODEL, X, tmp_path / "net.toy")
     assert torch.allclose(file_runner(path, X)(), MODEL(X))  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="differs from PyTorch by .* in toy runtime"):
+    with pytest.raises(ModelError, match=r"differs from PyTorch by .* in toy runtime"):
         export(MODEL, X, tmp_path / "coarse.toy", format=Toy(digits=1))
     with pytest.raises(ModelError, match="Sequential is no linear layer"):
         export(nn.Sequential(MODEL), X, tmp_path / "other.toy")

@@ -1,4 +1,4 @@
-"""What several commands read and write."""
+"""Arguments, models and results that several commands share."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ from ._own_code import add_own_code_argument, import_own_code, own_code
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """A model file, or an architecture by name with a file of weights."""
+    """Add the options of a model file, or of an architecture with a file of weights."""
     parser.add_argument("file", nargs="?", help="a model file or a bitstream written by snello")
     add_architecture_arguments(parser)
 
 
 def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    """An architecture by name with a file of weights, instead of a file; the code that a file may
-    name.
-    """
+    """Add the options of an architecture by name, and of the code that a file may name."""
     parser.add_argument(
         "--model",
         help="instead: lenet-5, resnet18 (torchvision), timm:NAME, transformers:CLASS, or your own "
@@ -44,7 +42,7 @@ def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
-    """The model that the arguments name, in evaluation mode, on the CPU.
+    """Read the model that the arguments name, in evaluation mode, on the CPU.
 
     Raises:
         ConfigError: if they name none, or two.
@@ -79,7 +77,7 @@ def seed(arguments: argparse.Namespace) -> None:
 
 
 def device(arguments: argparse.Namespace) -> torch.device:
-    """The device that the arguments ask for; the CPU unless told otherwise.
+    """Device that the arguments ask for; the CPU by default.
 
     Raises:
         ConfigError: for a GPU that torch does not see.
@@ -95,7 +93,7 @@ def device(arguments: argparse.Namespace) -> torch.device:
 def on_device(
     model: nn.Module, inputs: Tensor, arguments: argparse.Namespace
 ) -> tuple[nn.Module, Tensor]:
-    """Model and inputs where the arguments want them."""
+    """Move a model and its inputs to the device that the arguments ask for."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
 

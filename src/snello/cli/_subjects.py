@@ -1,4 +1,4 @@
-"""Model files of every kind, as what is measured."""
+"""Model files of every kind as subjects of a measurement."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def suffixes() -> tuple[str, ...]:
 def subjects(
     arguments: argparse.Namespace, *, batch: int, short_names: bool = False
 ) -> list[Subject]:
-    """What the arguments name: files, all files of folders, or an architecture.
+    """Read what the arguments name: files, all files of folders, or an architecture.
 
     Args:
         arguments: with ``files`` and those of :func:`snello.cli._inputs.add_model_arguments`.
         batch: samples of a model's inputs.
-        short_names: call them by the file's name without its ending.
+        short_names: name them after their files, without the suffix.
 
     Raises:
         ConfigError: if they name none, or both files and an architecture, or a folder without
-        models. ModelError: if one cannot be loaded.
+            models.
+        ModelError: if one cannot be loaded.
     """
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")
@@ -68,7 +69,7 @@ def _expanded(path: Path) -> list[Path]:
 
 
 def _names(paths: Sequence[Path], short: bool) -> list[str]:
-    """The shortest names that differ: the file's, with as many of its folders as it takes."""
+    """Shortest names that differ: each file's, with as many of its folders as needed."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         parts = [path.with_suffix("").parts if short else path.parts for path in paths]
         names = [("-" if short else "/").join(p[-depth:]) for p in parts]

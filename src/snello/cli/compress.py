@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compress, write, and say how much smaller it is."""
+    """Compress, write, and report the sizes."""
     from snello.lab.reporting import Table, busy, megabytes
 
     out = check_writable(arguments.out)
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
-    """Write the plain NNC stream, and tell what it lacks."""
+    """Write the plain NNC stream; return a note on the parts that it leaves out."""
     data = compress(model.state_dict(), settings)
     exact = sum(not entry.coded for entry in read_header(data).tensors)
     write_file(out, lambda temporary: temporary.write_bytes(stream_of(data)))

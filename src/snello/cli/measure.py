@@ -1,6 +1,4 @@
-"""``snello measure``: size, operations, memory and latency of one model or of several side by
-side.
-"""
+"""``snello measure``: size, operations, memory and latency of one or several models."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Simplify, write, and say what was kept and what was left alone."""
+    """Simplify, write, and report what was kept and what was left alone."""
     from snello.lab.reporting import Table, busy, percent
 
     out = check_writable(arguments.out)

@@ -35,7 +35,7 @@ def tolerance_of(model: nn.Module) -> float:
 
 
 def check_batch_sizes(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
-    """Check that a model itself runs at every batch size that its export shall take.
+    """Check that a model itself runs at every batch size that its export takes.
 
     Raises:
         ModelError: if it does not.
@@ -93,7 +93,7 @@ def compare_outputs(
     run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
     where: str,
 ) -> float:
-    """Run a model and what it was exported to on the same inputs, and compare.
+    """Run a model and its export on the same inputs, and compare the outputs.
 
     Args:
         model: on the CPU, in evaluation mode.

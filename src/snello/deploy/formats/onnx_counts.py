@@ -21,7 +21,7 @@ COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class _Weights:
-    """The constants of a graph.
+    """Constants of a graph.
 
     Attributes:
         values: name -> value; quantised ones as the integers minus their zero point.

@@ -37,7 +37,7 @@ class Program(Format):
 
     def write(self, model: nn.Module, inputs: Inputs, files: Files) -> None:
         program = captured(model, inputs)
-        program.example_inputs = None  # the example may be somebody's data
+        program.example_inputs = None  # the example may be private data
         with quiet():
             torch.export.save(program, files[0])
 

@@ -126,9 +126,8 @@ def _plain_names(value: Any) -> bool:
 
 
 def _arithmetic(text: Any) -> bool:
-    """Sums, products and the like of symbols and numbers; sympy would evaluate any other Python as
-    well.
-    """
+    """Accept sums, products and the like of symbols and numbers alone."""
+    # sympy would evaluate any Python expression.
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, TypeError):

@@ -52,7 +52,7 @@ def export(
     .onnx  ONNX         onnxruntime                  any
     .pt2   torch.export torch, without the model's   any
                         code
-    .xml   OpenVINO     openvino (.bin beside it)    any
+    .xml   OpenVINO     openvino (.bin next to it)    any
     .pte   ExecuTorch   executorch (XNNPACK)         the example's
     ====== ============ ============================ ===========
 

@@ -48,7 +48,7 @@ class Profile:
         name: of the subject.
         file: its file, if there is one.
         sha256: of the file's bytes, by which results of other devices are matched.
-        file_bytes: size of the file (with the weights that lie beside it, for OpenVINO).
+        file_bytes: size of the file (with its weights in a second file, for OpenVINO).
         bitstream_bytes: the same, where the file is a coded bitstream.
         footprint: parameters, operations, bytes; None for files that only their runtime can read.
         peak_memory: of one forward pass; None likewise, or where the system does not tell.

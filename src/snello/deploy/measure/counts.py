@@ -60,7 +60,7 @@ def peak_memory(
 
     Returns:
         For a module and a ``.pt2`` file, the tensors that live at the same time. For ONNX, the
-        growth of a process of its own, which Linux alone tells. None where it cannot be told.
+        growth of a new process that loads and runs the file, on Linux. None where it is unknown.
 
     Raises:
         ModelError: if the model or the file does not run on the inputs.
