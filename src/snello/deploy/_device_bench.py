@@ -44,9 +44,8 @@ DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-AGREES = (
-    1e-3  # float32 outputs of another CPU may differ by rounding, relative to the largest magnitude
-)
+# Outputs of another CPU may differ by rounding, relative to the largest magnitude.
+AGREES = 1e-3
 
 
 class KitError(ValueError):
