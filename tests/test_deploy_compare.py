@@ -17,12 +17,12 @@ from snello.deploy import (
     DeviceTime,
     Profile,
     Subject,
-    _compare,
     compare,
     compiled_runner,
     export,
     read_profiles,
 )
+from snello.deploy.measure import compare as compare_module
 from snello.errors import ConfigError, ModelError
 from snello.lab.reporting import as_json
 from snello.store import ModelSpec, build
@@ -80,9 +80,9 @@ def test_every_subject_in_every_runtime(profiles: tuple[Profile, ...], folder: P
 
 def test_all_take_turns_in_one_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    real = _compare.latencies
+    real = compare_module.latencies
     monkeypatch.setattr(
-        _compare, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
+        compare_module, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
     )
     given = [
         Subject("a", nn.Flatten(), (torch.randn(1, 2),)),

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from snello.deploy import (
-    _quantise,
     export,
     export_int8,
     file_bytes,
@@ -19,6 +18,7 @@ from snello.deploy import (
     footprint,
     quantise,
 )
+from snello.deploy.formats import onnx_int8
 from snello.errors import ConfigError, ModelError, OutputError
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -122,9 +122,9 @@ def test_calibration_that_cannot_be_right_is_refused(plain: Path, tmp_path: Path
 def test_outputs_that_are_not_finite_are_refused(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _quantise._first_outputs
+    real = onnx_int8._first_outputs
     monkeypatch.setattr(
-        _quantise,
+        onnx_int8,
         "_first_outputs",
         lambda file, data: real(file, data) * (1 if file == plain else torch.nan),
     )

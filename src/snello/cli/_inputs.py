@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello.deploy import FORMATS
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
 from snello.files import write_text
 from snello.lab.reporting import Table, as_json, show
 from snello.neurons import check_finite
-from snello.store import ModelSpec, Record, build, load, load_weights
+from snello.store import Container, ModelSpec, Record, build, load, load_weights
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
 
@@ -96,6 +97,21 @@ def on_device(
     """Move a model and its inputs to the device that the arguments ask for."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
+
+
+def check_model_file(path: str) -> Path:
+    """Check that a model file that keeps every weight as it is can be written there.
+
+    Raises:
+        ConfigError: for the suffix of a bitstream or an export.
+        OutputError: if the file cannot be written.
+    """
+    if Path(path).suffix in (Container.suffix, *FORMATS):
+        raise ConfigError(
+            f"--out={path}: this command writes a model file, named *.pt; 'snello compress' and 'snello export' write "
+            "the others"
+        )
+    return check_writable(path)
 
 
 def finish(table: Table, result: Any, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from snello.deploy import footprint
 from snello.errors import ConfigError
 from snello.files import write_file
 from snello.search.rate import RateSearch
-from snello.store import check_loadable, save
+from snello.store import Container, check_loadable, save
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Compress, write, and report the sizes."""
     from snello.lab.reporting import Table, busy, megabytes
 
-    out = check_writable(arguments.out)
     settings, found = _settings(arguments), None
     model, record = read_model(arguments)
+    out = _out(arguments)
     if arguments.model is not None and not arguments.raw:
         check_loadable(model, record, str(out), trust=named_code(arguments))
     size = footprint(model, record.example_inputs(1)).bytes
@@ -89,6 +89,20 @@ def run(arguments: argparse.Namespace) -> None:
             "trail": found.trail,
         }
     finish(table, result, Path(f"{out}.json"))
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    """The file to write, checked before any work.
+
+    Raises:
+        ConfigError: for a container of another suffix.
+        OutputError: if the file cannot be written.
+    """
+    if not arguments.raw and Path(arguments.out).suffix != Container.suffix:
+        raise ConfigError(
+            f"--out={arguments.out}: a bitstream is named *{Container.suffix}; with --raw, a plain stream has any name"
+        )
+    return check_writable(arguments.out)
 
 
 def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:

@@ -10,7 +10,7 @@ from snello.deploy import file_bytes, footprint
 from snello.errors import BitstreamError
 from snello.store import load, save
 
-from ._inputs import check_writable, finish
+from ._inputs import check_model_file, finish
 from ._own_code import add_own_code_argument, own_code
 
 HELP = "decode a bitstream into a model file"
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Decompress, rebuild the model, write it."""
     from snello.lab.reporting import Table, busy, megabytes
 
-    out = check_writable(arguments.out)
+    out = check_model_file(arguments.out)
     trust, size = own_code(arguments), file_bytes(arguments.file)
     if not is_container(arguments.file):
         raise BitstreamError(

@@ -43,10 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Export and verify."""
     from snello.lab.reporting import Table, busy, megabytes, percent
 
-    format, int8 = _format(arguments), arguments.format == INT8
-    default = f"model-int8{format.suffix}" if int8 else f"model{format.suffix}"
-    out = check_writable(arguments.out or default)
     model, record = read_model(arguments)
+    format, int8 = _format(arguments), arguments.format == INT8
+    out = check_writable(arguments.out or f"model{'-int8' if int8 else ''}{format.suffix}")
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)

@@ -11,7 +11,7 @@ from snello.deploy import footprint
 from snello.simplification import SimplificationPlan, fold_batchnorm, folds_of
 from snello.store import check_loadable, save
 
-from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model
+from ._inputs import add_model_arguments, check_model_file, finish, on_device, read_model
 from ._own_code import named_code
 
 HELP = "remove every dead neuron; the outputs stay the same (verified in float64)"
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Simplify, write, and report what was kept and what was left alone."""
     from snello.lab.reporting import Table, busy, percent
 
-    out = check_writable(arguments.out)
+    out = check_model_file(arguments.out)
     model, record = read_model(arguments)
     if arguments.model is not None:  # what a file holds has been loaded already
         check_loadable(model, record, str(out), trust=named_code(arguments))

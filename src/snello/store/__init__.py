@@ -25,6 +25,7 @@ from ._check import check_loadable as check_loadable
 from ._untrusted import build_untrusted as build_untrusted
 from ._untrusted import trusted_names as trusted_names
 from ._weights import load_weights as load_weights
+from .container import Container as Container
 from .files import MODEL_FILES as MODEL_FILES
 from .files import inspect as inspect
 from .files import load as load
@@ -36,6 +37,7 @@ from .record import summary as summary
 from .record import to_dict as to_dict
 
 __all__ = [
-    "MODEL_FILES", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable", "from_dict",
-    "import_factory", "inspect", "load", "load_weights", "read", "save", "summary", "to_dict", "trusted_names",
+    "MODEL_FILES", "Container", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable",
+    "from_dict", "import_factory", "inspect", "load", "load_weights", "read", "save", "summary", "to_dict",
+    "trusted_names",
 ]  # fmt: skip

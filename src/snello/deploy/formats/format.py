@@ -127,12 +127,8 @@ class Format(ABC):
         verify: bool = True,
     ) -> Path:
         """Write a model; see :func:`snello.deploy.export`."""
-        path = check_writable(path)
-        if path.suffix != self.suffix:
-            raise ConfigError(f"{self.label} files are named *{self.suffix}; got {path}")
+        path = self.writable(path)
         files = self.files(path)
-        for other in files[1:]:
-            check_writable(other)
         for module in (*self.writes_with, *(self.runs_with if verify else ())):
             self.require(module, "export")
         inputs, clone = checked_inputs(example_inputs), on_cpu(model)
@@ -144,6 +140,21 @@ class Format(ABC):
             self.write(clone, inputs, temporaries)
             if verify:
                 self._verify(clone, batches, temporaries)
+        return path
+
+    @final
+    def writable(self, path: str | os.PathLike[str]) -> Path:
+        """Check the name of a file to write, and that it can be written, before any work.
+
+        Raises:
+            ConfigError: for another suffix.
+            OutputError: if it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != self.suffix and not path.is_dir():  # a folder has an error of its own
+            raise ConfigError(f"{self.label} files are named *{self.suffix}; got {path}")
+        for file in self.files(path):
+            check_writable(file)
         return path
 
     @final

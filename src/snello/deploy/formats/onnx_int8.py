@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.deploy.formats.onnx import Onnx, onnx_session
 from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, temporary_files_in, writing
+from snello.files import temporary_files_in, writing
 from snello.graph import as_inputs
 
 
@@ -73,7 +73,7 @@ def quantise(
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    return _quantised(Path(source), check_writable(path), calibration, reduce_range, str(source))
+    return _quantised(Path(source), Onnx().writable(path), calibration, reduce_range, str(source))
 
 
 def _quantised(
@@ -115,7 +115,7 @@ def export_int8(
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
-    path = check_writable(path)
+    path = Onnx().writable(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         source = Onnx().export(model, example_inputs, Path(folder) / "float32.onnx")
         return _quantised(source, path, calibration, reduce_range, type(model).__name__)

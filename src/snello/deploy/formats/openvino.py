@@ -43,7 +43,10 @@ class OpenVino(Format):
         with TemporaryDirectory(dir=files[0].parent, prefix=files[0].name) as folder:
             onnx = Path(folder) / "model.onnx"
             Onnx().write(model, inputs, (onnx,))
-            openvino.serialize(openvino.convert_model(onnx), *map(str, files))
+            made = onnx.with_suffix(".xml")  # OpenVINO writes no files of other suffixes
+            openvino.save_model(openvino.convert_model(onnx), made, compress_to_fp16=False)
+            for source, target in zip(self.files(made), files, strict=True):
+                source.replace(target)
 
     def load(self, files: Files, threads: int) -> Bind:
         compiled = self._compiled(files, threads)

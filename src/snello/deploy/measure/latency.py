@@ -55,7 +55,7 @@ def latencies(
     machine for a while slows all of them, and none always runs after the same neighbour.
 
     Args:
-        runners: name -> what to time; from :func:`pytorch_runner` and :func:`onnx_runner`, or any
+        runners: name -> what to time; from :func:`pytorch_runner` and :func:`file_runner`, or any
             callable that runs PyTorch code.
         repeats: timed calls of each.
         warmup: untimed calls of each before.
