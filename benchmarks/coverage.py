@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -33,9 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from snello.files import write_file
+from snello.files import write_text
 from snello.graph import Inputs
 from snello.simplification import plan_of, simplify
+from snello.timing import cpu_seconds, timed
 
 TIMM = (
     "resnet18", "resnetv2_50", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_100",
@@ -211,12 +211,10 @@ def row(library: str, name: str, make: Callable[[], tuple[nn.Module, Any]]) -> R
     model.eval()
     kill(model)
     inputs = Inputs.of(example)
-    start = time.process_time()
     try:
-        lean = simplify(model, example)
+        lean, seconds = timed(lambda: simplify(model, example), clock=cpu_seconds)
     except Exception as failure:
         return Row(library, name, f"{type(failure).__name__}: {failure}".partition("\n")[0][:200])
-    seconds = time.process_time() - start
     plan = plan_of(lean)
     assert plan is not None
     pairs = zip(outputs(model, inputs), outputs(lean, inputs), strict=True)
@@ -271,7 +269,7 @@ def main() -> None:
     print(table(rows))
     if options.out is not None:
         text = json.dumps([asdict(row) for row in rows], indent=1)
-        write_file(options.out, lambda beside: beside.write_text(text))
+        write_text(options.out, text)
         options.out.with_suffix(".md").write_text(table(rows) + "\n")
 
 

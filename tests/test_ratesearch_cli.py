@@ -37,10 +37,10 @@ def parse(*words: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    from snello.lab.datasets import load, loader
+    from snello.lab.datasets import load_dataset, loader
 
     torch.manual_seed(0)
-    splits = load("digits")
+    splits = load_dataset("digits")
     model = build(RECORD.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(3):

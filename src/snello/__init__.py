@@ -1,7 +1,7 @@
-"""snello: frugal deep learning, both ways of the round trip.
+"""snello: frugal deep learning, in inference and in training.
 
-Outward, a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure.
-Homeward, cheaper training: neurons at equilibrium skip their backward pass.
+For a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure. For
+cheaper training: neurons at equilibrium skip their backward pass.
 
 ``import snello`` needs torch alone. Everything else is an extra, imported when it is used.
 """

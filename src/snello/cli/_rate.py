@@ -8,7 +8,7 @@ from torch import nn
 
 from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
-from snello.lab.datasets import FIXED_SIZE, Splits, load, loader
+from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
 from snello.search.rate import RateSearch, search_rate
 from snello.store import Record
 
@@ -105,7 +105,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
 
 def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
-    splits = load(
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         path=arguments.data_path,

@@ -10,7 +10,7 @@ from torch import nn
 from snello.codec import CodecSettings, compress, read_header, stream_of
 from snello.deploy import footprint
 from snello.errors import ConfigError
-from snello.files import write_file
+from snello.files import write_bytes
 from snello.search.rate import RateSearch
 from snello.store import Container, check_loadable, save
 
@@ -109,7 +109,7 @@ def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
     """Write the plain NNC stream; return a note on the parts that it leaves out."""
     data = compress(model.state_dict(), settings)
     exact = sum(not entry.coded for entry in read_header(data).tensors)
-    write_file(out, lambda temporary: temporary.write_bytes(stream_of(data)))
+    write_bytes(out, stream_of(data))
     return f"Plain stream: without the model's record and {exact} integer or empty tensors."
 
 

@@ -30,37 +30,37 @@ Sources: operations are counted by torch.utils.flop_counter (two per multiply-ac
 and runtime: https://onnx.ai and https://onnxruntime.ai.
 """
 
-from snello.deploy._footprint import Footprint as Footprint
-from snello.deploy._memory import PeakMemory as PeakMemory
-from snello.deploy._runners import Runner as Runner
-from snello.deploy._runners import compiled_runner as compiled_runner
-from snello.deploy._runners import pytorch_runner as pytorch_runner
-from snello.deploy.formats import FORMATS as FORMATS
-from snello.deploy.formats import Format as Format
-from snello.deploy.formats import Onnx as Onnx
-from snello.deploy.formats import Quantised as Quantised
-from snello.deploy.formats import export as export
-from snello.deploy.formats import export_int8 as export_int8
-from snello.deploy.formats import file_runner as file_runner
-from snello.deploy.formats import format_of as format_of
-from snello.deploy.formats import quantise as quantise
-from snello.deploy.kit.make import device_kit as device_kit
-from snello.deploy.kit.models import Kit as Kit
-from snello.deploy.kit.models import KitModel as KitModel
-from snello.deploy.kit.result import DeviceResult as DeviceResult
-from snello.deploy.kit.result import DeviceTime as DeviceTime
-from snello.deploy.kit.result import read_device_result as read_device_result
-from snello.deploy.measure.compare import Profile as Profile
-from snello.deploy.measure.compare import Subject as Subject
-from snello.deploy.measure.compare import compare as compare
-from snello.deploy.measure.compare import model_runtimes as model_runtimes
-from snello.deploy.measure.counts import file_bytes as file_bytes
-from snello.deploy.measure.counts import footprint as footprint
-from snello.deploy.measure.counts import peak_memory as peak_memory
-from snello.deploy.measure.latency import Latency as Latency
-from snello.deploy.measure.latency import latencies as latencies
-from snello.deploy.measure.measure import measure as measure
-from snello.deploy.measure.records import read_profiles as read_profiles
+from ._footprint import Footprint as Footprint
+from ._memory import PeakMemory as PeakMemory
+from ._runners import Runner as Runner
+from ._runners import compiled_runner as compiled_runner
+from ._runners import pytorch_runner as pytorch_runner
+from .formats import FORMATS as FORMATS
+from .formats import Format as Format
+from .formats import Onnx as Onnx
+from .formats import Quantised as Quantised
+from .formats import export as export
+from .formats import export_int8 as export_int8
+from .formats import file_runner as file_runner
+from .formats import format_of as format_of
+from .formats import quantise as quantise
+from .kit.make import device_kit as device_kit
+from .kit.models import Kit as Kit
+from .kit.models import KitModel as KitModel
+from .kit.result import DeviceResult as DeviceResult
+from .kit.result import DeviceTime as DeviceTime
+from .kit.result import read_device_result as read_device_result
+from .measure.compare import Profile as Profile
+from .measure.compare import Subject as Subject
+from .measure.compare import compare as compare
+from .measure.compare import model_runtimes as model_runtimes
+from .measure.counts import file_bytes as file_bytes
+from .measure.counts import footprint as footprint
+from .measure.counts import peak_memory as peak_memory
+from .measure.latency import Latency as Latency
+from .measure.latency import latencies as latencies
+from .measure.measure import measure as measure
+from .measure.records import read_profiles as read_profiles
 
 __all__ = [
     "FORMATS",

@@ -63,6 +63,7 @@ def take_turns(
         repeats: timed rounds.
         warmup: untimed rounds before.
     """
+    # A copy of snello.timing.take_turns, which this file cannot import; a test compares the two.
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(warmup + repeats):
         start = round_ % len(names) if names else 0

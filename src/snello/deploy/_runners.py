@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._verify import batch_of, first_line
 from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs
 from snello.wrappers import copied
+
+from ._verify import batch_of, first_line
 
 
 @dataclass(frozen=True)

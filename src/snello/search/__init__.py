@@ -1,4 +1,4 @@
-"""Search: the cheapest network and the cheapest settings within a bound that is measured.
+"""Search for the cheapest settings that keep a measured bound on the loss.
 
 :func:`search_rate` finds the smallest bitstream, with a quantisation parameter for each tensor.
 """

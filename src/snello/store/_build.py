@@ -192,6 +192,6 @@ def _unknown(name: str) -> ModelError:
     close = difflib.get_close_matches(name.lower(), [*reference_names(), *names], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return ModelError(
-        f"there is no model {name!r}; {hint}snello.lab.models.available() lists snello's own, "
+        f"there is no model {name!r}; {hint}snello.lab.models.model_names() lists snello's own, "
         "torchvision.models.list_models() lists torchvision's, 'package.module:factory' names yours"
     )

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from snello.errors import MissingExtraError, ModelError, require
+from snello.nested import entries
 
 Factory = Callable[..., nn.Module]
 
@@ -78,7 +79,7 @@ def reference_factory(name: str) -> Factory | None:
 
 def reference_names() -> tuple[str, ...]:
     """Short names of the networks of the papers, which :mod:`snello.lab` brings."""
-    return tuple(importlib.import_module(REFERENCE).available())
+    return tuple(importlib.import_module(REFERENCE).model_names())
 
 
 def _reference(name: str) -> Factory | None:
@@ -150,7 +151,7 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
         library: the part of the model's name before the colon.
         arguments: plain data.
     """
-    for key, value in _entries(arguments):
+    for key, value in entries(arguments):
         if library == "transformers":
             if _IMPLEMENTATION.search(key) and any(
                 v not in _OWN_IMPLEMENTATIONS for v in _leaves(value)
@@ -161,17 +162,6 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
         if _LOADING.search(key) and value:
             return key
     return None
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a mapping and of the mappings in it."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key), inner
-            yield from _entries(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _entries(inner)
 
 
 def _leaves(value: Any) -> list[Any]:

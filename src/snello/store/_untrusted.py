@@ -33,7 +33,7 @@ def build_untrusted(
 
     Args:
         spec: the name and the arguments from the file. Without trust the name is one of
-            :func:`snello.lab.models.available`, or a registered model of torchvision (``"resnet18"``), timm
+            :func:`snello.lab.models.model_names`, or a registered model of torchvision (``"resnet18"``), timm
             (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
             with arguments that load nothing.
         trust: names that may be any ``"package.module:factory"``: exactly these are imported and

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from snello.codec import CodecSettings, compress, decompress, is_container, read_header
-from snello.files import write_file
+from snello.files import write_bytes
 
 from ._file import Content, ModelFile
 from .record import summary
@@ -34,7 +34,7 @@ class Container(ModelFile):
         settings: CodecSettings | None,
     ) -> Path:
         data = compress(state, settings or CodecSettings(), record)
-        return write_file(path, lambda temporary: temporary.write_bytes(data))
+        return write_bytes(path, data)
 
     def read(self, path: Path) -> Content:
         coded = decompress(path.read_bytes())

@@ -9,15 +9,15 @@ torch.Size([1, 10])
 A format is a subclass of :class:`Format`; :data:`FORMATS` lists those that there are.
 """
 
-from snello.deploy.formats.format import Format as Format
-from snello.deploy.formats.onnx import Onnx as Onnx
-from snello.deploy.formats.onnx_int8 import Quantised as Quantised
-from snello.deploy.formats.onnx_int8 import export_int8 as export_int8
-from snello.deploy.formats.onnx_int8 import quantise as quantise
-from snello.deploy.formats.registry import FORMATS as FORMATS
-from snello.deploy.formats.registry import export as export
-from snello.deploy.formats.registry import file_runner as file_runner
-from snello.deploy.formats.registry import format_of as format_of
+from .format import Format as Format
+from .onnx import Onnx as Onnx
+from .onnx_int8 import Quantised as Quantised
+from .onnx_int8 import export_int8 as export_int8
+from .onnx_int8 import quantise as quantise
+from .registry import FORMATS as FORMATS
+from .registry import export as export
+from .registry import file_runner as file_runner
+from .registry import format_of as format_of
 
 __all__ = [
     "FORMATS",

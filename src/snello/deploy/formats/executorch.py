@@ -11,9 +11,10 @@ from torch import nn
 
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import first_line, quiet, shapes
-from snello.deploy.formats.format import Bind, Files, Format, Inputs
-from snello.deploy.formats.program import captured
 from snello.errors import ConfigError, ModelError
+
+from .format import Bind, Files, Format, Inputs
+from .program import captured
 
 
 @final

@@ -15,9 +15,10 @@ from snello.deploy._device_bench import peak_memory as process_growth
 from snello.deploy._footprint import Footprint
 from snello.deploy._memory import PeakMemory
 from snello.deploy._verify import batch_of, dynamic_batch, first_line, quiet, shapes
-from snello.deploy.formats.format import Bind, Files, Format, Inputs
-from snello.deploy.formats.onnx_counts import onnx_footprint
 from snello.errors import ConfigError, ModelError, require
+
+from .format import Bind, Files, Format, Inputs
+from .onnx_counts import onnx_footprint
 
 
 @final

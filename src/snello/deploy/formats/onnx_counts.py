@@ -14,6 +14,7 @@ from torch import Tensor
 from snello.deploy._device_bench import KitError, random_feed, session_of
 from snello.deploy._footprint import Footprint
 from snello.errors import ModelError, require
+from snello.neurons import outputs_first
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that multiply; the second input is the weight, where there is one."""
@@ -107,11 +108,8 @@ def _dead(node: Any, values: Mapping[str, Tensor]) -> int:
     if weight is None or weight.dim() < 2:
         return 0
     if node.op_type == "ConvTranspose":  # (in, out/groups, *kernel)
-        groups = _attribute(node, "group", 1)
-        rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).permute(
-            0, 2, 1, 3
-        )
-        return int((rows.reshape(groups * weight.shape[1], -1) == 0).all(1).sum())
+        weight = outputs_first(weight, _attribute(node, "group", 1))
+        return int((weight.flatten(1) == 0).all(1).sum())
     if node.op_type == "Conv" or (node.op_type == "Gemm" and _attribute(node, "transB", 0)):
         return int((weight.flatten(1) == 0).all(1).sum())
     return int((weight == 0).all(-2).sum())  # (…, in, out)

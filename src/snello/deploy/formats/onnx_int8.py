@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
-from snello.deploy.formats.onnx import Onnx, onnx_session
 from snello.errors import ConfigError, ModelError, require
 from snello.files import temporary_files_in, writing
 from snello.graph import as_inputs
+
+from .onnx import Onnx, onnx_session
 
 
 @dataclass(frozen=True)

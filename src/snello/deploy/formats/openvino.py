@@ -11,9 +11,10 @@ from torch import nn
 
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import first_line
-from snello.deploy.formats.format import Bind, Files, Format, Inputs
-from snello.deploy.formats.onnx import Onnx
 from snello.errors import ModelError
+
+from .format import Bind, Files, Format, Inputs
+from .onnx import Onnx
 
 
 @final

@@ -14,9 +14,10 @@ from snello.deploy._footprint import Footprint, macs_of, state_bytes
 from snello.deploy._memory import PeakMemory, peak_memory_of
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import dynamic_batch, first_line, one_more, quiet, shapes
-from snello.deploy.formats.format import Bind, Files, Format, Inputs
-from snello.deploy.formats.program_check import check_program
 from snello.errors import ModelError
+
+from .format import Bind, Files, Format, Inputs
+from .program_check import check_program
 
 
 @final

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from snello.errors import ModelError
+from snello.nested import entries
 
 _OPERATOR = re.compile(
     r"torch\.ops(\.(?!__)\w+){2,3}|torch\.sym_\w+"
@@ -91,7 +92,7 @@ def _payloads(content: Any) -> Iterator[str]:
 def _graph(content: Any) -> Iterator[str]:
     if content.get("guards_code"):
         yield "guards as source text"
-    for key, value in _entries(content):
+    for key, value in entries(content):
         if key == "target" and isinstance(value, str) and not _OPERATOR.fullmatch(value):
             yield f"a call of {value[:60]!r}"
         elif key == "expr_str" and not _arithmetic(value):
@@ -104,19 +105,9 @@ def _graph(content: Any) -> Iterator[str]:
             yield "constraints on an expression"
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        yield from value.items()
-        for inner in value.values():
-            yield from _entries(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _entries(inner)
-
-
 def _plain_containers(text: Any) -> bool:
     # A defaultdict, for one, names the module that its factory is imported from.
-    kinds = [value for key, value in _entries(json.loads(text)) if key == "type"] if text else []
+    kinds = [value for key, value in entries(json.loads(text)) if key == "type"] if text else []
     return all(kind in _CONTAINERS for kind in kinds)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from snello.deploy._runners import Runner
-from snello.deploy.formats.executorch import ExecuTorch
-from snello.deploy.formats.format import Format
-from snello.deploy.formats.onnx import Onnx
-from snello.deploy.formats.openvino import OpenVino
-from snello.deploy.formats.program import Program
 from snello.errors import ConfigError
+
+from .executorch import ExecuTorch
+from .format import Format
+from .onnx import Onnx
+from .openvino import OpenVino
+from .program import Program
 
 FORMATS: dict[str, Format] = {
     format.suffix: format for format in (Onnx(), Program(), OpenVino(), ExecuTorch())

@@ -15,11 +15,12 @@ from torch import Tensor
 from snello.deploy import _device_bench as bench
 from snello.deploy.formats import export, quantise
 from snello.deploy.formats.onnx import onnx_session
-from snello.deploy.kit.models import Kit, KitModel, Precision
-from snello.deploy.kit.readme import readme
 from snello.deploy.measure.compare import Subject
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_new_folder, sha256_of, writing_folder
+
+from .models import Kit, KitModel, Precision
+from .readme import readme
 
 
 def device_kit(

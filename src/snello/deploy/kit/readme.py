@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snello._version import __version__
-from snello.deploy.kit.models import KitModel
+
+from .models import KitModel
 
 _TEXT = """# Time these models on this device
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from snello.deploy import _device_bench as bench
-from snello.deploy.kit.models import Precision
 from snello.errors import ConfigError
+
+from .models import Precision
 
 
 @dataclass(frozen=True)

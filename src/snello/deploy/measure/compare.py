@@ -13,10 +13,11 @@ from snello.deploy._footprint import Footprint, model_footprint
 from snello.deploy._memory import PeakMemory, model_peak_memory
 from snello.deploy._runners import Runner, compiled_runner, pytorch_runner
 from snello.deploy.formats import FORMATS, Format, Onnx, format_of, quantise
-from snello.deploy.measure.counts import file_bytes
-from snello.deploy.measure.latency import Latency, latencies
 from snello.errors import ConfigError
 from snello.files import sha256_of
+
+from .counts import file_bytes
+from .latency import Latency, latencies
 
 
 @dataclass(frozen=True, eq=False)

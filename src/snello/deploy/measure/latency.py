@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from snello.deploy._device_bench import take_turns
 from snello.deploy._runners import Runner, torch_threads
 from snello.errors import ConfigError
+from snello.timing import spread_of, take_turns, timed
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def latencies(
         warmup: untimed calls of each before.
         threads: torch's thread count during the run (restored afterwards).
         batch: samples per call, reported for plain callables; a :class:`Runner` knows its own.
-        device: likewise; on a CUDA device the clock waits for the device.
+        device: likewise; the clock waits for an accelerator to finish.
 
     Returns:
         Name -> time, in the order of the runners.
@@ -87,28 +84,16 @@ def latencies(
 
 def _time(runner: Runner) -> float:
     """Milliseconds of one call."""
-    _synchronise(runner)
-    begin = time.perf_counter_ns()
-    runner()
-    _synchronise(runner)
-    return (time.perf_counter_ns() - begin) / 1e6
-
-
-def _synchronise(runner: Runner) -> None:
-    if runner.device.startswith("cuda"):
-        torch.cuda.synchronize(runner.device)
+    return timed(runner, runner.device)[1] * 1e3
 
 
 def _summary(runner: Runner, times: list[float], threads: int, warmup: int) -> Latency:
-    quantiles = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    )
-    p10, median, p90 = (float(q) for q in quantiles)
+    spread = spread_of(times)
     return Latency(
         runtime=runner.runtime,
-        median_ms=median,
-        p10_ms=p10,
-        p90_ms=p90,
+        median_ms=spread.median,
+        p10_ms=spread.p10,
+        p90_ms=spread.p90,
         batch=runner.batch,
         threads=threads,
         warmup=warmup,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from snello.deploy.measure.compare import Profile, Subject, compare
-from snello.deploy.measure.counts import needed
 from snello.graph import Example, Inputs, positional
+
+from .compare import Profile, Subject, compare
+from .counts import needed
 
 
 def measure(

@@ -10,9 +10,10 @@ from typing import Any
 
 from snello.deploy._footprint import Footprint
 from snello.deploy._memory import PeakMemory
-from snello.deploy.measure.compare import Profile
-from snello.deploy.measure.latency import Latency
 from snello.errors import ConfigError
+
+from .compare import Profile
+from .latency import Latency
 
 
 def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:

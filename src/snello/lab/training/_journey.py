@@ -1,6 +1,4 @@
-"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train
-again with NEq.
-"""
+"""The round trip on one recipe: train, prune, simplify, code, export, measure; and NEq."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from torch import nn
 from snello.codec import CodecSettings
 from snello.deploy import Latency, export, file_runner, footprint, latencies, pytorch_runner
 from snello.lab.datasets import Part, Splits
+from snello.lab.methods import method_of
 from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
@@ -23,9 +22,9 @@ from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
+from ._flags import flag_of
 from ._folder import claimed
-from ._methods import method_of
-from ._result import TrainingResult
+from ._result import RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -45,6 +44,7 @@ class ShippedRow:
         bitstream_bytes: the ``.snello`` file.
         pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
             one run.
+        flag: why the accuracy is not to be trusted with a saving; see :class:`TrainingResult`.
     """
 
     method: str
@@ -58,6 +58,7 @@ class ShippedRow:
     bitstream_bytes: int
     pytorch: Latency
     onnxruntime: Latency
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class TrainedRow:
             epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
             not timed, with several processes.
         seconds: wall-clock time of the training.
+        flag: as in :class:`TrainingResult`.
     """
 
     method: str
@@ -84,6 +86,7 @@ class TrainedRow:
     backward_ms: float
     backward_ratio: float | None
     seconds: float
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,14 @@ def journey(
 
     Args:
         recipe: what to do.
-        folder: gets one folder per method, and what is shipped beside its checkpoint.
+        folder: gets one folder per method, with the files to ship next to its checkpoint.
         resume: go on with what the folder holds.
         progress: called with lines of text.
 
     Raises:
         ConfigError: if another process has the folder.
-        SnelloError: whatever the data, the model, the training or the shipping have to complain
-        about. Stopped: for SIGTERM or SIGINT while a network is trained.
+        SnelloError: for the errors of the data, the model, the training and the shipping.
+        Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
@@ -160,7 +163,7 @@ def _journey(
 
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """How many training, validation and test images the recipe's limits leave."""
+    """Numbers of training, validation and test images within the recipe's limits."""
 
     def count(part: Part, limit: int | None) -> int:
         return len(part) if limit is None else min(len(part), limit)
@@ -174,21 +177,19 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """What makes a network lean, and the dense one beside it."""
-    return method == "baseline" or method_of(method).pruning is not None
+    """Return True for a method that makes a network lean, and for the baseline."""
+    return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """What makes training cheaper, and the full training beside it."""
-    return method == "baseline" or method_of(method).update is not None
+    """Return True for a method that makes training cheaper, and for the baseline."""
+    return method == "baseline" or method_of(method).selection is not None
 
 
 def ship(
     recipe: Recipe, folder: Path, methods: list[str], splits: Splits
 ) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, all of them timed in
-    turns.
-    """
+    """Simplify, code, export and measure the finished runs of some methods, timed in turns."""
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(
@@ -240,7 +241,7 @@ def _shipped_row(
     return ShippedRow(
         method=method,
         test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=evaluate(decoded, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,
@@ -249,15 +250,22 @@ def _shipped_row(
         bitstream_bytes=path.stat().st_size,
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
+        flag=TrainingResult.read(folder / method / RESULT).flag
+        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
     )
 
 
+def _classes(splits: Splits) -> int | None:
+    return len(splits.classes) if splits.task == "classification" else None
+
+
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention,
-    nothing frozen.
+    """Rows of finished runs.
+
+    ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
     """
     rows = [_trained_row(run) for run in runs]
-    # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
+    # A run without NEq watches no layers, and so has no count in the paper's convention.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 
@@ -271,11 +279,12 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
         backward_ms=statistics.median(e.backward_ms for e in epochs),
         backward_ratio=_ratio(run),
         seconds=run.seconds,
+        flag=run.flag,
     )
 
 
 def _ratio(run: TrainingResult) -> float | None:
-    if method_of(run.method).update is None:
+    if method_of(run.method).selection is None:
         return 1.0
     dense_ms = sum(epoch.dense_ms for epoch in run.epochs)
     return sum(epoch.sparse_ms for epoch in run.epochs) / dense_ms if dense_ms else None

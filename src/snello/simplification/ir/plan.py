@@ -67,8 +67,9 @@ class AttentionPlan(Record):
             original) that stay, in the lean module's order. Those of values are also the columns of
             the output projection.
         constants: rows of queries that are one number other than zero: they are the buffer
-        ``constant``. biased: number of the kept heads, the first ones, that have a computed
-        position bias. hidden: hidden neurons of the network that computes it that stay.
+            ``constant``.
+        biased: number of the kept heads, the first ones, that have a computed position bias.
+        hidden: hidden neurons of the network that computes it that stay.
         bias, out_bias, position_bias: whether the projections and the network have a bias.
         folded: number of constants other than zero that were folded.
     """
@@ -117,8 +118,9 @@ class SimplificationPlan:
         constants: arguments of the forward that are fixed -> their value; they are no arguments of
             the lean model. Stars of ``*args`` and ``**kwargs`` belong to the name.
         base: the plan that had made the model lean before, if any: this one speaks of that lean
-        model. representation: "graph" for a captured graph with the original layer names, "module"
-            for the user's own module, narrowed in place; the latter needs a plan without edits.
+            model.
+        representation: "graph" for a captured graph with the original layer names, "module" for the
+            user's own module, narrowed in place; the latter needs a plan without edits.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
