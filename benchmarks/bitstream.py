@@ -55,7 +55,7 @@ from snello.lab.datasets import DataSplits, Images, load_dataset, loader
 from snello.lab.training import evaluate
 from snello.search.rate import RateSearch, search_rate
 from snello.search.rate._trial import coded_tensors, with_tensors
-from snello.store import build, load_weights, modelfile
+from snello.store import build, load, load_weights
 from snello.timing import timed
 
 MAX_DROP = 0.002
@@ -316,7 +316,7 @@ def lenet5(options: argparse.Namespace) -> list[Subject]:
                 splits=splits,
                 resume=True,
             )
-        model, record = modelfile.load(folder / method / "model.pt")
+        model, record = load(folder / method / "model.pt")
         if method != "baseline":
             model = simplify(model, record.example_inputs())
         name = {

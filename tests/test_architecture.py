@@ -72,7 +72,7 @@ def test_stations_do_not_import_each_other(station: str) -> None:
 def test_the_import_reader_sees_what_it_should() -> None:
     """Lest the laws above hold because nothing is found."""
     assert "snello.errors.SnelloError" in _imports(SOURCE / "__init__.py")
-    assert "snello.simplification.plan_of" in _imports(SOURCE / "modelfile.py")
+    assert "snello.simplification.plan_of" in _imports(SOURCE / "py")
     assert "snello.lab.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
     assert "snello.lab.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 

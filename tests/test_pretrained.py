@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snello import load, plan_of, simplify
+from snello import CodecSettings, Record, load, plan_of, save, simplify
 from snello.errors import ModelError
 from snello.graph import Inputs
 from snello.simplification import plan_of as plan
+from snello.store import ModelSpec
 from test_any_model import CASES, image, tensors
 
 transformers = pytest.importorskip("transformers")
@@ -44,6 +45,29 @@ def test_a_saved_folder_comes_back_lean_and_plain_loading_refuses_it(
     _same(lean, load(tmp_path / "twice")[0], case.inputs())
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(lean).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "snello"])
+@pytest.mark.parametrize("name", ["ViT", "Llama, grouped queries"])
+def test_a_lean_model_round_trips_through_files_of_ours(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    if suffix == "snello":
+        pytest.importorskip("nncodec")
+    case = CASES[name]
+    lean = simplify(case.model(), case.inputs())
+    inputs = case.inputs()
+    spec = ModelSpec(f"transformers:{case.kind}", {"config": dict(case.options)})
+    record = Record(spec, tuple(inputs.shape[1:]), inputs.dtype)
+    fine = CodecSettings(qp=-60) if suffix == "snello" else None
+    again, read = load(save(tmp_path / f"lean.{suffix}", lean, record, settings=fine))
+    assert (type(again), plan(again), read.dtype) == (type(lean), plan(lean), inputs.dtype)
+    assert read.example_inputs().dtype == inputs.dtype
+    with torch.no_grad():
+        first, second = (tensors(model(inputs))[0] for model in (lean, again))
+        again(read.example_inputs())
+    tolerance = 0 if suffix == "pt" else 0.05 * float(first.abs().max())
+    torch.testing.assert_close(second, first, rtol=0, atol=tolerance)
 
 
 def test_a_dense_folder_is_loaded_too_and_keeps_its_dtype(tmp_path: Path) -> None:

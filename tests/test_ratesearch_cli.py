@@ -16,8 +16,7 @@ from snello.cli._rate import add_rate_arguments, search
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
 from snello.search.rate._trial import coded_tensors
-from snello.store import ModelSpec, build, modelfile
-from snello.store.modelfile import Record
+from snello.store import ModelSpec, Record, build, save
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 pytest.importorskip("sklearn", reason="the extra train is not installed")
@@ -102,7 +101,7 @@ def test_compress_writes_what_the_search_found(
     source, plain, small = (
         str(tmp_path / name) for name in ("m.pt", "plain.snello", "small.snello")
     )
-    modelfile.save(source, trained, RECORD)
+    save(source, trained, RECORD)
     assert main(["compress", source, f"--out={plain}"]) == 0
     assert (
         main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"])

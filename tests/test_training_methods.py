@@ -366,15 +366,12 @@ def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
 
 
 def test_average_is_what_is_shipped(tmp_path: Path) -> None:
-    from snello.store import modelfile
+    from snello.store import load
 
     plain = train(_recipe(), "baseline", tmp_path / "plain")
     averaged = train(_recipe("--ema=0.9"), "baseline", tmp_path / "averaged")
     assert [e.train_loss for e in plain.epochs] == [e.train_loss for e in averaged.epochs]
-    models = [
-        modelfile.load(tmp_path / name / "model.pt")[0].state_dict()
-        for name in ("plain", "averaged")
-    ]
+    models = [load(tmp_path / name / "model.pt")[0].state_dict() for name in ("plain", "averaged")]
     assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert plain.test_loss != averaged.test_loss
 

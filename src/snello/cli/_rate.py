@@ -1,4 +1,4 @@
-"""Options of ``snello compress`` for the rate search."""
+"""Rate search of ``snello compress``: the coarsest quantisation that keeps a bound."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
 from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
 from snello.search.rate import RateSearch, search_rate
-from snello.store.modelfile import Record
+from snello.store import Record
 
 BATCH = 250
 
 
 def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
-    """A bound, and the data that it is measured on."""
+    """Add the options of a bound and of the data that it is measured on."""
     group = parser.add_argument_group(
         "search for the smallest bitstream",
         "instead of --qp: the coarsest quantisation that keeps the bound",
@@ -58,8 +58,9 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
-    """Search as the arguments say. ``--uniform`` tries no dependent quantisation, so that zeros
-    stay zero.
+    """Search as the arguments say.
+
+    ``--uniform`` tries no dependent quantisation, so that zeros stay zero.
 
     Args:
         arguments: of a parser with :func:`add_rate_arguments`, and the coder's own options.
@@ -67,7 +68,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         record: its record; the shape of its input is that of the images.
 
     Returns:
-        What to code (``.model``; a folded copy, perhaps) and how (``.settings``).
+        The model to code (``.model``, which may be a folded copy) and its ``.settings``.
 
     Raises:
         ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
@@ -120,7 +121,7 @@ def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
 
 
 def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
-    """The size asked for, or the model's own where a dataset leaves the choice."""
+    """Image size asked for, or the model's own where a dataset leaves the choice."""
     if arguments.image_size is not None:
         return int(arguments.image_size)
     # Digits would run on MNIST if its images were shrunk without being asked.

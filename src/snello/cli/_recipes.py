@@ -1,4 +1,4 @@
-"""Arguments of journey and train: a recipe, overrides, a run folder."""
+"""Recipe, overrides and run folder of ``journey`` and ``train``."""
 
 from __future__ import annotations
 
@@ -53,18 +53,17 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
-    """The recipe of that name, or of the arguments, with the options of the command line."""
+    """Read a recipe and apply the overrides of the command line."""
     from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
-    import_own_code(
-        [recipe.model.name]
-    )  # a recipe that is given to a command is the user's own instruction
+    # A recipe that is given to a command is the user's own instruction.
+    import_own_code([recipe.model.name])
     return recipe
 
 
 def is_first() -> bool:
-    """Return True for the process that reports, the first of those under torchrun."""
+    """Return True for the one process that prints: under torchrun there are several."""
     from snello.lab.training import world
 
     return world().is_first

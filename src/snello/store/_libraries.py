@@ -1,5 +1,4 @@
-"""Models of other libraries by name: looked up in the library's own registry, never by an import
-path.
+"""Models of other libraries, looked up by name in the library's registry.
 
 A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such
 as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text behind the colon is
@@ -51,7 +50,7 @@ def library_factory(name: str) -> Factory | None:
     """Find a registered model of torchvision, timm or transformers.
 
     Returns:
-        What builds it; None if the name is none of theirs.
+        Its factory; None if the name is none of theirs.
 
     Raises:
         MissingExtraError: if the library is not installed.
@@ -114,18 +113,13 @@ def _transformers(name: str) -> Factory | None:
     with installed_packages_only():
         try:
             found = getattr(transformers, name)
-        except (
-            ImportError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # it needs a package of its own
+        # A model may need a package of its own.
+        except (ImportError, AttributeError, RuntimeError) as error:
             raise ModelError(f"transformers cannot import {name}: {error}") from error
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     config_class = getattr(found, "config_class", None)
     if not is_model or config_class is None or config_class.model_type.startswith("timm"):
-        return (
-            None  # wrappers of timm take names on the hub: timm's own models are named 'timm:...'
-        )
+        return None  # wrappers of timm take names on the hub; 'timm:...' names timm's own models
     return partial(_from_config, found)
 
 
@@ -151,8 +145,7 @@ LIBRARIES: dict[str, Callable[[str], Factory | None]] = {
 
 
 def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
-    """The first argument, at any depth, that would load or download something; None if there is
-    none.
+    """Find the first argument, at any depth, that would load or download something.
 
     Args:
         library: the part of the model's name before the colon.

@@ -17,7 +17,7 @@ from snello.simplification.rewrite import CONFIG_KEY, narrow_in_place
 from ._build import ModelSpec
 from ._libraries import installed_packages_only, offline
 from ._untrusted import checked_factory
-from .modelfile import Record
+from .record import Record
 
 CONFIG = "config.json"
 

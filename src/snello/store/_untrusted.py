@@ -30,7 +30,7 @@ _BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 def build_untrusted(
     spec: ModelSpec, trust: str | Collection[str] = (), *, where: str = "the record"
 ) -> nn.Module:
-    """Make the network that a file names; nothing else of the file's choice is imported or called.
+    """Build the network that a file names; import or call nothing else of the file's choice.
 
     Args:
         spec: the name and the arguments from the file. Without trust the name is one of
@@ -83,8 +83,7 @@ def names_own_code(name: str) -> bool:
 
 
 def imported_factory(name: str) -> Any:
-    """Return ``"package.module:factory"`` from a module that this process has imported; nothing is
-    imported.
+    """Find a factory in the modules that this process has imported; import nothing.
 
     Raises:
         ModelError: if the module has no such name, or there is no such module.
@@ -170,7 +169,7 @@ def _shown(name: str) -> str:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Plain data only, as from JSON: :meth:`ModelSpec.from_dict` takes any mapping."""
+    """Refuse values that JSON does not have: :meth:`ModelSpec.from_dict` takes any mapping."""
     if depth > _MAX_DEPTH:
         raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):

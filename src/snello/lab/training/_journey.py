@@ -9,15 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
-from snello.codec import CodecSettings, compress, decompress
-from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
-from snello.files import write_bytes
+from snello.codec import CodecSettings
+from snello.deploy import Latency, export, file_runner, footprint, latencies, pytorch_runner
 from snello.lab.datasets import Part, Splits
 from snello.lab.methods import method_of
 from snello.neurons import count_parameters
 from snello.simplification import simplify
-from snello.store import modelfile
-from snello.store.modelfile import Record
+from snello.store import Record, load, save
 
 from ._config import Recipe
 from ._data import Batches
@@ -209,10 +207,10 @@ class _Net:
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
     # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may
     # name.
-    original, record = modelfile.load(folder / "model.pt", trust=recipe.model.name)
+    original, record = load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
-    modelfile.save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
+    save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
     export(lean, inputs, folder / "simplified.onnx")
     return _Net(original, lean, record)
 
@@ -225,7 +223,7 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, L
         inputs = net.record.example_inputs(ship.batch)
         runners[f"{method} pytorch"] = pytorch_runner(net.lean, inputs)
         onnx = folder / method / "simplified.onnx"
-        runners[f"{method} onnxruntime"] = onnx_runner(onnx, inputs, ship.threads)
+        runners[f"{method} onnxruntime"] = file_runner(onnx, inputs, ship.threads)
     return latencies(
         runners, repeats=ship.repeats, warmup=ship.warmup, threads=ship.threads, batch=ship.batch
     )
@@ -234,13 +232,9 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, L
 def _shipped_row(
     recipe: Recipe, folder: Path, method: str, net: _Net, times: dict[str, Latency], splits: Splits
 ) -> ShippedRow:
-    record = modelfile.to_dict(net.lean, net.record)
-    data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
-    path = write_bytes(folder / method / "model.snello", data)
-    content = decompress(path.read_bytes())
-    decoded, _ = modelfile.from_dict(
-        content.record, content.tensors, str(path), trust=recipe.model.name
-    )
+    path, trust = folder / method / "model.snello", recipe.model.name
+    save(path, net.lean, net.record, settings=CodecSettings(qp=recipe.ship.qp), trust=trust)
+    decoded, _ = load(path, trust=trust)
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))
@@ -253,7 +247,7 @@ def _shipped_row(
         removed=1 - size.parameters / total,
         macs=size.macs,
         simplified_bytes=size.bytes,
-        bitstream_bytes=len(data),
+        bitstream_bytes=path.stat().st_size,
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
         flag=TrainingResult.read(folder / method / RESULT).flag

@@ -25,7 +25,7 @@ from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
 from snello.sensitivity import Sensitivity
-from snello.store.modelfile import Record, save
+from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
 from ._config import Recipe

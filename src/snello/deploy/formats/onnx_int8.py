@@ -1,4 +1,4 @@
-"""From a float32 ONNX file to an int8 one, by calibration."""
+"""Int8 ONNX files: a float32 file, quantised with ranges from calibration data."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, temporary_files_in, writing
+from snello.files import temporary_files_in, writing
 from snello.graph import as_inputs
 
-from ._export import export, run_onnx
-from ._runners import onnx_session
-from ._verify import batch_of, first_line, quiet, relative_difference, shapes
+from .onnx import Onnx, onnx_session
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """An int8 ONNX file and how far it is from the float32 one.
+    """An int8 ONNX file and its differences to the float32 one.
 
     Attributes:
         path: the file.
         bytes: its size.
-        samples: how many samples it was calibrated, and compared, on.
+        samples: number of samples that it was calibrated and compared on.
         difference: largest absolute difference to the float32 outputs over the calibration samples,
             relative to the largest magnitude of an output.
         mean_difference: mean absolute difference, relative to the mean magnitude.
@@ -51,12 +50,12 @@ def quantise(
     *,
     reduce_range: bool = False,
 ) -> Quantised:
-    """Quantise an ONNX file to int8: unsigned activations, signed weights with one scale per
-    channel (QDQ).
+    """Quantise an ONNX file to int8 (QDQ).
 
-    The ranges of the activations are the smallest and largest values seen on the calibration
-    samples. The file is loaded again and compared with the float32 one on the same samples before
-    it appears; how much accuracy is left is for the caller to measure on data of its own.
+    Activations are unsigned, weights signed with one scale per channel. The ranges of the
+    activations are the smallest and largest values seen on the calibration samples. The file is
+    loaded again and compared with the float32 one on the same samples before it appears; how much
+    accuracy is left is for the caller to measure on data of its own.
 
     Args:
         source: the float32 file.
@@ -75,7 +74,7 @@ def quantise(
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    return _quantised(Path(source), check_writable(path), calibration, reduce_range, str(source))
+    return _quantised(Path(source), Onnx().writable(path), calibration, reduce_range, str(source))
 
 
 def _quantised(
@@ -86,7 +85,7 @@ def _quantised(
     what: str,
 ) -> Quantised:
     require("onnx", "onnx", "int8 quantisation")
-    names = [node.name for node in onnx_session(source, threads=1).get_inputs()]
+    names = [node.name for node in onnx_session(source).get_inputs()]
     batches = _checked(calibration, names)
     _check_layers(source, what)
     with temporary_files_in(path.parent), writing(path) as temporary:
@@ -102,8 +101,7 @@ def export_int8(
     *,
     reduce_range: bool = False,
 ) -> Quantised:
-    """Export a model to ONNX (:func:`snello.deploy.export`, verified) and :func:`quantise` it to
-    int8.
+    """Export a model to ONNX, verified, and :func:`quantise` it to int8.
 
     Args:
         model: any module that torch.export can capture. It is not touched.
@@ -113,16 +111,19 @@ def export_int8(
         reduce_range: see :func:`quantise`.
 
     Raises:
-        ConfigError, ModelError, OutputError, MissingExtraError: as both do.
+        ConfigError: for unusable example inputs or calibration data.
+        ModelError: if the model cannot be exported, or the file not quantised.
+        OutputError: if the file cannot be written, with the path.
+        MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
-    path = check_writable(path)
+    path = Onnx().writable(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        source = export(model, example_inputs, Path(folder) / "float32.onnx")
+        source = Onnx().export(model, example_inputs, Path(folder) / "float32.onnx")
         return _quantised(source, path, calibration, reduce_range, type(model).__name__)
 
 
 class _Reader:
-    """What ONNX Runtime calls a calibration data reader: one feed after the other, then None."""
+    """ONNX Runtime's calibration data reader: one feed after the other, then None."""
 
     def __init__(self, names: list[str], batches: list[tuple[Tensor, ...]]) -> None:
         self._feeds: Iterator[dict[str, Any]] = (
@@ -155,7 +156,7 @@ def _checked(
 
 
 def _check_layers(source: Path, what: str) -> None:
-    """Find what ONNX Runtime's quantiser fails on without saying which layer it was.
+    """Refuse layers that ONNX Runtime's quantiser fails on without naming them.
 
     Raises:
         ModelError: naming the layers.
@@ -232,12 +233,11 @@ def _compared(
 
 
 def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> Tensor:
-    run = run_onnx(file)
+    bind = Onnx().load((file,), threads=1)
     try:
+        outputs = (flat(bind(batch)())[0] for batch in batches)
         # One row per sample, or one in all where the output has no batch.
-        return torch.cat(
-            [y.reshape(len(y) if y.dim() else 1, -1) for y in (run(b)[0] for b in batches)]
-        )
+        return torch.cat([y.reshape(len(y) if y.dim() else 1, -1) for y in outputs])
     except ModelError:
         raise
     except Exception as error:

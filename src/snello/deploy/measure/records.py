@@ -1,4 +1,4 @@
-"""Results, read back from the JSON that was written of them."""
+"""Profiles read back from JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from snello.deploy._footprint import Footprint
+from snello.deploy._memory import PeakMemory
 from snello.errors import ConfigError
 
-from ._compare import Profile
-from ._footprint import Footprint
-from ._latency import Latency
-from ._memory import PeakMemory
+from .compare import Profile
+from .latency import Latency
 
 
 def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:

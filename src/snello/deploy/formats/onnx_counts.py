@@ -1,4 +1,4 @@
-"""What an ONNX file costs on paper, counted in the file alone."""
+"""Counts of an ONNX file: parameters, operations, bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snello.deploy._device_bench import KitError, random_feed, session_of
+from snello.deploy._footprint import Footprint
 from snello.errors import ModelError, require
 from snello.neurons import outputs_first
-
-from ._device_bench import KitError, random_feed
-from ._footprint import Footprint
-from ._runners import onnx_session
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that multiply; the second input is the weight, where there is one."""
@@ -24,7 +22,7 @@ COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class _Weights:
-    """The constants of a graph.
+    """Constants of a graph.
 
     Attributes:
         values: name -> value; quantised ones as the integers minus their zero point.
@@ -36,7 +34,7 @@ class _Weights:
 
 
 def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
-    """Count what an ONNX file costs.
+    """Count the parameters, operations and bytes of an ONNX file.
 
     Args:
         path: the file, float32 or quantised (QDQ). Its only open dimension may be the batch.
@@ -53,7 +51,6 @@ def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
         MissingExtraError: without onnx or onnxruntime.
     """
     onnx = require("onnx", "onnx", "counting in an ONNX file")
-    onnx_session(path, threads=1)  # says well what is wrong with a file
     model = onnx.load(str(path))
     weights = _constants(onnx, model.graph)
     parameters = [tensor for name, tensor in weights.values.items() if name not in weights.helpers]
@@ -140,13 +137,8 @@ def _shapes(
     opened.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in sorted(wanted - known - set(sizes))
     )
-    runtime = require("onnxruntime", "onnx", "running ONNX files")
-    options = runtime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
     try:
-        session = runtime.InferenceSession(
-            opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = session_of(opened.SerializeToString(), threads=1)
         feed = random_feed(session, 1)
         names = [value.name for value in session.get_outputs()]
         found = session.run(names, feed)

@@ -1,6 +1,6 @@
-"""A look into a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
+"""Check of a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
 
-Only what :func:`snello.deploy.export_program` writes passes: raw weights, operators of
+Only what :class:`Program` writes passes: raw weights, operators of
 ``torch.ops`` and of Python's ``operator``, and sizes made of symbols and integers. This refuses
 archives that run code by themselves; it is no proof that torch's reader is safe with any other.
 """
@@ -117,9 +117,8 @@ def _plain_names(value: Any) -> bool:
 
 
 def _arithmetic(text: Any) -> bool:
-    """Sums, products and the like of symbols and numbers; sympy would evaluate any other Python as
-    well.
-    """
+    """Accept sums, products and the like of symbols and numbers alone."""
+    # sympy would evaluate any Python expression.
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, TypeError):

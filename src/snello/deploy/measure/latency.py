@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from snello.deploy._runners import Runner, torch_threads
 from snello.errors import ConfigError
 from snello.timing import spread_of, take_turns, timed
-
-from ._runners import Runner, Runtime, torch_threads
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Latency:
         device: where it ran.
     """
 
-    runtime: Runtime
+    runtime: str
     median_ms: float
     p10_ms: float
     p90_ms: float
@@ -53,7 +52,7 @@ def latencies(
     machine for a while slows all of them, and none always runs after the same neighbour.
 
     Args:
-        runners: name -> what to time; from :func:`pytorch_runner` and :func:`onnx_runner`, or any
+        runners: name -> what to time; from :func:`pytorch_runner` and :func:`file_runner`, or any
             callable that runs PyTorch code.
         repeats: timed calls of each.
         warmup: untimed calls of each before.
