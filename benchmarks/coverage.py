@@ -52,6 +52,14 @@ TIMM = (
     "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "vgg11", "visformer_tiny", "volo_d1_224",
     "eva02_tiny_patch14_224", "hgnet_tiny", "mnasnet_small", "semnasnet_075", "spnasnet_100", "starnet_s1",
     "shvit_s1", "swiftformer_xs", "mambaout_femto", "caformer_s18", "hiera_tiny_224",
+    "convit_tiny", "cpubone_b0_bfrobust", "cspnext_tiny", "efficientformerv2_s0", "efficientvim_m1",
+    "efficientvit_b0", "efficientvit_m0", "fasternet_t0", "hieradet_small", "iformer_t", "inception_resnet_v2",
+    "inception_v4", "lcnetv2_base", "legacy_seresnet18", "legacy_xception", "lowformer_b0", "mvitv2_tiny",
+    "nest_tiny", "pit_ti_224", "rdnet_tiny", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224",
+    "vit_relpos_small_patch16_224", "vit_tiny_r_s16_p8_224", "vitamin_small_224", "convmixer_1024_20_ks9_p14",
+    "test_vit3", "mobilenetv2_100", "resnext50_32x4d", "wide_resnet50_2", "senet154", "eca_nfnet_l0",
+    "bat_resnext26ts", "gcresnet33ts", "halonet26t", "lambda_resnet26t", "sehalonet33ts", "vit_small_patch14_dinov2",
+    "coatnet_nano_rw_224", "gmixer_12_224",
 )  # fmt: skip
 
 SMALL = {
@@ -134,6 +142,59 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
         {
             "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
             "num_attention_heads": 2,
+        },
+        lambda: image(64),
+    ),
+    "ElectraModel": ("ElectraConfig", {"vocab_size": 100, "embedding_size": 32, **SMALL}, tokens),
+    "AlbertModel": ("AlbertConfig", {"vocab_size": 100, "embedding_size": 16, **SMALL}, tokens),
+    "DebertaV2Model": ("DebertaV2Config", {"vocab_size": 100, **SMALL}, tokens),
+    "MPNetModel": ("MPNetConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "GemmaForCausalLM": (
+        "GemmaConfig", {"vocab_size": 100, "num_key_value_heads": 1, "head_dim": 8, **SMALL}, tokens,
+    ),
+    "Qwen3ForCausalLM": (
+        "Qwen3Config", {"vocab_size": 100, "num_key_value_heads": 2, "head_dim": 8, **SMALL}, tokens,
+    ),
+    "PhiForCausalLM": ("PhiConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "Olmo2ForCausalLM": ("Olmo2Config", {"vocab_size": 100, **SMALL}, tokens),
+    "OPTForCausalLM": (
+        "OPTConfig",
+        {
+            "vocab_size": 100, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+        },
+        tokens,
+    ),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "BloomForCausalLM": ("BloomConfig", {"vocab_size": 100, "hidden_size": 32, "n_layer": 2, "n_head": 4}, tokens),
+    "FalconForCausalLM": ("FalconConfig", {"vocab_size": 100, **SMALL}, tokens),
+    "MBartModel": ("MBartConfig", SPEECH, lambda: {"input_ids": tokens(), "decoder_input_ids": tokens(5)}),
+    "PegasusModel": ("PegasusConfig", SPEECH, lambda: {"input_ids": tokens(), "decoder_input_ids": tokens(5)}),
+    "HubertModel": (
+        "HubertConfig",
+        {
+            "vocab_size": 100, "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3),
+            "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, **SMALL,
+        },
+        lambda: torch.randn(2, 400),
+    ),
+    "ASTForAudioClassification": (
+        "ASTConfig", {"max_length": 64, "num_mel_bins": 32, **SMALL}, lambda: torch.randn(2, 64, 32),
+    ),
+    "Dinov2Model": ("Dinov2Config", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "BeitForImageClassification": ("BeitConfig", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "YolosForObjectDetection": (
+        "YolosConfig", {"image_size": [32, 32], "patch_size": 8, "num_detection_tokens": 5, **SMALL}, image,
+    ),
+    "SiglipVisionModel": ("SiglipVisionConfig", {"image_size": 32, "patch_size": 8, **SMALL}, image),
+    "RegNetForImageClassification": (
+        "RegNetConfig", {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}, image,
+    ),
+    "PoolFormerForImageClassification": (
+        "PoolFormerConfig",
+        {
+            "hidden_sizes": [16, 32], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3],
+            "strides": [4, 2], "padding": [2, 1],
         },
         lambda: image(64),
     ),
