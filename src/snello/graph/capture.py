@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._tracer import Tracer
 from .exported import export, translated
 from .graph import Graph
 from .inputs import Example, Inputs
+from .places import module_of_error, place_of_error
 from .shapes import propagate_shapes
 from .twins import differ, outputs_of
 
@@ -87,7 +89,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         return outputs_of(model, inputs)
     except Exception as error:  # whatever an operation raises on inputs that do not fit it
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
 def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: Exception) -> Graph:
@@ -104,13 +106,22 @@ def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: E
             module, found = _translated(program, model, inputs, in_words_of_fx=False)
     except Exception as second:
         reason = str(second).partition("\n")[0]
-        raise ModelError(f"{error} torch.export cannot capture it either: {reason}") from second
+        raise ModelError(
+            f"{error} torch.export cannot capture it either: {reason}{_where(model, second)}"
+        ) from second
     if differ(expected, found):
         raise ModelError(
             f"{error} The graph of torch.export has other outputs than the model, too. "
             "A usual cause is a model that draws random numbers in evaluation mode."
         ) from error
-    return _graph(module, {}, runnable=False)
+    return _graph(module, {}, runnable=False, reason=_told(error))
+
+
+def _told(error: BaseException) -> str:
+    """The first line of an error of torch.fx, with the line of the model's code that raised it."""
+    place = place_of_error(error.__cause__ or error)
+    first = str(error).partition("\n")[0].rstrip(". ")
+    return first if place is None or place in first else f"{first} (at {place})"
 
 
 def _translated(
@@ -121,9 +132,11 @@ def _translated(
     return module, propagate_shapes(module, values)
 
 
-def _graph(module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True) -> Graph:
+def _graph(
+    module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True, reason: str = ""
+) -> Graph:
     tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
-    return Graph(module, _calls(module), frozenset(tied), constants, runnable)
+    return Graph(module, _calls(module), frozenset(tied), constants, runnable, reason)
 
 
 def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
@@ -137,7 +150,7 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         return bind(model, inputs)
     except TypeError as error:
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
 Traced = tuple[fx.GraphModule, dict[str, Any]]
@@ -166,15 +179,49 @@ def _traced(
 
 def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
     return ModelError(
-        f"torch.fx cannot trace {type(model).__name__}: {error}. "
-        "Usual causes are Python branches or loops over tensor values in forward()."
+        f"torch.fx cannot trace {type(model).__name__}: {error}{_where(model, error)}. "
+        "Usual causes are Python branches or loops over tensor values in forward(), and optional inputs, "
+        f"which are known to be left out only beside example inputs{_inner_wrapper(model)}."
     )
 
 
-def _does_not_run(inputs: Inputs, error: Exception) -> ModelError:
+def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
     shapes = ", ".join(map(str, inputs.shapes))
     reason = str(error).partition("\n")[0]
-    return ModelError(f"the model does not run on the example inputs of shape {shapes}: {reason}")
+    unbound = isinstance(error, TypeError) and "argument" in reason
+    keywords = (
+        "; the forward takes " + str(inspect.signature(model.forward)) + ": pass optional inputs by keyword, "
+        "as in {'x': x, 'mask': mask}"
+    )
+    return ModelError(
+        f"the model does not run on the example inputs of shape {shapes}: {reason}"
+        f"{_where(model, error)}{keywords if unbound else ''}{_inner_wrapper(model)}"
+    )
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """The submodule, file and line at which an error was raised, in parentheses."""
+    name, place = module_of_error(error, model), place_of_error(error)
+    parts = [*([f"in {name!r}"] if name else []), *([f"at {place}"] if place else [])]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _inner_wrapper(model: nn.Module) -> str:
+    """The way out, if a part of the model is wrapped."""
+    for name, module in model.named_modules():
+        inside = _INSIDE.get(type(module).__name__)
+        if name and inside is not None:
+            return (
+                f"; {name!r} is a {type(module).__name__}, which hides the layers inside: "
+                f"give {name}.{inside} in its place"
+            )
+    return ""
+
+
+_INSIDE = {
+    "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+}  # fmt: skip
+"""Wrapper -> the attribute that holds the module inside. The outermost ones are looked through."""
 
 
 def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:

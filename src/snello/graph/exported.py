@@ -25,6 +25,7 @@ from . import aten
 from ._tracer import Tracer
 from .inputs import Inputs
 from .modes import evaluation
+from .places import copy_place
 
 
 def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -177,6 +178,7 @@ class _Translation:
                 call = folded[node]
                 (operand,) = call.operands
                 self.values[node] = self.new.call_module(call.path, (self._value(operand),))
+                copy_place(node, self.values[node])
             elif node not in inside:
                 self._translate(node)
         return self.new
@@ -200,6 +202,7 @@ class _Translation:
                 for key, (path, kind_of) in (node.meta.get("nn_module_stack") or {}).items()
                 if path.startswith(_PREFIX)
             }
+            copy_place(node, created)
             self.values[node] = created
 
     def _value(self, node: fx.Node) -> fx.Node:

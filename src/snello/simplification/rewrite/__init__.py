@@ -8,4 +8,5 @@ from .apply import apply as apply
 from .apply import plan_of as plan_of
 from .apply import sharing_parameters as sharing_parameters
 from .apply import write_values as write_values
+from .arguments import wake_dropout as wake_dropout
 from .optimizer import rebind as rebind
