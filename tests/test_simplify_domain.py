@@ -75,6 +75,15 @@ def test_the_plan_records_what_was_checked() -> None:
     assert SimplificationPlan.from_json(plan(lean).to_json()) == plan(lean)
 
 
+def test_another_length_of_sequences_is_checked() -> None:
+    x = torch.randn(2, 6, 4, dtype=torch.float64, generator=generator(3))
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    domain = plan(simplify(model, x)).domain
+    assert domain is not None
+    assert domain.shapes == ((None, None, 4),)
+    assert not domain.is_limited
+
+
 def test_functional_dropout_is_compared_with_the_same_random_numbers() -> None:
     domain = plan(simplify(masked("dropout"), X)).domain
     assert domain is not None
@@ -121,6 +130,7 @@ def test_another_resolution_than_the_models_own_is_said() -> None:
 def test_a_plan_without_a_domain_is_read() -> None:
     own = plan(simplify(masked("plain"), X))
     data = json.loads(own.to_json())
+    assert data["version"] == 5
     del data["domain"], data["reason"]
     older = SimplificationPlan.from_json(json.dumps(data))
     assert older.domain is None

@@ -25,3 +25,9 @@ def smaller(x: Tensor, numerator: int = 3, denominator: int = 4) -> Tensor:
     for axis in range(first, x.dim()):
         x = x.narrow(axis, 0, max(1, (numerator * x.shape[axis]) // denominator))
     return x.contiguous()
+
+
+def shorter(x: Tensor) -> Tensor:
+    """Cut sequences of vectors, or of indices, to three quarters of their length: that is axis 1."""
+    sequence = x.dim() == 3 or (x.dim() > 1 and not x.is_floating_point())
+    return x.narrow(1, 0, max(1, 3 * x.shape[1] // 4)).contiguous() if sequence else x

@@ -183,8 +183,8 @@ class SimplificationPlan:
             "representation": self.representation,
             "constants": dict(self.constants),
             "attributes": dict(self.attributes),
-            "reason": self.reason,
-            "domain": None if self.domain is None else self.domain.to_dict(),
+            **({"reason": self.reason} if self.reason else {}),
+            **({} if self.domain is None else {"domain": self.domain.to_dict()}),
         }
 
     @staticmethod
