@@ -396,7 +396,9 @@ def summary(own: list[Row]) -> str:
     accepted = [row for row in own if row.outcome == "accepted"]
     kept = sum(bool(row.class_kept) for row in accepted)
     gone = [row.gone for row in accepted if row.gone is not None]
-    times = [row.seconds / row.export_seconds for row in accepted if row.seconds and row.export_seconds]
+    times = [
+        row.seconds / row.export_seconds for row in accepted if row.seconds and row.export_seconds
+    ]
     return (
         f"{len(accepted)} of {len(own)} accepted, {kept} in their own class. Median [quartiles] of the share of "
         f"the removable parameters that went: {spread(gone)} ({len(gone)} architectures); of the time, in plain "
@@ -412,7 +414,7 @@ def table(rows: list[Row]) -> str:
         lines += [
             f"\n## {library}, {masks} masks\n",
             summary(own),
-            "| architecture | class kept | error (float32) | removable | gone | left | left alone | CPU seconds | exports |",
+            "| architecture | class kept | error (float32) | removable | gone | left | alone | seconds | exports |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [line(row) for row in own]
@@ -453,7 +455,10 @@ def main() -> None:
         "--out", type=Path, help="JSON file of the rows; the table goes beside it as .md"
     )
     parser.add_argument(
-        "--masks", choices=("independent", "coupled"), default="independent", help="which neurons die"
+        "--masks",
+        choices=("independent", "coupled"),
+        default="independent",
+        help="which neurons die",
     )
     parser.add_argument("--names", nargs="*", help="some architectures; all unless given")
     parser.add_argument("--add", action="store_true", help="keep the other rows of --out")

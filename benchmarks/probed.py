@@ -121,7 +121,8 @@ class _Probe:
     ) -> Tensor:  # fmt: skip
         """Call a layer with a weight of the model; ``function`` takes the watched input."""
         own = self.weighted.setdefault(
-            id(weight), _Weighted(weight, transposed, groups, bias is not None and id(bias) in self.parameters)
+            id(weight),
+            _Weighted(weight, transposed, groups, bias is not None and id(bias) in self.parameters),
         )
 
         def note_input(gradient: Tensor) -> None:
@@ -166,7 +167,9 @@ def _watched(probe: _Probe, model: nn.Module) -> Iterator[None]:
         return probe.call(run, input, weight, bias, input.dim() - 1, 1, False)
 
     def conv(original: Callable[..., Tensor], transposed: bool) -> Callable[..., Tensor]:
-        def watched(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        def watched(
+            input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+        ) -> Tensor:
             position = 4 if transposed else 3
             groups = args[position] if len(args) > position else kwargs.get("groups", 1)
             if id(weight) not in known or input.dim() != weight.dim():
@@ -183,8 +186,10 @@ def _watched(probe: _Probe, model: nn.Module) -> Iterator[None]:
             bias = args[place + 1] if len(args) > place + 1 else kwargs.get("bias")
             if weight is None or id(weight) not in known:
                 return y
-            axes = (1,) if original.__name__ in ("batch_norm", "group_norm", "instance_norm") else tuple(
-                range(y.dim() - weight.dim(), y.dim())
+            axes = (
+                (1,)
+                if original.__name__ in ("batch_norm", "group_norm", "instance_norm")
+                else tuple(range(y.dim() - weight.dim(), y.dim()))
             )
             return probe.norm(y, axes, weight, bias)
 
@@ -192,10 +197,17 @@ def _watched(probe: _Probe, model: nn.Module) -> Iterator[None]:
 
     patches = {"linear": watched_linear}
     patches |= {f"conv{d}d": conv(getattr(F, f"conv{d}d"), False) for d in (1, 2, 3)}
-    patches |= {f"conv_transpose{d}d": conv(getattr(F, f"conv_transpose{d}d"), True) for d in (1, 2, 3)}
+    patches |= {
+        f"conv_transpose{d}d": conv(getattr(F, f"conv_transpose{d}d"), True) for d in (1, 2, 3)
+    }
     patches |= {
         name: norm(getattr(F, name), place)
-        for name, place in (("batch_norm", 2), ("instance_norm", 2), ("layer_norm", 1), ("group_norm", 1))
+        for name, place in (
+            ("batch_norm", 2),
+            ("instance_norm", 2),
+            ("layer_norm", 1),
+            ("group_norm", 1),
+        )
     }
 
     def smooth(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -222,7 +234,13 @@ def _watched(probe: _Probe, model: nn.Module) -> Iterator[None]:
 def _of_gpt2(probe: _Probe, module: Any) -> Callable[[Tensor], Tensor]:
     """Call of the layer that transformers calls Conv1D: its weight has its inputs first."""
     return lambda x: probe.call(
-        lambda y: y @ module.weight + module.bias, x, module.weight, module.bias, x.dim() - 1, 1, True
+        lambda y: y @ module.weight + module.bias,
+        x,
+        module.weight,
+        module.bias,
+        x.dim() - 1,
+        1,
+        True,
     )
 
 

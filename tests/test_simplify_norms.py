@@ -59,7 +59,9 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "one group": lambda: nn.GroupNorm(1, 12),
     "instance": lambda: nn.InstanceNorm2d(12, affine=True),
     "instance without parameters": lambda: nn.InstanceNorm2d(12),
-    "instance with statistics": lambda: nn.InstanceNorm2d(12, affine=True, track_running_stats=True),
+    "instance with statistics": lambda: nn.InstanceNorm2d(
+        12, affine=True, track_running_stats=True
+    ),
     "functional group": lambda: Functional(lambda x, w, b: F.group_norm(x, 4, w, b, 1e-5), 12),
     "functional one group": lambda: Functional(lambda x, w, b: F.group_norm(x, 1, w, b), 12),
     "functional layer": lambda: Functional(channels_last, 12),

@@ -190,7 +190,9 @@ def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelEr
     reason = str(error).partition("\n")[0]
     unbound = isinstance(error, TypeError) and "argument" in reason
     keywords = (
-        "; the forward takes " + str(inspect.signature(model.forward)) + ": pass optional inputs by keyword, "
+        "; the forward takes "
+        + str(inspect.signature(model.forward))
+        + ": pass optional inputs by keyword, "
         "as in {'x': x, 'mask': mask}"
     )
     return ModelError(

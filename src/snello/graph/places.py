@@ -19,7 +19,8 @@ _OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 def place_of(node: fx.Node) -> str | None:
     """Return ``file.py:57``, where the model's code runs an operation; None where that is unknown."""
-    return node.meta.get(_PLACE)
+    place: str | None = node.meta.get(_PLACE)
+    return place
 
 
 def at_place(node: fx.Node) -> str:

@@ -151,7 +151,7 @@ def instance_norm(call: Call) -> Operation | None:
     if operand is None or not isinstance(module, _InstanceNorm):
         return None
     own = (call.node, (operand,), (1,), 1)
-    if module._get_no_batch_dim() + 1 != len(sizes(operand)):
+    if module._get_no_batch_dim() + 1 != len(sizes(operand)):  # type: ignore[no-untyped-call]
         return None
     if module.running_mean is not None:  # in evaluation mode, what BatchNorm does
         scale, shift = affine_of(module)
@@ -159,7 +159,7 @@ def instance_norm(call: Call) -> Operation | None:
     ones = torch.ones(sizes(operand)[1], dtype=torch.float64)
     weight = module.weight.detach().cpu().double() if module.affine else ones
     shifts = module.bias.detach().cpu().double() if module.affine else 0 * ones
-    return Affine(*own, lambda value: shifts.expand_as(value), name=call.name, scale=weight)
+    return Affine(*own, shifts.expand_as, name=call.name, scale=weight)
 
 
 @dataclass(frozen=True, eq=False)

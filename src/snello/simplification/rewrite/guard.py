@@ -49,7 +49,7 @@ class _Guard:
         self.said: set[str] = set()
 
     def __call__(self, lean: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return  # sizes are symbols there
         if lean.training and self.domain.training == "differs":
             self._say(
