@@ -32,11 +32,16 @@ from .inputs import positional as positional
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients
+from .places import at_place as at_place
+from .places import place_of as place_of
+from .places import place_of_error as place_of_error
 from .shapes import ByName as ByName
 from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
+from .twins import differ as differ
 from .twins import parts_of as parts_of
+from .twins import same_numbers as same_numbers
 from .twins import tensors_of as tensors_of
 
 # Other names are for the packages of snello.

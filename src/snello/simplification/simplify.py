@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError, SimplifyError
-from snello.graph import Example, Graph, Inputs, capture
+from snello.graph import Example, Graph, Inputs, at_place, capture
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
+from .agreement import Agreement, agreement
 from .cost import CostModel, PlainCost, cost_model
 from .ir.channels import Layout
 from .ir.edits import SetNumber
@@ -195,17 +196,25 @@ def _candidates(
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
-    own = keep_class or not graph.runnable
-    run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own)
+    agreed = agreement(model, graph, inputs)
+    own = keep_class or not graph.runnable or agreed.fault is not None
+    run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
-        yield from _of_own_class(run)
+        why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
+        for candidate in _of_own_class(run):
+            yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            yield _as_module(decision, mirrored)
-    yield _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+            yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
+    lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    yield _because(lean, run.why_graph(decision.plan))
+
+
+def _because(candidate: _Candidate, reason: str) -> _Candidate:
+    return replace(candidate, plan=replace(candidate.plan, reason=reason))
 
 
 def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
@@ -239,9 +248,11 @@ class _Passes:
         cost: CostModel,
         round_to: int,
         own_class: bool,
+        agreed: Agreement,
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.cost, self.round_to, self.own_class = cost, round_to, own_class
+        self.domain = agreed.domain
         self.base = plan_of(model)
         self.refused: dict[fx.Node, str] = {}
 
@@ -260,6 +271,19 @@ class _Passes:
         """True if modules go because evaluation mode never calls them."""
         return bool(unreached(self.model, self.graph))
 
+    def why_graph(self, plan: SimplificationPlan) -> str:
+        """Say what of a plan the model's own forward cannot express."""
+        changed = [edit for edit in plan.edits if not isinstance(edit, SetNumber)]
+        for edit, what in (
+            *((edit, "channels are put in place for {!r}") for edit in changed),
+            *((edit, "a number of channels is written into {!r}") for edit in plan.edits),
+        ):
+            name = edit.nodes[-1]
+            node = next(node for node in self.graph.nodes if node.name == name)
+            return what.format(name) + at_place(node)
+        gone = unreached(self.model, self.graph)
+        return f"evaluation mode never calls {gone[0]!r}" if gone else "its forward is captured"
+
     def _repeated(
         self, finish: Callable[[Arrangement], tuple[Arrangement, Decision]]
     ) -> tuple[Arrangement, Decision]:
@@ -276,6 +300,7 @@ class _Passes:
             input_shapes=self.inputs.shapes,
             left_alone=left_alone(self.model, self.facts, arrangement, own_class=self.own_class),
             base=self.base,
+            domain=self.domain,
             constants=_checked(self.graph.constants),
         )
         return lower(self.facts, arrangement, overwritable(self.facts, arrangement), draft)
@@ -307,6 +332,8 @@ def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
         base=plan.base,
         representation=plan.representation,
         constants=plan.constants,
+        reason=plan.reason,
+        domain=plan.domain,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from snello.errors import ModelError
 
+from .domain import Domain
 from .edits import GraphEdit
 from .folds import Fold
 from .records import Record
@@ -134,6 +135,8 @@ class SimplificationPlan:
     representation: Representation = "graph"
     constants: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    domain: Domain | None = None
 
     def edits_of(self, kind: type[AnyEdit]) -> tuple[AnyEdit, ...]:
         """Return the edits of a kind, in order."""
@@ -182,6 +185,8 @@ class SimplificationPlan:
             "representation": self.representation,
             "constants": dict(self.constants),
             "attributes": dict(self.attributes),
+            **({"reason": self.reason} if self.reason else {}),
+            **({} if self.domain is None else {"domain": self.domain.to_dict()}),
         }
 
     @staticmethod
@@ -218,6 +223,9 @@ class SimplificationPlan:
                 for name, value in data["constants"].items()
             },
             attributes={str(name): int(value) for name, value in data["attributes"].items()},
+            # Earlier releases wrote version 5 without these two; nothing is computed from them.
+            reason=str(data.get("reason", "")),
+            domain=None if data.get("domain") is None else Domain.from_dict(data["domain"]),
         )
 
     def __str__(self) -> str:
@@ -230,6 +238,7 @@ class SimplificationPlan:
         lines += [_attention(name, x, width) for name, x in self.attentions.items()]
         lines += [line for edit in self.edits if (line := edit.describe())]
         lines += [f"attribute set: {name} = {value}" for name, value in self.attributes.items()]
+        lines += [f"{self.representation}: {self.reason}"] if self.reason else []
         lines += [f"left alone: {name}: {why}" for name, why in self.left_alone.items()]
         return "\n".join(lines)
 

@@ -10,4 +10,5 @@ from .apply import narrow_in_place as narrow_in_place
 from .apply import plan_of as plan_of
 from .apply import sharing_parameters as sharing_parameters
 from .apply import write_values as write_values
+from .arguments import wake_dropout as wake_dropout
 from .optimizer import rebind as rebind

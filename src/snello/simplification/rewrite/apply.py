@@ -18,6 +18,7 @@ from .arguments import erase_arguments, wake_dropout
 from .builder import Builder
 from .check import check
 from .code import reach_directly
+from .guard import guard
 from .narrow import narrow
 
 _PLAN = "_snello_plan"
@@ -118,6 +119,7 @@ def _keep(plan: SimplificationPlan, lean: nn.Module) -> None:
     setattr(lean, _PLAN, text)
     if isinstance(lean, fx.GraphModule):  # its copies keep this, its pickles keep the attribute
         lean.meta[_PLAN] = text
+        guard(lean, plan.domain)
     # Libraries that write a configuration beside the weights write the plan with it.
     config = getattr(lean, "config", None)
     if hasattr(lean, "save_pretrained") and hasattr(config, "to_dict"):

@@ -99,7 +99,9 @@ def _narrow_norm(module: nn.Module, kept: Sequence[int]) -> None:
     for name in ("running_mean", "running_var"):
         if isinstance(buffer := getattr(module, name, None), Tensor):
             setattr(module, name, buffer[_index(kept, buffer)].clone())
-    for name in ("num_features", "num_parameters"):
+    if isinstance(module, nn.GroupNorm):  # whole groups stay
+        module.num_groups = module.num_groups * len(kept) // module.num_channels
+    for name in ("num_features", "num_parameters", "num_channels"):
         if hasattr(module, name):
             setattr(module, name, len(kept))
 
