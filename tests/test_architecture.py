@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -14,17 +16,13 @@ import snello
 
 SOURCE = Path(snello.__file__).parent
 ROOT = Path(__file__).parents[1]
-STATIONS = (
-    "sensitivity",
-    "pruning",
-    "simplification",
-    "codec",
-    "deploy",
-    "equilibrium",
-    "models",
-    "datasets",
+PACKAGES = (
+    "snello",
+    *sorted(
+        "snello." + ".".join(path.relative_to(SOURCE).parts[:-1])
+        for path in SOURCE.glob("**/*/__init__.py")
+    ),
 )
-PACKAGES = ("snello", *sorted(f"snello.{p.parent.name}" for p in SOURCE.glob("*/__init__.py")))
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -56,30 +54,19 @@ def test_codec_knows_arrays_not_modules() -> None:
         assert not attributes, path
 
 
-@pytest.mark.parametrize("station", STATIONS)
-def test_stations_do_not_import_each_other(station: str) -> None:
-    others = {f"snello.{name}" for name in STATIONS if name != station}
-    above = {"snello.lab.training", "snello.lab.reporting", "snello.cli", "snello.store.modelfile"}
-    for path in sorted((SOURCE / station).rglob("*.py")):
-        crossing = {
-            n
-            for n in _imports(path)
-            if any(n == o or n.startswith(f"{o}.") for o in others | above)
-        }
-        assert not crossing, path
-
-
 def test_the_import_reader_sees_what_it_should() -> None:
     """Lest the laws above hold because nothing is found."""
     assert "snello.errors.SnelloError" in _imports(SOURCE / "__init__.py")
-    assert "snello.simplification.plan_of" in _imports(SOURCE / "modelfile.py")
-    assert "snello.lab.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
+    assert "snello.simplification.plan_of" in _imports(SOURCE / "store" / "modelfile.py")
+    assert "snello.lab.training._task.Classification" in _imports(
+        SOURCE / "lab" / "training" / "_run.py"
+    )
     assert "snello.lab.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_public_docstrings(name: str) -> None:
-    if name == "snello.lab.training":
+    if name.startswith(("snello.lab.training", "snello.lab.reporting", "snello.integrations")):
         pytest.importorskip("lightning")
         pytest.importorskip("jsonargparse")
     package = importlib.import_module(name)
@@ -98,7 +85,23 @@ def test_public_docstrings(name: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    """Lines of code: a docstring that says more, or a comment, must not cost a split."""
+    assert len(_code_lines(path)) <= 300
+
+
+def _code_lines(path: Path) -> set[int]:
+    """Numbers of the lines that hold code: no docstrings, comments or blank lines."""
+    text, lines = path.read_text(), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, *_INVISIBLE):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return lines
+
+
+_INVISIBLE = (tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
 def test_version_is_the_top_of_the_changelog() -> None:
@@ -110,6 +113,6 @@ def test_version_is_the_top_of_the_changelog() -> None:
 
 def test_contributing_maps_every_folder() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    folders = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
-    assert set(STATIONS) <= set(folders)
+    folders = [name.rpartition(".")[2] for name in PACKAGES[1:]]
+    assert {"simplification", "lab", "training"} <= set(folders)
     assert not [name for name in folders if not re.search(rf"\b{name}/", text)]
