@@ -32,13 +32,18 @@ from snello.codec._container import stream_of as stream_of
 from snello.codec._limits import Limits as Limits
 from snello.codec._manifest import Header as Header
 from snello.codec._manifest import TensorEntry as TensorEntry
+from snello.codec._settings import QP_MAX as QP_MAX
+from snello.codec._settings import QP_MIN as QP_MIN
 from snello.codec._settings import CodecSettings as CodecSettings
+from snello.codec._settings import step_size as step_size
 from snello.codec._stream import decode as decode
 from snello.codec._stream import encode as encode
 from snello.codec._stream import quantised as quantised
 from snello.codec._stream import step_sizes as step_sizes
 
 __all__ = [
+    "QP_MAX",
+    "QP_MIN",
     "CodecSettings",
     "Decompressed",
     "Header",
@@ -51,6 +56,7 @@ __all__ = [
     "is_container",
     "quantised",
     "read_header",
+    "step_size",
     "step_sizes",
     "stream_of",
 ]
