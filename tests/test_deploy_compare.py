@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from seams.cli import clock_table, paper_table
+from seams.deploy import compare_module
 from snello import Record, save
 from snello.cli import main
-from snello.cli._profiles import clock_table, paper_table
 from snello.deploy import (
     DeviceResult,
     DeviceTime,
     Profile,
     Subject,
-    _compare,
     compare,
     compiled_runner,
     export,
@@ -81,9 +81,9 @@ def test_every_subject_in_every_runtime(profiles: tuple[Profile, ...], folder: P
 
 def test_all_take_turns_in_one_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    real = _compare.latencies
+    real = compare_module.latencies
     monkeypatch.setattr(
-        _compare, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
+        compare_module, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
     )
     given = [
         Subject("a", nn.Flatten(), (torch.randn(1, 2),)),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams.deploy import verify
 from snello.deploy import (
     Subject,
-    _verify,
     compare,
     executorch_runner,
     export_executorch,
@@ -83,7 +83,7 @@ def test_the_example_is_not_shipped(tmp_path: Path) -> None:
 
 
 def test_a_differing_program_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
     with pytest.raises(ModelError, match="differs from PyTorch by"):
         export_program(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []

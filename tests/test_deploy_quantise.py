@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from seams.deploy import quantise_module
 from snello.deploy import (
-    _quantise,
     export,
     export_int8,
     file_bytes,
@@ -122,9 +122,9 @@ def test_calibration_that_cannot_be_right_is_refused(plain: Path, tmp_path: Path
 def test_outputs_that_are_not_finite_are_refused(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _quantise._first_outputs
+    real = quantise_module._first_outputs
     monkeypatch.setattr(
-        _quantise,
+        quantise_module,
         "_first_outputs",
         lambda file, data: real(file, data) * (1 if file == plain else torch.nan),
     )

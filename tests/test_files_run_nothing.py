@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 import snello
+from seams.deploy import check_program, load_program
 from snello import ModelSpec, Record, load, save
 from snello.cli import main
 from snello.codec import compress, decompress
 from snello.deploy import export_program
-from snello.deploy._program import load_program
-from snello.deploy._program_check import check_program
 from snello.errors import ConfigError, MissingExtraError, ModelError
 from snello.store import build, build_untrusted, modelfile, trusted_names
 

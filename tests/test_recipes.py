@@ -14,6 +14,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 import dataset_files as files
+from seams.datasets import cifar
 from snello.errors import ConfigError
 from snello.lab.training import (
     METHODS,
@@ -204,7 +205,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 for i in range(count):
                     path = root / "cifar10" / part / kind / f"{i}.jpg"
                     files.write_jpeg(path, 100 * label + i, (32, 32))
-        patch.setattr("snello.lab.datasets._cifar.CIFAR10_COUNTS", (120, 40))
+        patch.setattr(cifar, "CIFAR10_COUNTS", (120, 40))
         files.write_imagenet(root, classes=2, train=4, val=2)
         _other_classes(root / "imagenet")
         person = {"size": (70, 60), "objects": [(1, files.rectangle(5, 5, 40, 40), 1600)]}

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snello import simplify
 from snello.equilibrium import NEq
 from snello.neurons import Masks, neuron_count, spread
-from snello.pruning import Pruner, Ratio
+from snello.pruning import Pin, Pruner, Ratio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -360,7 +360,7 @@ def test_two_thousand_random_lives() -> None:
 
 def test_the_soak_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the masks out of force, the same sequences fail."""
-    monkeypatch.setattr("snello.pruning._pin.Pin.after", lambda *_: None)
+    monkeypatch.setattr(Pin, "after", lambda *_: None)
     failed = 0
     for seed in range(12):
         try:

@@ -23,15 +23,20 @@ pytest.importorskip("sklearn")
 
 import lightning as L
 
+from seams.training import build_optimizer, lr_factor, method_of, share_of
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
 from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning, WeightAverage
-from snello.lab.training import METHODS, Recipe, evaluate_segmentation, load_recipe, train, validate
-from snello.lab.training._config import OptimizerConfig
-from snello.lab.training._distributed import share_of
-from snello.lab.training._methods import method_of
-from snello.lab.training._schedule import build_optimizer, lr_factor
+from snello.lab.training import (
+    METHODS,
+    OptimizerConfig,
+    Recipe,
+    evaluate_segmentation,
+    load_recipe,
+    train,
+    validate,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

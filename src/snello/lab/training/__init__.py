@@ -13,6 +13,7 @@ from snello.errors import require
 require("lightning", "train", "training")
 require("jsonargparse", "train", "reading recipes")
 
+from ._config import OptimizerConfig as OptimizerConfig  # noqa: E402
 from ._config import Recipe as Recipe  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
@@ -45,8 +46,9 @@ from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
 __all__ = [
-    "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult", "PublishedTable",
-    "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation", 
+    "METHODS", "TABLES", "Classification", "EpochRecord", "Evaluation", "JourneyResult",
+    "OptimizerConfig", "PublishedTable",
+    "Quantity", "Recipe", "ReproducedRow", "Reproduction", "Segmentation",
     "ShippedRow", "TrainedRow", "TrainingResult", "check_fits", "check_option_names", "evaluate",
     "evaluate_segmentation", "journey", "load_data", "load_recipe", "published_table",
     "recipe_names", "recipe_parser", "recipe_path", "reproduce", "train", "validate", "world",
