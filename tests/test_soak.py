@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import random
 import shutil
 import warnings
@@ -32,8 +31,8 @@ from snello.pruning import Pin, Pruner, Ratio
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ACTIONS = 20
-SEED = int(os.environ.get("SNELLO_SOAK_SEED", "0"))
-COUNT = int(os.environ.get("SNELLO_SOAK_COUNT", "2000"))
+BLOCK = 25
+"""Sequences in a test behind the marker: about half a minute."""
 INDUCTOR = shutil.which("g++") is not None
 
 
@@ -353,8 +352,9 @@ def test_a_random_life(seed: int) -> None:
 
 
 @pytest.mark.exhaustive
-def test_two_thousand_random_lives() -> None:
-    for seed in range(SEED, SEED + COUNT):
+@pytest.mark.parametrize("block", range(80))
+def test_two_thousand_random_lives(block: int) -> None:
+    for seed in range(BLOCK * block, BLOCK * (block + 1)):
         _sequence(seed, "inductor" if seed % 50 == 49 and INDUCTOR else "eager")
 
 
