@@ -2,3 +2,4 @@
 
 # Figures are caught before they become pixels, to compare the numbers that they draw.
 from snello.lab.reporting import _equilibrium as figures
+from snello.lab.reporting import _plots as plots
