@@ -5,6 +5,8 @@ nearest.
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,19 @@ POSITIONAL = {
 FIRST = {name: POSITIONAL.get(name, ["given"]) for name in NAMES}
 
 
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("command", sorted({*NAMES} - {"inspect", "recipes"}))
+def by_turns(commands: Sequence[str]) -> pytest.MarkDecorator:
+    """Every command with every value; outside of the marker each command with a fifth of them."""
+    pairs = itertools.product(enumerate(commands), enumerate(VALUES))
+    return pytest.mark.parametrize(
+        ("command", "value"),
+        [
+            pytest.param(c, v, marks=() if (i + j) % 5 == 0 else pytest.mark.exhaustive)
+            for (i, c), (j, v) in pairs
+        ],
+    )
+
+
+@by_turns(sorted({*NAMES} - {"inspect", "recipes"}))
 def test_every_option_of_every_command_takes_any_value(command: str, value: str) -> None:
     """Before and behind the positional arguments, and none of them is lost."""
     option = next(o for o in ("--out", "--data-root", "--own-code") if _has(command, o))
@@ -56,8 +69,7 @@ def _has(command: str, option: str) -> bool:
     return option in arguments([command, *FIRST[command]]).options
 
 
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("command", RECIPE_COMMANDS)
+@by_turns(RECIPE_COMMANDS)
 def test_every_override_takes_any_value(command: str, value: str) -> None:
     orders = [[f"--data.path={value}", *FIRST[command]], [*FIRST[command], f"--data.path={value}"]]
     if not value.startswith("--"):

@@ -17,7 +17,7 @@ if "memory_bytes" not in Limits.enforced():
     pytest.skip("memory is limited and measured on Linux only", allow_module_level=True)
 
 SEEDS = [
-    pytest.param(0, 120),
+    pytest.param(0, 60),
     *(pytest.param(s, 500, marks=pytest.mark.exhaustive) for s in range(1, 21)),
 ]
 

@@ -252,9 +252,16 @@ def test_quick_variant_validates(name: str, datasets: Path) -> None:
     validate(dataclasses.replace(recipe, methods=(QUICK[name],)))
 
 
+RUN_HERE = ("digits", "mnist_lenet5", "cifar10_resnet32", "imagenet_resnet18")
+"""In memory and streamed, with and without accumulation; the others run behind the marker."""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in RUN_HERE else pytest.mark.exhaustive) for n in NAMES],
+)
 def test_quick_variant_runs(name: str, datasets: Path, tmp_path: Path) -> None:
     recipe = _quick(name, datasets)
     run = train(recipe, QUICK[name], tmp_path)
