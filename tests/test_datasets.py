@@ -19,16 +19,9 @@ from hypothesis import strategies as st
 
 import snello.lab.datasets
 from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
+from seams.datasets import MNIST_FILES, channel_statistics, cifar, stratified
 from snello.errors import ConfigError, DataError
-from snello.lab.datasets import (
-    DataSplits,
-    Images,
-    _cifar,
-    _load,
-    _splits,
-    dataset_names,
-    load_dataset,
-)
+from snello.lab.datasets import DataSplits, Images, dataset_names, load_dataset
 
 pytest.importorskip("torchvision", reason="MNIST and CIFAR-10 need the extra 'train'")
 pytest.importorskip("sklearn", reason="digits need the extra 'train'")
@@ -69,9 +62,9 @@ def test_a_cut_is_disjoint_complete_stratified_and_repeatable(
     tensor = torch.tensor(labels)
     if max(Counter(labels).values()) < 2:
         with pytest.raises(DataError, match="no class has two"):
-            _splits.stratified(tensor, share, seed, "test")
+            stratified(tensor, share, seed, "test")
         return
-    stay, cut = _splits.stratified(tensor, share, seed, "test")
+    stay, cut = stratified(tensor, share, seed, "test")
     assert sorted(stay.tolist() + cut.tolist()) == list(range(len(labels)))
     for label, count in Counter(labels).items():
         taken = int((tensor[cut] == label).sum())
@@ -79,7 +72,7 @@ def test_a_cut_is_disjoint_complete_stratified_and_repeatable(
         assert count == 1 or abs(taken - share * count) <= max(
             0.5, 1 - share * count, share * count - count + 1
         )
-    again = _splits.stratified(tensor, share, seed, "test")
+    again = stratified(tensor, share, seed, "test")
     assert torch.equal(again[0], stay)
     assert torch.equal(again[1], cut)
 
@@ -128,7 +121,7 @@ def test_channel_statistics_are_those_of_float64(
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, levels, (n, channels, 5, 3), generator=random).to(torch.uint8)
-    mean, std = _splits.channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     scaled = pixels.double() / 255
     expected = scaled.std((0, 2, 3), unbiased=False)
     expected[pixels.amax((0, 2, 3)) == pixels.amin((0, 2, 3))] = 1
@@ -140,8 +133,8 @@ def test_channel_statistics_are_those_of_float64(
 
 def test_statistics_come_from_the_training_part_alone() -> None:
     splits = load_dataset("digits")
-    assert (splits.mean, splits.std) == _splits.channel_statistics(splits.train.pixels)
-    assert splits.mean != _splits.channel_statistics(splits.test.pixels)[0]
+    assert (splits.mean, splits.std) == channel_statistics(splits.train.pixels)
+    assert splits.mean != channel_statistics(splits.test.pixels)[0]
 
 
 def test_image_size_resizes_every_part() -> None:
@@ -227,7 +220,7 @@ def test_root_argument_wins_and_the_default_is_data(
         load_dataset("mnist", root=tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("part", _load.MNIST_FILES)
+@pytest.mark.parametrize("part", MNIST_FILES)
 def test_truncated_mnist(tmp_path: Path, part: str) -> None:
     write_mnist(tmp_path)
     file = tmp_path / "MNIST" / "raw" / part
@@ -264,8 +257,8 @@ def test_download_goes_to_the_first_root_and_only_when_missing(
 
 
 def write_cifar(folder: Path) -> None:
-    write_classes(folder / "train", _cifar.CIFAR10, 4)
-    write_classes(folder / "test", _cifar.CIFAR10, 2, first=100)
+    write_classes(folder / "train", cifar.CIFAR10, 4)
+    write_classes(folder / "test", cifar.CIFAR10, 2, first=100)
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -279,12 +272,12 @@ def check_cifar(splits: DataSplits) -> None:
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(40))
     assert sorted(colours(splits.test)) == list(range(100, 120))
     assert splits.train.labels.tolist() == [c // 4 for c in colours(splits.train)]
-    assert splits.classes == _cifar.CIFAR10
+    assert splits.classes == cifar.CIFAR10
 
 
 @pytest.fixture
 def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cifar, "CIFAR10_COUNTS", (40, 20))
+    monkeypatch.setattr(cifar, "CIFAR10_COUNTS", (40, 20))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-jpeg"])
@@ -304,7 +297,7 @@ def test_cifar_archive_is_unpacked_and_decoded_once(
     check_cifar(first)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
     assert len(before) == 2
-    monkeypatch.setattr(_cifar, "read_parts", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(cifar, "read_parts", lambda *_: pytest.fail("decoded again"))
     again = load_dataset("cifar10", root=tmp_path / "root")
     check_cifar(again)
     assert same(again.train, first.train)
@@ -358,7 +351,7 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
         data = np.zeros((20, 32, 32, 3), np.uint8)
         data[..., 0], data[:, 0, :, 1] = np.arange(20)[:, None, None], 7
         return SimpleNamespace(
-            data=data, targets=[i % 10 for i in range(20)], classes=list(_cifar.CIFAR10)
+            data=data, targets=[i % 10 for i in range(20)], classes=list(cifar.CIFAR10)
         )
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", batches)

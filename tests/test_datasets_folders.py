@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dataset_files import colours, same, write_classes, write_image
+from seams.datasets import folders
 from snello.errors import ConfigError, DataError
 from snello.lab.datasets import load_dataset
 
@@ -123,6 +124,6 @@ def test_images_beyond_the_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
-    monkeypatch.setattr("snello.lab.datasets._folders._physical_memory", lambda: 500)
+    monkeypatch.setattr(folders, "_physical_memory", lambda: 500)
     with pytest.raises(DataError, match=r"6 images of 6×6 pixels need.*imagefolder-stream"):
         load_dataset("imagefolder", path=tmp_path)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset_files import wnid, write_classes, write_imagenet, write_jpeg
+from seams.datasets import Texts, streamed
 from snello.errors import ConfigError, DataError
-from snello.lab.datasets import DataSplits, Images, StreamedSplits, _streamed, load_dataset, loader
-from snello.lab.datasets._texts import Texts
+from snello.lab.datasets import DataSplits, Images, StreamedSplits, load_dataset, loader
 
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")
@@ -26,7 +26,7 @@ CLASSES = 5
 @pytest.fixture
 def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a small ImageNet."""
-    monkeypatch.setattr(_streamed, "IMAGENET_CLASSES", CLASSES)
+    monkeypatch.setattr(streamed, "IMAGENET_CLASSES", CLASSES)
     write_imagenet(tmp_path, CLASSES, train=8, val=2)
     return tmp_path
 

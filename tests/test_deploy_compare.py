@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from seams.cli import clock_table, paper_table
 from snello import Record, save
 from snello.cli import main
-from snello.cli._profiles import clock_table, paper_table
 from snello.deploy import (
     DeviceResult,
     DeviceTime,

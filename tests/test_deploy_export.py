@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from laws import kill
+from seams.deploy import verify
 from snello import plan_of, simplify
-from snello.deploy import _verify, export, file_runner, footprint
+from snello.deploy import export, file_runner, footprint
 from snello.errors import ConfigError, ModelError, OutputError
 from snello.neurons import neuron_count
 from snello.store import build
@@ -94,7 +95,7 @@ def test_model_is_untouched_and_nothing_is_said(
 
 
 def test_a_differing_file_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
     target = tmp_path / "net.onnx"
     target.write_bytes(b"the old one")
     with pytest.raises(ModelError, match="differs from PyTorch by"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams.deploy import verify
 from snello.deploy import (
     Onnx,
     Subject,
-    _verify,
     compare,
     export,
     file_runner,
@@ -78,7 +78,7 @@ def test_the_example_is_not_shipped(tmp_path: Path) -> None:
 
 
 def test_a_differing_program_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
     with pytest.raises(ModelError, match="differs from PyTorch by"):
         export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []

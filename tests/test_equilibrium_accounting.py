@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equilibrium_samples import OPTIMIZERS, batch, network, same, sgd, tensors, train
+from seams.equilibrium import Probe, forward_use, paper_flops
 from snello.equilibrium import (
     NEq,
     SelectiveUpdate,
@@ -23,8 +24,6 @@ from snello.equilibrium import (
     time_backward,
     time_step,
 )
-from snello.equilibrium._flops import forward_use, paper_flops
-from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, ModelError
 from snello.store import build
 

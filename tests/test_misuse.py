@@ -257,8 +257,8 @@ def test_int8_names_the_transposed_convolution_with_groups(tmp_path: Path) -> No
 def test_half_precision_is_compared_by_its_own_rounding(tmp_path: Path) -> None:
     for module in ("onnxscript", "onnxruntime"):
         pytest.importorskip(module)
+    from seams.deploy import tolerance_of
     from snello.deploy import export
-    from snello.deploy._verify import tolerance_of
 
     torch.manual_seed(0)
     model = nn.Sequential(

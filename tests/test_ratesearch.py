@@ -13,15 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seams.search import (
+    Correction,
+    Probe,
+    coded_tensors,
+    distance,
+    first_below,
+    fisher,
+    with_tensors,
+)
 from snello import compress, decompress
 from snello.codec import CodecSettings, decode, encode
 from snello.errors import ConfigError
 from snello.search.rate import RateSearch, search_rate
-from snello.search.rate._correct import Correction
-from snello.search.rate._fisher import fisher
-from snello.search.rate._probe import Probe, distance
-from snello.search.rate._trial import coded_tensors, with_tensors
-from snello.search.rate._workbench import first_below
 from snello.simplification import folds_of
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")

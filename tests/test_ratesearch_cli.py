@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seams.cli import add_rate_arguments, search
+from seams.search import coded_tensors
 from snello.cli import main
-from snello.cli._rate import add_rate_arguments, search
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
-from snello.search.rate._trial import coded_tensors
 from snello.store import ModelSpec, Record, build, save
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")

@@ -15,6 +15,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 
 import dataset_files as files
+from seams.datasets import cifar
 from snello.cli import main
 from snello.errors import ConfigError, DataError
 from snello.lab.reporting import markdown, reproduction_tables, write_reproduction
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32)
                 )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snello.lab.datasets._cifar.CIFAR10_COUNTS", (80, 30))
+        patch.setattr(cifar, "CIFAR10_COUNTS", (80, 30))
         yield root
 
 

@@ -22,8 +22,11 @@ L = pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
 from snello.integrations.lightning import SensitivityPruning  # noqa: E402
 from snello.lab.datasets import StreamedSplits, load_dataset, loader  # noqa: E402
-from snello.lab.training import Segmentation, evaluate_segmentation  # noqa: E402
-from snello.lab.training._config import OptimizerConfig  # noqa: E402
+from snello.lab.training import (  # noqa: E402
+    OptimizerConfig,
+    Segmentation,
+    evaluate_segmentation,
+)
 from snello.pruning import LossBound, Plateau  # noqa: E402
 from snello.sensitivity import Lobster, SeReNe  # noqa: E402
 from snello.store import build  # noqa: E402

@@ -51,7 +51,8 @@ def test_each_round_starts_with_the_next_name(count: int, repeats: int, warmup: 
 
 def test_the_turns_of_the_device_kit_are_the_same() -> None:
     """The kit's script is copied to boards without snello, so it has a loop of its own."""
-    bench = pytest.importorskip("snello.deploy._device_bench")
+    from seams.deploy import device_bench as bench
+
     for count, repeats, warmup in ((1, 3, 0), (2, 4, 1), (3, 5, 2)):
         names = [str(i) for i in range(count)]
         calls: list[list[str]] = [[], []]

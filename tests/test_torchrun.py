@@ -27,10 +27,10 @@ if not torch.distributed.is_available():
 
 import dataset_files as files
 import torchrun_samples as samples
+from seams.training import initial_model
 from snello.errors import ConfigError
 from snello.lab.datasets import loader
 from snello.lab.training import TrainingResult, load_data, train
-from snello.lab.training._data import initial_model
 from snello.store import load
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -39,9 +39,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_counts() -> Iterator[None]:
-    counts = samples._cifar.CIFAR10_COUNTS
+    counts = samples.cifar.CIFAR10_COUNTS
     yield
-    samples._cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
+    samples.cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")

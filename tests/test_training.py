@@ -26,6 +26,7 @@ from snello.errors import ConfigError, DataError, DivergenceError, ModelError
 from snello.integrations.lightning import NEq, SensitivityPruning
 from snello.lab.training import (
     Classification,
+    OptimizerConfig,
     Recipe,
     evaluate,
     journey,
@@ -33,7 +34,6 @@ from snello.lab.training import (
     load_recipe,
     train,
 )
-from snello.lab.training._config import OptimizerConfig
 from snello.neurons import dead_neurons
 from snello.pruning import LossBound, Plateau
 

@@ -23,6 +23,7 @@ pytest.importorskip("sklearn")
 
 import lightning as L
 
+from seams.training import build_optimizer, flag_of, lr_factor, share_of
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
@@ -34,6 +35,7 @@ from snello.integrations.lightning import (
 from snello.lab.methods import label_of, method_of
 from snello.lab.training import (
     METHODS,
+    OptimizerConfig,
     Recipe,
     TrainingResult,
     evaluate_segmentation,
@@ -41,10 +43,6 @@ from snello.lab.training import (
     train,
     validate,
 )
-from snello.lab.training._config import OptimizerConfig
-from snello.lab.training._distributed import share_of
-from snello.lab.training._flags import flag_of
-from snello.lab.training._schedule import build_optimizer, lr_factor
 from snello.pruning import LossBound, Plateau
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from seams.datasets import cifar
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning
-from snello.lab.datasets import _cifar
 from snello.lab.training import Recipe, load_recipe, train
 from snello.neurons import head
 from snello.store import build
@@ -52,7 +52,7 @@ def recipe_of(data: str, *, batch_statistics: bool) -> Recipe:
     ]
     if not batch_statistics:
         options.append("--model.name=torchrun_samples:without_batch_statistics")
-    _cifar.CIFAR10_COUNTS = COUNTS  # type: ignore[misc]
+    cifar.CIFAR10_COUNTS = COUNTS  # type: ignore[misc]
     return load_recipe("cifar10_resnet32", options, quick=True)
 
 

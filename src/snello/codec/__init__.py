@@ -32,7 +32,10 @@ from ._container import stream_of as stream_of
 from ._limits import Limits as Limits
 from ._manifest import Header as Header
 from ._manifest import TensorEntry as TensorEntry
+from ._settings import QP_MAX as QP_MAX
+from ._settings import QP_MIN as QP_MIN
 from ._settings import CodecSettings as CodecSettings
+from ._settings import step_size as step_size
 from ._stream import decode as decode
 from ._stream import encode as encode
 from ._stream import quantised as quantised

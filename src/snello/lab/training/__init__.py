@@ -15,6 +15,7 @@ require("jsonargparse", "train", "reading recipes")
 
 from snello.lab.methods import METHODS as METHODS  # noqa: E402
 
+from ._config import OptimizerConfig as OptimizerConfig  # noqa: E402
 from ._config import Recipe as Recipe  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402

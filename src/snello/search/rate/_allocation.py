@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from snello.codec._settings import QP_MAX, QP_MIN, CodecSettings, step_size
-from snello.codec._stream import encode
+from snello.codec import QP_MAX, QP_MIN, CodecSettings, encode, step_size
 from snello.errors import ConfigError
 
 OCTAVE = 4

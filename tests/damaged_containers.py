@@ -1,6 +1,6 @@
 """Damage to containers and streams, and what becomes of it.
 
-    python benchmarks/damaged_containers.py --count 10000 --seed 0 --out damaged_containers.json
+    python tests/damaged_containers.py --count 10000 --seed 0 --out damaged_containers.json
 
 Every damaged file is decoded as a stranger's file would be: ``decompress(data, LIMITS)``, in a
 child process wherever there is a stream to decode. It has to end in a ``snello`` error, within its
