@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import snello.lab.datasets
 from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
 from snello.errors import ConfigError, DataError
 from snello.lab.datasets import (
@@ -26,7 +25,6 @@ from snello.lab.datasets import (
     _cifar,
     _load,
     _splits,
-    dataset_names,
     load_dataset,
 )
 
@@ -41,17 +39,6 @@ def own_environment(
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path / "cache"))
     if "real_data" not in request.fixturenames:
         monkeypatch.delenv("SNELLO_DATA", raising=False)
-
-
-def test_exported_names() -> None:
-    assert set(snello.lab.datasets.__all__) == {
-        "DataSplits", "FIXED_SIZE", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "dataset_names",
-        "load", "loader",
-    }  # fmt: skip
-    assert dataset_names() == (
-        "digits", "mnist", "cifar10", "cifar100", "imagenet", "coco", "imagefolder", "imagefolder-stream",
-        "maskfolder",
-    )  # fmt: skip
 
 
 # The cut ---------------------------------------------------------------------------------------------------
