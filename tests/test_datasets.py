@@ -17,11 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import snello.lab.datasets
 from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
 from seams.datasets import MNIST_FILES, channel_statistics, cifar, stratified
 from snello.errors import ConfigError, DataError
-from snello.lab.datasets import DataSplits, Images, dataset_names, load_dataset
+from snello.lab.datasets import DataSplits, Images, load_dataset
 
 pytest.importorskip("torchvision", reason="MNIST and CIFAR-10 need the extra 'train'")
 pytest.importorskip("sklearn", reason="digits need the extra 'train'")
@@ -34,17 +33,6 @@ def own_environment(
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path / "cache"))
     if "real_data" not in request.fixturenames:
         monkeypatch.delenv("SNELLO_DATA", raising=False)
-
-
-def test_exported_names() -> None:
-    assert set(snello.lab.datasets.__all__) == {
-        "DataSplits", "FIXED_SIZE", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "dataset_names",
-        "load", "loader",
-    }  # fmt: skip
-    assert dataset_names() == (
-        "digits", "mnist", "cifar10", "cifar100", "imagenet", "coco", "imagefolder", "imagefolder-stream",
-        "maskfolder",
-    )  # fmt: skip
 
 
 # The cut ---------------------------------------------------------------------------------------------------
