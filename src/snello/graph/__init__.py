@@ -8,6 +8,9 @@ records what runs, in the same words. Example inputs add the shape of every outp
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
+:func:`coupling` finds the channels that go together, whatever code computes them, and :func:`cut`
+removes some of them from a copy of the model, against which :func:`reference` is exact.
+
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
 any nesting (:class:`Inputs`).
 
@@ -22,6 +25,12 @@ from typing import Any
 from ._signature import bind as bind
 from ._tracer import register_leaf as register_leaf
 from .capture import capture as capture
+from .coupled import Coupling as Coupling
+from .coupled import Dimension as Dimension
+from .coupled import Member as Member
+from .coupled import coupling as coupling
+from .coupled import cut as cut
+from .coupled import reference as reference
 from .graph import Graph as Graph
 from .inputs import Example as Example
 from .inputs import Inputs as Inputs
@@ -36,8 +45,9 @@ from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
 
 __all__ = [
-    "ByName", "Example", "Graph", "Inputs", "TargetTable", "as_inputs", "bind", "capture", "evaluation",
-    "evaluation_mode", "known_shape", "positional", "register_leaf", "requiring_gradients", "shape_of",
+    "ByName", "Coupling", "Dimension", "Example", "Graph", "Inputs", "Member", "TargetTable", "as_inputs",
+    "bind", "capture", "coupling", "cut", "evaluation", "evaluation_mode", "known_shape", "positional",
+    "reference", "register_leaf", "requiring_gradients", "shape_of",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -62,12 +63,16 @@ def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
     """A copy of a model in which every parameter slice of some channels is zero."""
     masked = copied(model)
     tensors = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
-    chosen = _checked(coupling, removed)
     with torch.no_grad():
-        for (name, axis), gone in _slices(coupling, chosen, sizes=False).items():
+        for (name, axis), gone in removed_slices(coupling, removed).items():
             index = torch.tensor(sorted(gone), device=tensors[name].device)
             tensors[name].index_fill_(axis, index, 0)
     return masked
+
+
+def removed_slices(coupling: Coupling, removed: Removed) -> dict[tuple[str, int], set[int]]:
+    """(parameter or buffer, axis) -> the indices that go."""
+    return _slices(coupling, _checked(coupling, removed), sizes=False)
 
 
 def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
@@ -76,7 +81,7 @@ def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
         dimension, gone = coupling[name], sorted(set(indices))
         if gone and dimension.pinned is not None:
             raise ConfigError(f"dimension {name!r} cannot be cut: {dimension.pinned}")
-        if gone and not (0 <= gone[0] and gone[-1] < dimension.width):
+        if gone and not (gone[0] >= 0 and gone[-1] < dimension.width):
             raise ConfigError(
                 f"dimension {name!r} has {dimension.width} indices, and {gone[0]}..{gone[-1]} "
                 "were to be removed; indices count from 0"
@@ -135,7 +140,11 @@ def check_runs(model: nn.Module, inputs: Inputs) -> object:
 
 def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    library = str(Path(torch.__file__).parent)
-    own = [f for f in frames if not f.filename.startswith((library, str(Path(__file__).parent)))]
+    library = f"{Path(torch.__file__).parent}{os.sep}"
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith((library, f"{Path(__file__).parents[1]}{os.sep}"))
+    ]
     last = (own or list(frames))[-1]
     return f"{last.filename}:{last.lineno}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
 from snello.graph.inputs import Example, Inputs
 
-from .cut import Removed, zeroed
+from .cut import Removed, removed_slices, zeroed
 from .dimensions import Coupling
 from .run import Run
-from .units import Unit, Units, families
+from .units import Units
 
 
 def reference(
@@ -27,40 +25,28 @@ def reference(
         model: the model that was analysed.
         coupling: its coupling.
         removed: dimension -> indices to mask.
-        example: inputs of the shape that it was analysed with.
+        example: inputs, of any shape.
 
     Returns:
         The tensors among the outputs, in order.
     """
     inputs = Inputs.of(example)
-    return Masking(Run(model).forward(inputs)).outputs(coupling, removed, inputs)
+    units = Units(Run(model).forward(inputs))
+    return masked_outputs(model, units, coupling, removed, inputs)
 
 
-class Masking:
-    """Masked forwards of one model.
+def masked_outputs(
+    model: nn.Module, units: Units, coupling: Coupling, removed: Removed, inputs: Inputs
+) -> list[Tensor]:
+    """:func:`reference` with the units of an earlier run on inputs of these shapes.
 
-    Args:
-        run: a run of the model. Labels are numbered in order of execution, and so are the same in
-            every run on inputs of these shapes.
+    Labels are numbered in order of execution, and so are the same in every run.
     """
-
-    def __init__(self, run: Run) -> None:
-        self._model, self._units = run.model, Units(run)
-        self.dimensions = {d.name: (d, members) for d, members in families(self._units)}
-
-    @property
-    def coupling(self) -> Coupling:
-        """The coupling of the run."""
-        return Coupling(tuple(dimension for dimension, _ in self.dimensions.values()))
-
-    def outputs(self, coupling: Coupling, removed: Removed, inputs: Inputs) -> list[Tensor]:
-        """The outputs with channels masked; see :func:`reference`."""
-        gone: set[int] = set()
-        for name, indices in removed.items():
-            gone |= _classes(self.dimensions[name][1], indices)
-        labels = frozenset(label for label, x in enumerate(self._units.classes) if x in gone)
-        return Run(zeroed(self._model, coupling, removed), labels).forward(inputs).outputs
-
-
-def _classes(units: list[Unit], indices: Iterable[int]) -> set[int]:
-    return {x for index in indices for x in units[index].classes}
+    gone: set[int] = set()
+    for (name, axis), indices in removed_slices(coupling, removed).items():
+        labels = units.roots(units.run.parameters[name].axes[axis])
+        gone |= {labels[i] for i in indices}
+    gone = units.completed(gone)
+    removed_labels = frozenset(label for label, x in enumerate(units.classes) if x in gone)
+    masked = zeroed(model, coupling, removed)
+    return Run(masked, removed_labels).forward(inputs).outputs

@@ -22,7 +22,7 @@ from snello.graph.inputs import Inputs
 from snello.graph.modes import evaluation
 from snello.graph.twins import same_numbers
 
-from .labels import Axis, Labels, Reason, Vector
+from .labels import HEAD_DIM, Axis, Labels, Reason, Vector
 
 READ, WRITE, SCALE, SIZE = "read", "write", "scale", "size"
 
@@ -158,7 +158,7 @@ class Run:
         if axis is None or not any(label > 0 for label in axis):
             return
         for name, value in vars(self._modules[self.path]).items():
-            if name in names or (not names and name not in LAYER_SIZES):
+            if name in names or (not names and name not in LAYER_SIZES and _is_size(name)):
                 for position, number in _numbers(value):
                     if number == len(axis):
                         self.mirrors.append(Mirror(self.path, name, position, axis))
@@ -178,15 +178,49 @@ class Run:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with evaluation(self.model), same_numbers(), self._paths(), Watch(self) as watch, watch.calls:
+            with (
+                evaluation(self.model),
+                same_numbers(),
+                self._paths(),
+                Watch(self) as watch,
+                watch.calls,
+            ):
                 output = inputs.call(self.model)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+        self._join_equal_widths()
         self.outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
         for tensor in self.outputs:
             for axis in self.of(tensor).axes:
                 self.labels.pin(axis, lambda: "an output of the model")
         return self
+
+    def _join_equal_widths(self) -> None:
+        """Join head dimensions whose width is one attribute, such as that of keys and values."""
+        known: dict[tuple[str, str, int], Vector] = {}
+        flags = {self.labels.find(x): flag for x, flag in self.labels.flags.items()}
+        for mirror in self.mirrors:
+            dims = {flags.get(self.labels.find(x)) for x in mirror.axis if x > 0}
+            if dims == {HEAD_DIM} and not is_count(mirror.attribute):
+                first = known.setdefault(
+                    (mirror.module, mirror.attribute, mirror.position), mirror.axis
+                )
+                self.labels.join(first, mirror.axis)
+
+    def tie(self, name: str) -> None:
+        """Join the columns of a weight with its rows, where its inner width must be its outer one.
+
+        A weight of three times as many rows makes queries, keys and values.
+        """
+        axes = self.parameters[name].axes if name in self.parameters else ()
+        if len(axes) != 2 or axes[0] is None or axes[1] is None:
+            return
+        rows, columns = axes
+        if len(rows) == 3 * len(columns):
+            part = self.labels.split(rows, [3, len(columns)])[1]
+            self.labels.join(columns, part or columns)
+        elif len(rows) == len(columns):
+            self.labels.join(columns, rows)
 
     @contextmanager
     def _paths(self) -> Iterator[None]:
@@ -213,6 +247,23 @@ LAYER_SIZES = (
     "num_features", "num_channels", "normalized_shape", "embedding_dim", "num_embeddings",
     "kernel_size", "stride", "padding", "dilation", "output_padding",
 )  # fmt: skip
+
+
+_COUNTS = ("head", "group")
+_WIDTHS = ("dim", "size", "width", "channel", "feature", "inner", "hidden", "embed")
+_OTHERS = ("image", "img", "patch", "window", "kernel", "grid", "vocab", "batch", "seq", "position")
+
+
+def is_count(name: str) -> bool:
+    """True of names of attributes that count heads or groups, as in ``num_heads``."""
+    counts = any(part in name for part in _COUNTS) or name in ("h", "nh")
+    return counts and not any(part in name for part in _WIDTHS)
+
+
+def _is_size(name: str) -> bool:
+    if any(part in name for part in _OTHERS):
+        return False
+    return is_count(name) or any(part in name for part in _WIDTHS)
 
 
 def _numbers(value: object) -> list[tuple[int, int]]:
@@ -258,7 +309,9 @@ class Watch(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """Takes attention as one operation, before it is lowered to another for each device."""
+    """Takes some functions as one operation: attention, which is lowered differently for each device,
+    and circular padding, which writes into an empty tensor.
+    """
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -268,12 +321,19 @@ class Calls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         from .attention import attention
+        from .rules import circular_pad
 
-        if func is not F.scaled_dot_product_attention or self.watch.paused:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        rule = None
+        if func is F.scaled_dot_product_attention:
+            rule = attention
+        elif func is F.pad and "circular" in (*args[2:], *kwargs.values()):
+            rule = circular_pad
+        if rule is None or self.watch.paused:
+            return func(*args, **kwargs)
         self.watch.paused = True
         try:
-            return attention(self.watch.run, func, args, kwargs or {})
+            return rule(self.watch.run, func, args, kwargs)
         finally:
             self.watch.paused = False
 

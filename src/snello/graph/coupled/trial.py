@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,9 @@ from snello.wrappers import copied
 
 from .cut import check_runs, cut
 from .dimensions import Coupling, Dimension
-from .reference import Masking
+from .reference import masked_outputs
 from .run import Run
+from .units import Units, families
 
 TOLERANCE = 1e-6
 """Largest difference relative to the largest output, in float64."""
@@ -31,12 +32,17 @@ def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:
     """
     trial = Trial(model, inputs, run)
     blocked = trial.blocked([d.name for d in trial.coupling.free])
-    return Coupling(
-        tuple(
-            replace(d, pinned=blocked.get(d.name, d.pinned))
-            for d in trial.coupling.dimensions
-        )
-    )
+    heads = [trial.coupling[name] for name in blocked if ":head" in name]
+    if heads:
+        # Code such as reshape(B, N, C) takes the width of the heads from that of the stream.
+        for name in dict.fromkeys(name for d in heads for name in d.writers):
+            run.tie(name)
+        tied = Trial(model, inputs, run)
+        tied_blocked = tied.blocked([d.name for d in tied.coupling.free])
+        if tied.freed(tied_blocked) > trial.freed(blocked):
+            trial, blocked = tied, tied_blocked
+    dimensions = trial.coupling.dimensions
+    return Coupling(tuple(replace(d, pinned=blocked.get(d.name, d.pinned)) for d in dimensions))
 
 
 class Trial:
@@ -44,9 +50,8 @@ class Trial:
 
     def __init__(self, model: nn.Module, inputs: Inputs, run: Run) -> None:
         self.model, self.inputs = _in_float64(model, inputs)
-        run.model = self.model
-        self.masking = Masking(run)
-        self.coupling = self.masking.coupling
+        self.units = Units(run)
+        self.coupling = Coupling(tuple(d for d, _ in families(self.units)))
 
     def blocked(self, names: Sequence[str]) -> dict[str, str]:
         """Dimension -> why it cannot be cut."""
@@ -60,6 +65,11 @@ class Trial:
         # Dimensions that fail only together: all but the first are held.
         return found or dict.fromkeys(names[1:], why)
 
+    def freed(self, blocked: Mapping[str, str]) -> int:
+        """How many slices of parameters can be cut."""
+        free = [d for d in self.coupling.free if d.name not in blocked]
+        return sum(len(m.of(range(d.width))) for d in free for m in d.parameters)
+
     def fails(self, names: Sequence[str]) -> str | None:
         """Why a cut of these dimensions together does not compute what it should."""
         removed = {name: _some(self.coupling[name]) for name in names}
@@ -69,7 +79,7 @@ class Trial:
                 found = tensors_of(check_runs(lean, self.inputs))
         except ModelError as error:
             return str(error)
-        expected = self.masking.outputs(self.coupling, removed, self.inputs)
+        expected = masked_outputs(self.model, self.units, self.coupling, removed, self.inputs)
         if any(_differ(a, b) for a, b in zip(expected, found, strict=True)):
             return "a narrower network computes something else: some size or index in its code is fixed"
         return None
@@ -89,7 +99,9 @@ def _differ(expected: Tensor, found: Tensor) -> bool:
         return bool((expected != found).any())
     scale = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
     limit = TOLERANCE if expected.dtype == torch.float64 else 1e-3
-    return not torch.allclose(expected, found, rtol=0, atol=limit * max(scale, 1e-30), equal_nan=True)
+    return not torch.allclose(
+        expected, found, rtol=0, atol=limit * max(scale, 1e-30), equal_nan=True
+    )
 
 
 def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

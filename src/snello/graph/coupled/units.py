@@ -9,7 +9,7 @@ from functools import cached_property
 
 from .dimensions import Coupling, Dimension, Member
 from .labels import HEAD_DIM, HEADS, Axis, Grid, Vector
-from .run import READ, SCALE, SIZE, WRITE, Run
+from .run import LAYER_SIZES, READ, SCALE, SIZE, WRITE, Mirror, Run, is_count
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,12 @@ class Units:
                 waiting.extend(sorted(completed))
         return frozenset(gone)
 
+    def completed(self, gone: set[int]) -> set[int]:
+        """Classes that go, with the rows and columns of grids that have no cell left."""
+        for grid in self.grids:
+            gone |= _completed(grid, gone)
+        return gone
+
     def _cells_with(self, label: int) -> Iterator[int]:
         for grid, is_row, i in self._factors.get(label, ()):
             yield from grid.row(i) if is_row else grid.column(i)
@@ -176,7 +182,9 @@ def families(units: Units) -> list[tuple[Dimension, list[Unit]]]:
             if dimension.writers or (why is None and dimension.parameters):
                 built.append((dimension, members))
     names = _unique([dimension.name for dimension, _ in built])
-    return [(replace(d, name=name), members) for name, (d, members) in zip(names, built, strict=True)]
+    return [
+        (replace(d, name=name), members) for name, (d, members) in zip(names, built, strict=True)
+    ]
 
 
 def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
@@ -238,11 +246,17 @@ class _Builder:
             for i, axis in enumerate(shadow.axes):
                 if axis is not None:
                     self._add(_Place(name, i, run.roles.get(axis[0], SCALE)), axis)
-        for mirror in dict.fromkeys(run.mirrors):
+        for mirror in filter(self._plausible, dict.fromkeys(run.mirrors)):
             name = f"{mirror.module}.{mirror.attribute}".lstrip(".")
             self._add(_Place(name, mirror.position, SIZE), mirror.axis)
         for module, operation, axis in dict.fromkeys(run.statistics):
             self._add(_Place(module, 0, operation), axis)
+
+    def _plausible(self, mirror: Mirror) -> bool:
+        """Whether an attribute has a name that suits the axis: counts for heads, else widths."""
+        first = next(label for label in mirror.axis if label > 0)
+        is_heads = self._flags.get(self.units.root(first)) == HEADS
+        return mirror.attribute in LAYER_SIZES or is_heads == is_count(mirror.attribute)
 
     def _add(self, place: _Place, axis: Vector) -> None:
         """Note the index that each class has at a place."""
@@ -275,7 +289,9 @@ class _Builder:
         norms = [(p.name, p.role) for p in places if p.role not in (READ, WRITE, SCALE, SIZE)]
         seeds = {x for unit in units for x in unit.seeds}
         kind = _kind({self._flags[x] for x in seeds if x in self._flags}, members)
-        return Dimension(_name(members, kind), kind, len(units), tuple(members), tuple(norms), pinned)
+        return Dimension(
+            _name(members, kind), kind, len(units), tuple(members), tuple(norms), pinned
+        )
 
 
 def _kind(flags: Iterable[str], slices: list[Member]) -> str:
