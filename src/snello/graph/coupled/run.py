@@ -215,7 +215,7 @@ class Run:
         axes = self.parameters[name].axes if name in self.parameters else ()
         if len(axes) != 2 or axes[0] is None or axes[1] is None:
             return
-        rows, columns = axes
+        rows, columns = axes[0], axes[1]
         if len(rows) == 3 * len(columns):
             part = self.labels.split(rows, [3, len(columns)])[1]
             self.labels.join(columns, part or columns)
@@ -293,7 +293,7 @@ class Watch(TorchDispatchMode):
     """Applies a rule to every operation of a run."""
 
     def __init__(self, run: Run) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
         self.calls = Calls(self)
         self.paused = False
@@ -308,7 +308,7 @@ class Watch(TorchDispatchMode):
         return apply(self.run, func, args, kwargs or {})
 
 
-class Calls(TorchFunctionMode):
+class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """Takes some functions as one operation: attention, which is lowered differently for each device,
     and circular padding, which writes into an empty tensor.
     """

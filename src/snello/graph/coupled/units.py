@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from .dimensions import Coupling, Dimension, Member
 from .labels import HEAD_DIM, HEADS, Axis, Grid, Vector
@@ -216,10 +217,12 @@ def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
     return [groups[key] for key in sorted(groups, key=lambda n: min(found[n].seeds))]
 
 
-def _chain(axis: Vector, units: Units, of: dict[int, int], parent: list[int], find: object) -> None:
+def _chain(
+    axis: Vector, units: Units, of: dict[int, int], parent: list[int], find: Callable[[int], int]
+) -> None:
     numbers = [of[x] for x in units.roots(axis) if x in of]
-    for a, b in zip(numbers, numbers[1:], strict=False):
-        x, y = find(a), find(b)  # type: ignore[operator]
+    for a, b in pairwise(numbers):
+        x, y = find(a), find(b)
         parent[max(x, y)] = min(x, y)
 
 
