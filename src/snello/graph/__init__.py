@@ -8,6 +8,9 @@ on the example inputs is recorded, in the same words. Example inputs add the sha
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
+:func:`coupling` finds the channels that go together, whatever code computes them, and :func:`cut`
+removes some of them from a copy of the model, against which :func:`reference` is exact.
+
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
 any nesting (:class:`Inputs`).
 
@@ -22,6 +25,9 @@ from typing import Any
 from ._signature import bind as bind
 from ._tracer import register_leaf as register_leaf
 from .capture import capture as capture
+from .coupled import Coupling as Coupling
+from .coupled import coupling as coupling
+from .coupled import cut as cut
 from .decisions import Decision as Decision
 from .decisions import Decisions as Decisions
 from .graph import Graph as Graph
@@ -45,7 +51,7 @@ from .twins import same_numbers as same_numbers
 from .twins import tensors_of as tensors_of
 
 # Other names are for the packages of snello.
-__all__ = ["Graph", "Inputs", "capture", "register_leaf", "shape_of"]
+__all__ = ["Coupling", "Graph", "Inputs", "capture", "coupling", "cut", "register_leaf", "shape_of"]
 
 
 def __getattr__(name: str) -> Any:
