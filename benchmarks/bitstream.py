@@ -49,14 +49,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello import CodecSettings, compress, modelfile, simplify
+from snello import CodecSettings, compress, simplify
 from snello.codec import decode, encode, quantised
-from snello.datasets import DataSplits, Images, load, loader
 from snello.files import write_file
-from snello.models import build, load_weights
-from snello.ratesearch import RateSearch, search_rate
-from snello.ratesearch._trial import coded_tensors, with_tensors
-from snello.training import evaluate
+from snello.lab.datasets import DataSplits, Images, load, loader
+from snello.lab.training import evaluate
+from snello.search.rate import RateSearch, search_rate
+from snello.search.rate._trial import coded_tensors, with_tensors
+from snello.store import build, load_weights, modelfile
 
 MAX_DROP = 0.002
 TAU = 2.0
@@ -301,7 +301,7 @@ def resnet32(options: argparse.Namespace) -> list[Subject]:
 
 
 def lenet5(options: argparse.Namespace) -> list[Subject]:
-    from snello.training import load_recipe, train
+    from snello.lab.training import load_recipe, train
 
     splits = load("mnist")
     folder = options.journey or options.out.parent / "bitstream_lenet5"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snello.files import write_file
-from snello.reporting import Table, show
+from snello.lab.reporting import Table, show
 
 IMAGES = ((64, 56), (256, 56), (256, 14), (512, 7))
 TOKENS = ((3136, 96), (196, 768))

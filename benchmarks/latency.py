@@ -34,9 +34,9 @@ from torch import nn
 from snello import simplify
 from snello.deploy import Profile, Subject, compare
 from snello.files import write_file
-from snello.models import build
+from snello.lab.reporting import Table, as_json, markdown
 from snello.neurons import head, weighted_layers
-from snello.reporting import Table, as_json, markdown
+from snello.store import build
 
 RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
 INPUTS = {

@@ -38,7 +38,7 @@ from torch.nn.functional import cross_entropy
 from snello.equilibrium import SelectiveUpdate, Stochastic, backward_flops, time_backward
 from snello.equilibrium._dispatch import Decision, Dispatch, Work
 from snello.files import write_file
-from snello.models import build
+from snello.store import build
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -32,8 +32,16 @@ from pathlib import Path
 import torch
 
 from snello.files import write_file
-from snello.reporting import Table, as_json, markdown, percent, plot_equilibrium, plot_updated, show
-from snello.training import TrainingResult, load_recipe, train
+from snello.lab.reporting import (
+    Table,
+    as_json,
+    markdown,
+    percent,
+    plot_equilibrium,
+    plot_updated,
+    show,
+)
+from snello.lab.training import TrainingResult, load_recipe, train
 
 METHODS = ("baseline", "neq", "stochastic-0.2", "stochastic-0.5", "stochastic-star")
 LABELS = ("Baseline", "NEq", "Stochastic(0.2)", "Stochastic(0.5)", "Stochastic*")

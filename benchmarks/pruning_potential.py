@@ -54,12 +54,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.datasets import DataSplits, load
-from snello.datasets._batches import PADDING, crop_flip
 from snello.files import write_file
-from snello.models import build, load_weights
+from snello.lab.datasets import DataSplits, load
+from snello.lab.datasets._batches import PADDING, crop_flip
 from snello.pruning import Pruner, Ratio, potential_point
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
+from snello.store import build, load_weights
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Protocol:
     """How one network is trained and pruned.
 
     Attributes:
-        network: name for :func:`snello.models.build`.
-        data: name for :func:`snello.datasets.load`.
+        network: name for :func:`snello.store.build`.
+        data: name for :func:`snello.lab.datasets.load`.
         ladder: sparsities visited, in order.
         dense, regularise, settle: epochs at the beginning, and before and after each pruning step.
         lr, batch: of SGD.
@@ -309,7 +309,7 @@ def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
     """A table of medians and ranges over seeds, and the plot beside the file; the tables as
     Markdown too.
     """
-    from snello.reporting import Table, markdown, plot_potential, show
+    from snello.lab.reporting import Table, markdown, plot_potential, show
 
     tables = []
 

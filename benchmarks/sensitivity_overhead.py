@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from snello.files import write_file
-from snello.models import build
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
+from snello.store import build
 
 MODELS = {"resnet-32": (3, 32, 32), "lenet-5": (1, 28, 28)}
 BATCH = 128

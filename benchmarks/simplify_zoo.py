@@ -44,7 +44,7 @@ from torch_pruning_zoo import torch_pruned
 from snello.deploy import latencies, pytorch_runner
 from snello.errors import SnelloError
 from snello.files import write_file
-from snello.reporting import Table, markdown, percent, progress, show
+from snello.lab.reporting import Table, markdown, percent, progress, show
 from snello.simplification import simplify
 
 QUICK = (

@@ -59,7 +59,7 @@ def test_codec_knows_arrays_not_modules() -> None:
 @pytest.mark.parametrize("station", STATIONS)
 def test_stations_do_not_import_each_other(station: str) -> None:
     others = {f"snello.{name}" for name in STATIONS if name != station}
-    above = {"snello.training", "snello.reporting", "snello.cli", "snello.modelfile"}
+    above = {"snello.lab.training", "snello.lab.reporting", "snello.cli", "snello.store.modelfile"}
     for path in sorted((SOURCE / station).rglob("*.py")):
         crossing = {
             n
@@ -73,13 +73,13 @@ def test_the_import_reader_sees_what_it_should() -> None:
     """Lest the laws above hold because nothing is found."""
     assert "snello.errors.SnelloError" in _imports(SOURCE / "__init__.py")
     assert "snello.simplification.plan_of" in _imports(SOURCE / "modelfile.py")
-    assert "snello.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
-    assert "snello.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
+    assert "snello.lab.training._task.Classification" in _imports(SOURCE / "training" / "_run.py")
+    assert "snello.lab.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_public_docstrings(name: str) -> None:
-    if name == "snello.training":
+    if name == "snello.lab.training":
         pytest.importorskip("lightning")
         pytest.importorskip("jsonargparse")
     package = importlib.import_module(name)

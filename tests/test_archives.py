@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import snello
-from snello import Record, archives, load, save
+from snello import Record, load, save
 from snello.errors import ModelError, OutputError
-from snello.models import ModelSpec, build
+from snello.store import ModelSpec, archives, build
 
 CONTENT = {
     "w": torch.arange(60.0).reshape(6, 10),
@@ -130,7 +130,7 @@ def test_pickled_code_is_named_and_not_run(
 
 LIMITED = """
 import resource, sys, torch
-from snello import archives
+from snello.store import archives
 from snello.errors import OutputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:

@@ -19,7 +19,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 pytest.importorskip("jsonargparse")
 
-from snello.training import load_recipe
+from snello.lab.training import load_recipe
 
 VALUES = (
     "sp ace", " two  spaces ", "a=b", "=", "a=b c=d", "ünï çödé ✓", "日本", "-x", "--x", "--x=3", "--out=other", "-",
@@ -139,7 +139,7 @@ def test_a_usage_error_is_no_exit() -> None:
 
 def test_layer_names_suggest_the_nearest() -> None:
     from snello import SeReNe
-    from snello.models import build
+    from snello.store import build
 
     with pytest.raises(ConfigError, match=r"'fc2x' \(did you mean '"):
         SeReNe(build("lenet-5"), exclude=["fc2x"])

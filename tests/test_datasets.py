@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import snello.datasets
+import snello.lab.datasets
 from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
-from snello.datasets import DataSplits, Images, _cifar, _load, _splits, available, load
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, _cifar, _load, _splits, available, load
 
 pytest.importorskip("torchvision", reason="MNIST and CIFAR-10 need the extra 'train'")
 pytest.importorskip("sklearn", reason="digits need the extra 'train'")
@@ -36,7 +36,7 @@ def own_environment(
 
 
 def test_exported_names() -> None:
-    assert set(snello.datasets.__all__) == {
+    assert set(snello.lab.datasets.__all__) == {
         "DataSplits", "FIXED_SIZE", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available",
         "load", "loader",
     }  # fmt: skip

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from snello.datasets import DataSplits, Images, _batches, _splits, loader
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, _batches, _splits, loader
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dataset_files import colours, same, write_classes, write_image
-from snello.datasets import load
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import load
 
 Image = pytest.importorskip("PIL.Image", reason="image folders need the extra 'train'")
 
@@ -120,6 +120,6 @@ def test_images_beyond_the_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
-    monkeypatch.setattr("snello.datasets._folders._physical_memory", lambda: 500)
+    monkeypatch.setattr("snello.lab.datasets._folders._physical_memory", lambda: 500)
     with pytest.raises(DataError, match=r"6 images of 6×6 pixels need.*imagefolder-stream"):
         load("imagefolder", path=tmp_path)

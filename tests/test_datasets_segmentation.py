@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset_files import rectangle, write_coco, write_masks
-from snello.datasets import StreamedSplits, load, loader
-from snello.datasets._coco import VOC, CocoMasks
-from snello.datasets._texts import Texts
 from snello.errors import DataError, MissingExtraError
+from snello.lab.datasets import StreamedSplits, load, loader
+from snello.lab.datasets._coco import VOC, CocoMasks
+from snello.lab.datasets._texts import Texts
 
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")

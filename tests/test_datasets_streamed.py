@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset_files import wnid, write_classes, write_imagenet, write_jpeg
-from snello.datasets import DataSplits, Images, StreamedSplits, _streamed, load, loader
-from snello.datasets._texts import Texts
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, StreamedSplits, _streamed, load, loader
+from snello.lab.datasets._texts import Texts
 
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")

@@ -25,8 +25,8 @@ from snello.deploy import (
     read_profiles,
 )
 from snello.errors import ConfigError, ModelError
-from snello.models import ModelSpec, build
-from snello.reporting import as_json
+from snello.lab.reporting import as_json
+from snello.store import ModelSpec, build
 
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")

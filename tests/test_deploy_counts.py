@@ -13,7 +13,7 @@ from torch import nn
 
 from snello.deploy import export, footprint, onnx_footprint, peak_memory, peak_memory_onnx
 from snello.errors import ModelError
-from snello.models import CifarResNet
+from snello.lab.models import CifarResNet
 
 
 @settings(max_examples=15, deadline=None)

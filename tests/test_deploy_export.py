@@ -14,8 +14,8 @@ from laws import kill
 from snello import plan_of, simplify
 from snello.deploy import _verify, export, onnx_footprint, onnx_runner
 from snello.errors import ConfigError, ModelError, OutputError
-from snello.models import build
 from snello.neurons import neuron_count
+from snello.store import build
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra onnx is not installed")

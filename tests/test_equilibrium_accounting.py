@@ -26,7 +26,7 @@ from snello.equilibrium import (
 from snello.equilibrium._flops import forward_use, paper_flops
 from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, ModelError
-from snello.models import build
+from snello.store import build
 
 
 def some(neq: SelectiveUpdate) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from equilibrium_samples import OPTIMIZERS, batch, network, sgd, train
 from snello.equilibrium import NEq, UpdateCost, Velocity, measure_cost
 from snello.errors import ConfigError
-from snello.reporting import _equilibrium as figures
-from snello.reporting import (
+from snello.lab.reporting import _equilibrium as figures
+from snello.lab.reporting import (
     as_json,
     cost_table,
     markdown,
@@ -147,7 +147,7 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
 
 
 def test_reporting_loads_no_plotting_library() -> None:
-    code = "import sys, snello.reporting; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, snello.lab.reporting; sys.exit('matplotlib' in sys.modules)"
     paths = {"PYTHONPATH": str(Path(figures.__file__).parents[2])}
     assert (
         subprocess.run([sys.executable, "-c", code], env=paths, timeout=120, check=False).returncode

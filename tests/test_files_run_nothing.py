@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 import snello
-from snello import ModelSpec, Record, load, modelfile, save
+from snello import ModelSpec, Record, load, save
 from snello.cli import main
 from snello.codec import compress, decompress
 from snello.deploy import export_program
 from snello.deploy._program import load_program
 from snello.deploy._program_check import check_program
 from snello.errors import ConfigError, MissingExtraError, ModelError
-from snello.models import build, build_untrusted, trusted_names
+from snello.store import build, build_untrusted, modelfile, trusted_names
 
 SHADOW = """
 from pathlib import Path
@@ -76,7 +76,7 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
     "dotted module": ("snello_plugins.evil:make", {}),
     "relative module": (".evil:make", {}),
     "snello's function": ("snello.files:write_file", {"path": "{canary}", "write": "x"}),
-    "snello's class by path": ("snello.models:LeNet5", {}),
+    "snello's class by path": ("snello.lab.models:LeNet5", {}),
     "chain behind a library": ("torchvision:models.resnet.os.system", WRITE),
     "chain behind a model": ("torchvision.models:resnet18.__globals__", {}),
     "chain to a builtin": ("torchvision.models:resnet18.__class__", {}),
@@ -326,7 +326,7 @@ def test_a_file_in_the_working_folder_is_no_library(
 def test_a_shadow_that_was_imported_before_is_refused(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text("def is_model(name): return True\ncreate_model = print\n")
     code = (
-        "import timm\nfrom snello import ModelSpec\nfrom snello.models import build_untrusted\n"
+        "import timm\nfrom snello import ModelSpec\nfrom snello.lab.models import build_untrusted\n"
         "build_untrusted(ModelSpec('timm:resnet18'))"
     )
     found = _python(tmp_path, "-c", code)

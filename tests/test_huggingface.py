@@ -20,7 +20,7 @@ import transformers
 
 from snello import Lobster, NEq, Pruner, SeReNe
 from snello.errors import ConfigError
-from snello.training import huggingface_callback
+from snello.integrations.huggingface import huggingface_callback
 
 EPOCHS, STEPS = 4, 4
 

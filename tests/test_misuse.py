@@ -13,9 +13,9 @@ from torch import nn
 from snello import ModelSpec, Record, SeReNe, compress, save
 from snello.cli import main
 from snello.errors import ConfigError, DataError, ModelError
-from snello.models import build
 from snello.neurons import check_finite
 from snello.sensitivity import OutputSensitivity
+from snello.store import build
 
 SMALL = ModelSpec("lenet-300-100", {"in_features": 64})
 
@@ -130,7 +130,7 @@ def test_mnist_is_not_shrunk_for_a_model_of_digits(
 
 def test_evaluate_compares_labels_with_outputs() -> None:
     pytest.importorskip("lightning")
-    from snello.training import evaluate
+    from snello.lab.training import evaluate
 
     images, labels = torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 9, 2])
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
@@ -162,7 +162,7 @@ def test_a_folder_with_one_class_is_one_sentence(
 
 def test_notes_below_narrow_tables_are_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
-    from snello.reporting import Table, show
+    from snello.lab.reporting import Table, show
 
     note = "A note that is much longer than the table above it, and than a hundred columns, " * 2
     show(Table("Title", ("A", "B"), (("1", "2 [MB]"),), note + "[MB]"))

@@ -15,8 +15,8 @@ from torch import nn
 from snello import ModelSpec, Record, load, plan_of, save, simplify
 from snello.codec import CodecSettings, compress, quantised
 from snello.errors import ModelError, OutputError
-from snello.modelfile import FORMAT, from_dict, read, summary, to_dict, write_file
-from snello.models import build
+from snello.store import build
+from snello.store.modelfile import FORMAT, from_dict, read, summary, to_dict, write_file
 
 RECORD = Record(ModelSpec("resnet-20", {"classes": 7}), (3, 32, 32))
 
@@ -262,7 +262,7 @@ def _to_ship() -> Iterator[tuple[str, nn.Module, Record]]:
 READER = """
 import sys, pathlib, torch
 from snello.codec import decompress
-from snello.modelfile import from_dict
+from snello.store.modelfile import from_dict
 for path in sorted(pathlib.Path('.').glob('*.snello')):
     content = decompress(path.read_bytes())
     model, record = from_dict(content.record, content.tensors, str(path))

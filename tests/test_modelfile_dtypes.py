@@ -15,8 +15,8 @@ from torch import nn
 from snello import ModelSpec, Record, load, save, simplify
 from snello.codec import compress
 from snello.errors import ModelError
-from snello.modelfile import check_loadable, take_dtypes, to_dict
-from snello.models import build
+from snello.store import build
+from snello.store.modelfile import check_loadable, take_dtypes, to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -201,7 +201,7 @@ def test_a_class_of_ones_own_is_kept_in_its_dtype(model: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_evaluation_gives_a_model_inputs_of_its_dtype(dtype: torch.dtype) -> None:
-    from snello.training import evaluate
+    from snello.lab.training import evaluate
 
     model = _dead(SPECS["lenet-300-100"]).to(dtype)
     batches = [(SPECS["lenet-300-100"].example_inputs(6), torch.arange(6))]

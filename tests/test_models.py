@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import snello.models
+import snello.lab.models
 from snello.errors import ModelError
 from snello.graph import capture, shape_of
-from snello.models import CifarResNet, ModelSpec, available, build, load_weights
+from snello.lab.models import CifarResNet, available
 from snello.neurons import weighted_layers
+from snello.store import ModelSpec, build, load_weights
 
 INPUTS = {name: (1, 28, 28) if name.startswith("lenet") else (3, 32, 32) for name in available()}
 PARAMETERS = {
@@ -33,7 +34,7 @@ CLASSES = {name: 100 if name == "alexnet-cifar" else 10 for name in available()}
 
 
 def test_exported_names() -> None:
-    assert set(snello.models.__all__) == {
+    assert set(snello.lab.models.__all__) == {
         "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
         "build_untrusted", "import_factory", "imported_factory", "load_weights", "names_own_code", "trusted_names",
     }  # fmt: skip

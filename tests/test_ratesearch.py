@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from snello import compress, decompress
 from snello.codec import CodecSettings, decode, encode
 from snello.errors import ConfigError
-from snello.ratesearch import RateSearch, search_rate
-from snello.ratesearch._correct import Correction
-from snello.ratesearch._fisher import fisher
-from snello.ratesearch._probe import Probe, distance
-from snello.ratesearch._trial import coded_tensors, with_tensors
-from snello.ratesearch._workbench import first_below
+from snello.search.rate import RateSearch, search_rate
+from snello.search.rate._correct import Correction
+from snello.search.rate._fisher import fisher
+from snello.search.rate._probe import Probe, distance
+from snello.search.rate._trial import coded_tensors, with_tensors
+from snello.search.rate._workbench import first_below
 from snello.simplification import folds_of
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")

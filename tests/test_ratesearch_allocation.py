@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snello.codec import CodecSettings, encode, quantised
-from snello.codec._allocation import (
+from snello.codec._settings import QP_MIN, step_size
+from snello.errors import ConfigError
+from snello.search.rate._allocation import (
     OCTAVE,
     allocate,
     byte_table,
@@ -20,8 +22,6 @@ from snello.codec._allocation import (
     curvature_costs,
     probed_costs,
 )
-from snello.codec._settings import QP_MIN, step_size
-from snello.errors import ConfigError
 
 QUICK = settings(max_examples=25, deadline=None)
 UNIFORM = CodecSettings(dependent_quantisation=False)

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snello import modelfile
 from snello.cli import main
 from snello.cli._rate import add_rate_arguments, search
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
-from snello.modelfile import Record
-from snello.models import ModelSpec, build
-from snello.ratesearch._trial import coded_tensors
+from snello.search.rate._trial import coded_tensors
+from snello.store import ModelSpec, build, modelfile
+from snello.store.modelfile import Record
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 pytest.importorskip("sklearn", reason="the extra train is not installed")
@@ -39,7 +38,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    from snello.datasets import load, loader
+    from snello.lab.datasets import load, loader
 
     torch.manual_seed(0)
     splits = load("digits")

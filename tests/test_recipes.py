@@ -15,8 +15,7 @@ pytest.importorskip("jsonargparse")
 
 import dataset_files as files
 from snello.errors import ConfigError
-from snello.models import build
-from snello.training import (
+from snello.lab.training import (
     METHODS,
     TABLES,
     Recipe,
@@ -27,6 +26,7 @@ from snello.training import (
     train,
     validate,
 )
+from snello.store import build
 
 NAMES = recipe_names()
 
@@ -204,7 +204,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 for i in range(count):
                     path = root / "cifar10" / part / kind / f"{i}.jpg"
                     files.write_jpeg(path, 100 * label + i, (32, 32))
-        patch.setattr("snello.datasets._cifar.CIFAR10_COUNTS", (120, 40))
+        patch.setattr("snello.lab.datasets._cifar.CIFAR10_COUNTS", (120, 40))
         files.write_imagenet(root, classes=2, train=4, val=2)
         _other_classes(root / "imagenet")
         person = {"size": (70, 60), "objects": [(1, files.rectangle(5, 5, 40, 40), 1600)]}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snello.deploy import Latency
-from snello.reporting import (
+from snello.lab.reporting import (
     Table,
     as_json,
     busy,

@@ -20,11 +20,12 @@ from snello.errors import DivergenceError
 
 L = pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
-from snello.datasets import StreamedSplits, load, loader  # noqa: E402
-from snello.models import build  # noqa: E402
+from snello.integrations.lightning import SensitivityPruning  # noqa: E402
+from snello.lab.datasets import StreamedSplits, load, loader  # noqa: E402
+from snello.lab.training import Segmentation, evaluate_segmentation  # noqa: E402
+from snello.lab.training._config import OptimizerConfig  # noqa: E402
 from snello.sensitivity import Lobster, SeReNe  # noqa: E402
-from snello.training import Segmentation, SensitivityPruning, evaluate_segmentation  # noqa: E402
-from snello.training._config import OptimizerConfig  # noqa: E402
+from snello.store import build  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 

@@ -27,11 +27,11 @@ if not torch.distributed.is_available():
 
 import dataset_files as files
 import torchrun_samples as samples
-from snello import modelfile
-from snello.datasets import loader
 from snello.errors import ConfigError
-from snello.training import TrainingResult, load_data, train
-from snello.training._data import initial_model
+from snello.lab.datasets import loader
+from snello.lab.training import TrainingResult, load_data, train
+from snello.lab.training._data import initial_model
+from snello.store import modelfile
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

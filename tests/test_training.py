@@ -23,19 +23,18 @@ import lightning as L
 
 from snello import Lobster, SeReNe
 from snello.errors import ConfigError, DataError, DivergenceError, ModelError
-from snello.neurons import dead_neurons
-from snello.training import (
+from snello.integrations.lightning import NEq, SensitivityPruning
+from snello.lab.training import (
     Classification,
-    NEq,
     Recipe,
-    SensitivityPruning,
     evaluate,
     journey,
     load_data,
     load_recipe,
     train,
 )
-from snello.training._config import OptimizerConfig
+from snello.lab.training._config import OptimizerConfig
+from snello.neurons import dead_neurons
 
 EPOCHS = 4
 

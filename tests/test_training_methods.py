@@ -26,21 +26,12 @@ import lightning as L
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
-from snello.training import (
-    METHODS,
-    Recipe,
-    SelectiveUpdate,
-    SensitivityPruning,
-    WeightAverage,
-    evaluate_segmentation,
-    load_recipe,
-    train,
-    validate,
-)
-from snello.training._config import OptimizerConfig
-from snello.training._distributed import share_of
-from snello.training._methods import method_of
-from snello.training._schedule import build_optimizer, lr_factor
+from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning, WeightAverage
+from snello.lab.training import METHODS, Recipe, evaluate_segmentation, load_recipe, train, validate
+from snello.lab.training._config import OptimizerConfig
+from snello.lab.training._distributed import share_of
+from snello.lab.training._methods import method_of
+from snello.lab.training._schedule import build_optimizer, lr_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -341,7 +332,7 @@ def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
 
 
 def test_average_is_what_is_shipped(tmp_path: Path) -> None:
-    from snello import modelfile
+    from snello.store import modelfile
 
     plain = train(_recipe(), "baseline", tmp_path / "plain")
     averaged = train(_recipe("--ema=0.9"), "baseline", tmp_path / "averaged")

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from snello.datasets import _cifar
-from snello.models import build
+from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning
+from snello.lab.datasets import _cifar
+from snello.lab.training import Recipe, load_recipe, train
 from snello.neurons import head
-from snello.training import Recipe, SelectiveUpdate, SensitivityPruning, load_recipe, train
+from snello.store import build
 
 COUNTS = (80, 20)
 METHODS = ("baseline", "lobster", "serene", "neq", "serene+neq")
@@ -75,7 +76,7 @@ def _noting(folder: Path) -> None:
 
 def _dying_once() -> None:
     """The second process dies in the second epoch, unless it was started again."""
-    from snello.training import Classification
+    from snello.lab.training import Classification
 
     step = Classification.training_step
 

@@ -15,15 +15,15 @@ from .deploy import footprint as footprint
 from .deploy import measure as measure
 from .equilibrium import NEq as NEq
 from .errors import SnelloError as SnelloError
-from .modelfile import Record as Record
-from .modelfile import load as load
-from .modelfile import save as save
-from .models import ModelSpec as ModelSpec
 from .pruning import Pruner as Pruner
 from .sensitivity import Lobster as Lobster
 from .sensitivity import SeReNe as SeReNe
 from .simplification import plan_of as plan_of
 from .simplification import simplify as simplify
+from .store import ModelSpec as ModelSpec
+from .store import Record as Record
+from .store import load as load
+from .store import save as save
 
 __all__ = [
     "CodecSettings",

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello import modelfile
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
 from snello.files import write_text
-from snello.modelfile import Record
-from snello.models import ModelSpec, build, load_weights
+from snello.lab.reporting import Table, as_json, show
 from snello.neurons import check_finite
-from snello.reporting import Table, as_json, show
+from snello.store import ModelSpec, build, load_weights, modelfile
+from snello.store.modelfile import Record
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
 

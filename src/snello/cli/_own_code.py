@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 
-from snello.models import import_factory
+from snello.store import import_factory
 
 
 def add_own_code_argument(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snello.deploy import DeviceResult, DeviceTime, Profile
-from snello.reporting import Table, megabytes, milliseconds
+from snello.lab.reporting import Table, megabytes, milliseconds
 
 NOTHING = "-"
 

@@ -7,10 +7,10 @@ import argparse
 from torch import nn
 
 from snello.codec import CodecSettings
-from snello.datasets import FIXED_SIZE, Splits, load, loader
 from snello.errors import ConfigError, ModelError
-from snello.modelfile import Record
-from snello.ratesearch import RateSearch, search_rate
+from snello.lab.datasets import FIXED_SIZE, Splits, load, loader
+from snello.search.rate import RateSearch, search_rate
+from snello.store.modelfile import Record
 
 BATCH = 250
 
@@ -74,7 +74,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         be kept. ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
-    from snello.training import check_fits
+    from snello.lab.training import check_fits
 
     if not arguments.data:
         raise ConfigError(
@@ -142,6 +142,6 @@ class _Metric:
         self._metric = metric
 
     def __call__(self, model: nn.Module) -> float:
-        from snello.training import evaluate
+        from snello.lab.training import evaluate
 
         return float(getattr(evaluate(model, self._batches), self._metric))

@@ -11,7 +11,7 @@ from snello.errors import require
 from ._own_code import import_own_code
 
 if TYPE_CHECKING:
-    from snello.training import Recipe
+    from snello.lab.training import Recipe
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: for an option that neither the command nor a recipe has.
     """
-    from snello.training import check_option_names
+    from snello.lab.training import check_option_names
 
     own = [option.removeprefix("--") for option in arguments.options]
     check_option_names(
@@ -56,7 +56,7 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
     """The recipe of that name, or the one that the arguments name, with the command line's say over
     it.
     """
-    from snello.training import load_recipe
+    from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
     import_own_code(
@@ -67,7 +67,7 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
 
 def is_first() -> bool:
     """Whether this process is the one that speaks: under torchrun there are several."""
-    from snello.training import world
+    from snello.lab.training import world
 
     return world().is_first
 

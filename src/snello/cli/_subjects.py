@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from snello import modelfile
 from snello.deploy import MODEL_FILES, Subject
 from snello.errors import ConfigError
+from snello.store import modelfile
 
 from ._inputs import on_device, read_model
 from ._own_code import own_code

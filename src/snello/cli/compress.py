@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello import CodecSettings, modelfile
+from snello import CodecSettings
 from snello import compress as encode
 from snello.codec import read_header, stream_of
 from snello.deploy import footprint
 from snello.errors import ConfigError
-from snello.modelfile import write_file
-from snello.ratesearch import RateSearch
+from snello.search.rate import RateSearch
+from snello.store import modelfile
+from snello.store.modelfile import write_file
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compress, write, and say how much smaller it is."""
-    from snello.reporting import Table, busy, megabytes
+    from snello.lab.reporting import Table, busy, megabytes
 
     out = check_writable(arguments.out)
     settings, found = _settings(arguments), None

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from snello import decompress as decode
-from snello import modelfile
 from snello.deploy import footprint
+from snello.store import modelfile
 
 from ._inputs import check_writable, finish, read_bytes
 from ._own_code import add_own_code_argument, own_code
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Decompress, rebuild the model, write it."""
-    from snello.reporting import Table, busy, megabytes
+    from snello.lab.reporting import Table, busy, megabytes
 
     out = check_writable(arguments.out)
     data = read_bytes(arguments.file)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snello import export as to_onnx
 from snello.deploy import Quantised, export_executorch, export_int8, export_openvino, export_program
-from snello.modelfile import Record
+from snello.store.modelfile import Record
 
 from ._calibration import add_calibration_arguments, calibration
 from ._inputs import add_model_arguments, check_writable, finish, read_model
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export and verify."""
-    from snello.reporting import Table, busy, megabytes, percent
+    from snello.lab.reporting import Table, busy, megabytes, percent
 
     default, exporter = FORMATS[arguments.format]
     out = check_writable(arguments.out or default)

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from snello import modelfile
 from snello.codec import Header, is_container, read_header
 from snello.errors import ConfigError
+from snello.store import modelfile
 
 HELP = "show what is in a bitstream or a model file: record, tensors, sizes, settings, digests"
 EPILOG = "example: snello inspect lean.snello --json"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read, decode nothing, build nothing, and show."""
-    from snello.reporting import as_json, show
+    from snello.lab.reporting import as_json, show
 
     content = inspect(arguments.file)
     if arguments.json:
@@ -103,7 +103,7 @@ def _row(name: str, value: Tensor) -> dict[str, Any]:
 
 
 def _tables(content: dict[str, Any]) -> list[Any]:
-    from snello.reporting import Table
+    from snello.lab.reporting import Table
 
     facts = [("format", content["format"])]
     for group in ("bytes", "sha256", "record"):

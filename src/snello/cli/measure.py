@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, show, write."""
     out = check_writable(arguments.out)
-    from snello.reporting import busy, show
+    from snello.lab.reporting import busy, show
 
     from ._profiles import clock_table, paper_table
 

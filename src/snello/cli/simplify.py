@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello import modelfile, plan_of
+from snello import plan_of
 from snello import simplify as make_lean
 from snello.deploy import footprint
 from snello.simplification import SimplificationPlan, fold_batchnorm, folds_of
+from snello.store import modelfile
 
 from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model
 from ._own_code import named_code
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simplify, write, and say what was kept and what was left alone."""
-    from snello.reporting import Table, busy, percent
+    from snello.lab.reporting import Table, busy, percent
 
     out = check_writable(arguments.out)
     model, record = read_model(arguments)

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Sweep, show, write, plot."""
     out = check_writable(arguments.out)
-    from snello.reporting import Table, busy, percent, plot_potential
+    from snello.lab.reporting import Table, busy, percent, plot_potential
 
     ratios = _ratios(arguments.ratios)
     with busy("pruning and measuring"):
@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
-    from snello.datasets import load, loader
-    from snello.training import check_fits, evaluate
+    from snello.lab.datasets import load, loader
+    from snello.lab.training import check_fits, evaluate
 
     model, record = read_model(arguments)
     splits = load(

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say how it went."""
     need_training()
-    from snello.reporting import Table, percent, progress, show
-    from snello.training import train
+    from snello.lab.reporting import Table, percent, progress, show
+    from snello.lab.training import train
 
     # Only this method is going to run: what the recipe says of the others need not fit.
     arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]
