@@ -57,7 +57,7 @@ from torch import Tensor, nn
 from snello.files import write_file
 from snello.lab.datasets import DataSplits, load
 from snello.lab.datasets._batches import PADDING, crop_flip
-from snello.pruning import Pruner, Ratio, potential_point
+from snello.pruning import Limits, Pruner, Ratio, potential_point
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
 from snello.store import build, load_weights
 
@@ -287,8 +287,9 @@ class Experiment:
 
     def _pruner(self, model: nn.Module) -> Pruner:
         return Pruner(
-            model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=()
-        )
+            model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=(), normalise=None,
+            limits=Limits(keep_at_least=1),
+        )  # fmt: skip
 
     def _point(self, model: nn.Module, method: str, sparsity: float) -> dict[str, Any]:
         test = potential_point(

@@ -24,6 +24,7 @@ from snello.integrations.lightning import SensitivityPruning  # noqa: E402
 from snello.lab.datasets import StreamedSplits, load, loader  # noqa: E402
 from snello.lab.training import Segmentation, evaluate_segmentation  # noqa: E402
 from snello.lab.training._config import OptimizerConfig  # noqa: E402
+from snello.pruning import LossBound, Plateau  # noqa: E402
 from snello.sensitivity import Lobster, SeReNe  # noqa: E402
 from snello.store import build  # noqa: E402
 
@@ -262,7 +263,7 @@ def test_sensitivities_see_the_scores(colours: StreamedSplits, kind: Any) -> Non
     pruning = SensitivityPruning(
         lambda model: kind(model, 1e-3),
         lambda model: evaluate_segmentation(model, validation, 3).loss,
-        epochs=2, twt=0.5, pwe=1,
+        epochs=2, amount=LossBound(0.5), schedule=Plateau(1),
     )  # fmt: skip
     before = task.model.backbone[0].weight.detach().clone()  # type: ignore[index, union-attr, operator]
     trainer(2, pruning).fit(

@@ -27,11 +27,21 @@ from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
 from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning, WeightAverage
-from snello.lab.training import METHODS, Recipe, evaluate_segmentation, load_recipe, train, validate
+from snello.lab.training import (
+    METHODS,
+    Recipe,
+    TrainingResult,
+    evaluate_segmentation,
+    load_recipe,
+    train,
+    validate,
+)
 from snello.lab.training._config import OptimizerConfig
 from snello.lab.training._distributed import share_of
+from snello.lab.training._flags import flag_of
 from snello.lab.training._methods import method_of
 from snello.lab.training._schedule import build_optimizer, lr_factor
+from snello.pruning import LossBound, Plateau
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +201,7 @@ def test_accumulated_batches_are_one_batch(sensitivity: Any, tmp_path: Path) -> 
             lambda m: sensitivity(m, 1e-2),
             lambda m: float(F.mse_loss(m(data[0]), data[1])),
             epochs=3,
-            twt=0.2,
+            amount=LossBound(0.2),
         )
 
     whole = _fit(tmp_path, pruning()).model.state_dict()
@@ -230,7 +240,7 @@ def test_pruned_weights_are_zero_in_the_average(first: str, tmp_path: Path) -> N
         lambda m: Lobster(m, 1e-3),
         lambda m: float(F.mse_loss(m(data[0]), data[1])),
         epochs=2,
-        twt=0.5,
+        amount=LossBound(0.5),
     )
     _fit(tmp_path, *((average, pruning) if first == "average" else (pruning, average)))
     assert pruning.pruner is not None
@@ -289,7 +299,9 @@ def test_decay_of_neurons_that_are_not_updated(
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             weights.append(module.model[0].weight.detach().clone())
 
-    pruning = SensitivityPruning(lambda m: sensitivity(m, 1e-2), lambda m: 1.0, pwe=99)
+    pruning = SensitivityPruning(
+        lambda m: sensitivity(m, 1e-2), lambda m: 1.0, schedule=Plateau(99)
+    )
     frozen = SelectiveUpdate(_pairs()[0][:4], Stochastic(1.0))
     module = _fit(tmp_path, Watch(), *((pruning, frozen) if order else (frozen, pruning)), epochs=3)
     assert not torch.equal(weights[0], weights[1]), "the first epoch learns"
@@ -421,3 +433,21 @@ def test_segmentation_measures_equal_a_hand_computation() -> None:
     assert found.images == 3
     with pytest.raises(DataError, match="no pixels"):
         evaluate_segmentation(Given(), [(scores, torch.full_like(labels, 255))], 4)
+
+
+def test_a_network_that_guesses_is_not_pruned_and_marked(tmp_path: Path) -> None:
+    recipe = _recipe(
+        "--optimizer.lr=1e-12", "--serene.lmbda=0", "--serene.twt=100", "--serene.pwe=1"
+    )
+    run = train(recipe, "serene", tmp_path)
+    assert run.flag == "at chance"
+    assert len({epoch.pruned for epoch in run.epochs}) == 1
+    assert TrainingResult.read(tmp_path / "result.json") == run
+
+
+def test_marks_say_what_is_wrong_with_an_accuracy() -> None:
+    bound = {"dense": 0.9, "max_drop": 0.05}
+    assert flag_of(0.12, 10, 1000) == "at chance"
+    assert flag_of(0.12, None, 1000) == ""  # a mean IoU
+    assert flag_of(0.8, 10, 1000, pruned=0.84, **bound) == "beyond max_drop"
+    assert flag_of(0.8, 10, 1000, pruned=0.85, **bound) == ""

@@ -38,7 +38,7 @@ def huggingface_callback(
 
     Args:
         sensitivity: ``lambda model: SeReNe(model, 1e-4)``.
-        pruner: ``lambda model, optimizer: Pruner(model, optimizer, validation_loss, twt=0.05)``.
+        pruner: ``lambda model, optimizer: Pruner(model, optimizer, validation_loss)``.
         updates: ``lambda model, optimizer: NEq(model, optimizer, probe)``.
         monitor: the metric of an evaluation that the pruner looks at; it is a loss.
 

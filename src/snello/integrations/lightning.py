@@ -83,7 +83,7 @@ class SensitivityPruning(L.Callback):
         epochs: decay and prune during this many epochs; the last of them ends with a pruning step,
             and the epochs after it fine-tune what is left. None: all epochs.
         monitor: name of the logged validation loss.
-        options: arguments of :class:`snello.pruning.Pruner` (granularity, twt, pwe, ...).
+        options: arguments of :class:`snello.pruning.Pruner` (granularity, amount, schedule, ...).
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def shipping_table(result: JourneyResult) -> Table:
         rows=tuple(
             (
                 method_label(row.method, "No pruning"),
-                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)})",
+                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)}){_mark(row.flag)}",
                 percent(row.pruned),
                 str(row.parameters) + (f"\n-{percent(row.removed)}" if row.removed > 0 else ""),
                 megabytes(row.simplified_bytes),
@@ -74,7 +74,7 @@ def training_table(result: JourneyResult) -> Table:
         rows=tuple(
             (
                 method_label(row.method),
-                percent(row.test_accuracy),
+                f"{percent(row.test_accuracy)}{_mark(row.flag)}",
                 _with_change(row.paper_flops, dense.paper_flops if dense else 0),
                 _with_change(row.executed_flops, dense.executed_flops if dense else 0),
                 _times(row.backward_ratio),
@@ -108,7 +108,8 @@ def round_trip_table(result: JourneyResult) -> Table | None:
         rows=tuple(
             (
                 method_label(method),
-                f"{percent(shipped[method].test_accuracy)}\n({percent(shipped[method].decoded_accuracy)})",
+                f"{percent(shipped[method].test_accuracy)}\n"
+                f"({percent(shipped[method].decoded_accuracy)}){_mark(shipped[method].flag)}",
                 _with_change(trained[method].executed_flops, cheap.executed_flops),
                 _times(trained[method].backward_ratio),
                 f"{trained[method].seconds:.0f}{_change(trained[method].seconds, cheap.seconds)}",
@@ -128,6 +129,10 @@ def round_trip_table(result: JourneyResult) -> Table | None:
             "full backward, in turns on the same batch; the seconds are of separate runs."
         ),
     )  # fmt: skip
+
+
+def _mark(flag: str) -> str:
+    return f"\n! {flag}" if flag else ""
 
 
 def _change(value: float, base: float) -> str:

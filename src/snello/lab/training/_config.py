@@ -128,6 +128,10 @@ class PruningConfig:
         lmbda: strength of the decay per step, not multiplied by the learning rate.
         granularity: what is pruned: single weights or whole neurons.
         twt: how much worse one pruning step may make the loss, as a share of it.
+        normalise: how scores are made comparable across layers; None is the papers' threshold on
+            the magnitudes themselves. See :class:`snello.pruning.Pruner`.
+        max_drop: how much of the validation accuracy pruning may cost altogether, since the dense
+            network; None: no bound. See :class:`snello.pruning.QualityBound`.
         pwe: bad epochs to wait on a plateau before a pruning step.
         finetune: the last so many epochs run without decay and without further pruning.
         every: SeReNe looks at the neurons every so many steps, which is what its extra pass costs;
@@ -138,6 +142,8 @@ class PruningConfig:
     lmbda: float = 1e-4
     granularity: Literal["weight", "neuron"] = "weight"
     twt: float = 0.05
+    normalise: Literal["mean", "max", "standard", "rank"] | None = "mean"
+    max_drop: float | None = None
     pwe: int = 5
     finetune: int = 5
     every: int = 1
@@ -145,6 +151,10 @@ class PruningConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.lmbda < 1, f"lmbda must be in [0, 1), not {self.lmbda}")
         _require(self.twt >= 0, f"twt must be >= 0, not {self.twt}")
+        _require(
+            self.max_drop is None or 0 <= self.max_drop < 1,
+            f"max_drop must be in [0, 1), not {self.max_drop}",
+        )
         _require(self.pwe >= 1, f"pwe must be at least 1, not {self.pwe}")
         _require(self.finetune >= 0, f"finetune must be >= 0, not {self.finetune}")
         _require(self.every >= 1, f"every must be at least 1, not {self.every}")

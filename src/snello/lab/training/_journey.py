@@ -24,9 +24,10 @@ from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
+from ._flags import flag_of
 from ._folder import claimed
 from ._methods import method_of
-from ._result import TrainingResult
+from ._result import RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -46,6 +47,7 @@ class ShippedRow:
         bitstream_bytes: the ``.snello`` file.
         pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
             one run.
+        flag: why the accuracy is not to be trusted with a saving; see :class:`TrainingResult`.
     """
 
     method: str
@@ -59,6 +61,7 @@ class ShippedRow:
     bitstream_bytes: int
     pytorch: Latency
     onnxruntime: Latency
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class TrainedRow:
             epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
             not timed, with several processes.
         seconds: wall-clock time of the training.
+        flag: as in :class:`TrainingResult`.
     """
 
     method: str
@@ -85,6 +89,7 @@ class TrainedRow:
     backward_ms: float
     backward_ratio: float | None
     seconds: float
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def _shipped_row(
     return ShippedRow(
         method=method,
         test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=evaluate(decoded, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,
@@ -256,7 +261,13 @@ def _shipped_row(
         bitstream_bytes=len(data),
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
+        flag=TrainingResult.read(folder / method / RESULT).flag
+        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
     )
+
+
+def _classes(splits: Splits) -> int | None:
+    return len(splits.classes) if splits.task == "classification" else None
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
@@ -278,6 +289,7 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
         backward_ms=statistics.median(e.backward_ms for e in epochs),
         backward_ratio=_ratio(run),
         seconds=run.seconds,
+        flag=run.flag,
     )
 
 

@@ -289,6 +289,7 @@ class _Group:
             "data": data["name"], "images": data["limit"] or "all", "weights": asked["weights"] or "random",
             "seed": asked["seed"], "seconds": round(run.seconds), "torch": torch.__version__,
             "timed": f"batch {ship.batch}, {ship.threads} thread(s), median of {ship.repeats}",
+            **({"ACCURACY": run.flag} if run.flag else {}),
         }  # fmt: skip
 
 

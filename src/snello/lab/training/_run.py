@@ -20,7 +20,7 @@ from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
 from snello.lab.datasets import Splits
-from snello.pruning import Pruner
+from snello.pruning import LossBound, Plateau, Pruner, QualityBound
 from snello.sensitivity import Lobster, Sensitivity, SeReNe
 from snello.store.modelfile import Record, save
 
@@ -29,6 +29,7 @@ from ._config import PruningConfig, Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
@@ -124,16 +125,37 @@ class Run:
             return Lobster(model, self._pruning.lmbda)
         return SeReNe(model, self._pruning.lmbda, every=self._pruning.every, seed=self.recipe.seed)
 
-    @staticmethod
-    def _pruner_options(config: PruningConfig) -> dict[str, Any]:
+    def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
         # Of single weights the head's may go too, as in the papers; its neurons are the classes.
         exclude = () if config.granularity == "weight" else None
         return {
             "granularity": config.granularity,
             "exclude": exclude,
-            "twt": config.twt,
-            "pwe": config.pwe,
+            "amount": LossBound(config.twt),
+            "schedule": Plateau(config.pwe),
+            "normalise": config.normalise,
+            "quality": self._quality_bound(config),
         }
+
+    def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
+        """Pruning waits while a classifier is at chance; a mean IoU has no such level."""
+        classes = self._classes
+        if classes is None and config.max_drop is None:
+            return None
+        return QualityBound(
+            self.validation_quality,
+            max_drop=config.max_drop,
+            chance=None if classes is None else 1 / classes,
+            samples=self._count(self.splits.validation),
+        )
+
+    @property
+    def _classes(self) -> int | None:
+        return len(self.splits.classes) if self.splits.task == "classification" else None
+
+    def _count(self, part: Any) -> int:
+        limit = self.recipe.data.test_limit
+        return len(part) if limit is None else min(limit, len(part))
 
     def _pruning_callback(self) -> SensitivityPruning | None:
         if self.method.pruning is None:
@@ -185,9 +207,15 @@ class Run:
         """Mean loss on this process's share of the validation part, in the precision of the
         training.
         """
-        return self.evaluate(
-            model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)
-        ).loss
+        return self._validated(model).loss
+
+    def validation_quality(self, model: nn.Module) -> float:
+        """Accuracy (of a segmentation the mean IoU) on the same images in the same precision."""
+        return self._validated(model).accuracy
+
+    def _validated(self, model: nn.Module) -> Evaluation:
+        autocast = AUTOCAST.get(self.recipe.precision, False)
+        return self.evaluate(model, self.batches.validation, autocast)
 
     def evaluate(
         self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
@@ -211,6 +239,7 @@ class Run:
             self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
         )
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
+        self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -218,7 +247,7 @@ class Run:
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before
         # the masks.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self._pruning_callback(), update, self.timer,
+            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -276,8 +305,21 @@ class Run:
             threads=torch.get_num_threads(),
             precision=self.recipe.precision,
             processes=self.world.size,
+            flag=self._flag(test),
         )
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
+
+    def _flag(self, test: Evaluation) -> str:
+        pruner = None if self.pruning is None else self.pruning.pruner
+        bound = None if pruner is None else pruner.quality
+        return flag_of(
+            test.accuracy,
+            self._classes,
+            self._count(self.splits.test),
+            dense=None if pruner is None else pruner.dense_quality,
+            pruned=self.history.records[-1].val_accuracy,
+            max_drop=None if bound is None else bound.max_drop,
+        )
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
