@@ -76,7 +76,7 @@ def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
         dimension, gone = coupling[name], sorted(set(indices))
         if gone and dimension.pinned is not None:
             raise ConfigError(f"dimension {name!r} cannot be cut: {dimension.pinned}")
-        if gone and not (0 <= gone[0] and gone[-1] < dimension.width):
+        if gone and not (gone[0] >= 0 and gone[-1] < dimension.width):
             raise ConfigError(
                 f"dimension {name!r} has {dimension.width} indices, and {gone[0]}..{gone[-1]} "
                 "were to be removed; indices count from 0"

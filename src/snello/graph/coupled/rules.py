@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .attention import joined, rescaled
 from .labels import GROUPS, HEAD_DIM, HEADS, Axis
 from .run import READ, WRITE, Run, Shadow
 from .statistics import STATISTICS, reduced_axes
-from .attention import joined, rescaled
 
 Rule = Callable[[Run, Sequence[Any], Mapping[str, Any], Any], Shadow | Sequence[Shadow]]
 
@@ -389,7 +389,9 @@ def channel_shuffle(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
 def index(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     shadow, indices = run.of(args[0]), args[1]
     used = [i for i, value in enumerate(indices) if value is not None]
-    dims = [d for i in used for d in (range(i, i + indices[i].dim()) if _boolean(indices[i]) else [i])]
+    dims = [
+        d for i in used for d in (range(i, i + indices[i].dim()) if _boolean(indices[i]) else [i])
+    ]
     kept = _others_kept(run, args[0], dims, "indexing")
     left = [i for i in range(len(shadow.axes)) if i not in dims]
     new = out.dim() - len(left)
@@ -429,7 +431,9 @@ def index_put(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
         if value.dim() == 0:
             return _others_kept(run, args[0], range(len(indices)), "index_put")
         if all(x is not None for x in indices) and tail <= value.dim():
-            kept = list(_others_kept(run, args[0], range(len(shadow.axes) - tail), "index_put").axes)
+            kept = list(
+                _others_kept(run, args[0], range(len(shadow.axes) - tail), "index_put").axes
+            )
             for i in range(1, tail + 1):
                 if value.shape[-i] > 1:
                     other = run.of(value).axes[-i]
@@ -438,7 +442,16 @@ def index_put(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     return unknown(run, args, kwargs, out, "index_put")[0]
 
 
-@rule("_softmax", "softmax", "_log_softmax", "log_softmax", "cumsum", "cumprod", "_safe_softmax", "logcumsumexp")
+@rule(
+    "_softmax",
+    "softmax",
+    "_log_softmax",
+    "log_softmax",
+    "cumsum",
+    "cumprod",
+    "_safe_softmax",
+    "logcumsumexp",
+)
 def softmax(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     return _others_kept(run, args[0], [args[1]], "softmax or a cumulative sum")
 
@@ -469,7 +482,9 @@ def contract(run: Run, a: Shadow, b: Shadow, i: int, j: int) -> tuple[Axis, Axis
     Returns:
         The labels of the rows of a and of the columns of b, the remaining axes.
     """
-    run.labels.unify(a.axes[i], b.axes[j], run.reason("a matrix product with a value of fixed size"))
+    run.labels.unify(
+        a.axes[i], b.axes[j], run.reason("a matrix product with a value of fixed size")
+    )
     left, right = a.axes[-3 - i], b.axes[-3 - j]
     if a.weight and b.weight:
         a = Shadow(a.axes)  # a learned query, say, that meets a layer
@@ -585,7 +600,9 @@ def convolution(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     shadow = Shadow((xs.axes[0], channels, *[None] * (out.dim() - 2)))
     if bias is None:
         return shadow
-    biases = run.labels.unify(channels, run.of(bias).axes[0], run.reason("a bias")) if n[1] > 1 else None
+    biases = (
+        run.labels.unify(channels, run.of(bias).axes[0], run.reason("a bias")) if n[1] > 1 else None
+    )
     return Shadow((xs.axes[0], biases, *shadow.axes[2:]))
 
 
@@ -595,9 +612,7 @@ def _grouped(
     why = run.reason("a grouped convolution of a value of fixed size")
     inputs = run.labels.split(channels, [groups, n[0] // groups])
     run.role(weight.axes[0], READ if transposed else WRITE)
-    rows = run.labels.split(
-        weight.axes[0], [groups, (n[0] if transposed else n[1]) // groups]
-    )
+    rows = run.labels.split(weight.axes[0], [groups, (n[0] if transposed else n[1]) // groups])
     together = run.labels.unify(inputs[0], rows[0], why)
     run.mirror(together, ("groups",))
     if n[0] > groups:
@@ -686,7 +701,9 @@ def weight_norm(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
       "_scaled_dot_product_attention_math")  # fmt: skip
 def attention(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-    mask = kwargs.get("attn_mask", args[3] if len(args) > 3 and isinstance(args[3], Tensor) else None)
+    mask = kwargs.get(
+        "attn_mask", args[3] if len(args) > 3 and isinstance(args[3], Tensor) else None
+    )
     outs = _tensors(out)
     return [joined(run, *args[:3], mask, outs[0]), *[_blank(x) for x in outs[1:]]]
 
@@ -711,7 +728,12 @@ for _n in (1, 2, 3):
         f"_upsample_nearest_exact{_n}d", "mkldnn_max_pool2d",
     ):  # fmt: skip
         RULES[_name] = _spatial(_n)
-for _name in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
+for _name in (
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+):
     RULES[_name] = _spatial(2)
 RULES["upsample_linear1d"], RULES["upsample_trilinear3d"] = _spatial(1), _spatial(3)
 
@@ -726,5 +748,3 @@ def grid_sampler(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
 def roi_align(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
     channels = run.of(args[0]).axes[1]
     return [Shadow((None, channels, None, None)) for _ in _tensors(out)]
-
-

@@ -178,7 +178,13 @@ class Run:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with evaluation(self.model), same_numbers(), self._paths(), Watch(self) as watch, watch.calls:
+            with (
+                evaluation(self.model),
+                same_numbers(),
+                self._paths(),
+                Watch(self) as watch,
+                watch.calls,
+            ):
                 output = inputs.call(self.model)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

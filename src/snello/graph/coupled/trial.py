@@ -32,10 +32,7 @@ def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:
     trial = Trial(model, inputs, run)
     blocked = trial.blocked([d.name for d in trial.coupling.free])
     return Coupling(
-        tuple(
-            replace(d, pinned=blocked.get(d.name, d.pinned))
-            for d in trial.coupling.dimensions
-        )
+        tuple(replace(d, pinned=blocked.get(d.name, d.pinned)) for d in trial.coupling.dimensions)
     )
 
 
@@ -89,7 +86,9 @@ def _differ(expected: Tensor, found: Tensor) -> bool:
         return bool((expected != found).any())
     scale = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
     limit = TOLERANCE if expected.dtype == torch.float64 else 1e-3
-    return not torch.allclose(expected, found, rtol=0, atol=limit * max(scale, 1e-30), equal_nan=True)
+    return not torch.allclose(
+        expected, found, rtol=0, atol=limit * max(scale, 1e-30), equal_nan=True
+    )
 
 
 def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

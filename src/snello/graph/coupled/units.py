@@ -176,7 +176,9 @@ def families(units: Units) -> list[tuple[Dimension, list[Unit]]]:
             if dimension.writers or (why is None and dimension.parameters):
                 built.append((dimension, members))
     names = _unique([dimension.name for dimension, _ in built])
-    return [(replace(d, name=name), members) for name, (d, members) in zip(names, built, strict=True)]
+    return [
+        (replace(d, name=name), members) for name, (d, members) in zip(names, built, strict=True)
+    ]
 
 
 def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
@@ -275,7 +277,9 @@ class _Builder:
         norms = [(p.name, p.role) for p in places if p.role not in (READ, WRITE, SCALE, SIZE)]
         seeds = {x for unit in units for x in unit.seeds}
         kind = _kind({self._flags[x] for x in seeds if x in self._flags}, members)
-        return Dimension(_name(members, kind), kind, len(units), tuple(members), tuple(norms), pinned)
+        return Dimension(
+            _name(members, kind), kind, len(units), tuple(members), tuple(norms), pinned
+        )
 
 
 def _kind(flags: Iterable[str], slices: list[Member]) -> str:
