@@ -29,8 +29,10 @@ from ._importance import taylor as taylor
 from ._plan import ChannelPlan as ChannelPlan
 from ._plan import Keep as Keep
 from ._plan import plan_channels as plan_channels
+from ._size import Size as Size
+from ._size import measured_size as measured_size
 
 __all__ = [
-    "CHANNEL_IMPORTANCES", "ChannelImportance", "ChannelPlan", "Keep", "activation", "fisher", "magnitude",
-    "neuron_scores", "norm_scale", "plan_channels", "taylor",
+    "CHANNEL_IMPORTANCES", "ChannelImportance", "ChannelPlan", "Keep", "Size", "activation", "fisher",
+    "magnitude", "measured_size", "neuron_scores", "norm_scale", "plan_channels", "taylor",
 ]  # fmt: skip

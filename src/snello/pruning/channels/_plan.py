@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.graph import Example
-from snello.graph.coupled import Coupling, coupling, cut
+from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, Limits
 from snello.pruning._normalise import Normalise, checked_normalise, comparable
 
@@ -85,6 +85,10 @@ class ChannelPlan:
     def cut(self, model: nn.Module, example: Example | None = None) -> nn.Module:
         """Remove the channels from a copy of the model; see :func:`snello.graph.coupled.cut`."""
         return cut(model, self.coupling, self.removed, example)
+
+    def zeroed(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with every slice of the removed channels at zero."""
+        return zeroed(model, self.coupling, self.removed)
 
     def __str__(self) -> str:
         rows = [("dimension", "width", "kept", "")]
