@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from snello.models import CifarResNet
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Coupling, Inputs, coupling, cut, reference
 from snello.graph.coupled.trial import randomised
 from snello.graph.twins import tensors_of
+from snello.lab.models import CifarResNet
 from zoo import ZOO
 
 Build = Callable[[], tuple[nn.Module, object]]

@@ -13,7 +13,7 @@ from torch import nn
 from pruning_samples import batch, by_loops, convnet, loss, pruned_units
 from snello.errors import ConfigError, DataError
 from snello.neurons import dead_neurons, rows, weighted_layers
-from snello.pruning import IMPORTANCES, Limits, Pruner, Ratio, taylor
+from snello.pruning import IMPORTANCES, LayerLimits, Pruner, Ratio, taylor
 from snello.sensitivity import lobster_scores, serene_scores
 
 
@@ -88,7 +88,7 @@ def test_calibrated_importances_prune(scores: Callable[..., Any], granularity: A
     expected = importance(model, granularity)
     pruner = Pruner(
         model, None, granularity=granularity, importance=importance, amount=Ratio(0.4), normalise=None,
-        limits=Limits(keep_at_least=1),
+        limits=LayerLimits(keep_at_least=1),
     )  # fmt: skip
     search = pruner.prune()
     for name, gone in pruned_units(model, granularity).items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning_samples import convnet, pruned_units
 from snello.errors import ConfigError
-from snello.pruning import Limits, Pruner, Ratio, comparable, taylor
+from snello.pruning import LayerLimits, Pruner, Ratio, comparable, taylor
 
 
 def _scores() -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def test_scope_layer_is_the_rank() -> None:
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_every_layer_keeps_its_minimum(normalise: Any, share: float, least: float | int) -> None:
     model = convnet()
-    limits = Limits(keep_at_least=least)
+    limits = LayerLimits(keep_at_least=least)
     pruner = Pruner(
         model, None, granularity="neuron", amount=Ratio(share), normalise=normalise, limits=limits
     )
@@ -97,7 +97,7 @@ def test_minimum_holds_over_many_steps() -> None:
     model = convnet()
     pruner = Pruner(
         model, None, granularity="neuron", amount=Ratio(0.5, of_rest=True),
-        limits=Limits(keep_at_least=2),
+        limits=LayerLimits(keep_at_least=2),
     )  # fmt: skip
     with pytest.warns(UserWarning, match="every layer is at its minimum"):
         _ = [pruner.prune() for _ in range(20)]
@@ -108,7 +108,7 @@ def test_minimum_holds_over_many_steps() -> None:
 
 def test_max_ratio_goes_by_layer() -> None:
     model = nn.ModuleDict({"body": convnet()})
-    limits = Limits(max_ratio={"body": 0.5, "body.6": 0.1})
+    limits = LayerLimits(max_ratio={"body": 0.5, "body.6": 0.1})
     pruner = Pruner(model, None, amount=Ratio(0.9), limits=limits)
     rows = {row.name: row for row in pruner.plan().layers}
     assert rows["body.0"].after == rows["body.0"].units // 2
@@ -125,7 +125,7 @@ def test_a_plan_warns_of_layers_that_lose_nearly_everything() -> None:
     options: dict[str, Any] = {
         "granularity": "neuron", "amount": Ratio(0.5), "normalise": None
     }  # fmt: skip
-    pruner = Pruner(model, None, limits=Limits(keep_at_least=1), **options)
+    pruner = Pruner(model, None, limits=LayerLimits(keep_at_least=1), **options)
     with pytest.warns(UserWarning, match=r"1 of 2 layers .* 90%.*'2' 39 of 40.*keep_at_least"):
         plan = pruner.plan()
     assert "warning: 1 of 2 layers" in str(plan)
@@ -135,14 +135,14 @@ def test_a_plan_warns_of_layers_that_lose_nearly_everything() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda: Limits(keep_at_least=1.0), "not 1.0"),
-        (lambda: Limits(keep_at_least=0), "not 0"),
-        (lambda: Limits(keep_at_least=True), "not True"),
-        (lambda: Limits(keep_at_least=math.nan), "not nan"),
-        (lambda: Limits(max_ratio=1.5), "not 1.5"),
-        (lambda: Limits(max_ratio={"0": -1}), "'0'.*not -1"),
+        (lambda: LayerLimits(keep_at_least=1.0), "not 1.0"),
+        (lambda: LayerLimits(keep_at_least=0), "not 0"),
+        (lambda: LayerLimits(keep_at_least=True), "not True"),
+        (lambda: LayerLimits(keep_at_least=math.nan), "not nan"),
+        (lambda: LayerLimits(max_ratio=1.5), "not 1.5"),
+        (lambda: LayerLimits(max_ratio={"0": -1}), "'0'.*not -1"),
         (lambda: Pruner(convnet(), None, amount=Ratio(0.5), normalise="median"), "rank, not 'median'"),  # type: ignore[arg-type]
-        (lambda: Pruner(convnet(), None, amount=Ratio(0.5), limits=Limits(max_ratio={"9": 0.5})), "'9'.*0, 3, 6"),
+        (lambda: Pruner(convnet(), None, amount=Ratio(0.5), limits=LayerLimits(max_ratio={"9": 0.5})), "'9'.*0, 3, 6"),
     ],
 )  # fmt: skip
 def test_impossible_limits_are_refused(bad: Any, message: str) -> None:

@@ -18,7 +18,7 @@ from snello.errors import ConfigError
 from snello.pruning import (
     Budget,
     Cubic,
-    Limits,
+    LayerLimits,
     LossBound,
     OneShot,
     Plateau,
@@ -28,7 +28,7 @@ from snello.pruning import (
     nonzero_parameters,
 )
 
-ONE_STAYS = Limits(keep_at_least=1)
+ONE_STAYS = LayerLimits(keep_at_least=1)
 
 # Amounts
 

@@ -28,7 +28,7 @@ Each of the three questions has other answers, and they combine::
     pruner = Pruner(model, optimizer, scope="layer", amount=Ratio(0.9), schedule=Cubic(over=10))
 
 No layer is emptied. Scores are brought to one scale across layers (``normalise``), every layer
-keeps a minimum (:class:`Limits`), and :class:`QualityBound` stops pruning where the accuracy has
+keeps a minimum (:class:`LayerLimits`), and :class:`QualityBound` stops pruning where the accuracy has
 fallen too far, and lets it wait while the network guesses::
 
     guard = QualityBound(accuracy, max_drop=0.02, chance=0.1, samples=5000)
@@ -64,7 +64,7 @@ from ._importance import random as random
 from ._importance import taylor as taylor
 from ._interchange import export_masks as export_masks
 from ._interchange import import_masks as import_masks
-from ._limits import Limits as Limits
+from ._limits import LayerLimits as LayerLimits
 from ._normalise import Normalise as Normalise
 from ._normalise import comparable as comparable
 from ._pin import Pin as Pin
@@ -88,9 +88,39 @@ from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
 __all__ = [
-    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "Limits", "LossBound", "Normalise",
-    "OneShot", "Pin", "Plateau", "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "QualityBound", "Ratio",
-    "Schedule", "ThresholdSearch", "Trial", "at_chance", "comparable", "export_masks", "import_masks",
-    "nonzero_macs", "nonzero_parameters", "pin", "potential_point", "pruning_potential", "random",
-    "search_threshold", "taylor", "unpin", "zero_masks",
+    "IMPORTANCES",
+    "Amount",
+    "Budget",
+    "Cubic",
+    "Importance",
+    "LayerLimits",
+    "LayerShare",
+    "LossBound",
+    "Normalise",
+    "OneShot",
+    "Pin",
+    "Plateau",
+    "PotentialPoint",
+    "Pruner",
+    "PrunerStep",
+    "PruningPlan",
+    "QualityBound",
+    "Ratio",
+    "Schedule",
+    "ThresholdSearch",
+    "Trial",
+    "at_chance",
+    "comparable",
+    "export_masks",
+    "import_masks",
+    "nonzero_macs",
+    "nonzero_parameters",
+    "pin",
+    "potential_point",
+    "pruning_potential",
+    "random",
+    "search_threshold",
+    "taylor",
+    "unpin",
+    "zero_masks",
 ]  # fmt: skip

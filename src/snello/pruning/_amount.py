@@ -94,7 +94,7 @@ class Ratio:
 
     Attributes:
         share: in [0, 1]. Never more than this; less where ties would have to be broken, and where
-            layers are at the minimum that :class:`Limits` leaves them.
+            layers are at the minimum that :class:`LayerLimits` leaves them.
         of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each
             time.
     """

@@ -22,7 +22,7 @@ HEAVY: dict[Granularity, float] = {"neuron": 0.9, "weight": 0.99}
 
 
 @dataclass(frozen=True)
-class Limits:
+class LayerLimits:
     """What must stay of every layer, whatever amount is asked for. At least one unit always does.
 
     Attributes:

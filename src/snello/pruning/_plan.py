@@ -21,7 +21,7 @@ class LayerShare:
         units: how many weights or neurons it has.
         before: how many of them are pruned already.
         after: how many will be.
-        least: how many must stay, by :class:`Limits`.
+        least: how many must stay, by :class:`LayerLimits`.
     """
 
     name: str

@@ -22,7 +22,7 @@ from snello.wrappers import copied
 
 from ._amount import Ratio
 from ._importance import Granularity, Importance
-from ._limits import Limits
+from ._limits import LayerLimits
 from ._normalise import Normalise
 from ._pruner import Pruner, Scope
 
@@ -57,7 +57,7 @@ def pruning_potential(
     scope: Scope = "global",
     normalise: Normalise | Literal["auto"] | None = "auto",
     exclude: LayerFilter | None = None,
-    limits: Limits | None = None,
+    limits: LayerLimits | None = None,
     finetune: Callable[[nn.Module, Pruner], object] | None = None,
 ) -> tuple[PotentialPoint, ...]:
     """Prune copies of a trained network in one shot, by several importances and to several ratios.

@@ -29,7 +29,7 @@ from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
-from ._limits import Limits
+from ._limits import LayerLimits
 from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PrunerStep, PruningPlan
@@ -92,7 +92,7 @@ class Pruner:
             ``Plateau(5)``.
         exclude: layers that are never pruned: their names or types, or a function of name and
             module. The default is the head.
-        limits: what stays of every layer whatever the amount; see :class:`Limits`.
+        limits: what stays of every layer whatever the amount; see :class:`LayerLimits`.
         quality: a metric such as the accuracy: pruning waits while it is at chance, and ends when
             it has fallen too far; see :class:`QualityBound`.
         on_plan: called with the plan before every pruning step; ``print`` shows it.
@@ -123,7 +123,7 @@ class Pruner:
         amount: Amount | None = None,
         schedule: Schedule | None = None,
         exclude: LayerFilter | None = None,
-        limits: Limits | None = None,
+        limits: LayerLimits | None = None,
         quality: QualityBound | None = None,
         on_plan: Callable[[PruningPlan], object] | None = None,
         **renamed: Never,
@@ -141,7 +141,7 @@ class Pruner:
         self.amount: Amount = amount or LossBound()
         # Schedules have state: that of this pruner is its own, also where options are shared.
         self.schedule: Schedule = copy.deepcopy(schedule) if schedule else Plateau()
-        self.limits, self.quality = limits or Limits(), quality
+        self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
         self._units = Units.of(model, _prunable(model, exclude), granularity)

@@ -21,7 +21,7 @@ from snello.neurons import (
 )
 
 from ._importance import Granularity, Importance
-from ._limits import Limits, protected
+from ._limits import LayerLimits, protected
 from ._normalise import Normalise, comparable
 
 
@@ -87,7 +87,7 @@ class Units:
         model: nn.Module,
         importance: Importance,
         normalise: Normalise | None = None,
-        limits: Limits | None = None,
+        limits: LayerLimits | None = None,
     ) -> dict[str, Tensor]:
         """Layer name -> score of each unit: zero for those that are dead, infinite for those that
         limits protect, positive for all others.
@@ -112,7 +112,7 @@ class Units:
         module = self.layers[name]
         return _weight(module).numel() if self.granularity == "weight" else neuron_count(module)
 
-    def least(self, name: str, limits: Limits) -> int:
+    def least(self, name: str, limits: LayerLimits) -> int:
         """Number of units of a layer that must stay."""
         return limits.least(name, self.count(name), self.granularity)
 
