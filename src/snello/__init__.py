@@ -16,6 +16,8 @@ from .deploy import measure as measure
 from .equilibrium import NEq as NEq
 from .errors import SnelloError as SnelloError
 from .pruning import Pruner as Pruner
+from .pruning.channels import Keep as Keep
+from .search import prune as prune
 from .sensitivity import Lobster as Lobster
 from .sensitivity import SeReNe as SeReNe
 from .simplification import plan_of as plan_of
@@ -27,6 +29,7 @@ from .store import save as save
 
 __all__ = [
     "CodecSettings",
+    "Keep",
     "Lobster",
     "ModelSpec",
     "NEq",
@@ -42,6 +45,7 @@ __all__ = [
     "load",
     "measure",
     "plan_of",
+    "prune",
     "save",
     "simplify",
 ]

@@ -20,6 +20,7 @@ from . import (
     inspect,
     journey,
     measure,
+    prune,
     recipes,
     report,
     reproduce,
@@ -32,7 +33,7 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
+    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
     report, recipes,
 )  # fmt: skip
 

@@ -86,7 +86,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         if getattr(arguments, option) < 1:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
-    splits = _splits(arguments, record)
+    splits = splits_for(arguments, record)
     check_fits(record.model.name, model, splits)
     batches = loader(
         splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images
@@ -104,7 +104,13 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
     )
 
 
-def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
+def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
+    """Read the dataset that the arguments name, at the image size of a model.
+
+    Raises:
+        ModelError: if the images have another shape than the model takes.
+        DataError: for a dataset that is missing.
+    """
     splits = load_dataset(
         arguments.data,
         arguments.data_root,

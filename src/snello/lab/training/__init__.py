@@ -23,6 +23,8 @@ from ._distributed import world as world  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
 from ._evaluate import evaluate as evaluate  # noqa: E402
 from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
+from ._finetune import FineTuning as FineTuning  # noqa: E402
+from ._finetune import finetune as finetune  # noqa: E402
 from ._fit import train as train  # noqa: E402
 from ._fit import validate as validate  # noqa: E402
 from ._history import EpochRecord as EpochRecord  # noqa: E402
@@ -48,7 +50,7 @@ from ._task import Classification as Classification  # noqa: E402
 
 # Other names are for the packages of snello.
 __all__ = [
-    "TABLES", "Classification", "EpochRecord", "JourneyResult", "Recipe", "Reproduction",
-    "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "journey",
+    "TABLES", "Classification", "EpochRecord", "FineTuning", "JourneyResult", "Recipe", "Reproduction",
+    "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "finetune", "journey",
     "load_recipe", "published_table", "recipe_names", "reproduce", "train", "validate",
 ]  # fmt: skip
