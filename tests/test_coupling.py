@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import Coupling, Inputs, coupling, cut, reference
+from snello.graph import Coupling, Inputs, coupling, cut
+from snello.graph.coupled import reference
 from snello.graph.coupled.trial import randomised
 from snello.graph.twins import tensors_of
-from snello.models import CifarResNet
+from snello.lab.models import CifarResNet
 from zoo import ZOO
 
 Build = Callable[[], tuple[nn.Module, object]]

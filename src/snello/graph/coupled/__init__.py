@@ -33,6 +33,7 @@ from snello.wrappers import unwrapped
 
 from .cut import Removed as Removed
 from .cut import cut as cut
+from .cut import zeroed as zeroed
 from .dimensions import Coupling as Coupling
 from .dimensions import Dimension as Dimension
 from .dimensions import Member as Member
@@ -41,7 +42,7 @@ from .run import Run
 from .trial import tried
 from .units import dimensions
 
-__all__ = ["Coupling", "Dimension", "Member", "Removed", "coupling", "cut", "reference"]
+__all__ = ["Coupling", "Dimension", "Member", "Removed", "coupling", "cut", "reference", "zeroed"]
 
 
 def coupling(
