@@ -50,6 +50,11 @@ def cut(model: M, coupling: Coupling, removed: Removed, example: Example | None 
     lean = copied(model)
     tensors = {**dict(lean.named_parameters()), **dict(lean.named_buffers())}
     for (name, axis), gone in _slices(coupling, chosen, sizes=False).items():
+        if len(gone) == tensors[name].shape[axis]:
+            raise ConfigError(
+                f"all {len(gone)} indices of {name!r} (axis {axis}) were to be removed, by "
+                "dimensions that share it: keep at least one index of each"
+            )
         tensors[name].data = _without(tensors[name].data, axis, gone)
         tensors[name].grad = None
     for (name, position), gone in _slices(coupling, chosen, sizes=True).items():

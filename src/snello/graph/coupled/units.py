@@ -175,6 +175,7 @@ def families(units: Units) -> list[tuple[Dimension, list[Unit]]]:
     """The dimensions with their units, in order of execution."""
     builder, built = _Builder(units), []
     for family in _families(units, list(units.all().values())):
+        family = _disjoint(family)
         free = [unit for unit in family if unit.pinned is None]
         held = [unit for unit in family if unit.pinned is not None]
         for members in filter(None, (free, held)):
@@ -186,6 +187,26 @@ def families(units: Units) -> list[tuple[Dimension, list[Unit]]]:
     return [
         (replace(d, name=name), members) for name, (d, members) in zip(names, built, strict=True)
     ]
+
+
+def _disjoint(family: list[Unit]) -> list[Unit]:
+    """Units of one dimension, with those merged that share classes: each goes by itself."""
+    found: list[Unit] = []
+    at: dict[int, int] = {}
+    for unit in family:
+        met = sorted({at[x] for x in unit.classes if x in at})
+        merged = unit
+        for number in met:
+            merged = _union(found[number], merged)
+        number = met[0] if met else len(found)
+        found[number : number + 1] = [merged]
+        for x in merged.classes:
+            at[x] = number
+    return [found[n] for n in sorted(set(at.values()))]
+
+
+def _union(a: Unit, b: Unit) -> Unit:
+    return Unit(a.seeds | b.seeds, a.classes | b.classes, a.pinned or b.pinned)
 
 
 def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
