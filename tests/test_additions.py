@@ -126,7 +126,7 @@ from collections.abc import Mapping
 from typing import Any
 import torch
 from torch import Tensor
-from snello.equilibrium._selection import WatchedLayer
+from ._selection import WatchedLayer
 
 
 class First:
@@ -152,8 +152,8 @@ class First:
         inserted={
             "equilibrium/__init__.py": [
                 (
-                    "from snello.equilibrium._flops import BackwardFlops",
-                    "from snello.equilibrium._first import First as First\n",
+                    "from ._flops import BackwardFlops",
+                    "from ._first import First as First\n",
                 )
             ]
         },
@@ -247,8 +247,8 @@ def read_stripes(request: Request) -> RawData:
         inserted={
             "lab/datasets/_load.py": [
                 (
-                    "from snello.lab.datasets._torchvision",
-                    "from snello.lab.datasets._stripes import read_stripes\n",
+                    "from ._torchvision",
+                    "from ._stripes import read_stripes\n",
                 ),
                 ('    "digits": _digits', '    "stripes": read_stripes,\n'),
             ]

@@ -60,6 +60,10 @@ def test_private_names_stay_in_their_package() -> None:
     assert not found
 
 
+_PATCHES = ("test_additions.py", "test_api.py", "test_imports.py")
+"""Tests with code of the package in strings."""
+
+
 def test_tests_reach_private_modules_through_the_seams_alone() -> None:
     """Imports, and the names of modules in strings: those that monkeypatching takes, and code."""
     modules = {
@@ -70,7 +74,7 @@ def test_tests_reach_private_modules_through_the_seams_alone() -> None:
     found = {}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         # The additions are patches of the source, which name its files.
-        if path.parent.name == "seams" or path.name in ("test_additions.py", "test_api.py"):
+        if path.parent.name == "seams" or path.name in _PATCHES:
             continue
         names = _private(_imports(path))
         for text in re.findall(r"snello(?:\.\w+)+", path.read_text()):

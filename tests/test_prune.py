@@ -17,13 +17,13 @@ from snello.pruning import LayerLimits
 from snello.pruning.channels import (
     Keep,
     activation,
-    fisher,
+    group_fisher,
+    group_taylor,
     magnitude,
     measured_size,
     neuron_scores,
     norm_scale,
     plan_channels,
-    taylor,
 )
 from snello.pruning.recovery import recalibrate
 from snello.search.prune import prune
@@ -125,10 +125,10 @@ def test_importances_are_their_equations() -> None:
     gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [write, read])
     products = [(write * gradients[0]).sum(1), (read * gradients[1]).sum(0)]
     torch.testing.assert_close(
-        taylor([(x, y)])(model, found)[name], sum(p.abs() for p in products).detach()
+        group_taylor([(x, y)])(model, found)[name], sum(p.abs() for p in products).detach()
     )
     torch.testing.assert_close(
-        fisher([(x, y)])(model, found)[name], sum(products).square().detach()
+        group_fisher([(x, y)])(model, found)[name], sum(products).square().detach()
     )
     means = model[0](x).abs().mean(0).detach()
     torch.testing.assert_close(activation([x])(model, found)[name], means / means.mean())
@@ -169,7 +169,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
         return prune(
             _resnet(), X, Keep(macs=0.5), steps=3, fit=interrupted, folder=folder,
-            importance=taylor([(X, torch.arange(3))]),
+            importance=group_taylor([(X, torch.arange(3))]),
         ).model  # fmt: skip
 
     straight = run(None)

@@ -11,7 +11,13 @@ from torch import nn
 
 from snello.errors import ConfigError, nearest
 from snello.lab.datasets import Splits, loader
-from snello.pruning.channels import CHANNEL_IMPORTANCES, ChannelImportance, Keep, fisher, taylor
+from snello.pruning.channels import (
+    CHANNEL_IMPORTANCES,
+    ChannelImportance,
+    Keep,
+    group_fisher,
+    group_taylor,
+)
 from snello.search.prune import Pruned, prune
 from snello.store import check_loadable, save
 from snello.wrappers import copied
@@ -24,7 +30,7 @@ HELP = "remove the channels of a trained network that are worth least, and fine-
 EPILOG = (
     "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
 )
-CALIBRATED = {"taylor": taylor, "fisher": fisher}
+CALIBRATED = {"taylor": group_taylor, "fisher": group_fisher}
 BATCH = 100
 
 
@@ -159,7 +165,8 @@ def _calibration(
 def _importance(arguments: argparse.Namespace, splits: Splits) -> str | ChannelImportance:
     name = arguments.importance
     if name in CALIBRATED:
-        return CALIBRATED[name](_calibration(arguments, splits))
+        measure: ChannelImportance = CALIBRATED[name](_calibration(arguments, splits))
+        return measure
     if name not in CHANNEL_IMPORTANCES:
         known = (*CHANNEL_IMPORTANCES, *CALIBRATED)
         raise ConfigError(

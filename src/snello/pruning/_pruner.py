@@ -19,9 +19,6 @@ from snello.neurons import (
     Masks,
     apply_masks,
     count_parameters,
-    head,
-    select_layers,
-    weighted_layers,
 )
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes, meet
@@ -29,25 +26,22 @@ from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
+from ._layers import prunable
 from ._limits import LayerLimits
 from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PrunerStep, PruningPlan
 from ._plateau import Plateau
 from ._quality import QualityBound
+from ._renamed import refuse_renamed
 from ._schedule import Cubic, Schedule
+from ._snapshot import revive, snapshot
 from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
 from ._units import Units
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
 
 Scope = Literal["global", "layer"]
-NEW_SPELLING = {
-    "twt": "amount=LossBound({})",
-    "pwe": "schedule=Plateau({})",
-    "tolerance": "schedule=Plateau(pwe, tolerance={})",
-}
-"""Keywords of earlier versions -> how to say the same now."""
 
 
 class Pruner:
@@ -128,7 +122,7 @@ class Pruner:
         on_plan: Callable[[PruningPlan], object] | None = None,
         **renamed: Never,
     ) -> None:
-        _refuse_renamed(renamed)
+        refuse_renamed(renamed)
         if granularity not in ("weight", "neuron"):
             raise ConfigError(f"granularity is 'weight' or 'neuron', not {granularity!r}")
         if scope not in ("global", "layer"):
@@ -144,7 +138,7 @@ class Pruner:
         self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
-        self._units = Units.of(model, _prunable(model, exclude), granularity)
+        self._units = Units.of(model, prunable(model, exclude), granularity)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(
@@ -267,7 +261,7 @@ class Pruner:
         loss = self.loss() if loss is None else _finite(self._agreed(loss))
         improved = self.schedule.update(loss)
         if improved and self.schedule.restores:
-            self._best = _snapshot(self.model)
+            self._best = snapshot(self.model)
         search = self.prune() if self.schedule.reached and not self._ended else None
         return PrunerStep(loss, improved, search, self.pruned)
 
@@ -320,12 +314,12 @@ class Pruner:
             if self.quality is not None and self.quality.max_drop is not None:
                 # An undo needs the network as it was: one more copy of the weights.
                 self._dense = self._dense_quality()
-                self._before = {"weights": _snapshot(self.model), "masks": dict(self.masks)}
+                self._before = {"weights": snapshot(self.model), "masks": dict(self.masks)}
             self._set_masks(plan.masks)
         self.schedule.reset(search.loss)
         self.finished = self.schedule.done or (whole and not search.threshold)
         if self.schedule.restores:
-            self._best = _snapshot(self.model)
+            self._best = snapshot(self.model)
         return search
 
     @property
@@ -355,7 +349,7 @@ class Pruner:
         """Restore the best weights, and say why they must not be pruned; empty if they may."""
         if self._ended:
             return "the bound on the quality was reached before: pruning has ended"
-        present = None if self._best is None or self.quality is None else _snapshot(self.model)
+        present = None if self._best is None or self.quality is None else snapshot(self.model)
         if self._best is not None:
             self._load(self._best)
         if self.quality is None:
@@ -387,12 +381,12 @@ class Pruner:
             pruned, self.masks = self.masks, self._before["masks"]
             self._load(self._before["weights"])
             for follower in self._followers:
-                _revive(follower, self.model, pruned, self.masks)
+                revive(follower, self.model, pruned, self.masks)
             self._before = None
         self._apply()
         self.schedule.reset(self.loss())
         if self.schedule.restores:
-            self._best = _snapshot(self.model)
+            self._best = snapshot(self.model)
 
     # Measuring
 
@@ -475,45 +469,7 @@ class Pruner:
         return twin
 
 
-def _refuse_renamed(given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        if name in NEW_SPELLING:
-            new = NEW_SPELLING[name].format(value)
-            raise ConfigError(
-                f"Pruner({name}={value}) is spelled {new} now; import it from snello.pruning"
-            )
-        raise TypeError(f"Pruner() got an unexpected keyword argument {name!r}")
-
-
-@torch.no_grad()
-def _revive(follower: nn.Module, model: nn.Module, pruned: Masks, kept: Masks) -> None:
-    """Copy what is no longer pruned from the model into a running average of it."""
-    averages = dict(follower.named_parameters(remove_duplicate=False))
-    for name, mask in pruned.items():
-        average, present = averages[name], model.get_parameter(name).detach()
-        back = ~mask & kept.get(name, torch.ones_like(mask))
-        average.copy_(torch.where(back.to(average.device), present.to(average), average))
-
-
-def _prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Module]:
-    layers = weighted_layers(model)
-    default = [name] if (name := head(model)) is not None else []
-    kept = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")
-    if not kept:
-        why = (
-            "the head is never pruned unless exclude=() says so"
-            if exclude is None and layers
-            else "none is left"
-        )
-        raise ConfigError(f"{type(model).__name__} has no layer to prune: {why}")
-    return kept
-
-
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise DivergenceError(f"the validation loss is {loss}: lower the learning rate or lmbda")
     return loss
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

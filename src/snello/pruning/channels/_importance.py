@@ -75,7 +75,7 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
     return found
 
 
-def taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
     r"""First order in the loss: :math:`\sum_m |\sum_{w \in m} w\,\partial L/\partial w|`.
 
     The inner sum is over the slice of one parameter, the outer one over the members. Means over
@@ -91,7 +91,7 @@ def taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImporta
     return _gradient_scores(batches, loss, lambda product: product.abs())
 
 
-def fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
     r"""Diagonal of the Fisher information: :math:`\sum_b (\sum_{w} w\,\partial L_b/\partial w)^2`.
 
     The inner sum is over all weights of the channel, the outer one over batches: with batches of

@@ -129,7 +129,7 @@ def plan_channels(
         example: example inputs.
         keep: what shall be left.
         importance: of the channels: "l1", "l2", "norm-scale", "random", or a function such as
-            :func:`taylor` and :func:`fisher` return.
+            :func:`group_taylor` and :func:`group_fisher` return.
         normalise: how scores of different dimensions are made comparable: "mean", "max",
             "standard", "rank", or None; "auto" is None for scores that share a unit, such as those
             of gradients, else "mean".
