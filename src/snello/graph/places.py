@@ -62,11 +62,10 @@ def module_of_error(error: BaseException, model: nn.Module) -> str | None:
     was running.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    owners = (
-        names.get(id(frame.f_locals.get("self")))
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
-    return ([name for name in owners if name] or [None])[-1]
+    found: str | None = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = names.get(id(frame.f_locals.get("self"))) or found
+    return found
 
 
 def _is_users(name: str) -> bool:

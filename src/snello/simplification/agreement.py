@@ -45,7 +45,7 @@ def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
         inputs: the example inputs.
     """
     example = shapes_of(model, inputs)
-    shapes = [list(shape) for shape in example]
+    shapes: list[list[int | None]] = [list(shape) for shape in example]
     checked: dict[str, bool] = {}
     last = inputs
     for label, other in _others(inputs):
