@@ -30,7 +30,6 @@ import argparse
 import json
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,9 +41,10 @@ from probed import probed
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from snello.files import write_file
+from snello.files import write_text
 from snello.graph import Inputs
 from snello.simplification import plan_of, simplify
+from snello.timing import cpu_seconds, timed
 
 TIMM = (
     "resnet18", "resnetv2_50", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_100",
@@ -327,12 +327,12 @@ def could_go(model: nn.Module, inputs: Inputs) -> int | None:
 
 def export_seconds(model: nn.Module, inputs: Inputs) -> float | None:
     """CPU time of one plain export; None where it fails."""
-    start = time.process_time()
+    start = cpu_seconds()
     try:
         torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs), strict=False)
     except Exception:
         return None
-    return time.process_time() - start
+    return cpu_seconds() - start
 
 
 @torch.no_grad()
@@ -364,13 +364,11 @@ def row(
     (kill if masks == "independent" else kill_coupled)(model)
     inputs = Inputs.of(example)
     could, plain = could_go(model, inputs), export_seconds(model, inputs)
-    start = time.process_time()
     try:
-        lean = simplify(model, example)
+        lean, seconds = timed(lambda: simplify(model, example), clock=cpu_seconds)
     except Exception as failure:
         outcome = f"{type(failure).__name__}: {failure}".partition("\n")[0][:200]
         return Row(library, name, outcome, masks=masks)
-    seconds = time.process_time() - start
     plan = plan_of(lean)
     assert plan is not None
     pairs = zip(outputs(model, inputs), outputs(lean, inputs), strict=True)
@@ -440,7 +438,7 @@ def line(r: Row) -> str:
 def written(path: Path, rows: list[Row]) -> None:
     """Write the rows as JSON, and the table beside them; prose above the table's first heading stays."""
     text = json.dumps([asdict(row) for row in rows], indent=1)
-    write_file(path, lambda beside: beside.write_text(text))
+    write_text(path, text)
     page = path.with_suffix(".md")
     prose = page.read_text().partition("\n## ")[0] if page.exists() else ""
     page.write_text(f"{prose.rstrip()}\n{table(rows)}\n".lstrip())

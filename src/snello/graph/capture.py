@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
@@ -15,11 +16,13 @@ from snello.wrappers import unwrapped
 
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
-from .exported import export, translated
 from .graph import Graph
 from .inputs import Example, Inputs
+from .merged import merged
 from .places import module_of_error, place_of_error
+from .recorded import record
 from .shapes import propagate_shapes
+from .tape import graph_of, needed
 from .twins import differ, outputs_of
 
 
@@ -33,8 +36,9 @@ def capture(
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
     torch.fx comes first: it keeps the model's own code for sizes. Where it cannot trace a model, or
-    takes another path through it than the model itself (their outputs are compared), torch.export
-    records the operations that run; see :attr:`Graph.runnable`.
+    takes another path through it than the model itself (their outputs are compared), the operations
+    that run on the example inputs are recorded, values and all; see :attr:`Graph.runnable`. Calls
+    of one layer with several tensors, such as the levels of a pyramid, are one node then.
 
     Example inputs also settle the arguments that select a path through the forward: None, booleans
     and strings, given or left out, keep their value, so that ``if mask is not None`` takes the
@@ -58,8 +62,8 @@ def capture(
         The graph. Shapes are read with :func:`shape_of`.
 
     Raises:
-        ModelError: if neither torch.fx nor torch.export captures the model, with their reasons, or
-            if the model does not run on the example inputs.
+        ModelError: if the model does not run on the example inputs; if torch.fx cannot trace it,
+            and its output holds no numbers.
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "capture")
@@ -75,13 +79,13 @@ def capture(
         _follow_in_place_operations(module)
         found = propagate_shapes(module, arguments)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        return _exported(model, inputs, expected, error)
+        return _recorded(model, inputs, error)
     if differ(expected, found):
         other = ModelError(
             f"torch.fx takes another path through {type(model).__name__} than the model itself: "
             "their outputs differ on the example inputs."
         )
-        return _exported(model, inputs, expected, other)
+        return _recorded(model, inputs, other)
     return _graph(module, kept)
 
 
@@ -92,28 +96,29 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         raise _does_not_run(model, inputs, error) from error
 
 
-def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: Exception) -> Graph:
-    """Capture by torch.export, where torch.fx cannot.
+def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
+    """Capture by running the model, where torch.fx cannot.
 
     Raises:
-        ModelError: with the reason of torch.fx, if torch.export cannot either.
+        ModelError: with the reason of torch.fx, if a run cannot be recorded either, or has no
+            result.
     """
     try:
-        program = export(model, inputs)
-        try:
-            module, found = _translated(program, model, inputs, in_words_of_fx=True)
-        except Exception:  # a signature that differs: operations without a rule are captured, too
-            module, found = _translated(program, model, inputs, in_words_of_fx=False)
+        tape = needed(record(model, inputs))
     except Exception as second:
         reason = str(second).partition("\n")[0]
         raise ModelError(
-            f"{error} torch.export cannot capture it either: {reason}{_where(model, second)}"
+            f"{error} A run of it cannot be recorded either: {reason}{_where(model, second)}"
         ) from second
-    if differ(expected, found):
+    if not any(map(math.prod, tape.output_shapes)):
         raise ModelError(
-            f"{error} The graph of torch.export has other outputs than the model, too. "
-            "A usual cause is a model that draws random numbers in evaluation mode."
-        ) from error
+            f"{type(model).__name__} gives {_listed(tape.output_shapes)} on the example inputs, so that "
+            "no change of it could be verified. Give inputs on which it finds something, or lower "
+            "its score threshold."
+        )
+    counts = Counter(step.target for step in tape.steps if step.kind == "call_module")
+    repeated = [name for name, count in counts.items() if count > 1 and _holds(model, name)]
+    module = graph_of(merged(tape, repeated), model)
     return _graph(module, {}, runnable=False, reason=_told(error))
 
 
@@ -124,12 +129,13 @@ def _told(error: BaseException) -> str:
     return first if place is None or place in first else f"{first} (at {place})"
 
 
-def _translated(
-    program: ExportedProgram, model: nn.Module, inputs: Inputs, *, in_words_of_fx: bool
-) -> tuple[fx.GraphModule, list[Tensor]]:
-    module, values = translated(program, model, inputs, in_words_of_fx=in_words_of_fx)
-    _follow_in_place_operations(module)
-    return module, propagate_shapes(module, values)
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"empty tensors, {', '.join(map(str, shapes))}," if shapes else "no tensor"
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """True if a layer has weights or statistics."""
+    return bool(model.get_submodule(name).state_dict())
 
 
 def _graph(

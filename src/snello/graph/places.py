@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -31,23 +30,26 @@ def at_place(node: fx.Node) -> str:
 
 def note_caller(node: fx.Node) -> None:
     """Note on a node the innermost frame of the user's code, while torch.fx traces it."""
+    note(node, calling_place())
+
+
+def note(node: fx.Node, place: str | None) -> None:
+    """Note a place on a node."""
+    if place is not None:
+        node.meta[_PLACE] = place
+
+
+def calling_place() -> str | None:
+    """Return the innermost line of the user's code that is running; None if none is."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if frame.f_code.co_name == "trace" and name.endswith("_symbolic_trace.py"):
-            return  # what called the tracer is not the model
+            return None  # what called the tracer is not the model
         if _is_users(name):
-            node.meta[_PLACE] = _short(name, frame.f_lineno)
-            return
+            return _short(name, frame.f_lineno)
         frame = frame.f_back
-
-
-def copy_place(source: fx.Node, node: fx.Node) -> None:
-    """Note on a node the place of a node of torch.export, which carries a stack trace."""
-    found = re.findall(r'File "([^"]+)", line (\d+)', source.stack_trace or "")
-    own = [(name, int(line)) for name, line in found if _is_users(name)]
-    if own:
-        node.meta[_PLACE] = _short(*own[-1])
+    return None
 
 
 def place_of_error(error: BaseException) -> str | None:
@@ -62,10 +64,12 @@ def module_of_error(error: BaseException, model: nn.Module) -> str | None:
     was running.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    found: str | None = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self"))) or found
-    return found
+    owners: Iterable[str | None] = (
+        names.get(id(frame.f_locals.get("self")))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    running = [name for name in owners if name]
+    return running[-1] if running else None
 
 
 def _is_users(name: str) -> bool:

@@ -68,8 +68,9 @@ class AttentionPlan(Record):
             original) that stay, in the lean module's order. Those of values are also the columns of
             the output projection.
         constants: rows of queries that are one number other than zero: they are the buffer
-        ``constant``. biased: number of the kept heads, the first ones, that have a computed
-        position bias. hidden: hidden neurons of the network that computes it that stay.
+            ``constant``.
+        biased: number of the kept heads, the first ones, that have a computed position bias.
+        hidden: hidden neurons of the network that computes it that stay.
         bias, out_bias, position_bias: whether the projections and the network have a bias.
         folded: number of constants other than zero that were folded.
     """
@@ -113,13 +114,15 @@ class SimplificationPlan:
             what stays of it, along each axis that is cut.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
-        attributes: qualified name of an integer attribute that mirrors a width -> its new value;
+        attributes: qualified name of an attribute that mirrors widths, an integer or a tuple of
+            them -> its new value;
             for the model's own module alone.
         constants: arguments of the forward that are fixed -> their value; they are no arguments of
             the lean model. Stars of ``*args`` and ``**kwargs`` belong to the name.
         base: the plan that had made the model lean before, if any: this one speaks of that lean
-        model. representation: "graph" for a captured graph with the original layer names, "module"
-            for the user's own module, narrowed in place; the latter needs a plan without edits.
+            model.
+        representation: "graph" for a captured graph with the original layer names, "module" for the
+            user's own module, narrowed in place; the latter needs a plan without edits.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -132,7 +135,7 @@ class SimplificationPlan:
     base: SimplificationPlan | None = None
     representation: Representation = "graph"
     constants: Mapping[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     reason: str = ""
     domain: Domain | None = None
 
@@ -220,7 +223,10 @@ class SimplificationPlan:
                 str(name): tuple(value) if isinstance(value, list) else value
                 for name, value in data["constants"].items()
             },
-            attributes={str(name): int(value) for name, value in data["attributes"].items()},
+            attributes={
+                str(name): tuple(map(int, value)) if isinstance(value, list) else int(value)
+                for name, value in data["attributes"].items()
+            },
             # Earlier releases wrote version 5 without these two; nothing is computed from them.
             reason=str(data.get("reason", "")),
             domain=None if data.get("domain") is None else Domain.from_dict(data["domain"]),

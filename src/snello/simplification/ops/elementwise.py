@@ -42,13 +42,15 @@ class Elementwise(Operation):
 
     Attributes:
         function: maps one constant per operand and parameter, float64 of shape (C,), to the
-        output's. unknown: whether it also reads something that is not known per channel (another
-        tensor, a number). product: whether it multiplies, so that one zero makes a zero.
+            output's.
+        unknown: whether it also reads something that is not known per channel (another tensor, a
+            number).
+        product: whether it multiplies, so that one zero makes a zero.
         parameters: bare parameters among the operands: they can be cut to any channels.
         shared: number of the operands, the last ones, that have one channel which meets all of the
-        others'. unmade: boolean, shape (C,): channels that are not computed, because their reader
-        takes them from
-            the operands; None if all are.
+            others'.
+        unmade: boolean, shape (C,): channels that are not computed, because their reader takes them
+            from the operands; None if all are.
     """
 
     function: Callable[[Sequence[Tensor]], Tensor]

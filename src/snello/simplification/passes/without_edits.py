@@ -31,7 +31,7 @@ def without_edits(
         arrangement: a layout of it.
         lower: makes the plan of an arrangement.
         numbers: whether the literal numbers of channels in views count as edits. They do if the
-            model's code has them; an exported graph has them even where the code computes them.
+            model's code has them; a recorded graph has them even where the code computes them.
 
     Requires:
         All attributes of ``facts``.

@@ -116,10 +116,19 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
     kept = tensor.detach().index_select(part.axis, _index(part.kept, tensor))
     if isinstance(tensor, nn.Parameter):
         _replace_parameter(module, attribute, kept)
+        _tie(root, tensor, getattr(module, attribute))
     else:
         setattr(module, attribute, kept)
     if isinstance(module, nn.Embedding):
         module.embedding_dim = len(part.kept)
+
+
+def _tie(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Give a parameter's other names the narrowed one, too."""
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[name] = new
 
 
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
