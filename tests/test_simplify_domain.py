@@ -100,6 +100,27 @@ def test_a_graph_that_is_wrong_at_another_batch_size_is_not_used() -> None:
         assert_same_outputs(model, lean, x)
 
 
+class Adapting(Net):
+    """Keeps the width of the smallest input that it has seen."""
+
+    width = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, torch.fx.Proxy):
+            self.width = min(self.width, x.shape[3])
+        return super().forward(x) * self.width
+
+
+def test_a_model_that_adapts_to_sizes_is_not_changed() -> None:
+    model = randomise(Adapting().double(), generator(1)).eval()
+    with torch.no_grad():
+        model.a.weight[:3] = model.a.bias[:3] = 0
+    expected = model(X)
+    lean = simplify(model, X, keep_class=True)
+    assert model.width == lean.width == 16
+    torch.testing.assert_close(lean(X), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_another_mode_is_said_once() -> None:
     lean = simplify(masked("auxiliary"), X)
     domain = plan(lean).domain

@@ -52,10 +52,11 @@ def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
         if other.shapes == inputs.shapes or all(checked.get(part) for part in label.split("+")):
             continue
         try:
-            expected = _run(model, other)
+            # On a copy: some models adapt to the size, and keep what they have set (Swin's windows).
+            expected = _run(sharing_parameters(model), other)
         except Exception:  # whatever the model's own code raises on a size that it does not take
             continue
-        if graph.runnable and (fault := _fault(graph.module, other, expected)) is not None:
+        if graph.runnable and (fault := _fault(_twin(graph.module), other, expected)) is not None:
             return Agreement(_domain(shapes, checked), fault)
         checked.update(dict.fromkeys(label.split("+"), True))
         last = other

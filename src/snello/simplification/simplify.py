@@ -90,7 +90,8 @@ def simplify(
     source = sharing_parameters(model).eval()
     optimizers = optimizers_of(optimizer, "simplify")
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = source if _is_double(source) else copied(source).double()
+    # Never the source itself: some models keep what they have set for the size of an input.
+    reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
     chosen = next((c for c in candidates if _holds(c, reference, inputs)), None)
     if chosen is None:
