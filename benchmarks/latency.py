@@ -33,7 +33,7 @@ from torch import nn
 
 from snello import simplify
 from snello.deploy import Profile, Subject, compare
-from snello.files import write_file
+from snello.files import write_text
 from snello.lab.reporting import Table, as_json, markdown
 from snello.neurons import head, weighted_layers
 from snello.store import build
@@ -132,9 +132,7 @@ def main() -> None:
     )
     print(markdown(table(profiles, note)))
     if options.out:
-        write_file(
-            options.out, lambda path: path.write_text(as_json({"note": note, "models": profiles}))
-        )
+        write_text(options.out, as_json({"note": note, "models": profiles}))
 
 
 if __name__ == "__main__":

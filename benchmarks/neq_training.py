@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from snello.files import write_file
+from snello.files import write_text
 from snello.lab.reporting import (
     Table,
     as_json,
@@ -80,8 +80,8 @@ def main() -> None:
     }
     shown = table(runs, options, overrides)
     show(shown)
-    write_file(options.out / "neq_training.md", lambda beside: beside.write_text(markdown(shown)))
-    write_file(options.out / "neq_training.json", lambda beside: beside.write_text(as_json(runs)))
+    write_text(options.out / "neq_training.md", markdown(shown))
+    write_text(options.out / "neq_training.json", as_json(runs))
     seed = options.seeds[0]
     if "neq" in runs:
         draw_velocities(

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from seams.cli import clock_table, paper_table
-from seams.deploy import compare_module
 from snello import Record, save
 from snello.cli import main
 from snello.deploy import (
@@ -21,9 +20,9 @@ from snello.deploy import (
     compare,
     compiled_runner,
     export,
-    export_program,
     read_profiles,
 )
+from snello.deploy.measure import compare as compare_module
 from snello.errors import ConfigError, ModelError
 from snello.lab.reporting import as_json
 from snello.store import ModelSpec, build
@@ -44,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(path / "net.pt", model, record)
     export(model, record.example_inputs(), path / "net.onnx")
     (path / "deep").mkdir()
-    export_program(model, record.example_inputs(), path / "deep" / "net.pt2")
+    export(model, record.example_inputs(), path / "deep" / "net.pt2")
     (path / "notes.txt").write_text("no model")
     return path
 
@@ -115,11 +114,6 @@ def test_results_are_read_back(profiles: tuple[Profile, ...], tmp_path: Path) ->
             [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
             {"runtimes": ("tensorrt",)},
             "no such runtime",
-        ),
-        (
-            [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
-            {"runtimes": ("openvino",)},
-            "files only",
         ),
         ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))], {"batch": 0}, "batch=0"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laws import kill
 from seams.deploy import verify
 from snello import plan_of, simplify
-from snello.deploy import export, onnx_footprint, onnx_runner
+from snello.deploy import export, file_runner, footprint
 from snello.errors import ConfigError, ModelError, OutputError
 from snello.neurons import neuron_count
 from snello.store import build
@@ -64,7 +64,7 @@ def test_outputs_agree_at_every_batch_size(tmp_path: Path, batch: int) -> None:
     model.eval()
     for size in (1, 2, 7):
         x = torch.randn(size, 3, 8, 8)
-        found = torch.from_numpy(onnx_runner(path, x)()[0])  # type: ignore[index]
+        found = torch.from_numpy(file_runner(path, x)()[0])  # type: ignore[index]
         assert torch.allclose(found, model(x), atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     model = TwoInTwoOut()
     path = export(model, (torch.randn(2, 3), torch.randn(2, 4)), tmp_path / "two.onnx")
     x, y = torch.randn(5, 3), torch.randn(5, 4)
-    found = onnx_runner(path, (x, y))()
+    found = file_runner(path, (x, y))()
     for a, b in zip(found, model(x, y).values(), strict=True):  # type: ignore[call-overload]
         assert torch.allclose(torch.from_numpy(a), b, atol=1e-6)
 
@@ -181,5 +181,5 @@ def test_simplified_models_hold_no_gather_and_no_scatter(
         operators[key] = [node.op_type for node in graph.node]
     assert not [name for name in operators["lean"] if name.startswith(("Gather", "Scatter"))]
     assert sorted(operators["lean"]) == sorted(operators["dense"])
-    assert onnx_footprint(tmp_path / "lean.onnx").dead_neurons == 0
-    assert onnx_footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)
+    assert footprint(tmp_path / "lean.onnx").dead_neurons == 0
+    assert footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)

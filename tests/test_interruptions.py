@@ -25,7 +25,7 @@ import torch
 
 import snello
 from snello.cli import main
-from snello.store import archives, modelfile
+from snello.store import archives, load
 
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -168,9 +168,7 @@ def _check_end(kind: str, folder: Path, status: int, said: str, left: list[str])
 
 
 def _check_equal(straight: Path, resumed: Path) -> None:
-    expected, found = (
-        modelfile.load(folder / "model.pt")[0].state_dict() for folder in (straight, resumed)
-    )
+    expected, found = (load(folder / "model.pt")[0].state_dict() for folder in (straight, resumed))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), (resumed, name)

@@ -10,8 +10,7 @@ import torch
 
 from snello.cli import main
 from snello.lab.reporting import plot_potential
-from snello.store import ModelSpec, build
-from snello.store.modelfile import Record, save
+from snello.store import ModelSpec, Record, build, save
 
 SPEC = ModelSpec("lenet-300-100", {"in_features": 64})
 pytest.importorskip("sklearn")

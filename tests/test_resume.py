@@ -16,7 +16,7 @@ import torch
 
 import snello
 from snello.errors import ConfigError, ModelError
-from snello.store import modelfile
+from snello.store import load
 
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -115,7 +115,7 @@ def _timeless(record: EpochRecord) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return modelfile.load(folder / "model.pt")[0].state_dict()
+    return load(folder / "model.pt")[0].state_dict()
 
 
 @pytest.mark.slow

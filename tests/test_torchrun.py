@@ -32,7 +32,7 @@ from seams.training import initial_model
 from snello.errors import ConfigError
 from snello.lab.datasets import loader
 from snello.lab.training import TrainingResult, load_data, train
-from snello.store import modelfile
+from snello.store import load
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -196,9 +196,7 @@ def test_a_lost_process_is_started_again_and_the_run_resumes(
     straight = TrainingResult.read(together / "serene" / "result.json")
     assert _losses(resumed) == _losses(straight)
     one, other = (
-        modelfile.load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[
-            0
-        ].state_dict()
+        load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[0].state_dict()
         for folder in (tmp_path / samples.KILLED, together / "serene")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

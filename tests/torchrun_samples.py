@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from seams.datasets import cifar
-from snello.integrations.lightning import SelectiveUpdate, SensitivityPruning
+from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning
 from snello.lab.training import Recipe, load_recipe, train
 from snello.neurons import head
 from snello.store import build
@@ -61,19 +61,19 @@ def recipe_of(data: str, *, batch_statistics: bool) -> Recipe:
 def _noting(folder: Path) -> None:
     """Let every process write down its masks when a training ends."""
     rank = os.environ["RANK"]
-    pruned, held = SensitivityPruning.on_train_end, SelectiveUpdate.on_train_end
+    pruned, held = SensitivityPruning.on_train_end, SelectiveUpdateCallback.on_train_end
 
     def pruning(self: SensitivityPruning, trainer: Any, module: Any) -> None:
         assert self.pruner is not None
         torch.save((self.pruner.masks, module.model.state_dict()), folder / f"masks-{rank}.pt")
         pruned(self, trainer, module)
 
-    def updating(self: SelectiveUpdate, trainer: Any, module: Any) -> None:
+    def updating(self: SelectiveUpdateCallback, trainer: Any, module: Any) -> None:
         assert self.neq is not None
         torch.save((self.neq.frozen, module.model.state_dict()), folder / f"frozen-{rank}.pt")
         held(self, trainer, module)
 
-    SensitivityPruning.on_train_end, SelectiveUpdate.on_train_end = pruning, updating  # type: ignore[method-assign]
+    SensitivityPruning.on_train_end, SelectiveUpdateCallback.on_train_end = pruning, updating  # type: ignore[method-assign]
 
 
 def _dying_once() -> None:

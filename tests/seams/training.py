@@ -12,8 +12,8 @@ from snello.lab.training._extend import refusal as refusal
 # The lock of a run folder, held without a run.
 from snello.lab.training._folder import claimed as claimed
 
-# A recipe's method, and which combinations are refused, without a training.
-from snello.lab.training._methods import method_of as method_of
+# The marks of a row, from figures alone.
+from snello.lab.training._flags import flag_of as flag_of
 
 # The learning rate as a function is compared with torch's schedulers.
 from snello.lab.training._schedule import build_optimizer as build_optimizer

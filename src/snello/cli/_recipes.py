@@ -1,4 +1,4 @@
-"""What journey and train share: a recipe, overrides, a run folder."""
+"""Recipe, overrides and run folder of ``journey`` and ``train``."""
 
 from __future__ import annotations
 
@@ -53,27 +53,24 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
-    """The recipe of that name, or the one that the arguments name, with the command line's say over
-    it.
-    """
+    """Read a recipe and apply the overrides of the command line."""
     from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
-    import_own_code(
-        [recipe.model.name]
-    )  # a recipe that is given to a command is the user's own instruction
+    # A recipe that is given to a command is the user's own instruction.
+    import_own_code([recipe.model.name])
     return recipe
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks: under torchrun there are several."""
+    """Return True for the one process that prints: under torchrun there are several."""
     from snello.lab.training import world
 
     return world().is_first
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:
-    """Where the run goes."""
+    """Folder of the run."""
     return Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.recipe).stem
 
 

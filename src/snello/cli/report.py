@@ -1,4 +1,4 @@
-"""``snello report``: what was measured here beside what other devices measured."""
+"""``snello report``: measurements of this and other devices in one table."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from snello.errors import ModelError
 from snello.neurons import neuron_layers, tied_parameters
@@ -14,10 +16,13 @@ from snello.wrappers import unwrapped
 
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
-from .exported import export, translated
 from .graph import Graph
 from .inputs import Example, Inputs
+from .merged import merged
+from .places import module_of_error, place_of_error
+from .recorded import record
 from .shapes import propagate_shapes
+from .tape import graph_of, needed
 from .twins import differ, outputs_of
 
 
@@ -31,8 +36,9 @@ def capture(
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
     torch.fx comes first: it keeps the model's own code for sizes. Where it cannot trace a model, or
-    takes another path through it than the model itself (their outputs are compared), torch.export
-    records the operations that run; see :attr:`Graph.runnable`.
+    takes another path through it than the model itself (their outputs are compared), the operations
+    that run on the example inputs are recorded, values and all; see :attr:`Graph.runnable`. Calls
+    of one layer with several tensors, such as the levels of a pyramid, are one node then.
 
     Example inputs also settle the arguments that select a path through the forward: None, booleans
     and strings, given or left out, keep their value, so that ``if mask is not None`` takes the
@@ -56,8 +62,8 @@ def capture(
         The graph. Shapes are read with :func:`shape_of`.
 
     Raises:
-        ModelError: if neither torch.fx nor torch.export captures the model, with their reasons, or
-            if the model does not run on the example inputs.
+        ModelError: if the model does not run on the example inputs; if torch.fx cannot trace it,
+            and its output holds no numbers.
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "capture")
@@ -73,13 +79,13 @@ def capture(
         _follow_in_place_operations(module)
         found = propagate_shapes(module, arguments)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        return _exported(model, inputs, expected, error)
+        return _recorded(model, inputs, error)
     if differ(expected, found):
         other = ModelError(
             f"torch.fx takes another path through {type(model).__name__} than the model itself: "
             "their outputs differ on the example inputs."
         )
-        return _exported(model, inputs, expected, other)
+        return _recorded(model, inputs, other)
     return _graph(module, kept)
 
 
@@ -87,43 +93,56 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         return outputs_of(model, inputs)
     except Exception as error:  # whatever an operation raises on inputs that do not fit it
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
-def _exported(model: nn.Module, inputs: Inputs, expected: list[Tensor], error: Exception) -> Graph:
-    """Capture by torch.export, where torch.fx cannot.
+def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
+    """Capture by running the model, where torch.fx cannot.
 
     Raises:
-        ModelError: with the reason of torch.fx, if torch.export cannot either.
+        ModelError: with the reason of torch.fx, if a run cannot be recorded either, or has no
+            result.
     """
     try:
-        program = export(model, inputs)
-        try:
-            module, found = _translated(program, model, inputs, in_words_of_fx=True)
-        except Exception:  # a signature that differs: operations without a rule are captured, too
-            module, found = _translated(program, model, inputs, in_words_of_fx=False)
+        tape = needed(record(model, inputs))
     except Exception as second:
         reason = str(second).partition("\n")[0]
-        raise ModelError(f"{error} torch.export cannot capture it either: {reason}") from second
-    if differ(expected, found):
         raise ModelError(
-            f"{error} The graph of torch.export has other outputs than the model, too. "
-            "A usual cause is a model that draws random numbers in evaluation mode."
-        ) from error
-    return _graph(module, {}, runnable=False)
+            f"{error} A run of it cannot be recorded either: {reason}{_where(model, second)}"
+        ) from second
+    if not any(map(math.prod, tape.output_shapes)):
+        raise ModelError(
+            f"{type(model).__name__} gives {_listed(tape.output_shapes)} on the example inputs, so that "
+            "no change of it could be verified. Give inputs on which it finds something, or lower "
+            "its score threshold."
+        )
+    counts = Counter(step.target for step in tape.steps if step.kind == "call_module")
+    repeated = [name for name, count in counts.items() if count > 1 and _holds(model, name)]
+    module = graph_of(merged(tape, repeated), model)
+    return _graph(module, {}, runnable=False, reason=_told(error))
 
 
-def _translated(
-    program: ExportedProgram, model: nn.Module, inputs: Inputs, *, in_words_of_fx: bool
-) -> tuple[fx.GraphModule, list[Tensor]]:
-    module, values = translated(program, model, inputs, in_words_of_fx=in_words_of_fx)
-    _follow_in_place_operations(module)
-    return module, propagate_shapes(module, values)
+def _told(error: BaseException) -> str:
+    """The first line of an error of torch.fx, with the line of the model's code that raised it."""
+    place = place_of_error(error.__cause__ or error)
+    first = str(error).partition("\n")[0].rstrip(". ")
+    return first if place is None or place in first else f"{first} (at {place})"
 
 
-def _graph(module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True) -> Graph:
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"empty tensors, {', '.join(map(str, shapes))}," if shapes else "no tensor"
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """True if a layer has weights or statistics."""
+    return bool(model.get_submodule(name).state_dict())
+
+
+def _graph(
+    module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True, reason: str = ""
+) -> Graph:
     tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
-    return Graph(module, _calls(module), frozenset(tied), constants, runnable)
+    return Graph(module, _calls(module), frozenset(tied), constants, runnable, reason)
 
 
 def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
@@ -137,7 +156,7 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         return bind(model, inputs)
     except TypeError as error:
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
 Traced = tuple[fx.GraphModule, dict[str, Any]]
@@ -166,15 +185,51 @@ def _traced(
 
 def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
     return ModelError(
-        f"torch.fx cannot trace {type(model).__name__}: {error}. "
-        "Usual causes are Python branches or loops over tensor values in forward()."
+        f"torch.fx cannot trace {type(model).__name__}: {error}{_where(model, error)}. "
+        "Usual causes are Python branches or loops over tensor values in forward(), and optional inputs, "
+        f"which are known to be left out only beside example inputs{_inner_wrapper(model)}."
     )
 
 
-def _does_not_run(inputs: Inputs, error: Exception) -> ModelError:
+def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
     shapes = ", ".join(map(str, inputs.shapes))
     reason = str(error).partition("\n")[0]
-    return ModelError(f"the model does not run on the example inputs of shape {shapes}: {reason}")
+    unbound = isinstance(error, TypeError) and "argument" in reason
+    keywords = (
+        "; the forward takes "
+        + str(inspect.signature(model.forward))
+        + ": pass optional inputs by keyword, "
+        "as in {'x': x, 'mask': mask}"
+    )
+    return ModelError(
+        f"the model does not run on the example inputs of shape {shapes}: {reason}"
+        f"{_where(model, error)}{keywords if unbound else ''}{_inner_wrapper(model)}"
+    )
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """The submodule, file and line at which an error was raised, in parentheses."""
+    name, place = module_of_error(error, model), place_of_error(error)
+    parts = [*([f"in {name!r}"] if name else []), *([f"at {place}"] if place else [])]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _inner_wrapper(model: nn.Module) -> str:
+    """The way out, if a part of the model is wrapped."""
+    for name, module in model.named_modules():
+        inside = _INSIDE.get(type(module).__name__)
+        if name and inside is not None:
+            return (
+                f"; {name!r} is a {type(module).__name__}, which hides the layers inside: "
+                f"give {name}.{inside} in its place"
+            )
+    return ""
+
+
+_INSIDE = {
+    "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+}  # fmt: skip
+"""Wrapper -> the attribute that holds the module inside. The outermost ones are looked through."""
 
 
 def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:

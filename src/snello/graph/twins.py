@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .inputs import Inputs
 from .modes import evaluation
@@ -33,8 +33,21 @@ def same_numbers() -> Iterator[None]:
 
 
 def tensors_of(output: object) -> list[Tensor]:
-    """Tensors in an output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Tensors in an output, in order. Those in other objects, such as caches, are left out."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in (parts_of(output) or {}).values() for tensor in tensors_of(part)]
+
+
+def parts_of(output: object) -> dict[str, object] | None:
+    """Items of a container by key, index or field name; None for anything else."""
+    if isinstance(output, Mapping):  # tracing makes a plain dict of every kind of mapping
+        return {repr(key): value for key, value in output.items()}
+    if isinstance(output, (list, tuple)):
+        return {str(index): value for index, value in enumerate(output)}
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return None
 
 
 def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:

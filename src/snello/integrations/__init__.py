@@ -8,4 +8,5 @@ asked for.
 
 from ._scores import scores_of as scores_of
 
-__all__ = ["scores_of"]
+# Other names are for the packages of snello.
+__all__ = []

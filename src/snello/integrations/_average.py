@@ -1,4 +1,4 @@
-"""A running average of the weights, beside the weights that are trained."""
+"""A running average of the weights in training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class WeightAverage(L.Callback):
     def start(self, model: nn.Module, steps: int) -> AveragedModel:
         """The average, built when it is first asked for; a resumed run goes on with its own.
 
-        A second ``fit`` of the same model goes on averaging; another model begins anew.
+        A second ``fit`` of the same model goes on averaging; another model starts a new average.
         """
         if self._source is not None and self._source() is not model:
             self.average = None

@@ -14,7 +14,7 @@ from snello.neurons import spread
 
 @contextmanager
 def frozen_rows_held(updates: SelectiveUpdate | None) -> Iterator[None]:
-    """Whatever happens inside, the neurons that are not updated are afterwards as they were.
+    """Restore the neurons that are not updated when the block ends.
 
     For a decay that reads the gradients of weights, as LOBSTER's: where none was computed it would
     find the loss insensitive to every weight, and nothing is known about them.

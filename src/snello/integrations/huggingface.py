@@ -13,7 +13,7 @@ from torch import nn
 from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
 from snello.pruning import Pruner
-from snello.sensitivity import Lobster, Sensitivity
+from snello.sensitivity import Sensitivity
 from snello.store import archives
 from snello.wrappers import OwnHook
 
@@ -28,8 +28,7 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
-    """A ``transformers.TrainerCallback`` over the public API:
-    ``Trainer(callbacks=[huggingface_callback(...)])``.
+    """Build a callback of transformers: ``Trainer(callbacks=[huggingface_callback(...)])``.
 
     The sensitivity observes every training forward and decays after every step of the optimizer;
     the pruner is asked after every evaluation, ``updates`` at the end of every epoch. State lies in
@@ -38,7 +37,7 @@ def huggingface_callback(
 
     Args:
         sensitivity: ``lambda model: SeReNe(model, 1e-4)``.
-        pruner: ``lambda model, optimizer: Pruner(model, optimizer, validation_loss, twt=0.05)``.
+        pruner: ``lambda model, optimizer: Pruner(model, optimizer, validation_loss)``.
         updates: ``lambda model, optimizer: NEq(model, optimizer, probe)``.
         monitor: the metric of an evaluation that the pruner looks at; it is a loss.
 
@@ -82,9 +81,9 @@ def huggingface_callback(
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if "sensitivity" in self.parts:  # gradients are still there
-                by_gradient = isinstance(self.parts["sensitivity"], Lobster)
-                with frozen_rows_held(self.parts.get("updates") if by_gradient else None):
-                    self.parts["sensitivity"].step()
+                decay = self.parts["sensitivity"]
+                with frozen_rows_held(self.parts.get("updates") if decay.by_gradient else None):
+                    decay.step()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             metrics = kwargs.get("metrics") or {}

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
-from snello.sensitivity import Lobster, Sensitivity
+from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
 
 from ._agree import agree_on_pruning
@@ -35,9 +35,7 @@ from ._scores import scores_of
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
-    """Copies of the model in which other callbacks, such as Lightning's own, average its
-    weights.
-    """
+    """Copies of the model in which other callbacks average its weights."""
     expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for value in vars(callback).values():
@@ -66,7 +64,30 @@ def monitored(trainer: L.Trainer, name: str) -> float:
     return float(metrics[name])
 
 
-class SensitivityPruning(L.Callback):
+class _Attached(L.Callback):
+    """A callback that detaches from the model however training ends, and resumes from checkpoints."""
+
+    _restored: Mapping[str, Any] | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Detach from the model."""
+        self._take_down()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Detach from the model: an interrupted training leaves nothing behind either."""
+        self._take_down()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint until training starts."""
+        self._restored = state_dict or None
+
+    def _take_down(self) -> None:
+        raise NotImplementedError
+
+
+class SensitivityPruning(_Attached):
     """Train with a sensitivity, prune on plateaus.
 
     With several processes (DDP) every one of them has this callback: sensitivities and losses are
@@ -83,7 +104,7 @@ class SensitivityPruning(L.Callback):
         epochs: decay and prune during this many epochs; the last of them ends with a pruning step,
             and the epochs after it fine-tune what is left. None: all epochs.
         monitor: name of the logged validation loss.
-        options: arguments of :class:`snello.pruning.Pruner` (granularity, twt, pwe, ...).
+        options: arguments of :class:`snello.pruning.Pruner` (granularity, amount, schedule, ...).
     """
 
     def __init__(
@@ -97,7 +118,6 @@ class SensitivityPruning(L.Callback):
     ) -> None:
         self._build, self._evaluate, self._options = sensitivity, evaluate, options
         self._epochs, self._monitor = epochs, monitor
-        self._restored: Mapping[str, Any] | None = None
         self._outputs: Any = None
         self._targets: Tensor | None = None
         self._steps = 0
@@ -130,9 +150,7 @@ class SensitivityPruning(L.Callback):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
-        model.
-        """
+        """The state to resume from: a checkpoint, once, or the last ``fit`` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -162,13 +180,11 @@ class SensitivityPruning(L.Callback):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The decay, after the optimizer's step: not after batches that only accumulate
-        gradients.
-        """
+        """Decay after a step of the optimizer, not after batches that only accumulate gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
-            by_gradient = isinstance(self.sensitivity, Lobster)
-            with frozen_rows_held(_updates(trainer) if by_gradient else None):
+            held = _updates(trainer) if self.sensitivity.by_gradient else None
+            with frozen_rows_held(held):
                 self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,17 +200,8 @@ class SensitivityPruning(L.Callback):
         if pruned:
             agree_on_pruning(self.pruner, _model(pl_module))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take every hook out; the masks stay in force."""
-        self._take_down()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """As at the end: a training that was interrupted leaves no hooks behind."""
-        self._take_down()
-
     def _take_down(self) -> None:
+        """Remove every hook; the masks stay in force."""
         if self.sensitivity is not None:
             self.sensitivity.remove()
         if self._hook is not None:
@@ -206,12 +213,8 @@ class SensitivityPruning(L.Callback):
             return {}
         return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint; taken in when training starts."""
-        self._restored = state_dict or None
 
-
-class SelectiveUpdateCallback(L.Callback):
+class SelectiveUpdateCallback(_Attached):
     """Skip the backward pass of the neurons that a selection names.
 
     Args:
@@ -232,7 +235,6 @@ class SelectiveUpdateCallback(L.Callback):
                 f"every is a number of steps of the optimizer, at least 1, not {every}"
             )
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
-        self._restored: Mapping[str, Any] | None = None
         self._begin = copy.deepcopy(selection.state_dict())
         self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None
         self._spent: list[EquilibriumStep] = []
@@ -257,7 +259,7 @@ class SelectiveUpdateCallback(L.Callback):
         self.last_step = self.neq.status()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note what the step cost; decide anew, where that is asked for between epochs."""
+        """Record the cost of the step; decide again after ``every`` steps."""
         assert self.neq is not None
         assert self.last_step is not None
         if trainer.global_step == self._steps:  # gradients were only accumulated
@@ -275,8 +277,10 @@ class SelectiveUpdateCallback(L.Callback):
             self.last_step = self.neq.step()
 
     def spent(self) -> tuple[float, float, float]:
-        """Share of neurons updated, backward FLOPs and dense backward FLOPs (paper's convention,
-        per sample): means over the steps of the present epoch.
+        """Means over the steps of the present epoch.
+
+        Returns the share of neurons updated, the backward FLOPs and the dense backward FLOPs, per
+        sample in the paper's convention.
         """
         assert self.last_step is not None
         steps = self._spent or [self.last_step]
@@ -285,17 +289,8 @@ class SelectiveUpdateCallback(L.Callback):
         )
         return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put every layer back as it was."""
-        self._take_down()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """As at the end: a training that was interrupted leaves no frozen layers behind."""
-        self._take_down()
-
     def _take_down(self) -> None:
+        """Unfreeze every layer; the state is kept for a next ``fit``."""
         if self.neq is not None and self._attached:
             self._last = ref(self.neq.model), self.neq.state_dict()
             self.neq.remove()
@@ -318,13 +313,9 @@ class SelectiveUpdateCallback(L.Callback):
         """For Lightning's checkpoint."""
         return dict(self.neq.state_dict()) if self.neq is not None else {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint; taken in when training starts."""
-        self._restored = state_dict or None
-
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
-    """What decides in this trainer which neurons are updated."""
+    """The object that selects the neurons to update in this trainer, or None."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from snello.errors import ConfigError, ModelError
-from snello.graph import Example, Graph, Inputs, capture
+from snello.errors import ConfigError, ModelError, SimplifyError
+from snello.graph import Example, Graph, Inputs, at_place, capture
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
-from .cost import CostModel, Plain, cost_model
+from .agreement import Agreement, agreement
+from .cost import CostModel, PlainCost, cost_model
 from .ir.channels import Layout
 from .ir.edits import SetNumber
 from .ir.plan import SimplificationPlan
@@ -51,7 +52,7 @@ def simplify(
     resolution where the model takes them, before it is returned.
 
     Args:
-        model: any model that torch.fx or torch.export can capture; it is not changed.
+        model: any model that runs on the example inputs; it is not changed.
         example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional
             arguments, a mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any
             nesting.
@@ -62,7 +63,7 @@ def simplify(
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose
             removal would cost more time in index operations and tables than it saves; "plain"
             leaves those whose removal would need any of these, for int8 runtimes and compilers,
-            whose fused graphs they break apart. Or a :class:`CostModel`: ``Latency(timings)`` with
+            whose fused graphs they break apart. Or a :class:`CostModel`: ``LatencyCost(timings)`` with
             the timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped
             convolutions are multiples of this, for hardware that likes such counts.
@@ -77,8 +78,9 @@ def simplify(
         remove, it computes what the original computes, operation by operation.
 
     Raises:
-        ModelError: if the model cannot be captured, does not run on the example inputs, or holds a
-        NaN. ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
+        ModelError: if the model does not run on the example inputs, gives nothing that could be
+            verified, or holds a NaN.
+        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
             parameters which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is
             untouched.
@@ -88,9 +90,12 @@ def simplify(
     source = sharing_parameters(model).eval()
     optimizers = optimizers_of(optimizer, "simplify")
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = source if _is_double(source) else copied(source).double()
+    # Never the source itself: some models keep what they have set for the size of an input.
+    reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
-    chosen = next(c for c in candidates if _holds(c, reference, inputs))
+    chosen = next((c for c in candidates if _holds(c, reference, inputs)), None)
+    if chosen is None:
+        raise _not_verifiable(reference, inputs)
     lean = chosen.build(source)
     plan = chosen.plan
     if _stored(lean) > _stored(source):  # a constant or two can take more than a tiny neuron
@@ -160,10 +165,29 @@ def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
             inputs,
             "narrowed outputs",
             lambda _: "the output",
+            decisions=True,
         )
     except Exception:  # the model's own code may raise anything on narrower tensors
         return False
     return True
+
+
+def _not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
+    """The reason why not even an unchanged copy of a model holds."""
+    name = type(reference).__name__
+    try:
+        compare(reference, reference, inputs, "outputs", lambda _: "the output", decisions=True)
+    except SimplifyError:
+        return ModelError(
+            f"{name} gives other outputs each time it runs in evaluation mode, so that no change of "
+            "it can be verified. A usual cause are random numbers that are drawn in forward()."
+        )
+    except Exception as error:  # whatever an operation raises that has no float64
+        reason = str(error).partition("\n")[0]
+        return ModelError(
+            f"{name} does not run in float64, in which its outputs are verified: {reason}"
+        )
+    return ModelError(f"{name} computes something else once it is copied: it cannot be verified")
 
 
 def _candidates(
@@ -173,22 +197,30 @@ def _candidates(
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
-    own = keep_class or not graph.runnable
-    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to, own)
+    agreed = agreement(model, graph, inputs)
+    own = keep_class or not graph.runnable or agreed.fault is not None
+    run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
-        yield from _of_own_class(run)
+        why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
+        for candidate in _of_own_class(run):
+            yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            yield _as_module(decision, mirrored)
-    yield _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+            yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
+    lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    yield _because(lean, run.why_graph(decision.plan))
+
+
+def _because(candidate: _Candidate, reason: str) -> _Candidate:
+    return replace(candidate, plan=replace(candidate.plan, reason=reason))
 
 
 def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     """Ways to simplify a model without a change to its forward."""
-    # An exported graph has numbers where the code may compute them: first without a look at those.
+    # A recorded graph has numbers where the code may compute them: first without a look at those.
     _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         if mirrored := attributes(run.model, run.facts, decision.plan):
@@ -217,9 +249,11 @@ class _Passes:
         cost: CostModel,
         round_to: int,
         own_class: bool,
+        agreed: Agreement,
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.cost, self.round_to, self.own_class = cost, round_to, own_class
+        self.domain = agreed.domain
         self.base = plan_of(model)
         self.refused: dict[fx.Node, str] = {}
 
@@ -238,6 +272,19 @@ class _Passes:
         """True if modules go because evaluation mode never calls them."""
         return bool(unreached(self.model, self.graph))
 
+    def why_graph(self, plan: SimplificationPlan) -> str:
+        """Say what of a plan the model's own forward cannot express."""
+        changed = [edit for edit in plan.edits if not isinstance(edit, SetNumber)]
+        for edit, what in (
+            *((edit, "channels are put in place for {!r}") for edit in changed),
+            *((edit, "a number of channels is written into {!r}") for edit in plan.edits),
+        ):
+            name = edit.nodes[-1]
+            node = next(node for node in self.graph.nodes if node.name == name)
+            return what.format(name) + at_place(node)
+        gone = unreached(self.model, self.graph)
+        return f"evaluation mode never calls {gone[0]!r}" if gone else "its forward is captured"
+
     def _repeated(
         self, finish: Callable[[Arrangement], tuple[Arrangement, Decision]]
     ) -> tuple[Arrangement, Decision]:
@@ -254,6 +301,7 @@ class _Passes:
             input_shapes=self.inputs.shapes,
             left_alone=left_alone(self.model, self.facts, arrangement, own_class=self.own_class),
             base=self.base,
+            domain=self.domain,
             constants=_checked(self.graph.constants),
         )
         return lower(self.facts, arrangement, overwritable(self.facts, arrangement), draft)
@@ -285,6 +333,8 @@ def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
         base=plan.base,
         representation=plan.representation,
         constants=plan.constants,
+        reason=plan.reason,
+        domain=plan.domain,
     )
 
 

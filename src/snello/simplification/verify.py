@@ -5,17 +5,27 @@ returned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import SimplifyError
-from snello.graph import ByName, Example, Inputs, bind, capture
+from snello.graph import (
+    ByName,
+    Decision,
+    Decisions,
+    Example,
+    Inputs,
+    bind,
+    capture,
+    parts_of,
+    tensors_of,
+)  # fmt: skip
 
 from .ir.channels import Layout
+from .sizes import more_examples, smaller
 
 TOLERANCE = 1e-9
 """Largest difference allowed, relative to the variation of the outputs over the batch: see :func:`difference`."""
@@ -40,7 +50,8 @@ def verify(
     Args:
         reference, lean: both in float64 and in evaluation mode.
         layouts, axes: channels of each node of the reference's graph that the lean model has, and
-        their axis. inputs: the example inputs, of any dtype.
+            their axis.
+        inputs: the example inputs, of any dtype.
 
     Raises:
         SimplifyError: naming the first layer whose output differs.
@@ -60,6 +71,8 @@ def compare(
     what: str,
     where: Callable[[Inputs], str],
     advice: str = "",
+    *,
+    decisions: bool = False,
 ) -> None:
     """Compare outputs on the example inputs and, where the model takes it, at another size.
 
@@ -69,13 +82,17 @@ def compare(
         what: name of the candidate's outputs, for the error.
         where: function that names the first layer whose output differs on a batch.
         advice: a way out, for the error.
+        decisions: whether to compare what the models decide by, too, and to give the decisions of
+            the original to the candidate, which rounding could turn where scores are equal. For a
+            candidate that runs the code of the original.
 
     Raises:
         SimplifyError: if the outputs differ by more than rounding explains, or have another
             structure.
     """
-    for batch, expected in _batches(reference, Inputs.of(inputs)):
-        found = outputs(candidate, batch)
+    run = _deciding if decisions else _plainly
+    for batch, (expected, known) in _batches(reference, Inputs.of(inputs), run):
+        found, taken = run(candidate, batch, known)
         shapes = ", ".join(map(str, batch.shapes))
         if structure(found) != structure(expected):
             raise SimplifyError(
@@ -83,8 +100,8 @@ def compare(
                 f"{structure(expected)}, on inputs of shape {shapes}. The model was left as it is. "
                 f"{advice}".rstrip()
             )
-        error = worst_difference(expected, found)
-        if not (error <= TOLERANCE or error <= _rounding(reference, batch, expected)):
+        error = _error((expected, known), (found, taken))
+        if not (error <= TOLERANCE or error <= _rounding(reference, batch, (expected, known), run)):
             raise SimplifyError(
                 f"{what} differ by {error:.1e} of what the outputs vary (allowed {TOLERANCE:.0e}) on "
                 f"inputs of shape {shapes}; the first difference is at {where(batch)}. The model was left "
@@ -92,26 +109,52 @@ def compare(
             )
 
 
-def _batches(reference: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, object]]:
+_Result = tuple[object, Sequence[Decision]]
+"""An output, and the decisions on the way to it."""
+
+_Run = Callable[[nn.Module, Inputs, Sequence[Decision] | None], _Result]
+"""Runs a model on a batch, with the decisions of another run if there are any."""
+
+
+def _plainly(model: nn.Module, batch: Inputs, known: Sequence[Decision] | None = None) -> _Result:
+    return outputs(model, batch), ()
+
+
+def _deciding(model: nn.Module, batch: Inputs, known: Sequence[Decision] | None = None) -> _Result:
+    with Decisions(known) as decisions:
+        output = outputs(model, batch)
+    return output, decisions.taken
+
+
+def _error(expected: _Result, found: _Result) -> float:
+    """Largest difference of outputs and of what decisions were made by."""
+    if len(expected[1]) != len(found[1]):
+        return math.inf
+    before, after = ([d.read for d in decisions] for _, decisions in (expected, found))
+    return worst_difference((expected[0], before), (found[0], after))
+
+
+def _batches(reference: nn.Module, inputs: Inputs, run: _Run) -> Iterator[tuple[Inputs, _Result]]:
     """Batches to compare on: the example inputs and, where the model takes it, another one; with
     outputs.
     """
     first = inputs.map(_double)
-    yield first, outputs(reference, first)
+    yield first, run(reference, first, None)
     for resize in (True, False):
         other = first.map(lambda x, resize=resize: _resized(x, resize))  # type: ignore[misc]
         try:
-            expected = outputs(reference, other)
+            expected = run(reference, other, None)
         except Exception:  # this model takes one resolution, or one batch size
             continue
         yield other, expected
         return
 
 
-def _rounding(reference: nn.Module, batch: Inputs, expected: object) -> float:
+def _rounding(reference: nn.Module, batch: Inputs, expected: _Result, run: _Run) -> float:
     """Difference that rounding explains: see :data:`ROUNDING`."""
     nudged = batch.map(lambda x: x * (1 + 2**-52) if x.is_floating_point() else x)
-    return min(ROUNDING * worst_difference(expected, outputs(reference, nudged)), LOOSEST)
+    effect = _error(expected, run(reference, nudged, expected[1]))
+    return min(ROUNDING * effect, LOOSEST)
 
 
 @torch.no_grad()
@@ -125,35 +168,9 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, resize: bool) -> Tensor:
-    """Make another batch: one example more, three at most, at three quarters of the resolution if
-    there is one.
-    """
+    """Make another batch, at three quarters of the resolution, or of the number of indices."""
     # Batch size and resolution that were baked into the lean graph show at another size.
-    batch = torch.cat([x, x[:1].flip(-1) * 0.5 if x.is_floating_point() else x[:1].flip(-1)])
-    batch = batch[-3:]
-    if resize and x.dim() > 2 and x.is_floating_point():
-        for axis in range(2, x.dim()):
-            batch = batch.narrow(axis, 0, max(1, (3 * x.shape[axis]) // 4))
-    return batch.contiguous()
-
-
-def _parts(output: object) -> dict[str, object] | None:
-    """Items of a container by key, index or field name; None for anything else."""
-    if isinstance(output, Mapping):  # tracing makes a plain dict of every kind of mapping
-        return {repr(key): value for key, value in output.items()}
-    if isinstance(output, (list, tuple)):
-        return {str(index): value for index, value in enumerate(output)}
-    if is_dataclass(output) and not isinstance(output, type):
-        return {field.name: getattr(output, field.name) for field in fields(output)}
-    return None
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    """All tensors, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    for part in (_parts(output) or {}).values():
-        yield from _tensors(part)
+    return more_examples(smaller(x) if resize else x)
 
 
 def structure(output: object) -> str:
@@ -162,7 +179,7 @@ def structure(output: object) -> str:
     """
     if isinstance(output, Tensor):
         return "tensor"
-    if (parts := _parts(output)) is None:
+    if (parts := parts_of(output)) is None:
         simple = output is None or isinstance(output, (int, float, str))
         return repr(output) if simple else type(output).__name__
     if isinstance(output, (list, tuple)):
@@ -176,7 +193,7 @@ def worst_difference(expected: object, found: object) -> float:
 
     Both must have one :func:`structure`.
     """
-    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    pairs = zip(tensors_of(expected), tensors_of(found), strict=True)
     differences = [difference(a, b) for a, b in pairs]
     return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
 

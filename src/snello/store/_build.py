@@ -26,12 +26,11 @@ from ._libraries import (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network as data: what a recipe says and what a checkpoint records.
+    """A network as data, for recipes, checkpoints and model files.
 
     Attributes:
-        name: ``"package.module:factory"``; or, for a network that the library
-            registers, ``"snello.lab.models:resnet_32"``, a torchvision name, ``"timm:NAME"``,
-            ``"transformers:CLASS"``, or ``"package.module:factory"``.
+        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a name of
+            torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
         arguments: keyword arguments of the factory; plain values, so that they can be written as
             JSON.
     """
@@ -116,8 +115,7 @@ def import_factory(name: str) -> Factory:
 
 
 def find_known(name: str) -> Factory | None:
-    """A network of snello's or a registered model of a library; None for any other
-    ``"module:factory"``.
+    """Find a network of snello's or a registered model of a library; None for other factories.
 
     Raises:
         ModelError: for a name without a colon that neither snello nor torchvision knows.
@@ -157,10 +155,8 @@ def _call(name: str, factory: Factory, arguments: dict[str, Any]) -> Any:
 
 
 def _signature(factory: Factory) -> inspect.Signature | None:
-    for evaluated in (
-        True,
-        False,
-    ):  # annotations read better evaluated, where their names can be found
+    # Annotations read better evaluated, where their names can be found.
+    for evaluated in (True, False):
         try:
             signature = inspect.signature(factory, eval_str=evaluated)
             return signature.replace(return_annotation=inspect.Signature.empty)
@@ -196,6 +192,6 @@ def _unknown(name: str) -> ModelError:
     close = difflib.get_close_matches(name.lower(), [*reference_names(), *names], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return ModelError(
-        f"there is no model {name!r}; {hint}snello.lab.models.available() lists snello's own, "
+        f"there is no model {name!r}; {hint}snello.lab.models.model_names() lists snello's own, "
         "torchvision.models.list_models() lists torchvision's, 'package.module:factory' names yours"
     )

@@ -1,5 +1,4 @@
-"""Models of other libraries by name: looked up in the library's own registry, never by an import
-path.
+"""Models of other libraries, looked up by name in the library's registry.
 
 A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such
 as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text behind the colon is
@@ -23,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from snello.errors import MissingExtraError, ModelError, require
+from snello.nested import entries
 
 Factory = Callable[..., nn.Module]
 
@@ -50,7 +50,7 @@ def library_factory(name: str) -> Factory | None:
     """Find a registered model of torchvision, timm or transformers.
 
     Returns:
-        What builds it; None if the name is none of theirs.
+        Its factory; None if the name is none of theirs.
 
     Raises:
         MissingExtraError: if the library is not installed.
@@ -79,7 +79,7 @@ def reference_factory(name: str) -> Factory | None:
 
 def reference_names() -> tuple[str, ...]:
     """Short names of the networks of the papers, which :mod:`snello.lab` brings."""
-    return tuple(importlib.import_module(REFERENCE).available())
+    return tuple(importlib.import_module(REFERENCE).model_names())
 
 
 def _reference(name: str) -> Factory | None:
@@ -113,18 +113,13 @@ def _transformers(name: str) -> Factory | None:
     with installed_packages_only():
         try:
             found = getattr(transformers, name)
-        except (
-            ImportError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # it needs a package of its own
+        # A model may need a package of its own.
+        except (ImportError, AttributeError, RuntimeError) as error:
             raise ModelError(f"transformers cannot import {name}: {error}") from error
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     config_class = getattr(found, "config_class", None)
     if not is_model or config_class is None or config_class.model_type.startswith("timm"):
-        return (
-            None  # wrappers of timm take names on the hub: timm's own models are named 'timm:...'
-        )
+        return None  # wrappers of timm take names on the hub; 'timm:...' names timm's own models
     return partial(_from_config, found)
 
 
@@ -150,14 +145,13 @@ LIBRARIES: dict[str, Callable[[str], Factory | None]] = {
 
 
 def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
-    """The first argument, at any depth, that would load or download something; None if there is
-    none.
+    """Find the first argument, at any depth, that would load or download something.
 
     Args:
         library: the part of the model's name before the colon.
         arguments: plain data.
     """
-    for key, value in _entries(arguments):
+    for key, value in entries(arguments):
         if library == "transformers":
             if _IMPLEMENTATION.search(key) and any(
                 v not in _OWN_IMPLEMENTATIONS for v in _leaves(value)
@@ -168,17 +162,6 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
         if _LOADING.search(key) and value:
             return key
     return None
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a mapping and of the mappings in it."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key), inner
-            yield from _entries(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _entries(inner)
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from snello.errors import ConfigError, MissingExtraError, ModelError
 from ._build import ModelSpec, build, build_with, find_known
 from ._libraries import (
     LIBRARIES,
+    Factory,
     installed_packages_only,
     loading_argument,
     offline,
@@ -29,11 +30,11 @@ _BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 def build_untrusted(
     spec: ModelSpec, trust: str | Collection[str] = (), *, where: str = "the record"
 ) -> nn.Module:
-    """Make the network that a file names; nothing else of the file's choice is imported or called.
+    """Build the network that a file names; import or call nothing else of the file's choice.
 
     Args:
         spec: the name and the arguments from the file. Without trust the name is one of
-            :func:`snello.lab.models.available`, or a registered model of torchvision (``"resnet18"``), timm
+            :func:`snello.lab.models.model_names`, or a registered model of torchvision (``"resnet18"``), timm
             (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
             with arguments that load nothing.
         trust: names that may be any ``"package.module:factory"``: exactly these are imported and
@@ -82,8 +83,7 @@ def names_own_code(name: str) -> bool:
 
 
 def imported_factory(name: str) -> Any:
-    """Return ``"package.module:factory"`` from a module that this process has imported; nothing is
-    imported.
+    """Find a factory in the modules that this process has imported; import nothing.
 
     Raises:
         ModelError: if the module has no such name, or there is no such module.
@@ -105,7 +105,33 @@ def imported_factory(name: str) -> Any:
     return found
 
 
+def checked_factory(spec: ModelSpec, where: str) -> Factory:
+    """The factory of a registered model of a library; it is not called.
+
+    Args:
+        spec: the name and the arguments from a file.
+        where: the file, for messages.
+
+    Raises:
+        ModelError: if no library has such a model, or an argument would load or download something.
+        MissingExtraError: if the library is not installed.
+    """
+    try:
+        _check_plain(spec.arguments)
+        return _library_factory(spec)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{where}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
 def _library_model(spec: ModelSpec) -> nn.Module:
+    factory = _library_factory(spec)
+    with installed_packages_only(), offline():
+        return build_with(factory, spec.name, spec.arguments)
+
+
+def _library_factory(spec: ModelSpec) -> Factory:
     library, colon, model = spec.name.rpartition(":")
     if not colon and not _BARE_NAME.fullmatch(model):
         raise ModelError(f"there is no model {_shown(model)}")
@@ -121,8 +147,7 @@ def _library_model(spec: ModelSpec) -> nn.Module:
             f"its model {_shown(spec.name)} has the argument {_shown(key)}, which would load or download "
             "something; a file holds its own weights: leave it out, or " + _advice(spec.name)
         )
-    with installed_packages_only(), offline():
-        return build_with(factory, spec.name, spec.arguments)
+    return factory
 
 
 def _advice(name: str) -> str:
@@ -144,7 +169,7 @@ def _shown(name: str) -> str:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Plain data only, as from JSON: :meth:`ModelSpec.from_dict` takes any mapping."""
+    """Refuse values that JSON does not have: :meth:`ModelSpec.from_dict` takes any mapping."""
     if depth > _MAX_DEPTH:
         raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):

@@ -17,8 +17,7 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Fill a model with the weights of a file; either all of them fit, or the model is left as it
-    was.
+    """Fill a model with the weights of a file, all of them or none.
 
     The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a
     ``state_dict``, or a mapping with one under ``"state_dict"``; a ``module.`` before every key
@@ -70,9 +69,7 @@ def _fetch(name: str) -> dict[str, Tensor]:
         ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (
-        Exception
-    ) as error:  # URLError, RuntimeError for a wrong hash, a damaged file in the cache …
+    except Exception as error:  # no network, a wrong hash, a damaged file in the cache …
         raise ModelError(
             f"the weights {name!r} cannot be fetched from {weights.url}: {_first_line(error)}; download the file "
             "elsewhere and give its path"

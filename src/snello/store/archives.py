@@ -71,10 +71,10 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
             "again from where it came from"
         )
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # of other kinds of files, about which the errors below say enough
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the errors below say enough about other kinds of files
             content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds on a damaged file
         if names := _pickled_code(Path(path)):
@@ -100,7 +100,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
-    """The error of the operating system behind one of torch's, with the size of the whole file."""
+    """Operating system's error behind one of torch's, with the size of the whole file."""
     needed = _size_of(content)
     try:
         with open(path, "r+b") as file:
@@ -122,7 +122,7 @@ def _size_of(content: Any) -> int:
 
 
 class _Counter:
-    """A file that keeps the number of its bytes alone."""
+    """A file that counts its bytes and drops them."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -132,12 +132,11 @@ class _Counter:
         return len(data)
 
     def flush(self) -> None:
-        """For torch, which asks for it at the end."""
+        """Do nothing; torch calls it at the end."""
 
 
 def _fits(path: str | Path) -> bool:
-    """Compare the digest at the end of a file with its bytes; True for a file of torch, which has
-    none.
+    """Compare the digest at the end of a file with its bytes; True for a file without one.
 
     Raises:
         ModelError: if the file cannot be read.
@@ -156,7 +155,7 @@ def _fits(path: str | Path) -> bool:
 
 
 def _is_torchs(file: BinaryIO, size: int) -> bool:
-    """Tell torch's own files: no zip archive, or one that ends in a record without a comment.
+    """Recognise torch's own files: no zip archive, or one that ends without a comment.
 
     Torch writes no other comments, so an archive with one has a digest, though the label may be
     damaged.
@@ -175,22 +174,20 @@ def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _sha256(file: BinaryIO, size: int) -> str:
-    """The SHA-256 of the first bytes of a file, which is left standing behind them."""
+    """SHA-256 of the first bytes of a file, whose position is then behind them."""
     sha = hashlib.sha256()
     file.seek(0)
     while size:
         chunk = file.read(min(size, _CHUNK))
         if not chunk:
-            break  # somebody has cut the file meanwhile
+            break  # the file was cut meanwhile
         sha.update(chunk)
         size -= len(chunk)
     return sha.hexdigest()
 
 
 def _pickled_code(path: Path) -> list[str]:
-    """Names of functions and classes that the pickles of a file refer to, beyond torch's own for
-    tensors.
-    """
+    """Names of functions and classes in the pickles of a file, without those of tensors."""
     try:
         return list(dict.fromkeys(name for data in _pickles(path) for name in _names_in(data)))
     except (OSError, zipfile.BadZipFile, ValueError, IndexError, KeyError, RuntimeError):
@@ -205,9 +202,7 @@ def _pickles(path: Path) -> list[bytes]:
 
 
 def _names_in(data: bytes) -> list[str]:
-    """The globals of one pickle after the other, as far as the bytes are pickles; nothing is
-    run.
-    """
+    """Names of the globals in a row of pickles; nothing is run."""
     names, texts, stream = [], ["", ""], io.BytesIO(data)
     try:
         while stream.tell() < len(data):
@@ -224,7 +219,7 @@ def _names_in(data: bytes) -> list[str]:
 
 
 def _is_of_tensors(name: str) -> bool:
-    """Tell what every state_dict refers to from code of others."""
+    """Recognise a name that every state_dict refers to."""
     module, _, last = name.rpartition(".")
     if module == "torch":
         return last.endswith("Storage") or isinstance(

@@ -1,12 +1,11 @@
-"""Images to learn from, in memory where they fit and in their files where they do not, cut into
-three parts.
+"""Datasets of images, in memory or streamed from their files, in three parts.
 
 Thresholds are chosen on the validation part and accuracy is reported on the test part, so the two
 never share an image: the test part is the dataset's own and depends on nothing, the validation part
 is cut from the training part by a seed (class by class where every image has one).
 
->>> from snello.lab.datasets import load, loader
->>> splits = load("digits", validation=0.1, seed=0)
+>>> from snello.lab.datasets import load_dataset, loader
+>>> splits = load_dataset("digits", validation=0.1, seed=0)
 >>> splits.task, splits.input_shape, len(splits.classes)
 ('classification', (1, 8, 8), 10)
 >>> batches = loader(splits.train, splits, batch_size=32, shuffle=True, seed=0)
@@ -37,18 +36,19 @@ Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the c
 augmentation, He et al., "Deep residual learning for image recognition", 2016, section 4.2.
 """
 
-from snello.lab.datasets._batches import loader as loader
-from snello.lab.datasets._load import FIXED_SIZE as FIXED_SIZE
-from snello.lab.datasets._load import available as available
-from snello.lab.datasets._load import load as load
-from snello.lab.datasets._types import DataSplits as DataSplits
-from snello.lab.datasets._types import Images as Images
-from snello.lab.datasets._types import Part as Part
-from snello.lab.datasets._types import Splits as Splits
-from snello.lab.datasets._types import StreamedImages as StreamedImages
-from snello.lab.datasets._types import StreamedSplits as StreamedSplits
+from ._batches import loader as loader
+from ._load import FIXED_SIZE as FIXED_SIZE
+from ._load import dataset_names as dataset_names
+from ._load import load_dataset as load_dataset
+from ._types import DataSplits as DataSplits
+from ._types import Images as Images
+from ._types import Part as Part
+from ._types import Splits as Splits
+from ._types import StreamedImages as StreamedImages
+from ._types import StreamedSplits as StreamedSplits
 
+# Other names are for the packages of snello.
 __all__ = [
-    "FIXED_SIZE", "DataSplits", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available", "load",
-    "loader",
+    "DataSplits", "Images", "Splits", "StreamedImages", "StreamedSplits", "dataset_names",
+    "load_dataset", "loader",
 ]  # fmt: skip

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from snello.errors import ConfigError, DataError
-from snello.lab.datasets._splits import derived_seed, generator
-from snello.lab.datasets._stream import Batch, EpochKeys, StreamedBatches
-from snello.lab.datasets._types import (
+
+from ._splits import derived_seed, generator
+from ._stream import Batch, EpochKeys, StreamedBatches
+from ._types import (
     DataSplits,
     Images,
     Part,
@@ -61,8 +62,9 @@ def loader(
             The draw belongs to (seed, epoch, image): it does not depend on the batch size, the
             workers, the number of processes, or the global random state.
         limit: use only the first so many images; the order of a part is random, so they are a fair
-        sample. replicas: number of processes among which the images are dealt out. The last of them
-            repeat a few images where their number is not a multiple.
+            sample.
+        replicas: number of processes among which the images are dealt out. The last of them repeat
+            a few images where their number is not a multiple.
         rank: this process, 0 … replicas − 1.
         workers: processes that decode streamed images, 0 for none; images in memory need none and
             start none.

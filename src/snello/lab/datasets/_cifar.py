@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from snello.errors import DataError
-from snello.lab.datasets._folders import class_names, read_parts
-from snello.lab.datasets._places import Request, missing, unpacked
-from snello.lab.datasets._torchvision import from_torchvision
-from snello.lab.datasets._types import Images, RawData
 from snello.store import archives
+
+from ._folders import class_names, read_parts
+from ._places import Request, missing, unpacked
+from ._torchvision import from_torchvision
+from ._types import Images, RawData
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_COUNTS = (50_000, 10_000)
@@ -20,7 +21,9 @@ TORCHVISION_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-
 
 
 def read_cifar10(request: Request) -> RawData:
-    """``cifar-10-batches-py``, else folders ``cifar10-jpeg`` or ``cifar10``, else
+    """Read CIFAR-10 from the first source found.
+
+    The sources are ``cifar-10-batches-py``, the folders ``cifar10-jpeg`` and ``cifar10``, and
     ``cifar10-jpeg.tar.gz``.
     """
     places: list[Path] = []
@@ -80,9 +83,7 @@ def _folders(path: Path) -> RawData:
 
 
 def _archived(archive: Path) -> RawData:
-    """The images of an archive: unpacked and decoded once, then read from the cache as they were
-    decoded.
-    """
+    """Images of an archive, unpacked and decoded once, then read from the cache."""
     folder = unpacked(archive)
     file = folder.with_name(f"{folder.name}-decoded.pt")
     source = _with_train(folder, archive)

@@ -1,5 +1,4 @@
-"""COCO 2017 as semantic segmentation into the classes of Pascal VOC, as torchvision's references
-train on it.
+"""COCO 2017 as semantic segmentation into the classes of Pascal VOC, as in torchvision.
 
 The rules are those of
 https://github.com/pytorch/vision/blob/main/references/segmentation/coco_utils.py: other categories
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError, require
-from snello.lab.datasets._folders import fixed_order
-from snello.lab.datasets._places import Request, missing
-from snello.lab.datasets._texts import Texts
-from snello.lab.datasets._types import IGNORED, RawStream, StreamedImages
+
+from ._folders import fixed_order
+from ._places import Request, missing
+from ._texts import Texts
+from ._types import IGNORED, RawStream, StreamedImages
 
 VOC = {
     "background": 0, "aeroplane": 5, "bicycle": 2, "bird": 16, "boat": 9, "bottle": 44, "bus": 6, "car": 3,
@@ -38,8 +38,7 @@ _LABELS = {category: label for label, category in enumerate(VOC.values()) if lab
 
 
 def read_coco(request: Request) -> RawStream:
-    """``train2017`` and ``val2017`` with their ``annotations/instances_….json``; the latter is the
-    test part.
+    """Read ``train2017`` and ``val2017`` with their annotations; the latter is the test part.
 
     Raises:
         DataError: for a dataset that is missing, and for annotations that cannot be read.
@@ -93,7 +92,7 @@ def _part(place: Path, part: str) -> StreamedImages:
 
 @dataclass
 class _Objects:
-    """What VOC's classes have in one image: pixels in total, and (label, outline) of each."""
+    """Objects of VOC's classes in one image: total pixels, and (label, outline) of each."""
 
     area: float
     shapes: list[tuple[int, Any]]
@@ -147,9 +146,7 @@ class CocoMasks:
 
 
 def _covered(segmentation: Any, height: int, width: int) -> Tensor:
-    """Pixels of one instance, given as polygons or as a run-length code: boolean,
-    ``(height, width)``.
-    """
+    """Pixels of one instance, from polygons or a run-length code: boolean, ``(height, width)``."""
     tools = _tools()
     coded = isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list)
     runs = segmentation if coded else tools.frPyObjects(segmentation, height, width)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError, DataError, require
-from snello.lab.datasets._splits import cut_out, generator
-from snello.lab.datasets._types import Images, RawData
+
+from ._splits import cut_out, generator
+from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -65,9 +66,7 @@ def read_parts(path: Path, image_size: int | None) -> RawData:
 
 
 def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The folders ``train``, ``test`` and, where it is there, ``val``; all of them have the given
-    classes.
-    """
+    """The folders ``train``, ``test`` and, if there is one, ``val``, with the given classes."""
     if not (path / "test").is_dir():
         raise DataError(
             f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
@@ -128,9 +127,7 @@ def fixed_order(count: int) -> Tensor:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Every image file in a folder and the folders within, sorted. (os.walk: rglob is slow on
-    ImageNet.)
-    """
+    """Image files in a folder and the folders within, sorted."""
     found = [
         os.path.join(where, name)
         for where, _, names in os.walk(folder)

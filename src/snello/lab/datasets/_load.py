@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from snello.errors import ConfigError, require
-from snello.lab.datasets._cifar import read_cifar10, read_cifar100
-from snello.lab.datasets._coco import read_coco
-from snello.lab.datasets._folders import TEST_SHARE, read_image_folder
-from snello.lab.datasets._masks import read_mask_folder
-from snello.lab.datasets._places import Request, missing, roots
-from snello.lab.datasets._splits import channel_statistics, cut_out, resized
-from snello.lab.datasets._streamed import read_imagenet, stream_image_folder
-from snello.lab.datasets._torchvision import from_torchvision
-from snello.lab.datasets._types import (
+
+from ._cifar import read_cifar10, read_cifar100
+from ._coco import read_coco
+from ._folders import TEST_SHARE, read_image_folder
+from ._masks import read_mask_folder
+from ._places import Request, missing, roots
+from ._splits import channel_statistics, cut_out, resized
+from ._streamed import read_imagenet, stream_image_folder
+from ._torchvision import from_torchvision
+from ._types import (
     DataSplits,
     Images,
     RawData,
@@ -41,12 +42,12 @@ _STREAMED_SIZES: dict[Task, tuple[int, int]] = {
 """Side of a crop, and shorter side of an image in evaluation, as in torchvision's reference scripts."""
 
 
-def available() -> tuple[str, ...]:
-    """The names that :func:`load` knows."""
+def dataset_names() -> tuple[str, ...]:
+    """The names that :func:`load_dataset` knows."""
     return tuple(_READERS)
 
 
-def load(
+def load_dataset(
     name: str,
     root: str | Path | None = None,
     *,
@@ -188,6 +189,6 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 }
 
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
-"""Datasets whose images have one size of their own, which nobody else should change without being asked."""
+"""Datasets whose images have one size, which is changed on request only."""
 
 _WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError, require
-from snello.lab.datasets._folders import check_folder, fixed_order, image_files
-from snello.lab.datasets._texts import Texts
-from snello.lab.datasets._types import IGNORED, RawStream, StreamedImages
+
+from ._folders import check_folder, fixed_order, image_files
+from ._texts import Texts
+from ._types import IGNORED, RawStream, StreamedImages
 
 
 def read_mask_folder(path: Path) -> RawStream:

@@ -1,4 +1,4 @@
-"""Where datasets are looked for, and how an archive is unpacked into the cache."""
+"""Folders that are searched for datasets, and the cache of unpacked archives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE = "SNELLO_DATA"
 
 @dataclass(frozen=True)
 class Request:
-    """What :func:`snello.lab.datasets.load` was asked for, as the readers need it."""
+    """Arguments of :func:`snello.lab.datasets.load_dataset` that the readers need."""
 
     roots: tuple[Path, ...]
     path: Path

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snello.errors import DataError
-from snello.lab.datasets._types import Images, StreamedImages
+
+from ._types import Images, StreamedImages
 
 PartT = TypeVar("PartT", Images, StreamedImages)
 
@@ -70,8 +71,7 @@ def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[Pa
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel of uint8 ``(N, C, H, W)``, scaled to 0 …
-    1.
+    """Mean and population deviation per channel of uint8 ``(N, C, H, W)``, scaled to 0 … 1.
 
     Computed from the histogram: exact up to float64, and without a floating copy of the dataset. A
     channel without any variation gets a deviation of 1, so that it normalises to zero rather than
@@ -90,9 +90,7 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def resized(images: Images, size: int | None) -> Images:
-    """Images resized to ``size`` × ``size`` (bilinear, antialiased); None keeps them as they
-    are.
-    """
+    """Images resized to ``size`` × ``size`` (bilinear, antialiased); None keeps their size."""
     if size is None or images.pixels.shape[2:] == (size, size) or len(images) == 0:
         return images
     parts = [

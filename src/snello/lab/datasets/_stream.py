@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from snello.errors import require
-from snello.lab.datasets._folders import open_rgb
-from snello.lab.datasets._splits import derived_seed
-from snello.lab.datasets._types import IGNORED, StreamedImages, StreamedSplits
-from snello.lab.datasets._views import view
+
+from ._folders import open_rgb
+from ._splits import derived_seed
+from ._types import IGNORED, StreamedImages, StreamedSplits
+from ._views import view
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]
@@ -72,9 +73,7 @@ class StreamedBatches(Dataset[Batch]):
 
 
 class EpochKeys(DistributedSampler[Any]):
-    """Yields (epoch, place): worker processes that live longer than an epoch learn of the next one
-    too.
-    """
+    """Yield (epoch, place), so that workers that outlive an epoch know the next one."""
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -97,9 +96,7 @@ def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Random draws on the CPU come from this seed inside the block; outside, nothing has
-    happened.
-    """
+    """Seed random draws on the CPU inside the block; restore the generator after it."""
     # Not torch.manual_seed: it would reseed the GPU as well.
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from snello.errors import DataError
-from snello.lab.datasets._folders import (
+
+from ._folders import (
     TEST_SHARE,
     check_folder,
     check_same_classes,
@@ -17,19 +18,17 @@ from snello.lab.datasets._folders import (
     list_classes,
     part_folders,
 )
-from snello.lab.datasets._places import Request, missing
-from snello.lab.datasets._splits import cut_out
-from snello.lab.datasets._texts import Texts
-from snello.lab.datasets._types import RawStream, StreamedImages
+from ._places import Request, missing
+from ._splits import cut_out
+from ._texts import Texts
+from ._types import RawStream, StreamedImages
 
 IMAGENET_CLASSES = 1000
 ARCHIVE = "ILSVRC2012_img_train.tar"
 
 
 def stream_image_folder(path: Path) -> RawStream:
-    """The folders that :func:`snello.lab.datasets._folders.read_image_folder` takes, listed but not
-    decoded.
-    """
+    """List the folders that ``read_image_folder`` takes, without decoding."""
     check_folder(path)
     if not (path / "train").is_dir():
         classes = class_names(path)
@@ -46,17 +45,13 @@ def stream_image_folder(path: Path) -> RawStream:
 
 
 def stream_classes(folder: Path, classes: Sequence[str]) -> StreamedImages:
-    """The files of ``folder/CLASS/**``, in the order of
-    :func:`snello.lab.datasets._folders.list_classes`.
-    """
+    """Files of ``folder/CLASS/**``, in the order of ``list_classes``."""
     files, labels = list_classes(folder, classes)
     return StreamedImages(Texts(files), labels)
 
 
 def read_imagenet(request: Request) -> RawStream:
-    """ILSVRC2012 with its parts ``train`` and ``val`` sorted into class folders, as torchvision
-    unpacks it.
-    """
+    """List ILSVRC2012, its ``train`` and ``val`` sorted into class folders as by torchvision."""
     places = [root / name for root in request.roots for name in ("imagenet", "ILSVRC2012", "")]
     for place in places:
         if (place / "train").is_dir() and (place / "val").is_dir():
@@ -92,9 +87,7 @@ def _imagenet(place: Path) -> RawStream:
 
 
 def _names(place: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first English name of every class, from the file that torchvision leaves; else the
-    WordNet ids.
-    """
+    """First English name of every class, from the file of torchvision; else WordNet ids."""
     file = place / "meta.bin"
     if not file.is_file():
         return ids

@@ -1,4 +1,4 @@
-"""What a dataset is: in memory where it fits, in its files where it does not."""
+"""Types of datasets: in memory, or streamed from their files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError
-from snello.lab.datasets._texts import Texts
+
+from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
 
@@ -68,7 +69,8 @@ class DataSplits:
         classes: name of each class, by label.
         mean: per channel, of the training part, pixels scaled to 0 … 1.
         std: population standard deviation per channel, likewise; 1 for a channel without any
-        variation. source: where the images were read from.
+            variation.
+        source: where the images were read from.
     """
 
     name: str
@@ -82,7 +84,7 @@ class DataSplits:
 
     @property
     def task(self) -> Task:
-        """What is predicted: always one class per image."""
+        """The task: always one class per image."""
         return "classification"
 
     @property
@@ -93,16 +95,12 @@ class DataSplits:
 
 
 class MaskSource(Protocol):
-    """Where the segmentation masks of a streamed part come from; sent to worker processes by
-    pickle.
-    """
+    """Source of the masks of a streamed part; pickled for worker processes."""
 
     def __len__(self) -> int: ...
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Classes of the pixels of one image: uint8, shape ``(height, width)``, 255 where there is
-        none.
-        """
+        """Class of each pixel of one image: uint8, ``(height, width)``, 255 for none."""
         ...
 
     def subset(self, indices: Tensor) -> MaskSource:

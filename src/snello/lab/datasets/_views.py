@@ -1,11 +1,12 @@
-"""How a network sees a streamed image: the transforms of torchvision's reference scripts."""
+"""Transforms of streamed images, those of torchvision's reference scripts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from snello.errors import require
-from snello.lab.datasets._types import IGNORED, StreamedSplits
+
+from ._types import IGNORED, StreamedSplits
 
 
 def view(splits: StreamedSplits, augment: str) -> Any:

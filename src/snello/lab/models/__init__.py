@@ -4,8 +4,8 @@ Each has a factory here, and is named by it: ``"snello.lab.models:resnet_32"`` i
 record, or ``"resnet-32"`` for short. :func:`snello.store.build` makes any network by name,
 :func:`snello.store.load_weights` fills it.
 
->>> from snello.lab.models import available, resnet_20
->>> available()[:3], available()[-2:]
+>>> from snello.lab.models import model_names, resnet_20
+>>> model_names()[:3], model_names()[-2:]
 (('lenet-300-100', 'lenet-5', 'resnet-20'), ('vgg-16-cifar', 'alexnet-cifar'))
 >>> sum(p.numel() for p in resnet_20(classes=10).parameters())
 269722
@@ -52,17 +52,10 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
 """What a file may name behind ``snello.lab.models:`` -> factory."""
 
 
-def available() -> tuple[str, ...]:
+def model_names() -> tuple[str, ...]:
     """Short names of the networks."""
     return tuple(name.replace("_", "-") for name in FACTORIES)
 
 
-__all__ = [
-    "FACTORIES",
-    "CifarAlexNet",
-    "CifarResNet",
-    "CifarVGG16",
-    "LeNet5",
-    "LeNet300",
-    "available",
-]
+# Other names are for the packages of snello.
+__all__ = ["CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "model_names"]

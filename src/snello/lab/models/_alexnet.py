@@ -8,8 +8,7 @@ from ._initialise import lecun
 
 
 class CifarAlexNet(nn.Module):
-    """AlexNet with 3×3 kernels for small images, without biases: 23 631 552 parameters for 100
-    classes.
+    """AlexNet with 3×3 kernels, without biases: 23 631 552 parameters for 100 classes.
 
     Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, in
     the form that CIFAR implementations share: the first two kernels shrink to 3×3, the first stride

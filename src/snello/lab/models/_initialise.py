@@ -1,4 +1,4 @@
-"""How the reference networks start."""
+"""Initial weights of the reference networks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from torch import nn
 
 
 def kaiming(module: nn.Module) -> None:
-    """He et al., "Delving deep into rectifiers", 2015: what the published accuracies were trained
-    from.
-    """
+    """Initialise as in He et al., "Delving deep into rectifiers", 2015, as published."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight)
 

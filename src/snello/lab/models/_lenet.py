@@ -48,8 +48,7 @@ class LeNet300(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 in Caffe's variant, 20-50-500-10: the one that the pruning papers count, 431 080
-    parameters.
+    """LeNet-5 in Caffe's variant, 20-50-500-10, of the pruning papers: 431 080 parameters.
 
     Two unpadded 5×5 convolutions, each followed by 2×2 max pooling, then two linear layers. As in
     Caffe's ``lenet_train_test.prototxt``, the only ReLU stands between the two linear layers; there

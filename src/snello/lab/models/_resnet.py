@@ -11,7 +11,7 @@ from ._initialise import kaiming
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut without parameters (option A).
+    """Two 3×3 convolutions and a shortcut without parameters (option A).
 
     Where the block halves the image and doubles the channels, the shortcut takes every second pixel
     and pads the missing channels with zeros, half of them on either side.
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         """The block's input, at the shape of its output."""
         if self.stride == 1:
             return x
-        # Option A as published: literally a stride of 2, whatever parity the image has.
+        # Option A as published: a stride of 2, for images of odd size too.
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
 
     def forward(self, x: Tensor) -> Tensor:

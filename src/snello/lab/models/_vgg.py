@@ -11,8 +11,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 class CifarVGG16(nn.Module):
-    """VGG-16 with BatchNorm and two linear layers of 512 inputs: 14 991 946 parameters, 59.97 MB in
-    float32.
+    """VGG-16 with BatchNorm and two linear layers: 14 991 946 parameters, 59.97 MB.
 
     The 13 convolutions of Simonyan and Zisserman, "Very deep convolutional networks for large-scale
     image recognition", 2015, https://arxiv.org/abs/1409.1556, configuration D, and the head of

@@ -1,3 +1,4 @@
-"""Recipes: one YAML file per run; data, not code. ``snello recipes ls`` lists them, ``cp`` gives
-you your own.
+"""Recipes: one YAML file per run; data, not code.
+
+``snello recipes ls`` lists them, ``snello recipes cp`` copies one.
 """

@@ -27,8 +27,9 @@ from ._values import megabytes as megabytes
 from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
+# Other names are for the packages of snello.
 __all__ = [
-    "Table", "as_json", "busy", "cost_table", "flops", "markdown", "megabytes", "milliseconds", "percent",
-    "plot_costs", "plot_equilibrium", "plot_potential", "plot_updated", "progress", "reproduction_tables",
-    "round_trip_table", "shipping_table", "show", "training_table", "write_report", "write_reproduction",
+    "Table", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",
+    "training_table", "write_report", "write_reproduction",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from snello.equilibrium import EquilibriumStep
 from snello.errors import ConfigError
-from snello.store.modelfile import write_file
+from snello.files import write_file
 
 from ._plots import _figure, _finish
 from ._tables import Table
@@ -27,8 +27,7 @@ def plot_updated(
     *,
     xlabel: str = "epochs trained",
 ) -> Path:
-    """The share of updated neurons over a training, one line per run: SGD beside Adam, NEq beside
-    others.
+    """Plot the share of updated neurons over a training, one line per run.
 
     Args:
         runs: label -> the updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep`
@@ -121,7 +120,7 @@ def _symmetric_bins(linear: float, values: list[float]) -> list[float]:
 
 
 def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> Path:
-    """What is left of a plain step, counted and measured, side by side: one group of bars per run.
+    """Plot cost relative to a plain step, counted and measured: one group of bars per run.
 
     Args:
         costs: label -> the cost of a step with frozen neurons.

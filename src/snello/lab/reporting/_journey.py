@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from snello.files import write_text
+from snello.lab.methods import label_of
 
 from ._plots import plot_pruning, plot_updates
 from ._tables import Table, markdown
@@ -15,17 +16,6 @@ from ._values import as_json, flops, megabytes, milliseconds, percent
 
 if TYPE_CHECKING:  # drawing a table must not need the training extra
     from snello.lab.training import JourneyResult
-
-NAMES = {"lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq", "stochastic-star": "Stochastic*"}
-
-
-def method_label(method: str, plain: str = "Baseline") -> str:
-    """The name of a method for readers; ``plain`` is what the baseline is called."""
-    if method == "baseline":
-        return plain
-    return " + ".join(
-        NAMES.get(part, part.replace("-", " ").capitalize()) for part in method.split("+")
-    )
 
 
 def shipping_table(result: JourneyResult) -> Table:
@@ -46,8 +36,8 @@ def shipping_table(result: JourneyResult) -> Table:
         ),
         rows=tuple(
             (
-                method_label(row.method, "No pruning"),
-                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)})",
+                label_of(row.method, "No pruning"),
+                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)}){_mark(row.flag)}",
                 percent(row.pruned),
                 str(row.parameters) + (f"\n-{percent(row.removed)}" if row.removed > 0 else ""),
                 megabytes(row.simplified_bytes),
@@ -73,8 +63,8 @@ def training_table(result: JourneyResult) -> Table:
         ),
         rows=tuple(
             (
-                method_label(row.method),
-                percent(row.test_accuracy),
+                label_of(row.method),
+                f"{percent(row.test_accuracy)}{_mark(row.flag)}",
                 _with_change(row.paper_flops, dense.paper_flops if dense else 0),
                 _with_change(row.executed_flops, dense.executed_flops if dense else 0),
                 _times(row.backward_ratio),
@@ -107,8 +97,9 @@ def round_trip_table(result: JourneyResult) -> Table | None:
         ),
         rows=tuple(
             (
-                method_label(method),
-                f"{percent(shipped[method].test_accuracy)}\n({percent(shipped[method].decoded_accuracy)})",
+                label_of(method),
+                f"{percent(shipped[method].test_accuracy)}\n"
+                f"({percent(shipped[method].decoded_accuracy)}){_mark(shipped[method].flag)}",
                 _with_change(trained[method].executed_flops, cheap.executed_flops),
                 _times(trained[method].backward_ratio),
                 f"{trained[method].seconds:.0f}{_change(trained[method].seconds, cheap.seconds)}",
@@ -128,6 +119,10 @@ def round_trip_table(result: JourneyResult) -> Table | None:
             "full backward, in turns on the same batch; the seconds are of separate runs."
         ),
     )  # fmt: skip
+
+
+def _mark(flag: str) -> str:
+    return f"\n! {flag}" if flag else ""
 
 
 def _change(value: float, base: float) -> str:

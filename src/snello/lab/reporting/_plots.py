@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import require
-from snello.store.modelfile import write_file
+from snello.files import write_file
+from snello.lab.methods import METHOD_SPECS, label_of
 
 if TYPE_CHECKING:
     from snello.lab.training import JourneyResult, Reproduction, TrainingResult
 
-COLOURS = {"baseline": "0.35", "lobster": "tab:orange", "serene": "tab:blue", "neq": "tab:green"}
-LABELS = {"baseline": "baseline", "lobster": "LOBSTER", "serene": "SeReNe", "neq": "NEq"}
-
 
 def _style(method: str) -> dict[str, str]:
-    """Label and colour of a method; combinations and baselines take the next colour of matplotlib's
-    cycle.
-    """
-    label = " + ".join(LABELS.get(part, part) for part in method.split("+"))
-    return {"label": label, **({"color": COLOURS[method]} if method in COLOURS else {})}
+    """Label of a method, and its colour if it has one."""
+    spec = METHOD_SPECS.get(method)
+    colour = {"color": spec.colour} if spec and spec.colour else {}
+    return {"label": label_of(method), **colour}
 
 
 def plot_pruning(result: JourneyResult, path: Path) -> Path:
@@ -40,9 +37,7 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
 
 
 def plot_updates(result: JourneyResult, path: Path) -> Path:
-    """Share of neurons updated per epoch, and the measured backward time beside the two FLOP
-    counts.
-    """
+    """Plot the share of neurons updated per epoch above the cost of the backward pass."""
     figure, (share, cost) = _figure(2)
     for method, other in result.runs.items():
         if any(e.paper_dense_flops for e in other.epochs):
@@ -79,7 +74,7 @@ def _figure(rows: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # No pyplot: its global state and its choice of a screen are nobody's business here.
+    # No pyplot: it has global state and chooses a screen.
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, 1, sharex=True)
@@ -130,8 +125,9 @@ def plot_potential(
 
 
 def plot_reproduction(result: Reproduction, path: Path) -> Path:
-    """Paper and measured side by side, one panel per quantity; rows that were not run show the
-    paper alone.
+    """Plot paper and measurement side by side, one panel per quantity.
+
+    Rows that were not run show the paper alone.
     """
     comparable = [q for q in result.table.quantities if not q.device]
     figure, panels = _figure(len(comparable))

@@ -1,4 +1,4 @@
-"""A published table beside what was measured here: paper, measured, difference."""
+"""A published table and the measurements: paper, measured, difference."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ HERE = {
 
 
 def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
-    """The comparable columns, three of them for each quantity; and what stands beside each other at
-    best.
+    """Comparable columns, three for each quantity, and columns of this device alone.
 
     Returns:
         Paper, measured and difference of every quantity that does not depend on a device; and the

@@ -1,4 +1,4 @@
-"""How numbers are written."""
+"""Numbers as text."""
 
 from __future__ import annotations
 

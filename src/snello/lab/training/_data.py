@@ -1,4 +1,4 @@
-"""What a recipe learns from, and the network that it starts with."""
+"""Data of a recipe and its initial network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
-from snello.lab.datasets import Part, Splits, load, loader
+from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.store import build, load_weights
 
 from ._config import Recipe
@@ -20,9 +20,9 @@ EVALUATED = 500
 
 
 def load_data(recipe: Recipe) -> Splits:
-    """The images of a recipe. Errors as :func:`snello.lab.datasets.load`."""
+    """The images of a recipe. Errors as :func:`snello.lab.datasets.load_dataset`."""
     data = recipe.data
-    return load(
+    return load_dataset(
         data.name,
         data.root,
         validation=data.validation,
@@ -34,8 +34,7 @@ def load_data(recipe: Recipe) -> Splits:
 
 
 def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
-    """The recipe's network with its initial weights, checked against the data before anything is
-    trained.
+    """The recipe's network with its initial weights, checked against the data.
 
     Raises:
         ModelError: if it does not run on the images, or has another number of outputs than there
@@ -50,8 +49,7 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
 
 
 def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
-    """Check that a model runs on the images of a dataset and has as many outputs as there are
-    classes.
+    """Check that a model runs on the images of a dataset and has an output for every class.
 
     Args:
         name: of the model, for messages.
@@ -122,9 +120,7 @@ class Batches:
 
     @property
     def _evaluated(self) -> int:
-        """Small images by the hundred; large ones as many as a training step takes; segmented ones
-        singly.
-        """
+        """Batch size of an evaluation: one for segmentation, a training batch for large images."""
         if self._splits.task == "segmentation":
             return 1  # whole images, each of its own size
         height, width = self._splits.input_shape[1:]
@@ -136,9 +132,7 @@ class Batches:
         return loader(part, self._splits, batch_size, **options)
 
     def sample(self, images: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first training images and their targets, under evaluation transforms; the same every
-        time.
-        """
+        """The first training images and their targets, under evaluation transforms."""
         count = images or self.batch_size
         part = loader(self._splits.train, self._splits, count, limit=count)
         first: tuple[Tensor, Tensor] = next(iter(part))

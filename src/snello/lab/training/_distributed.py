@@ -36,12 +36,12 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """True for the process that writes files and reports."""
         return self.rank == 0
 
 
 def world() -> World:
-    """What torchrun says of this process; a world of one where nobody says anything.
+    """The processes that torchrun started; a world of one without torchrun.
 
     Raises:
         ConfigError: if the machines run different numbers of processes.
@@ -58,13 +58,12 @@ def world() -> World:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started these processes again, after one was lost."""
+    """Return True if torchrun has started these processes again, after one was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def rejoin(device: str) -> None:
-    """Meet the other processes under a name of their own, after torchrun has started all of them
-    again.
+    """Rejoin the other processes under a new name, after a restart by torchrun.
 
     torchrun keeps one store for all its attempts, in which the addresses of the processes that are
     gone still stand: those that meet there again may wait for the dead.

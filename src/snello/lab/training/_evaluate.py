@@ -17,7 +17,7 @@ from snello.neurons import input_dtype
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model achieves on some images.
+    """Figures of a model on some images.
 
     Attributes:
         loss: mean cross-entropy.
@@ -85,7 +85,8 @@ def evaluate_segmentation(
 
     Args:
         model: maps images (B, channels, H, W) to scores (B, C, H, W), or to a mapping that holds
-        them as "out". batches: pairs of images and labels (B, H, W).
+            them as "out".
+        batches: pairs of images and labels (B, H, W).
         classes: C.
         ignored: the label of pixels that do not count.
         autocast, channels_last: as for :func:`evaluate`.

@@ -1,14 +1,13 @@
-"""More epochs for a run that was planned for fewer: possible where the epochs so far would have
-been the same.
-"""
+"""Extension of a run to more epochs than it was planned for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from snello.lab.methods import method_of
+
 from ._config import Recipe
-from ._methods import method_of
 
 
 def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) -> str | None:
@@ -23,12 +22,10 @@ def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) ->
         method: name of the method.
         done: epochs that are finished.
     """
-    pruning = method_of(method).pruning
+    used = method_of(method)
+    pruning = used.block
     before, after = int(there["epochs"]), recipe.epochs
-    ends = (
-        _end(there, pruning),
-        recipe.epochs - (getattr(recipe, pruning).finetune if pruning else 0),
-    )
+    ends = (_end(there, pruning), after - (recipe.pruning(used).finetune if pruning else 0))
     if done == 0 or (before == after and ends[0] == ends[1]):
         return None
     if after < done:

@@ -1,6 +1,4 @@
-"""One training run: a recipe, a method, a folder. Killed, it resumes from its last finished
-epoch.
-"""
+"""One training run: a recipe, a method, a folder, resumed from the last finished epoch."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from pathlib import Path
 from snello.errors import ConfigError, ModelError, OutputError, Stopped
 from snello.files import is_full
 from snello.lab.datasets import Splits
+from snello.lab.methods import method_of
 
 from ._config import Recipe
 from ._data import load_data
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._folder import check_same_run, claimed, finished_epochs, write_note
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._run import Progress, Run, device_of
 from ._stop import Halt, StopSignals
@@ -42,8 +40,7 @@ def train(
 
     Args:
         recipe: what to do.
-        method: "baseline", "lobster", "serene", "neq", "stochastic-0.2", "stochastic-star",
-            "serene+neq", ...; see :data:`snello.lab.training.METHODS`.
+        method: one of :data:`snello.lab.methods.METHODS`, such as "serene+neq".
         folder: where checkpoint, model file and ``result.json`` go.
         splits: the data, if it is loaded already.
         resume: go on from the folder's checkpoint, or return its result if it is finished. Settings
@@ -54,7 +51,7 @@ def train(
             again after a process was lost resumes by itself.
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq``
-            beside ``folder``.
+            next to ``folder``.
 
     Raises:
         ConfigError: for an unknown method, for a folder that holds a run already while ``resume``
@@ -63,7 +60,7 @@ def train(
         OutputError: for a full disk; the finished epochs are kept.
         Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume``
             trains the epoch that was under way again. A second signal is not waited for.
-        SnelloError: whatever the data, the model or the training have to complain about.
+        SnelloError: for the errors of the data, the model and the training.
     """
     replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
     folder, resume = Path(folder), resume or restarted()
@@ -94,8 +91,9 @@ def _train(
         if len(result.epochs) >= recipe.epochs:
             return result
         _check_extensible(folder)
-    star = method_of(method).update == "stochastic-star"
-    imitated = _finished(Path(matched or folder.parent / "neq")) if star else None
+    selection = method_of(method).selection
+    imitates = selection.imitates if selection else None
+    imitated = _finished(Path(matched or folder.parent / imitates)) if imitates else None
     splits = splits or load_data(recipe)
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
     trainer = run.trainer(folder, signals)
@@ -162,8 +160,7 @@ def _saved_epochs(folder: Path) -> int:
 
 
 def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
-    """Check everything about a recipe that can be known before the first step, for all of its
-    methods.
+    """Check a recipe before the first training step, for all of its methods.
 
     Data are found and read, the model is built and run on two images, optimizer, schedule,
     sensitivities, pruners and probes are built and taken down again.

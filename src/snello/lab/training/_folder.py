@@ -11,13 +11,13 @@ from typing import Any
 
 from snello.errors import ConfigError, ModelError, OutputError, require
 from snello.files import remove_leftovers, write_text
+from snello.lab.methods import METHOD_SPECS, method_of
 from snello.store import archives
 
 from ._checkpoints import epochs_in
 from ._config import Recipe
 from ._distributed import restarted, world
 from ._extend import refusal
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult
 
 LOCK = ".lock"
@@ -27,8 +27,9 @@ _DYING = 7.0
 
 @contextmanager
 def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
-    """Keep other processes out of a run folder, which is made; of several processes of one run the
-    first does.
+    """Create a run folder and lock it against other processes.
+
+    Of several processes of one run the first does so.
 
     The lock is the operating system's: it ends with the process, however that ends.
 
@@ -120,12 +121,12 @@ def finished_epochs(folder: Path) -> int:
     except ModelError as error:
         if "pickled code" in str(error):
             raise ModelError(
-                f"{error}; no run of snello wrote it: remove it to start this run anew"
+                f"{error}; no run of snello wrote it: remove it to start this run again"
             ) from error
-        raise ModelError(f"{path} is damaged: remove it to start this run anew") from error
+        raise ModelError(f"{path} is damaged: remove it to start this run again") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is no checkpoint of a run: remove it to start this run anew"
+            f"{path} is no checkpoint of a run: remove it to start this run again"
         ) from error
 
 
@@ -150,22 +151,19 @@ def _read(note: Path) -> dict[str, Any]:
         return dict(asked)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{note} is damaged: choose another --out, or remove the run and start anew"
+            f"{note} is damaged: choose another --out, or remove the run and start again"
         ) from error
 
 
 def _unused(method: str) -> set[str]:
     """Parts of a recipe that say nothing about the weights that a method trains."""
-    used = method_of(method)
-    parts = {"methods", "ship", "lobster", "serene"} - {used.pruning or ""}
-    return parts if used.update else parts | {"neq"}
+    blocks = {spec.uses for spec in METHOD_SPECS.values()}
+    return {"methods", "ship", *blocks} - method_of(method).uses
 
 
 def _length(method: str) -> set[str]:
-    """Settings that say how long a run is: they may change where :func:`refusal` has nothing
-    against it.
-    """
-    return {"epochs", f"{method_of(method).pruning}.finetune"}
+    """Settings of the length of a run, which may change where :func:`refusal` returns None."""
+    return {"epochs", f"{method_of(method).block}.finetune"}
 
 
 def _differences(

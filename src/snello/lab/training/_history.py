@@ -1,9 +1,8 @@
-"""What happened in every epoch, kept in checkpoints, and the time of the backward passes."""
+"""Records of the epochs, kept in checkpoints, and the time of backward passes."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from snello.equilibrium import backward_flops, time_backward
 from snello.integrations.lightning import SelectiveUpdateCallback, monitored
 from snello.neurons import count_parameters
+from snello.timing import now
 
 PROFILE_REPEATS = 3
 """Interleaved dense and sparse backward passes per epoch, of which the median is kept."""
@@ -33,9 +33,9 @@ class EpochRecord:
         updated: share of the watched neurons that were updated; 1 without NEq.
         backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
         executed_flops: FLOPs that one sample's backward pass executes (torch's counter on a real
-        step). paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the
-        NEq paper, and the
-            same with nothing frozen. Zero without NEq.
+            step).
+        paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the NEq
+            paper, and the same with nothing frozen. Zero without NEq.
         dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch,
             taken in turns, with the masks that the epoch ended with. Zero without NEq, and with
             several processes.
@@ -57,9 +57,7 @@ class EpochRecord:
 
 
 class EpochSeed(L.Callback):
-    """Make everything random in an epoch a function of (seed, epoch, rank), so that a resumed run
-    repeats it.
-    """
+    """Seed every epoch from (seed, epoch, rank), so that a resumed run repeats it."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -72,8 +70,9 @@ class EpochSeed(L.Callback):
 
 
 class BackwardTimer(L.Callback):
-    """Time every ``loss.backward()``. Give it to the trainer last, so that it times nothing
-    else.
+    """Time every ``loss.backward()``.
+
+    Give it to the trainer last, so that it times nothing else.
     """
 
     def __init__(self) -> None:
@@ -87,11 +86,11 @@ class BackwardTimer(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
         """Start the clock."""
-        self._start = _now(loss.device)
+        self._start = now(loss.device)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop it."""
-        self.times.append((_now(pl_module.device) - self._start) * 1e3)
+        self.times.append((now(pl_module.device) - self._start) * 1e3)
 
     @property
     def median_ms(self) -> float:
@@ -100,8 +99,9 @@ class BackwardTimer(L.Callback):
 
 
 class History(L.Callback):
-    """Keep an :class:`EpochRecord` per epoch. Give it to the trainer before the methods' own
-    callbacks.
+    """Keep an :class:`EpochRecord` per epoch.
+
+    Give it to the trainer before the methods' own callbacks.
 
     Args:
         timer: the trainer's backward timer.
@@ -125,11 +125,11 @@ class History(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._start = time.perf_counter()
+        self._start = now()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Complete the record, before any method changes its masks for the next epoch."""
-        seconds = time.perf_counter() - self._start
+        seconds = now() - self._start
         model: nn.Module = pl_module.model  # type: ignore[assignment]
         total, nonzero = count_parameters(model)
         record = EpochRecord(
@@ -143,7 +143,7 @@ class History(L.Callback):
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)
-        # Beside the loss and the accuracy that the task logs: for the progress bar and the loggers.
+        # For the progress bar and the loggers, as the loss and the accuracy that the task logs.
         for name in ("pruned", "updated"):
             pl_module.log(name, getattr(record, name), prog_bar=True, rank_zero_only=True)
         if self._report is not None:
@@ -188,9 +188,3 @@ class History(L.Callback):
 
 
 _EQUILIBRIUM = ("updated", "paper_flops", "paper_dense_flops", "dense_ms", "sparse_ms")
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,6 +1,4 @@
-"""The whole round trip on one recipe: train, prune, simplify, code, export, measure; and train
-again with NEq.
-"""
+"""The round trip on one recipe: train, prune, simplify, code, export, measure; and NEq."""
 
 from __future__ import annotations
 
@@ -11,22 +9,22 @@ from pathlib import Path
 
 from torch import nn
 
-from snello.codec import CodecSettings, compress, decompress
-from snello.deploy import Latency, export, footprint, latencies, onnx_runner, pytorch_runner
+from snello.codec import CodecSettings
+from snello.deploy import Latency, export, file_runner, footprint, latencies, pytorch_runner
 from snello.lab.datasets import Part, Splits
+from snello.lab.methods import method_of
 from snello.neurons import count_parameters
 from snello.simplification import simplify
-from snello.store import modelfile
-from snello.store.modelfile import Record
+from snello.store import Record, load, save
 
 from ._config import Recipe
 from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
 from ._fit import train, validate
+from ._flags import flag_of
 from ._folder import claimed
-from ._methods import method_of
-from ._result import TrainingResult
+from ._result import RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -46,6 +44,7 @@ class ShippedRow:
         bitstream_bytes: the ``.snello`` file.
         pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
             one run.
+        flag: why the accuracy is not to be trusted with a saving; see :class:`TrainingResult`.
     """
 
     method: str
@@ -59,6 +58,7 @@ class ShippedRow:
     bitstream_bytes: int
     pytorch: Latency
     onnxruntime: Latency
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class TrainedRow:
             epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
             not timed, with several processes.
         seconds: wall-clock time of the training.
+        flag: as in :class:`TrainingResult`.
     """
 
     method: str
@@ -85,6 +86,7 @@ class TrainedRow:
     backward_ms: float
     backward_ratio: float | None
     seconds: float
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,14 @@ def journey(
 
     Args:
         recipe: what to do.
-        folder: gets one folder per method, and what is shipped beside its checkpoint.
+        folder: gets one folder per method, with the files to ship next to its checkpoint.
         resume: go on with what the folder holds.
         progress: called with lines of text.
 
     Raises:
         ConfigError: if another process has the folder.
-        SnelloError: whatever the data, the model, the training or the shipping have to complain
-        about. Stopped: for SIGTERM or SIGINT while a network is trained.
+        SnelloError: for the errors of the data, the model, the training and the shipping.
+        Stopped: for SIGTERM or SIGINT while a network is trained.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
@@ -161,7 +163,7 @@ def _journey(
 
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """How many training, validation and test images the recipe's limits leave."""
+    """Numbers of training, validation and test images within the recipe's limits."""
 
     def count(part: Part, limit: int | None) -> int:
         return len(part) if limit is None else min(len(part), limit)
@@ -175,21 +177,19 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """What makes a network lean, and the dense one beside it."""
-    return method == "baseline" or method_of(method).pruning is not None
+    """Return True for a method that makes a network lean, and for the baseline."""
+    return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """What makes training cheaper, and the full training beside it."""
-    return method == "baseline" or method_of(method).update is not None
+    """Return True for a method that makes training cheaper, and for the baseline."""
+    return method == "baseline" or method_of(method).selection is not None
 
 
 def ship(
     recipe: Recipe, folder: Path, methods: list[str], splits: Splits
 ) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, all of them timed in
-    turns.
-    """
+    """Simplify, code, export and measure the finished runs of some methods, timed in turns."""
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(
@@ -207,10 +207,10 @@ class _Net:
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
     # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may
     # name.
-    original, record = modelfile.load(folder / "model.pt", trust=recipe.model.name)
+    original, record = load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
-    modelfile.save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
+    save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
     export(lean, inputs, folder / "simplified.onnx")
     return _Net(original, lean, record)
 
@@ -223,7 +223,7 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, L
         inputs = net.record.example_inputs(ship.batch)
         runners[f"{method} pytorch"] = pytorch_runner(net.lean, inputs)
         onnx = folder / method / "simplified.onnx"
-        runners[f"{method} onnxruntime"] = onnx_runner(onnx, inputs, ship.threads)
+        runners[f"{method} onnxruntime"] = file_runner(onnx, inputs, ship.threads)
     return latencies(
         runners, repeats=ship.repeats, warmup=ship.warmup, threads=ship.threads, batch=ship.batch
     )
@@ -232,39 +232,40 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, L
 def _shipped_row(
     recipe: Recipe, folder: Path, method: str, net: _Net, times: dict[str, Latency], splits: Splits
 ) -> ShippedRow:
-    record = modelfile.to_dict(net.lean, net.record)
-    data = compress(net.lean.state_dict(), CodecSettings(qp=recipe.ship.qp), record)
-    path = modelfile.write_file(
-        folder / method / "model.snello", lambda beside: beside.write_bytes(data)
-    )
-    content = decompress(path.read_bytes())
-    decoded, _ = modelfile.from_dict(
-        content.record, content.tensors, str(path), trust=recipe.model.name
-    )
+    path, trust = folder / method / "model.snello", recipe.model.name
+    save(path, net.lean, net.record, settings=CodecSettings(qp=recipe.ship.qp), trust=trust)
+    decoded, _ = load(path, trust=trust)
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))
     return ShippedRow(
         method=method,
         test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=evaluate(decoded, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,
         macs=size.macs,
         simplified_bytes=size.bytes,
-        bitstream_bytes=len(data),
+        bitstream_bytes=path.stat().st_size,
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
+        flag=TrainingResult.read(folder / method / RESULT).flag
+        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
     )
 
 
+def _classes(splits: Splits) -> int | None:
+    return len(splits.classes) if splits.task == "classification" else None
+
+
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """The rows of finished runs; ``dense`` counts a backward pass in the paper's convention,
-    nothing frozen.
+    """Rows of finished runs.
+
+    ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
     """
     rows = [_trained_row(run) for run in runs]
-    # Without NEq nobody watches layers, and a plain run knows nothing of the paper's count.
+    # A run without NEq watches no layers, and so has no count in the paper's convention.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 
@@ -278,11 +279,12 @@ def _trained_row(run: TrainingResult) -> TrainedRow:
         backward_ms=statistics.median(e.backward_ms for e in epochs),
         backward_ratio=_ratio(run),
         seconds=run.seconds,
+        flag=run.flag,
     )
 
 
 def _ratio(run: TrainingResult) -> float | None:
-    if method_of(run.method).update is None:
+    if method_of(run.method).selection is None:
         return 1.0
     dense_ms = sum(epoch.dense_ms for epoch in run.epochs)
     return sum(epoch.sparse_ms for epoch in run.epochs) / dense_ms if dense_ms else None

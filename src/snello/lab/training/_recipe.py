@@ -1,6 +1,4 @@
-"""Recipes are YAML: found by name, built on one another, made smaller for a quick try, checked
-before use.
-"""
+"""Recipes as YAML: search by name, extension, quick variants, and checks."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Where a recipe is: a file of the user's, or one that comes with snello.
+    """Path of a recipe: a file of the user's, or one that comes with snello.
 
     Raises:
         ConfigError: if there is no such recipe, with the names that exist.
@@ -103,8 +101,10 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"recipe {name_or_path}: 'extends' names one recipe, not {base!r}")
-    beside = path.parent / base  # a file beside this one, or a name
-    return _merged(_extended(str(beside) if beside.is_file() else base, (*seen, path)), values)
+    neighbour = path.parent / base  # a file in the same folder, or a name
+    return _merged(
+        _extended(str(neighbour) if neighbour.is_file() else base, (*seen, path)), values
+    )
 
 
 def option_names() -> tuple[str, ...]:
@@ -186,9 +186,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 @cache
 def _loader() -> Any:
-    """YAML's safe loader, which would take the last of two equal keys and say nothing; this one
-    refuses.
-    """
+    """YAML's safe loader, which keeps the last of two equal keys; this one refuses them."""
     yaml = require("yaml", "train", "reading recipes")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]

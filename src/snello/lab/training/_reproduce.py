@@ -98,7 +98,7 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class ReproducedRow:
-    """A row of a published table beside what was measured here.
+    """A row of a published table and its measurement.
 
     Attributes:
         row: the published row.
@@ -117,12 +117,13 @@ class ReproducedRow:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A published table beside what was measured here.
+    """A published table and its measurements.
 
     Attributes:
         table: as it was published.
         quick: whether the recipes' quick variants were run, whose numbers say nothing about the
-        published ones. rows: in the published order.
+            published ones.
+        rows: in the published order.
     """
 
     table: PublishedTable
@@ -249,7 +250,7 @@ class _Group:
         }
 
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
-        """Row name -> numbers; kept in the folder, and taken anew when another run is finished."""
+        """Row name -> numbers; kept in the folder, taken again when another run has finished."""
         note = self._folder / f"{self._table}.json"
         finished = max(
             (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
@@ -289,6 +290,7 @@ class _Group:
             "data": data["name"], "images": data["limit"] or "all", "weights": asked["weights"] or "random",
             "seed": asked["seed"], "seconds": round(run.seconds), "torch": torch.__version__,
             "timed": f"batch {ship.batch}, {ship.threads} thread(s), median of {ship.repeats}",
+            **({"ACCURACY": run.flag} if run.flag else {}),
         }  # fmt: skip
 
 

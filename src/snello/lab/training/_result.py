@@ -1,4 +1,4 @@
-"""What a finished run leaves behind."""
+"""Results of a finished run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class TrainingResult:
         seconds: wall-clock time of training, over all its attempts if it was resumed.
         device, threads, precision: where and how it ran.
         processes: how many processes shared every batch.
+        flag: "at chance" or "beyond max_drop", where the network is no better than a guess or has
+            lost more than the recipe allows; else empty.
     """
 
     method: str
@@ -39,6 +41,7 @@ class TrainingResult:
     threads: int
     precision: str
     processes: int = 1
+    flag: str = ""
 
     @staticmethod
     def read(path: Path) -> TrainingResult:

@@ -13,24 +13,27 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from snello.equilibrium import MatchedStochastic, Selection, SelectiveUpdate, Stochastic, Velocity
+from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
 from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
 from snello.lab.datasets import Splits
-from snello.pruning import Pruner
-from snello.sensitivity import Lobster, Sensitivity, SeReNe
-from snello.store.modelfile import Record, save
+from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
+from snello.pruning import LossBound, Plateau, Pruner, QualityBound
+from snello.sensitivity import Sensitivity
+from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._config import PruningConfig, Recipe
+from ._config import Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
-from ._methods import method_of
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
@@ -51,7 +54,7 @@ class Run:
         progress: called with a line of text after each epoch.
 
     Raises:
-        SnelloError: whatever the model, the data or the options have to complain about.
+        SnelloError: for the errors of the model, the data and the options.
     """
 
     def __init__(
@@ -76,23 +79,22 @@ class Run:
         self.task = _task(recipe, splits, self.model)
 
     def check(self) -> None:
-        """Build what a method needs, and take it down again: what is wrong with it is found before
-        training.
+        """Build the objects of a method and remove them again, to find errors before training.
 
         Raises:
-            SnelloError: whatever optimizer, sensitivity, pruner or selection have to complain
-                about.
+            SnelloError: for the errors of optimizer, sensitivity, pruner and selection.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
         _loggers(self.recipe, Path())
-        if self.method.pruning is not None:
+        if self.method.sensitivity is not None:
             sensitivity = self._sensitivity(self.model)
+            config = self.recipe.pruning(self.method)
             pruner = Pruner(
-                self.model, optimizer, self.validation_loss, **self._pruner_options(self._pruning)
+                self.model, optimizer, self.validation_loss, **self._pruner_options(config)
             )
             sensitivity.remove()
             pruner.remove()
-        if self.method.update is not None:
+        if self.method.selection is not None:
             self._watched(optimizer).remove()
 
     def dense_flops(self) -> float:
@@ -102,9 +104,7 @@ class Run:
         return watched.status().dense_flops
 
     def _watched(self, optimizer: torch.optim.Optimizer) -> SelectiveUpdate:
-        """The model with its neurons watched on two images, which is enough to count and to
-        complain.
-        """
+        """The model with its neurons watched on two images, enough to count and to check."""
         probe, _ = self.batches.sample(min(self.recipe.neq.probe, 2))
         return SelectiveUpdate(
             self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options
@@ -114,31 +114,60 @@ class Run:
     def _metric(self) -> str:
         return "miou" if self.splits.task == "segmentation" else "accuracy"
 
-    @property
-    def _pruning(self) -> PruningConfig:
-        config: PruningConfig = getattr(self.recipe, str(self.method.pruning))
-        return config
+    def _setting(self, spec: MethodSpec, model: nn.Module | None = None) -> Setting:
+        """The facts of this run that a method may be built from."""
+        epochs = None if self._matched is None else self._matched.epochs
+        return Setting(
+            options=getattr(self.recipe, spec.uses),
+            seed=self.recipe.seed,
+            model=model,
+            share=self.method.share,
+            imitated=None if epochs is None else [1 - epoch.updated for epoch in epochs],
+        )
 
     def _sensitivity(self, model: nn.Module) -> Sensitivity:
-        if self.method.pruning == "lobster":
-            return Lobster(model, self._pruning.lmbda)
-        return SeReNe(model, self._pruning.lmbda, every=self._pruning.every, seed=self.recipe.seed)
+        assert self.method.sensitivity is not None
+        built: Sensitivity = self.method.sensitivity.build(
+            self._setting(self.method.sensitivity, model)
+        )
+        return built
 
-    @staticmethod
-    def _pruner_options(config: PruningConfig) -> dict[str, Any]:
+    def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
         # Of single weights the head's may go too, as in the papers; its neurons are the classes.
         exclude = () if config.granularity == "weight" else None
         return {
             "granularity": config.granularity,
             "exclude": exclude,
-            "twt": config.twt,
-            "pwe": config.pwe,
+            "amount": LossBound(config.twt),
+            "schedule": Plateau(config.pwe),
+            "normalise": config.normalise,
+            "quality": self._quality_bound(config),
         }
 
-    def _pruning_callback(self) -> SensitivityPruning | None:
-        if self.method.pruning is None:
+    def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
+        """Pruning waits while a classifier is at chance; a mean IoU has no such level."""
+        classes = self._classes
+        if classes is None and config.max_drop is None:
             return None
-        config = self._pruning
+        return QualityBound(
+            self.validation_quality,
+            max_drop=config.max_drop,
+            chance=None if classes is None else 1 / classes,
+            samples=self._count(self.splits.validation),
+        )
+
+    @property
+    def _classes(self) -> int | None:
+        return len(self.splits.classes) if self.splits.task == "classification" else None
+
+    def _count(self, part: Any) -> int:
+        limit = self.recipe.data.test_limit
+        return len(part) if limit is None else min(limit, len(part))
+
+    def _pruning_callback(self) -> SensitivityPruning | None:
+        if self.method.sensitivity is None:
+            return None
+        config = self.recipe.pruning(self.method)
         return SensitivityPruning(
             self._sensitivity,
             self.validation_loss,
@@ -147,19 +176,9 @@ class Run:
         )
 
     def _selection(self) -> Selection:
-        neq, update = self.recipe.neq, self.method.update
-        if update == "neq":
-            return Velocity(neq.eps, neq.mu)
-        if update == "stochastic":
-            return Stochastic(self.method.share, seed=self.recipe.seed)
-        if self._matched is None:
-            raise ConfigError(
-                "stochastic-star freezes as many neurons as a finished NEq run did: train with --method=neq "
-                "first, into the folder 'neq' beside this run's (or matched= in Python)"
-            )
-        # The first epochs, in which nothing is frozen, are those of both runs.
-        shares = [1 - epoch.updated for epoch in self._matched.epochs[neq.warmup :]]
-        return MatchedStochastic(shares or [0.0], seed=self.recipe.seed)
+        assert self.method.selection is not None
+        built: Selection = self.method.selection.build(self._setting(self.method.selection))
+        return built
 
     @property
     def _update_options(self) -> dict[str, Any]:
@@ -168,7 +187,7 @@ class Run:
         return {**options, **({"positions": neq.positions} if neq.positions else {})}
 
     def _update_callback(self) -> SelectiveUpdateCallback | None:
-        if self.method.update is None:
+        if self.method.selection is None:
             return None
         probe, _ = self.batches.sample(self.recipe.neq.probe)
         return SelectiveUpdateCallback(
@@ -185,14 +204,20 @@ class Run:
         """Mean loss on this process's share of the validation part, in the precision of the
         training.
         """
-        return self.evaluate(
-            model, self.batches.validation, AUTOCAST.get(self.recipe.precision, False)
-        ).loss
+        return self._validated(model).loss
+
+    def validation_quality(self, model: nn.Module) -> float:
+        """Accuracy (of a segmentation the mean IoU) on the same images in the same precision."""
+        return self._validated(model).accuracy
+
+    def _validated(self, model: nn.Module) -> Evaluation:
+        autocast = AUTOCAST.get(self.recipe.precision, False)
+        return self.evaluate(model, self.batches.validation, autocast)
 
     def evaluate(
         self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
     ) -> Evaluation:
-        """What a model achieves on some batches; the accuracy of a segmentation is its mean IoU."""
+        """Evaluate a model; the accuracy of a segmentation is its mean IoU."""
         last = self.recipe.channels_last
         if self.splits.task == "segmentation":
             classes = len(self.splits.classes)
@@ -211,6 +236,7 @@ class Run:
             self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
         )
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
+        self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -218,7 +244,7 @@ class Run:
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before
         # the masks.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self._pruning_callback(), update, self.timer,
+            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -229,7 +255,9 @@ class Run:
                 accelerator=device_of(recipe),
                 devices=self.world.local_size,
                 num_nodes=self.world.nodes,
-                strategy=_strategy(self.world, device_of(recipe), self.method.update is not None),
+                strategy=_strategy(
+                    self.world, device_of(recipe), self.method.selection is not None
+                ),
                 sync_batchnorm=recipe.sync_batchnorm,
                 use_distributed_sampler=False,  # the loaders deal out the images themselves
                 precision=recipe.precision,
@@ -253,9 +281,7 @@ class Run:
         self._progress(line + figures)
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
-        """Test the last epoch's weights, write the model file and then the result. For the first
-        process.
-        """
+        """Test the last epoch's weights, write the model file, then the result (first process)."""
         model: nn.Module = self.task.model
         if self.average is not None:
             # A run that was stopped after its last epoch trains nothing when it is resumed, and so
@@ -276,8 +302,21 @@ class Run:
             threads=torch.get_num_threads(),
             precision=self.recipe.precision,
             processes=self.world.size,
+            flag=self._flag(test),
         )
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
+
+    def _flag(self, test: Evaluation) -> str:
+        pruner = None if self.pruning is None else self.pruning.pruner
+        bound = None if pruner is None else pruner.quality
+        return flag_of(
+            test.accuracy,
+            self._classes,
+            self._count(self.splits.test),
+            dense=None if pruner is None else pruner.dense_quality,
+            pruned=self.history.records[-1].val_accuracy,
+            max_drop=None if bound is None else bound.max_drop,
+        )
 
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -285,14 +324,14 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def device_of(recipe: Recipe) -> str:
-    """Where a recipe runs: ``"cuda"`` or ``"cpu"``."""
+    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
     if recipe.device != "auto":
         return recipe.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(recipe: Recipe) -> None:
-    """Complain where Lightning would warn and do something else, or fail after the data are loaded.
+    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
 
     Raises:
         ConfigError: for a GPU that is not there, and for what only a GPU can do.
@@ -313,16 +352,12 @@ def check_device(recipe: Recipe) -> None:
 def _strategy(world: World, device: str, partly: bool) -> Any:
     if world.size == 1:
         return "auto"
-    from lightning.pytorch.strategies import DDPStrategy
-
     backend = "gloo" if device == "cpu" else "nccl"
     # The weights of a layer that is frozen whole are no part of the backward pass.
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
 
 
 def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
     kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
     if "tensorboard" in recipe.log:
         require("tensorboard", "tensorboard", "logging for TensorBoard")

@@ -39,7 +39,7 @@ def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
 
 
 def moves_within_epochs(config: OptimizerConfig) -> bool:
-    """Whether the learning rate changes from step to step, and not only between epochs."""
+    """Return True if the learning rate changes between the steps of an epoch."""
     return config.warmup_epochs > 0 or config.schedule in ("poly", "cosine")
 
 
@@ -65,9 +65,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 def build_scheduler(
     config: OptimizerConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: float
 ) -> dict[str, object]:
-    """The schedule in the form that Lightning asks for: called every step, or every epoch where
-    that is enough.
-    """
+    """The schedule as Lightning takes it: called every step, or every epoch if that suffices."""
     if not moves_within_epochs(config):
         by_epoch = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda e: lr_factor(config, e, epochs)

@@ -71,7 +71,8 @@ class Segmentation(L.LightningModule):
 
         Args:
             outputs: what the model returned: scores (B, C, H, W), or a mapping with "out" and
-            perhaps "aux". labels: (B, H, W).
+                perhaps "aux".
+            labels: (B, H, W).
 
         Returns:
             A scalar, the auxiliary classifier's part included; zero where no pixel counts.
@@ -81,7 +82,7 @@ class Segmentation(L.LightningModule):
         return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
 
     def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        # In single precision or better, whatever autocast made of the scores.
+        # In single precision or better, also under autocast.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         total = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="sum")
         # A crop of nothing but ignored pixels would otherwise be 0/0.
@@ -119,9 +120,7 @@ class Segmentation(L.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=pixels, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule; the auxiliary classifier may have a learning rate of its
-        own.
-        """
+        """The optimizer and its schedule, with a learning rate for the auxiliary classifier."""
         return configured(self._config, self.model, self.trainer)
 
 

@@ -17,14 +17,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Halt(BaseException):
-    """Ends a training from within; no KeyboardInterrupt, which Lightning answers with
-    ``sys.exit(1)``.
+    """End a training from within.
+
+    It is no KeyboardInterrupt, which Lightning answers with ``sys.exit(1)``.
     """
 
 
 class StopSignals:
-    """Receive SIGTERM and SIGINT within a ``with`` block; the handlers of before are put back
-    behind it.
+    """Receive SIGTERM and SIGINT within a ``with`` block; earlier handlers come back after it.
 
     Outside of steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and
     :meth:`end_steps` the first one is only noted, and the second ends the process (SIGTERM) or the
@@ -55,9 +55,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def begin_steps(self) -> None:
-        """From now on only note a signal; take the place of handlers that were put in the
-        meantime.
-        """
+        """Only note signals from now on; replace handlers that were installed in the meantime."""
         self._stepping = True
         self._take()
 
@@ -83,7 +81,7 @@ class StopSignals:
         if first and self._stepping:
             return
         if number == signal.SIGTERM and not first:
-            os._exit(128 + number)  # whoever sends it twice does not want to wait for anything
+            os._exit(128 + number)  # a second signal asks for an end at once
         raise Halt
 
 

@@ -114,8 +114,7 @@ def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int)
 
 
 def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns: the optimizer of a model, and its schedule in a
-    trainer.
+    """Result of ``configure_optimizers``: the optimizer of a model and its schedule.
 
     Raises:
         ConfigError: if the schedule ends with the training, and the training has no end.

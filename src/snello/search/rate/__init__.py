@@ -1,9 +1,9 @@
 """Rate search: the smallest bitstream whose decoded model is still good enough.
 
-A quantisation parameter says how coarse; :func:`search_rate` asks the decoded model how coarse is
-too coarse. One parameter for all weights is found by bisection. Then every tensor gets its own, so
-that the last byte saves as much accuracy wherever it is spent (reverse water-filling): a layer that
-the output hardly depends on is rounded coarsely, and the bytes go where they matter.
+:func:`search_rate` evaluates decoded models to find how coarsely the weights may be quantised. One
+quantisation parameter for all weights is found by bisection. Then every tensor gets its own, such
+that one byte more would gain the same accuracy in any of them (reverse water-filling): layers that
+the output hardly depends on are rounded coarsely, and important ones get more bytes.
 
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 >>> inputs = torch.randn(256, 16)
@@ -14,8 +14,8 @@ the output hardly depends on is rounded coarsely, and the bytes go where they ma
 True
 >>> data = snello.compress(found.model.state_dict(), found.settings)        # what to ship
 
-What is returned was decoded and evaluated, never estimated; the trail of everything that was tried
-comes along. Choose on validation data, report on test data.
+The result was decoded and evaluated, never estimated; it lists all trials. Choose on validation
+data, report on test data.
 
 Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE
 Trans. ASSP, 1988; Choi et al., "Towards the limit of network quantization", ICLR 2017,
@@ -25,6 +25,7 @@ and bias correction", ICCV 2019, https://arxiv.org/abs/1906.04721.
 
 from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
-from ._trial import Trial as Trial
+from ._trial import RateTrial as RateTrial
 
-__all__ = ["RateSearch", "Trial", "search_rate"]
+# Other names are for the packages of snello.
+__all__ = ["RateSearch", "search_rate"]

@@ -1,13 +1,12 @@
-"""One quantisation parameter per tensor: where the next bit buys most. Arithmetic on tables; no
-network is run.
+"""Bit allocation: a quantisation parameter for each tensor, from tables of bytes and costs.
 
-Let a tensor cost ``c(q)`` (what its quantisation does to the outputs) and take ``r(q)`` bytes at
-quantisation parameter q. The smallest sum of bytes at a given sum of costs has one *price* λ for
-all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit
-allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²``
-and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover and Thomas,
-"Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a change of the
-price moves all the parameters by the same amount.
+Let a tensor have the cost ``c(q)`` (the error that its quantisation causes in the outputs) and take
+``r(q)`` bytes at quantisation parameter q. The smallest sum of bytes at a given sum of costs has
+one *price* λ for all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho,
+"Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high
+rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover
+and Thomas, "Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a
+change of the price moves all the parameters by the same amount.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ Table = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Which quantisation parameter each tensor takes at one price.
+    """Quantisation parameters of all tensors at one price.
 
     Attributes:
         qp_of: tensor name -> quantisation parameter.
         bytes: estimate of the stream's bytes, without its header.
-        cost: estimate of the costs, summed as if the tensors did not know of each other.
+        cost: estimate of the cost: the sum over tensors, as if their errors did not interact.
     """
 
     qp_of: Mapping[str, int]
@@ -48,18 +47,16 @@ def coarsest_qp(tensor: Tensor) -> int:
     """The least quantisation parameter at which every value of a tensor rounds to zero.
 
     Args:
-        tensor: floating, not empty. One of zeros only gets the least parameter there is.
+        tensor: floating, not empty. For zeros alone it is the smallest parameter.
     """
     largest = float(tensor.detach().abs().max())
-    # Just above half a step rounds to one step: twice the value is the first step that swallows it.
+    # A value rounds to zero if it is below half a step: the step must exceed twice the largest.
     found = bisect_left(range(QP_MIN, QP_MAX + 1), 2 * largest * (1 + 1e-6), key=step_size)
     return min(QP_MIN + found, QP_MAX)
 
 
 def candidate_qps(tensor: Tensor, octaves: int) -> range:
-    """Quantisation parameters worth considering, from fine to coarse: a number of octaves below the
-    coarsest.
-    """
+    """Candidates from fine to coarse: the given number of octaves up to the coarsest one."""
     top = coarsest_qp(tensor)
     return range(max(QP_MIN, top - OCTAVE * octaves), top + 1)
 
@@ -67,15 +64,16 @@ def candidate_qps(tensor: Tensor, octaves: int) -> range:
 def byte_table(
     tensor: Tensor, settings: CodecSettings, *, octaves: int = 11, sample: int = 2**17
 ) -> dict[int, float]:
-    """Bytes of one tensor at every candidate parameter: coded once per octave, interpolated in
-    between.
+    """Bytes of one tensor at every candidate parameter.
+
+    The tensor is coded once per octave; sizes in between are interpolated.
 
     Args:
         tensor: floating, not empty.
-        settings: the tools of the coder; their quantisation parameters do not matter.
+        settings: the coding options; their quantisation parameters are not used.
         octaves: as for :func:`candidate_qps`.
-        sample: of a tensor with more elements than this, evenly spaced rows are coded and scaled
-            up.
+        sample: of a tensor with more elements than this, evenly spaced rows are coded, and their
+            bytes are scaled up.
 
     Raises:
         ConfigError: as :func:`snello.codec.encode`.
@@ -88,16 +86,17 @@ def byte_table(
 
 
 def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> dict[int, float]:
-    """Costs to second order: rounding errors spread evenly over a step have the variance Δ² / 12,
-    zeros have none.
+    """Costs to second order, from the variance Δ² / 12 of evenly distributed rounding errors.
 
-    That overrates steps that swallow most weights, whose errors cannot exceed the weights. It is
-    meant to: to second order, the loss of a whole layer looks cheap.
+    Zeros have no error. Steps that round most weights to zero are overrated, as the error of a
+    weight cannot exceed the weight itself. That is intended: the second order underrates the loss
+    of a whole layer.
 
     Args:
         tensor: floating, not empty.
-        curvature: second derivative of the cost with respect to each weight on its own; the
-        tensor's shape. qps: where the costs are wanted.
+        curvature: second derivative of the cost with respect to each weight alone, in the
+            tensor's shape.
+        qps: parameters at which the costs are wanted.
 
     Raises:
         ConfigError: for a curvature of another shape.
@@ -107,21 +106,22 @@ def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> di
             f"curvature of shape {tuple(curvature.shape)} for a tensor of {tuple(tensor.shape)}"
         )
     total = float(curvature[(tensor != 0).to(curvature.device)].double().sum())
+    # Half the curvature times the variance Δ² / 12.
     return {qp: total * step_size(qp) ** 2 / 24 for qp in qps}
 
 
 def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
-    """Costs at every parameter from some that were measured: Δ² beyond them, geometric in between.
+    """Costs at every parameter, from some that were measured.
 
-    A measured cost below that of a finer step is noise: the costs are first made to rise with the
-        step.
+    Between measurements the interpolation is geometric; beyond them costs are proportional to Δ². A
+    measured cost below that of a finer step is noise, and is raised to it.
 
     Args:
         probes: parameter -> measured cost, none negative; at least one.
-        qps: where the costs are wanted.
+        qps: parameters at which the costs are wanted.
 
     Raises:
-        ConfigError: without a probe.
+        ConfigError: without a measured cost.
     """
     if not probes:
         raise ConfigError(
@@ -136,13 +136,14 @@ def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
 def allocate(
     byte_tables: Mapping[str, Table], cost_tables: Mapping[str, Table], price: float
 ) -> Allocation:
-    """The parameter of each tensor that minimises ``cost + price * bytes``. The coarser one wins a
-    tie.
+    """Choose for each tensor the parameter that minimises ``cost + price * bytes``.
+
+    Of equal ones the coarser is taken.
 
     Args:
         byte_tables: tensor name -> bytes at each parameter.
         cost_tables: the same names and parameters -> cost.
-        price: what a byte may save in cost, above 0. A higher one gives fewer bytes.
+        price: cost that one byte is worth, above 0. A higher price gives fewer bytes.
 
     Raises:
         ConfigError: for tables that do not belong together, or a price that is not above 0.
@@ -161,7 +162,7 @@ def allocate(
     return Allocation(qp_of, total, sum(cost_tables[name][qp] for name, qp in qp_of.items()))
 
 
-_TINY = 1e-30  # a cost of nothing at all: geometric interpolation needs something above zero
+_TINY = 1e-30  # stands for a cost of zero: geometric interpolation needs positive values
 
 
 def _coded_bytes(tensor: Tensor, qp: int, settings: CodecSettings) -> int:
@@ -169,7 +170,7 @@ def _coded_bytes(tensor: Tensor, qp: int, settings: CodecSettings) -> int:
 
 
 def _sampled(tensor: Tensor, limit: int) -> tuple[Tensor, float]:
-    """Evenly spaced rows with about ``limit`` elements, and how many times more there are."""
+    """Evenly spaced rows with about ``limit`` elements, and the factor to the whole tensor."""
     if tensor.numel() <= limit or tensor.dim() < 2:
         return tensor, 1.0
     count = max(1, tensor.shape[0] * limit // tensor.numel())

@@ -1,11 +1,10 @@
-"""What quantisation does to the mean and variance inside a network, undone in biases and BatchNorm
-statistics.
+"""Correction of biases and BatchNorm statistics after quantisation.
 
-The error of a weight moves the mean of its neuron's output; where inputs are not centred, as behind
-a ReLU, it moves it a lot. The shift is measured on calibration inputs, layer after layer, each
-behind the corrected ones, against the model *before* quantisation. It is the difference that is
-corrected: without quantisation nothing changes, however far the calibration inputs are from what
-    the statistics were estimated on.
+The error of a weight shifts the mean of its neuron's output, most of all where the inputs are not
+centred, as after a ReLU. The shift against the model *before* quantisation is measured on
+calibration inputs, layer after layer, each with the layers before it already corrected. Only this
+difference is corrected: without quantisation nothing changes, even if the calibration inputs differ
+from the data that the statistics were estimated on.
 
 Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV
 2019, https://arxiv.org/abs/1906.04721, section 4.2 (here with measured instead of assumed inputs);
@@ -32,21 +31,22 @@ Moments = tuple[Tensor, Tensor]
 
 
 class Correction:
-    """Corrects a quantised model towards its reference.
+    """Correction of a quantised model towards its reference.
+
+    Layers that are called more than once per forward pass are left alone.
 
     Args:
         reference: the model before quantisation, in the state in which it will be quantised.
-        batches: calibration inputs, of which the first :data:`snello.search.rate._probe.MOST_INPUTS`
-        are run. bias: correct the bias of every layer that has one, and the running mean of every
-        BatchNorm. batchnorm: correct running mean and running variance of every BatchNorm.
-
-    Layers that are called more than once per forward pass are left alone.
+        batches: calibration inputs, of which the first
+            :data:`snello.search.rate._probe.MOST_INPUTS` are run.
+        bias: correct the bias of every layer that has one, and the running mean of every BatchNorm.
+        batchnorm: correct running mean and running variance of every BatchNorm.
     """
 
     def __init__(
         self, reference: nn.Module, batches: Sequence[Batch], *, bias: bool, batchnorm: bool
     ) -> None:
-        # A layer's shift has to be known before the next layer is run: one batch.
+        # One batch: a layer's shift has to be known before the next layer runs.
         self._inputs = joined(batches)
         self._biased = [
             n for n, m in weighted_layers(reference).items() if bias and m.bias is not None
@@ -65,8 +65,8 @@ class Correction:
         """New values of biases and statistics, not quantised yet.
 
         Args:
-            twin: the quantised model. It is run with the new values already in force, layer after
-                layer, and left with some of them.
+            twin: the quantised model. It runs with the new values already in force, layer after
+                layer, and keeps the new BatchNorm statistics.
             original: tensors of the reference by name, as :func:`coded_tensors` gives them.
 
         Returns:
@@ -75,6 +75,7 @@ class Correction:
         changed: dict[str, Tensor] = {}
 
         def correct(name: str, module: Any, found: Moments) -> Tensor | None:
+            # Several calls have several shifts, but there is only one bias.
             if len(self._expected.get(name, ())) != 1:
                 return None
             if name in self._norms:
@@ -96,6 +97,7 @@ class Correction:
         old = {key: original[f"{name}.{key}"] for key in ("running_mean", "running_var")}
         new = {"running_mean": old["running_mean"].double() + found[0] - mean}
         if self._variance:
+            # A constant channel has no ratio of variances.
             ratio = torch.where((variance > 0) & (found[1] > 0), found[1] / variance, 1.0)
             new["running_var"] = old["running_var"].double() * ratio
         with torch.no_grad():
@@ -119,8 +121,9 @@ def _watching(
     norms: Sequence[str],
     see: Callable[[str, Any, Moments], Tensor | None],
 ) -> Iterator[None]:
-    """Show the moments of layers' outputs and of norms' inputs; a shift that comes back is added to
-    the output.
+    """Call ``see`` with the moments of layers' outputs and of norms' inputs.
+
+    A shift that it returns is added to the layer's output.
     """
 
     def before(name: str) -> Callable[..., None]:

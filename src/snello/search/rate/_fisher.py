@@ -1,16 +1,15 @@
-"""What an error in each weight costs, from the slopes of the outputs: the diagonal of the Fisher
-information.
+"""The diagonal of the Fisher information: the cost of an error in each weight, to second order.
 
-To second order, an error e in the weights moves the class probabilities by a Kullback-Leibler
-divergence of ½ eᵀFe, and rounding errors of different weights know nothing of each other, so that
-only the diagonal of F counts: the mean square of ∂ log p(y | x) / ∂w with y drawn from the model's
-own probabilities. No labels are needed, and one backward pass serves all the weights at once. The
-same with random signs gives the mean squared difference of other outputs.
+An error e in the weights changes the class probabilities by a Kullback-Leibler divergence of
+½ eᵀFe. Rounding errors of different weights are independent, so only the diagonal of F counts: the
+mean square of ∂ log p(y | x) / ∂w with y drawn from the model's own probabilities. It needs no
+labels, and one backward pass serves all weights. For outputs that are not classes, random signs in
+place of y give the mean squared difference.
 
 Source: Choi et al., "Towards the limit of network quantization", ICLR 2017,
 https://arxiv.org/abs/1612.01543, section 3 (there the diagonal of the Hessian of the loss); drawing
 y: Kunstner et al., "Limitations of the empirical Fisher approximation for natural gradient
-    descent", NeurIPS 2019, https://arxiv.org/abs/1905.12558.
+descent", NeurIPS 2019, https://arxiv.org/abs/1905.12558.
 """
 
 from __future__ import annotations
@@ -28,22 +27,21 @@ from snello.wrappers import copied
 from ._probe import Batch, float_tensors
 
 CHUNK = 32
-"""Inputs per backward pass: each pass is one draw, so more and smaller ones average better."""
+"""Inputs per backward pass: one draw per pass, so small passes give a better average."""
 
 
 def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict[str, Tensor]:
-    """Second derivative of the outputs' distance (see :class:`Probe`) with respect to each weight
-    on its own.
+    """Second derivative of the outputs' distance (see :class:`Probe`) by each weight alone.
 
     Args:
         model: it is copied.
         batches: calibration inputs; the batch is their first dimension.
-        seed: of the draws, which are this function's own.
+        seed: seed of the draws; torch's generators are not touched.
 
     Returns:
-        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU.
-        Parameters, and running mean and variance of BatchNorms; other buffers are not in it, for no
-        slope is known for them.
+        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. It holds
+        parameters, and running mean and variance of BatchNorms; other buffers have no known
+        derivative.
     """
     twin = copied(model)
     statistics = {name: _Statistics(m) for name, m in twin.named_modules() if _has_statistics(m)}
@@ -65,12 +63,13 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
             count += len(inputs[0])
     found = {name: value / count for name, value in total.items()}
     for name, parts in statistics.items():
+        # The chain rule from the scale s to the variance, squared like the gradients.
         found[f"{name}.running_var"] *= parts.variance_factor.double().cpu().square()
     return {name: found[name] for name in model.state_dict(keep_vars=True) if name in found}
 
 
 class _Statistics:
-    """Stand-ins for the statistics of a BatchNorm, whose own slopes torch does not give.
+    """Stand-ins for the statistics of a BatchNorm, for which torch computes no gradient.
 
     With input μ + (1 + s)(x - μ) - m in the place of x, the slope of m is that of the running mean,
     and that of s, times -1 / (2 (σ² + ε)), is that of the running variance.
@@ -95,9 +94,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Tensor]:
-    """What slopes are taken with respect to, by the name in the ``state_dict``; tied weights once
-    per name.
-    """
+    """Tensors to differentiate by, under all their names in the ``state_dict``."""
     leaves = {
         name: parameter.requires_grad_()
         for name, parameter in twin.named_parameters(remove_duplicate=False)
@@ -109,15 +106,14 @@ def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Te
 
 
 def _draw(output: Tensor, generator: torch.Generator) -> Tensor:
-    """A scalar whose squared slopes are, in the mean over draws, the second derivatives, summed
-    over the inputs.
-    """
+    """A random scalar, the mean square of whose gradients is the second derivative."""
     if output.dim() == 2 and output.shape[1] > 1:
         log_p = output.double().log_softmax(1)
         chosen = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(
             output.device
         )
         return log_p.gather(1, chosen).sum()
+    # The mean square of a sum with random signs is the sum of squares.
     signs = (
         torch.randint(0, 2, output.shape, generator=generator).to(output.device, torch.float64) * 2
         - 1

@@ -1,4 +1,4 @@
-"""What the precision of each tensor is worth, found by taking it away: one tensor at a time."""
+"""Measured cost of quantising one tensor at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Batch = Tensor | tuple[Tensor, ...]
 
 
 MOST_INPUTS = 256
-"""Of the calibration inputs, the first so many are run, as one batch, for every probe and every correction."""
+"""Number of calibration inputs that probes and corrections run, as one batch: the first ones."""
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
@@ -32,12 +32,11 @@ def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
 
 
 class Probe:
-    """Measures how far a change of some tensors moves the outputs of a model on calibration inputs.
+    """Distance between the outputs of a model before and after a change of some tensors.
 
     The distance is the Kullback-Leibler divergence of the classes for outputs of shape ``(B, C)``,
     C > 1, and the mean squared difference, over the variance of the reference, for all others. It
-    needs no labels, and a few hundred inputs tell tensors apart that a loss on as many labels could
-    not.
+    needs no labels, and on a few hundred inputs it is less noisy than a loss.
 
     Args:
         model: the reference; it is copied.
@@ -45,7 +44,7 @@ class Probe:
             :data:`MOST_INPUTS`.
 
     Attributes:
-        runs: how often the calibration inputs were run.
+        runs: number of runs of the calibration inputs.
 
     Raises:
         ConfigError: without a batch, or if the model returns no floating tensor.
@@ -63,9 +62,7 @@ class Probe:
         self._reference = self._outputs()
 
     def cost(self, changed: Mapping[str, Tensor]) -> float:
-        """Distance of the outputs with these tensors changed; infinite where an output is no
-        number.
-        """
+        """Distance with these tensors changed; infinite if an output is NaN or infinite."""
         try:
             fill(self._model, dict(changed))
             pairs = zip(self._reference, self._outputs(), strict=True)
@@ -75,9 +72,7 @@ class Probe:
         return total if math.isfinite(total) else math.inf
 
     def quantisation_cost(self, names: Sequence[str], qp: int, settings: CodecSettings) -> float:
-        """Distance with some tensors quantised, all at one quantisation parameter, and the others
-        as they were.
-        """
+        """Distance with only the named tensors quantised, all at one quantisation parameter."""
         chosen = replace(settings, qp_of=dict.fromkeys(names, qp))
         return self.cost(quantised({name: self._tensors[name] for name in names}, chosen))
 
@@ -95,7 +90,7 @@ class Probe:
 
 
 def distance(reference: Tensor, output: Tensor) -> float:
-    """See :class:`Probe`. Computed in float64."""
+    """The distance of :class:`Probe`, computed in float64."""
     a, b = reference.double(), output.double()
     if a.dim() == 2 and a.shape[1] > 1:
         divergence = F.kl_div(
@@ -108,6 +103,7 @@ def distance(reference: Tensor, output: Tensor) -> float:
 
 
 def float_tensors(output: object) -> list[Tensor]:
+    """Floating tensors in nested tuples, lists and mappings, in order."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):

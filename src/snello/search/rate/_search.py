@@ -1,6 +1,4 @@
-"""The search itself: one quantisation parameter, then one per tensor, on the forms that the model
-can be coded in.
-"""
+"""Rate search: one quantisation parameter for all weights, then one per tensor."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ from ._workbench import Form, Workbench, check_bound, first_below, measured
 _DEFAULTS = CodecSettings()
 _ONE_QP_OCTAVES = 12
 LARGE = 0.01
-"""Share of the bytes from which a tensor's costs are measured, and not taken from the second order alone."""
+"""Share of the bytes above which a tensor's costs are measured, not only computed."""
 
 _FINENESS = 8
 _PRICES = range(-100 * _FINENESS, 50 * _FINENESS)  # from 1e-30 to 1e15 per byte, 8 to an octave
@@ -68,42 +66,44 @@ def search_rate(
     refresh_batchnorm: bool | None = None,
     settings: CodecSettings = _DEFAULTS,
 ) -> RateSearch:
-    """The smallest bitstream whose decoded model is worse than the model by no more than
-    ``max_drop``.
+    """Find the smallest bitstream whose decoded model is worse by at most ``max_drop``.
 
     First one quantisation parameter for all weights is found by bisection; then one for every
-    tensor, vectors included, by what its precision is worth on the calibration inputs. The smallest
-    stream that passed wins, so that the second never loses to the first. Whatever is returned was
-    decoded and evaluated. The same input gives the same result, if ``evaluate`` does.
+    tensor, vectors included, by the cost of its quantisation on the calibration inputs. The
+    smallest stream of both that keeps the bound is returned, decoded and evaluated. The result is
+    deterministic if ``evaluate`` is.
 
     Args:
         model: the model to code; it is not changed.
         evaluate: loss or accuracy of a model on validation data (not the test data). It is given a
             copy of the model with decoded weights, in evaluation mode, on the model's device.
-        max_drop: how much worse the value may become, in the unit of ``evaluate``.
-        higher_is_better: whether ``evaluate`` is an accuracy rather than a loss.
+        max_drop: largest allowed loss of the value, in the unit of ``evaluate``.
+        higher_is_better: true if ``evaluate`` returns an accuracy, false for a loss.
         calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several
-            arguments); no labels. A few hundred inputs do. Without it there is one quantisation
-            parameter, on the model as it is.
-        per_tensor: whether to look for one parameter per tensor; None does with ``calibration``.
-        fold: whether BatchNorms are folded into their layers before coding; None tries both, with
+            arguments); no labels. A few hundred inputs are enough. Without it, only one
+            quantisation parameter is searched, and the model is coded unchanged.
+        per_tensor: search one parameter per tensor; None: if there is ``calibration``.
+        fold: fold BatchNorms into their layers before coding; None tries both, if there is
             ``calibration``, and takes the smaller stream.
-        dependent_quantisation: dependent or uniform; None tries both, and takes the smaller stream.
-        keep_zeros: what is zero stays zero, as in a pruned model: uniform quantisation only.
-        correct_bias: after quantisation, bring the means inside the network back to the original's
-            on the calibration inputs, by biases and running means; None does with ``calibration``.
-        refresh_batchnorm: bring running means and variances of BatchNorms back likewise; None does
-            with ``calibration``.
-        settings: the other options of the coder. With one parameter for all weights, vectors take
-            its ``nonweight_qp``.
+        dependent_quantisation: dependent (true) or uniform (false) quantisation; None tries both
+            and takes the smaller stream.
+        keep_zeros: weights that are zero stay zero, as needed for a pruned model: uniform
+            quantisation only.
+        correct_bias: after quantisation, correct biases and running means so that the means inside
+            the network are the original's on the calibration inputs; None: if there is
+            ``calibration``.
+        refresh_batchnorm: correct running means and variances of BatchNorms likewise; None: if
+            there is ``calibration``.
+        settings: the other coding options. With one parameter for all weights, vectors use its
+            ``nonweight_qp``.
 
     Returns:
-        What to code and how, its size, and everything that was tried.
+        The model and settings to code, the size, and all trials.
 
     Raises:
-        ConfigError: for options that contradict each other, a bound that is none, an ``evaluate``
-            that does not return a number; and if not even the finest quantisation keeps the bound,
-            with its value.
+        ConfigError: for options that contradict each other, an invalid ``max_drop``, an
+            ``evaluate`` that does not return a number; and if even the finest quantisation does not
+            keep the bound, with its value.
         ModelError: if ``fold=True`` and the model cannot be traced.
         MissingExtraError: without nncodec.
 
@@ -190,6 +190,7 @@ def _forms(model: nn.Module, options: _Options) -> list[Form]:
     """The forms that the model can be coded in, with their corrections."""
     models = [] if options.fold else [copied(model)]
     if options.fold or (options.fold is None and options.calibration and _has_batchnorm(model)):
+        # Two examples are enough to trace the model.
         folded = fold_batchnorm(model, tuple(x[:2] for x in as_inputs(options.calibration[0])))
         if options.fold or folds_of(folded) != folds_of(model):
             models.append(folded)
@@ -213,8 +214,7 @@ def _correction(model: nn.Module, options: _Options) -> Correction | None:
 
 def _search_one_qp(bench: Workbench, form: Form, tools: CodecSettings) -> None:
     """One parameter for all weights: an integer, found by bisection."""
-    # A model of vectors only is quantised by nonweight_qp alone: all these settings are the same to
-    # it.
+    # A model of vectors alone uses nonweight_qp only, so all these settings give the same stream.
     weights = [value for value in form.tensors.values() if value.dim() > 1] or list(
         form.tensors.values()
     )
@@ -226,17 +226,14 @@ def _search_one_qp(bench: Workbench, form: Form, tools: CodecSettings) -> None:
 
 
 def _search_per_tensor(bench: Workbench, form: Form, options: _Options) -> int:
-    """One parameter per tensor: one price for all of them, found by bisection. Returns the number
-    of probes.
-    """
+    """Bisect for the price that all tensors share; return the number of probes."""
     curvature = fisher(form.model, options.calibration)
     probe = Probe(form.model, options.calibration)
     for dependent in _promising(bench, options):
         tools = _tools(options.settings, dependent)
         tensors = _basis(bench, form, tools)
-        groups = [
-            names for names in form.groups if tensors[names[0]].any()
-        ]  # zeros are zeros at any precision
+        # Tensors of zeros are the same at any precision.
+        groups = [names for names in form.groups if tensors[names[0]].any()]
         sizes = _sizes(tensors, groups, tools)
         costs = _costs(
             form, sizes, curvature, probe, tools, None if bench.best is None else bench.best.bytes
@@ -246,15 +243,13 @@ def _search_per_tensor(bench: Workbench, form: Form, options: _Options) -> int:
 
 
 def _promising(bench: Workbench, options: _Options) -> tuple[bool, ...]:
-    """The kind of quantisation that won with one parameter; all, if nothing passed there."""
+    """The kind of quantisation that was best with one parameter; all kinds if none passed."""
     best = bench.best_of("one qp")
     return options.dependent if best is None else (best.settings.dependent_quantisation,)
 
 
 def _basis(bench: Workbench, form: Form, tools: CodecSettings) -> Mapping[str, Tensor]:
-    """What will be coded, about: biases are corrected by what the best single parameter makes
-    necessary.
-    """
+    """Approximate tensors to be coded: biases corrected for the best single parameter."""
     best = bench.best_of("one qp")
     return form.decode(tools if best is None else replace(tools, qp=best.settings.qp))[0]
 
@@ -262,9 +257,8 @@ def _basis(bench: Workbench, form: Form, tools: CodecSettings) -> Mapping[str, T
 def _sizes(
     tensors: Mapping[str, Tensor], groups: Sequence[Sequence[str]], tools: CodecSettings
 ) -> dict[str, Table]:
-    """Bytes of every group at its candidate parameters; tied weights are coded under each of their
-    names.
-    """
+    """Bytes of every group at its candidate parameters."""
+    # Tied weights are coded under each of their names.
     return {
         names[0]: {
             qp: size * len(names) for qp, size in byte_table(tensors[names[0]], tools).items()
@@ -283,10 +277,10 @@ def _costs(
 ) -> dict[str, Table]:
     """Costs of every group: to second order, and measured for those that take many bytes.
 
-    Where a tensor is quantised coarsely, costs rise much faster than the second order has it (with
-    LeNet-5, by a factor of 25 where it says 4). So those that matter are quantised alone, around
-    where the second order would have them, and altogether. Those without a slope are measured every
-    second octave.
+    With coarse quantisation, costs rise much faster than the second order predicts (with LeNet-5 by
+    a factor of 25, where it predicts 4). So each large tensor is quantised alone, at parameters
+    around the one that the second order suggests and at the coarsest. Tensors without a derivative
+    are measured at every second octave.
     """
     costs: dict[str, Table] = {}
     for name, table in sizes.items():
@@ -298,7 +292,9 @@ def _costs(
             )
     for name, qp in _sketch(sizes, costs, target).items():
         around = [q for q in (qp - OCTAVE, qp, qp + OCTAVE, max(sizes[name])) if q in sizes[name]]
-        fine = qp - 3 * OCTAVE  # down there, the second order holds, and a probe would see noise
+        fine = (
+            qp - 3 * OCTAVE
+        )  # here the second order is accurate, and a measurement would be noise
         known = {fine: costs[name][fine]} if name in curvature and fine in sizes[name] else {}
         costs[name] = _probed(form, name, sizes[name], around, probe, tools, known)
     return costs
@@ -307,10 +303,9 @@ def _costs(
 def _sketch(
     sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int | None
 ) -> dict[str, int]:
-    """Where the second order would have the tensors with most of the bytes, in a stream of so many
-    bytes.
+    """Parameters of the large tensors by the second order, for a stream of the target size.
 
-    Without a target, in a third of the finest stream: four bits or so a weight.
+    Without a target, for a third of the finest stream: about four bits per weight.
     """
     limit = sum(max(table.values()) for table in sizes.values()) / 3 if target is None else target
     index = first_below(lambda i: _at_price(sizes, costs, i).bytes, limit, _PRICES)
@@ -328,9 +323,7 @@ def _probed(
     tools: CodecSettings,
     known: Table,
 ) -> dict[int, float]:
-    """Costs of a group, measured at some parameters with it alone quantised, and known at
-    others.
-    """
+    """Costs of a group, measured at ``qps`` with it alone quantised, and given in ``known``."""
     names = next(names for names in form.groups if names[0] == name)
     return probed_costs(
         {qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table
@@ -357,7 +350,7 @@ def _search_price(
         chosen = at(index).qp_of
         return replace(tools, qp_of={name: chosen[names[0]] for names in groups for name in names})
 
-    # Beyond this price everything is zero.
+    # Beyond this price every weight is zero.
     last = first_below(lambda i: at(i).bytes, at(_PRICES[-1]).bytes * (1 + 1e-9) + 1e-9, _PRICES)
     bench.coarsest(
         form, settings_at, lambda i: at(i).bytes, range(_PRICES[0], last + 1), "per tensor"

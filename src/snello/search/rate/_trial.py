@@ -1,4 +1,4 @@
-"""What is tried, and what came of it."""
+"""Records of trials, and of the result of a search."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Method = Literal["one qp", "per tensor"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class RateTrial:
     """One setting that was tried.
 
     Attributes:
         method: how the quantisation parameters were chosen.
-        folded: whether the BatchNorms were folded first.
-        settings: what it was.
-        bytes: of the NNC stream.
-        value: what ``evaluate`` said of the decoded model.
-        passed: whether that was within the bound.
+        folded: true if the BatchNorms were folded first.
+        settings: the settings.
+        bytes: size of the NNC stream.
+        value: value of the decoded model, from ``evaluate``.
+        passed: true if the value keeps the bound.
     """
 
     method: Method
@@ -37,23 +37,25 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class RateSearch:
-    """The smallest bitstream that was found to keep the bound.
+    """The smallest bitstream found that keeps the bound.
 
     Attributes:
-        model: what to code: a copy of the model, with its BatchNorms folded and its biases
-            corrected where that won. Its weights are not quantised yet.
-        settings: how to code it.
-        bytes: of the NNC stream of ``model`` under ``settings``; the ``.snello`` container adds its
-        manifest. before: what ``evaluate`` said of the model.
-        after: what it said of the decoded model.
+        model: the model to code: a copy, with its BatchNorms folded and its biases corrected if
+            that gave the smallest stream. Its weights are not quantised yet.
+        settings: the settings to code it with.
+        bytes: size of the NNC stream of ``model`` with ``settings``; the ``.snello`` container adds
+            its manifest.
+        before: value of the original model, from ``evaluate``.
+        after: value of the decoded model.
         bound: the worst value allowed.
         method: how the quantisation parameters were chosen.
-        folded: whether the BatchNorms were folded.
+        folded: true if the BatchNorms are folded.
         one_qp: the best trial with one quantisation parameter for all weights; None if none passed.
         per_tensor: the best trial with one per tensor; None if none passed, or none was smaller
-        than ``one_qp``. trail: everything that was evaluated, in order.
-        evaluations: calls of ``evaluate``, the one of the model itself included.
-        probes: runs of the calibration inputs, to find out what each tensor's precision is worth.
+            than ``one_qp``.
+        trail: all trials, in order.
+        evaluations: number of calls of ``evaluate``, including that of the original model.
+        probes: number of runs of the calibration inputs to measure costs.
     """
 
     model: nn.Module = field(repr=False)
@@ -64,23 +66,19 @@ class RateSearch:
     bound: float
     method: Method
     folded: bool
-    one_qp: Trial | None = field(repr=False)
-    per_tensor: Trial | None = field(repr=False)
-    trail: tuple[Trial, ...] = field(repr=False)
+    one_qp: RateTrial | None = field(repr=False)
+    per_tensor: RateTrial | None = field(repr=False)
+    trail: tuple[RateTrial, ...] = field(repr=False)
     evaluations: int
     probes: int
 
     def decoded(self) -> nn.Module:
-        """A copy of ``model`` with the weights that the decoder will give: the model that was
-        evaluated.
-        """
+        """A copy of ``model`` with decoded weights: the model that was evaluated."""
         return with_tensors(self.model, quantised(coded_tensors(self.model), self.settings))
 
 
 def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model that go into the NNC stream: floating and not empty, parameters and
-    buffers.
-    """
+    """Parameters and buffers that go into the NNC stream: floating and not empty."""
     return {
         name: value.detach()
         for name, value in model.state_dict().items()
@@ -96,16 +94,15 @@ def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy values into a model, in place. A tensor of zero dimensions comes from the decoder as one
-    of one.
-    """
+    """Copy values into a model, in place."""
+    # The decoder returns a scalar with shape (1,).
     own = model.state_dict()
     for name, value in tensors.items():
         own[name].copy_(value.reshape(own[name].shape))
 
 
 def passes(value: float, bound: float, higher_is_better: bool) -> bool:
-    """Whether a value keeps the bound. NaN does not keep any."""
+    """Return true if a value keeps the bound; NaN never does."""
     return value >= bound if higher_is_better else value <= bound
 
 

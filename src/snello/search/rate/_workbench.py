@@ -1,4 +1,4 @@
-"""One form of the model, and the trials made on it."""
+"""Forms of a model, and trials of settings on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snello.graph import evaluation
 from snello.wrappers import copied
 
 from ._correct import Correction
-from ._trial import Evaluate, Method, Trial, coded_tensors, fill, passes
+from ._trial import Evaluate, Method, RateTrial, coded_tensors, fill, passes
 
 
 @dataclass(eq=False)
@@ -23,10 +23,10 @@ class Form:
 
     Attributes:
         model: the weights before quantisation; never changed.
-        folded: which of the two.
-        correction: corrects biases after quantisation, if wanted.
-        tensors: what goes into the stream.
-        groups: the same names; those of tied weights, which are one tensor, together.
+        folded: true if its BatchNorms are folded.
+        correction: correction of biases after quantisation, if wanted.
+        tensors: name -> tensor to code.
+        groups: names of tensors, those of tied weights in one group.
     """
 
     model: nn.Module
@@ -46,9 +46,7 @@ class Form:
         self._twin = copied(self.model)
 
     def decode(self, settings: CodecSettings) -> tuple[dict[str, Tensor], nn.Module]:
-        """What to code under these settings, and the model that comes out of the decoder (used
-        again next time).
-        """
+        """Tensors to code with these settings, and the decoded model (reused by the next call)."""
         fill(self._twin, quantised(self.tensors, settings))
         if self.correction is None:
             return self.tensors, self._twin
@@ -63,33 +61,34 @@ class Form:
 
 
 CHANCES = 3
-"""Settings that may fail, from the finest that would be smaller than the best, before coarser ones are given up."""
+"""Number of settings, from the finest that beats the best size on, that may fail in a row."""
 
 
 class Workbench:
-    """Makes trials, keeps the trail, and knows the best.
+    """Evaluation of settings, with the list of all trials and the best one.
 
     Args:
         evaluate: loss or accuracy of a model.
         bound: the worst value allowed.
-        higher_is_better: whether it is an accuracy.
+        higher_is_better: true if ``evaluate`` returns an accuracy.
     """
 
     def __init__(self, evaluate: Evaluate, bound: float, higher_is_better: bool) -> None:
         self._evaluate, self._bound, self._higher = evaluate, bound, higher_is_better
-        self._done: dict[tuple[int, CodecSettings], Trial] = {}
+        self._done: dict[tuple[int, CodecSettings], RateTrial] = {}
         self._forms: dict[int, Form] = {}
-        self.trail: list[Trial] = []
-        self.best: Trial | None = None
+        self.trail: list[RateTrial] = []
+        self.best: RateTrial | None = None
 
-    def attempt(self, form: Form, settings: CodecSettings, method: Method) -> Trial:
-        """Quantise, decode, evaluate. The same settings are not evaluated twice."""
+    def attempt(self, form: Form, settings: CodecSettings, method: Method) -> RateTrial:
+        """Quantise, decode and evaluate; equal settings are evaluated once."""
+        # The workbench keeps its forms alive, so their ids are unique.
         key = (id(form), settings)
         if key not in self._done:
             coded, decoded = form.decode(settings)
             size, value = len(encode(coded, settings)), measured(self._evaluate, decoded)
             passed = passes(value, self._bound, self._higher)
-            trial = Trial(method, form.folded, settings, size, value, passed)
+            trial = RateTrial(method, form.folded, settings, size, value, passed)
             self._done[key] = trial
             self._forms[id(trial)] = form
             self.trail.append(trial)
@@ -97,12 +96,12 @@ class Workbench:
                 self.best = trial
         return self._done[key]
 
-    def form_of(self, trial: Trial) -> Form:
+    def form_of(self, trial: RateTrial) -> Form:
         """The form that a trial was made on."""
         return self._forms[id(trial)]
 
-    def best_of(self, method: Method) -> Trial | None:
-        """The smallest trial of one method that passed; the earlier one wins a tie."""
+    def best_of(self, method: Method) -> RateTrial | None:
+        """The smallest trial of one method that passed; of equal ones the earlier."""
         passed = [trial for trial in self.trail if trial.passed and trial.method == method]
         return min(passed, key=lambda trial: trial.bytes, default=None)
 
@@ -114,15 +113,14 @@ class Workbench:
         indices: range,
         method: Method,
     ) -> None:
-        """Bisect for the coarsest setting that passes, where only those count that are smaller than
-        the best.
+        """Bisect for the coarsest setting that passes, among those smaller than the best.
 
         Args:
             form: what to quantise.
             settings_at: index -> settings, from fine to coarse.
-            size_at: index -> bytes, exact or estimated, falling.
+            size_at: index -> bytes, exact or estimated, falling with the index.
             indices: at least one.
-            method: for the trail.
+            method: recorded in the trials.
         """
 
         def passed(index: int) -> bool:
@@ -132,8 +130,9 @@ class Workbench:
         if self.best is None:
             _bisect(passed, first - 1, last + 1)
             return
+        # Sizes fall with the index: settings before this one are not smaller than the best.
         first = first_below(size_at, self.best.bytes, indices)
-        # evaluate has a finite sample: where the finest just fails, the next may still pass.
+        # evaluate is noisy: where the finest setting just fails, the next may still pass.
         distinct = _first_distinct(settings_at, range(first, last + 1), CHANCES)
         start = next((index for index in distinct if passed(index)), None)
         if start is not None:
@@ -143,7 +142,7 @@ class Workbench:
 def _first_distinct(
     settings_at: Callable[[int], CodecSettings], indices: range, count: int
 ) -> Iterator[int]:
-    """The first few indices whose settings are not those of the index before."""
+    """The first few indices whose settings differ from those of the index before."""
     before = None
     for index in indices:
         settings = settings_at(index)
@@ -156,9 +155,7 @@ def _first_distinct(
 
 
 def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, int]:
-    """From an index that passed, ever longer steps, to one that passed and one that did not (or
-    does not exist).
-    """
+    """Double the step from an index that passed, until one fails; return the last two."""
     step = 1
     while fine < last:
         ahead = min(fine + step, last)
@@ -169,9 +166,7 @@ def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, i
 
 
 def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
-    """The last index that passed between one that did (or lies before the first) and one that did
-    not.
-    """
+    """The last index that passes between ``fine``, which does, and ``coarse``, which does not."""
     while coarse - fine > 1:
         middle = (fine + coarse) // 2
         if passed(middle):
@@ -182,7 +177,7 @@ def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
 
 
 def first_below(size_at: Callable[[int], float], limit: float, indices: range) -> int:
-    """The first index whose size is below the limit; one beyond the last if there is none."""
+    """The first index with a size below the limit; one after the last if there is none."""
     low, high = indices[0], indices[-1] + 1
     while low < high:
         middle = (low + high) // 2
@@ -194,7 +189,7 @@ def first_below(size_at: Callable[[int], float], limit: float, indices: range) -
 
 
 def measured(evaluate: Evaluate, model: nn.Module) -> float:
-    """What ``evaluate`` says, as a float.
+    """Evaluate a model in evaluation mode and return a float.
 
     Raises:
         ConfigError: if it is no number.
@@ -210,10 +205,10 @@ def measured(evaluate: Evaluate, model: nn.Module) -> float:
 
 
 def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float:
-    """The worst value allowed.
+    """Compute the worst value allowed.
 
     Raises:
-        ConfigError: for an impossible ``max_drop``, or a model whose own value is no finite number.
+        ConfigError: for an invalid ``max_drop``, or a model whose own value is no finite number.
     """
     if (
         isinstance(max_drop, bool)

@@ -31,7 +31,7 @@ def without_edits(
         arrangement: a layout of it.
         lower: makes the plan of an arrangement.
         numbers: whether the literal numbers of channels in views count as edits. They do if the
-            model's code has them; an exported graph has them even where the code computes them.
+            model's code has them; a recorded graph has them even where the code computes them.
 
     Requires:
         All attributes of ``facts``.
@@ -75,5 +75,6 @@ def _producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
         if operation.produces:
             found.add(current)
         else:
-            pending += operation.operands
+            # A chunking, whose parts are the operations, has no operands of its own.
+            pending += operation.operands or current.all_input_nodes
     return found

@@ -1,0 +1,97 @@
+"""Choices that a model makes by values: the boxes it keeps, the largest scores, a comparison.
+
+Two models that compute the same but for rounding can choose differently among equal scores. So the
+choices of the one are given to the other, together with the values that they were made by: where
+these agree, any difference that is left is one of computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """An operation that makes integers or booleans of floating-point numbers.
+
+    Attributes:
+        read: the floating-point tensors that it reads.
+        result: the tensors that it gives.
+    """
+
+    read: tuple[Tensor, ...]
+    result: tuple[Tensor, ...]
+
+
+class Decisions(TorchFunctionMode):
+    """Notes the decisions of a model while it runs, or lets it make those of another run.
+
+    Args:
+        known: decisions to repeat, in order. An operation takes the integers and booleans of the
+            known one if both read tensors of the same shapes; floating-point results stay its own.
+
+    Attributes:
+        taken: the decisions of this run. Of one that reads tensors of another shape than the known
+            one, such as narrowed activations, the known one: there is nothing to compare.
+    """
+
+    def __init__(self, known: Sequence[Decision] | None = None) -> None:
+        super().__init__()
+        self.known = known
+        self.taken: list[Decision] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = _tensors(result)
+        if all(tensor.is_floating_point() for tensor in given):
+            return result
+        read = [tensor for tensor in _tensors((args, kwargs or {})) if tensor.is_floating_point()]
+        return self._decided(read, given, result) if read else result
+
+    def _decided(self, read: list[Tensor], given: list[Tensor], result: Any) -> Any:
+        known = self._next()
+        if known is not None and not _alike(known.read, read):
+            self.taken.append(known)
+            return result
+        own = Decision(tuple(t.clone() for t in read), tuple(t.clone() for t in given))
+        self.taken.append(own)
+        return result if known is None else _repeated(result, known)
+
+    def _next(self) -> Decision | None:
+        number = len(self.taken)
+        return self.known[number] if self.known and number < len(self.known) else None
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def _alike(known: Sequence[Tensor], read: Sequence[Tensor]) -> bool:
+    return [tensor.shape for tensor in known] == [tensor.shape for tensor in read]
+
+
+def _repeated(result: Any, known: Decision) -> Any:
+    """A result with the integers and booleans of a known decision."""
+    leaves, structure = pytree.tree_flatten(result)
+    decided = iter(known.result)
+    for place, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            continue
+        before = next(decided, leaf)
+        # Values that come with indices (sort, topk) are those of this run unless their number
+        # differs.
+        if not leaf.is_floating_point() or leaf.shape != before.shape:
+            leaves[place] = before.clone()
+    return pytree.tree_unflatten(leaves, structure)

@@ -1,0 +1,133 @@
+"""Layers that a model calls several times become one call each.
+
+A detection head runs on every level of a pyramid with the same weights. A channel of such a layer
+can go if it is dead in all calls. So the calls are merged to one node, which stands for the
+tensors of all of them: what holds for the node holds for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .tape import Step, Tape, Value, mapped, renumbered
+
+
+def one_of(*tensors: Tensor) -> Tensor:
+    """Stand for the tensors that one layer reads in several calls.
+
+    A node of recorded graphs, never run. No rule knows it: its operands stay at full width.
+    """
+    raise NotImplementedError
+
+
+def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
+    """Merge the calls of layers that are called several times.
+
+    1. All calls of such a layer are one step, the first. Calls that have other arguments than
+       tensors, which differ, stay apart.
+    2. So are operations that do the same with results of merged steps.
+    3. Where the calls read different tensors, the step reads :func:`one_of` them. Only the first
+       one is an operand of it, as the others may come from the layer itself, in a recurrence. They
+       are read at the end.
+
+    Args:
+        tape: of the model.
+        repeated: names of the layers to merge.
+    """
+    names = {name for name in repeated if _alike(tape.steps, name)}
+    classes = _classes(tape.steps, names)
+    members: dict[int, list[Step]] = {}
+    for step, own in zip(tape.steps, classes, strict=True):
+        members.setdefault(own, []).append(step)
+    merge = _Merge(classes)
+    for number, steps in members.items():
+        if steps[0].kind == "output":
+            merge.read_the_rest()
+        merge.add(number, steps)
+    return replace(tape, steps=merge.steps)
+
+
+def _alike(steps: Sequence[Step], name: str) -> bool:
+    """True if all calls of a layer have the same arguments, but for the tensors."""
+    calls = (step for step in steps if step.kind == "call_module" and step.target == name)
+    return len({repr(mapped((c.args, dict(c.kwargs)), _without_value)) for c in calls}) == 1
+
+
+def _without_value(leaf: Any) -> Any:
+    return Value if isinstance(leaf, Value) else leaf
+
+
+def _classes(steps: Sequence[Step], names: set[str]) -> list[int]:
+    """For each step the first one that it is merged with: itself, if with none."""
+    classes: list[int] = []
+    known: dict[Hashable, int] = {}
+    several: set[int] = set()  # classes that may stand for several tensors
+    for number, step in enumerate(steps):
+        key: Hashable = number
+        if step.kind == "call_module" and step.target in names:
+            key = step.target
+        elif any(classes[operand.step] in several for operand in step.operands):
+            key = step.kind, step.target, repr(_of_classes(step, classes)), step.effect
+        own = known.setdefault(key, number)
+        if key != number:
+            several.add(own)
+        classes.append(own)
+    return classes
+
+
+def _of_classes(step: Step, classes: Sequence[int]) -> Any:
+    """Arguments with classes in place of steps."""
+    return renumbered((step.args, dict(step.kwargs)), classes)
+
+
+class _Merge:
+    """A tape in the making.
+
+    Attributes:
+        steps: one for each class, and one for each :func:`one_of`.
+        places: class -> the number of its step.
+    """
+
+    def __init__(self, classes: Sequence[int]) -> None:
+        self.classes = classes
+        self.steps: list[Step] = []
+        self.places: dict[int, int] = {}
+        self.rest: list[Value] = []
+
+    def add(self, number: int, members: Sequence[Step]) -> None:
+        """Add the step of a class, given in order of its first member."""
+        first = members[0]
+        calls = zip(*(step.operands for step in members), strict=True)
+        operands = iter([self._operand(values) for values in calls])
+        args, kwargs = mapped(
+            (first.args, dict(first.kwargs)),
+            lambda leaf: next(operands) if isinstance(leaf, Value) else leaf,
+        )
+        self.places[number] = len(self.steps)
+        self.steps.append(replace(first, args=args, kwargs=kwargs))
+
+    def read_the_rest(self) -> None:
+        """Add a step that reads what merged calls read, but for the first of each."""
+        if self.rest:
+            values = tuple(self._placed(value) for value in self.rest)
+            self.steps.append(Step("call_function", one_of, values, effect=True))
+
+    def _operand(self, values: Sequence[Value]) -> Value:
+        """The operand of a merged step, given those of all calls."""
+        distinct = list(dict.fromkeys(replace(v, step=self.classes[v.step]) for v in values))
+        first = self._placed(distinct[0])
+        if len(distinct) == 1:
+            return first
+        self.rest += distinct[1:]
+        shape = self.steps[first.step].shapes.get(first.path)
+        shapes = {} if shape is None else {(): shape}
+        self.steps.append(Step("call_function", one_of, (first,), shapes=shapes))
+        return Value(len(self.steps) - 1)
+
+    def _placed(self, value: Value) -> Value:
+        """A value by the place of its class instead of its class."""
+        return replace(value, step=self.places[value.step])
