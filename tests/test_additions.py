@@ -214,7 +214,7 @@ from snello.errors import ConfigError
 from snello.lab.methods import label_of
 from snello.lab.methods import METHOD_SPECS
 from snello.lab.training import load_recipe, train
-small = ["--methods=[uniform]", "--epochs=2", "--uniform.finetune=1", "--device=cpu"]
+small = ["--methods=[uniform]", "--epochs=5", "--uniform.finetune=1", "--device=cpu"]
 small += ["--data.limit=100", "--data.test_limit=40"]
 recipe = load_recipe("digits", [*small, "--uniform.lmbda=0.01", "--uniform.twt=0.5"])
 run = train(recipe, "uniform", "run")
