@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 
 import snello
 
@@ -56,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _torchrun(data: Path, out: Path, *options: str) -> str:
+def _torchrun(data: Path, out: Path, *options: str, methods: tuple[str, ...] = ()) -> str:
     out.mkdir()
     source, tests = str(Path(snello.__file__).parents[1]), str(Path(__file__).parent)
     path = os.pathsep.join([source, tests, os.environ.get("PYTHONPATH", "")])
@@ -64,6 +65,7 @@ def _torchrun(data: Path, out: Path, *options: str) -> str:
         [
             sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             *options, str(Path(__file__).with_name("torchrun_samples.py")), str(data), str(out),
+            *methods,
         ],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=150, check=False,
@@ -76,19 +78,39 @@ def _torchrun(data: Path, out: Path, *options: str) -> str:
 def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes' runs."""
     out = tmp_path_factory.mktemp("torchrun") / "together"
-    _torchrun(data, out)
+    _torchrun(data, out, methods=samples.QUICK)
     return out
+
+
+@pytest.fixture(scope="module")
+def rest_together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the other methods."""
+    out = tmp_path_factory.mktemp("torchrun") / "rest"
+    _torchrun(data, out, methods=samples.REST)
+    return out
+
+
+def _of(request: pytest.FixtureRequest, method: str) -> Path:
+    folder: Path = request.getfixturevalue(
+        "together" if method in samples.QUICK else "rest_together"
+    )
+    return folder
+
+
+def _method(method: str, *values: str) -> ParameterSet:
+    marks = () if method in samples.QUICK else pytest.mark.exhaustive
+    return pytest.param(method, *values, marks=marks)
 
 
 def _losses(run: TrainingResult) -> list[float]:
     return [loss for epoch in run.epochs for loss in (epoch.train_loss, epoch.val_loss)]
 
 
-@pytest.mark.parametrize("method", samples.METHODS)
+@pytest.mark.parametrize("method", [_method(name) for name in (*samples.QUICK, *samples.REST)])
 def test_two_processes_train_as_one(
-    method: str, data: Path, together: Path, tmp_path: Path
+    method: str, data: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    joined = TrainingResult.read(together / method / "result.json")
+    joined = TrainingResult.read(_of(request, method) / method / "result.json")
     assert joined.processes == 2
     alone = train(samples.recipe_of(str(data), batch_statistics=False), method, tmp_path)
     assert alone.processes == 1
@@ -105,18 +127,19 @@ def test_two_processes_train_as_one(
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
-        ("lobster", "masks"),
-        ("serene", "masks"),
-        ("neq", "frozen"),
-        ("serene+neq", "masks"),
-        ("serene+neq", "frozen"),
+        _method("lobster", "masks"),
+        _method("serene", "masks"),
+        _method("neq", "frozen"),
+        _method("serene+neq", "masks"),
+        _method("serene+neq", "frozen"),
     ],
 )
 def test_masks_and_weights_are_the_same_on_both_ranks(
-    method: str, kind: str, together: Path
+    method: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     (first, one), (second, other) = (
-        torch.load(together / f"{method}-{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)
+        torch.load(_of(request, method) / f"{method}-{kind}-{rank}.pt", weights_only=True)
+        for rank in (0, 1)
     )
     assert first.keys() == second.keys()
     dropped = sum(int(mask.sum() if kind == "frozen" else (~mask).sum()) for mask in first.values())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import snello
+from snello.cli import main
 
 pytest.importorskip("lightning")
 pytest.importorskip("nncodec")
@@ -81,13 +82,24 @@ def _snello(folder: Path, *arguments: str) -> str:
     return found.stdout
 
 
+def _snello_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The same in this process, which has imported everything already."""
+    capsys.readouterr()
+    assert main(arguments) == 0
+    sys.modules.pop("mynet", None)  # a process of its own would not have it
+    return capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_journey_of_a_users_own_model_and_photos(tmp_path: Path) -> None:
+def test_journey_of_a_users_own_model_and_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _photos(tmp_path / "photos")
     (tmp_path / "mynet.py").write_text(MODEL)
     (tmp_path / "mine.yaml").write_text(RECIPE)
 
-    checked = _snello(tmp_path, "recipes", "validate", "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    checked = _snello_here(capsys, "recipes", "validate", "mine.yaml")
     assert "baseline, serene, neq, serene+neq can start" in checked
     assert not (tmp_path / "runs").exists()
 
@@ -113,8 +125,8 @@ def test_journey_of_a_users_own_model_and_photos(tmp_path: Path) -> None:
         assert trained[method]["executed_flops"] <= trained["baseline"]["executed_flops"]
 
     # What was shipped is read back by the other commands, with the user's own code.
-    measured = _snello(
-        tmp_path, "measure", "runs/mine/serene/simplified.pt", "--own-code=mynet:small",
+    measured = _snello_here(
+        capsys, "measure", "runs/mine/serene/simplified.pt", "--own-code=mynet:small",
         "--repeats=2", "--warmup=1", "--out=m.json",
     )  # fmt: skip
     assert "simplified" in measured

@@ -23,7 +23,9 @@ from snello.neurons import head
 from snello.store import build
 
 COUNTS = (80, 20)
-METHODS = ("baseline", "lobster", "serene", "neq", "serene+neq")
+QUICK = ("serene", "serene+neq")
+"""Masks, and masks with frozen neurons; the other methods run behind the marker."""
+REST = ("baseline", "lobster", "neq")
 KILLED = "killed"
 
 
@@ -89,14 +91,15 @@ def _dying_once() -> None:
     Classification.training_step = deadly  # type: ignore[method-assign]
 
 
-def main(data: str, out: Path) -> None:
+def main(data: str, out: Path, methods: list[str]) -> None:
     torch.set_num_threads(1)
     if out.name == KILLED:
         _dying_once()
         train(recipe_of(data, batch_statistics=False), "serene", out)
         return
-    train(recipe_of(data, batch_statistics=True), "baseline", out / "with-statistics")
-    for method in METHODS:
+    if "serene" in methods:
+        train(recipe_of(data, batch_statistics=True), "baseline", out / "with-statistics")
+    for method in methods:
         _noting(out)
         train(recipe_of(data, batch_statistics=False), method, out / method)
         for kind in ("masks", "frozen"):
@@ -105,4 +108,4 @@ def main(data: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
