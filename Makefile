@@ -5,11 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test test-all test-sample lint bench docs clean
 
 help:
 	@echo "make demo   the whole round trip on the built-in digits: prints the tables, writes $(OUT)/report.md"
-	@echo "make test   the tests"
+	@echo "make test   the tests, in some minutes"
+	@echo "make test-all, test-sample   all tests, in an hour; some of the long ones, drawn by SEED"
 	@echo "make lint   ruff, types, import contracts"
 	@echo "make bench  the benchmarks, one table each"
 	@echo "make docs   the documentation, into site/"
@@ -41,9 +42,21 @@ demo: $(VENV)/.all
 	rm -rf $(OUT)
 	$(BIN)/snello journey digits --out=$(OUT)
 
-# One thread per process: more of them only get in each other's way on small networks.
+# One thread per process: more of them only get in each other's way on small networks. Neighbours in a
+# file share fixtures: worksteal leaves them to one process.
+XDIST := -n auto --dist worksteal
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(XDIST)
+
+test-all: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(XDIST) -m ""
+
+# The tests behind the marker `exhaustive`, in an order drawn by SEED, for SECONDS. The last ones are
+# finished: a minute more.
+SEED ?= 0
+SECONDS ?= 420
+test-sample: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(XDIST) -m exhaustive --sample-exhaustive=$(SECONDS) --seed=$(SEED)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -61,7 +74,6 @@ bench: $(VENV)/.all
 	$(BIN)/python benchmarks/sensitivity_overhead.py --out runs/bench/sensitivity_overhead.json
 	$(BIN)/python benchmarks/neq_training.py digits --quick --seeds 0 1 --adam --out runs/bench/neq_training
 	$(BIN)/python benchmarks/latency.py --out runs/bench/latency.json
-	$(BIN)/python benchmarks/damaged_containers.py --count 1000 --out runs/bench/damaged_containers.json
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -39,7 +39,6 @@ import hashlib
 import io
 import json
 import statistics
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -49,14 +48,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello import CodecSettings, compress, modelfile, simplify
+from snello import CodecSettings, compress, simplify
 from snello.codec import decode, encode, quantised
-from snello.datasets import DataSplits, Images, load, loader
-from snello.files import write_file
-from snello.models import build, load_weights
-from snello.ratesearch import RateSearch, search_rate
-from snello.ratesearch._trial import coded_tensors, with_tensors
-from snello.training import evaluate
+from snello.files import write_text
+from snello.lab.datasets import DataSplits, Images, load_dataset, loader
+from snello.lab.training import evaluate
+from snello.search.rate import RateSearch, search_rate
+from snello.search.rate._trial import coded_tensors, with_tensors
+from snello.store import build, load, load_weights
+from snello.timing import timed
 
 MAX_DROP = 0.002
 TAU = 2.0
@@ -194,11 +194,11 @@ class Subject:
         return self.rows
 
     def search(self, variant: str, **arguments: Any) -> None:
-        start = time.perf_counter()
-        found = search_rate(
-            self.model, self.validate, max_drop=MAX_DROP, higher_is_better=True, **arguments
+        found, seconds = timed(
+            lambda: search_rate(
+                self.model, self.validate, max_drop=MAX_DROP, higher_is_better=True, **arguments
+            )
         )
-        seconds = time.perf_counter() - start
         self.searches[variant] = describe(found)
         self.add(
             variant,
@@ -292,7 +292,7 @@ def show(row: Row) -> str:
 def resnet32(options: argparse.Namespace) -> list[Subject]:
     if options.weights is None:
         raise SystemExit("resnet32 needs --weights FILE")
-    splits = load("cifar10")
+    splits = load_dataset("cifar10")
     if options.imagenet_statistics:
         splits = replace(splits, **IMAGENET)
     return [
@@ -301,9 +301,9 @@ def resnet32(options: argparse.Namespace) -> list[Subject]:
 
 
 def lenet5(options: argparse.Namespace) -> list[Subject]:
-    from snello.training import load_recipe, train
+    from snello.lab.training import load_recipe, train
 
-    splits = load("mnist")
+    splits = load_dataset("mnist")
     folder = options.journey or options.out.parent / "bitstream_lenet5"
     subjects = []
     for method in ("baseline", "lobster", "serene"):
@@ -316,7 +316,7 @@ def lenet5(options: argparse.Namespace) -> list[Subject]:
                 splits=splits,
                 resume=True,
             )
-        model, record = modelfile.load(folder / method / "model.pt")
+        model, record = load(folder / method / "model.pt")
         if method != "baseline":
             model = simplify(model, record.example_inputs())
         name = {
@@ -359,12 +359,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rates(action: Callable[[], object], count: int, repeats: int) -> list[float]:
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        found.append(count / 1e6 / (time.perf_counter() - start))
-    return found
+    return [count / 1e6 / timed(action)[1] for _ in range(repeats)]
 
 
 def main() -> None:
@@ -408,7 +403,7 @@ def main() -> None:
     }
 
     def save() -> None:
-        write_file(options.out, lambda beside: beside.write_text(json.dumps(result, indent=1)))
+        write_text(options.out, json.dumps(result, indent=1))
 
     for part in options.parts:
         if part == "speed":

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snello.files import write_file
-from snello.reporting import Table, show
+from snello.files import write_text
+from snello.lab.reporting import Table, show
+from snello.timing import spread_of, take_turns, timed
 
 IMAGES = ((64, 56), (256, 56), (256, 14), (512, 7))
 TOKENS = ((3136, 96), (196, 768))
@@ -88,16 +87,12 @@ def measure(
     operations: dict[str, tuple[Callable[[], Tensor], int]], repeats: int
 ) -> dict[str, float]:
     """Median nanoseconds per element or multiply-accumulate."""
-    times: dict[str, list[float]] = {name: [] for name in operations}
     with torch.inference_mode():
-        for _ in range(repeats + 3):
-            for name, (operation, _) in operations.items():
-                start = time.perf_counter()
-                operation()
-                times[name].append(time.perf_counter() - start)
+        times = take_turns(
+            [*operations], lambda name: timed(operations[name][0])[1], repeats, warmup=3
+        )
     return {
-        name: 1e9 * statistics.median(times[name][3:]) / count
-        for name, (_, count) in operations.items()
+        name: 1e9 * spread_of(times[name]).median / count for name, (_, count) in operations.items()
     }
 
 
@@ -131,7 +126,7 @@ def main() -> None:
     )
     if options.out:
         text = json.dumps({"conditions": note, "nanoseconds": result}, indent=1)
-        write_file(options.out, lambda beside: beside.write_text(text))
+        write_text(options.out, text)
 
 
 if __name__ == "__main__":

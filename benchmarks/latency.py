@@ -33,10 +33,10 @@ from torch import nn
 
 from snello import simplify
 from snello.deploy import Profile, Subject, compare
-from snello.files import write_file
-from snello.models import build
+from snello.files import write_text
+from snello.lab.reporting import Table, as_json, markdown
 from snello.neurons import head, weighted_layers
-from snello.reporting import Table, as_json, markdown
+from snello.store import build
 
 RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
 INPUTS = {
@@ -132,9 +132,7 @@ def main() -> None:
     )
     print(markdown(table(profiles, note)))
     if options.out:
-        write_file(
-            options.out, lambda path: path.write_text(as_json({"note": note, "models": profiles}))
-        )
+        write_text(options.out, as_json({"note": note, "models": profiles}))
 
 
 if __name__ == "__main__":

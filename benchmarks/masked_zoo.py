@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from snello.graph import capture
-from snello.models import available, build
+from snello.lab.models import model_names
 from snello.neurons import is_batchnorm, is_weighted, neuron_count, spread, weighted_layers
+from snello.store import build
 
 Variant = Literal["A", "B"]
 
@@ -39,7 +40,7 @@ class Member:
     """A network of the zoo.
 
     Attributes:
-        name: for :func:`snello.models.build`.
+        name: for :func:`snello.store.build`.
         family: what the acceptance criteria call it.
         side: of its square input.
         arguments: of its factory.
@@ -70,7 +71,7 @@ def zoo() -> dict[str, Member]:
     from torchvision import models
 
     members = [
-        Member(name, "cifar_resnet", 32) for name in available() if name.startswith("resnet-")
+        Member(name, "cifar_resnet", 32) for name in model_names() if name.startswith("resnet-")
     ]
     for name in models.list_models(module=models):
         arguments = (("init_weights", False),) if name in ("googlenet", "inception_v3") else ()

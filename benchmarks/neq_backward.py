@@ -37,8 +37,8 @@ from torch.nn.functional import cross_entropy
 
 from snello.equilibrium import SelectiveUpdate, Stochastic, backward_flops, time_backward
 from snello.equilibrium._dispatch import Decision, Dispatch, Work
-from snello.files import write_file
-from snello.models import build
+from snello.files import write_text
+from snello.store import build
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -83,11 +83,9 @@ def main() -> None:
             rows += measure(name, layout, options)
     if options.out:
         record = {"environment": environment(options), "rows": rows}
-        write_file(
-            options.out, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n")
-        )
+        write_text(options.out, json.dumps(record, indent=1) + "\n")
     if options.page:
-        write_file(options.page, lambda beside: beside.write_text(page(rows, options)))
+        write_text(options.page, page(rows, options))
 
 
 def arguments() -> argparse.Namespace:

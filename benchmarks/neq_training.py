@@ -31,9 +31,17 @@ from pathlib import Path
 
 import torch
 
-from snello.files import write_file
-from snello.reporting import Table, as_json, markdown, percent, plot_equilibrium, plot_updated, show
-from snello.training import TrainingResult, load_recipe, train
+from snello.files import write_text
+from snello.lab.reporting import (
+    Table,
+    as_json,
+    markdown,
+    percent,
+    plot_equilibrium,
+    plot_updated,
+    show,
+)
+from snello.lab.training import TrainingResult, load_recipe, train
 
 METHODS = ("baseline", "neq", "stochastic-0.2", "stochastic-0.5", "stochastic-star")
 LABELS = ("Baseline", "NEq", "Stochastic(0.2)", "Stochastic(0.5)", "Stochastic*")
@@ -72,8 +80,8 @@ def main() -> None:
     }
     shown = table(runs, options, overrides)
     show(shown)
-    write_file(options.out / "neq_training.md", lambda beside: beside.write_text(markdown(shown)))
-    write_file(options.out / "neq_training.json", lambda beside: beside.write_text(as_json(runs)))
+    write_text(options.out / "neq_training.md", markdown(shown))
+    write_text(options.out / "neq_training.json", as_json(runs))
     seed = options.seeds[0]
     if "neq" in runs:
         draw_velocities(

@@ -54,12 +54,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.datasets import DataSplits, load
-from snello.datasets._batches import PADDING, crop_flip
-from snello.files import write_file
-from snello.models import build, load_weights
-from snello.pruning import Pruner, Ratio, potential_point
+from snello.files import write_text
+from snello.lab.datasets import DataSplits, load_dataset
+from snello.lab.datasets._batches import PADDING, crop_flip
+from snello.pruning import Limits, Pruner, Ratio, potential_point
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
+from snello.store import build, load_weights
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Protocol:
     """How one network is trained and pruned.
 
     Attributes:
-        network: name for :func:`snello.models.build`.
-        data: name for :func:`snello.datasets.load`.
+        network: name for :func:`snello.store.build`.
+        data: name for :func:`snello.lab.datasets.load_dataset`.
         ladder: sparsities visited, in order.
         dense, regularise, settle: epochs at the beginning, and before and after each pruning step.
         lr, batch: of SGD.
@@ -227,7 +227,7 @@ class Experiment:
             chosen = dict.fromkeys(LMBDA, options.lmbda)
             self.protocol = Protocol(**{**asdict(self.protocol), "lmbda": chosen})
         self.device = torch.device(options.device)
-        self.data = Data(load(self.protocol.data, seed=0), self.protocol, self.device)
+        self.data = Data(load_dataset(self.protocol.data, seed=0), self.protocol, self.device)
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def dense_state(self, seed: int) -> dict[str, Tensor]:
@@ -287,8 +287,9 @@ class Experiment:
 
     def _pruner(self, model: nn.Module) -> Pruner:
         return Pruner(
-            model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=()
-        )
+            model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=(), normalise=None,
+            limits=Limits(keep_at_least=1),
+        )  # fmt: skip
 
     def _point(self, model: nn.Module, method: str, sparsity: float) -> dict[str, Any]:
         test = potential_point(
@@ -309,7 +310,7 @@ def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
     """A table of medians and ranges over seeds, and the plot beside the file; the tables as
     Markdown too.
     """
-    from snello.reporting import Table, markdown, plot_potential, show
+    from snello.lab.reporting import Table, markdown, plot_potential, show
 
     tables = []
 
@@ -338,7 +339,7 @@ def report(rows: list[dict[str, Any]], path: Path, page: Path | None) -> None:
             plot_potential(curves, path.with_name(f"{path.stem}-{network}.png"), network),
         )
     if page is not None:
-        write_file(page, lambda beside: beside.write_text("\n".join(tables)))
+        write_text(page, "\n".join(tables))
 
 
 def _cell(values: list[float]) -> str:
@@ -383,10 +384,7 @@ def main() -> None:
                 experiment = experiment or Experiment(name, options)
                 row = experiment.run(method, seed)
                 rows = [*rows, row]
-                write_file(
-                    options.out,
-                    lambda beside, rows=rows: beside.write_text(json.dumps(rows, indent=1)),
-                )
+                write_text(options.out, json.dumps(rows, indent=1))
                 curve = "  ".join(
                     f"{point['ratio']:.1%} {point['value']:.2%}" for point in row["points"]
                 )

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from snello.files import write_file
-from snello.models import build
+from snello.files import write_text
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
+from snello.store import build
+from snello.timing import cpu_seconds, now, spread_of, take_turns
 
 MODELS = {"resnet-32": (3, 32, 32), "lenet-5": (1, 28, 28)}
 BATCH = 128
 DEFAULT_EVERY = 4
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCKS = {"wall": now, "cpu": cpu_seconds}
 
 Builder = Callable[[nn.Module], Sensitivity]
 METHODS: dict[str, tuple[int, Builder]] = {
@@ -64,7 +63,7 @@ class Trainee:
 
     def block(self, method: Sensitivity | None, steps: int) -> float:
         """Seconds for some steps."""
-        started = self.clock()
+        started = self.clock(self.x.device)
         for _ in range(steps):
             outputs: Tensor = self.model(self.x)
             if method is not None:
@@ -74,9 +73,7 @@ class Trainee:
             self.optimizer.step()
             if method is not None:
                 method.step()
-        if self.x.is_cuda:
-            torch.cuda.synchronize()
-        return self.clock() - started
+        return self.clock(self.x.device) - started
 
 
 def ratios(
@@ -86,24 +83,18 @@ def ratios(
     alternates.
     """
     steps, builder = method
-    found, plain_ms = [], []
-    for pair in range(-1, pairs):  # the first is a warm-up
-        times = {}
-        for kind in ("plain", "method") if pair % 2 else ("method", "plain"):
-            # Without its hooks a plain block is plain.
-            sensitivity = builder(trainee.model) if kind == "method" else None
-            times[kind] = trainee.block(sensitivity, steps)
-            if sensitivity is not None:
-                sensitivity.remove()
-        if pair >= 0:
-            found.append(times["method"] / times["plain"])
-            plain_ms.append(times["plain"] / steps * 1e3)
-    return found, plain_ms
 
+    def seconds(kind: str) -> float:
+        # A plain block has no hooks: the method is built for its own blocks alone.
+        sensitivity = builder(trainee.model) if kind == "method" else None
+        elapsed = trainee.block(sensitivity, steps)
+        if sensitivity is not None:
+            sensitivity.remove()
+        return elapsed
 
-def percentile(values: list[float], share: float) -> float:
-    """By linear interpolation."""
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+    times = take_turns(["plain", "method"], seconds, pairs, warmup=1)
+    both = [*zip(times["method"], times["plain"], strict=True)]
+    return [method / plain for method, plain in both], [plain / steps * 1e3 for _, plain in both]
 
 
 def main() -> None:
@@ -136,10 +127,10 @@ def main() -> None:
         for label in options.methods:
             trainee = Trainee(name, device, options.channels_last, options.clock)
             found, plain = ratios(trainee, METHODS[label], options.pairs)
-            low, high = percentile(found, 0.1), percentile(found, 0.9)
+            ratio, low, high = spread_of(found)
             row = {
-                "model": name, "method": label, "ratio": statistics.median(found), "p10": low, "p90": high,
-                "plain_ms": statistics.median(plain), "steps_per_block": METHODS[label][0], "pairs": options.pairs,
+                "model": name, "method": label, "ratio": ratio, "p10": low, "p90": high,
+                "plain_ms": spread_of(plain).median, "steps_per_block": METHODS[label][0], "pairs": options.pairs,
                 "batch": BATCH, "threads": options.threads, "device": str(device), "layout": layout,
                 "clock": options.clock, "torch": torch.__version__,
             }  # fmt: skip
@@ -149,7 +140,7 @@ def main() -> None:
                 flush=True,
             )
     if options.out:
-        write_file(options.out, lambda beside: beside.write_text(json.dumps(rows, indent=1)))
+        write_text(options.out, json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from snello import simplify
 from snello.deploy import footprint, latencies, pytorch_runner
-from snello.models import build
 from snello.neurons import head, neuron_count, weighted_layers
+from snello.store import build
 
 MODELS = {"lenet-5": (1, 28, 28), "resnet-32": (3, 32, 32)}
 

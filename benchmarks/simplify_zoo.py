@@ -43,8 +43,8 @@ from torch_pruning_zoo import torch_pruned
 
 from snello.deploy import latencies, pytorch_runner
 from snello.errors import SnelloError
-from snello.files import write_file
-from snello.reporting import Table, markdown, percent, progress, show
+from snello.files import write_text
+from snello.lab.reporting import Table, markdown, percent, progress, show
 from snello.simplification import simplify
 
 QUICK = (
@@ -332,7 +332,7 @@ def save(path: Path | None, rows: list[dict[str, Any]]) -> None:
     """All rows, written whole."""
     if path is not None:
         text = json.dumps({"definition": DEFINITION, "rows": rows}, indent=1)
-        write_file(path, lambda temporary: temporary.write_text(text + "\n"))
+        write_text(path, text + "\n")
 
 
 def main() -> None:
@@ -372,7 +372,7 @@ def main() -> None:
     table = Table("Exact simplification of masked networks", _HEADER, shown, note)
     show(table)
     if options.page:
-        write_file(options.page, lambda beside: beside.write_text(markdown(table)))
+        write_text(options.page, markdown(table))
 
 
 _HEADER = (

@@ -8,6 +8,25 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sampling import Sampler
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("snello")
+    group.addoption(
+        "--sample-exhaustive",
+        type=float,
+        metavar="SECONDS",
+        help="run tests in a random order until so many seconds have passed; with -m exhaustive",
+    )
+    group.addoption("--seed", type=int, default=0, help="draws the order of the sample")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seconds = config.getoption("--sample-exhaustive")
+    if seconds is not None:
+        config.pluginmanager.register(Sampler(seconds, config.getoption("--seed")))
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

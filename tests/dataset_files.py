@@ -1,4 +1,4 @@
-"""Small datasets on disk, for the tests of snello.datasets; every image has a colour of its own."""
+"""Small datasets on disk, for the tests of snello.lab.datasets; every image has a colour of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from snello.datasets import Images
+from snello.lab.datasets import Images
 
 
 def write_image(path: Path, value: int, size: tuple[int, int] = (6, 6), mode: str = "RGB") -> None:

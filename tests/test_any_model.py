@@ -108,7 +108,12 @@ def tensors(output: Any) -> list[Tensor]:
     return [value for value in found if isinstance(value, Tensor)]
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("BERT", "ViT", "Llama, grouped queries", "ResNet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.exhaustive) for n in CASES]
+)
 def test_a_model_of_hugging_face_is_narrowed_in_its_own_class(name: str) -> None:
     case = CASES[name]
     model, inputs = case.model(), Inputs.of(case.inputs())

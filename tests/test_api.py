@@ -69,10 +69,10 @@ def test_import_needs_torch_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["snello.training", "snello.reporting", "snello.cli", "snello.datasets"]
+    "name", ["snello.lab.training", "snello.lab.reporting", "snello.cli", "snello.lab.datasets"]
 )
 def test_packages_list_what_they_export(name: str) -> None:
-    if name == "snello.training":
+    if name == "snello.lab.training":
         pytest.importorskip("lightning")
         pytest.importorskip("jsonargparse")
     package = importlib.import_module(name)

@@ -21,7 +21,7 @@ import torch
 import snello
 from snello import CodecSettings, Record, decompress, load, save
 from snello.cli import main
-from snello.models import ModelSpec, build
+from snello.store import ModelSpec, build
 
 for module in (
     "lightning",

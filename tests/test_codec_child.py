@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from seams.codec import child, worker
 from snello.codec import (
     CodecSettings,
     Limits,
-    _child,
-    _worker,
     compress,
     decode,
     decompress,
@@ -54,11 +53,11 @@ def test_a_child_decodes_to_the_same(stream: bytes) -> None:
 
 
 def test_the_decoder_loads_neither_torch_nor_snello(stream: bytes) -> None:
-    request = {"paths": _child._paths(), "stream_bytes": len(stream), "decoded_bytes": 2**20}
+    request = {"paths": child._paths(), "stream_bytes": len(stream), "decoded_bytes": 2**20}
     text = json.dumps(request | {"memory_bytes": None, "seconds": None}).encode()
     script = (
         "import io, runpy, sys\n"
-        f"worker = runpy.run_path({_worker.__file__!r})\n"
+        f"worker = runpy.run_path({worker.__file__!r})\n"
         "replies = io.BytesIO()\n"
         "worker['serve'](sys.stdin.buffer, replies)\n"
         'assert replies.getvalue().endswith(b\'{"kind": "done"}\'), replies.getvalue()\n'
@@ -90,7 +89,7 @@ def test_claims_beyond_the_limit_are_an_error(zeros: bytes) -> None:
 
 
 def test_a_tensor_that_comes_twice_is_an_error(stream: bytes) -> None:
-    units = list(_worker.split_units(stream))
+    units = list(worker.split_units(stream))
     for isolated in (True, False):
         with pytest.raises(BitstreamError, match="'b' twice"):
             decode(b"".join([*units, units[-1]]), isolated=isolated)
@@ -104,7 +103,7 @@ def test_nothing_is_left_behind(stream: bytes) -> None:
     decode(stream)
     with pytest.raises(BitstreamError):
         decode(stream[:-8] + bytes(8))
-    given_up = _child.decode_isolated(stream, Limits())
+    given_up = child.decode_isolated(stream, Limits())
     next(given_up)
     given_up.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
@@ -155,7 +154,7 @@ def test_whatever_the_child_does_is_one_error(
 ) -> None:
     script, words = CHILDREN[case]
     (tmp_path / "child.py").write_text(script)
-    monkeypatch.setattr(_child, "_SCRIPT", tmp_path / "child.py")
+    monkeypatch.setattr(child, "_SCRIPT", tmp_path / "child.py")
     with pytest.raises(BitstreamError, match=words) as caught:
         decode(stream)
     assert len(str(caught.value).splitlines()) == 1
@@ -166,7 +165,7 @@ def test_the_fake_child_can_also_do_it_right(
 ) -> None:
     """Lest the test above passes because every fake fails."""
     (tmp_path / "child.py").write_text(frames(CLAIMS, TENSOR, b"\0\0\x80\x3f\0\0\0\x40", DONE))
-    monkeypatch.setattr(_child, "_SCRIPT", tmp_path / "child.py")
+    monkeypatch.setattr(child, "_SCRIPT", tmp_path / "child.py")
     assert torch.equal(decode(stream)["w"], torch.tensor([1.0, 2.0]))
 
 
@@ -177,8 +176,8 @@ def test_a_child_that_hangs_is_ended(
     script: str, stream: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "child.py").write_text(script)
-    monkeypatch.setattr(_child, "_SCRIPT", tmp_path / "child.py")
-    monkeypatch.setattr(_child, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(child, "_SCRIPT", tmp_path / "child.py")
+    monkeypatch.setattr(child, "_START_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(BitstreamError, match="took longer than"):
         decode(stream, Limits(seconds=0.2))
@@ -191,9 +190,9 @@ def test_processor_time_is_limited_by_the_system(
 ) -> None:
     """Also when the parent, which keeps the clock, is gone."""
     (tmp_path / "child.py").write_text(
-        f"import runpy\nrunpy.run_path({_worker.__file__!r})['_limit'](2**30, 0.1)\nwhile True: pass\n"
+        f"import runpy\nrunpy.run_path({worker.__file__!r})['_limit'](2**30, 0.1)\nwhile True: pass\n"
     )
-    monkeypatch.setattr(_child, "_SCRIPT", tmp_path / "child.py")
+    monkeypatch.setattr(child, "_SCRIPT", tmp_path / "child.py")
     with pytest.raises(BitstreamError, match="processor time"):
         decode(stream)
 
@@ -234,7 +233,7 @@ def test_streams_of_other_encoders_with_blocks_are_decoded() -> None:
             use_dq=False,
         )
     )
-    assert len(list(_worker.split_units(stream))) == 4  # one unit for the two tensors
+    assert len(list(worker.split_units(stream))) == 4  # one unit for the two tensors
     expected = nnc.decompress(bytearray(stream))
     for isolated in (True, False):
         decoded = decode(stream, isolated=isolated)

@@ -12,7 +12,7 @@ import torch
 from snello import Record, save
 from snello.cli import main
 from snello.codec import compress, decode, decompress, encode
-from snello.models import ModelSpec, build
+from snello.store import ModelSpec, build
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 pytest.importorskip("rich", reason="the extra report is not installed")

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seams.codec import DTYPES, FIXED, MAGIC
+from seams.codec import manifest as manifest_module
 from snello.codec import (
     CodecSettings,
     Limits,
@@ -25,8 +27,6 @@ from snello.codec import (
     read_header,
     stream_of,
 )
-from snello.codec import _manifest as manifest_module
-from snello.codec._manifest import DTYPES
 from snello.errors import BitstreamError, ConfigError, MissingExtraError
 from test_codec_stream import choices, names, shapes
 
@@ -245,10 +245,8 @@ def test_manifest_is_capped_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def signed(content: object, version: int = 2, stream: bytes = b"") -> bytes:
     """A container with digests that fit, whatever its manifest says."""
-    from snello.codec._container import _FIXED, MAGIC
-
     packed = zlib.compress(content if isinstance(content, bytes) else json.dumps(content).encode())
-    fixed = _FIXED.pack(MAGIC, version, 0, len(packed), len(stream))
+    fixed = FIXED.pack(MAGIC, version, 0, len(packed), len(stream))
     return fixed + hashlib.sha256(fixed + packed).digest() + packed + stream
 
 

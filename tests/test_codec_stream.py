@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snello.codec import CodecSettings, decode, encode, quantised, step_sizes
-from snello.codec._names import escape, unescape
-from snello.codec._settings import step_size
+from seams.codec import escape, unescape
+from snello.codec import CodecSettings, decode, encode, quantised, step_size, step_sizes
 from snello.errors import BitstreamError, ConfigError
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import snello.datasets
 from dataset_files import colours, same, write_cifar100, write_classes, write_mnist
-from snello.datasets import DataSplits, Images, _cifar, _load, _splits, available, load
+from seams.datasets import MNIST_FILES, channel_statistics, cifar, stratified
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, load_dataset
 
 pytest.importorskip("torchvision", reason="MNIST and CIFAR-10 need the extra 'train'")
 pytest.importorskip("sklearn", reason="digits need the extra 'train'")
@@ -33,17 +33,6 @@ def own_environment(
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path / "cache"))
     if "real_data" not in request.fixturenames:
         monkeypatch.delenv("SNELLO_DATA", raising=False)
-
-
-def test_exported_names() -> None:
-    assert set(snello.datasets.__all__) == {
-        "DataSplits", "FIXED_SIZE", "Images", "Part", "Splits", "StreamedImages", "StreamedSplits", "available",
-        "load", "loader",
-    }  # fmt: skip
-    assert available() == (
-        "digits", "mnist", "cifar10", "cifar100", "imagenet", "coco", "imagefolder", "imagefolder-stream",
-        "maskfolder",
-    )  # fmt: skip
 
 
 # The cut ---------------------------------------------------------------------------------------------------
@@ -61,9 +50,9 @@ def test_a_cut_is_disjoint_complete_stratified_and_repeatable(
     tensor = torch.tensor(labels)
     if max(Counter(labels).values()) < 2:
         with pytest.raises(DataError, match="no class has two"):
-            _splits.stratified(tensor, share, seed, "test")
+            stratified(tensor, share, seed, "test")
         return
-    stay, cut = _splits.stratified(tensor, share, seed, "test")
+    stay, cut = stratified(tensor, share, seed, "test")
     assert sorted(stay.tolist() + cut.tolist()) == list(range(len(labels)))
     for label, count in Counter(labels).items():
         taken = int((tensor[cut] == label).sum())
@@ -71,7 +60,7 @@ def test_a_cut_is_disjoint_complete_stratified_and_repeatable(
         assert count == 1 or abs(taken - share * count) <= max(
             0.5, 1 - share * count, share * count - count + 1
         )
-    again = _splits.stratified(tensor, share, seed, "test")
+    again = stratified(tensor, share, seed, "test")
     assert torch.equal(again[0], stay)
     assert torch.equal(again[1], cut)
 
@@ -79,7 +68,7 @@ def test_a_cut_is_disjoint_complete_stratified_and_repeatable(
 def test_digits_are_whole_scaled_and_labelled() -> None:
     from sklearn.datasets import load_digits
 
-    splits, original = load("digits"), load_digits()
+    splits, original = load_dataset("digits"), load_digits()
     parts = (splits.train, splits.validation, splits.test)
     assert splits.input_shape == (1, 8, 8)
     assert len(splits.test) == 359
@@ -96,20 +85,20 @@ def test_digits_are_whole_scaled_and_labelled() -> None:
 
 def test_the_test_part_depends_on_nothing_and_validation_on_the_seed() -> None:
     a, b, again = (
-        load("digits", seed=1),
-        load("digits", seed=2, validation=0.3),
-        load("digits", seed=1),
+        load_dataset("digits", seed=1),
+        load_dataset("digits", seed=2, validation=0.3),
+        load_dataset("digits", seed=1),
     )
     assert same(a.test, b.test)
     assert same(a.validation, again.validation)
     assert same(a.train, again.train)
     assert a.mean == again.mean
-    assert not same(a.validation, load("digits", seed=2).validation)
+    assert not same(a.validation, load_dataset("digits", seed=2).validation)
 
 
 def test_loading_does_not_touch_the_global_random_state() -> None:
     before = torch.get_rng_state()
-    load("digits")
+    load_dataset("digits")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -120,7 +109,7 @@ def test_channel_statistics_are_those_of_float64(
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, levels, (n, channels, 5, 3), generator=random).to(torch.uint8)
-    mean, std = _splits.channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     scaled = pixels.double() / 255
     expected = scaled.std((0, 2, 3), unbiased=False)
     expected[pixels.amax((0, 2, 3)) == pixels.amin((0, 2, 3))] = 1
@@ -131,34 +120,34 @@ def test_channel_statistics_are_those_of_float64(
 
 
 def test_statistics_come_from_the_training_part_alone() -> None:
-    splits = load("digits")
-    assert (splits.mean, splits.std) == _splits.channel_statistics(splits.train.pixels)
-    assert splits.mean != _splits.channel_statistics(splits.test.pixels)[0]
+    splits = load_dataset("digits")
+    assert (splits.mean, splits.std) == channel_statistics(splits.train.pixels)
+    assert splits.mean != channel_statistics(splits.test.pixels)[0]
 
 
 def test_image_size_resizes_every_part() -> None:
-    splits = load("digits", image_size=12)
+    splits = load_dataset("digits", image_size=12)
     assert {tuple(p.pixels.shape[1:]) for p in (splits.train, splits.validation, splits.test)} == {
         (1, 12, 12)
     }
-    assert splits.mean == pytest.approx(load("digits").mean, abs=0.02)
+    assert splits.mean == pytest.approx(load_dataset("digits").mean, abs=0.02)
 
 
 @pytest.mark.parametrize("bad", [0, 1, -0.1, 1.5, float("nan")])
 def test_validation_outside_0_1(bad: float) -> None:
     with pytest.raises(ConfigError, match=f"validation={bad}"):
-        load("digits", validation=bad)
+        load_dataset("digits", validation=bad)
 
 
 def test_impossible_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'digit'; did you mean 'digits'"):
-        load("digit")
+        load_dataset("digit")
     with pytest.raises(ConfigError, match="image_size=0"):
-        load("digits", image_size=0)
+        load_dataset("digits", image_size=0)
     with pytest.raises(ConfigError, match=r"'imagefolder', .* need a path"):
-        load("imagefolder")
+        load_dataset("imagefolder")
     with pytest.raises(ConfigError, match="no other dataset has one; got 'digits'"):
-        load("digits", path=tmp_path)
+        load_dataset("digits", path=tmp_path)
 
 
 def test_images_check_themselves() -> None:
@@ -180,7 +169,7 @@ def test_mnist_is_found_in_any_of_the_roots(
     monkeypatch.setenv(
         "SNELLO_DATA", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")])
     )
-    splits = load("mnist")
+    splits = load_dataset("mnist")
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(40))
     assert colours(splits.test) == list(range(10))
     assert splits.train.labels.tolist() == [c % 10 for c in colours(splits.train)]
@@ -198,7 +187,7 @@ def test_missing_data_says_where_it_looked_and_what_to_type(
         "cifar100": ["cifar-100-python"],
     }.items():
         with pytest.raises(DataError) as caught:
-            load(name)
+            load_dataset(name)
         lines = str(caught.value).splitlines()
         assert [line.strip() for line in lines[1:-1]] == [
             str(f / p) for f in folders for p in places
@@ -213,19 +202,19 @@ def test_root_argument_wins_and_the_default_is_data(
 ) -> None:
     write_mnist(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    assert len(load("mnist").test) == 10
+    assert len(load_dataset("mnist").test) == 10
     monkeypatch.setenv("SNELLO_DATA", str(tmp_path / "data"))
     with pytest.raises(DataError, match="elsewhere"):
-        load("mnist", root=tmp_path / "elsewhere")
+        load_dataset("mnist", root=tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("part", _load.MNIST_FILES)
+@pytest.mark.parametrize("part", MNIST_FILES)
 def test_truncated_mnist(tmp_path: Path, part: str) -> None:
     write_mnist(tmp_path)
     file = tmp_path / "MNIST" / "raw" / part
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DataError, match=r"MNIST cannot be read from .*--data.download=true"):
-        load("mnist", root=tmp_path)
+        load_dataset("mnist", root=tmp_path)
 
 
 def test_download_goes_to_the_first_root_and_only_when_missing(
@@ -241,23 +230,23 @@ def test_download_goes_to_the_first_root_and_only_when_missing(
         return SimpleNamespace(data=torch.zeros(40, 28, 28, dtype=torch.uint8), targets=labels)
 
     monkeypatch.setattr("torchvision.datasets.MNIST", fetch)
-    load("mnist", root=tmp_path, download=True)
+    load_dataset("mnist", root=tmp_path, download=True)
     assert calls == [(tmp_path, True, True), (tmp_path, False, True)]
     write_mnist(tmp_path)
-    load("mnist", root=tmp_path, download=True)
+    load_dataset("mnist", root=tmp_path, download=True)
     assert calls[2:] == [(tmp_path, True, False), (tmp_path, False, False)]
     with pytest.raises(
         DataError, match=r"MNIST cannot be fetched into .*offline: no route to host"
     ):
-        load("mnist", root=tmp_path / "offline", download=True)
+        load_dataset("mnist", root=tmp_path / "offline", download=True)
 
 
 # CIFAR-10 --------------------------------------------------------------------------------------------------
 
 
 def write_cifar(folder: Path) -> None:
-    write_classes(folder / "train", _cifar.CIFAR10, 4)
-    write_classes(folder / "test", _cifar.CIFAR10, 2, first=100)
+    write_classes(folder / "train", cifar.CIFAR10, 4)
+    write_classes(folder / "test", cifar.CIFAR10, 2, first=100)
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -271,19 +260,19 @@ def check_cifar(splits: DataSplits) -> None:
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(40))
     assert sorted(colours(splits.test)) == list(range(100, 120))
     assert splits.train.labels.tolist() == [c // 4 for c in colours(splits.train)]
-    assert splits.classes == _cifar.CIFAR10
+    assert splits.classes == cifar.CIFAR10
 
 
 @pytest.fixture
 def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cifar, "CIFAR10_COUNTS", (40, 20))
+    monkeypatch.setattr(cifar, "CIFAR10_COUNTS", (40, 20))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-jpeg"])
 @pytest.mark.usefixtures("tiny_counts")
 def test_cifar_from_folders(tmp_path: Path, name: str) -> None:
     write_cifar(tmp_path / name)
-    check_cifar(load("cifar10", root=tmp_path))
+    check_cifar(load_dataset("cifar10", root=tmp_path))
 
 
 @pytest.mark.usefixtures("tiny_counts")
@@ -292,19 +281,19 @@ def test_cifar_archive_is_unpacked_and_decoded_once(
 ) -> None:
     write_cifar(tmp_path / "made")
     pack(tmp_path / "made", tmp_path / "root" / "cifar10-jpeg.tar.gz")
-    first = load("cifar10", root=tmp_path / "root")
+    first = load_dataset("cifar10", root=tmp_path / "root")
     check_cifar(first)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
     assert len(before) == 2
-    monkeypatch.setattr(_cifar, "read_parts", lambda *_: pytest.fail("decoded again"))
-    again = load("cifar10", root=tmp_path / "root")
+    monkeypatch.setattr(cifar, "read_parts", lambda *_: pytest.fail("decoded again"))
+    again = load_dataset("cifar10", root=tmp_path / "root")
     check_cifar(again)
     assert same(again.train, first.train)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == before
     (file,) = (tmp_path / "cache").glob("*-decoded.pt")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"-decoded\.pt is damaged .*remove it"):
-        load("cifar10", root=tmp_path / "root")
+        load_dataset("cifar10", root=tmp_path / "root")
 
 
 def test_cifar_archive_that_is_damaged_or_climbs_out_leaves_nothing(tmp_path: Path) -> None:
@@ -315,13 +304,13 @@ def test_cifar_archive_that_is_damaged_or_climbs_out_leaves_nothing(tmp_path: Pa
     with pytest.raises(
         DataError, match=r"cifar10-jpeg.tar.gz cannot be unpacked.*copy or download it again"
     ):
-        load("cifar10", root=archive.parent)
+        load_dataset("cifar10", root=archive.parent)
     with tarfile.open(archive, "w:gz") as tar:
         member = tarfile.TarInfo("../../climbed")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"out"))
     with pytest.raises(DataError, match="cannot be unpacked"):
-        load("cifar10", root=archive.parent)
+        load_dataset("cifar10", root=archive.parent)
     assert list((tmp_path / "cache").iterdir()) == []
     assert not list(tmp_path.rglob("climbed"))
 
@@ -331,7 +320,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     pack(tmp_path / "made", tmp_path / "root" / "cifar10-jpeg.tar.gz")
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="set SNELLO_CACHE to a folder that can be written"):
-        load("cifar10", root=tmp_path / "root")
+        load_dataset("cifar10", root=tmp_path / "root")
 
 
 def test_incomplete_cifar_is_refused(tmp_path: Path) -> None:
@@ -339,10 +328,10 @@ def test_incomplete_cifar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"40 training and 20 test images instead of 50000 and 10000"
     ):
-        load("cifar10", root=tmp_path)
+        load_dataset("cifar10", root=tmp_path)
     (tmp_path / "cifar10/train/truck").rename(tmp_path / "cifar10/train/lorry")
     with pytest.raises(DataError, match="is not CIFAR-10: class 'lorry'"):
-        load("cifar10", root=tmp_path)
+        load_dataset("cifar10", root=tmp_path)
 
 
 def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,13 +339,13 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
         data = np.zeros((20, 32, 32, 3), np.uint8)
         data[..., 0], data[:, 0, :, 1] = np.arange(20)[:, None, None], 7
         return SimpleNamespace(
-            data=data, targets=[i % 10 for i in range(20)], classes=list(_cifar.CIFAR10)
+            data=data, targets=[i % 10 for i in range(20)], classes=list(cifar.CIFAR10)
         )
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", batches)
     write_cifar(tmp_path / "cifar10")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    splits = load("cifar10", root=tmp_path)
+    splits = load_dataset("cifar10", root=tmp_path)
     assert splits.input_shape == (3, 32, 32)
     assert colours(splits.test) == list(range(20))
     assert splits.test.pixels[:, 1, 0].eq(7).all()
@@ -369,7 +358,7 @@ def test_cifar_batches_win_over_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_cifar100_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar100(tmp_path, monkeypatch)
-    splits = load("cifar100", root=tmp_path)
+    splits = load_dataset("cifar100", root=tmp_path)
     assert isinstance(splits, DataSplits)
     assert splits.input_shape == (3, 32, 32)
     assert splits.classes == tuple(f"class {i}" for i in range(100))
@@ -388,7 +377,7 @@ def test_damaged_cifar100_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file = tmp_path / "cifar-100-python" / "train"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"CIFAR100 cannot be read from .*--data.download=true"):
-        load("cifar100", root=tmp_path)
+        load_dataset("cifar100", root=tmp_path)
 
 
 # The real files
@@ -403,7 +392,7 @@ def real_data() -> None:
 
 @pytest.mark.usefixtures("real_data")
 def test_real_mnist() -> None:
-    splits = load("mnist")
+    splits = load_dataset("mnist")
     assert len(splits.train) + len(splits.validation) == 60_000
     assert len(splits.test) == 10_000
     assert splits.mean == pytest.approx((0.1307,), abs=5e-4)

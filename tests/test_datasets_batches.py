@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from snello.datasets import DataSplits, Images, _batches, _splits, loader
+from seams.datasets import channel_statistics, crop_flip
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, loader
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
@@ -27,7 +28,7 @@ def make_splits(
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, *shape), generator=random).to(torch.uint8)
     images = Images(pixels, torch.arange(count))
-    mean, std = _splits.channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     return DataSplits("random", images, images, images, ("a",), mean, std)
 
 
@@ -68,9 +69,7 @@ def test_normalised_training_part_has_mean_0_and_deviation_1() -> None:
 
 def test_constant_channel_normalises_to_zero() -> None:
     images = Images(torch.full((4, 1, 3, 3), 77, dtype=torch.uint8), torch.arange(4))
-    splits = DataSplits(
-        "flat", images, images, images, ("a",), *_splits.channel_statistics(images.pixels)
-    )
+    splits = DataSplits("flat", images, images, images, ("a",), *channel_statistics(images.pixels))
     assert torch.cat([x for x, _ in loader(images, splits, 2)]).abs().max() < 1e-6
 
 
@@ -138,7 +137,7 @@ def test_crop_flip_against_slices() -> None:
     corners = torch.randint(0, 9, (50, 2), generator=torch.Generator().manual_seed(1))
     mirrored = torch.arange(50) % 2 == 0
     padded = F.pad(pixels, (4, 4, 4, 4))
-    for i, out in enumerate(_batches.crop_flip(pixels, corners, mirrored)):
+    for i, out in enumerate(crop_flip(pixels, corners, mirrored)):
         top, left = corners[i].tolist()
         window = padded[i, :, top : top + 6, left : left + 6]
         assert torch.equal(out, window.flip(2) if mirrored[i] else window)

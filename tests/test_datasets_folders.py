@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from dataset_files import colours, same, write_classes, write_image
-from snello.datasets import load
+from seams.datasets import folders
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import load_dataset
 
 Image = pytest.importorskip("PIL.Image", reason="image folders need the extra 'train'")
 
 
 def test_folder_of_classes_is_cut_in_three(tmp_path: Path) -> None:
     write_classes(tmp_path, ("cat", "dog"), 20)
-    a, b = load("imagefolder", path=tmp_path, seed=0), load("imagefolder", path=tmp_path, seed=1)
+    a, b = (
+        load_dataset("imagefolder", path=tmp_path, seed=0),
+        load_dataset("imagefolder", path=tmp_path, seed=1),
+    )
     parts = (a.train, a.validation, a.test)
     assert [len(p) for p in parts] == [28, 4, 8]
     assert sorted(c for p in parts for c in colours(p)) == list(range(40))
@@ -30,11 +34,11 @@ def test_folder_of_classes_is_cut_in_three(tmp_path: Path) -> None:
 def test_folder_with_its_own_parts(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", ("cat", "dog"), 10)
     write_classes(tmp_path / "test", ("cat", "dog"), 3, first=50)
-    splits = load("imagefolder", path=tmp_path)
+    splits = load_dataset("imagefolder", path=tmp_path)
     assert sorted(colours(splits.train) + colours(splits.validation)) == list(range(20))
     assert sorted(colours(splits.test)) == list(range(50, 56))
     write_classes(tmp_path / "val", ("cat", "dog"), 2, first=80)
-    splits = load("imagefolder", path=tmp_path)
+    splits = load_dataset("imagefolder", path=tmp_path)
     assert sorted(colours(splits.train)) == list(range(20))
     assert sorted(colours(splits.validation)) == list(range(80, 84))
 
@@ -42,16 +46,16 @@ def test_folder_with_its_own_parts(tmp_path: Path) -> None:
 def test_parts_must_agree(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", ("cat", "dog"), 2)
     with pytest.raises(DataError, match="a folder 'train' but no folder 'test'"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
     write_classes(tmp_path / "test", ("cat",), 2)
     with pytest.raises(DataError, match="differ in class 'dog'"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
 
 
 def test_greyscale_has_three_equal_channels(tmp_path: Path) -> None:
     for i in range(5):
         write_image(tmp_path / "a" / f"{i}.png", 10 * i, mode="L")
-    pixels = load("imagefolder", path=tmp_path).train.pixels
+    pixels = load_dataset("imagefolder", path=tmp_path).train.pixels
     assert pixels.shape[1] == 3
     assert torch.equal(pixels[:, 0], pixels[:, 2])
     assert pixels.any()
@@ -61,8 +65,8 @@ def test_sizes_differ(tmp_path: Path) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
     write_image(tmp_path / "b" / "wide.png", 50, size=(12, 6))
     with pytest.raises(ConfigError, match=r"differ in size: .*(12×6|6×6).*--data.image_size=N"):
-        load("imagefolder", path=tmp_path)
-    assert load("imagefolder", path=tmp_path, image_size=4).input_shape == (3, 4, 4)
+        load_dataset("imagefolder", path=tmp_path)
+    assert load_dataset("imagefolder", path=tmp_path, image_size=4).input_shape == (3, 4, 4)
 
 
 def test_sizes_differ_between_parts(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_sizes_differ_between_parts(tmp_path: Path) -> None:
     for i in range(3):
         write_image(tmp_path / "test" / "a" / f"{i}.png", 0, size=(9, 7))
     with pytest.raises(ConfigError, match=r"'test' are 9×7, those of 'train' are 6×6"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
 
 
 def test_resizing_crops_the_centre(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_resizing_crops_the_centre(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for i in range(3):
         image.save(tmp_path / "a" / f"{i}.png")
-    pixels = load("imagefolder", path=tmp_path, image_size=5).train.pixels
+    pixels = load_dataset("imagefolder", path=tmp_path, image_size=5).train.pixels
     assert pixels[:, 1].eq(255).all()
     assert not pixels[:, 0].any()
 
@@ -95,31 +99,31 @@ def test_an_undecodable_image_is_named(tmp_path: Path, damage: str) -> None:
     else:
         file.write_text("no image" if damage == "text" else "")
     with pytest.raises(DataError, match=r"b/01\.png"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
 
 
 def test_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent: it does not exist"):
-        load("imagefolder", path=tmp_path / "absent")
+        load_dataset("imagefolder", path=tmp_path / "absent")
     with pytest.raises(DataError, match="holds no class folders"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
     write_classes(tmp_path, ("a",), 2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"/b holds no images"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
 
 
 def test_one_image_per_class_is_too_few(tmp_path: Path) -> None:
     write_classes(tmp_path, ("a", "b"), 1)
     with pytest.raises(DataError, match="no class has two"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)
 
 
 def test_images_beyond_the_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
-    monkeypatch.setattr("snello.datasets._folders._physical_memory", lambda: 500)
+    monkeypatch.setattr(folders, "_physical_memory", lambda: 500)
     with pytest.raises(DataError, match=r"6 images of 6×6 pixels need.*imagefolder-stream"):
-        load("imagefolder", path=tmp_path)
+        load_dataset("imagefolder", path=tmp_path)

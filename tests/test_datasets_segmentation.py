@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset_files import rectangle, write_coco, write_masks
-from snello.datasets import StreamedSplits, load, loader
-from snello.datasets._coco import VOC, CocoMasks
-from snello.datasets._texts import Texts
+from seams.datasets import VOC, CocoMasks, Texts
 from snello.errors import DataError, MissingExtraError
+from snello.lab.datasets import StreamedSplits, load_dataset, loader
 
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")
@@ -34,7 +33,7 @@ PERSON, DOG, BICYCLE, GIRAFFE = 1, 18, 2, 25
 
 
 def load_streamed(name: str, **options: Any) -> StreamedSplits:
-    splits = load(name, **options)
+    splits = load_dataset(name, **options)
     assert isinstance(splits, StreamedSplits)
     return splits
 
@@ -164,7 +163,7 @@ def test_faults_of_coco_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"(?s)instances_.*/coco\n.*not downloaded here: get train2017.zip"
     ):
-        load("coco", root=tmp_path)
+        load_dataset("coco", root=tmp_path)
     write_coco(tmp_path, coco_parts())
     masks = CocoMasks(Texts(["b.jpg"]), Texts([json.dumps([(5, "nonsense")])]))
     with pytest.raises(DataError, match=r"b\.jpg: an object of class 'bottle' has an outline"):
@@ -175,10 +174,10 @@ def test_faults_of_coco_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"instances_train2017\.json is not a list of COCO instances"
     ):
-        load("coco", root=tmp_path)
+        load_dataset("coco", root=tmp_path)
     file.write_text('{"images": [], "annotations": []}')
     with pytest.raises(DataError, match="no image with an object"):
-        load("coco", root=tmp_path)
+        load_dataset("coco", root=tmp_path)
 
 
 def test_coco_without_pycocotools_gives_the_pip_command(
@@ -186,7 +185,7 @@ def test_coco_without_pycocotools_gives_the_pip_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'snello\[coco\]'"):
-        load("coco", root=tmp_path)
+        load_dataset("coco", root=tmp_path)
 
 
 # Folders of masks

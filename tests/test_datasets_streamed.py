@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset_files import wnid, write_classes, write_imagenet, write_jpeg
-from snello.datasets import DataSplits, Images, StreamedSplits, _streamed, load, loader
-from snello.datasets._texts import Texts
+from seams.datasets import Texts, streamed
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import DataSplits, Images, StreamedSplits, load_dataset, loader
 
 Image = pytest.importorskip("PIL.Image", reason="streamed images need the extra 'train'")
 pytest.importorskip("torchvision", reason="streamed images need the extra 'train'")
@@ -26,13 +26,13 @@ CLASSES = 5
 @pytest.fixture
 def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a small ImageNet."""
-    monkeypatch.setattr(_streamed, "IMAGENET_CLASSES", CLASSES)
+    monkeypatch.setattr(streamed, "IMAGENET_CLASSES", CLASSES)
     write_imagenet(tmp_path, CLASSES, train=8, val=2)
     return tmp_path
 
 
 def load_streamed(name: str, **options: Any) -> StreamedSplits:
-    splits = load(name, **options)
+    splits = load_dataset(name, **options)
     assert isinstance(splits, StreamedSplits)
     return splits
 
@@ -97,29 +97,29 @@ def test_imagenet_is_found_as_the_root_itself_and_named_by_torchvisions_file(
     assert splits.classes == tuple(f"name {c}" for c in range(CLASSES))
     (imagenet / "imagenet" / "meta.bin").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"meta\.bin is not torchvision's list"):
-        load("imagenet", root=imagenet)
+        load_dataset("imagenet", root=imagenet)
 
 
 def test_faults_of_imagenet_say_what_to_do(imagenet: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"(?s)ILSVRC2012\n.*It is not downloaded here: get ILSVRC2012_img_train"
     ):
-        load("imagenet", root=tmp_path / "elsewhere")
+        load_dataset("imagenet", root=tmp_path / "elsewhere")
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "ILSVRC2012_img_train.tar").touch()
     with pytest.raises(
         DataError, match=r"still packed; torchvision unpacks it .*python -c 'from torchvision"
     ):
-        load("imagenet", root=packed)
+        load_dataset("imagenet", root=packed)
     (imagenet / "imagenet" / "val" / wnid(2)).rename(imagenet / "imagenet" / "val" / "other")
     with pytest.raises(DataError, match=f"differ in class '{wnid(2)}'"):
-        load("imagenet", root=imagenet)
+        load_dataset("imagenet", root=imagenet)
     (imagenet / "imagenet" / "train" / "n9").mkdir()
     with pytest.raises(
         DataError, match=r"holds 6 class folders instead of the 5.*imagefolder-stream"
     ):
-        load("imagenet", root=imagenet)
+        load_dataset("imagenet", root=imagenet)
 
 
 # Folders ---------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_streamed_folder_is_cut_as_one_in_memory(tmp_path: Path, own_parts: bo
         write_classes(tmp_path / "val", ("cat", "dog"), 2, first=80)
     else:
         write_classes(tmp_path, ("cat", "dog"), 20)
-    memory = load("imagefolder", path=tmp_path, seed=1)
+    memory = load_dataset("imagefolder", path=tmp_path, seed=1)
     streamed = load_streamed("imagefolder-stream", path=tmp_path, seed=1, image_size=6)
     assert streamed.classes == memory.classes
     for part in ("train", "validation", "test"):

@@ -9,24 +9,23 @@ import pytest
 import torch
 from torch import nn
 
+from seams.cli import clock_table, paper_table
 from snello import Record, save
 from snello.cli import main
-from snello.cli._profiles import clock_table, paper_table
 from snello.deploy import (
     DeviceResult,
     DeviceTime,
     Profile,
     Subject,
-    _compare,
     compare,
     compiled_runner,
     export,
-    export_program,
     read_profiles,
 )
+from snello.deploy.measure import compare as compare_module
 from snello.errors import ConfigError, ModelError
-from snello.models import ModelSpec, build
-from snello.reporting import as_json
+from snello.lab.reporting import as_json
+from snello.store import ModelSpec, build
 
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")
@@ -44,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(path / "net.pt", model, record)
     export(model, record.example_inputs(), path / "net.onnx")
     (path / "deep").mkdir()
-    export_program(model, record.example_inputs(), path / "deep" / "net.pt2")
+    export(model, record.example_inputs(), path / "deep" / "net.pt2")
     (path / "notes.txt").write_text("no model")
     return path
 
@@ -81,9 +80,9 @@ def test_every_subject_in_every_runtime(profiles: tuple[Profile, ...], folder: P
 
 def test_all_take_turns_in_one_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    real = _compare.latencies
+    real = compare_module.latencies
     monkeypatch.setattr(
-        _compare, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
+        compare_module, "latencies", lambda calls, **k: runs.append(list(calls)) or real(calls, **k)
     )
     given = [
         Subject("a", nn.Flatten(), (torch.randn(1, 2),)),
@@ -115,11 +114,6 @@ def test_results_are_read_back(profiles: tuple[Profile, ...], tmp_path: Path) ->
             [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
             {"runtimes": ("tensorrt",)},
             "no such runtime",
-        ),
-        (
-            [Subject("a", nn.Flatten(), (torch.ones(1, 2),))],
-            {"runtimes": ("openvino",)},
-            "files only",
         ),
         ([Subject("a", nn.Flatten(), (torch.ones(1, 2),))], {"batch": 0}, "batch=0"),
     ],

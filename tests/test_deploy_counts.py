@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from snello.deploy import export, footprint, onnx_footprint, peak_memory, peak_memory_onnx
+from snello.deploy import export, footprint, peak_memory
 from snello.errors import ModelError
-from snello.models import CifarResNet
+from snello.lab.models import CifarResNet
 
 
 @settings(max_examples=15, deadline=None)
@@ -71,7 +71,7 @@ def test_an_onnx_file_counts_as_its_model(name: str, tmp_path: Path) -> None:
         elif isinstance(module, nn.ConvTranspose2d):
             nn.init.zeros_(module.weight[:3, 1])
     x = torch.randn(2, *shape)
-    found, expected = onnx_footprint(export(model, x, tmp_path / "net.onnx")), footprint(model, x)
+    found, expected = footprint(export(model, x, tmp_path / "net.onnx")), footprint(model, x)
     assert found.macs == expected.macs > 0
     assert found.dead_neurons == expected.dead_neurons >= 2
     if name != "resnet-8":  # its BatchNorms are folded
@@ -83,7 +83,7 @@ def test_memory_of_a_file_grows_with_the_file(tmp_path: Path) -> None:
     found = {}
     for width in (256, 2048):
         path = export(nn.Linear(width, width), torch.randn(1, width), tmp_path / f"{width}.onnx")
-        found[width] = peak_memory_onnx(path)
+        found[width] = peak_memory(path)
     if found[256] is None or found[2048] is None:
         pytest.skip("this system does not tell the memory of a process")
     assert found[2048].method == "process"
@@ -92,4 +92,4 @@ def test_memory_of_a_file_grows_with_the_file(tmp_path: Path) -> None:
     assert found[2048].bytes - found[256].bytes > 12e6
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ModelError, match="text"):
-        peak_memory_onnx(tmp_path / "text.onnx")
+        peak_memory(tmp_path / "text.onnx")

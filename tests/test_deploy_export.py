@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from laws import kill
+from seams.deploy import verify
 from snello import plan_of, simplify
-from snello.deploy import _verify, export, onnx_footprint, onnx_runner
+from snello.deploy import export, file_runner, footprint
 from snello.errors import ConfigError, ModelError, OutputError
-from snello.models import build
 from snello.neurons import neuron_count
+from snello.store import build
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra onnx is not installed")
@@ -63,7 +64,7 @@ def test_outputs_agree_at_every_batch_size(tmp_path: Path, batch: int) -> None:
     model.eval()
     for size in (1, 2, 7):
         x = torch.randn(size, 3, 8, 8)
-        found = torch.from_numpy(onnx_runner(path, x)()[0])  # type: ignore[index]
+        found = torch.from_numpy(file_runner(path, x)()[0])  # type: ignore[index]
         assert torch.allclose(found, model(x), atol=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     model = TwoInTwoOut()
     path = export(model, (torch.randn(2, 3), torch.randn(2, 4)), tmp_path / "two.onnx")
     x, y = torch.randn(5, 3), torch.randn(5, 4)
-    found = onnx_runner(path, (x, y))()
+    found = file_runner(path, (x, y))()
     for a, b in zip(found, model(x, y).values(), strict=True):  # type: ignore[call-overload]
         assert torch.allclose(torch.from_numpy(a), b, atol=1e-6)
 
@@ -94,7 +95,7 @@ def test_model_is_untouched_and_nothing_is_said(
 
 
 def test_a_differing_file_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
     target = tmp_path / "net.onnx"
     target.write_bytes(b"the old one")
     with pytest.raises(ModelError, match="differs from PyTorch by"):
@@ -180,5 +181,5 @@ def test_simplified_models_hold_no_gather_and_no_scatter(
         operators[key] = [node.op_type for node in graph.node]
     assert not [name for name in operators["lean"] if name.startswith(("Gather", "Scatter"))]
     assert sorted(operators["lean"]) == sorted(operators["dense"])
-    assert onnx_footprint(tmp_path / "lean.onnx").dead_neurons == 0
-    assert onnx_footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)
+    assert footprint(tmp_path / "lean.onnx").dead_neurons == 0
+    assert footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)

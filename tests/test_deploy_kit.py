@@ -19,7 +19,7 @@ from snello.cli import main
 from snello.deploy import Subject, device_kit, export, read_device_result
 from snello.errors import ConfigError, OutputError
 from snello.files import check_new_folder, check_writable, writing_folder
-from snello.models import ModelSpec, build
+from snello.store import ModelSpec, build
 
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")

@@ -14,11 +14,10 @@ from snello.deploy import (
     Runner,
     export,
     file_bytes,
+    file_runner,
     footprint,
     latencies,
     measure,
-    measure_onnx,
-    onnx_runner,
     pytorch_runner,
 )
 from snello.errors import ConfigError, ModelError
@@ -171,7 +170,7 @@ def test_measure_gives_both_runtimes(exported: Path) -> None:
 
 
 def test_measure_onnx_alone(exported: Path) -> None:
-    found = measure_onnx(exported, repeats=3, warmup=0)
+    found = measure(exported, repeats=3, warmup=0)
     assert (found.footprint.parameters, found.footprint.macs) == (
         12 * 5 + 5 + 5 * 2 + 2,
         12 * 5 + 5 * 2,
@@ -179,11 +178,11 @@ def test_measure_onnx_alone(exported: Path) -> None:
     assert file_bytes(exported) == len(exported.read_bytes())
     time = found.latencies["onnxruntime"]
     assert (time.batch, time.repeats, time.runtime) == (1, 3, "onnxruntime")
-    assert measure_onnx(exported, batch=4, repeats=1).latencies["onnxruntime"].batch == 4
+    assert measure(exported, batch=4, repeats=1).latencies["onnxruntime"].batch == 4
 
 
 def test_threads_must_agree(exported: Path) -> None:
-    runner = onnx_runner(exported, torch.randn(1, 3, 4), threads=2)
+    runner = file_runner(exported, torch.randn(1, 3, 4), threads=2)
     assert isinstance(runner, Runner)
     with pytest.raises(ConfigError, match="2 threads"):
         latencies({"a": runner}, threads=1)
@@ -195,13 +194,13 @@ def test_bad_onnx_files_are_model_errors(exported: Path, tmp_path: Path) -> None
     broken.write_bytes(b"not a graph")
     for path in (broken, tmp_path / "missing.onnx"):
         with pytest.raises(ModelError, match=path.name):
-            measure_onnx(path)
+            measure(path)
     with pytest.raises(ModelError, match="missing"):
         file_bytes(tmp_path / "missing.onnx")
     with pytest.raises(ConfigError, match="1 inputs"):
-        onnx_runner(exported, (torch.randn(1, 3, 4), torch.randn(1)))
+        file_runner(exported, (torch.randn(1, 3, 4), torch.randn(1)))
     with pytest.raises(ModelError, match=r"\(1, 7\)"):
-        onnx_runner(exported, torch.randn(1, 7))
+        file_runner(exported, torch.randn(1, 7))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from snello.deploy import (
-    _quantise,
     export,
     export_int8,
     file_bytes,
-    onnx_footprint,
-    onnx_runner,
+    file_runner,
+    footprint,
     quantise,
 )
+from snello.deploy.formats import onnx_int8
 from snello.errors import ConfigError, ModelError, OutputError
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -49,7 +49,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outputs(path: Path) -> torch.Tensor:
-    return torch.cat([torch.from_numpy(onnx_runner(path, x)()[0]) for x in batches()]).double()  # type: ignore[index]
+    return torch.cat([torch.from_numpy(file_runner(path, x)()[0]) for x in batches()]).double()  # type: ignore[index]
 
 
 def test_the_report_is_what_the_file_does(plain: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_weights_are_int8_per_channel_and_activations_unsigned(plain: Path, tmp_
     assert {z.dtype.name for z in zeros} == {"uint8"}
     scales = [tensors[n.input[1]] for n in graph.node if n.op_type == "DequantizeLinear"]
     assert {8, 16} <= {s.size for s in scales}
-    assert onnx_footprint(found.path).macs == onnx_footprint(plain).macs
+    assert footprint(found.path).macs == footprint(plain).macs
 
 
 def test_seven_bits_where_asked(plain: Path, tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_calibration_that_cannot_be_right_is_refused(plain: Path, tmp_path: Path
 def test_outputs_that_are_not_finite_are_refused(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _quantise._first_outputs
+    real = onnx_int8._first_outputs
     monkeypatch.setattr(
-        _quantise,
+        onnx_int8,
         "_first_outputs",
         lambda file, data: real(file, data) * (1 if file == plain else torch.nan),
     )

@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-INDEPENDENT = {"README.md"}  # its two examples stand alone
 
 
 def blocks(page: Path) -> list[str]:
@@ -23,15 +22,24 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in blocks(page):
-        if page.name in INDEPENDENT:
-            namespace = {}
         exec(compile(block, str(page), "exec"), namespace)
 
 
 def test_readme_examples_fit_on_a_screen():
     for block in blocks(ROOT / "README.md"):
-        loop = block[block.index("data = load") :]
+        loop = block[block.index("model = ") :]
         assert len(loop.splitlines()) <= 22
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "README.md"), ids=["outward", "homeward"])
+def test_without_the_marked_lines_the_readme_is_a_plain_loop(block):
+    """Nothing of snello is left in a loop without the lines that end in ``# snello``."""
+    loop = block[block.index("model = ") :].partition("print(snello")[0].splitlines()
+    marked = [line for line in loop if "# snello" in line]
+    plain = "\n".join(line for line in loop if "# snello" not in line)
+    assert marked
+    assert not re.search(r"snello|serene|pruner|neq", plain.partition("    print(")[0])
+    compile(plain, "README.md", "exec")
 
 
 def test_every_relative_link_leads_somewhere():

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 import snello.equilibrium
 from equilibrium_samples import OPTIMIZERS, batch, network, same, sgd, tensors, train
+from seams.equilibrium import Probe, monitored_layers
 from snello.equilibrium import NEq, SelectiveUpdate, similarity
-from snello.equilibrium._layers import monitored_layers
-from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, DivergenceError, ModelError
 
 

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from equilibrium_samples import batch, network, sgd, train
 from snello.equilibrium import (
-    Budget,
     MatchedStochastic,
+    ParameterBudget,
     Prefix,
     SelectiveUpdate,
     Stochastic,
@@ -29,7 +29,7 @@ SELECTIONS: dict[str, Any] = {
     "stochastic": lambda seed: Stochastic(0.5, seed=seed),
     "matched": lambda seed: MatchedStochastic(Velocity(5e-2), seed=seed),
     "prefix": lambda seed: Prefix(0.4),
-    "budget": lambda seed: Budget(0.5),
+    "budget": lambda seed: ParameterBudget(0.5),
 }
 
 

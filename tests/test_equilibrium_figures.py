@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import snello
 from equilibrium_samples import OPTIMIZERS, batch, network, sgd, train
+from seams.reporting import figures
 from snello.equilibrium import NEq, UpdateCost, Velocity, measure_cost
 from snello.errors import ConfigError
-from snello.reporting import _equilibrium as figures
-from snello.reporting import (
+from snello.lab.reporting import (
     as_json,
     cost_table,
     markdown,
@@ -147,8 +148,8 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
 
 
 def test_reporting_loads_no_plotting_library() -> None:
-    code = "import sys, snello.reporting; sys.exit('matplotlib' in sys.modules)"
-    paths = {"PYTHONPATH": str(Path(figures.__file__).parents[2])}
+    code = "import sys, snello.lab.reporting; sys.exit('matplotlib' in sys.modules)"
+    paths = {"PYTHONPATH": str(Path(snello.__file__).parents[1])}
     assert (
         subprocess.run([sys.executable, "-c", code], env=paths, timeout=120, check=False).returncode
         == 0

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equilibrium_samples import batch, network, same, sgd, tensors, train
+from seams.equilibrium import Probe, by_channel, monitored_layers
 from snello.equilibrium import NEq, SelectiveUpdate, Stochastic, Velocity, similarity, sketch
-from snello.equilibrium._layers import monitored_layers
-from snello.equilibrium._probe import Probe, by_channel
 from snello.errors import ConfigError
 from snello.neurons import neuron_count
 

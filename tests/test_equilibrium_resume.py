@@ -13,11 +13,11 @@ from torch import nn
 
 from equilibrium_samples import batch, network, same, sgd, tensors, train
 from snello.equilibrium import (
-    Budget,
     EquilibriumStep,
     FreezeOut,
     MatchedStochastic,
     NEq,
+    ParameterBudget,
     Prefix,
     Selection,
     SelectiveUpdate,
@@ -35,7 +35,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     "matched to a rule": lambda: MatchedStochastic(Velocity(5e-2)),
     "prefix": lambda: Prefix(0.4),
     "freezeout": lambda: Prefix(FreezeOut(8, t0=0.3)),
-    "budget": lambda: Budget(0.5),
+    "budget": lambda: ParameterBudget(0.5),
 }
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from equilibrium_samples import batch, network, sgd, train
 from snello.equilibrium import (
-    Budget,
     EquilibriumStep,
     FreezeOut,
     MatchedStochastic,
     NEq,
+    ParameterBudget,
     Prefix,
     SelectiveUpdate,
     Stochastic,
@@ -166,11 +166,11 @@ def test_stochastic_star_follows_the_running_mean_of_a_rule(seeds: list[int]) ->
         (lambda: Prefix(lambda step: 2.0).select(LAYERS, {}), "step 1.*2.0"),
         (lambda: FreezeOut(0), "steps"),
         (lambda: FreezeOut(10, t0=0), "t0"),
-        (lambda: Budget(-1), "budget"),
-        (lambda: Budget(1.5), "budget.*1.5"),
-        (lambda: Budget(float("nan")), "budget"),
-        (lambda: Budget(True), "budget"),
-        (lambda: Budget(10, mu=2), "mu"),
+        (lambda: ParameterBudget(-1), "budget"),
+        (lambda: ParameterBudget(1.5), "budget.*1.5"),
+        (lambda: ParameterBudget(float("nan")), "budget"),
+        (lambda: ParameterBudget(True), "budget"),
+        (lambda: ParameterBudget(10, mu=2), "mu"),
     ],
 )
 def test_impossible_selections(build: Callable[[], Any], says: str) -> None:
@@ -251,7 +251,7 @@ def test_freezeout_stops_layer_after_layer(cubed: bool, t0: float, layers: int) 
 def test_a_budget_is_spent_on_the_fastest_neurons_per_parameter(
     budget: int | float, seeds: list[int]
 ) -> None:
-    rule, twin = Budget(budget, mu=0.3), Velocity(0, 0.3)
+    rule, twin = ParameterBudget(budget, mu=0.3), Velocity(0, 0.3)
     for seed in seeds:
         frozen = rule.select(LAYERS, observed(seed))
         twin.select(LAYERS, observed(seed))
@@ -276,7 +276,7 @@ def test_a_budget_counts_the_trained_parameters_of_a_neuron() -> None:
     model = network()
     model[0].bias.requires_grad_(False)
     optimizer = sgd(model)
-    method = SelectiveUpdate(model, optimizer, batch()[0], Budget(100))
+    method = SelectiveUpdate(model, optimizer, batch()[0], ParameterBudget(100))
     train(model, optimizer, 2)
     method.step()
     each = {"0": 18, "1": 2, "3": 54, "4": 2, "7": 73}

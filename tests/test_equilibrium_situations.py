@@ -18,8 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from snello.equilibrium._dispatch import Decision, Dispatch, Work
-from snello.equilibrium._freezer import Freezer
+from seams.equilibrium import Decision, Dispatch, Freezer, Work
 
 FROZEN = {"0": 0.5, "3": 0.75, "6": 1.0, "10": 0.4}
 """Layer -> share of its neurons that is frozen."""

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snello.equilibrium import _sparse
-from snello.equilibrium._dispatch import Decision, Dispatch, Work
-from snello.equilibrium._sparse import detach
+from seams.equilibrium import Decision, Dispatch, Work, attach_sparse, detach
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -32,7 +30,7 @@ class Always(Dispatch):
 
 
 def attach(layer: nn.Module, frozen: Tensor, dispatch: Dispatch | None = None) -> None:
-    _sparse.attach(layer, frozen, dispatch or Always(sliced=True))
+    attach_sparse(layer, frozen, dispatch or Always(sliced=True))
 
 
 def gradients(layer: nn.Module, x: Tensor, weigh: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -18,14 +18,12 @@ import torch
 from torch import nn
 
 import snello
-from snello import ModelSpec, Record, load, modelfile, save
+from snello import ModelSpec, Record, load, save
 from snello.cli import main
 from snello.codec import compress, decompress
-from snello.deploy import export_program
-from snello.deploy._program import load_program
-from snello.deploy._program_check import check_program
+from snello.deploy import export, footprint
 from snello.errors import ConfigError, MissingExtraError, ModelError
-from snello.models import build, build_untrusted, trusted_names
+from snello.store import build, build_untrusted, from_dict, to_dict, trusted_names
 
 SHADOW = """
 from pathlib import Path
@@ -76,7 +74,7 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
     "dotted module": ("snello_plugins.evil:make", {}),
     "relative module": (".evil:make", {}),
     "snello's function": ("snello.files:write_file", {"path": "{canary}", "write": "x"}),
-    "snello's class by path": ("snello.models:LeNet5", {}),
+    "snello's class by path": ("snello.lab.models:LeNet5", {}),
     "chain behind a library": ("torchvision:models.resnet.os.system", WRITE),
     "chain behind a model": ("torchvision.models:resnet18.__globals__", {}),
     "chain to a builtin": ("torchvision.models:resnet18.__class__", {}),
@@ -146,7 +144,7 @@ def _record(name: str, arguments: dict[str, Any], work: Path) -> dict[str, Any]:
 def _model_file(work: Path, record: dict[str, Any]) -> Path:
     path = work / "stranger.pt"
     content = {
-        "format": modelfile.FORMAT,
+        "format": "snello model 1",
         "record": json.dumps(record),
         "state_dict": {"n": torch.ones(1)},
     }
@@ -240,7 +238,7 @@ def test_no_loader_runs_what_a_record_names(loader: str, case: str, folder: Path
     calls: dict[str, Callable[[], object]] = {
         "load": lambda: load(_model_file(folder, record)),
         "load a bitstream": lambda: load(_bitstream(folder, record)),
-        "from_dict": lambda: modelfile.from_dict(record, {}, "stranger"),
+        "from_dict": lambda: from_dict(record, {}, "stranger"),
         "build_untrusted": lambda: build_untrusted(
             ModelSpec.from_dict(record["model"]), where="stranger"
         ),
@@ -289,7 +287,7 @@ def test_arguments_have_a_bounded_depth(folder: Path) -> None:
         + "]" * 10**6
         + "}}}"
     )
-    torch.save({"format": modelfile.FORMAT, "record": text, "state_dict": {}}, folder / "deep.pt")
+    torch.save({"format": "snello model 1", "record": text, "state_dict": {}}, folder / "deep.pt")
     with pytest.raises(ModelError, match=r"deep\.pt: the record of the model is damaged"):
         load(folder / "deep.pt")
 
@@ -326,7 +324,7 @@ def test_a_file_in_the_working_folder_is_no_library(
 def test_a_shadow_that_was_imported_before_is_refused(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text("def is_model(name): return True\ncreate_model = print\n")
     code = (
-        "import timm\nfrom snello import ModelSpec\nfrom snello.models import build_untrusted\n"
+        "import timm\nfrom snello import ModelSpec\nfrom snello.lab.models import build_untrusted\n"
         "build_untrusted(ModelSpec('timm:resnet18'))"
     )
     found = _python(tmp_path, "-c", code)
@@ -419,8 +417,8 @@ def test_trust_in_python(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         model, record = load("own.pt", trust=trusted)
         assert record.model.arguments == {"width": 3}
-    data = modelfile.to_dict(model, record)
-    assert modelfile.from_dict(data, model.state_dict(), "here", trust="own_first_nets:first")
+    data = to_dict(model, record)
+    assert from_dict(data, model.state_dict(), "here", trust="own_first_nets:first")
     assert trusted_names("a:b") == {"a:b"}
 
 
@@ -428,14 +426,6 @@ def test_trust_in_python(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trust_is_a_name(trust: Any) -> None:
     with pytest.raises(ConfigError, match=r"trust=.*name the factories that a file may call"):
         load("nowhere.pt", trust=trust)
-
-
-@pytest.mark.parametrize("own_code", [True, False])
-def test_the_former_option_says_what_took_its_place(own_code: Any) -> None:
-    with pytest.raises(ConfigError, match=r"own_code=.*trust='package\.module:factory'"):
-        load("nowhere.pt", own_code=own_code)
-    with pytest.raises(ConfigError, match=r"own_code=.*trust='package\.module:factory'"):
-        modelfile.from_dict({}, {}, "here", own_code=own_code)
 
 
 def test_trust_reaches_arguments_that_load_something(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +558,7 @@ def test_a_program_with_code_is_refused(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("rich", reason="the extra report is not installed")
-    path = export_program(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
+    path = export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
     part, change = PROGRAMS[case]
     before = path.read_bytes()
     _changed(path, part, lambda data: change(data, tmp_path / "canary"))
@@ -581,12 +571,12 @@ def test_a_program_with_code_is_refused(
 
 
 def test_a_rewritten_program_without_code_is_read(tmp_path: Path) -> None:
-    path = export_program(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
-    check_program(path)
+    path = export(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "net.pt2")
+    assert footprint(path).parameters == 8
 
 
 def test_a_pickled_file_is_no_program(tmp_path: Path) -> None:
     (tmp_path / "net.pt2").write_bytes(_pickled(tmp_path / "canary"))
     with pytest.raises(ModelError, match=r"net\.pt2 (holds a part of another kind|is damaged)"):
-        load_program(tmp_path / "net.pt2")
+        footprint(tmp_path / "net.pt2")
     assert not (tmp_path / "canary").exists()

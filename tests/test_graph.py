@@ -24,7 +24,7 @@ from snello.graph import (
     register_leaf,
     shape_of,
 )
-from snello.models import CifarResNet
+from snello.lab.models import CifarResNet
 from snello.neurons import is_batchnorm, weighted_layers
 from zoo import ZOO, CalledTwice, Tied, tiny_mlp
 

@@ -20,7 +20,8 @@ import transformers
 
 from snello import Lobster, NEq, Pruner, SeReNe
 from snello.errors import ConfigError
-from snello.training import huggingface_callback
+from snello.integrations.huggingface import huggingface_callback
+from snello.pruning import LossBound, Plateau
 
 EPOCHS, STEPS = 4, 4
 
@@ -72,7 +73,7 @@ def _everything(**options: Any) -> Any:
     probe = torch.stack([row["x"] for row in _data()[:8]])
     return huggingface_callback(
         sensitivity=lambda m: SeReNe(m, 1e-3, every=1),
-        pruner=lambda m, o: Pruner(m, o, _loss, twt=0.2, pwe=1, tolerance=0.9),
+        pruner=lambda m, o: Pruner(m, o, _loss, amount=LossBound(0.2), schedule=Plateau(1, 0.9)),
         updates=lambda m, o: NEq(m, o, probe, eps=0.05),
         **options,
     )

@@ -13,9 +13,9 @@ from torch import nn
 from snello import ModelSpec, Record, SeReNe, compress, save
 from snello.cli import main
 from snello.errors import ConfigError, DataError, ModelError
-from snello.models import build
 from snello.neurons import check_finite
 from snello.sensitivity import OutputSensitivity
+from snello.store import build
 
 SMALL = ModelSpec("lenet-300-100", {"in_features": 64})
 
@@ -94,7 +94,8 @@ def test_every_command_names_the_tensor_with_nans(
     with torch.no_grad():
         weight.view(-1)[:3] = float("nan")
     path = save(tmp_path / "nan.pt", model, Record(SMALL, (1, 8, 8)))
-    assert main([command, str(path), f"--out={tmp_path / 'out'}"]) == 1
+    out = tmp_path / {"export": "out.onnx", "compress": "out.snello"}.get(command, "out")
+    assert main([command, str(path), f"--out={out}"]) == 1
     said = capsys.readouterr().err
     assert f"nan.pt: tensor {name!r} has 3 of " in said
     assert said.count("\n") == 1
@@ -105,11 +106,14 @@ def test_a_model_of_other_classes_is_refused(
     command: list[str], digits_of_three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("sklearn")
-    assert main([*command, str(digits_of_three), "--data=digits", f"--out={tmp_path / 'out'}"]) == 1
+    assert (
+        main([*command, str(digits_of_three), "--data=digits", f"--out={tmp_path / 'out.snello'}"])
+        == 1
+    )
     said = capsys.readouterr().err
     assert "gives (2, 3) for two images of digits, which has 10 classes: expected (2, 10)" in said
     assert said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.snello").exists()
 
 
 def test_mnist_is_not_shrunk_for_a_model_of_digits(
@@ -120,8 +124,12 @@ def test_mnist_is_not_shrunk_for_a_model_of_digits(
     write_mnist(tmp_path / "data")
     monkeypatch.setenv("SNELLO_DATA", str(tmp_path / "data"))
     path = save(tmp_path / "digits.pt", build(SMALL), Record(SMALL, (1, 8, 8)))
-    for command in (["sweep"], ["compress", "--max-drop=0.1"], ["export", "--format=onnx-int8"]):
-        assert main([*command, str(path), "--data=mnist", f"--out={tmp_path / 'out'}"]) == 1
+    for command, out in (
+        (["sweep"], "out"),
+        (["compress", "--max-drop=0.1"], "out.snello"),
+        (["export", "--format=onnx-int8"], "out.onnx"),
+    ):
+        assert main([*command, str(path), "--data=mnist", f"--out={tmp_path / out}"]) == 1
         said = capsys.readouterr().err
         assert "(1, 28, 28)" in said
         assert "(1, 8, 8)" in said
@@ -130,7 +138,7 @@ def test_mnist_is_not_shrunk_for_a_model_of_digits(
 
 def test_evaluate_compares_labels_with_outputs() -> None:
     pytest.importorskip("lightning")
-    from snello.training import evaluate
+    from snello.lab.training import evaluate
 
     images, labels = torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 9, 2])
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
@@ -162,7 +170,7 @@ def test_a_folder_with_one_class_is_one_sentence(
 
 def test_notes_below_narrow_tables_are_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
-    from snello.reporting import Table, show
+    from snello.lab.reporting import Table, show
 
     note = "A note that is much longer than the table above it, and than a hundred columns, " * 2
     show(Table("Title", ("A", "B"), (("1", "2 [MB]"),), note + "[MB]"))
@@ -224,10 +232,10 @@ def test_what_cannot_be_exported_is_one_sentence_with_the_cause(
 
 
 def test_a_program_with_a_constant_batch_says_which(tmp_path: Path) -> None:
-    from snello.deploy import export_program
+    from snello.deploy import export
 
     with pytest.raises(ModelError, match="its code takes the batch size 2 for a constant"):
-        export_program(_ConstantBatch().eval(), torch.randn(2, 4), tmp_path / "model.pt2")
+        export(_ConstantBatch().eval(), torch.randn(2, 4), tmp_path / "model.pt2")
 
 
 def test_int8_names_the_transposed_convolution_with_groups(tmp_path: Path) -> None:
@@ -249,8 +257,8 @@ def test_int8_names_the_transposed_convolution_with_groups(tmp_path: Path) -> No
 def test_half_precision_is_compared_by_its_own_rounding(tmp_path: Path) -> None:
     for module in ("onnxscript", "onnxruntime"):
         pytest.importorskip(module)
+    from seams.deploy import tolerance_of
     from snello.deploy import export
-    from snello.deploy._verify import tolerance_of
 
     torch.manual_seed(0)
     model = nn.Sequential(

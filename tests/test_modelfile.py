@@ -14,9 +14,9 @@ from torch import nn
 
 from snello import ModelSpec, Record, load, plan_of, save, simplify
 from snello.codec import CodecSettings, compress, quantised
-from snello.errors import ModelError, OutputError
-from snello.modelfile import FORMAT, from_dict, read, summary, to_dict, write_file
-from snello.models import build
+from snello.errors import ConfigError, ModelError, OutputError
+from snello.files import write_file
+from snello.store import build, from_dict, read, summary, to_dict
 
 RECORD = Record(ModelSpec("resnet-20", {"classes": 7}), (3, 32, 32))
 
@@ -84,7 +84,7 @@ def test_file_is_data_and_no_code(tmp_path: Path) -> None:
     path = save(tmp_path / "model.pt", _model(), RECORD)
     content = torch.load(path, weights_only=True)
     assert set(content) == {"format", "record", "state_dict"}
-    assert content["format"] == FORMAT
+    assert content["format"] == "snello model 1"
     assert json.loads(content["record"])["input_shape"] == [3, 32, 32]
 
 
@@ -241,7 +241,8 @@ def test_a_strangers_file_cannot_name_code_to_call(tmp_path: Path) -> None:
         from_dict(data, {}, "stranger.snello")
     assert not (tmp_path / "made").exists()
     torch.save(
-        {"format": FORMAT, "record": json.dumps(data), "state_dict": {}}, tmp_path / "stranger.pt"
+        {"format": "snello model 1", "record": json.dumps(data), "state_dict": {}},
+        tmp_path / "stranger.pt",
     )
     with pytest.raises(ModelError, match=r"stranger\.pt.*'os:mkdir'"):
         load(tmp_path / "stranger.pt")
@@ -261,14 +262,12 @@ def _to_ship() -> Iterator[tuple[str, nn.Module, Record]]:
 
 READER = """
 import sys, pathlib, torch
-from snello.codec import decompress
-from snello.modelfile import from_dict
+from snello import load
 for path in sorted(pathlib.Path('.').glob('*.snello')):
-    content = decompress(path.read_bytes())
-    model, record = from_dict(content.record, content.tensors, str(path))
+    model, record = load(path)
     sent = torch.load(path.with_suffix('.pt'), weights_only=True)
     with torch.no_grad():
-        assert torch.equal(model.eval()(sent['inputs']), sent['outputs']), path
+        assert torch.equal(model(sent['inputs']), sent['outputs']), path
     print(path.stem, record.model.name)
 """
 
@@ -284,7 +283,7 @@ def test_what_one_machine_compresses_another_computes_with(tmp_path: Path) -> No
     for name, model, record in _to_ship():
         model.eval()
         state = model.state_dict()
-        (tmp_path / f"{name}.snello").write_bytes(compress(state, settings, to_dict(model, record)))
+        save(tmp_path / f"{name}.snello", model, record, settings=settings)
         floats = {key: value for key, value in state.items() if value.is_floating_point()}
         before = {key: value.clone() for key, value in state.items()}
         for key, value in quantised(floats, settings).items():
@@ -301,3 +300,24 @@ def test_what_one_machine_compresses_another_computes_with(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == sorted(expected)
+
+
+# One verb for both kinds of files
+
+
+def test_the_suffix_says_which_kind_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("nncodec")
+    model, record = build("lenet-5").eval(), Record(ModelSpec("lenet-5"), (1, 28, 28))
+    settings = CodecSettings(qp=-26)
+    path = save(tmp_path / "net.snello", model, record, settings=settings)
+    assert path.read_bytes() == compress(model.state_dict(), settings, to_dict(model, record))
+    decoded, found = load(path)
+    assert found == record
+    assert not decoded.training
+    # Coded once more with the same settings, nothing is lost any more.
+    again = save(tmp_path / "again.snello", decoded, found, settings=settings)
+    _same(load(again)[0], decoded)
+    with pytest.raises(ConfigError, match=r"net\.pt.*\*\.snello"):
+        save(tmp_path / "net.pt", model, record, settings=settings)
+    with pytest.raises(ConfigError, match=r"net\.onnx.*snello\.export"):
+        save(tmp_path / "net.onnx", model, record)

@@ -15,8 +15,7 @@ from torch import nn
 from snello import ModelSpec, Record, load, save, simplify
 from snello.codec import compress
 from snello.errors import ModelError
-from snello.modelfile import check_loadable, take_dtypes, to_dict
-from snello.models import build
+from snello.store import build, check_loadable, from_dict, to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,10 +102,10 @@ class Odd(nn.Module):
 
 
 def test_ties_flags_and_unsaved_buffers_survive() -> None:
-    model, saved = Odd(), Odd().double()
-    parameters = {id(p) for p in model.parameters()}
-    take_dtypes(model, saved.state_dict())
-    assert {id(p) for p in model.parameters()} == parameters
+    name = "test_modelfile_dtypes:Odd"
+    data = to_dict(Odd(), Record(ModelSpec(name), (4,)))
+    model, record = from_dict(data, Odd().double().state_dict(), "here", trust=name)
+    assert record.dtype is torch.float64
     assert model.b.weight is model.a.weight
     assert not model.a.bias.requires_grad
     assert model.scale.dtype is torch.float64
@@ -201,7 +200,7 @@ def test_a_class_of_ones_own_is_kept_in_its_dtype(model: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_evaluation_gives_a_model_inputs_of_its_dtype(dtype: torch.dtype) -> None:
-    from snello.training import evaluate
+    from snello.lab.training import evaluate
 
     model = _dead(SPECS["lenet-300-100"]).to(dtype)
     batches = [(SPECS["lenet-300-100"].example_inputs(6), torch.arange(6))]

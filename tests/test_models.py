@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import snello.models
 from snello.errors import ModelError
 from snello.graph import capture, shape_of
-from snello.models import CifarResNet, ModelSpec, available, build, load_weights
+from snello.lab.models import CifarResNet, model_names
 from snello.neurons import weighted_layers
+from snello.store import ModelSpec, build, load_weights
 
-INPUTS = {name: (1, 28, 28) if name.startswith("lenet") else (3, 32, 32) for name in available()}
+INPUTS = {name: (1, 28, 28) if name.startswith("lenet") else (3, 32, 32) for name in model_names()}
 PARAMETERS = {
     "lenet-300-100": 266_610,
     "lenet-5": 431_080,
@@ -29,17 +29,10 @@ PARAMETERS = {
     "vgg-16-cifar": 14_991_946,
     "alexnet-cifar": 23_631_552,
 }
-CLASSES = {name: 100 if name == "alexnet-cifar" else 10 for name in available()}
+CLASSES = {name: 100 if name == "alexnet-cifar" else 10 for name in model_names()}
 
 
-def test_exported_names() -> None:
-    assert set(snello.models.__all__) == {
-        "CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "ModelSpec", "available", "build",
-        "build_untrusted", "import_factory", "imported_factory", "load_weights", "names_own_code", "trusted_names",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", model_names())
 def test_parameter_counts_of_the_papers(name: str) -> None:
     assert sum(p.numel() for p in build(name).parameters()) == PARAMETERS[name]
 
@@ -100,7 +93,7 @@ def test_pooling_before_the_head_changes_nothing_at_the_published_size(name: str
     assert model(torch.rand(1, 3, 48, 40)).shape == (1, CLASSES[name])
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", model_names())
 def test_traces_to_the_same_function(name: str) -> None:
     model = build(name).double().eval()
     x = torch.randn(2, *INPUTS[name], dtype=torch.float64)
@@ -109,7 +102,7 @@ def test_traces_to_the_same_function(name: str) -> None:
     assert torch.equal(graph.module(x), model(x))
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", model_names())
 def test_forward_leaves_its_input_alone_and_every_parameter_learns(name: str) -> None:
     model = build(name)
     x = torch.rand(4, *INPUTS[name])
@@ -167,7 +160,7 @@ def test_same_seed_same_network() -> None:
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
-NAMES = st.sampled_from([*available(), "resnet18", "pkg.module:make"])
+NAMES = st.sampled_from([*model_names(), "resnet18", "pkg.module:make"])
 VALUES = st.one_of(st.integers(), st.booleans(), st.text(), st.none(), st.lists(st.integers()))
 
 
@@ -282,7 +275,7 @@ def test_build_own_factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 )
 def test_wrong_name_lists_close_matches(wrong: str, meant: str) -> None:
     with pytest.raises(
-        ModelError, match=rf"no model '{wrong}'; did you mean .*'{meant}'.*available\(\)"
+        ModelError, match=rf"no model '{wrong}'; did you mean .*'{meant}'.*model_names\(\)"
     ):
         build(wrong)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ModelError
-from snello.models import build, load_weights
+from snello.store import build, load_weights
 
 State = dict[str, Tensor]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.models import CifarResNet
+from snello.lab.models import CifarResNet
 from snello.neurons import (
     apply_masks,
     count_parameters,

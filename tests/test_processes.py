@@ -17,6 +17,7 @@ from torch import distributed, nn
 from snello import Pruner
 from snello.errors import ConfigError
 from snello.processes import meet
+from snello.pruning import Plateau
 
 SECONDS = 8
 
@@ -58,7 +59,7 @@ Call = Callable[[], Any]
 
 
 def _all(rank: int) -> Call:
-    pruner = _pruner(pwe=1)
+    pruner = _pruner(schedule=Plateau(1))
     return lambda: [pruner.step(1.0) for _ in range(5)]
 
 
@@ -68,12 +69,12 @@ def _one_rank(rank: int) -> Call:
 
 
 def _other_schedule(rank: int) -> Call:
-    pruner = _pruner(pwe=1 + rank)
+    pruner = _pruner(schedule=Plateau(1 + rank))
     return lambda: pruner.step(1.0)
 
 
 def _other_state(rank: int) -> Call:
-    pruner = _pruner(pwe=3)
+    pruner = _pruner(schedule=Plateau(3))
     pruner.schedule.bad = rank  # type: ignore[attr-defined]
     return lambda: pruner.step(1.0)
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from snello.cli import main
-from snello.modelfile import Record, save
-from snello.models import ModelSpec, build
-from snello.reporting import plot_potential
+from snello.lab.reporting import plot_potential
+from snello.store import ModelSpec, Record, build, save
 
 SPEC = ModelSpec("lenet-300-100", {"in_features": 64})
 pytest.importorskip("sklearn")

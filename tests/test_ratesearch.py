@@ -13,15 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seams.search import (
+    Correction,
+    Probe,
+    coded_tensors,
+    distance,
+    first_below,
+    fisher,
+    with_tensors,
+)
 from snello import compress, decompress
 from snello.codec import CodecSettings, decode, encode
 from snello.errors import ConfigError
-from snello.ratesearch import RateSearch, search_rate
-from snello.ratesearch._correct import Correction
-from snello.ratesearch._fisher import fisher
-from snello.ratesearch._probe import Probe, distance
-from snello.ratesearch._trial import coded_tensors, with_tensors
-from snello.ratesearch._workbench import first_below
+from snello.search.rate import RateSearch, search_rate
 from snello.simplification import folds_of
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snello.codec import CodecSettings, encode, quantised
-from snello.codec._allocation import (
+from seams.search import (
     OCTAVE,
     allocate,
     byte_table,
@@ -20,7 +19,7 @@ from snello.codec._allocation import (
     curvature_costs,
     probed_costs,
 )
-from snello.codec._settings import QP_MIN, step_size
+from snello.codec import QP_MIN, CodecSettings, encode, quantised, step_size
 from snello.errors import ConfigError
 
 QUICK = settings(max_examples=25, deadline=None)

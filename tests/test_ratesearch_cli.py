@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snello import modelfile
+from seams.cli import add_rate_arguments, search
+from seams.search import coded_tensors
 from snello.cli import main
-from snello.cli._rate import add_rate_arguments, search
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
-from snello.modelfile import Record
-from snello.models import ModelSpec, build
-from snello.ratesearch._trial import coded_tensors
+from snello.store import ModelSpec, Record, build, save
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
 pytest.importorskip("sklearn", reason="the extra train is not installed")
@@ -39,10 +37,10 @@ def parse(*words: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    from snello.datasets import load, loader
+    from snello.lab.datasets import load_dataset, loader
 
     torch.manual_seed(0)
-    splits = load("digits")
+    splits = load_dataset("digits")
     model = build(RECORD.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(3):
@@ -103,7 +101,7 @@ def test_compress_writes_what_the_search_found(
     source, plain, small = (
         str(tmp_path / name) for name in ("m.pt", "plain.snello", "small.snello")
     )
-    modelfile.save(source, trained, RECORD)
+    save(source, trained, RECORD)
     assert main(["compress", source, f"--out={plain}"]) == 0
     assert (
         main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"])

@@ -14,9 +14,9 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 import dataset_files as files
+from seams.datasets import cifar
 from snello.errors import ConfigError
-from snello.models import build
-from snello.training import (
+from snello.lab.training import (
     METHODS,
     TABLES,
     Recipe,
@@ -27,6 +27,7 @@ from snello.training import (
     train,
     validate,
 )
+from snello.store import build
 
 NAMES = recipe_names()
 
@@ -204,7 +205,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 for i in range(count):
                     path = root / "cifar10" / part / kind / f"{i}.jpg"
                     files.write_jpeg(path, 100 * label + i, (32, 32))
-        patch.setattr("snello.datasets._cifar.CIFAR10_COUNTS", (120, 40))
+        patch.setattr(cifar, "CIFAR10_COUNTS", (120, 40))
         files.write_imagenet(root, classes=2, train=4, val=2)
         _other_classes(root / "imagenet")
         person = {"size": (70, 60), "objects": [(1, files.rectangle(5, 5, 40, 40), 1600)]}
@@ -251,9 +252,16 @@ def test_quick_variant_validates(name: str, datasets: Path) -> None:
     validate(dataclasses.replace(recipe, methods=(QUICK[name],)))
 
 
+RUN_HERE = ("digits", "mnist_lenet5", "cifar10_resnet32", "imagenet_resnet18")
+"""In memory and streamed, with and without accumulation; the others run behind the marker."""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in RUN_HERE else pytest.mark.exhaustive) for n in NAMES],
+)
 def test_quick_variant_runs(name: str, datasets: Path, tmp_path: Path) -> None:
     recipe = _quick(name, datasets)
     run = train(recipe, QUICK[name], tmp_path)

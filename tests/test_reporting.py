@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snello.deploy import Latency
-from snello.reporting import (
+from snello.lab.reporting import (
     Table,
     as_json,
     busy,
@@ -195,3 +195,32 @@ def test_busy_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert not captured.err.strip()
     assert not captured.out
+
+
+def test_progress_on_a_terminal_keeps_its_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bar is drawn and taken away; what was said stays."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(2) as line, busy("coding"):
+        line("epoch 1 [bold]")
+        line("epoch 2")
+    said = capsys.readouterr().err
+    assert said.index("epoch 1 [bold]") < said.index("epoch 2")
+    assert "2/2" in said
+
+
+def test_table_without_a_note_ends_with_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    show(Table("T", ("A", "B"), (("first", "last"),)))
+    assert capsys.readouterr().out.split()[-1] == "last"
+
+
+def test_numbers_of_a_slow_and_a_fast_call() -> None:
+    """Three digits below a millisecond, two above: as many as a measurement has."""
+    slow = Latency("pytorch", 12.3456, 11.0, 13.0, 1, 1, 0, 1, "cpu")
+    assert milliseconds(slow) == "12.35\n11.00-13.00"
+    fast = Latency("pytorch", 0.12345, 0.1, 0.2, 1, 1, 0, 1, "cpu")
+    assert milliseconds(fast) == "0.123\n0.100-0.200"

@@ -15,10 +15,11 @@ pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 
 import dataset_files as files
+from seams.datasets import cifar
 from snello.cli import main
 from snello.errors import ConfigError, DataError
-from snello.reporting import markdown, reproduction_tables, write_reproduction
-from snello.training import TABLES, Reproduction, load_recipe, published_table, reproduce
+from snello.lab.reporting import markdown, reproduction_tables, write_reproduction
+from snello.lab.training import TABLES, Reproduction, load_recipe, published_table, reproduce
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TINY = (
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     root / "cifar10" / part / kind / f"{i}.jpg", 100 * label + i, (32, 32)
                 )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snello.datasets._cifar.CIFAR10_COUNTS", (80, 30))
+        patch.setattr(cifar, "CIFAR10_COUNTS", (80, 30))
         yield root
 
 
@@ -230,7 +231,7 @@ def test_differences_are_measured_minus_paper() -> None:
 
 
 def reproduced(row, measured):  # type: ignore[no-untyped-def]
-    from snello.training import ReproducedRow
+    from snello.lab.training import ReproducedRow
 
     extra = {"executed_gflops": 1.0, "backward_ratio": 1.0}
     return ReproducedRow(row, None if measured is None else {**measured, **extra}, {})

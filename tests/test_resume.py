@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import snello
-from snello import modelfile
 from snello.errors import ConfigError, ModelError
+from snello.store import load
 
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
-from snello.training import EpochRecord, Recipe, TrainingResult, load_recipe, train
+from snello.lab.training import EpochRecord, Recipe, TrainingResult, load_recipe, train
 
 EPOCHS, KILLED_IN = 6, 3
 SGD = ("--optimizer.momentum=0.9", "--optimizer.lr=0.003", "--optimizer.weight_decay=0.001")
@@ -49,7 +49,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
-from snello.training import Classification, train
+from snello.lab.training import Classification, train
 from test_resume import CASES, KILLED_IN, recipe_of
 
 torch.set_num_threads(1)
@@ -115,7 +115,7 @@ def _timeless(record: EpochRecord) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return modelfile.load(folder / "model.pt")[0].state_dict()
+    return load(folder / "model.pt")[0].state_dict()
 
 
 @pytest.mark.slow

@@ -20,11 +20,16 @@ from snello.errors import DivergenceError
 
 L = pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
-from snello.datasets import StreamedSplits, load, loader  # noqa: E402
-from snello.models import build  # noqa: E402
+from snello.integrations.lightning import SensitivityPruning  # noqa: E402
+from snello.lab.datasets import StreamedSplits, load_dataset, loader  # noqa: E402
+from snello.lab.training import (  # noqa: E402
+    OptimizerConfig,
+    Segmentation,
+    evaluate_segmentation,
+)
+from snello.pruning import LossBound, Plateau  # noqa: E402
 from snello.sensitivity import Lobster, SeReNe  # noqa: E402
-from snello.training import Segmentation, SensitivityPruning, evaluate_segmentation  # noqa: E402
-from snello.training._config import OptimizerConfig  # noqa: E402
+from snello.store import build  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -75,7 +80,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> StreamedSplits:
             image.fromarray(pixels).save(folder / part / "images" / f"{i}.png")
             image.fromarray(labels).save(folder / part / "masks" / f"{i}.png")
     (folder / "classes.txt").write_text("red\ngreen\nblue\n")
-    splits = load("maskfolder", path=folder, image_size=33, validation=0.2)
+    splits = load_dataset("maskfolder", path=folder, image_size=33, validation=0.2)
     assert isinstance(splits, StreamedSplits)
     return splits
 
@@ -261,7 +266,7 @@ def test_sensitivities_see_the_scores(colours: StreamedSplits, kind: Any) -> Non
     pruning = SensitivityPruning(
         lambda model: kind(model, 1e-3),
         lambda model: evaluate_segmentation(model, validation, 3).loss,
-        epochs=2, twt=0.5, pwe=1,
+        epochs=2, amount=LossBound(0.5), schedule=Plateau(1),
     )  # fmt: skip
     before = task.model.backbone[0].weight.detach().clone()  # type: ignore[index, union-attr, operator]
     trainer(2, pruning).fit(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams.sensitivity import draw_classes
 from snello.errors import ConfigError
 from snello.sensitivity import Lobster, OutputSensitivity, SeReNe
-from snello.sensitivity._outputs import draw_classes
 from zoo import CalledTwice
 
 

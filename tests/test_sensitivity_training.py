@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.pruning import Pruner
+from snello.pruning import LossBound, Pruner
 from snello.sensitivity import (
     Lobster,
     OutputSensitivity,
@@ -175,7 +175,7 @@ def _everything(rank: int, size: int) -> dict[str, Any]:
         """Its mean over the processes is that of the joined batches."""
         return 1 + sum(float((model(x) - dense(x)).square().mean()) for x, _ in batches)
 
-    pruner = Pruner(model, None, loss, twt=0.02, exclude=())
+    pruner = Pruner(model, None, loss, amount=LossBound(0.02), exclude=())
     pruner.prune()
     assert 0.05 < pruner.pruned < 0.95
     found["masks"] = pruner.masks

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize, prune
 
 from laws import assert_same_outputs, generator, kill, kill_neurons, parameter_count, randomise
 from snello.errors import ModelError
-from snello.models import CifarResNet, LeNet5, LeNet300
+from snello.lab.models import CifarResNet, LeNet5, LeNet300
 from snello.neurons import neuron_count, weighted_layers
 from snello.simplification import (
     SimplificationPlan,

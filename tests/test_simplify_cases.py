@@ -365,12 +365,12 @@ def test_torch_compile(name: str) -> None:
 def test_onnx(name: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra onnx is not installed")
-    from snello.deploy import export, onnx_runner
+    from snello.deploy import export, file_runner
 
     _, lean, inputs = named(name, True)
     lean, x = copy.deepcopy(lean).float(), inputs[0][0].float()
     path = export(lean, x, tmp_path / "lean.onnx")
-    found = torch.from_numpy(onnx_runner(path, x)()[0])
+    found = torch.from_numpy(file_runner(path, x)()[0])
     assert torch.allclose(found, lean(x), atol=1e-4)
 
 

@@ -95,14 +95,22 @@ def image(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
 dead = st.lists(st.integers(0, 11), max_size=12, unique=True)
 
 
-@given(
+gated = given(
     st.integers(1, 3), st.sampled_from(ACTIVATIONS), st.sampled_from(GATES), st.sampled_from(PRODUCTS),
     st.integers(1, 2), dead, dead, dead,
 )  # fmt: skip
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-def test_every_set_of_dead_neurons_at_every_size(
+
+
+def lawful(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def check(
     dimensions: int,
     activation: Callable[[], nn.Module],
     gate: Callable[[], nn.Module],
@@ -125,6 +133,10 @@ def test_every_set_of_dead_neurons_at_every_size(
     lean = simplify(model, image(*[6] * dimensions))
     for side in (6, 1, 2, 3, 9):
         assert_same_outputs(model, lean, image(*[side] * dimensions, batch=3), tolerance=1e-9)
+
+
+test_every_set_of_dead_neurons_at_every_size = lawful(40)(gated(check))
+test_many_sets_of_dead_neurons_at_every_size = pytest.mark.exhaustive(lawful(150)(gated(check)))
 
 
 def test_the_maps_of_constants_are_gone() -> None:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,13 +75,7 @@ def axis(draw: st.DrawFn) -> Axis:
 geometries = st.integers(1, 3).flatmap(lambda n: st.tuples(*[axis()] * n))
 
 
-@given(geometries, st.sampled_from(ACTIVATIONS), st.integers(0, 10**6))
-@settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-def test_every_geometry_at_every_size(
-    axes: tuple[Axis, ...], activation: Callable[[], nn.Module], seed: int
-) -> None:
+def check(axes: tuple[Axis, ...], activation: Callable[[], nn.Module], seed: int) -> None:
     # In three dimensions a table has more columns: more channels make up for them.
     model = inverted(axes, activation, width=24 if len(axes) < 3 else 120)
     least = smallest(axes)
@@ -98,6 +93,20 @@ def test_every_geometry_at_every_size(
     dead, outputs = model[0].out_channels // 2, model[6].out_channels
     pays = dead * (math.prod(kernel) + 4 + outputs) > outputs * ways
     assert lean.get_submodule("3").out_channels == dead * (1 if pays or not any(padding) else 2)
+
+
+def lawful(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+drawn = given(geometries, st.sampled_from(ACTIVATIONS), st.integers(0, 10**6))
+test_every_geometry_at_every_size = lawful(40)(drawn(check))
+test_many_geometries_at_every_size = pytest.mark.exhaustive(lawful(120)(drawn(check)))
 
 
 @given(geometries, st.integers(0, 5))

@@ -27,11 +27,11 @@ if not torch.distributed.is_available():
 
 import dataset_files as files
 import torchrun_samples as samples
-from snello import modelfile
-from snello.datasets import loader
+from seams.training import initial_model
 from snello.errors import ConfigError
-from snello.training import TrainingResult, load_data, train
-from snello.training._data import initial_model
+from snello.lab.datasets import loader
+from snello.lab.training import TrainingResult, load_data, train
+from snello.store import load
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -39,9 +39,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_counts() -> Iterator[None]:
-    counts = samples._cifar.CIFAR10_COUNTS
+    counts = samples.cifar.CIFAR10_COUNTS
     yield
-    samples._cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
+    samples.cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +173,7 @@ def test_a_lost_process_is_started_again_and_the_run_resumes(
     straight = TrainingResult.read(together / "serene" / "result.json")
     assert _losses(resumed) == _losses(straight)
     one, other = (
-        modelfile.load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[
-            0
-        ].state_dict()
+        load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[0].state_dict()
         for folder in (tmp_path / samples.KILLED, together / "serene")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -23,19 +23,19 @@ import lightning as L
 
 from snello import Lobster, SeReNe
 from snello.errors import ConfigError, DataError, DivergenceError, ModelError
-from snello.neurons import dead_neurons
-from snello.training import (
+from snello.integrations.lightning import NEq, SensitivityPruning
+from snello.lab.training import (
     Classification,
-    NEq,
+    OptimizerConfig,
     Recipe,
-    SensitivityPruning,
     evaluate,
     journey,
     load_data,
     load_recipe,
     train,
 )
-from snello.training._config import OptimizerConfig
+from snello.neurons import dead_neurons
+from snello.pruning import LossBound, Plateau
 
 EPOCHS = 4
 
@@ -107,7 +107,7 @@ def test_pruning_in_a_foreign_module(
 ) -> None:
     module = Foreign()
     callback = SensitivityPruning(
-        sensitivity, _regression_loss, epochs=2, granularity=granularity, twt=0.5
+        sensitivity, _regression_loss, epochs=2, granularity=granularity, amount=LossBound(0.5)
     )
     _fit(module, callback, tmp_path)
     assert callback.pruner is not None
@@ -139,7 +139,13 @@ def test_pruning_ends_with_its_epochs(tmp_path: Path) -> None:
 
     _fit(
         module,
-        Watch(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5, pwe=50),
+        Watch(
+            lambda m: Lobster(m, 1e-3),
+            _regression_loss,
+            epochs=2,
+            amount=LossBound(0.5),
+            schedule=Plateau(50),
+        ),
         tmp_path,
     )
     assert len(masks) == EPOCHS
@@ -212,7 +218,7 @@ class TwoOptimizers(Foreign):
 def test_two_optimizers(tmp_path: Path) -> None:
     module = TwoOptimizers()
     callback = SensitivityPruning(
-        lambda m: Lobster(m, 1e-3), _regression_loss, exclude=(), epochs=2, twt=0.5
+        lambda m: Lobster(m, 1e-3), _regression_loss, exclude=(), epochs=2, amount=LossBound(0.5)
     )
     _fit(module, callback, tmp_path)
     assert callback.pruner is not None
@@ -237,7 +243,9 @@ def test_pruned_weights_stay_pruned_in_a_second_fit(second: str, tmp_path: Path)
     module = Foreign()
 
     def pruning() -> SensitivityPruning:
-        return SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+        return SensitivityPruning(
+            lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, amount=LossBound(0.5)
+        )
 
     first = pruning()
     _fit(module, first, tmp_path)
@@ -253,7 +261,9 @@ def test_pruned_weights_stay_pruned_in_a_second_fit(second: str, tmp_path: Path)
 
 
 def test_the_same_callback_begins_anew_with_another_model(tmp_path: Path) -> None:
-    callback = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+    callback = SensitivityPruning(
+        lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, amount=LossBound(0.5)
+    )
     _fit(Foreign(), callback, tmp_path)
     _fit(module := Foreign(), callback, tmp_path, epochs=1)
     assert callback.pruner is not None
@@ -293,7 +303,9 @@ def test_averages_of_lightning_are_masked(kind: str, tmp_path: Path) -> None:
     if make is None:
         pytest.skip(f"this Lightning has no {kind}")
     average = make(swa_lrs=0.01, swa_epoch_start=1) if kind.startswith("Stoch") else make()
-    pruning = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, twt=0.5)
+    pruning = SensitivityPruning(
+        lambda m: Lobster(m, 1e-3), _regression_loss, epochs=2, amount=LossBound(0.5)
+    )
     module = Foreign()
     _fit(module, [average, pruning], tmp_path)
     assert pruning.pruner is not None

@@ -23,24 +23,27 @@ pytest.importorskip("sklearn")
 
 import lightning as L
 
+from seams.training import build_optimizer, flag_of, lr_factor, share_of
 from snello import Lobster, SeReNe
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
-from snello.training import (
-    METHODS,
-    Recipe,
-    SelectiveUpdate,
+from snello.integrations.lightning import (
+    SelectiveUpdateCallback,
     SensitivityPruning,
     WeightAverage,
+)
+from snello.lab.methods import label_of, method_of
+from snello.lab.training import (
+    METHODS,
+    OptimizerConfig,
+    Recipe,
+    TrainingResult,
     evaluate_segmentation,
     load_recipe,
     train,
     validate,
 )
-from snello.training._config import OptimizerConfig
-from snello.training._distributed import share_of
-from snello.training._methods import method_of
-from snello.training._schedule import build_optimizer, lr_factor
+from snello.pruning import LossBound, Plateau
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,13 +66,17 @@ def _recipe(*options: str) -> Recipe:
 def test_every_named_method_has_a_meaning(name: str) -> None:
     method = method_of(name)
     assert method.name == name
-    assert (method.pruning is None and method.update is None) == (name == "baseline")
+    assert (method.sensitivity is None and method.selection is None) == (name == "baseline")
+    assert label_of(name)
 
 
-@given(st.floats(0, 1), st.sampled_from(["lobster", "serene"]))
+@given(st.floats(0, 1), st.sampled_from(["lobster", "serene", "output"]))
 def test_any_share_and_any_sensitivity_combine(share: float, pruning: str) -> None:
     both = method_of(f"{pruning}+stochastic-{share}")
-    assert (both.pruning, both.update, both.share) == (pruning, "stochastic", share)
+    assert both.sensitivity is not None
+    assert both.selection is not None
+    found = (both.sensitivity.name, both.selection.name, both.share)
+    assert found == (pruning, "stochastic", share)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,8 @@ def test_any_share_and_any_sensitivity_combine(share: float, pruning: str) -> No
         "magic",
         "",
         "baseline+neq",
+        "stochastic",
+        "neq-0.5",
         "neq+neq",
         "serene+lobster",
         "stochastic-2",
@@ -200,7 +209,7 @@ def test_accumulated_batches_are_one_batch(sensitivity: Any, tmp_path: Path) -> 
             lambda m: sensitivity(m, 1e-2),
             lambda m: float(F.mse_loss(m(data[0]), data[1])),
             epochs=3,
-            twt=0.2,
+            amount=LossBound(0.2),
         )
 
     whole = _fit(tmp_path, pruning()).model.state_dict()
@@ -239,7 +248,7 @@ def test_pruned_weights_are_zero_in_the_average(first: str, tmp_path: Path) -> N
         lambda m: Lobster(m, 1e-3),
         lambda m: float(F.mse_loss(m(data[0]), data[1])),
         epochs=2,
-        twt=0.5,
+        amount=LossBound(0.5),
     )
     _fit(tmp_path, *((average, pruning) if first == "average" else (pruning, average)))
     assert pruning.pruner is not None
@@ -270,7 +279,7 @@ def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: P
 
     for batch, accumulate in ((10, 1), (5, 2)):
         selection = Counting(0.5)
-        callback = SelectiveUpdate(_pairs()[0][:4], selection, every=every)
+        callback = SelectiveUpdateCallback(_pairs()[0][:4], selection, every=every)
         _fit(tmp_path, callback, batch=batch, accumulate=accumulate)
         assert selection.calls == decisions
         assert callback.last_step is not None
@@ -279,7 +288,7 @@ def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: P
 
 def test_decisions_every_nought_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1, not 0"):
-        SelectiveUpdate(_pairs()[0], Stochastic(0.5), every=0)
+        SelectiveUpdateCallback(_pairs()[0], Stochastic(0.5), every=0)
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -298,8 +307,10 @@ def test_decay_of_neurons_that_are_not_updated(
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             weights.append(module.model[0].weight.detach().clone())
 
-    pruning = SensitivityPruning(lambda m: sensitivity(m, 1e-2), lambda m: 1.0, pwe=99)
-    frozen = SelectiveUpdate(_pairs()[0][:4], Stochastic(1.0))
+    pruning = SensitivityPruning(
+        lambda m: sensitivity(m, 1e-2), lambda m: 1.0, schedule=Plateau(99)
+    )
+    frozen = SelectiveUpdateCallback(_pairs()[0][:4], Stochastic(1.0))
     module = _fit(tmp_path, Watch(), *((pruning, frozen) if order else (frozen, pruning)), epochs=3)
     assert not torch.equal(weights[0], weights[1]), "the first epoch learns"
     still = torch.equal(weights[1], module.model[0].weight)
@@ -332,6 +343,18 @@ def test_matched_baseline_freezes_as_much_as_neq_did(tmp_path: Path) -> None:
     )  # whole neurons of layers of 100 and 300
 
 
+def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> None:
+    own = ("--output.twt=0.1", "--output.finetune=1", "--output.lmbda=1e-3")
+    run = train(_recipe(*own), "output", tmp_path)
+    assert run.epochs[-1].pruned > 0
+    again = _recipe(*own, "--lobster.lmbda=0.5")
+    assert train(again, "output", tmp_path, resume=True) == run, "lobster's options do not matter"
+    with pytest.raises(ConfigError, match=r"output\.lmbda is 0\.001 there, 0\.1 here"):
+        train(_recipe(*own, "--output.lmbda=0.1"), "output", tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"output\.finetune \(5\) must be less than epochs"):
+        train(_recipe(), "output", tmp_path / "short")
+
+
 def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
     recipe = _recipe("--neq.eps=0.05", "--serene.twt=0.05", "--serene.finetune=2", "--epochs=6")
     run = train(recipe, "serene+neq", tmp_path)
@@ -341,15 +364,12 @@ def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
 
 
 def test_average_is_what_is_shipped(tmp_path: Path) -> None:
-    from snello import modelfile
+    from snello.store import load
 
     plain = train(_recipe(), "baseline", tmp_path / "plain")
     averaged = train(_recipe("--ema=0.9"), "baseline", tmp_path / "averaged")
     assert [e.train_loss for e in plain.epochs] == [e.train_loss for e in averaged.epochs]
-    models = [
-        modelfile.load(tmp_path / name / "model.pt")[0].state_dict()
-        for name in ("plain", "averaged")
-    ]
+    models = [load(tmp_path / name / "model.pt")[0].state_dict() for name in ("plain", "averaged")]
     assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert plain.test_loss != averaged.test_loss
 
@@ -430,3 +450,21 @@ def test_segmentation_measures_equal_a_hand_computation() -> None:
     assert found.images == 3
     with pytest.raises(DataError, match="no pixels"):
         evaluate_segmentation(Given(), [(scores, torch.full_like(labels, 255))], 4)
+
+
+def test_a_network_that_guesses_is_not_pruned_and_marked(tmp_path: Path) -> None:
+    recipe = _recipe(
+        "--optimizer.lr=1e-12", "--serene.lmbda=0", "--serene.twt=100", "--serene.pwe=1"
+    )
+    run = train(recipe, "serene", tmp_path)
+    assert run.flag == "at chance"
+    assert len({epoch.pruned for epoch in run.epochs}) == 1
+    assert TrainingResult.read(tmp_path / "result.json") == run
+
+
+def test_marks_say_what_is_wrong_with_an_accuracy() -> None:
+    bound = {"dense": 0.9, "max_drop": 0.05}
+    assert flag_of(0.12, 10, 1000) == "at chance"
+    assert flag_of(0.12, None, 1000) == ""  # a mean IoU
+    assert flag_of(0.8, 10, 1000, pruned=0.84, **bound) == "beyond max_drop"
+    assert flag_of(0.8, 10, 1000, pruned=0.85, **bound) == ""

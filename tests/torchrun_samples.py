@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from snello.datasets import _cifar
-from snello.models import build
+from seams.datasets import cifar
+from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning
+from snello.lab.training import Recipe, load_recipe, train
 from snello.neurons import head
-from snello.training import Recipe, SelectiveUpdate, SensitivityPruning, load_recipe, train
+from snello.store import build
 
 COUNTS = (80, 20)
 METHODS = ("baseline", "lobster", "serene", "neq", "serene+neq")
@@ -51,31 +52,31 @@ def recipe_of(data: str, *, batch_statistics: bool) -> Recipe:
     ]
     if not batch_statistics:
         options.append("--model.name=torchrun_samples:without_batch_statistics")
-    _cifar.CIFAR10_COUNTS = COUNTS  # type: ignore[misc]
+    cifar.CIFAR10_COUNTS = COUNTS  # type: ignore[misc]
     return load_recipe("cifar10_resnet32", options, quick=True)
 
 
 def _noting(folder: Path) -> None:
     """Let every process write down its masks when a training ends."""
     rank = os.environ["RANK"]
-    pruned, held = SensitivityPruning.on_train_end, SelectiveUpdate.on_train_end
+    pruned, held = SensitivityPruning.on_train_end, SelectiveUpdateCallback.on_train_end
 
     def pruning(self: SensitivityPruning, trainer: Any, module: Any) -> None:
         assert self.pruner is not None
         torch.save((self.pruner.masks, module.model.state_dict()), folder / f"masks-{rank}.pt")
         pruned(self, trainer, module)
 
-    def updating(self: SelectiveUpdate, trainer: Any, module: Any) -> None:
+    def updating(self: SelectiveUpdateCallback, trainer: Any, module: Any) -> None:
         assert self.neq is not None
         torch.save((self.neq.frozen, module.model.state_dict()), folder / f"frozen-{rank}.pt")
         held(self, trainer, module)
 
-    SensitivityPruning.on_train_end, SelectiveUpdate.on_train_end = pruning, updating  # type: ignore[method-assign]
+    SensitivityPruning.on_train_end, SelectiveUpdateCallback.on_train_end = pruning, updating  # type: ignore[method-assign]
 
 
 def _dying_once() -> None:
     """The second process dies in the second epoch, unless it was started again."""
-    from snello.training import Classification
+    from snello.lab.training import Classification
 
     step = Classification.training_step
 

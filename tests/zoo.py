@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.models import CifarResNet, LeNet5, LeNet300
+from snello.lab.models import CifarResNet, LeNet5, LeNet300
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""snello: frugal deep learning, both ways of the round trip.
+"""snello: frugal deep learning, in inference and in training.
 
-Outward, a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure.
-Homeward, cheaper training: neurons at equilibrium skip their backward pass.
+For a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure. For
+cheaper training: neurons at equilibrium skip their backward pass.
 
 ``import snello`` needs torch alone. Everything else is an extra, imported when it is used.
 """
@@ -15,18 +15,21 @@ from .deploy import footprint as footprint
 from .deploy import measure as measure
 from .equilibrium import NEq as NEq
 from .errors import SnelloError as SnelloError
-from .modelfile import Record as Record
-from .modelfile import load as load
-from .modelfile import save as save
-from .models import ModelSpec as ModelSpec
 from .pruning import Pruner as Pruner
+from .pruning.channels import Keep as Keep
+from .search import prune as prune
 from .sensitivity import Lobster as Lobster
 from .sensitivity import SeReNe as SeReNe
 from .simplification import plan_of as plan_of
 from .simplification import simplify as simplify
+from .store import ModelSpec as ModelSpec
+from .store import Record as Record
+from .store import load as load
+from .store import save as save
 
 __all__ = [
     "CodecSettings",
+    "Keep",
     "Lobster",
     "ModelSpec",
     "NEq",
@@ -42,6 +45,7 @@ __all__ = [
     "load",
     "measure",
     "plan_of",
+    "prune",
     "save",
     "simplify",
 ]

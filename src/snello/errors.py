@@ -1,6 +1,6 @@
 """Every error that snello raises on purpose.
 
-Each message says what was wrong, which value, where, and what to do about it. The tree::
+Each message states the mistake, the value, the place and the remedy. The tree::
 
     SnelloError
     ├── ConfigError            an option or a recipe asks for something impossible      (also ValueError)
@@ -12,8 +12,8 @@ Each message says what was wrong, which value, where, and what to do about it. T
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
 
-Stopped, which is no error but a KeyboardInterrupt, says where a signal ended a run and how to go on
-with it.
+:class:`Stopped` is a KeyboardInterrupt, not an error: its message says where a signal ended a run
+and how to continue it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ModelError(SnelloError):
 
 
 class SimplifyError(ModelError):
-    """Exactness could not be shown. Nothing was changed: the original model is still whole."""
+    """Exactness could not be shown; the original model is unchanged."""
 
 
 class BitstreamError(SnelloError):
@@ -62,11 +62,11 @@ class MissingExtraError(SnelloError, ImportError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the work between two steps. No failure, and so no :class:`SnelloError`.
+    """A signal ended the work between two steps: not a failure, so not a :class:`SnelloError`.
 
     Args:
-        message: where it stopped, and how to go on.
-        number: the signal; SIGINT unless told otherwise.
+        message: where the run stopped, and how to continue it.
+        number: the signal; None: SIGINT.
     """
 
     def __init__(self, message: str, number: int | None = None) -> None:
@@ -74,24 +74,36 @@ class Stopped(KeyboardInterrupt):
         self.number = int(number or signal.SIGINT)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question behind a name in a message, ``" (did you mean 'epochs'?)"``; empty where nothing
-    is alike.
+def check_option(condition: bool, message: str) -> None:
+    """Refuse an option.
+
+    Args:
+        condition: false for an impossible value.
+        message: the option, its value and the values that are possible.
+
+    Raises:
+        ConfigError: if the condition does not hold.
     """
+    if not condition:
+        raise ConfigError(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to append to a wrong name, ``" (did you mean 'epochs'?)"``; may be empty."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import ``module`` or say which extra brings it.
+    """Import ``module``, or raise an error that names the extra to install.
 
     Args:
         module: dotted name of the module to import.
         extra: the extra of snello that declares it, as in ``pip install 'snello[extra]'``.
-        purpose: what the caller needs it for, a noun phrase.
+        purpose: the use of the module, a noun phrase for the message.
 
     Raises:
-        MissingExtraError: with the pip command that helps.
+        MissingExtraError: with the pip command to run.
     """
     try:
         return importlib.import_module(module)

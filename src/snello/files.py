@@ -1,9 +1,10 @@
-"""Files appear whole or not at all: written beside their place, synced, then renamed."""
+"""Atomic files: written under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snello.errors import OutputError
+from .errors import OutputError
 
 _TEMPORARY = ".tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -20,7 +21,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NoRoomError(OSError):
-    """A file that did not fit, by a writer that knows how large it would have become.
+    """A file that did not fit, with the size that it would have had.
 
     Args:
         cause: the error of the operating system.
@@ -34,16 +35,17 @@ class NoRoomError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, which takes its name when the block ends without an error.
+    """A temporary file in the folder of ``path``, renamed to it when the block ends without error.
 
     The file is synced before it is renamed, so that a crash of the machine leaves the old file or
     the new one.
 
     Raises:
-        OutputError: naming the path and the reason; for a full disk also the folder, and what it
-            needs.
+        OutputError: naming the path and the reason; for a full disk also the folder and the size
+            needed.
     """
     try:
+        # In the same folder, hence on the same disk: only then is the rename atomic.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         os.close(handle)
     except OSError as error:
@@ -54,6 +56,7 @@ def writing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
+        # The new name is an entry of the folder, which has to be synced as well.
         _sync(path.parent)
     except OSError as error:
         raise OutputError(_cannot_write(path, error, _size(temporary))) from error
@@ -64,12 +67,12 @@ def writing(path: Path) -> Iterator[Path]:
 def write_file(
     path: str | Path, write: Callable[[Path], Any], check: Callable[[Path], Any] | None = None
 ) -> Path:
-    """Let ``write`` fill a file that then takes the name ``path``; missing folders are made.
+    """Let ``write`` fill a temporary file, and rename it to ``path``; missing folders are made.
 
     Args:
         path: of the file.
-        write: called with the path of a temporary file beside it.
-        check: called with the same path before the file takes its name; if it raises, the old file
+        write: called with the path of a temporary file in the same folder.
+        check: called with the same path before the file is renamed; if it raises, an old file
             stays.
 
     Raises:
@@ -80,18 +83,17 @@ def write_file(
     with writing(path) as temporary:
         write(temporary)
         if check is not None:
-            _sync(temporary)  # what is read back has been written, as far as the system can tell
+            _sync(temporary)  # so that the check reads from the disk, as far as the system allows
             check(temporary)
     return path
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text in UTF-8 and read it back before it takes the place of the old one.
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file, and read it back before it replaces an old one.
 
     Raises:
         OutputError: naming the path and the reason.
     """
-    data = text.encode()
 
     def check(beside: Path) -> None:
         if beside.read_bytes() != data:
@@ -102,12 +104,22 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_file(path, lambda beside: beside.write_bytes(data), check)
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, as by :func:`write_bytes`."""
+    return write_bytes(path, text.encode())
+
+
 @contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """Have other people's code put its temporary files into a folder, which has room, and not into
-    $TMPDIR.
+    """Make Python's temporary files go into ``folder`` instead of $TMPDIR, which may be small.
 
-    For one thread: Python keeps the place for the whole process.
+    Not for use from several threads: Python has one such place per process.
     """
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
@@ -117,10 +129,9 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove the temporary files that writers of these names left in a folder when they were
-    killed.
+    """Remove temporary files of these names, left in a folder by processes that were killed.
 
-    Only for a folder that nobody else writes to.
+    No other process may be writing to the folder.
     """
     for name in names:
         for path in folder.glob(f".{glob.escape(name)}.*{_TEMPORARY}"):
@@ -128,8 +139,7 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Find out before the work, not after it, that a file cannot be written; missing folders are
-    made.
+    """Raise an error if a file cannot be written, before the work for it; folders are made.
 
     Raises:
         OutputError: naming the path and the reason.
@@ -137,14 +147,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
-    _make_folder(path)  # says which file it was for, as the trial below would not
-    write_file(path.parent / f".{path.name}.try", lambda beside: beside.write_bytes(b"")).unlink()
+    _make_folder(path)  # its error names this file, that of the trial below another
+    write_bytes(path.parent / f".{path.name}.try", b"").unlink()
     return path
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:
-    """Find out before the work that a folder can be made and holds nothing yet; its parents are
-    made.
+    """Raise an error if a folder cannot be made or is not empty; its parents are made.
 
     Raises:
         OutputError: naming the path and the reason.
@@ -159,17 +168,23 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk as ``path``, so that its files can be renamed to it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, which takes its name when the block ends without an
-    error.
+    """A temporary folder, renamed to ``path`` when the block ends without an error.
 
     Raises:
         OutputError: naming the path and the reason; ``path`` may exist as an empty folder only.
     """
     try:
         _make_folder(path)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            inside = Path(temporary) / "whole"
+        with folder_beside(path) as temporary:
+            inside = temporary / "whole"
             inside.mkdir()
             yield inside
             inside.replace(path)
@@ -185,7 +200,7 @@ def _make_folder(path: Path) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Tell an error for want of room (disk, quota, limit on the size of a file) from others."""
+    """Return true for errors of missing space: disk, quota, or limit on the size of a file."""
     return error.errno in _FULL
 
 
@@ -220,16 +235,15 @@ def _size(path: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file or the entries of a folder to the disk."""
+    """Make the system write a file, or the entries of a folder, to the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems do not sync folders; they say so with EINVAL or ENOTSUP, and there is
-        # nothing to do.
+        # File systems that cannot sync folders report EINVAL or ENOTSUP, which is harmless.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -237,7 +251,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    # mkstemp makes files private; the result shall have the rights of any other new file.
+    # mkstemp makes files private; the result gets the permissions of any other new file.
     mask = os.umask(0)
     os.umask(mask)
     return mask

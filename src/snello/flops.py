@@ -1,11 +1,15 @@
-"""torch's counter of floating-point operations, corrected where it miscounts."""
+"""Counts of operations: torch's FLOP counter, corrected where it miscounts, and MACs of a layer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from .neurons import is_weighted, neuron_count
 
 
 def flop_counter() -> FlopCounterMode:
@@ -24,6 +28,37 @@ def flop_counter() -> FlopCounterMode:
             aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         },
     )
+
+
+def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Number of products that each weight of a layer takes part in during one call.
+
+    Padding is counted as if it were data, as is the custom.
+
+    Args:
+        layer: Linear, a convolution or a transposed one.
+        x: its input, with any batch.
+        output: its output.
+    """
+    if isinstance(layer, _ConvTransposeNd):  # every weight meets every position of the input
+        return x.numel() // max(layer.in_channels, 1)
+    return output.numel() // max(neuron_count(layer), 1)
+
+
+def layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Multiply-accumulates of one call of a layer with neurons, for the whole batch.
+
+    A normalisation layer counts 2 per output entry, as is the custom.
+
+    Args:
+        layer: Linear, a convolution, a transposed one, or a normalisation layer.
+        x: its input, with any batch.
+        output: its output.
+    """
+    if not is_weighted(layer):
+        return 2 * output.numel()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.numel() * weight_uses(layer, x, output)
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a neuron is, and how to reach its weights.
+"""Neurons of a layer, their weights, and masks.
 
 A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one
 channel of a normalisation layer's affine transform. It is *dead* when every weight that feeds it is
@@ -8,8 +8,8 @@ exactly zero.
 >>> neuron_count(layer), rows(layer, layer.weight).shape
 (8, torch.Size([8, 27]))
 
-The stations of the journey meet here: they hand each other masks, keyed by the qualified name of
-the parameter (``"conv1.weight"``), true where the weight is kept.
+All parts of snello exchange masks in one form: keyed by the qualified name of the parameter
+(``"conv1.weight"``), true where the weight is kept.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from snello.errors import ConfigError, ModelError, nearest
+from .errors import ConfigError, ModelError, nearest
 
 Masks = dict[str, Tensor]
-"""Qualified parameter name -> boolean tensor of the parameter's shape, true where the weight is kept."""
+"""Qualified parameter name -> boolean tensor of its shape, true where the weight is kept."""
 
 WEIGHTED = (nn.Linear, _ConvNd)
-"""Layers whose neurons have incoming weights (transposed convolutions are a subclass of ``_ConvNd``)."""
+"""Layers whose neurons have incoming weights; ``_ConvNd`` includes the transposed ones."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 """Normalisation layers: a neuron is one channel of the affine transform."""
 
 
 def qualified(layer: str, key: str) -> str:
-    """Name of a parameter of a layer, which may be the whole model: its name is empty then."""
+    """Name of a parameter of a layer; the layer's name is empty if it is the whole model."""
     return f"{layer}.{key}" if layer else key
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether the module's neurons have incoming weights: Linear, Conv1d/2d/3d and their
-    transposes.
-    """
+    """Return true for layers with incoming weights: Linear and convolutions, transposed or not."""
     return isinstance(module, WEIGHTED)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm, InstanceNorm, LayerNorm or GroupNorm *with* an affine
-    transform.
-    """
+    """Return true for BatchNorm, InstanceNorm, LayerNorm and GroupNorm with affine transforms."""
     return isinstance(module, NORMS) and getattr(module, "weight", None) is not None
 
 
 def is_batchnorm(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm of any dimension."""
+    """Return true for a BatchNorm of any dimension."""
     return isinstance(module, _BatchNorm)
 
 
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with incoming weights, in registration order, each shared module once under its
-    first name.
+    """The layers with incoming weights, in registration order.
+
+    A shared module is listed once, under its first name.
     """
     return {name: module for name, module in model.named_modules() if is_weighted(module)}
 
@@ -78,20 +78,18 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
 def head(model: nn.Module) -> str | None:
     """Name of the output layer: the last layer with weights, in registration order.
 
-    Its neurons are the classes, which no method here removes or freezes. None for a model without
-    weights.
+    Its neurons are the classes, never removed or frozen. None for a model without weights.
     """
     return next(reversed(weighted_layers(model)), None)
 
 
 def computed(module: nn.Module) -> str | None:
-    """The reason why a layer's own weight or bias cannot be held at a value, or None if it can.
+    """The reason why a layer's weight or bias cannot be held at a value; None if it can.
 
-    A weight that is computed anew in every forward, from parameters of other names, takes whatever
-    is written to it for that long only.
+    A weight that is computed from other parameters in every forward loses any value written to it.
 
     Returns:
-        One sentence with the way to a plain parameter, for reports.
+        One sentence, with the way to make it a plain parameter.
     """
     for key in ("weight", "bias"):
         parameter = module._parameters.get(key)
@@ -105,9 +103,7 @@ def computed(module: nn.Module) -> str | None:
 
 
 def plain_layers(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers whose weights are parameters of their own, and for each other one why it is left
-    alone.
-    """
+    """The layers whose weights are plain parameters, and for the others the reason why not."""
     left = {name: reason for name, module in layers.items() if (reason := computed(module))}
     return {name: module for name, module in layers.items() if name not in left}, left
 
@@ -138,7 +134,7 @@ def neuron_count(module: nn.Module) -> int:
 
 
 def rows(module: nn.Module, tensor: Tensor) -> Tensor:
-    """A tensor of the weight's shape, regrouped so that row *i* holds what belongs to neuron *i*.
+    """Regroup a tensor of the weight's shape so that row *i* belongs to neuron *i*.
 
     Args:
         module: a layer with neurons.
@@ -149,21 +145,38 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         allows one.
     """
     if isinstance(module, _ConvTransposeNd):
-        # (in, out/g, *k): the neurons are on dimension 1, and each group of inputs feeds its own
-        # outputs.
-        groups, fan_in, *kernel = (
-            module.groups,
-            module.in_channels // module.groups,
-            *tensor.shape[2:],
-        )
-        grouped = tensor.reshape(groups, fan_in, tensor.shape[1], *kernel)
-        return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
+        tensor = outputs_first(tensor, module.groups)
     count = neuron_count(module)
     return tensor.reshape(count, tensor.numel() // count if count else 0)
 
 
+def outputs_first(weight: Tensor, groups: int = 1) -> Tensor:
+    """Regroup the weight of a transposed convolution like that of a plain one.
+
+    Args:
+        weight: shape ``(inputs, outputs / groups, *kernel)``, or a mask or gradient of that shape.
+        groups: groups of the convolution; each group of inputs feeds outputs of its own.
+
+    Returns:
+        Shape ``(outputs, inputs / groups, *kernel)``; a view where there is one group.
+    """
+    grouped = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1)
+
+
+def neuron_axis(module: nn.Module) -> int | None:
+    """Dimension of a layer's weight along which its neurons lie; None if every entry is one.
+
+    1 for transposed convolutions (where groups share it, see :func:`outputs_first`), None for
+    LayerNorm, 0 for all others.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return None
+    return 1 if isinstance(module, _ConvTransposeNd) else 0
+
+
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a convolution pads before and after each axis of space, "same" resolved into numbers."""
+    """Padding of a convolution before and after each spatial axis, also for ``"same"``."""
     sides = conv._reversed_padding_repeated_twice  # last axis first, both sides of each
     return tuple(sides[::2][::-1]), tuple(sides[1::2][::-1])
 
@@ -181,6 +194,7 @@ def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, _ConvTransposeNd):
         groups, fan_in = module.groups, module.in_channels // module.groups
+        # The outputs of a group repeat for each of its inputs.
         by_group = per_neuron.reshape(groups, 1, -1).expand(groups, fan_in, -1)
         return by_group.reshape(module.in_channels, -1, *[1] * (weight.dim() - 2))
     if isinstance(module, nn.LayerNorm):
@@ -188,22 +202,40 @@ def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
     return per_neuron.reshape(-1, *[1] * (weight.dim() - 1))
 
 
-def dead_neurons(module: nn.Module) -> Tensor:
-    """Which neurons have only zero weights: boolean, shape ``(neurons,)``.
+def spread_inputs(module: nn.Module, per_input: Tensor) -> Tensor:
+    """One value per input channel, shaped to broadcast over the weight.
 
-    A zero *sum* is not enough: every single weight must be exactly zero (a Sobel filter sums to
-        zero too).
+    Args:
+        module: Linear, a convolution or a transposed one.
+        per_input: shape ``(inputs,)``.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    kernel = [1] * (weight.dim() - 2)
+    if isinstance(module, _ConvTransposeNd):
+        return per_input.reshape(-1, 1, *kernel)
+    if isinstance(module, _ConvNd):
+        # Row i of the weight holds the input channels of its own group alone.
+        by_group = per_input.reshape(module.groups, -1)
+        by_row = by_group.repeat_interleave(len(weight) // module.groups, 0)
+        return by_row.reshape(*by_row.shape, *kernel)
+    return per_input
+
+
+def dead_neurons(module: nn.Module) -> Tensor:
+    """Boolean, shape ``(neurons,)``, true where all weights of a neuron are exactly zero.
+
+    A zero *sum* is not enough: the weights of a Sobel filter sum to zero, too.
     """
     return (rows(module, module.weight.detach()) == 0).all(dim=1)  # type: ignore[union-attr, operator]
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the first floating parameter: that of the layer that the inputs meet first."""
+    """The dtype of the first floating parameter, usually that of the first layer."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Groups of qualified names that are one and the same tensor (tied weights, shared modules)."""
+    """Groups of qualified names of the same tensor (tied weights, shared modules)."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -211,18 +243,18 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
 
 
 LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
-"""Which layers to leave out: names (of layers, or of modules that hold some), types, or a function that is
-given name and module and says true for those to leave out."""
+"""Layers to leave out: names of layers or of modules that contain them, types, or a function of
+name and module that returns true for them."""
 
 
 def select_layers(
     layers: Mapping[str, nn.Module], exclude: LayerFilter, what: str
 ) -> dict[str, nn.Module]:
-    """The layers that are not excluded.
+    """Return the layers that are not excluded.
 
     Raises:
-        ConfigError: for a name that neither a layer nor a module with layers has, with the names
-            that exist.
+        ConfigError: for a name of no layer and of no module with layers; the message lists the
+            existing names.
     """
     if callable(exclude):
         return {name: module for name, module in layers.items() if not exclude(name, module)}
@@ -253,16 +285,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_finite(model: nn.Module, what: str) -> None:
-    """Check that no tensor of a model holds a NaN, and no parameter an infinity.
+    """Raise an error if a tensor of a model holds a NaN, or a parameter an infinity.
 
-    Buffers may hold infinities: a mask in front of a softmax does.
+    Buffers may hold infinities, as masks before a softmax do.
 
     Args:
         model: on any device.
         what: the model's file or name, for messages.
 
     Raises:
-        ModelError: naming the first tensor that does.
+        ModelError: naming the first such tensor.
     """
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
@@ -289,7 +321,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The parameters that masks name, under any of their names if they are tied.
+    """Look up the parameters named by masks; tied ones under any of their names.
 
     Raises:
         ConfigError: for a mask whose parameter is missing, computed, or has another shape.

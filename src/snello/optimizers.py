@@ -1,16 +1,15 @@
-"""The optimizers that train a model: found inside their wrappers, checked, and followed step by
-step.
+"""The optimizers of a model: found in wrappers, checked, and followed step by step.
 
-A method that promises to hold weights still has to know of every step that could move them. So it
-is told of the steps of *all* optimizers of the process, and asks each which parameters it holds at
-that moment: an optimizer that is made later, that takes the place of another, or that was given
-more parameters needs no attaching. The optimizers that the user gives are there to be checked.
+To hold weights at a value, every step that could change them has to be known. So a follower is
+notified of the steps of *all* optimizers in the process, and looks at their parameters at that
+moment: optimizers that are created later, replaced or extended need no attaching. The optimizers
+that the user passes are only checked.
 
     class Pin:
         def before(self, optimizer, closure): ...
         def after(self, optimizer): ...
 
-    follow_steps(pin)                   # until nothing else holds the pin, or unfollow_steps(pin)
+    follow_steps(pin)                   # until the pin is deleted, or unfollow_steps(pin)
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from snello.errors import ConfigError
-from snello.wrappers import forget_compiled
+from .errors import ConfigError
+from .wrappers import forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
-"""One optimizer, several, or none (yet). Each may lie in a wrapper with an attribute ``optimizer``."""
+"""One optimizer, several, or none (yet); each may be in a wrapper's attribute ``optimizer``."""
 
 
 def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
-    """The optimizers of ``torch.optim`` in what the user gave.
+    """The optimizers of ``torch.optim`` among the user's argument.
 
     Args:
-        given: an optimizer; several, in any iterable or mapping; or None. A wrapper such as
-            Accelerate's or Lightning's is looked through by its attribute ``optimizer``.
-        what: who asks, for the error.
+        given: an optimizer; several, in any iterable or mapping; or None. Wrappers such as
+            Accelerate's or Lightning's are unwrapped by their attribute ``optimizer``.
+        what: the caller, for the error.
 
     Raises:
         ConfigError: for anything else, and for an empty list.
@@ -59,13 +58,14 @@ def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
 def check_trained(
     parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer], what: str
 ) -> None:
-    """Refuse parameters that are trained, but by none of these optimizers. Nothing is asked of no
-    optimizer.
+    """Raise an error for trained parameters that none of the optimizers holds.
+
+    Without optimizers, nothing is checked.
 
     Args:
-        parameters: qualified name -> parameter that somebody promises to hold.
-        optimizers: those that the user gave.
-        what: who asks, for the error.
+        parameters: qualified name -> parameter.
+        optimizers: the optimizers that the user passed.
+        what: the caller, for the error.
 
     Raises:
         ConfigError: naming the first such parameter.
@@ -94,7 +94,7 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _inside(given: Any, what: str) -> Optimizer:
-    """The optimizer that steps, without what is wrapped around it."""
+    """The innermost optimizer of a wrapper."""
     found, seen = given, set()
     while id(found) not in seen and isinstance(inner := getattr(found, "optimizer", None), object):
         seen.add(id(found))
@@ -116,10 +116,10 @@ class StepFollower(Protocol):
     """Receiver of every step of every optimizer."""
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
-        """A step begins; with a closure it computes its gradients only later."""
+        """Called before a step; with a closure, the step computes its own gradients."""
 
     def after(self, optimizer: Optimizer) -> None:
-        """The step has changed the parameters."""
+        """Called after the step has changed the parameters."""
 
 
 _followers: WeakSet[StepFollower] = WeakSet()
@@ -127,10 +127,10 @@ _registered = False
 
 
 def follow_steps(follower: StepFollower) -> None:
-    """Tell a follower of every step from now on. It is held weakly: its owner keeps it alive."""
+    """Notify a follower of every step from now on. Only a weak reference to it is kept."""
     global _registered  # noqa: PLW0603 - one pair of hooks for the process
     if not _registered:
-        # Never taken back: hooks that go while torch iterates over them would break the step.
+        # Never removed: removing hooks while torch iterates over them would break the step.
         register_optimizer_step_pre_hook(_before)
         register_optimizer_step_post_hook(_after)
         forget_compiled()
@@ -139,7 +139,7 @@ def follow_steps(follower: StepFollower) -> None:
 
 
 def unfollow_steps(follower: StepFollower) -> None:
-    """Tell a follower no more."""
+    """Stop notifying a follower."""
     _followers.discard(follower)
 
 
@@ -153,7 +153,7 @@ def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
 
 
 def _outside_graphs(function: Callable[..., None]) -> Callable[..., None]:
-    # A compiled step would go on doing what the followers did when it was traced.
+    # A compiled step would repeat what the followers did when it was traced.
     if torch.compiler.is_compiling():
         outside: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
         return outside

@@ -1,7 +1,7 @@
-"""Several processes that share one batch: who am I, and what do we all see?
+"""Processes that share one batch: rank, world size and reductions.
 
-Where ``torch.distributed`` is not initialised there is one process, and every function here is
-free.
+Without an initialised ``torch.distributed`` there is one process, and all functions here return at
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from snello.errors import ConfigError
+from .errors import ConfigError
 
 if TYPE_CHECKING:  # a torch that was built without distributed has no such class
     Group = distributed.ProcessGroup | None
@@ -24,16 +24,14 @@ else:
 
 
 def rank_and_size(group: Group = None) -> tuple[int, int]:
-    """The number of this process in its group, and how many there are: ``(0, 1)`` when it is
-    alone.
-    """
+    """Rank of this process in its group, and the group's size; ``(0, 1)`` for a single process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(group), distributed.get_world_size(group)
 
 
 def sum_over_processes(tensor: Tensor, group: Group = None) -> Tensor:
-    """The sum of the processes' tensors, the same on each; the tensor itself, in place.
+    """Sum a tensor over the processes, in place, and return it.
 
     Every process of the group has to call it, with a tensor of the same shape.
     """
@@ -43,11 +41,11 @@ def sum_over_processes(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def mean_over_processes(value: float, device: torch.device, group: Group = None) -> float:
-    """The mean of the processes' numbers, the same on each, so that all of them decide alike."""
+    """Mean of a number over the processes: the same on each, so that all decide alike."""
     size = rank_and_size(group)[1]
     if size == 1:
         return value
-    # MPS has no float64, and no process groups either.
+    # MPS has no float64, but no process groups either.
     return (
         float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device), group))
         / size
@@ -56,47 +54,46 @@ def mean_over_processes(value: float, device: torch.device, group: Group = None)
 
 _CALLS = itertools.count()
 _PATIENCE = timedelta(minutes=5)
-"""Time to wait for the others where the timeout of the process group is not known."""
+"""Time to wait for the other processes if the timeout of the group is not known."""
 
 
 def meet(call: str, facts: str = "") -> None:
-    """Wait until every process has come to the same call, with the same facts; before a collective,
-    not in it.
+    """Wait until every process has reached the same call with the same facts.
 
-    A collective that one process does not enter ends in the abortion of all of them, without a
-    reason. The processes meet in the store of the process group instead, which takes less than a
-    millisecond and tells who is missing: after four fifths of the group's timeout.
+    To be called before a collective: if one process does not enter a collective, all of them are
+    aborted without a reason. This exchange goes through the store of the process group, takes less
+    than a millisecond, and names the missing ranks after four fifths of the group's timeout.
 
     Args:
-        call: what is called, for messages: ``"Pruner.step"``.
-        facts: what has to be the same on every process.
+        call: name of the call, for messages: ``"Pruner.step"``.
+        facts: text that has to be the same on every process.
 
     Raises:
-        ConfigError: if others do not come, come to another call, or have other facts.
+        ConfigError: if other processes do not come, make another call, or have other facts.
     """
     rank, size = rank_and_size()
     store = _store() if size > 1 else None
     if store is None:
         return
+    # All processes make the same calls in the same order, so numbers identify them; torchrun keeps
+    # the store over restarts, so the attempt is part of the key.
     number, attempt = next(_CALLS), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     keys = [f"snello/{attempt}/{number}/{other}" for other in range(size)]
     store.set(keys[rank], f"{call}\n{facts}")
     try:
         store.wait(keys, _patience())
         said = [store.get(key).decode() for key in keys]
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # a timeout, or the end of the process that keeps the store
+    # A timeout, or the end of the process that keeps the store.
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(_missing(call, rank, size, store, keys)) from error
     if len(set(said)) > 1:
         raise ConfigError(_differing(said))
-    if number:  # all have come here, and so have read what was said the last time
+    if number:  # all are here, so all have read the entries of the call before
         store.delete_key(f"snello/{attempt}/{number - 1}/{rank}")
 
 
 def _store() -> Any:
-    """The store of the process group; None where this version of torch does not show it."""
+    """The store of the process group; None if this version of torch does not expose it."""
     try:
         return distributed.distributed_c10d._get_default_store()
     except (AttributeError, RuntimeError, ValueError):
@@ -125,7 +122,7 @@ def _missing(call: str, rank: int, size: int, store: Any, keys: list[str]) -> st
 
 
 def _differing(said: list[str]) -> str:
-    """The most frequent call and the first other one."""
+    """An error text from the most frequent call and the first other one."""
     usual = Counter(said).most_common(1)[0][0]
     first, other = said.index(usual), next(rank for rank, text in enumerate(said) if text != usual)
     texts = [

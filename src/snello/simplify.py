@@ -1,5 +1,3 @@
-"""The former name of :mod:`snello.simplification`; the function ``snello.simplify`` keeps its
-name.
-"""
+"""Former name of :mod:`snello.simplification`; the function ``snello.simplify`` is unchanged."""
 
 raise ImportError("the package snello.simplify is called snello.simplification now")

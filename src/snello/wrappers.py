@@ -1,4 +1,4 @@
-"""Models as others see them: inside a wrapper, compiled, copied."""
+"""Models inside wrappers, compiled models, and copies of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from snello.errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError
 
 
 def check_module(model: object, what: str) -> None:
@@ -43,11 +43,11 @@ def check_values(model: nn.Module, what: str) -> None:
 
 
 def unwrapped(model: nn.Module, what: str) -> nn.Module:
-    """The module whose parameters and layers have their own names.
+    """The module inside wrappers, whose names have no wrapper's prefix.
 
     Args:
         model: a module, or a wrapper around one.
-        what: who asks, for the error.
+        what: the caller, for the error.
 
     Raises:
         ConfigError: for anything but a module, and for one whose parameters are sharded (FSDP,
@@ -74,10 +74,9 @@ def wrappers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def forget_compiled() -> None:
-    """Drop the graphs of ``torch.compile``: it does not notice hooks that come or go, and would not
-    run them.
+    """Drop the graphs of ``torch.compile``, which does not notice added or removed hooks.
 
-    What is compiled is compiled again when it is next called. Free where nothing was compiled.
+    Compiled models are compiled again at their next call. Without any, nothing happens.
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
@@ -91,7 +90,7 @@ def copied(model: M) -> M:
 
     Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute
     with a graph, which ``copy.deepcopy`` refuses. The copy has its values; the next forward
-    computes it anew.
+    computes it again.
     """
     return copy.deepcopy(model, computed_memo(model))
 
@@ -109,11 +108,11 @@ def computed_memo(model: nn.Module) -> dict[int, Any]:
 class OwnHook:
     """A hook that belongs to one model: in a copy or a pickle of the model it does nothing.
 
-    A function would go on calling its owner from the copy; a bound method would copy the owner with
-    it.
+    A plain function would still call its owner from the copy; a bound method would copy the owner,
+    too.
 
     Args:
-        function: what is called; None: nothing.
+        function: the function to call; None: no call.
     """
 
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
@@ -128,9 +127,7 @@ class OwnHook:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run everything inside as if nothing were compiled, so that hooks which come for one forward
-    are seen.
-    """
+    """Run compiled models eagerly inside the block, so that hooks added for it are called."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -139,11 +136,10 @@ def eagerly() -> Iterator[None]:
 
 
 def check_one_device(model: nn.Module, what: str) -> None:
-    """Refuse ``DataParallel`` over several devices: hooks would meet the copies of the layers on
-    each.
+    """Raise an error for ``DataParallel`` over several devices: hooks run on copies there.
 
     Raises:
-        ConfigError: with the way out.
+        ConfigError: with the alternatives.
     """
     for wrapper in wrappers_of(model):
         if isinstance(wrapper, DataParallel) and len(wrapper.device_ids or ()) > 1:
@@ -164,12 +160,12 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         found: nn.Module = model.module
         return found
-    # OptimizedModule, told by its one child: to import its class is to import the compiler.
+    # OptimizedModule, recognised by its child: importing its class would import the compiler.
     return dict(model.named_children()).get("_orig_mod")
 
 
 def _sharded(model: nn.Module) -> str | None:
-    """Name of the first parameter that lies on several processes in parts."""
+    """Name of the first parameter that is sharded over processes."""
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             return f"{name}.*" if name else "*"

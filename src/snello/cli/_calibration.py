@@ -64,9 +64,9 @@ def calibration(
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(arguments.samples, *input_shape, generator=generator)
         return [noise[i : i + BATCH] for i in range(0, len(noise), BATCH)], "random inputs"
-    from snello.datasets import load, loader
+    from snello.lab.datasets import load_dataset, loader
 
-    splits = load(
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         image_size=arguments.image_size,

@@ -1,4 +1,4 @@
-"""What several commands read and write."""
+"""Arguments, models and results that several commands share."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello import modelfile
+from snello.deploy import FORMATS
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
 from snello.files import write_text
-from snello.modelfile import Record
-from snello.models import ModelSpec, build, load_weights
+from snello.lab.reporting import Table, as_json, show
 from snello.neurons import check_finite
-from snello.reporting import Table, as_json, show
+from snello.store import Container, ModelSpec, Record, build, load, load_weights
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """A model file, or an architecture by name with a file of weights."""
+    """Add the options of a model file, or of an architecture with a file of weights."""
     parser.add_argument("file", nargs="?", help="a model file or a bitstream written by snello")
     add_architecture_arguments(parser)
 
 
 def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    """An architecture by name with a file of weights, instead of a file; the code that a file may
-    name.
-    """
+    """Add the options of an architecture by name, and of the code that a file may name."""
     parser.add_argument(
         "--model",
         help="instead: lenet-5, resnet18 (torchvision), timm:NAME, transformers:CLASS, or your own "
@@ -46,7 +43,7 @@ def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
-    """The model that the arguments name, in evaluation mode, on the CPU.
+    """Read the model that the arguments name, in evaluation mode, on the CPU.
 
     Raises:
         ConfigError: if they name none, or two.
@@ -64,7 +61,7 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         )
     seed(arguments)
     if arguments.file is not None:
-        return modelfile.load(arguments.file, trust=own_code(arguments))
+        return load(arguments.file, trust=own_code(arguments))
     import_own_code([arguments.model])
     spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
     record = Record(spec, _shape(arguments.input_shape))
@@ -81,7 +78,7 @@ def seed(arguments: argparse.Namespace) -> None:
 
 
 def device(arguments: argparse.Namespace) -> torch.device:
-    """The device that the arguments ask for; the CPU unless told otherwise.
+    """Device that the arguments ask for; the CPU by default.
 
     Raises:
         ConfigError: for a GPU that torch does not see.
@@ -97,20 +94,24 @@ def device(arguments: argparse.Namespace) -> torch.device:
 def on_device(
     model: nn.Module, inputs: Tensor, arguments: argparse.Namespace
 ) -> tuple[nn.Module, Tensor]:
-    """Model and inputs where the arguments want them."""
+    """Move a model and its inputs to the device that the arguments ask for."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
 
 
-def read_bytes(path: str) -> bytes:
-    """A whole file.
+def check_model_file(path: str) -> Path:
+    """Check that a model file that keeps every weight as it is can be written there.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: for the suffix of a bitstream or an export.
+        OutputError: if the file cannot be written.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}")
-    return Path(path).read_bytes()
+    if Path(path).suffix in (Container.suffix, *FORMATS):
+        raise ConfigError(
+            f"--out={path}: this command writes a model file, named *.pt; 'snello compress' and 'snello export' write "
+            "the others"
+        )
+    return check_writable(path)
 
 
 def finish(table: Table, result: Any, path: str | Path) -> None:

@@ -20,6 +20,7 @@ from . import (
     inspect,
     journey,
     measure,
+    prune,
     recipes,
     report,
     reproduce,
@@ -32,7 +33,7 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, simplify, compress, decompress, inspect, export, measure, bench_device,
+    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
     report, recipes,
 )  # fmt: skip
 
@@ -64,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """The words of a command line, taken apart; ``overrides`` are the options of a recipe among
-    them.
+    """Parse the words of a command line; ``overrides`` are the options of a recipe among them.
 
     Raises:
         UsageError: for an unknown command or option.
@@ -94,7 +94,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a usage error with one line, as every other error is answered."""
+    """Parser that reports a usage error in one line, as all other errors are."""
 
     def error(self, message: str) -> NoReturn:
         if found := _INVALID_CHOICE.search(message):
@@ -114,14 +114,14 @@ def _complain(message: str, status: int) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    # What a message quotes from a file shall not speak to the terminal.
+    # Control characters that a message quotes from a file must not reach the terminal.
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"snello: {text}", file=sys.stderr)
     return status
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the whole command line, and those of the commands by name."""
+    """Parsers of the whole command line, and of each command by name."""
     parser = _Parser(
         prog="snello",
         description="Frugal deep learning: a lean network to ship, and cheaper training.",

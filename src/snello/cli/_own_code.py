@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 
-from snello.models import import_factory
+from snello.store import import_factory
 
 
 def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
-    """``--own-code``: the factories that a model file may name."""
+    """Add ``--own-code``, the factories that a model file may name."""
     parser.add_argument(
         "--own-code", action="append", default=[], metavar="NAME",
         help="a package.module:factory of yours that a model file may name; it is imported and called with "
@@ -22,7 +22,7 @@ def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The factories that ``--own-code`` names, imported.
+    """Import the factories that ``--own-code`` names.
 
     Raises:
         ModelError: if one cannot be found.
@@ -32,13 +32,12 @@ def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def named_code(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The factories that the user named on this command line, by ``--own-code`` or ``--model``."""
+    """Names of factories on this command line, in ``--own-code`` or ``--model``."""
     return (*arguments.own_code, *([arguments.model] if arguments.model is not None else []))
 
 
 def import_own_code(names: Iterable[str]) -> None:
-    """Import the factories of these names that lie in the working folder; leave all other names
-    alone.
+    """Import those of the named factories that lie in the working folder.
 
     Only names that the user gave belong here: from the command line, or from a recipe that it
     names. The working folder comes first on the import path while the module is imported, so that
@@ -63,9 +62,7 @@ def import_own_code(names: Iterable[str]) -> None:
 
 @contextmanager
 def import_path_restored() -> Iterator[None]:
-    """Take the working folder off the import path when the block ends, if it was not there
-    before.
-    """
+    """Restore the import path at the end of the block: no working folder that was not there."""
     before = set(sys.path)
     try:
         yield

@@ -1,6 +1,4 @@
-"""Measurements as two tables, one row per model: on paper, and on the clocks of this device and of
-others.
-"""
+"""Tables of measurements, one row per model: counts, and times on this and other devices."""
 
 from __future__ import annotations
 
@@ -9,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from snello.deploy import DeviceResult, DeviceTime, Profile
-from snello.reporting import Table, megabytes, milliseconds
+from snello.lab.reporting import Table, megabytes, milliseconds
 
 NOTHING = "-"
 
 
 def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
-    """What can be counted: parameters, operations, bytes, memory."""
+    """Table of counts: parameters, operations, bytes, memory."""
     header = (
         "Model",
         "Params",
@@ -41,7 +39,7 @@ def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
 def clock_table(
     title: str, profiles: Sequence[Profile], devices: Sequence[tuple[str, DeviceResult]] = ()
 ) -> Table:
-    """The times taken here, and a column for each device and precision.
+    """Table of the times taken here, with a column for each other device and precision.
 
     A device's result belongs to a row when it timed the row's file or one made from it, by SHA-256;
     what belongs to none gets a row of its own.
@@ -56,7 +54,7 @@ def clock_table(
 
 @dataclass(frozen=True)
 class _Column:
-    """A title, and the cells of the rows that have one."""
+    """A column: its title, and the cells of the rows that have one."""
 
     title: str
     cells: dict[str, str]
@@ -88,7 +86,7 @@ def _device_columns(
             cells: dict[str, list[str]] = {}
             for time in result.models:
                 if time.precision == precision:
-                    # A stranger is called by its file: a row of that name is another model's.
+                    # A file of no row is named after itself: a row of its name may be another model's.
                     rows = [p.name for p in profiles if _same(time, p)] or [f"{time.file} ({name})"]
                     for row in rows:
                         cells.setdefault(row, []).append(_device_ms(time))

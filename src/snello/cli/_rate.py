@@ -1,4 +1,4 @@
-"""How coarse a model may be quantised, as ``snello compress`` is told."""
+"""Rate search of ``snello compress``: the coarsest quantisation that keeps a bound."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import argparse
 from torch import nn
 
 from snello.codec import CodecSettings
-from snello.datasets import FIXED_SIZE, Splits, load, loader
 from snello.errors import ConfigError, ModelError
-from snello.modelfile import Record
-from snello.ratesearch import RateSearch, search_rate
+from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
+from snello.search.rate import RateSearch, search_rate
+from snello.store import Record
 
 BATCH = 250
 
 
 def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
-    """A bound, and the data that it is measured on."""
+    """Add the options of a bound and of the data that it is measured on."""
     group = parser.add_argument_group(
         "search for the smallest bitstream",
         "instead of --qp: the coarsest quantisation that keeps the bound",
@@ -58,8 +58,9 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
-    """Search as the arguments say. ``--uniform`` tries no dependent quantisation, so that zeros
-    stay zero.
+    """Search as the arguments say.
+
+    ``--uniform`` tries no dependent quantisation, so that zeros stay zero.
 
     Args:
         arguments: of a parser with :func:`add_rate_arguments`, and the coder's own options.
@@ -67,14 +68,15 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         record: its record; the shape of its input is that of the images.
 
     Returns:
-        What to code (``.model``; a folded copy, perhaps) and how (``.settings``).
+        The model to code (``.model``, which may be a folded copy) and its ``.settings``.
 
     Raises:
         ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
-        be kept. ModelError: if the images do not fit the model.
+            be kept.
+        ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
-    from snello.training import check_fits
+    from snello.lab.training import check_fits
 
     if not arguments.data:
         raise ConfigError(
@@ -84,7 +86,7 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         if getattr(arguments, option) < 1:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
-    splits = _splits(arguments, record)
+    splits = splits_for(arguments, record)
     check_fits(record.model.name, model, splits)
     batches = loader(
         splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images
@@ -102,8 +104,14 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
     )
 
 
-def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
-    splits = load(
+def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
+    """Read the dataset that the arguments name, at the image size of a model.
+
+    Raises:
+        ModelError: if the images have another shape than the model takes.
+        DataError: for a dataset that is missing.
+    """
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         path=arguments.data_path,
@@ -119,7 +127,7 @@ def _splits(arguments: argparse.Namespace, record: Record) -> Splits:
 
 
 def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
-    """The size asked for, or the model's own where a dataset leaves the choice."""
+    """Image size asked for, or the model's own where a dataset leaves the choice."""
     if arguments.image_size is not None:
         return int(arguments.image_size)
     # Digits would run on MNIST if its images were shrunk without being asked.
@@ -142,6 +150,6 @@ class _Metric:
         self._metric = metric
 
     def __call__(self, model: nn.Module) -> float:
-        from snello.training import evaluate
+        from snello.lab.training import evaluate
 
         return float(getattr(evaluate(model, self._batches), self._metric))

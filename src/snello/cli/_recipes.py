@@ -1,4 +1,4 @@
-"""What journey and train share: a recipe, overrides, a run folder."""
+"""Recipe, overrides and run folder of ``journey`` and ``train``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snello.errors import require
 from ._own_code import import_own_code
 
 if TYPE_CHECKING:
-    from snello.training import Recipe
+    from snello.lab.training import Recipe
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: for an option that neither the command nor a recipe has.
     """
-    from snello.training import check_option_names
+    from snello.lab.training import check_option_names
 
     own = [option.removeprefix("--") for option in arguments.options]
     check_option_names(
@@ -53,27 +53,24 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
-    """The recipe of that name, or the one that the arguments name, with the command line's say over
-    it.
-    """
-    from snello.training import load_recipe
+    """Read a recipe and apply the overrides of the command line."""
+    from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
-    import_own_code(
-        [recipe.model.name]
-    )  # a recipe that is given to a command is the user's own instruction
+    # A recipe that is given to a command is the user's own instruction.
+    import_own_code([recipe.model.name])
     return recipe
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks: under torchrun there are several."""
-    from snello.training import world
+    """Return True for the one process that prints: under torchrun there are several."""
+    from snello.lab.training import world
 
     return world().is_first
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:
-    """Where the run goes."""
+    """Folder of the run."""
     return Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.recipe).stem
 
 

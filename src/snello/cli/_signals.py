@@ -14,11 +14,10 @@ from snello.errors import Stopped
 
 @contextmanager
 def sigterm_raised() -> Iterator[None]:
-    """Have SIGTERM raise :class:`Stopped`, as SIGINT raises KeyboardInterrupt; a second one ends
-    the process.
+    """Raise :class:`Stopped` on SIGTERM; a second SIGTERM ends the process.
 
     Raises:
-        Stopped: when it comes, unless somebody else has a handler for it.
+        Stopped: on the first SIGTERM, unless the process has a handler of its own.
     """
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -37,7 +36,5 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def is_speaker() -> bool:
-    """Return True for the process that reports a stop: of those that torchrun has started, the
-    first.
-    """
+    """Return True for the process that reports a stop: the first under torchrun."""
     return os.environ.get("RANK", "0") == "0"

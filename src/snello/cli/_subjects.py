@@ -1,4 +1,4 @@
-"""Model files of every kind, as what is measured."""
+"""Model files of every kind as subjects of a measurement."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from snello import modelfile
-from snello.deploy import MODEL_FILES, Subject
+from snello.deploy import FORMATS, Subject
 from snello.errors import ConfigError
+from snello.store import MODEL_FILES, load
 
 from ._inputs import on_device, read_model
 from ._own_code import own_code
 
-SUFFIXES = (".pt", ".snello", *MODEL_FILES)
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of the files that can be measured."""
+    return (*(kind.suffix for kind in MODEL_FILES), *FORMATS)
 
 
 def subjects(
     arguments: argparse.Namespace, *, batch: int, short_names: bool = False
 ) -> list[Subject]:
-    """What the arguments name: files, all files of folders, or an architecture.
+    """Read what the arguments name: files, all files of folders, or an architecture.
 
     Args:
         arguments: with ``files`` and those of :func:`snello.cli._inputs.add_model_arguments`.
         batch: samples of a model's inputs.
-        short_names: call them by the file's name without its ending.
+        short_names: name them after their files, without the suffix.
 
     Raises:
         ConfigError: if they name none, or both files and an architecture, or a folder without
-        models. ModelError: if one cannot be loaded.
+            models.
+        ModelError: if one cannot be loaded.
     """
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")
@@ -47,9 +51,9 @@ def subjects(
 
 
 def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
-    if path.suffix in MODEL_FILES:
+    if path.suffix in FORMATS:
         return Subject(name, file=path)
-    model, record = modelfile.load(path, trust=own_code(arguments))
+    model, record = load(path, trust=own_code(arguments))
     model, inputs = on_device(model, record.example_inputs(batch), arguments)
     return Subject(name, model, (inputs,), path, bitstream=path.suffix == ".snello")
 
@@ -57,14 +61,15 @@ def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -
 def _expanded(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    known = suffixes()
+    found = sorted(p for p in path.rglob("*") if p.suffix in known and p.is_file())
     if not found:
-        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(known)}")
     return found
 
 
 def _names(paths: Sequence[Path], short: bool) -> list[str]:
-    """The shortest names that differ: the file's, with as many of its folders as it takes."""
+    """Shortest names that differ: each file's, with as many of its folders as needed."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         parts = [path.with_suffix("").parts if short else path.parts for path in paths]
         names = [("-" if short else "/").join(p[-depth:]) for p in parts]

@@ -1,4 +1,4 @@
-"""The words of a command line: those of a command's own options, and those of the recipe's."""
+"""Division of a command line into the command's own options and those of a recipe."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from snello.errors import nearest
 
 
 class UsageError(Exception):
-    """A command line that means nothing."""
+    """A command line that cannot be parsed."""
 
 
 def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
-    """Place of the command; None where there is only an option such as ``--help``.
+    """Index of the command; None where there is only an option such as ``--help``.
 
     Raises:
         UsageError: for a command that there is not.

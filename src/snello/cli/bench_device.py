@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, quantise, write the folder."""
-    from snello.reporting import Table, busy, megabytes, show
+    from snello.lab.reporting import Table, busy, megabytes, show
 
     folder = check_new_folder(arguments.folder)
     seed(arguments)

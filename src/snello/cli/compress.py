@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello import CodecSettings, modelfile
-from snello import compress as encode
-from snello.codec import read_header, stream_of
+from torch import nn
+
+from snello.codec import CodecSettings, compress, read_header, stream_of
 from snello.deploy import footprint
 from snello.errors import ConfigError
-from snello.modelfile import write_file
-from snello.ratesearch import RateSearch
+from snello.files import write_bytes
+from snello.search.rate import RateSearch
+from snello.store import Container, check_loadable, save
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
@@ -50,39 +51,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compress, write, and say how much smaller it is."""
-    from snello.reporting import Table, busy, megabytes
+    """Compress, write, and report the sizes."""
+    from snello.lab.reporting import Table, busy, megabytes
 
-    out = check_writable(arguments.out)
     settings, found = _settings(arguments), None
     model, record = read_model(arguments)
+    out = _out(arguments)
     if arguments.model is not None and not arguments.raw:
-        modelfile.check_loadable(model, record, str(out), trust=named_code(arguments))
+        check_loadable(model, record, str(out), trust=named_code(arguments))
     size = footprint(model, record.example_inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):
             found = search(arguments, model, record)
         model, settings = found.model, found.settings
-    with busy("coding"):
-        data = encode(model.state_dict(), settings, modelfile.to_dict(model, record))
     notes = [
         _found(found, arguments.metric)
         if found
         else f"qp {settings.qp}, nonweight qp {settings.nonweight_qp}."
     ]
-    if arguments.raw:
-        exact = sum(not entry.coded for entry in read_header(data).tensors)
-        notes.append(
-            f"Plain stream: without the model's record and {exact} integer or empty tensors."
-        )
-        data = stream_of(data)
-    write_file(out, lambda beside: beside.write_bytes(data))
+    with busy("coding"):
+        if arguments.raw:
+            notes.append(_write_stream(out, model, settings))
+        else:
+            save(out, model, record, settings=settings, trust=named_code(arguments))
+    coded = out.stat().st_size
     table = Table(
         record.model.name, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
-        ((str(out), megabytes(size), megabytes(len(data)), f"{size / len(data):.1f}x"),),
+        ((str(out), megabytes(size), megabytes(coded), f"{size / coded:.1f}x"),),
         " ".join(notes),
     )  # fmt: skip
-    result = {"float32_bytes": size, "bitstream_bytes": len(data), "settings": settings}
+    result = {"float32_bytes": size, "bitstream_bytes": coded, "settings": settings}
     if found is not None:
         result |= {
             "before": found.before,
@@ -91,6 +89,28 @@ def run(arguments: argparse.Namespace) -> None:
             "trail": found.trail,
         }
     finish(table, result, Path(f"{out}.json"))
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    """The file to write, checked before any work.
+
+    Raises:
+        ConfigError: for a container of another suffix.
+        OutputError: if the file cannot be written.
+    """
+    if not arguments.raw and Path(arguments.out).suffix != Container.suffix:
+        raise ConfigError(
+            f"--out={arguments.out}: a bitstream is named *{Container.suffix}; with --raw, a plain stream has any name"
+        )
+    return check_writable(arguments.out)
+
+
+def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
+    """Write the plain NNC stream; return a note on the parts that it leaves out."""
+    data = compress(model.state_dict(), settings)
+    exact = sum(not entry.coded for entry in read_header(data).tensors)
+    write_bytes(out, stream_of(data))
+    return f"Plain stream: without the model's record and {exact} integer or empty tensors."
 
 
 def _found(found: RateSearch, metric: str) -> str:

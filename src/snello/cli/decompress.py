@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello import decompress as decode
-from snello import modelfile
-from snello.deploy import footprint
+from snello.codec import is_container
+from snello.deploy import file_bytes, footprint
+from snello.errors import BitstreamError
+from snello.store import load, save
 
-from ._inputs import check_writable, finish, read_bytes
+from ._inputs import check_model_file, finish
 from ._own_code import add_own_code_argument, own_code
 
 HELP = "decode a bitstream into a model file"
@@ -27,19 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Decompress, rebuild the model, write it."""
-    from snello.reporting import Table, busy, megabytes
+    from snello.lab.reporting import Table, busy, megabytes
 
-    out = check_writable(arguments.out)
-    data = read_bytes(arguments.file)
+    out = check_model_file(arguments.out)
+    trust, size = own_code(arguments), file_bytes(arguments.file)
+    if not is_container(arguments.file):
+        raise BitstreamError(
+            f"{arguments.file} is no .snello bitstream; snello inspect shows what a file holds"
+        )
     with busy("decoding"):
-        content = decode(data)
-    model, record = modelfile.from_dict(
-        content.record, content.tensors, arguments.file, trust=own_code(arguments)
-    )
-    modelfile.save(out, model, record, trust=own_code(arguments))
-    size = footprint(model, record.example_inputs(1))
+        model, record = load(arguments.file, trust=trust)
+    save(out, model, record, trust=trust)
+    counts = footprint(model, record.example_inputs(1))
     table = Table(
         record.model.name, ("File", "Bitstream [MB]", "float32 [MB]", "Parameters"),
-        ((str(out), megabytes(len(data)), megabytes(size.bytes), str(size.parameters)),),
+        ((str(out), megabytes(size), megabytes(counts.bytes), str(counts.parameters)),),
     )  # fmt: skip
-    finish(table, {"bitstream_bytes": len(data), "footprint": size}, Path(f"{out}.json"))
+    finish(table, {"bitstream_bytes": size, "footprint": counts}, Path(f"{out}.json"))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from snello import export as to_onnx
-from snello.deploy import Quantised, export_executorch, export_int8, export_openvino, export_program
-from snello.modelfile import Record
+from snello.deploy import FORMATS, Format, export_int8, file_bytes, format_of
+from snello.store import Record
 
 from ._calibration import add_calibration_arguments, calibration
 from ._inputs import add_model_arguments, check_writable, finish, read_model
@@ -21,22 +19,17 @@ EPILOG = (
     "example: snello export lean.pt --out=lean.onnx\n"
     "example: snello export lean.pt --format=onnx-int8 --data=mnist --out=lean-int8.onnx"
 )
-
-Exporter = Callable[[nn.Module, Tensor, Path], Path]
-FORMATS: dict[str, tuple[str, Exporter | None]] = {
-    "onnx": ("model.onnx", to_onnx),
-    "onnx-int8": ("model-int8.onnx", None),  # alone in needing data
-    "torch-export": ("model.pt2", export_program),
-    "executorch": ("model.pte", export_executorch),
-    "openvino": ("model.xml", export_openvino),
-}
-"""Name -> default file, and the function that writes it."""
+INT8 = "onnx-int8"
+"""Name of the one variant that needs data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
+    names = [format.name for format in FORMATS.values()]
+    parser.add_argument(
+        "--format", choices=(*names, INT8), help="default: that of the suffix of --out, or onnx"
+    )
     parser.add_argument(
         "--out", help="the file to write; default: model.onnx, model-int8.onnx, model.pt2 ..."
     )
@@ -48,25 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export and verify."""
-    from snello.reporting import Table, busy, megabytes, percent
+    from snello.lab.reporting import Table, busy, megabytes, percent
 
-    default, exporter = FORMATS[arguments.format]
-    out = check_writable(arguments.out or default)
     model, record = read_model(arguments)
+    format, int8 = _format(arguments), arguments.format == INT8
+    out = check_writable(arguments.out or f"model{'-int8' if int8 else ''}{format.suffix}")
     with busy("exporting"):
-        if exporter is None:
-            result = _int8(model, record, out, arguments)
-        else:
-            # ExecuTorch plans its memory for one batch size; the others take any.
-            batch = arguments.batch if arguments.format == "executorch" else 2
-            path = exporter(model, record.example_inputs(batch), out)
-            result = {"file": str(path), "bytes": _bytes(path)}
-    header, row = (
-        ["File", "Format", "Size [MB]"],
-        [str(out), arguments.format, megabytes(result["bytes"])],
-    )
+        write = _int8 if int8 else _float32
+        result = write(format, model, record, out, arguments)
+    header = ["File", "Format", "Size [MB]"]
+    row = [str(out), INT8 if int8 else format.name, megabytes(result["bytes"])]
     note = "Verified: outputs equal to PyTorch's within 1e-4 of the largest."
-    if exporter is None:
+    if int8:
         header += ["Difference\nto float32", "Mean\ndifference", "Same\nlargest output"]
         row += [percent(result[key]) for key in ("difference", "mean_difference", "agreement")]
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
@@ -75,12 +61,31 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
+def _format(arguments: argparse.Namespace) -> Format:
+    """The format that ``--format`` names, or else the suffix of ``--out``.
+
+    Raises:
+        ConfigError: for a suffix of no format.
+    """
+    if arguments.format is None:
+        return format_of(arguments.out or "model.onnx")
+    name = "onnx" if arguments.format == INT8 else arguments.format
+    return next(format for format in FORMATS.values() if format.name == name)
+
+
+def _float32(
+    format: Format, model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    inputs = record.example_inputs(2 if format.any_batch else arguments.batch)
+    return {"file": str(format.export(model, inputs, out)), "bytes": file_bytes(out)}
+
+
 def _int8(
-    model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
+    format: Format, model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     found_data, where = calibration(record.input_shape, arguments)
     data = [images.to(record.dtype) for images in found_data]
-    found: Quantised = export_int8(model, record.example_inputs(), out, data)
+    found = export_int8(model, record.example_inputs(), out, data)
     return {
         "file": str(found.path),
         "bytes": found.bytes,
@@ -90,8 +95,3 @@ def _int8(
         "samples": found.samples,
         "calibration": where,
     }
-
-
-def _bytes(path: Path) -> int:
-    beside = path.with_suffix(".bin") if path.suffix == ".xml" else None
-    return path.stat().st_size + (beside.stat().st_size if beside else 0)

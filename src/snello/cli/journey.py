@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     require("nncodec", "nnc", "coding bitstreams")
     require("onnxruntime", "onnx", "measuring exported networks")
     require("onnxscript", "onnx", "exporting to ONNX")
-    from snello.reporting import (
+    from snello.lab.reporting import (
         progress,
         round_trip_table,
         shipping_table,
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         training_table,
         write_report,
     )
-    from snello.training import journey
+    from snello.lab.training import journey
 
     recipe, folder = read_recipe(arguments), run_folder(arguments)
     with progress(len(recipe.methods) * recipe.epochs + 1) as line:

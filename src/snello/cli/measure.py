@@ -1,6 +1,4 @@
-"""``snello measure``: size, operations, memory and latency of one model or of several side by
-side.
-"""
+"""``snello measure``: size, operations, memory and latency of one or several models."""
 
 from __future__ import annotations
 
@@ -8,12 +6,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from snello.deploy import MODEL_RUNTIMES, compare
+from snello.deploy import compare, model_runtimes
 from snello.errors import ConfigError
 from snello.files import temporary_files_in
 
 from ._inputs import add_architecture_arguments, check_writable, finish, seed
-from ._subjects import subjects
+from ._subjects import subjects, suffixes
 
 HELP = "measure parameters, non-zeros, MACs, memory, bytes and latency of model files, side by side in one run"
 EPILOG = (
@@ -27,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="*",
-        help="model files (.pt, .snello, .onnx, .pt2, .xml, .pte), or folders of them",
+        help=f"model files ({', '.join(suffixes())}), or folders of them",
     )
     add_architecture_arguments(parser)
     parser.add_argument("--onnx", help="the same model exported: timed in turns with PyTorch")
     parser.add_argument(
         "--runtimes", default="pytorch",
-        help=f"what PyTorch models are timed in, with commas, of: {', '.join(MODEL_RUNTIMES)}; default: pytorch",
+        help=f"what PyTorch models are timed in, with commas, of: {', '.join(model_runtimes())}; default: pytorch",
     )  # fmt: skip
     parser.add_argument(
         "--out", default="measure.json", help="the JSON file to write; default: measure.json"
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, show, write."""
     out = check_writable(arguments.out)
-    from snello.reporting import busy, show
+    from snello.lab.reporting import busy, show
 
     from ._profiles import clock_table, paper_table
 

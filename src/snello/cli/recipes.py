@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """List, copy, or check."""
     require("jsonargparse", "train", "reading recipes")
-    from snello.training import recipe_names, recipe_parser, recipe_path
+    from snello.lab.training import recipe_names, recipe_parser, recipe_path
 
     if arguments.overrides and arguments.action != "validate":
         option = arguments.overrides[0]
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
-    from snello.training import validate
+    from snello.lab.training import validate
 
     recipe = read_recipe(arguments, arguments.name)
     splits = validate(recipe)

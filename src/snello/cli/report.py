@@ -1,4 +1,4 @@
-"""``snello report``: what was measured here beside what other devices measured."""
+"""``snello report``: measurements of this and other devices in one table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read, show, write."""
     out = check_writable(arguments.out) if arguments.out else None
-    from snello.reporting import markdown, show
+    from snello.lab.reporting import markdown, show
 
     from ._profiles import clock_table, paper_table
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run, show, write."""
     need_training()
-    from snello.training import published_table, reproduce
+    from snello.lab.training import published_table, reproduce
 
     if arguments.list:
         for row in published_table(arguments.table).rows:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         require("nncodec", "nnc", "coding bitstreams")
         require("onnxruntime", "onnx", "measuring exported networks")
         require("onnxscript", "onnx", "exporting to ONNX")
-    from snello.reporting import progress, reproduction_tables, show, write_reproduction
+    from snello.lab.reporting import progress, reproduction_tables, show, write_reproduction
 
     folder = Path(
         arguments.out or ("runs/reproduce-quick" if arguments.quick else "runs/reproduce")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello import modelfile, plan_of
+from snello import plan_of
 from snello import simplify as make_lean
 from snello.deploy import footprint
 from snello.simplification import SimplificationPlan, fold_batchnorm, folds_of
+from snello.store import check_loadable, save
 
-from ._inputs import add_model_arguments, check_writable, finish, on_device, read_model
+from ._inputs import add_model_arguments, check_model_file, finish, on_device, read_model
 from ._own_code import named_code
 
 HELP = "remove every dead neuron; the outputs stay the same (verified in float64)"
@@ -40,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Simplify, write, and say what was kept and what was left alone."""
-    from snello.reporting import Table, busy, percent
+    """Simplify, write, and report what was kept and what was left alone."""
+    from snello.lab.reporting import Table, busy, percent
 
-    out = check_writable(arguments.out)
+    out = check_model_file(arguments.out)
     model, record = read_model(arguments)
     if arguments.model is not None:  # what a file holds has been loaded already
-        modelfile.check_loadable(model, record, str(out), trust=named_code(arguments))
+        check_loadable(model, record, str(out), trust=named_code(arguments))
     model, inputs = on_device(model, record.example_inputs(), arguments)
     with busy("simplifying and verifying"):
         lean = make_lean(model, inputs, prefer=arguments.prefer, round_to=arguments.round_to)
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.fold_batchnorm:
             lean = fold_batchnorm(lean, inputs)
     before, after = footprint(model, inputs), footprint(lean, inputs)
-    modelfile.save(out, lean, record, trust=named_code(arguments))
+    save(out, lean, record, trust=named_code(arguments))
     total = f"{after.parameters}/{before.parameters} ({percent(1 - after.parameters / before.parameters)} removed)"
     folded = f"; BatchNorms folded {len(folds_of(lean))}" if arguments.fold_batchnorm else ""
     table = Table(

@@ -10,17 +10,17 @@ from typing import Any
 from torch import nn
 
 from snello.errors import ConfigError, nearest
-from snello.pruning import IMPORTANCES, Importance, PotentialPoint, pruning_potential, taylor
-from snello.sensitivity import lobster_scores, serene_scores
+from snello.lab.datasets import dataset_names
+from snello.lab.methods import METHOD_SPECS
+from snello.pruning import CALIBRATED, IMPORTANCES, Importance, PotentialPoint, pruning_potential
 
 from ._inputs import add_model_arguments, check_writable, device, finish, read_model
 
 HELP = "accuracy against pruned share: one-shot pruning of a trained network by several importances"
 EPILOG = "example: snello sweep runs/digits/baseline/model.pt --data=digits --out=sweep.json"
-CALIBRATED: dict[str, Callable[[Any], Importance]] = {
-    "taylor": taylor,
-    "lobster": lobster_scores,
-    "serene": serene_scores,
+CALIBRATED_SCORES: dict[str, Callable[[Any], Importance]] = {
+    **CALIBRATED,
+    **{spec.name: spec.scores for spec in METHOD_SPECS.values() if spec.scores},
 }
 RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
 
@@ -28,7 +28,7 @@ RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--data", default="digits", help="digits, mnist, cifar10 or imagefolder")
+    parser.add_argument("--data", default="digits", help=f"one of: {', '.join(dataset_names())}")
     parser.add_argument(
         "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
     )
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
     parser.add_argument(
         "--importances",
-        help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED))}; default: all that fit the granularity",
+        help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED_SCORES))}; default: all that fit the granularity",
     )
     parser.add_argument(
         "--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Sweep, show, write, plot."""
     out = check_writable(arguments.out)
-    from snello.reporting import Table, busy, percent, plot_potential
+    from snello.lab.reporting import Table, busy, percent, plot_potential
 
     ratios = _ratios(arguments.ratios)
     with busy("pruning and measuring"):
@@ -81,11 +81,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
-    from snello.datasets import load, loader
-    from snello.training import check_fits, evaluate
+    from snello.lab.datasets import load_dataset, loader
+    from snello.lab.training import check_fits, evaluate
 
     model, record = read_model(arguments)
-    splits = load(
+    splits = load_dataset(
         arguments.data,
         arguments.data_root,
         image_size=arguments.image_size,
@@ -120,7 +120,7 @@ def _points(
 def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, Any]:
     known = {
         **{name: name for name in IMPORTANCES},
-        **{n: make(calibration) for n, make in CALIBRATED.items()},
+        **{n: make(calibration) for n, make in CALIBRATED_SCORES.items()},
     }
     if arguments.importances is None:
         # 'bn-scale' needs a BatchNorm behind the layers: it is there for who asks for it.

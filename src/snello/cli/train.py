@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from snello.lab.methods import METHODS
+
 from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
 HELP = "train one network by one method of a recipe"
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument(
         "--method", default="baseline", metavar="METHOD",
-        help="baseline, lobster, serene, neq, stochastic-0.2 (any share), stochastic-star, serene+neq ...",
+        help=f"{', '.join(METHODS)}: any share after stochastic, any sensitivity before '+'",
     )  # fmt: skip
     parser.add_argument(
         "--matched",
@@ -27,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say how it went."""
     need_training()
-    from snello.reporting import Table, percent, progress, show
-    from snello.training import train
+    from snello.lab.reporting import Table, percent, progress, show
+    from snello.lab.training import train
 
     # Only this method is going to run: what the recipe says of the others need not fit.
     arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]

@@ -1,9 +1,9 @@
-"""From tensors to a bitstream of ISO/IEC 15938-17 (NNC), and back.
+"""Tensors coded as bitstreams of ISO/IEC 15938-17 (NNC).
 
-Quantisation loses precision, once; everything after it is exact: what the decoder gives is known
-before a single byte is written. A tensor with two or more dimensions is quantised with the step
-size of ``qp``, a vector (a bias, the parameters of a BatchNorm) with the much finer one of
-``nonweight_qp``, and the integer levels go through the context-adaptive arithmetic coder DeepCABAC.
+Only quantisation loses precision; everything after it is exact, so that the decoded values are
+known before coding. A tensor with two or more dimensions is quantised with the step size of ``qp``,
+a vector (a bias, the parameters of a BatchNorm) with the much finer one of ``nonweight_qp``, and
+the integer levels are coded by the context-adaptive arithmetic coder DeepCABAC.
 
 >>> tensors = {"fc.weight": torch.randn(10, 84), "fc.bias": torch.zeros(10)}
 >>> stream = encode(tensors)                       # the plain NNC stream, readable by any NNC decoder
@@ -23,34 +23,26 @@ Coding ISO/IEC Standard", ICML Workshop Neural Compression 2023,
 https://openreview.net/forum?id=5VgMDKUgX0.
 """
 
-from snello.codec._container import Decompressed as Decompressed
-from snello.codec._container import compress as compress
-from snello.codec._container import decompress as decompress
-from snello.codec._container import is_container as is_container
-from snello.codec._container import read_header as read_header
-from snello.codec._container import stream_of as stream_of
-from snello.codec._limits import Limits as Limits
-from snello.codec._manifest import Header as Header
-from snello.codec._manifest import TensorEntry as TensorEntry
-from snello.codec._settings import CodecSettings as CodecSettings
-from snello.codec._stream import decode as decode
-from snello.codec._stream import encode as encode
-from snello.codec._stream import quantised as quantised
-from snello.codec._stream import step_sizes as step_sizes
+from ._container import Decompressed as Decompressed
+from ._container import compress as compress
+from ._container import decompress as decompress
+from ._container import is_container as is_container
+from ._container import read_header as read_header
+from ._container import stream_of as stream_of
+from ._limits import Limits as Limits
+from ._manifest import Header as Header
+from ._manifest import TensorEntry as TensorEntry
+from ._settings import QP_MAX as QP_MAX
+from ._settings import QP_MIN as QP_MIN
+from ._settings import CodecSettings as CodecSettings
+from ._settings import step_size as step_size
+from ._stream import decode as decode
+from ._stream import encode as encode
+from ._stream import quantised as quantised
+from ._stream import step_sizes as step_sizes
 
+# Other names are for the packages of snello.
 __all__ = [
-    "CodecSettings",
-    "Decompressed",
-    "Header",
-    "Limits",
-    "TensorEntry",
-    "compress",
-    "decode",
-    "decompress",
-    "encode",
-    "is_container",
-    "quantised",
-    "read_header",
-    "step_sizes",
-    "stream_of",
-]
+    "CodecSettings", "Decompressed", "Header", "Limits", "TensorEntry", "compress", "decode",
+    "decompress", "encode", "quantised", "read_header",
+]  # fmt: skip

@@ -1,9 +1,8 @@
 """Decoding in a child process, behind limits of time and memory.
 
-The decoder is native code that trusts its input. In a process of its own it may crash, loop or ask
-for all the memory there is: the parent sees a child that ended, says so in one error, and lives on.
-The fence is against accidents and exhaustion; it is no sandbox for code that has taken the decoder
-over.
+The decoder is native code that does not check its input. If it crashes, loops or exhausts memory in
+a process of its own, the parent only sees the child end, and raises one error. This protects
+against accidents and exhaustion; it is no sandbox against code that takes over the decoder.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from snello.codec import _worker
-from snello.codec._limits import Limits
-from snello.codec._worker import BudgetError, Claim
 from snello.errors import BitstreamError, ConfigError, require
+
+from . import _worker
+from ._limits import Limits
+from ._worker import BudgetError, Claim
 
 TRUST = "if the stream is trusted, decode with isolated=False"
 _START_SECONDS = 60.0  # to start Python and to load numpy, on a slow and busy machine
@@ -51,12 +51,12 @@ def decode_isolated(stream: bytes, limits: Limits) -> Iterator[tuple[str, int | 
             clock.stop()
 
 
-class _EndOfReplies(Exception):  # noqa: N818 - it is how the child says that it is gone
+class _EndOfReplies(Exception):  # noqa: N818 - control flow: the child has ended
     pass
 
 
 class _Clock:
-    """Kills the child when its time is up."""
+    """A timer that kills the child when its time is up."""
 
     def __init__(self, child: subprocess.Popen[bytes], limits: Limits) -> None:
         self._child = child
@@ -86,14 +86,15 @@ class _Clock:
 def _child() -> Iterator[subprocess.Popen[bytes]]:
     if not sys.executable:
         raise ConfigError(f"there is no Python executable to start a decoder process with; {TRUST}")
-    # One thread: the libraries under numpy reserve memory for each, and the decoder has no use for
-    # them.
+    # The libraries under numpy reserve memory for each thread; the decoder uses one.
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
     try:
+        # Isolated (-I, -S): only the folders of _paths() are on its import path. A session of its
+        # own lets _kill end its subprocesses, too.
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_SCRIPT)],
             stdin=subprocess.PIPE,
@@ -120,7 +121,7 @@ def _close(pipe: IO[bytes] | None) -> None:
         if pipe is not None:
             pipe.close()
     except BrokenPipeError:
-        pass  # the child died with words unread
+        pass  # the child ended before it read everything
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -128,11 +129,8 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         return
     try:
         os.killpg(child.pid, signal.SIGKILL)
-    except (
-        AttributeError,
-        ProcessLookupError,
-        PermissionError,
-    ):  # no process groups, or none any more
+    # There are no process groups on this system, or this one has ended.
+    except (AttributeError, ProcessLookupError, PermissionError):
         child.kill()
 
 
@@ -152,7 +150,8 @@ def _converse(
     child.stdin.write(len(text).to_bytes(4, "little") + text)
     child.stdin.write(stream)
     child.stdin.close()
-    cap = 2**16 + 32 * len(stream)  # of one reply: names and shapes are in the stream
+    # Names and shapes are in the stream, so its size bounds that of a reply.
+    cap = 2**16 + 32 * len(stream)
     reply = _read_reply(child.stdout, cap, "claims")
     claims = _checked_claims(reply)
     check_claims(claims, limits)
@@ -160,6 +159,7 @@ def _converse(
     left = sum(claim.values for claim in claims)
     while (reply := _read_reply(child.stdout, cap, "tensor", "done"))["kind"] == "tensor":
         name, shape, qp = _checked_tensor(reply)
+        # The limits were checked against the claims, so more values than claimed are refused.
         left -= prod(shape)
         if left < 0:
             raise _garbage(f"more values than were claimed, at tensor {name[:80]!r}")
@@ -167,7 +167,7 @@ def _converse(
 
 
 def check_claims(claims: list[Claim], limits: Limits) -> None:
-    """Refuse what a stream claims if it exceeds the limits.
+    """Raise an error if the claims of a stream exceed the limits.
 
     Raises:
         BitstreamError: with the number and the limit.
@@ -185,7 +185,7 @@ def check_claims(claims: list[Claim], limits: Limits) -> None:
 
 
 def _paths() -> list[str]:
-    """The folders from which the child imports numpy and nncodec, and nothing else."""
+    """The folders from which the child imports numpy and nncodec."""
     modules = (require(name, "nnc", "NNC coding") for name in ("numpy", "nncodec"))
     found = {str(Path(module.__file__ or "").absolute().parents[1]) for module in modules}
     return sorted(found)

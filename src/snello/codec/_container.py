@@ -1,6 +1,4 @@
-"""The ``.snello`` container: a manifest and a plain NNC stream, both protected. See
-docs/format.md.
-"""
+"""The ``.snello`` container: manifest and NNC stream, protected by digests (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -15,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.codec._limits import Limits
-from snello.codec._manifest import (
+from snello.errors import BitstreamError, ConfigError
+
+from ._limits import Limits
+from ._manifest import (
     DTYPES,
     MAX_MANIFEST,
     Header,
@@ -28,11 +28,10 @@ from snello.codec._manifest import (
     read_manifest,
     write_manifest,
 )
-from snello.codec._settings import CodecSettings, check_names
-from snello.codec._stream import code_all, decode_each, join, prepared
-from snello.errors import BitstreamError, ConfigError
+from ._settings import CodecSettings, check_names
+from ._stream import code_all, decode_each, join, prepared
 
-MAGIC = b"\x89SNL\r\n\x1a\n"  # as PNG's: a transfer that drops the eighth bit or rewrites line ends shows
+MAGIC = b"\x89SNL\r\n\x1a\n"  # like PNG's: it reveals transfers that drop the eighth bit or rewrite line ends
 VERSION = 2  # 1 had neither codebook and qp_of in its settings, nor QPs in its table
 _FIXED = struct.Struct("<8sHHIQ")  # magic, version, reserved, manifest bytes, stream bytes
 _PREFIX = _FIXED.size + 32  # and the SHA-256 of these and the manifest
@@ -49,7 +48,7 @@ class Decompressed:
     Attributes:
         tensors: name -> tensor on the CPU, with the shape, dtype and order it was given with.
         record: the caller's record.
-        settings: how the tensors were coded.
+        settings: the coding options.
     """
 
     tensors: dict[str, Tensor] = field(repr=False)
@@ -68,7 +67,7 @@ def compress(
 
     Args:
         tensors: name -> tensor of any shape and real dtype, on any device.
-        settings: how to code them.
+        settings: the coding options.
         record: anything JSON can hold, handed back by :func:`decompress` (tuples as lists).
 
     Returns:
@@ -108,14 +107,13 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
     """Unpack a container.
 
     The NNC stream is decoded in a child process whose time and memory are limited, so that a
-    damaged or hostile file ends in an error here, whatever it does there. The child costs about 0.2
-    s to start.
+    damaged or hostile file can only cause an error. Starting the child takes about 0.2 s.
 
     Args:
         data: the bytes of :func:`compress`.
-        limits: what the file may cost; see :class:`Limits`.
-        isolated: False decodes in this process: faster for small files, and only for those you
-            trust. Of the limits, only those of the claimed sizes hold then.
+        limits: sizes, memory and time that decoding may take; see :class:`Limits`.
+        isolated: False decodes in this process, which is faster for small files: for trusted files
+            only. Only the limits on sizes are enforced then.
 
     Returns:
         Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast
@@ -136,7 +134,7 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
     } if coded else {}  # fmt: skip
     if stream and not coded:
         raise BitstreamError(
-            "the manifest lists no coded tensor, but there is an NNC stream; write the file anew"
+            "the manifest lists no coded tensor, but there is an NNC stream; write the file again"
         )
     tensors = {
         entry.name: _cast(entry, decoded.pop(entry.name)) if entry.coded else exact_tensor(entry)
@@ -146,8 +144,9 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
 
 
 def is_container(path: str | Path) -> bool:
-    """Tell a bitstream from other files by its first bytes; :func:`read_header` judges the rest of
-    the magic.
+    """Return true for a file with a container's first four bytes.
+
+    :func:`read_header` checks the rest of the magic number.
 
     Raises:
         OSError: if the file cannot be read.
@@ -157,7 +156,7 @@ def is_container(path: str | Path) -> bool:
 
 
 def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:
-    """Check a container and read what it says about itself; needs no codec, and decodes nothing.
+    """Check a container and read its header, without nncodec and without decoding.
 
     Raises:
         BitstreamError: as :func:`decompress`.
@@ -166,7 +165,7 @@ def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:
 
 
 def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
-    """The plain NNC stream inside a container: what :func:`encode` gives for its floating tensors.
+    """The plain NNC stream inside a container, as :func:`encode` returns it.
 
     Raises:
         BitstreamError: as :func:`read_header`.
@@ -193,6 +192,7 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
     _check_size(len(data), manifest_bytes, stream_bytes)
     manifest = data[_PREFIX : _PREFIX + manifest_bytes]
     stream = data[_PREFIX + manifest_bytes :]
+    # This digest covers header and manifest; the manifest holds the digest of the stream.
     digest = hashlib.sha256(data[: _FIXED.size] + manifest)
     if digest.digest() != data[_FIXED.size : _PREFIX]:
         raise BitstreamError(
@@ -237,13 +237,12 @@ def _matched(
 
 def _disagreement(name: str, what: str) -> BitstreamError:
     return BitstreamError(
-        f"NNC stream and manifest disagree about the tensor {name[:80]!r}: {what}; write the file anew"
+        f"NNC stream and manifest disagree about the tensor {name[:80]!r}: {what}; write the file again"
     )
 
 
 def _cast(entry: TensorEntry, values: Tensor) -> Tensor:
     dtype = DTYPES[entry.dtype]
-    # Quantisation may carry the largest values of a narrow dtype just beyond its range, to
-    # infinity.
+    # Quantisation may push the largest values of a narrow dtype beyond its range.
     limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
     return values.reshape(entry.shape).clamp(-limit, limit).to(dtype)

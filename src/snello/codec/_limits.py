@@ -1,4 +1,4 @@
-"""What a file may cost its reader."""
+"""Limits on the resources that decoding a file may take."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from snello.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding a file may cost, so that a damaged or hostile one ends in an error and nothing
-    worse.
+    """Limits that turn a damaged or hostile file into an error.
 
-    What a file claims is compared with these before anything is allocated for it.
+    The sizes that a file claims are compared with them before anything is allocated.
 
     Attributes:
-        decoded_bytes: most bytes of all tensors together, in the larger of their own dtype and
+        decoded_bytes: maximum bytes of all tensors together, in the larger of their own dtype and
             float32; 4 GiB is a network of a thousand million parameters.
-        tensors: most tensors.
-        manifest_bytes: most bytes of the inflated manifest; never more than 64 MiB, the cap of the
-        format. memory_bytes: most memory that decoding may add to the child process; None derives
-            it from the sizes of the stream and of its largest tensor. Linux only.
-        seconds: most time that decoding may take; None derives it from the sizes (20 s, and 2 s for
-            a million parameters).
+        tensors: maximum number of tensors.
+        manifest_bytes: maximum bytes of the inflated manifest; the format's own limit is 64 MiB.
+        memory_bytes: maximum memory that decoding may add to the child process; None derives it
+            from the sizes of the stream and of its largest tensor. Linux only.
+        seconds: maximum time of decoding; None derives it from the sizes (20 s, and 2 s for a
+            million parameters).
 
     Raises:
         ConfigError: for a limit that is not a positive number.
@@ -47,8 +46,7 @@ class Limits:
 
     @staticmethod
     def enforced() -> tuple[str, ...]:
-        """The limits that this system can enforce on the child process, beside those of the claimed
-        sizes.
+        """Limits on the child process that this system can enforce; those on sizes always hold.
 
         ``"seconds"`` everywhere, by the parent's clock; ``"cpu"`` where Python has the module
         ``resource``; ``"memory_bytes"`` on Linux.

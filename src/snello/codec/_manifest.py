@@ -1,4 +1,4 @@
-"""The manifest of a container: what is in it, as JSON. See docs/format.md."""
+"""The manifest of a container: its table of contents, as JSON (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.codec._limits import Limits
-from snello.codec._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
 from snello.errors import BitstreamError, ConfigError
 
+from ._limits import Limits
+from ._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
+
 MAX_MANIFEST = 64 * 2**20
-"""Cap on the manifest, in bytes of JSON: no header makes a reader allocate more than this."""
+"""Cap on the manifest, in bytes of JSON: a reader never allocates more for a header."""
 
 MAX_VALUES = 4_000_000
-"""Cap on the commas, colons and brackets of the manifest: a reader's objects take some 70 bytes for each."""
+"""Cap on commas, colons and brackets of the manifest: each takes a reader about 70 bytes."""
 
-# Our writer has no need of \ud800 ... \udfff; alone they make texts that cannot be printed or
-# written.
+# The writer never escapes \ud800 ... \udfff; a lone one makes a text that cannot be encoded.
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 _KEYS = {"record", "settings", "stream_sha256", "tensors"}
 _SETTINGS = {
@@ -61,7 +61,7 @@ class TensorEntry:
 
     @property
     def coded(self) -> bool:
-        """Whether the tensor is in the NNC stream; otherwise it is in the manifest, exactly."""
+        """True if the tensor is in the NNC stream; otherwise the manifest holds it exactly."""
         return self.exact is None
 
     @property
@@ -82,12 +82,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a container says about itself, readable without nncodec.
+    """The header of a container, readable without nncodec.
 
     Attributes:
         version: version of the container format.
         record: the caller's record, as it was given to :func:`compress`.
-        settings: how the tensors were coded.
+        settings: the coding options.
         tensors: the tensor table, in the order of the tensors.
         manifest_bytes: size of the manifest in the file.
         stream_bytes: size of the NNC stream in the file.
@@ -106,14 +106,12 @@ class Header:
 
 
 def is_coded(tensor: Tensor) -> bool:
-    """Whether a tensor goes into the NNC stream (a non-empty floating one) or is carried
-    exactly.
-    """
+    """Return true for a tensor that goes into the NNC stream: floating and not empty."""
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
 def entry_of(name: str, tensor: Tensor) -> TensorEntry:
-    """The row of a tensor, without its quantisation parameter.
+    """The table row of a tensor, without its quantisation parameter.
 
     Raises:
         ConfigError: for a dtype that the format does not have, with the name.
@@ -141,9 +139,8 @@ def exact_bytes(tensor: Tensor) -> bytes:
 
 
 def exact_tensor(entry: TensorEntry) -> Tensor:
-    """The inverse of :func:`exact_bytes`; the number of bytes fits the shape
-    (:func:`read_manifest`).
-    """
+    """The inverse of :func:`exact_bytes`."""
+    # read_manifest has checked that the bytes fill the shape.
     if not entry.exact:
         return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
     data = torch.frombuffer(bytearray(entry.exact), dtype=torch.uint8)
@@ -156,7 +153,7 @@ def write_manifest(
     settings: CodecSettings,
     stream_sha256: str,
 ) -> bytes:
-    """The manifest: JSON in UTF-8, deflated.
+    """Write the manifest: JSON in UTF-8, deflated.
 
     Raises:
         ConfigError: if the record is not JSON, a name has no UTF-8 form, or the whole exceeds the
@@ -192,7 +189,7 @@ def write_manifest(
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest holds: the fields of :class:`Header` that come from it."""
+    """The content of a manifest: the fields of :class:`Header` that come from it."""
 
     record: dict[str, Any]
     settings: CodecSettings
@@ -201,11 +198,10 @@ class Manifest:
 
 
 def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
-    """The content of a manifest. Nothing larger than the caps is inflated, and nothing that it
-    claims is made.
+    """Read a manifest. Its size is capped, and no tensor is allocated.
 
     Raises:
-        BitstreamError: if it is no manifest. (Damage is found before, by its digest.)
+        BitstreamError: if it is no manifest. (Damage was already detected by its digest.)
     """
     try:
         text = _inflate(data, min(MAX_MANIFEST, limits.manifest_bytes))
@@ -219,7 +215,7 @@ def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:300]
         raise BitstreamError(
-            f"the manifest cannot be read: {reason}; write the file anew"
+            f"the manifest cannot be read: {reason}; write the file again"
         ) from error
 
 
@@ -232,7 +228,7 @@ def _inflate(data: bytes, limit: int) -> bytes:
 
 
 def _count_values(text: bytes) -> int:
-    # An upper bound, for texts have such characters too; found without making any of the values.
+    # An upper bound, found without parsing: texts may contain such characters too.
     return sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
@@ -265,6 +261,7 @@ def _check_keys(what: str, found: dict[str, Any], expected: set[str]) -> None:
 
 
 def _entry(version: int, name: str, shape: list[int], dtype: str, *rest: Any) -> TensorEntry:
+    # Rows of version 1 have no quantisation parameter.
     qp, exact = rest if version > 1 else (None, *rest)
     if _checked(dtype, str) not in DTYPES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
@@ -282,7 +279,7 @@ def _entry(version: int, name: str, shape: list[int], dtype: str, *rest: Any) ->
 
 def _check_shape(name: str, shape: list[int]) -> None:
     good = len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
-    # Sizes and strides have to fit 64 bits even where a dimension is zero.
+    # Sizes and strides have to fit into 64 bits even if a dimension is zero.
     if not good or prod(n or 1 for n in shape) >= 2**60:
         raise ValueError(f"tensor {name!r} has the shape {str(shape)[:100]}")
 
@@ -308,7 +305,7 @@ def _fits(qp: Any, wanted: bool) -> bool:
 
 
 def check_sizes(entries: tuple[TensorEntry, ...], limits: Limits) -> None:
-    """Refuse a table that claims more than the reader will have.
+    """Raise an error if the tensors of a table exceed the limit on their bytes.
 
     Raises:
         BitstreamError: naming the largest tensor.

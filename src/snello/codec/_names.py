@@ -1,8 +1,8 @@
-"""Names of tensors, as the stream may hold them.
+"""Names of tensors, escaped for the stream.
 
-The stream ends a name with a zero byte, and nncodec reads meaning into ``_G`` and ``_H`` (the
-factors of a decomposed weight). Those, and the percent sign that escapes them, are written as
-``%00``, ``%5FG``, ``%5FH`` and ``%25``; every other name is written as it is.
+The stream ends a name with a zero byte, and nncodec takes ``_G`` and ``_H`` for the factors of a
+decomposed weight. These, and the percent sign used to escape them, are written as ``%00``,
+``%5FG``, ``%5FH`` and ``%25``; all other characters stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ESCAPE = re.compile(r"%(25|00|5F)")
 
 
 def escape(name: str) -> str:
-    """The name as it stands in the stream.
+    """The name as it is written in the stream.
 
     Raises:
         ConfigError: for a name that is no string or has no UTF-8 form (a lone surrogate).

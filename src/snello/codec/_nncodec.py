@@ -1,8 +1,7 @@
 """The calls into nncodec that quantise and code one tensor.
 
-They go to ``nncodec.nnc_core``, past ``nncodec.nnc``, which does the same but imports torchvision,
-pandas, scikit-learn, OpenCV and h5py first. What is written is what ``nncodec.nnc.compress``
-writes, byte for byte.
+They use ``nncodec.nnc_core`` directly: ``nncodec.nnc`` imports torchvision, pandas, scikit-learn,
+OpenCV and h5py. The bytes are the same as those that ``nncodec.nnc.compress`` writes.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from snello.codec._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
 from snello.errors import BitstreamError, require
+
+from ._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
 
 _UNARY_LENGTH_MINUS_1 = 10
 _ENCODER = {
@@ -35,9 +35,8 @@ def core(module: str) -> Any:
     Raises:
         MissingExtraError: without nncodec.
     """
-    require(
-        "nncodec.nnc_core", "nnc", "NNC coding"
-    )  # first: its modules import each other through it
+    # The package first: its modules import each other through it.
+    require("nncodec.nnc_core", "nnc", "NNC coding")
     return require(f"nncodec.nnc_core.{module}", "nnc", "NNC coding")
 
 
@@ -47,8 +46,8 @@ class Quantised:
 
     Attributes:
         key: its name in the stream.
-        model: what nncodec knows of the tensor.
-        data: its levels, and how they were made.
+        model: nncodec's description of the tensor.
+        data: its levels, and the options of their quantisation.
     """
 
     key: str
@@ -56,7 +55,7 @@ class Quantised:
     data: dict[str, Any]
 
     def values(self) -> Any:
-        """The values that the decoder will give: float32 array of the tensor's shape."""
+        """The values that the decoder will return: float32 array of the tensor's shape."""
         data = {
             name: dict(part) if isinstance(part, dict) else part for name, part in self.data.items()
         }
@@ -65,8 +64,14 @@ class Quantised:
 
 
 def quantise(key: str, array: Any, index: int, qp: int, settings: CodecSettings) -> Quantised:
-    """Quantise one float32 array of at least one dimension; ``index`` is its place in the
-    stream.
+    """Quantise one float32 array.
+
+    Args:
+        key: its name in the stream.
+        array: at least one dimension.
+        index: its place in the stream.
+        qp: its quantisation parameter.
+        settings: the coding options.
     """
     numpy = require("numpy", "nnc", "NNC coding")
     approximator = core("approximator")
@@ -89,7 +94,7 @@ def quantise(key: str, array: Any, index: int, qp: int, settings: CodecSettings)
 
 
 def code(tensor: Quantised, settings: CodecSettings) -> bytes:
-    """The stream of one tensor: start, model parameter set, topology, and its data unit."""
+    """Code one tensor as a stream: start, model parameter set, topology, and its data unit."""
     plain = _code(tensor, settings)
     listed = _with_codebook(tensor) if settings.codebook else None
     return plain if listed is None else min(plain, _code(listed, settings), key=len)
@@ -105,16 +110,16 @@ def _code(tensor: Quantised, settings: CodecSettings) -> bytes:
 
 
 def _with_codebook(tensor: Quantised) -> Quantised | None:
-    """The same levels as indices into a list of those that occur; None if that would not do."""
+    """The levels as indices into a list of distinct levels; None where that is not exact."""
     numpy = require("numpy", "nnc", "NNC coding")
     key, levels = tensor.key, tensor.data["parameters"][tensor.key]
     listed, indices, counts = numpy.unique(levels, return_inverse=True, return_counts=True)
-    # Beyond 2^24 a codebook rounds level * step once, and the uniform dequantiser the level before
-    # it.
+    # Beyond 2^24 the uniform dequantiser rounds the level itself, a codebook only level * step:
+    # the values would differ.
     if len(listed) > MAX_CODEBOOK or max(abs(int(listed[0])), abs(int(listed[-1]))) > 2**24:
         return None
-    # The index zero is the cheapest to code. nncodec tries every entry for it, at the price of
-    # coding the tensor as often; the entry that occurs most is the best or close to it.
+    # Index zero is the cheapest to code. nncodec would code the tensor once per entry to find the
+    # best one for it; the most frequent entry is the best or close to it.
     zero = int(counts.argmax())
     growth = core("approximator").codebook.get_best_egk(listed, zero)[0]
     changed = {
@@ -131,9 +136,7 @@ def _with_codebook(tensor: Quantised) -> Quantised | None:
 
 
 def call(what: str, action: Callable[[], Any]) -> Any:
-    """Run a call into nncodec; whatever it raises (SystemExit included) becomes one error of
-    ours.
-    """
+    """Call nncodec; turn anything it raises, SystemExit included, into a BitstreamError."""
     try:
         return action()
     except (Exception, SystemExit) as error:

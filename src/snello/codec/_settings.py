@@ -1,4 +1,4 @@
-"""The coding options, in the terms of the standard, and the step size they mean."""
+"""The coding options, in the terms of the standard, and step sizes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ QP_DENSITY = 2
 """log2 of the number of quantisation parameters per doubling of the step size."""
 
 QP_MIN, QP_MAX = -128, 127
-"""What the stream can carry: a signed number of 6 + QP_DENSITY bits."""
+"""Range of the parameter in the stream: a signed number of 6 + QP_DENSITY bits."""
 
 MAX_LEVEL = 2**30
-"""Largest integer level used: a safe half of what the coder's int32 holds."""
+"""Largest integer level used: half the range of the coder's int32, to be safe."""
 
 MAX_DIMENSIONS = 32
-"""Most dimensions of a tensor, as numpy has it."""
+"""Most dimensions of a tensor, those of numpy 1."""
 
 MAX_CODEBOOK = 256
-"""Most entries of a codebook: beyond, listing the levels costs more than it saves."""
+"""Most entries of a codebook: with more, the list of levels costs more than it saves."""
 
 
 class QPTable(Mapping[str, int]):
-    """Tensor name -> quantisation parameter: a mapping that cannot change, so that settings can be
-    hashed.
-    """
+    """Immutable mapping from tensor name to quantisation parameter, hashable like settings."""
 
     def __init__(self, items: Mapping[str, int]) -> None:
         self._items = dict(items)
@@ -55,7 +53,7 @@ _NO_TABLE: Mapping[str, int] = QPTable({})
 
 @dataclass(frozen=True)
 class CodecSettings:
-    """How tensors are quantised and coded.
+    """Options of quantisation and coding.
 
     Attributes:
         qp: quantisation parameter of tensors with two or more dimensions; useful values are -20
@@ -63,15 +61,15 @@ class CodecSettings:
         nonweight_qp: quantisation parameter of vectors and scalars: biases, BatchNorm parameters.
         dependent_quantisation: trellis-coded quantisation with two interleaved quantisers. Fewer
             bytes at the same ``qp``; an error of up to two steps, mostly below one, instead of half
-            a step. A zero between other weights may become a step or two (at 50 % sparsity about
-            one in a hundred does): switch it off where pruned weights must stay zero.
+            a step. Some zeros between other weights become one or two steps (about one in a hundred
+            at 50 % sparsity): switch it off where pruned weights must stay zero.
         row_skipping: rows whose levels are all zero cost one bit.
-        codebook: tensors of at most :data:`MAX_CODEBOOK` distinct levels are also tried with a
-            codebook, the list of those levels, and coded with it where that is smaller. It changes
-            bytes, never values, and pays where weights are clustered. The standard has it for
-            uniform quantisation only, so ``dependent_quantisation`` has to be off.
+        codebook: also code tensors of at most :data:`MAX_CODEBOOK` distinct levels with a codebook,
+            the list of those levels, and keep the smaller result. It saves bytes where weights are
+            clustered and never changes values. The standard has it for uniform quantisation only,
+            so ``dependent_quantisation`` has to be off.
         qp_of: tensor name -> quantisation parameter of that tensor, instead of ``qp`` or
-            ``nonweight_qp``. Any mapping; kept as one that cannot change, so that the settings stay
+            ``nonweight_qp``. Any mapping; it is copied into an immutable one, so that settings are
             hashable.
 
     Raises:
@@ -104,12 +102,11 @@ class CodecSettings:
             if not isinstance(tensor, str):
                 raise ConfigError(f"qp_of has the key {tensor!r}: names of tensors are strings")
             _check_qp(f"qp_of[{tensor!r}]", value)
+        # The dataclass is frozen.
         object.__setattr__(self, "qp_of", QPTable(self.qp_of))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values:
-        ``CodecSettings(**settings.to_dict()) == settings``.
-        """
+        """The settings as JSON values; ``CodecSettings(**settings.to_dict())`` is the inverse."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "qp_of": dict(self.qp_of)
         }
@@ -121,7 +118,7 @@ def _check_qp(name: str, value: object) -> None:
 
 
 def check_names(settings: CodecSettings, names: Collection[str]) -> None:
-    """Refuse a table that names tensors which are not coded, lest a slip of the pen goes unnoticed.
+    """Raise an error for a ``qp_of`` that names tensors which are not coded, as typing errors do.
 
     Raises:
         ConfigError: with the first such name.
@@ -135,19 +132,18 @@ def check_names(settings: CodecSettings, names: Collection[str]) -> None:
 
 
 def step_size(qp: int) -> float:
-    """The quantisation step size: (4 + qp mod 4) · 2^(⌊qp / 4⌋ − 2), with Python's floor and
-    modulo.
-    """
+    """The quantisation step size: (4 + qp mod 4) · 2^(⌊qp / 4⌋ − 2)."""
     steps = 1 << QP_DENSITY
+    # & and >> are mod and floor division, for negative qp as well.
     return float((steps + (qp & (steps - 1))) * 2.0 ** ((qp >> QP_DENSITY) - QP_DENSITY))
 
 
 def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -> int:
-    """The quantisation parameter of one tensor: its own or that of its kind, raised until its
-    levels fit.
+    """The quantisation parameter of one tensor, raised until its levels fit.
 
-    A level beyond int32 would overflow in the coder. Raising the step size until the largest level
-    is 2^30 still leaves values finer than float32 itself can tell apart.
+    It is the tensor's own, or that of its kind. Levels beyond int32 would overflow in the coder, so
+    it is raised until the largest level is at most 2^30: steps are still finer than the spacing of
+    float32 at that value.
 
     Args:
         name: of the tensor, as in ``qp_of``.

@@ -1,4 +1,4 @@
-"""The plain NNC stream, through the package nncodec."""
+"""The plain NNC stream, coded by the package nncodec."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from snello.codec import _nncodec, _worker
-from snello.codec._child import check_claims, decode_isolated
-from snello.codec._limits import Limits
-from snello.codec._names import escape, unescape
-from snello.codec._settings import (
+from snello.errors import BitstreamError, ConfigError
+
+from . import _nncodec, _worker
+from ._child import check_claims, decode_isolated
+from ._limits import Limits
+from ._names import escape, unescape
+from ._settings import (
     MAX_DIMENSIONS,
     CodecSettings,
     check_names,
     quantisation_parameter,
     step_size,
 )
-from snello.errors import BitstreamError, ConfigError
 
 _DEFAULTS = CodecSettings()
 _LIMITS = Limits()
@@ -52,11 +53,8 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
 
 def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple[bytes, int]]:
-    """The stream and the quantisation parameter of each tensor, one by one; tensors as of
-    :func:`prepared`.
-    """
-    # One tensor at a time: for each tensor, nncodec copies every other one (quadratic in the
-    # model's size).
+    """Code each tensor of :func:`prepared` by itself: its stream and quantisation parameter."""
+    # Given several tensors, nncodec copies all of them for each: quadratic in the model's size.
     return [
         _code_one(index, name, tensor, settings)
         for index, (name, tensor) in enumerate(ready.items())
@@ -64,9 +62,8 @@ def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple
 
 
 def join(parts: list[tuple[bytes, int]]) -> bytes:
-    """One stream of those of single tensors. Each opens with the same three units; the stream needs
-    them once.
-    """
+    """Join the streams of single tensors."""
+    # Each opens with the same three units; the whole needs them once.
     units = [list(_worker.split_units(stream)) for stream, _ in parts]
     header = b"".join(units[0][:_HEADER_UNITS])
     return header + b"".join(unit for part in units for unit in part[_HEADER_UNITS:])
@@ -81,17 +78,16 @@ def _code_one(index: int, name: str, tensor: Tensor, settings: CodecSettings) ->
 def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) -> dict[str, Tensor]:
     """Decode a plain NNC stream.
 
-    The standard protects nothing inside a tensor: of a damaged stream, wrong values may be all
-    there is to see. Where damage must be noticed, use the container (:func:`compress`). The decoder
-    is native code that trusts its input, so it runs in a child process whose time and memory are
-    limited: whatever the stream does to it ends in one error here. The child costs about 0.2 s to
-        start.
+    The standard has no checksums: damage inside a tensor may go unnoticed and give wrong values.
+    Use the container (:func:`compress`) to detect it. The decoder is native code that does not
+    check its input, so it runs in a child process whose time and memory are limited; any failure of
+    it becomes one error. Starting the child takes about 0.2 s.
 
     Args:
         stream: the bytes of :func:`encode`, or of another NNC encoder.
-        limits: what decoding may cost.
-        isolated: False decodes in this process: faster for small streams, and only for those you
-            trust. Of the limits, only those of the claimed sizes hold then.
+        limits: sizes, memory and time that decoding may take.
+        isolated: False decodes in this process, which is faster for small streams: for trusted
+            streams only. Only the limits on sizes are enforced then.
 
     Returns:
         Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape
@@ -108,8 +104,7 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
 def decode_each(
     stream: bytes, limits: Limits, isolated: bool
 ) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Name, quantisation parameter (None if the stream has none) and values of each tensor, one by
-    one.
+    """Name, quantisation parameter (None if the stream has none) and values of each tensor.
 
     Raises:
         BitstreamError: as :func:`decode`, and for a name that comes twice.
@@ -142,15 +137,15 @@ def _decode_here(units: list[bytes], limits: Limits) -> Iterator[tuple[str, int 
 def quantised(
     tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS
 ) -> dict[str, Tensor]:
-    """The exact values that the decoder will give, without coding anything.
+    """The exact values that the decoder will return, without coding anything.
 
-    Computed by the quantiser and its inverse alone, with no arithmetic coding in between, so that
-    ``decode(encode(x)) == quantised(x)`` tests the coder.
+    Computed by the quantiser and its inverse alone, so that ``decode(encode(x)) == quantised(x)``
+    tests the coder.
 
     Args:
         tensors: as for :func:`encode`.
         settings: as for :func:`encode`; but ``qp_of`` may name tensors that are not given, so that
-            a part of a model can be quantised with the settings of the whole.
+            part of a model can be quantised with the settings of the whole.
 
     Returns:
         Name -> float32 tensor; integer multiples of :func:`step_sizes`. A scalar has shape
@@ -170,9 +165,8 @@ def step_sizes(
 ) -> dict[str, float]:
     """The quantisation step size of each tensor.
 
-    It is that of ``qp_of``, ``qp`` or ``nonweight_qp``, or a larger one where values are so large
-    that the levels would not fit into 2^30. As for :func:`quantised`, ``qp_of`` may name other
-    tensors too.
+    It follows from ``qp_of``, ``qp`` or ``nonweight_qp``; it is larger for values so large that
+    their levels would exceed 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors too.
 
     Raises:
         ConfigError: as :func:`encode`.
@@ -191,7 +185,7 @@ def _quantise_one(name: str, tensor: Tensor, settings: CodecSettings) -> Tensor:
 
 
 def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as the coder wants them: float32, contiguous, on the CPU, at least one dimension.
+    """Convert tensors for the coder: float32, contiguous, on the CPU, at least one dimension.
 
     Raises:
         ConfigError: as :func:`encode`.
@@ -218,6 +212,7 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
             f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}"
         )
     ready = tensor.detach().to("cpu", torch.float32).reshape(tensor.shape or (1,)).contiguous()
+    # Checked after the cast: large float64 values become infinite in float32.
     if bad := int((~torch.isfinite(ready)).sum()):
         raise ConfigError(
             f"tensor {name!r} has {bad} of {ready.numel()} values that are NaN or infinite in float32; "

@@ -1,12 +1,11 @@
-"""Decoding of an NNC stream, unit by unit: in this process, or as the script that a child process
-runs.
+"""Decoding of an NNC stream, unit by unit; also the script that the decoder process runs.
 
-Whatever is in the stream meets native code here, so :mod:`snello.codec._child` runs this file by
-its path, in a process of its own. It must therefore import nothing of snello, and no torch: numpy
-and two modules of nncodec are all that it loads (about 0.15 s).
+Native code decodes untrusted bytes here, so :mod:`snello.codec._child` runs this file by its path,
+in a process of its own. It must therefore import neither snello nor torch, only numpy and two
+modules of nncodec (about 0.15 s).
 
-Parent and child speak in frames: four bytes (little-endian) with the size of a JSON object, then
-the object, then the raw bytes of the tensor, if it announces one. Nothing is pickled.
+Parent and child exchange frames: four bytes (little-endian) with the size of a JSON object, the
+object, and the raw bytes of the tensor that it announces, if any. Nothing is pickled.
 
     parent -> child   {"paths", "stream_bytes", "decoded_bytes", "memory_bytes", "seconds"}, the stream
     child -> parent   {"kind": "claims", "units": [[names, shape or null, values], ...]}
@@ -30,15 +29,15 @@ START, PARAMETERS, LAYER_PARAMETERS, TOPOLOGY, NDU = 0, 1, 2, 3, 5
 
 
 class BudgetError(Exception):
-    """A stream promises more than its reader will have."""
+    """A stream claims more bytes than the limit allows."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a unit says of itself, before anything of it is decoded.
+    """Names, shape and size that a unit states in its header.
 
     Attributes:
-        names: of its tensors, as they stand in the stream.
+        names: of its tensors, as in the stream.
         shape: of its one tensor; None for a block of tensors.
         values: upper bound on the number of values.
     """
@@ -49,13 +48,15 @@ class Claim:
 
 
 def split_units(stream: bytes) -> Iterator[bytes]:
-    """The units of a stream. Each opens with its size: one flag bit, then 15 bits, or 31 with the
-    flag.
+    """Split a stream into its units.
+
+    Each opens with its size: one flag bit, then 15 bits, or 31 if the flag is set.
 
     Raises:
         ValueError: if the sizes do not fill the stream.
     """
     position = 0
+    # An empty stream enters the loop once, to fail there.
     while position < len(stream) or position == 0:
         width = 4 if stream[position : position + 1] >= b"\x80" else 2
         size = int.from_bytes(stream[position : position + width], "big") & (
@@ -71,16 +72,16 @@ def split_units(stream: bytes) -> Iterator[bytes]:
 
 
 def read_claims(units: list[bytes]) -> list[Claim]:
-    """What the units of a stream promise: names, shapes, numbers of values. No native code is
-    involved.
+    """Read names, shapes and numbers of values from the headers of units, without native code.
 
     Raises:
         ValueError: for a sequence of units that is no stream.
-        Exception: of many kinds, where a unit makes no sense to nncodec.
+        Exception: of many kinds, where nncodec cannot parse a unit.
     """
     from nncodec.nnc_core import hls
 
     claims: list[Claim] = []
+    # Fields of the parameter set that change how later units are parsed.
     known: dict[str, Any] = {
         "mps_topology_indexed_reference_flag": 0,
         "mps_parent_signalling_enabled_flag": 0,
@@ -125,8 +126,8 @@ def _claim(fields: dict[str, Any]) -> Claim:
     if fields["nnr_multiple_topology_elements_present_flag"] == 0 and not rank:
         return Claim((fields["topology_elem_id"],), shape, values)
     names = tuple(fields.get("topology_elem_id_list", ())) or (fields["topology_elem_id"],)
-    # Beside the weight (or its two factors) a block has at most six vectors of as many values as it
-    # has rows.
+    # In addition to the weight (or its two factors), a block has at most six vectors with one value
+    # per row.
     return Claim(
         names, None, values + 6 * shape[0] + rank * (fields.get("g_number_of_rows", 0) + values)
     )
@@ -135,8 +136,8 @@ def _claim(fields: dict[str, Any]) -> Claim:
 def decode_units(units: list[bytes]) -> Iterator[tuple[str, int | None, Any]]:
     """Name, quantisation parameter and float32 array of each tensor, in the order of the stream.
 
-    One unit at a time, each behind the parameter units before it: so the memory is that of the
-    largest tensor. A stream with blocks of tensors is decoded as a whole.
+    Units are decoded one by one, each after the parameter units before it, so that the memory is
+    that of the largest tensor. A stream with blocks of tensors is decoded as a whole.
     """
     context = b""
     for unit in units:
@@ -200,7 +201,7 @@ def _empty_info() -> dict[str, Any]:
     }  # fmt: skip
 
 
-# What follows runs in the child alone.
+# The rest of the file runs in the child alone.
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -226,7 +227,7 @@ def _serve(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
 
     del numpy, coder  # loaded before the memory is limited
     size = request["stream_bytes"]
-    # Reading what the units claim takes no more than a few copies of the stream.
+    # Reading the claims takes no more than a few copies of the stream.
     _limit(64 * MEGABYTE + 8 * size, request["seconds"])
     units = list(split_units(requests.read(size)))
     claims = read_claims(units)
@@ -244,7 +245,7 @@ def _serve(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
 
 
 def check_budget(claims: list[Claim], decoded_bytes: int) -> None:
-    """Refuse a stream that promises more than the caller will have.
+    """Raise an error if the claims of a stream exceed the limit.
 
     Raises:
         BudgetError: naming the largest tensor.
@@ -259,9 +260,7 @@ def check_budget(claims: list[Claim], decoded_bytes: int) -> None:
 
 
 def memory_for(claims: list[Claim], stream_bytes: int) -> int:
-    """Bytes that decoding may add to the process: levels and values of a tensor, copies of the
-    stream.
-    """
+    """Bytes that decoding may add: levels and values of a tensor, copies of the stream."""
     values = [claim.values for claim in claims]
     if any(claim.shape is None for claim in claims):  # blocks: the stream is decoded as a whole
         return 64 * MEGABYTE + 8 * stream_bytes + 24 * sum(values)
@@ -269,14 +268,14 @@ def memory_for(claims: list[Claim], stream_bytes: int) -> int:
 
 
 def seconds_for(claims: list[Claim], stream_bytes: int) -> float:
-    """Time that decoding may take: some twenty times what it takes on a desktop computer."""
+    """Time that decoding may take: about twenty times that on a desktop computer."""
     return 20 + (sum(claim.values for claim in claims) + 4 * stream_bytes) / 500_000
 
 
 def _limit(memory_bytes: int, seconds: float | None) -> None:
     try:
         import resource
-    except ImportError:  # not a POSIX system: the parent's clock and its checks of sizes remain
+    except ImportError:  # not a POSIX system: the parent still limits time and sizes
         return
     used = _address_space()
     if used is not None:
@@ -284,7 +283,7 @@ def _limit(memory_bytes: int, seconds: float | None) -> None:
     cpu = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _set(resource.RLIMIT_CPU, int(cpu + (seconds or 20) + 1))
     _set(resource.RLIMIT_CORE, 0)
-    _set(resource.RLIMIT_FSIZE, 0)  # a decoder has no file to write
+    _set(resource.RLIMIT_FSIZE, 0)  # a decoder writes no file
 
 
 def _set(what: int, value: int) -> None:
@@ -296,9 +295,7 @@ def _set(what: int, value: int) -> None:
 
 
 def _address_space() -> int | None:
-    """Bytes of address space in use; None where the system does not tell (and does not limit it
-    either).
-    """
+    """Bytes of address space in use; None on systems without ``/proc``."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
@@ -315,7 +312,7 @@ def _send(replies: BinaryIO, reply: dict[str, Any], payload: memoryview | None =
 
 
 def main() -> None:
-    """Serve on standard input and output, with everything that nncodec prints out of the way."""
+    """Serve on standard input and output; what nncodec prints goes to standard error."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, replies)

@@ -1,106 +1,71 @@
-"""Where a network will run: export it, count what it costs, time it.
+"""Export a network to the formats of other runtimes, count its costs, time it.
 
-Counting and timing answer different questions, so both are given, with everything a reader needs to
-repeat them: theoretical operations of one sample beside median and spread of the measured time.
+A format is known by the suffix of its files: :func:`export` writes ``.onnx``, ``.pt2``, ``.xml``
+and ``.pte``, and :func:`measure` and :func:`footprint` take such a file in place of a model. Each
+is one class (:class:`Format`); :data:`FORMATS` lists them.
 
 >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), torch.randn(1, 1, 28, 28)
->>> path = export(model, x, "net.onnx")            # verified against PyTorch before the file appears
+>>> path = export(model, x, "net.onnx")            # verified against PyTorch before it appears
 >>> result = measure(model, x, onnx=path, repeats=20)
 >>> result.footprint.parameters, result.footprint.macs
 (7850, 7840)
 >>> sorted(result.latencies)
 ['onnxruntime', 'pytorch']
+>>> footprint(path).macs
+7840
+
+Theoretical operations and measured time stand next to each other, with the conditions that are
+needed to repeat them: operations of one sample; median and spread of the time.
 
 To compare models, time them in one run: :func:`latencies` takes turns between them, so that a noisy
 machine is noisy for all of them alike. :func:`compare` does so for models and files of every kind;
 :func:`device_kit` makes a folder that does it on another device.
 
 >>> x = torch.randn(64, 1, 28, 28)
->>> export_int8(model, x, "int8.onnx", calibration=[x]).agreement > 0.9    # of real images, not of noise
+>>> export_int8(model, x, "int8.onnx", calibration=[x]).agreement > 0.9    # of real images, not noise
 True
->>> program = export_program(model, x, "net.pt2")                         # or _executorch, _openvino
 >>> rows = compare([Subject("net", model, (x,)), Subject("int8", file=Path("int8.onnx"))], repeats=20)
 
 Sources: operations are counted by torch.utils.flop_counter (two per multiply-accumulate); formats
 and runtime: https://onnx.ai and https://onnxruntime.ai.
 """
 
-from snello.deploy._compare import MODEL_FILES as MODEL_FILES
-from snello.deploy._compare import MODEL_RUNTIMES as MODEL_RUNTIMES
-from snello.deploy._compare import Profile as Profile
-from snello.deploy._compare import Subject as Subject
-from snello.deploy._compare import compare as compare
-from snello.deploy._executorch import executorch_runner as executorch_runner
-from snello.deploy._executorch import export_executorch as export_executorch
-from snello.deploy._export import export as export
-from snello.deploy._footprint import Footprint as Footprint
-from snello.deploy._footprint import footprint as footprint
-from snello.deploy._kit import DeviceResult as DeviceResult
-from snello.deploy._kit import DeviceTime as DeviceTime
-from snello.deploy._kit import Kit as Kit
-from snello.deploy._kit import KitModel as KitModel
-from snello.deploy._kit import device_kit as device_kit
-from snello.deploy._kit import read_device_result as read_device_result
-from snello.deploy._latency import Latency as Latency
-from snello.deploy._latency import latencies as latencies
-from snello.deploy._measure import Measurement as Measurement
-from snello.deploy._measure import file_bytes as file_bytes
-from snello.deploy._measure import measure as measure
-from snello.deploy._measure import measure_onnx as measure_onnx
-from snello.deploy._memory import PeakMemory as PeakMemory
-from snello.deploy._memory import peak_memory as peak_memory
-from snello.deploy._memory import peak_memory_onnx as peak_memory_onnx
-from snello.deploy._onnx_footprint import onnx_footprint as onnx_footprint
-from snello.deploy._openvino import export_openvino as export_openvino
-from snello.deploy._openvino import openvino_runner as openvino_runner
-from snello.deploy._program import export_program as export_program
-from snello.deploy._program import program_runner as program_runner
-from snello.deploy._quantise import Quantised as Quantised
-from snello.deploy._quantise import export_int8 as export_int8
-from snello.deploy._quantise import quantise as quantise
-from snello.deploy._records import read_profiles as read_profiles
-from snello.deploy._runners import Runner as Runner
-from snello.deploy._runners import compiled_runner as compiled_runner
-from snello.deploy._runners import onnx_runner as onnx_runner
-from snello.deploy._runners import pytorch_runner as pytorch_runner
+from ._footprint import Footprint as Footprint
+from ._memory import PeakMemory as PeakMemory
+from ._runners import Runner as Runner
+from ._runners import compiled_runner as compiled_runner
+from ._runners import pytorch_runner as pytorch_runner
+from .formats import FORMATS as FORMATS
+from .formats import Format as Format
+from .formats import Onnx as Onnx
+from .formats import Quantised as Quantised
+from .formats import export as export
+from .formats import export_int8 as export_int8
+from .formats import file_runner as file_runner
+from .formats import format_of as format_of
+from .formats import quantise as quantise
+from .kit.make import device_kit as device_kit
+from .kit.models import Kit as Kit
+from .kit.models import KitModel as KitModel
+from .kit.result import DeviceResult as DeviceResult
+from .kit.result import DeviceTime as DeviceTime
+from .kit.result import read_device_result as read_device_result
+from .measure.compare import Profile as Profile
+from .measure.compare import Subject as Subject
+from .measure.compare import compare as compare
+from .measure.compare import model_runtimes as model_runtimes
+from .measure.counts import file_bytes as file_bytes
+from .measure.counts import footprint as footprint
+from .measure.counts import peak_memory as peak_memory
+from .measure.latency import Latency as Latency
+from .measure.latency import latencies as latencies
+from .measure.measure import measure as measure
+from .measure.records import read_profiles as read_profiles
 
 __all__ = [
-    "MODEL_FILES",
-    "MODEL_RUNTIMES",
-    "DeviceResult",
-    "DeviceTime",
-    "Footprint",
-    "Kit",
-    "KitModel",
-    "Latency",
-    "Measurement",
-    "PeakMemory",
-    "Profile",
-    "Quantised",
-    "Runner",
-    "Subject",
-    "compare",
-    "compiled_runner",
-    "device_kit",
-    "executorch_runner",
-    "export",
-    "export_executorch",
-    "export_int8",
-    "export_openvino",
-    "export_program",
-    "file_bytes",
-    "footprint",
-    "latencies",
-    "measure",
-    "measure_onnx",
-    "onnx_footprint",
-    "onnx_runner",
-    "openvino_runner",
-    "peak_memory",
-    "peak_memory_onnx",
-    "program_runner",
-    "pytorch_runner",
-    "quantise",
-    "read_device_result",
-    "read_profiles",
-]
+    "FORMATS", "DeviceResult", "DeviceTime", "Footprint", "Format", "Kit", "KitModel", "Latency",
+    "Onnx", "PeakMemory", "Profile", "Quantised", "Runner", "Subject", "compare", "compiled_runner",
+    "device_kit", "export", "export_int8", "file_bytes", "file_runner", "footprint", "format_of",
+    "latencies", "measure", "model_runtimes", "peak_memory", "pytorch_runner", "quantise",
+    "read_device_result", "read_profiles",
+]  # fmt: skip

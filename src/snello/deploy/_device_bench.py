@@ -1,6 +1,6 @@
 """Time ONNX models on the machine where this file lies; it needs onnxruntime and numpy alone.
 
-    python bench.py                      writes device.json beside this file
+    python bench.py                      writes device.json next to this file
     python bench.py --threads 4 --repeats 200
 
 The models are those of models.json. They are timed in turns: each repeat calls every model once, so
@@ -10,7 +10,7 @@ measure.json device.json
 """
 
 # This file is copied into the kit as it is, so nothing of snello may be imported here; snello
-# itself uses the functions below. Old Pythons of small boards shall run it too (3.8).
+# itself uses the functions below. It must run on the old Pythons of small boards (3.8).
 
 from __future__ import annotations
 
@@ -44,19 +44,18 @@ DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-AGREES = (
-    1e-3  # float32 outputs of another CPU may differ by rounding, relative to the largest magnitude
-)
+# Outputs of another CPU may differ by rounding, relative to the largest magnitude.
+AGREES = 1e-3
 
 
 class KitError(ValueError):
-    """Something about the kit or the options is wrong; the message says what."""
+    """An error in the kit or the options, named in the message."""
 
 
 def take_turns(
     names: Sequence[str], milliseconds: Callable[[str], float], repeats: int, warmup: int
 ) -> dict[str, list[float]]:
-    """Times of each name, taken in turns; each round begins with the next one.
+    """Time each name in turns; each round begins with the next one.
 
     Args:
         names: what to time.
@@ -64,6 +63,7 @@ def take_turns(
         repeats: timed rounds.
         warmup: untimed rounds before.
     """
+    # A copy of snello.timing.take_turns, which this file cannot import; a test compares the two.
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(warmup + repeats):
         start = round_ % len(names) if names else 0
@@ -75,7 +75,7 @@ def take_turns(
 
 
 def session_of(path: str | bytes, threads: int) -> Any:
-    """A session of ONNX Runtime on the CPU with so many threads.
+    """Open a session of ONNX Runtime on the CPU.
 
     Raises:
         KitError: for a file that ONNX Runtime cannot load.
@@ -93,7 +93,7 @@ def session_of(path: str | bytes, threads: int) -> Any:
 
 
 def random_feed(session: Any, batch: int) -> dict[str, Any]:
-    """Inputs of the shapes that the file states: standard normal, zeros for integers.
+    """Make inputs of the shapes that the file states: standard normal, zeros for integers.
 
     Raises:
         KitError: for an input of unknown type, or with an open dimension other than the batch.
@@ -119,9 +119,7 @@ def random_feed(session: Any, batch: int) -> dict[str, Any]:
 
 
 def peak_memory(path: str, threads: int, batch: int) -> int | None:
-    """Bytes by which a process of its own grows at most while it loads a file and runs it; None if
-    unknown.
-    """
+    """Peak growth in bytes of a new process that loads and runs a file; None if unknown."""
     command = [sys.executable, "-I", os.path.abspath(__file__), "--peak", os.path.abspath(path)]
     command += ["--threads", str(threads), "--batch", str(batch)]
     try:
@@ -137,12 +135,12 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
 
 
 def _peak_here(path: str, threads: int, batch: int) -> int | None:
-    """What :func:`peak_memory` runs in a process of its own."""
+    """Peak growth of this process; :func:`peak_memory` runs it in a new one."""
     import numpy
 
     session_of(IDENTITY, threads).run(None, {"x": numpy.ones(1, numpy.float32)})
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     except OSError:
         return None
     before = _status("VmRSS")
@@ -248,7 +246,7 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
 
 
 def describe() -> dict[str, Any]:
-    """What a reader must know of this machine."""
+    """Facts about this machine that a result must state."""
     import numpy
     import onnxruntime
 
@@ -266,7 +264,7 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The board and the CPU, as far as the system tells."""
+    """Names of the board and the CPU, as far as the system gives them."""
     board = _first_line("/proc/device-tree/model")
     names = []
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
@@ -279,9 +277,8 @@ def cpu_name() -> str:
 
 
 def temperature() -> float | None:
-    """Degrees Celsius of the first sensor, None where there is none: a hot board slows itself
-    down.
-    """
+    """Temperature of the first sensor in degrees Celsius; None where there is none."""
+    # A hot board lowers its clock, so a time without a temperature says little.
     text = _first_line("/sys/class/thermal/thermal_zone0/temp")
     return int(text) / 1000 if text and text.lstrip("-").isdigit() else None
 
@@ -322,7 +319,7 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument(
-        "--out", default=str(here / "device.json"), help="default: device.json beside this file"
+        "--out", default=str(here / "device.json"), help="default: device.json next to this file"
     )
     parser.add_argument("--peak", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a model costs on paper: parameters, operations, bytes."""
+"""Counts of a model: parameters, operations, bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snello.wrappers import check_values
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model costs on paper.
+    """Counts of a model or a file.
 
     Attributes:
         parameters: number of parameters, tied ones once.
@@ -36,8 +36,8 @@ class Footprint:
     bytes: int
 
 
-def footprint(model: nn.Module, example_inputs: Example) -> Footprint:
-    """Count what a model costs.
+def model_footprint(model: nn.Module, example_inputs: Example) -> Footprint:
+    """Count the parameters, operations and bytes of a model.
 
     Args:
         model: any module; its mode is restored.
@@ -67,7 +67,7 @@ def model_macs(model: nn.Module, example_inputs: Example) -> int:
 
 
 def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) -> int:
-    """Multiply-accumulate operations of one sample of whatever runs torch's operators.
+    """Multiply-accumulate operations of one sample, for any callable of torch's operators.
 
     Raises:
         ModelError: if it does not run on one sample.
@@ -98,8 +98,7 @@ def state_bytes(state: Iterable[object]) -> int:
 
 @contextlib.contextmanager
 def _no_attention_fastpath() -> Iterator[None]:
-    # The fused attention of evaluation mode is one operation that the counter does not know: it
-    # counts zero.
+    # The counter does not know the fused attention of evaluation mode, and would count zero.
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

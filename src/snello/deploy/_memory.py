@@ -1,8 +1,7 @@
-"""The memory that a forward pass takes at most."""
+"""Peak memory of a forward pass."""
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snello.deploy._device_bench import KitError
-from snello.deploy._device_bench import peak_memory as process_growth
-from snello.errors import ModelError, require
+from snello.errors import ModelError
 from snello.graph import Example, evaluation, positional
 
 Method = Literal["tensors", "process"]
@@ -23,12 +20,12 @@ Method = Literal["tensors", "process"]
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The memory of one forward pass at its fullest, and how that was found.
+    """Peak memory of one forward pass, and the method that found it.
 
     The two methods answer different questions: compare like with like.
 
     Attributes:
-        bytes: how much.
+        bytes: the peak.
         method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of the activations
             that live at the same time, as torch's operators hand them out (the scratch space inside
             an operator is not seen; the same on every machine). ``"process"``: growth of the
@@ -40,9 +37,8 @@ class PeakMemory:
     method: Method
 
 
-def peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
-    """Memory of one forward pass in evaluation mode, by counting the tensors that live at the same
-    time.
+def model_peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
+    """Count the memory of the tensors that live at the same time in one forward pass.
 
     Args:
         model: any module; its mode is restored.
@@ -59,7 +55,7 @@ def peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
 def peak_memory_of(
     call: Callable[..., object], state: Iterable[Tensor], inputs: tuple[Tensor, ...]
 ) -> PeakMemory:
-    """The same for whatever runs torch's operators on a state of its own."""
+    """Count the same for a callable that runs torch's operators on a state of its own."""
     resident = _storages([*state, *inputs])
     try:
         with torch.no_grad(), _Live(resident) as live:
@@ -72,29 +68,8 @@ def peak_memory_of(
     return PeakMemory(sum(resident.values()) + live.peak, "tensors")
 
 
-def peak_memory_onnx(
-    path: str | os.PathLike[str], *, batch: int = 1, threads: int = 1
-) -> PeakMemory | None:
-    """Memory that ONNX Runtime takes for a file, in a process of its own; None where the system
-    does not tell.
-
-    It tells on Linux, in ``/proc/self/status``: largest resident set minus the one before the file
-    was loaded.
-
-    Raises:
-        ModelError: if the file does not run.
-        MissingExtraError: without onnxruntime.
-    """
-    require("onnxruntime", "onnx", "running ONNX files")
-    try:
-        growth = process_growth(str(path), threads, batch)
-    except KitError as error:
-        raise ModelError(str(error)) from error
-    return None if growth is None else PeakMemory(growth, "process")
-
-
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operators return until nobody holds them any more."""
+    """Follow the storages that operators return, until they are freed."""
 
     def __init__(self, known: Mapping[int, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,33 +1,19 @@
-"""Callables that run a model once, and say how."""
+"""Runners: callables that run a model once, with a record of how."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from snello.deploy._device_bench import KitError, session_of
-from snello.deploy._verify import batch_of, first_line
-from snello.errors import ConfigError, ModelError, require
+from snello.errors import ConfigError, ModelError
 from snello.graph import as_inputs
 from snello.wrappers import copied
 
-Runtime = Literal[
-    "pytorch",
-    "torch.compile",
-    "torch.export",
-    "onnxruntime",
-    "onnxruntime int8",
-    "openvino",
-    "executorch",
-]
-"""What runs a model. An ONNX file with quantised weights is timed as "onnxruntime int8" where it is made here."""
+from ._verify import batch_of, first_line
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Runner:
         call: runs it once.
     """
 
-    runtime: Runtime
+    runtime: str
     batch: int
     device: str
     threads: int | None
@@ -53,7 +39,7 @@ class Runner:
 
 
 def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Runner:
-    """A runner of the model in PyTorch: evaluation mode, no autograd.
+    """Make a model ready to run in PyTorch: evaluation mode, no autograd.
 
     Args:
         model: any module; a copy of it as it is now is run.
@@ -75,10 +61,10 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
 def compiled_runner(
     model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1
 ) -> Runner:
-    """A runner of the model compiled by ``torch.compile``: one whole graph, for these shapes alone.
+    """Compile a model with ``torch.compile``: one whole graph, for these shapes alone.
 
-    It is compiled here, not while it is timed, and for this number of threads, which the code that
-    torch writes fixes.
+    It is compiled before it is timed, and for one number of threads, which torch writes into the
+    code.
 
     Args:
         model: any module; a copy of it as it is now is run.
@@ -89,7 +75,7 @@ def compiled_runner(
         ModelError: if the model cannot be compiled as one graph, or does not run on the inputs.
         ConfigError: where there is no C++ compiler, or for a number of threads below one.
     """
-    _check_threads(threads)
+    check_threads(threads)
     arguments = as_inputs(inputs)
     # A graph that breaks, or is compiled too often, would fall back to eager mode without a word.
     compiled = torch.compile(copied(model).eval(), fullgraph=True, dynamic=False)
@@ -116,50 +102,15 @@ def _not_compiled(error: Exception, name: str) -> Exception:
     return ModelError(f"torch.compile cannot compile {name} as one graph: {first_line(error)}")
 
 
-def onnx_runner(
-    path: str | os.PathLike[str],
-    inputs: tuple[Tensor, ...] | Tensor,
-    threads: int = 1,
-    *,
-    runtime: Runtime = "onnxruntime",
-) -> Runner:
-    """A runner of an ONNX file in ONNX Runtime on the CPU.
-
-    Args:
-        path: the file.
-        inputs: its inputs in order, with the batch on dimension 0.
-        threads: number of threads of the runtime.
-        runtime: what to call it in results.
-
-    Raises:
-        ModelError: if the file cannot be loaded or does not run on the inputs.
-        ConfigError: if the number of inputs or of threads is wrong.
-        MissingExtraError: without onnxruntime.
-    """
-    arguments = as_inputs(inputs)
-    session = onnx_session(path, threads)
-    names = [node.name for node in session.get_inputs()]
-    if len(names) != len(arguments):
-        raise ConfigError(
-            f"{path} takes {len(names)} inputs ({', '.join(names)}); {len(arguments)} were given"
-        )
-    feed = dict(zip(names, (x.detach().cpu().numpy() for x in arguments), strict=True))
-
-    def call() -> object:
-        return session.run(None, feed)
-
-    return runner(runtime, arguments, threads, call, str(path), device="cpu")
-
-
 def runner(
-    runtime: Runtime,
+    runtime: str,
     inputs: tuple[Tensor, ...],
     threads: int | None,
     call: Callable[[], object],
     what: str,
     device: str | None = None,
 ) -> Runner:
-    """A runner of any callable that was tried once.
+    """Make a runner of a callable, after trying it once.
 
     Args:
         runtime: what runs it.
@@ -182,24 +133,6 @@ def runner(
     return Runner(runtime, batch_of(inputs), device or str(inputs[0].device), threads, call)
 
 
-def onnx_session(path: str | os.PathLike[str], threads: int) -> Any:
-    """A session of ONNX Runtime on the CPU.
-
-    Raises:
-        ModelError: if the file is missing or cannot be loaded.
-        ConfigError: for a number of threads below one.
-        MissingExtraError: without onnxruntime.
-    """
-    _check_threads(threads)
-    if not Path(path).is_file():
-        raise ModelError(f"there is no ONNX file {path}")
-    require("onnxruntime", "onnx", "running ONNX files")
-    try:
-        return session_of(str(path), threads)
-    except KitError as error:
-        raise ModelError(str(error)) from error
-
-
 def random_inputs(shapes: Iterable[Iterable[int]]) -> tuple[Tensor, ...]:
     """Standard normal inputs of these shapes, always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -208,7 +141,7 @@ def random_inputs(shapes: Iterable[Iterable[int]]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """torch's thread count within the block."""
+    """Set torch's thread count within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -217,6 +150,7 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int) -> None:
+    """Raise a ConfigError for a number of threads below one."""
     if threads < 1:
         raise ConfigError(f"threads={threads}: choose at least 1")

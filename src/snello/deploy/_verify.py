@@ -1,4 +1,4 @@
-"""Two runtimes, one model: do they compute the same?"""
+"""Comparison of an exported file with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from snello.graph import as_inputs
 from snello.wrappers import check_values, copied
 
 TOLERANCE = 1e-4
-"""Largest accepted difference to PyTorch, relative to the largest magnitude of the output, in single precision."""
+"""Largest accepted difference to PyTorch in float32, relative to the largest output."""
 
 _ROUNDINGS = 8
-"""In half precision, so many roundings of the largest magnitude instead."""
+"""Accepted difference in half precision, in roundings of the largest output."""
 
 
 def tolerance_of(model: nn.Module) -> float:
@@ -34,14 +34,13 @@ def tolerance_of(model: nn.Module) -> float:
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(dtype).eps for dtype in narrow)])
 
 
-def check_batch_sizes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Check that a model itself runs on the example, and at another batch size, before it is
-    exported for any.
+def check_batch_sizes(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Check that a model itself runs at every batch size that its export takes.
 
     Raises:
         ModelError: if it does not.
     """
-    for batch in (inputs, one_more(inputs)):
+    for batch in batches:
         _outputs(model, batch)
 
 
@@ -75,6 +74,14 @@ def one_more(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.cat([x, x[:1]]) for x in inputs)
 
 
+def dynamic_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """Dynamic shapes of torch.export with a free batch size on dimension 0 of each input."""
+    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    code = getattr(getattr(type(model).forward, "__code__", None), "co_argcount", None)
+    # torch.export groups the inputs of forward(*inputs) into one tuple.
+    return (dynamic,) if code == 1 else dynamic
+
+
 def batch_of(inputs: tuple[Tensor, ...]) -> int:
     """Samples per call: dimension 0 of the first input, 1 where it has none."""
     return int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
@@ -86,7 +93,7 @@ def compare_outputs(
     run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
     where: str,
 ) -> float:
-    """Run a model and what it was exported to on the same inputs, and compare.
+    """Run a model and its export on the same inputs, and compare the outputs.
 
     Args:
         model: on the CPU, in evaluation mode.
@@ -137,8 +144,9 @@ def _way_out(model: nn.Module) -> str:
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of ``expected``; infinite where that
-    is zero alone.
+    """Largest absolute difference over the largest magnitude of ``expected``.
+
+    Infinite where ``expected`` is zero and ``found`` is not.
     """
     if expected.numel() == 0:
         return 0.0
@@ -160,13 +168,14 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def flat(outputs: object) -> list[Tensor]:
-    """The tensors of whatever a model returns, in order."""
-    return [y for y in pytree.tree_leaves(outputs) if isinstance(y, Tensor)]
+    """Tensors and arrays in the outputs of a model or a runtime, in order, as tensors."""
+    leaves = pytree.tree_leaves(outputs)
+    return [torch.as_tensor(y) for y in leaves if isinstance(y, Tensor) or hasattr(y, "__array__")]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what exporters print, warn and log; what matters comes back as an error."""
+    """Silence the prints, warnings and logs of exporters; their failures are exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -191,9 +200,7 @@ _ADVICE = re.compile(
 
 
 def first_line(error: BaseException) -> str:
-    """The cause of an error in one line: of the first exception of a chain, without advice and
-    control codes.
-    """
+    """Cause of an error in one line: the first exception of its chain, without advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = _CONTROL.sub("", str(error))

@@ -1,9 +1,9 @@
-"""Which neurons still learn? The others skip their part of the backward pass.
+"""NEq: neurons that have stopped learning skip their part of the backward pass.
 
-A neuron is at *equilibrium* when its answers on a fixed probe set have stopped changing: the
-similarity phi of its outputs at consecutive epochs has (almost) no velocity any more. Until it
-moves again it gets no weight gradient, and the optimizer leaves its weights exactly where they are.
-The gradient of the input is always exact, so all other neurons train as ever.
+A neuron is at *equilibrium* when its outputs on a fixed probe set have stopped changing: phi, the
+similarity of its outputs at consecutive epochs, has a velocity close to zero. While that lasts, it
+gets no weight gradient, and the optimizer leaves its weights exactly as they are. The gradient of
+the input is always exact, so all other neurons train as usual.
 
 >>> import torch
 >>> from torch import nn
@@ -24,44 +24,54 @@ The gradient of the input is always exact, so all other neurons train as ever.
 >>> neq.remove()                                        # a plain model and a plain optimizer again
 
 Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
-it. Its baselines are :class:`Stochastic`, :class:`MatchedStochastic` (Stochastic*, as many neurons
-as NEq froze) and :class:`Prefix` (whole layers from the input on, :class:`FreezeOut`'s timetable).
-:class:`Budget` lets a fixed number of parameters learn, those with most velocity. All go into
-``SelectiveUpdate(model, optimizer, probe, selection)``; :class:`NEq` is the one with
-:class:`Velocity`.
+it. Its baselines are :class:`Stochastic` (random neurons), :class:`MatchedStochastic` (as many
+random neurons as NEq froze: the paper's Stochastic*) and :class:`Prefix` (whole layers from the
+input on, with :class:`FreezeOut`'s timetable). :class:`ParameterBudget` updates a fixed number of
+parameters, those with most velocity. All are arguments of
+:class:`SelectiveUpdate`; :class:`NEq` is the one with :class:`Velocity`.
 
-Cost: freezing saves weight gradients, which are one of the two halves of a backward pass.
-``decided.flops`` follows the paper's convention, :func:`step_flops` counts what is executed,
-:func:`time_step` measures it, :func:`step_memory` sees what autograd saves, and
-:func:`measure_cost` does all of it.
+Cost: freezing saves weight gradients, which are about half of a backward pass. ``decided.flops``
+follows the paper's convention, :func:`step_flops` counts the FLOPs executed, :func:`time_step`
+measures times, :func:`step_memory` the memory that autograd takes, and :func:`measure_cost` all of
+them.
 
 Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in
 deep models", NeurIPS 2022, https://arxiv.org/abs/2207.09455
 """
 
-from snello.equilibrium._baselines import Budget as Budget
-from snello.equilibrium._baselines import FreezeOut as FreezeOut
-from snello.equilibrium._baselines import MatchedStochastic as MatchedStochastic
-from snello.equilibrium._baselines import Prefix as Prefix
-from snello.equilibrium._baselines import Stochastic as Stochastic
-from snello.equilibrium._cost import UpdateCost as UpdateCost
-from snello.equilibrium._cost import measure_cost as measure_cost
-from snello.equilibrium._flops import BackwardFlops as BackwardFlops
-from snello.equilibrium._flops import StepFlops as StepFlops
-from snello.equilibrium._flops import backward_flops as backward_flops
-from snello.equilibrium._flops import step_flops as step_flops
-from snello.equilibrium._memory import StepMemory as StepMemory
-from snello.equilibrium._memory import step_memory as step_memory
-from snello.equilibrium._neq import NEq as NEq
-from snello.equilibrium._neq import SelectiveUpdate as SelectiveUpdate
-from snello.equilibrium._probe import similarity as similarity
-from snello.equilibrium._records import EquilibriumStep as EquilibriumStep
-from snello.equilibrium._selection import Selection as Selection
-from snello.equilibrium._selection import Velocity as Velocity
-from snello.equilibrium._selection import WatchedLayer as WatchedLayer
-from snello.equilibrium._sketch import sketch as sketch
-from snello.equilibrium._timing import BackwardTiming as BackwardTiming
-from snello.equilibrium._timing import PhaseTiming as PhaseTiming
-from snello.equilibrium._timing import StepTiming as StepTiming
-from snello.equilibrium._timing import time_backward as time_backward
-from snello.equilibrium._timing import time_step as time_step
+from ._baselines import FreezeOut as FreezeOut
+from ._baselines import MatchedStochastic as MatchedStochastic
+from ._baselines import ParameterBudget as ParameterBudget
+from ._baselines import Prefix as Prefix
+from ._baselines import Stochastic as Stochastic
+from ._cache import FeatureCache as FeatureCache
+from ._cost import UpdateCost as UpdateCost
+from ._cost import measure_cost as measure_cost
+from ._flops import BackwardFlops as BackwardFlops
+from ._flops import StepFlops as StepFlops
+from ._flops import backward_flops as backward_flops
+from ._flops import step_flops as step_flops
+from ._memory import StepMemory as StepMemory
+from ._memory import step_memory as step_memory
+from ._neq import NEq as NEq
+from ._neq import SelectiveUpdate as SelectiveUpdate
+from ._probe import similarity as similarity
+from ._records import EquilibriumStep as EquilibriumStep
+from ._selection import Selection as Selection
+from ._selection import Velocity as Velocity
+from ._selection import WatchedLayer as WatchedLayer
+from ._settled import Settled as Settled
+from ._sketch import sketch as sketch
+from ._timing import BackwardTiming as BackwardTiming
+from ._timing import PhaseTiming as PhaseTiming
+from ._timing import StepTiming as StepTiming
+from ._timing import time_backward as time_backward
+from ._timing import time_step as time_step
+
+# Other names are for the packages of snello.
+__all__ = [
+    "EquilibriumStep", "FeatureCache", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
+    "Selection", "SelectiveUpdate", "Settled", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
+    "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
+    "time_backward", "time_step",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Selections to hold NEq against: random neurons, a whole prefix of the network, a budget."""
+"""Selections to compare NEq with: random neurons, the first layers, a parameter budget."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._selection import Formula, Velocity, WatchedLayer
 from snello.errors import ConfigError
+
+from ._records import EquilibriumStep
+from ._selection import Formula, Velocity, WatchedLayer
 
 
 class Stochastic:
-    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn anew each step.
+    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn afresh each step.
 
     Args:
         p: share of each layer to freeze, in [0, 1].
@@ -51,15 +52,16 @@ class Stochastic:
 class MatchedStochastic:
     """The paper's Stochastic*: random neurons, as many as NEq froze.
 
-    So it tells what NEq's *choice* of neurons is worth, at the same cost.
+    The comparison shows the value of NEq's *choice* of neurons at equal cost.
 
     Args:
-        run: what to match. A finished run: its frozen shares, or the :class:`EquilibriumStep` that
-            each of its steps returned (in warm-up too). Or a :class:`Velocity` rule, which then
-            watches this very run: every step freezes the mean share that the rule would have frozen
-                in the steps so far.
-        per_step: match a finished run step by step, not by its mean; after its end its last share
-        stays. seed: seed of its own generator; the global generators are not touched.
+        run: the run to match. For a finished run: its frozen shares, or the
+            :class:`EquilibriumStep` that each of its steps returned (also in warm-up). Or a
+            :class:`Velocity` rule that is evaluated during this run: every step freezes the mean
+            share that the rule would have frozen so far.
+        per_step: match a finished run step by step, not by its mean; beyond its end, its last share
+            is used.
+        seed: seed of its own generator; the global generators are not touched.
 
     Raises:
         ConfigError: for an empty run, a share outside [0, 1], or ``per_step`` without a finished
@@ -91,7 +93,7 @@ class MatchedStochastic:
 
     @property
     def observes(self) -> bool:
-        """Whether a rule watches, so that the probe must run at every step."""
+        """True if a velocity rule is matched, so that the probe must run at every step."""
         return self._rule is not None
 
     def select(
@@ -116,7 +118,7 @@ class MatchedStochastic:
         return statistics.fmean(self._shares)
 
     def state_dict(self) -> dict[str, Any]:
-        """Generator, counters, and the rule that watches."""
+        """Generator, counters, and the state of the rule that is matched."""
         return {
             "generator": self._generator.get_state(),
             "steps": self._steps,
@@ -138,7 +140,7 @@ class MatchedStochastic:
 
 @dataclass(frozen=True)
 class FreezeOut:
-    """FreezeOut's timetable: which share of the layers has stopped learning at a step.
+    """FreezeOut's timetable: the share of the layers that has stopped learning at a step.
 
     Layer after layer stops between ``t0`` and the end of the training. FreezeOut also anneals the
     learning rate of each layer down to zero until it stops; that is left to the scheduler.
@@ -176,16 +178,15 @@ class FreezeOut:
 
 
 class Prefix:
-    """A baseline that freezes whole layers, from the input on: what is known without looking at
-    neurons.
+    """A baseline that freezes whole layers, from the input on.
 
-    Below the deepest layer that learns the input gradient stops too, so this saves more time per
-    frozen parameter than scattered neurons do.
+    The backward pass ends at the first layer that still learns, so this saves more time per frozen
+    parameter than freezing scattered neurons.
 
     Args:
-        share: share of the watched layers to freeze, in [0, 1]; or a function of the number of
-            steps so far (1 at the first one) that returns it, such as :class:`FreezeOut`. A
-            convolution and the BatchNorm behind it are two layers.
+        share: share of the watched layers to freeze, in [0, 1]; or a function from the number of
+            the step, from 1, to that share, such as :class:`FreezeOut`. A convolution and its
+            BatchNorm count as two layers.
     """
 
     observes = False
@@ -206,7 +207,7 @@ class Prefix:
             f"share: the schedule at step {self._steps + 1}", self._share(self._steps + 1)
         )
         self._steps += 1
-        # 0.29 * 100 is a little less than 29 in binary.
+        # 0.29 * 100 is slightly less than 29 in floating point.
         count = int(share * len(layers) + 1e-9)
         return {
             name: torch.full((layer.neurons,), index < count)
@@ -222,18 +223,18 @@ class Prefix:
         self._steps = int(state["steps"])
 
 
-class Budget:
-    """A fixed number of parameters learns: those of the neurons with most velocity per parameter.
+class ParameterBudget:
+    """Update a fixed number of parameters: those of the neurons with most velocity per parameter.
 
-    The neurons of all layers stand in one line, the fastest per parameter first; they learn until
-    the next one would not fit. So no neuron that learns is slower per parameter than one that is
-    frozen.
+    The neurons of all layers are ranked by velocity per parameter. From the top, they learn until
+    the next one would exceed the budget.
 
     Args:
         budget: parameters that may learn (a whole number), or their share of all parameters of
-            watched layers (a float in [0, 1]). The layers that are left alone learn besides.
+            watched layers (a float in [0, 1]). Layers that are left alone always learn and do not
+            count.
         mu: weight of the last velocity; see :class:`Velocity`.
-        formula: which velocity; see :class:`Velocity`.
+        formula: definition of the velocity; see :class:`Velocity`.
 
     Raises:
         ConfigError: for a negative budget, or a share above 1.
@@ -253,6 +254,7 @@ class Budget:
                 f"budget: must be a number of parameters (int) or a share in [0, 1] (float), not {budget!r}"
             )
         self.budget = budget
+        # With eps = 0 the rule freezes nothing itself; only its velocities are used.
         self._rule = Velocity(0, mu, formula)
 
     @property
@@ -263,7 +265,7 @@ class Budget:
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Advance the velocities, let the fastest learn; see :class:`Selection`."""
+        """Advance the velocities and freeze all but the fastest neurons; see :class:`Selection`."""
         self._rule.select(layers, similarities)
         velocity = self._rule.velocity
         speed = torch.cat([velocity[name].cpu().abs().double() for name in layers])

@@ -1,4 +1,4 @@
-"""Everything that a step costs with and without freezing, in one record."""
+"""The cost of a training step with and without freezing, in one record."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from snello.equilibrium._flops import StepFlops, step_flops
-from snello.equilibrium._memory import StepMemory, step_memory
-from snello.equilibrium._neq import SelectiveUpdate
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._timing import StepTiming, time_step
+from ._flops import StepFlops, step_flops
+from ._memory import StepMemory, step_memory
+from ._neq import SelectiveUpdate
+from ._records import EquilibriumStep
+from ._timing import StepTiming, time_step
 
 
 @dataclass(frozen=True)
 class UpdateCost:
-    """What one training step costs with the neurons that are frozen now, beside the plain step.
+    """Cost of one training step with the neurons that are frozen now, and of the plain step.
 
     Attributes:
-        status: what is frozen, and its FLOPs in the paper's convention, per sample.
+        status: the frozen share of each layer, and the FLOPs in the paper's convention, per sample.
         dense_flops: FLOPs that the plain step executes, for the whole batch.
         flops: FLOPs that the step with frozen neurons executes.
         dense_memory: memory of the plain forward and backward pass.
@@ -37,9 +37,7 @@ class UpdateCost:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """What is left of the plain step: three counts, two times and a memory, each 1 with nothing
-        frozen.
-        """
+        """Cost relative to the plain step by name: three counts, two times and the memory."""
         return {
             "backward FLOPs, paper's convention": self.status.flops / self.status.dense_flops,
             "backward FLOPs executed": self.flops.backward / self.dense_flops.backward,
@@ -57,9 +55,9 @@ def measure_cost(
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
 ) -> UpdateCost:
-    """Count FLOPs and memory and measure times of a step, plain and with what is frozen now.
+    """Count FLOPs and memory of a step and measure its time, plain and with neurons frozen.
 
-    Everything is put back, as by :func:`time_step`, whose arguments these are.
+    The arguments are those of :func:`time_step`; as there, everything is restored afterwards.
 
     Raises:
         ConfigError: for fewer than one repeat.

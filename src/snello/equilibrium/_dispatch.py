@@ -1,14 +1,13 @@
-"""Slice or not: which of two equal ways to a weight gradient is the faster one here.
+"""The faster of two ways to compute a weight gradient: all rows, or the active rows alone.
 
-Computing the active rows alone saves part of one product, and costs a gather and, in a convolution,
-a second call. Whether that pays depends on the shape, the layout, the share of frozen rows, the
-machine and the library below: on one x86 thread the whole backward of a layer went down to 0.5 or
-up to 1.6. So it is measured, on the tensors of the run, at the first backward that needs to know.
+Computing the active rows alone (slicing) saves part of one product, and costs a gather and, in a
+convolution, a second call. The gain depends on the shape, the layout, the share of frozen rows, the
+machine and the library: on one x86 thread the time of a layer's backward changed by factors between
+0.5 and 1.6. It is therefore measured, on the tensors of the run, once for each kind of work.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,41 +15,44 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from snello.timing import take_turns, timed
+
 DispatchMode = Literal["measured", "fixed"]
 
 TURNS = 3
-"""Timed calls of each way, in turns after one warm-up; the smallest counts, for the rest is other work."""
+"""Timed calls of each way, in turns after one warm-up; the smallest time counts."""
 
 MARGIN = 0.97
-"""Slicing must be faster by this factor: equal is not worth the second code path."""
+"""Slicing is chosen only if it takes at most this share of the dense time."""
 
 BUCKETS = 8
-"""Numbers of active rows within one eighth of the layer share a decision."""
+"""Numbers of active rows are rounded up to eighths of the layer, which share a decision."""
 
 BLOCK = 16
 """CPU kernels work on blocks of 16 channels; the fixed rule counts active rows in whole blocks."""
 
 FIXED_SHARE = 0.76
-"""The fixed rule slices when at most this share of the blocks is active. Measured on one x86 thread, whole
-backward of one convolution over the plain one: 0.76 to 0.97 at 75 % active, 0.64 to 0.88 at 50 %, 0.51 to
-0.80 at 10 %, for 32 channels and more; a layer of 16 channels is one block, and gave 1.0 to 1.15 always."""
+"""The fixed rule slices when at most this share of the blocks is active. Measured on one x86
+thread, whole backward of one convolution over the plain one: 0.76 to 0.97 at 75 % active, 0.64 to
+0.88 at 50 %, 0.51 to 0.80 at 10 %, for 32 channels and more; a layer of 16 channels is one block,
+and gave 1.0 to 1.15 always."""
 
 FIXED_FAN_IN = 128
-"""In channels_last the gather walks over single entries, and needs a product behind it that is worth it: with
-64 incoming weights (1x1) slicing gave 1.07 at 50 %, 0.9 at 75 %. Below this bound the fixed rule asks for a
-quarter of the blocks."""
+"""Incoming weights below which, in channels_last, at most a quarter of the blocks may be active.
+The gather copies single entries there and pays only beside a large product: with 64 incoming
+weights (1x1), slicing took 1.07 times as long at 50 % active, 0.9 times at 75 %."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What decides how long a backward takes.
+    """The properties of a layer's backward that decide how long it takes.
 
     Attributes:
         kind: name of the operation and its geometry.
         weight: shape of the weight.
         positions: binary magnitude of the number of output positions, over the whole batch.
         channels_last: layout of the data.
-        needs_input: whether the gradient of the input is wanted as well.
+        needs_input: true if the gradient of the input is wanted as well.
         dtype: of the operands.
         device: where it runs.
         active: active rows in eighths of the layer, rounded up.
@@ -70,12 +72,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Decision:
-    """One way chosen.
+    """The way chosen for one kind of work.
 
     Attributes:
-        sliced: whether the active rows are computed alone.
+        sliced: true if the active rows are computed alone.
         dense_ms: time of the whole backward of the layer, in milliseconds; None if it was not
-        measured. sliced_ms: the same with the active rows computed alone.
+            measured.
+        sliced_ms: the same with the active rows computed alone.
     """
 
     sliced: bool
@@ -87,12 +90,12 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class Dispatch:
-    """Decides, per kind of work, whether slicing pays, and remembers it for the run.
+    """Decisions for or against slicing, one per kind of work, kept for the run.
 
     Args:
-        mode: "measured" times both ways once per kind of work. "fixed" follows a rule made from
-            measurements on one machine: two runs with the same seed then round alike, which
-            measured decisions cannot promise. While
+        mode: "measured" times both ways once per kind of work. "fixed" follows a rule derived from
+            measurements on one machine: two runs with the same seed then give the same bits, which
+            measured decisions do not guarantee. While
             ``torch.are_deterministic_algorithms_enabled()``, the rule is used in either mode.
     """
 
@@ -101,7 +104,7 @@ class Dispatch:
         self.decisions: dict[Work, Decision] = {}
 
     def decision(self, work: Work) -> Decision | None:
-        """What is decided for this kind of work; None when it still has to be measured."""
+        """The decision for this kind of work; None if it still has to be measured."""
         if self.mode == "fixed" or torch.are_deterministic_algorithms_enabled():
             return Decision(rule(work))
         return self.decisions.get(work)
@@ -110,37 +113,31 @@ class Dispatch:
         self, work: Work, dense: Callable[[], Gradients], sliced: Callable[[], Gradients]
     ) -> Gradients:
         """Time both ways, remember the faster one, and return the gradients."""
-        times: dict[bool, list[float]] = {False: [], True: []}
-        found: dict[bool, Gradients] = {}
+        ways = {"dense": dense, "sliced": sliced}
+        found: dict[str, Gradients] = {}
+
+        def seconds(way: str) -> float:
+            found[way], elapsed = timed(ways[way], work.device)
+            return elapsed
+
         with torch.no_grad():
-            for turn in range(TURNS + 1):
-                for way, run in ((False, dense), (True, sliced)):
-                    _synchronise(work.device)
-                    start = time.perf_counter()
-                    found[way] = run()
-                    _synchronise(work.device)
-                    if turn:
-                        times[way].append(time.perf_counter() - start)
-        dense_ms, sliced_ms = min(times[False]) * 1e3, min(times[True]) * 1e3
+            times = take_turns([*ways], seconds, TURNS, warmup=1)
+        dense_ms, sliced_ms = (min(times[way]) * 1e3 for way in ways)
         decision = Decision(sliced_ms < MARGIN * dense_ms, dense_ms, sliced_ms)
         self.decisions[work] = decision
-        return found[decision.sliced]
+        return found["sliced" if decision.sliced else "dense"]
 
 
 def can_measure() -> bool:
-    """Whether timing makes sense now: not while derivatives are recorded, counted or traced."""
+    """Return true unless derivatives are being recorded, counted or traced."""
     return not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
 
 
 def rule(work: Work) -> bool:
-    """The fixed rule behind the constants above: whether to slice."""
+    """Return true if the fixed rule, made of the constants above, slices."""
     rows = work.weight[0]
+    # Rounded up: kernels compute whole blocks.
     blocks = -(-rows // BLOCK)
     active = -(-work.active * rows // (BUCKETS * BLOCK))
     narrow = work.channels_last and torch.Size(work.weight[1:]).numel() < FIXED_FAN_IN
     return active <= (blocks // 4 if narrow else FIXED_SHARE * blocks)
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize(device)

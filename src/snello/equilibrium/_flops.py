@@ -1,4 +1,4 @@
-"""What a backward pass costs: counted as the paper counts, and counted as it is executed."""
+"""FLOPs of a backward pass, in the paper's convention and as executed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from snello.equilibrium._gradients import input_gradients_only
-from snello.equilibrium._probe import Probe
 from snello.errors import ConfigError, ModelError
-from snello.flops import flop_counter
+from snello.flops import flop_counter, layer_macs
 from snello.graph import as_inputs
 from snello.neurons import neuron_layers, weighted_layers
+
+from ._gradients import input_gradients_only
+from ._probe import Probe
 
 
 @dataclass(frozen=True)
 class ForwardUse:
-    """How a forward pass uses the layers with neurons.
+    """Use of the layers with neurons in one forward pass.
 
     Attributes:
         called: names of the layers that are called as modules, in order of their first call.
@@ -38,12 +38,11 @@ class ForwardUse:
 
 
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
-    """Which layers the probe calls, in which order, and what they compute.
+    """Layers that the probe calls, in order, and their MACs.
 
-    A normalisation layer counts 2 per output entry, as is the custom; products of activations
-    (attention) belong to no neuron and are not counted. The input projection of a
-    ``MultiheadAttention``, which is no layer, counts under the name ``in_proj`` beside its
-    ``out_proj``.
+    Normalisation layers count 2 per output entry, as usual. Products of activations (attention)
+    belong to no neuron and are not counted. The input projection of a ``MultiheadAttention``, which
+    is not a layer of its own, counts under the name ``in_proj``.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
@@ -51,18 +50,19 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         x = inputs[0] if inputs else output  # only a transposed convolution asks for it
-        called[name] = called.get(name, 0.0) + _macs(layers[name], x, output) / probe.samples
+        called[name] = called.get(name, 0.0) + layer_macs(layers[name], x, output) / probe.samples
 
     def count_use(name: str, macs: int) -> None:
         used[name] = used.get(name, 0.0) + macs / probe.samples
 
+    # Modules count by their hooks; weights that another module uses count by that use.
     with _WeightUses(weighted_layers(model), count_use):
         probe.read(layers, count)
     return ForwardUse(tuple(called), used | called)
 
 
 class _WeightUses(TorchFunctionMode):
-    """Sees every product of an input with a layer's weight, whoever asks for it."""
+    """Intercepts every product of an input with a layer's weight, in any module."""
 
     PRODUCTS = frozenset(
         (
@@ -85,7 +85,7 @@ class _WeightUses(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in self.PRODUCTS and len(args) > 1 and id(args[1]) in self._owners:
             name, layer = self._owners[id(args[1])]
-            self._use(name, _macs(layer, args[0], output))
+            self._use(name, layer_macs(layer, args[0], output))
         elif func is F.multi_head_attention_forward and id(args[11]) in self._owners:
             self._attention(args)
         return output
@@ -99,26 +99,16 @@ class _WeightUses(TorchFunctionMode):
         )
 
 
-def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
-    if isinstance(layer, nn.Linear):
-        return output.numel() * layer.in_features
-    if isinstance(layer, _ConvTransposeNd):
-        return x.numel() * layer.weight[0].numel()
-    if isinstance(layer, _ConvNd):
-        return output.numel() * layer.weight[0].numel()
-    return 2 * output.numel()
-
-
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:
     """Backward FLOPs per sample as in the tables of the NEq paper.
 
-    Twice the forward MACs of each layer times its share of updated neurons. This is one of the two
-    products of a backward pass, and freezing skips only the weight gradient: the true saving is
-    about half of it. See :func:`step_flops`.
+    Twice the forward MACs of each layer times its share of updated neurons. A backward pass has a
+    second product per layer, the input gradient, which freezing does not skip: the true saving is
+    about half of this one. See :func:`step_flops`.
 
     Args:
         macs: layer name -> forward MACs per sample.
-        updated: layer name -> share of neurons updated; a layer without a share is updated whole.
+        updated: layer name -> share of neurons updated; 1 for layers that are missing.
     """
     return sum(2 * count * updated.get(name, 1.0) for name, count in macs.items())
 
@@ -129,7 +119,7 @@ class BackwardFlops:
 
     Attributes:
         input_gradient: FLOPs that carry the gradient from the loss to the layers.
-        weight_gradient: FLOPs that make the gradients of the weights.
+        weight_gradient: FLOPs that compute the gradients of the weights.
     """
 
     input_gradient: int
@@ -143,8 +133,7 @@ class BackwardFlops:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs that one forward and backward pass execute in matrix products and convolutions (2 per
-    MAC).
+    """FLOPs of one forward and backward pass in matrix products and convolutions (2 per MAC).
 
     Attributes:
         forward: FLOPs of the forward pass.
@@ -172,12 +161,12 @@ def step_flops(
     inputs: Tensor | tuple[Tensor, ...],
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> StepFlops:
-    """Count the FLOPs of a real forward and backward pass, with whatever is frozen now.
+    """Count the FLOPs that a forward and backward pass execute with the neurons frozen now.
 
-    torch's counter reads them off the operations that are executed. A layer that has not yet
-    measured whether to compute its active rows alone follows the fixed rule here; after one
-    training step on such a batch it does what it does in training. The model runs in its present
-    mode; its gradients, buffers and the random generators are put back.
+    The count comes from torch's counter. It follows the decisions between dense and sliced weight
+    gradients that training has measured so far, and the fixed rule where there is none yet: count
+    after one training step on such a batch. The model runs in its present mode; its gradients,
+    buffers and the random generators are restored.
 
     Args:
         model: the model to run.
@@ -201,6 +190,7 @@ def step_flops(
             id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)
         }
         others = [p for p in parameters if id(p) not in weighted]
+        # The other half: gradients of inputs, and of parameters outside layers with weights.
         with input_gradients_only():
             to_inputs = _counted(loss, [*edges, *others])
     return StepFlops(int(counter.get_total_flops()), to_inputs, total - to_inputs)
@@ -219,8 +209,7 @@ def backward_flops(
 def loss_of(
     model: nn.Module, args: tuple[Tensor, ...], loss_fn: Callable[[Any], Tensor] | None = None
 ) -> Tensor:
-    """The loss of the model's output; without a loss function the sum of its floating-point
-    tensors.
+    """The loss of the model's output, by default the sum of its floating-point tensors.
 
     Raises:
         ModelError: if it requires no gradient.
@@ -235,9 +224,8 @@ def loss_of(
 
 @contextmanager
 def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[None]:
-    """Collect where the gradient of each layer's output arrives, also if an activation then
-    overwrites it.
-    """
+    """Collect the graph edge behind the output of each layer with neurons."""
+    # The edge, not the tensor: an in-place activation would make the tensor its own output.
 
     def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
@@ -270,9 +258,7 @@ def _summed(output: Any) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Gradients, buffers and random generators are afterwards as they were; gradients start
-    empty.
-    """
+    """Start with empty gradients; restore gradients, buffers and generators at the end."""
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -1,4 +1,4 @@
-"""Imposes masks: sparse gradients in the layers, still rows in the optimizer."""
+"""Freezing by masks: sparse gradients in the layers, held rows in the optimizer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snello.equilibrium._dispatch import Dispatch
-from snello.equilibrium._hold import HeldRows, RowHold
-from snello.equilibrium._rows import neuron_axis
-from snello.equilibrium._sparse import attach, detach
 from snello.errors import ConfigError
-from snello.neurons import neuron_count
+from snello.neurons import neuron_axis, neuron_count
 from snello.optimizers import Optimizers, check_trained, optimizers_of
+
+from ._dispatch import Dispatch
+from ._hold import HeldRows, RowHold
+from ._sparse import attach, detach
 
 
 class Freezer:
@@ -24,7 +24,7 @@ class Freezer:
     Args:
         layers: layer name -> Linear, convolution, BatchNorm or LayerNorm.
         optimizers: one optimizer, several, or none yet.
-        dispatch: decides where computing the active rows alone pays.
+        dispatch: decides where only the active rows are computed.
 
     Raises:
         ConfigError: if a parameter of the layers is trained, but by none of the optimizers given.
@@ -80,9 +80,7 @@ class Freezer:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """The plain layers for a while, as if nothing were frozen; the optimizer goes on holding
-        the rows.
-        """
+        """Use the plain layers inside the block; the optimizer still holds the frozen rows."""
         self._detach()
         try:
             yield
@@ -102,7 +100,7 @@ class Freezer:
         if not len(index):
             return []
         axis = neuron_axis(layer)
-        # Those without requires_grad too: they may be given to an optimizer before the next masks.
+        # Also without requires_grad: the user may give them to an optimizer before the next masks.
         return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
     def _check(self, name: str, mask: Tensor) -> None:

@@ -1,8 +1,7 @@
-"""The gradients of a convolution or a Linear layer whose weight gradient may be computed for some
-rows alone.
+"""Autograd functions of convolutions and Linear layers with sliced weight gradients.
 
-Both ways, all rows or the active ones, give the same gradients in the active rows; frozen rows that
-are computed nevertheless are masked by whoever attached the layer.
+The weight gradient is computed for all rows or for the active ones alone; both give the same values
+in the active rows. Gradients of frozen rows are set to zero by the hooks of ``_sparse.py``.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snello.equilibrium._dispatch import Dispatch, Gradients, Work, can_measure, rule
-from snello.equilibrium._rows import Rows
+from ._dispatch import Dispatch, Gradients, Work, can_measure, rule
+from ._rows import Rows
 
 
 class Geometry(NamedTuple):
@@ -33,9 +32,10 @@ _weight_gradients = True
 
 @contextmanager
 def input_gradients_only() -> Iterator[None]:
-    """Let the sparse layers skip all weight gradients, to tell the two halves of a backward apart.
+    """Let the sparse layers skip all weight gradients, to count the input gradients alone.
 
-    Autograd itself skips them in plain layers when nobody asks; a custom function is not told.
+    In plain layers autograd skips weight gradients that are not asked for; a custom function is not
+    told which those are.
     """
     global _weight_gradients  # noqa: PLW0603 - the backward of an accelerator runs in another thread
     _weight_gradients = False
@@ -46,18 +46,16 @@ def input_gradients_only() -> Iterator[None]:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the channels are the innermost dimension in memory, and there is more than one
-    position.
-    """
+    """Return true if channels are innermost in memory and there are several positions."""
     return tensor.stride(1) == 1 and tensor.shape[2:].numel() > 1
 
 
 def _channels(tensor: Tensor, index: Tensor) -> Tensor:
-    """Some channels, dimension 1, in the layout of the whole."""
+    """Select some channels (dimension 1), keeping the memory layout."""
     if not is_channels_last(tensor):
         return tensor.index_select(1, index)
-    # The matrix of positions and channels, a view: gathering its columns is several times faster on
-    # a CPU than index_select on four dimensions, which also leaves the layout.
+    # A view as a matrix of positions and channels: gathering its columns is several times faster on
+    # a CPU than index_select on four dimensions, which would also change the layout.
     last = tensor.movedim(1, -1)
     part = last.reshape(-1, last.shape[-1]).index_select(1, index)
     return part.view(*last.shape[:-1], len(index)).movedim(-1, 1)
@@ -77,8 +75,7 @@ class ConvRows(torch.autograd.Function):
         dispatch: Dispatch,
         work: Work,
     ) -> Tensor:
-        # Without an active row the weight arrives detached, and the input need not survive the
-        # forward.
+        # Without an active row the weight comes detached, and the input is not needed any more.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows, ctx.geometry, ctx.like = rows, geometry, (x.shape, x.stride())
         ctx.dispatch, ctx.work = dispatch, work
@@ -103,12 +100,13 @@ class ConvRows(torch.autograd.Function):
             )
             return to_input, *_conv_rows(grad, x, weight, ctx.geometry, ctx.rows, wanted)
 
+        # Without a weight gradient there is nothing to slice.
         found = dense() if not wanted[1] else _faster(ctx, dense, sliced)
         return *found, None, None, None, None
 
 
 def _faster(ctx: Any, dense: Any, sliced: Any) -> Gradients:
-    """The gradients, by the way that is known or found to be the faster one."""
+    """Gradients, computed in the faster way; measure both ways where none is known yet."""
     decision = None if ctx.work is None else ctx.dispatch.decision(ctx.work)
     if decision is None and can_measure() and _weight_gradients:
         found: Gradients = ctx.dispatch.measure(ctx.work, dense, sliced)
@@ -136,11 +134,10 @@ def _conv_rows(
     axis = 1 if geometry.transposed else 0
     index = rows.active
     if geometry.groups > 1:
-        # Whole groups are computed: those with an active row. The frozen rows among them are masked
-        # later.
+        # Groups with an active row are computed whole; their frozen rows are set to zero later.
         index, inputs, groups = _active_groups(index, weight.shape[0], x.shape[1], geometry.groups)
         x, geometry = _channels(x, inputs), geometry._replace(groups=groups)
-    # Only the shape of the weight matters here, so that a view of its first rows will do.
+    # Only the shape of the weight matters here, so a view of its first rows is enough.
     head = weight.narrow(axis, 0, len(index))
     _, part, bias = _conv_backward(_channels(grad, index), x, head, geometry, [False, *wanted[1:]])
     return _scattered(part, bias, weight, index, axis)
@@ -149,9 +146,7 @@ def _conv_rows(
 def _active_groups(
     active: Tensor, outputs: int, inputs: int, groups: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Output channels and input channels of the groups with an active neuron, and how many groups
-    those are.
-    """
+    """Output channels, input channels and number of the groups with an active neuron."""
     per_out, per_in = outputs // groups, inputs // groups
     alive: Tensor = torch.unique(active // per_out)
 

@@ -1,4 +1,4 @@
-"""Frozen rows stand still whatever the optimizer does."""
+"""Frozen rows, kept bit-identical through any optimizer's steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.equilibrium._rows import by_neuron
 from snello.optimizers import follow_steps, parameters_of, unfollow_steps
 
+from ._rows import by_neuron
+
 MOMENTUM = frozenset({"momentum_buffer", "exp_avg"})
-"""Optimizer state that would carry a neuron on after it was frozen: it is erased."""
+"""Optimizer state that is erased in frozen rows: it would move them once they learn again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class HeldRows:
     Attributes:
         parameter: the parameter.
         index: indices of its frozen neurons.
-        axis: where its neurons lie; see ``neuron_axis``.
+        axis: dimension of its neurons; see :func:`snello.neurons.neuron_axis`.
     """
 
     parameter: Tensor
@@ -37,7 +38,7 @@ class HeldRows:
         return by_neuron(tensor, self.axis)
 
     def local(self) -> HeldRows:
-        """The same rows with the index where the parameter is now."""
+        """The same rows, with the index on the present device of the parameter."""
         device = self.parameter.device
         if self.index.device == device:
             return self
@@ -46,8 +47,11 @@ class HeldRows:
 
 @dataclass(frozen=True, eq=False)
 class _Aside:
-    """Values set aside before a step: the rows that may move, and each tensor with the values to
-    put back.
+    """Copies made before a step, to be restored after it.
+
+    Attributes:
+        stepping: rows of the parameters that the step may change.
+        values: rows, tensor (a parameter or its state), and the values to restore in them.
     """
 
     stepping: list[HeldRows]
@@ -55,30 +59,29 @@ class _Aside:
 
 
 _NESTED = 4
-"""Steps of one optimizer within one another that are told apart: a step that raised never ends."""
+"""Most open steps to remember of one optimizer: one that raised an error stays open for ever."""
 
 
 class RowHold:
-    """Keeps rows of parameters bit-identical through every step of every optimizer.
+    """Keep rows of parameters bit-identical through every step of every optimizer.
 
-    Before a step the frozen rows, and their rows of optimizer state of the same shape, are set
-    aside; after it they are put back, and the momentum of the frozen rows is erased. So neither
-    weight decay, nor momentum, nor a gradient that came by another way than the layer can move
-    them. It knows the parameters only, never the model.
+    Before a step the frozen rows, and the same rows of the optimizer state, are copied; after it
+    they are restored, and their momentum is erased. So neither weight decay nor momentum nor a
+    gradient from outside the layer (a penalty, for example) can change them.
 
     Args:
-        optimizers: those that are known to train the parameters. Others are met when they step.
+        optimizers: those known to train the parameters. Others are noticed at their first step.
     """
 
     def __init__(self, optimizers: Iterable[Optimizer] = ()) -> None:
         self._optimizers = WeakSet(optimizers)
         self._held: list[HeldRows] = []
-        # A subclass that calls the step of its base class has one step within the other.
+        # A stack: a subclass that calls its base class's step() has one step inside the other.
         self._aside: WeakKeyDictionary[Optimizer, list[_Aside]] = WeakKeyDictionary()
         follow_steps(self)
 
     def set(self, held: Iterable[HeldRows]) -> None:
-        """Hold these rows, and no others, from now on; they lose their momentum here."""
+        """Hold these rows, and no others, from now on, and erase their momentum."""
         self._held = list(held)
         with torch.no_grad():
             for optimizer in self._optimizers:
@@ -86,13 +89,13 @@ class RowHold:
                     _erase_momentum(optimizer, rows.local())
 
     def remove(self) -> None:
-        """Let go."""
+        """Stop holding rows."""
         self._held, self._aside = [], WeakKeyDictionary()
         unfollow_steps(self)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the optimizers step for a while as if nothing were held."""
+        """Let the optimizers step inside the block as if nothing were held."""
         unfollow_steps(self)
         try:
             yield
@@ -100,13 +103,13 @@ class RowHold:
             follow_steps(self)
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
-        """Set aside what an optimizer is about to move."""
+        """Copy the held rows that an optimizer is about to change."""
         if not self._held:
             return
         self._held = [held.local() for held in self._held]  # the model may have moved
         own = {id(parameter) for parameter in parameters_of(optimizer)}
-        # An optimizer passes over a parameter without a gradient, so that nothing has to be set
-        # aside; but a closure computes gradients within the step.
+        # An optimizer skips a parameter without a gradient, so no copy is needed; but a closure
+        # computes gradients within the step.
         stepping = [
             held
             for held in self._held
@@ -122,7 +125,7 @@ class RowHold:
         del open_steps[:-_NESTED]
 
     def after(self, optimizer: Optimizer) -> None:
-        """Put back what was set aside."""
+        """Restore the rows copied before the step."""
         open_steps = self._aside.get(optimizer)
         if not open_steps:
             return
@@ -140,9 +143,7 @@ def _erase_momentum(optimizer: Optimizer, held: HeldRows) -> None:
 
 
 def _row_state(optimizer: Optimizer, parameter: Tensor, *, erased: bool) -> list[Tensor]:
-    """Optimizer state with one entry per entry of the parameter: what is erased, or what is
-    kept.
-    """
+    """Optimizer state of the parameter's shape: the momentum, or all but the momentum."""
     return [
         state
         for key, state in optimizer.state.get(parameter, {}).items()

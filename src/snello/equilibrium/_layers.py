@@ -1,4 +1,4 @@
-"""Which layers have neurons that may be frozen, and why the others are left alone."""
+"""Layers with neurons that may be frozen, and the reasons to leave the others alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.errors import ConfigError
-from snello.neurons import computed, head, neuron_layers, select_layers
+from snello.neurons import CONVOLUTIONS, TRANSPOSED, computed, head, neuron_layers, select_layers
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -72,7 +70,7 @@ def monitored_layers(
             watched[name] = module
     if not watched:
         raise ConfigError(
-            f"NEq: {type(model).__name__} has no layer to watch beside its head; "
+            f"NEq: {type(model).__name__} has no layer to watch other than its head; "
             f"left alone: {left or 'nothing, the model has no layer with neurons'}"
         )
     return watched, left
@@ -93,7 +91,7 @@ def _wanted(kinds: Iterable[str] | None) -> tuple[type[nn.Module], ...]:
 
 
 def _owners(model: nn.Module) -> dict[int, int]:
-    """Parameter identity -> in how many distinct modules it lives (a shared module counts once)."""
+    """Parameter id -> number of distinct modules that hold it (a shared module counts once)."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -105,7 +103,7 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
     if not isinstance(module, _WATCHABLE):
         return f"{type(module).__name__} is not watched"
     if isinstance(module, TRANSPOSED) and module.groups > 1:
-        # On axis 1 of its weight lies the number within the group: no index there is one neuron.
+        # Axis 1 of its weight counts within a group, so that no index on it stands for one neuron.
         return "the neurons of a grouped transposed convolution are on no axis of its weight"
     if reason := computed(module):
         return reason
@@ -118,9 +116,7 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
 
 
 def _runs_as_documented(module: nn.Module) -> bool:
-    """Whether the layer's forward is torch's: what replaces it, or reads its channels, relies on
-    that.
-    """
+    """Return true if the layer's forward is torch's, which sparse layers replace."""
     base = next(kind for kind in _AS_DOCUMENTED if isinstance(module, kind))
     methods = ("forward", "_conv_forward") if isinstance(module, CONVOLUTIONS) else ("forward",)
     same = all(getattr(type(module), method) is getattr(base, method) for method in methods)

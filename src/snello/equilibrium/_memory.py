@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass."""
+"""Memory that the forward pass keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.equilibrium._flops import loss_of, undisturbed
 from snello.graph import as_inputs
+from snello.timing import synchronise
+
+from ._flops import loss_of, undisturbed
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,10 @@ class StepMemory:
     """Memory of one forward and backward pass.
 
     Attributes:
-        saved_bytes: bytes that autograd keeps alive between the two passes, beside parameters,
-            buffers and the inputs themselves: the saved activations at their peak, each storage
-                once.
-        peak_bytes: most that the device had allocated at once during both passes, beyond what it
-            had before; gradients included. None on a device that does not count (the CPU).
+        saved_bytes: bytes that autograd keeps between the two passes, without parameters, buffers
+            and inputs: the saved activations, each storage once.
+        peak_bytes: most bytes allocated on the device during both passes, gradients included,
+            beyond those allocated before. None on a device that does not count them (the CPU).
     """
 
     saved_bytes: int
@@ -34,10 +35,10 @@ def step_memory(
     inputs: Tensor | tuple[Tensor, ...],
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> StepMemory:
-    """Measure the memory of a forward and a backward pass, with whatever is frozen now.
+    """Measure the memory of a forward and a backward pass with the neurons frozen now.
 
-    A layer without an active neuron saves no input; one with some saves it whole. The model runs in
-    its present mode; its gradients, buffers and the random generators are put back.
+    A layer without active neurons saves no input; any other saves all of it. The model runs in its
+    present mode; its gradients, buffers and the random generators are restored.
 
     Args:
         model: the model to run.
@@ -53,6 +54,7 @@ def step_memory(
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
+        # By storage, so that views of one tensor count once.
         if _storage(tensor) not in owned:
             saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
@@ -74,6 +76,6 @@ def _storage(tensor: Tensor) -> int:
 def _start_counting(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
-    torch.cuda.synchronize(device)
+    synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)

@@ -1,62 +1,72 @@
-"""The object of the training loop: probe, decide, freeze, once a step."""
+"""The object for the training loop: run the probe, select neurons, freeze them, once a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.equilibrium._agree import from_first_rank
-from snello.equilibrium._dispatch import Dispatch, DispatchMode
-from snello.equilibrium._flops import forward_use, paper_flops
-from snello.equilibrium._freezer import Freezer
-from snello.equilibrium._layers import monitored_layers
-from snello.equilibrium._probe import Probe, similarity
-from snello.equilibrium._records import EquilibriumStep
-from snello.equilibrium._selection import Formula, Selection, Velocity, WatchedLayer
 from snello.errors import ConfigError, DivergenceError
 from snello.neurons import neuron_count
 from snello.optimizers import Optimizers
 from snello.wrappers import unwrapped, wrappers_of
 
+from ._agree import from_first_rank
+from ._dispatch import Dispatch, DispatchMode
+from ._flops import forward_use, paper_flops
+from ._freezer import Freezer
+from ._layers import monitored_layers
+from ._probe import Probe, similarity
+from ._records import EquilibriumStep
+from ._selection import Formula, Selection, Velocity, WatchedLayer
+
+
+class UpdateOptions(TypedDict, total=False):
+    """Options of :class:`SelectiveUpdate` by keyword; it describes them and holds their defaults."""
+
+    warmup: int
+    exclude: Iterable[str]
+    kinds: Iterable[str] | None
+    positions: int | None
+    dispatch: DispatchMode
+
 
 class SelectiveUpdate:
-    """Freezes, step by step, the neurons that a selection names.
+    """Freeze the neurons that a selection names at each call of :meth:`step`.
 
-    A *step* of it is whatever lies between two calls of :meth:`step`: an epoch, or any number of
-    iterations.
+    The time between two calls of :meth:`step` may be an epoch or any number of iterations.
 
-    Frozen neurons keep their weights bit for bit, through momentum and weight decay; they still
-    work in the forward pass, and BatchNorm statistics still move. The masks stay in force until
-    :meth:`remove`.
+    Frozen neurons keep their weights bit for bit, through momentum and weight decay. In the forward
+    pass they compute as usual, and BatchNorm statistics are still updated. The masks stay in force
+    until :meth:`remove`.
 
-    In a distributed training every process calls :meth:`step`: each runs the probe, so that each
-    could go on from its own state, but the first rank's similarities and masks are everybody's.
-    What the other ranks measure is not used, and their probe need not even hold the same samples.
+    In distributed training every process calls :meth:`step` and runs the probe, so that each can
+    save and restore its state, but all ranks use the similarities and masks of the first one. The
+    other ranks' probes may even hold other samples.
 
     Args:
-        model: the model in training. Its parameters are never replaced. ``DataParallel``,
-            ``torch.compile`` and ``DistributedDataParallel`` are looked through; the last must have
-            been built with ``find_unused_parameters=True``.
+        model: the model in training. Its parameters are never replaced. It may be wrapped in
+            ``DataParallel``, ``torch.compile``, or ``DistributedDataParallel`` with
+            ``find_unused_parameters=True``.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
             are held through the steps of any optimizer, also of one that is made later.
         probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors,
-            the same for the whole training. The outputs of all watched layers on it are kept in
+            the same during the whole training. The outputs of all watched layers on it are kept in
             memory.
         selection: the rule that names the frozen neurons.
         warmup: number of first steps in which every neuron learns, at least 1.
         exclude: names of layers that always learn. The head always does.
         kinds: kinds of layers to watch, some of "conv" (transposed ones too), "batchnorm",
             "layernorm" and "linear"; None for all. The others always learn.
-        positions: keep so many spatial positions of every probe output instead of all; see
-            :func:`snello.equilibrium.sketch` for the memory it saves and the error it makes.
-        dispatch: "measured" times, once per shape, whether computing the active rows alone is
-            faster than masking the dense gradient; "fixed" decides by a rule, so that two runs
-            round alike.
+        positions: number of spatial positions to keep of every probe output, instead of all; see
+            :func:`snello.equilibrium.sketch` for the memory saved and the error made.
+        dispatch: "measured" finds out by timing, once per shape, whether computing the active rows
+            alone is faster than masking the dense gradient; "fixed" decides by a rule, so that two
+            runs give the same bits.
 
     Attributes:
         model: the model, unwrapped.
@@ -112,9 +122,7 @@ class SelectiveUpdate:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen
-        now.
-        """
+        """Layer name -> boolean tensor of shape ``(neurons,)``, true where frozen."""
         return self.freezer.frozen
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
@@ -130,20 +138,20 @@ class SelectiveUpdate:
         self.freezer.apply(frozen)
 
     def step(self) -> EquilibriumStep:
-        """Call once an epoch, or every so many iterations: decides which neurons learn until the
-        next call.
+        """Decide which neurons learn until the next call; call it once an epoch, or more often.
 
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
         similarities = self._similarities() if self.selection.observes else {}
+        # Also during warm-up: most rules have a state to advance.
         chosen = self.selection.select(self._layers, similarities)
         self._step += 1
         self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})
         return self.status()
 
     def status(self) -> EquilibriumStep:
-        """What is frozen now, and what training costs until the next step."""
+        """The share of each layer that learns now, and the cost of training until the next step."""
         masks = self.freezer.frozen
         learning = {name: len(mask) - int(mask.sum()) for name, mask in masks.items()}
         updated = {name: count / len(masks[name]) for name, count in learning.items()}
@@ -158,8 +166,8 @@ class SelectiveUpdate:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the coming masks depend on, as tensors and primitives.
 
-        It holds the probe outputs of the last step, and so is as large as the probe's activations,
-        or as their sketch.
+        It holds the probe outputs of the last step, and is therefore as large as the probe's
+        activations, or as their sketch.
         """
         return {
             "step": self._step,
@@ -185,7 +193,7 @@ class SelectiveUpdate:
         }
 
     def remove(self) -> None:
-        """Undo everything: layers, gradients and optimizer are those of a plain training again."""
+        """Unfreeze everything and remove all hooks: layers and optimizer are plain again."""
         self.freezer.remove()
 
     @property
@@ -215,7 +223,7 @@ class SelectiveUpdate:
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if missing := {"step", "frozen", "reference", "positions", "selection"} - set(state):
             raise ConfigError(
-                f"state_dict: lacks {', '.join(sorted(missing))}; it is no state of NEq"
+                f"state_dict: lacks {', '.join(sorted(missing))}; pass what NEq.state_dict() returned"
             )
         if other := set(state["frozen"]) ^ set(self._layers):
             raise ConfigError(
@@ -262,22 +270,24 @@ def _watched(layer: nn.Module) -> WatchedLayer:
 
 
 class NEq(SelectiveUpdate):
-    """NEq: neurons whose answers have stopped changing pay for no weight gradient.
+    """NEq: neurons whose outputs have stopped changing get no weight gradient.
 
     :class:`SelectiveUpdate` with the :class:`Velocity` rule.
 
     Args:
         model: the model in training.
         optimizer: the optimizer that trains it, a list of several, or None; see
-        :class:`SelectiveUpdate`. probe: a few training inputs under evaluation transforms; the
-        paper's ResNet-32 uses 50. eps: bound on the velocity below which a neuron is at
-        equilibrium. mu: weight of the last velocity.
+            :class:`SelectiveUpdate`.
+        probe: a few training inputs under evaluation transforms; the paper's ResNet-32 uses 50.
+        eps: bound on the velocity below which a neuron is at equilibrium.
+        mu: weight of the last velocity.
         formula: "paper" or "released"; see :class:`Velocity`.
-        warmup: number of first steps in which every neuron learns, at least 1.
-        exclude: names of layers that always learn.
-        kinds: kinds of layers to watch; see :class:`SelectiveUpdate`.
-        positions: spatial positions of the probe outputs to keep; see :class:`SelectiveUpdate`.
-        dispatch: "measured" or "fixed"; see :class:`SelectiveUpdate`.
+        options: ``warmup``, ``exclude``, ``kinds``, ``positions`` and ``dispatch`` of
+            :class:`SelectiveUpdate`, which describes all arguments.
+
+    Raises:
+        ConfigError: as :class:`SelectiveUpdate` and :class:`Velocity` do.
+        ModelError: if the model does not run on the probe.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium
     in deep models", NeurIPS 2022.
@@ -292,20 +302,6 @@ class NEq(SelectiveUpdate):
         eps: float = 1e-3,
         mu: float = 0.5,
         formula: Formula = "paper",
-        warmup: int = 1,
-        exclude: Iterable[str] = (),
-        kinds: Iterable[str] | None = None,
-        positions: int | None = None,
-        dispatch: DispatchMode = "measured",
+        **options: Unpack[UpdateOptions],
     ) -> None:
-        super().__init__(
-            model,
-            optimizer,
-            probe,
-            Velocity(eps, mu, formula),
-            warmup=warmup,
-            exclude=exclude,
-            kinds=kinds,
-            positions=positions,
-            dispatch=dispatch,
-        )
+        super().__init__(model, optimizer, probe, Velocity(eps, mu, formula), **options)

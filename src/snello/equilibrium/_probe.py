@@ -1,4 +1,4 @@
-"""What every neuron answers on a fixed probe set, and how alike two answers are."""
+"""Outputs of all neurons on a fixed probe set, and the similarity of two such outputs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.equilibrium._sketch import sketch
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, evaluation, positional
 from snello.wrappers import eagerly
+
+from ._sketch import sketch
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 
 
 class Probe:
-    """The fixed inputs on which the neurons are compared, epoch after epoch.
+    """The fixed inputs on which the neurons' outputs are compared, epoch after epoch.
 
     Args:
         model: the model; its mode, BatchNorm statistics and the random generators stay as they are.
@@ -51,9 +52,9 @@ class Probe:
 
         Returns:
             Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer
-            follow each other along the samples, filled up with zeros where one has fewer positions
-            (a cosine does not see them). A layer that the forward never calls as a module is
-            missing.
+            are concatenated along the samples and padded with zeros to the same number of
+            positions, which changes no cosine. A layer that the forward never calls as a module
+            is missing.
         """
         found: dict[str, list[Tensor]] = {}
 
@@ -97,7 +98,7 @@ def _joined(calls: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, full precision; everything is put back afterwards."""
+    """Evaluation mode, no gradients, full precision; all of it is restored afterwards."""
     devices = {p.device for p in model.parameters()}
     accelerated = sorted(d.index or 0 for d in devices if d.type == "cuda")
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -108,7 +109,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
         for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
             # The precision of phi must not depend on where in the loop step() is called.
             stack.enter_context(torch.autocast(kind, enabled=False))
-        # torch's fused transformer path would not call the layers, and so would hide them.
+        # torch's fused transformer path would not call the layers, and their hooks would not run.
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         yield
@@ -118,7 +119,7 @@ def by_channel(module: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as ``(samples, channels, positions)``.
 
     Linear and LayerNorm have their channels last, ``(B, *positions, F)``; convolutions and
-    BatchNorm second, ``(B, C, *positions)``. Without positions there is exactly one.
+    BatchNorm second, ``(B, C, *positions)``. An output without positions gets one.
     """
     if isinstance(module, (nn.Linear, nn.LayerNorm)):
         own = 1 if isinstance(module, nn.Linear) else len(module.normalized_shape)
@@ -133,10 +134,10 @@ def by_channel(module: nn.Module, output: Tensor) -> Tensor:
 
 
 def similarity(now: Tensor, before: Tensor) -> Tensor:
-    r"""How alike a layer's neurons answered: :math:`\varphi` of the paper.
+    r"""Similarity of each neuron's outputs at two times: :math:`\varphi` of the paper.
 
-    Per sample and channel the cosine over positions, then the mean over samples. Two silent answers
-    (all zeros) are alike (1); a silent and a speaking one are not (0).
+    Cosine over positions per sample and channel, then the mean over samples. Where both outputs are
+    zero everywhere, the cosine counts as 1; where only one is, as 0.
 
     Args:
         now: outputs, shape ``(samples, channels, positions)``.
@@ -148,14 +149,13 @@ def similarity(now: Tensor, before: Tensor) -> Tensor:
     dtype = torch.promote_types(now.dtype, torch.float32)
     now, before = _unit(now.to(dtype)), _unit(before.to(device=now.device, dtype=dtype))
     cosine = (now * before).sum(dim=2)
-    silent = (now == 0).all(dim=2) & (before == 0).all(dim=2)
-    return cosine.masked_fill(silent, 1.0).mean(dim=0)
+    both_zero = (now == 0).all(dim=2) & (before == 0).all(dim=2)
+    return cosine.masked_fill(both_zero, 1.0).mean(dim=0)
 
 
 def _unit(outputs: Tensor) -> Tensor:
-    """Each channel scaled to length one; a silent one stays zero."""
-    # Scaling by the largest entry first keeps the squares of very small or large outputs
-    # representable.
+    """Scale each channel to length one; channels of zeros stay zero."""
+    # Scaling by the largest entry first: squares of very small or large outputs stay representable.
     peak = outputs.abs().amax(dim=2, keepdim=True)
     scaled = outputs / torch.where(peak == 0, 1, peak)
     length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a step of a selective update leaves behind."""
+"""The record of one step of a selective update."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EquilibriumStep:
-    """What one call of ``step()`` decided until the next one.
+    """The decision of one call of ``step()``, in force until the next one.
 
     Attributes:
         step: number of calls of ``step()`` so far; epochs, if it is called once an epoch.
-        updated: layer name -> share of its neurons that go on learning, in [0, 1].
+        updated: layer name -> share of its neurons that learn, in [0, 1].
         total: the same over all watched neurons.
         flops: backward FLOPs per sample until the next step in the paper's convention (weight
-            gradients only; see ``step_flops`` for what is really executed).
+            gradients only; see ``step_flops`` for the FLOPs executed).
         dense_flops: the same with nothing frozen.
     """
 

@@ -1,4 +1,4 @@
-"""Which rows of a layer are frozen, and where they lie in its parameters."""
+"""The frozen rows of a layer, and their view in its parameters."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The neurons of one layer, divided into frozen and active ones; index tensors made once per
-    mask.
+    """Indices of the frozen and the active neurons of one layer, computed once per mask.
 
     Attributes:
         frozen: indices of the frozen neurons.
@@ -35,7 +33,7 @@ class Rows:
 
     @cached_property
     def all_frozen(self) -> bool:
-        """Whether no neuron is active."""
+        """True if no neuron is active."""
         return not len(self.active)
 
     def to(self, device: torch.device) -> Rows:
@@ -47,21 +45,12 @@ class Rows:
         )
 
 
-def neuron_axis(layer: nn.Module) -> int | None:
-    """On which dimension of the weight the neurons lie; None where every entry is one
-    (LayerNorm).
-    """
-    if isinstance(layer, nn.LayerNorm):
-        return None
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
-
-
 def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
     """A view of a parameter, its gradient or its optimizer state with the neurons on dimension 0.
 
     Args:
         tensor: of the parameter's shape.
-        axis: of the layer that the parameter belongs to; see :func:`neuron_axis`.
+        axis: of the layer that the parameter belongs to; see :func:`snello.neurons.neuron_axis`.
     """
     if axis is None:
         return tensor.view(-1)

@@ -1,4 +1,4 @@
-"""Who is frozen next: the interface of a selection, and NEq's rule."""
+"""The interface of selections of neurons to freeze, and NEq's rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Formula = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class WatchedLayer:
-    """What a selection knows of a layer.
+    """The facts about a layer that a selection is given.
 
     Attributes:
         neurons: number of its neurons.
@@ -28,16 +28,16 @@ class WatchedLayer:
 
 
 class Selection(Protocol):
-    """A rule that says, once a step, which neurons are frozen until the next one."""
+    """A rule that decides, once a step, which neurons are frozen until the next one."""
 
     @property
     def observes(self) -> bool:
-        """Whether the rule looks at similarities, so that the probe must run at every step."""
+        """True if the rule uses similarities, so that the probe must run at every step."""
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The next masks.
+        """Return the next masks.
 
         Args:
             layers: layer name -> the layer, in the order in which the forward first calls them.
@@ -65,10 +65,9 @@ class Velocity:
         \text{paper:}\quad v^t &= \Delta\varphi^t - \mu\,v^{t-1} \\
         \text{released:}\quad v^t &= \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}
 
-    Before the first step a neuron is like itself and at rest: :math:`\varphi = 1`,
-    :math:`\Delta\varphi = v = 0`. The two disagree: the released formula is the smoothed *second*
-    difference of phi, so that a neuron whose similarity grows steadily is at equilibrium there, and
-    not in the paper.
+    Initially :math:`\varphi = 1` and :math:`\Delta\varphi = v = 0`. The two formulas differ: the
+    released one is the smoothed *second* difference of phi, so a neuron whose similarity grows
+    steadily is at equilibrium there, but not in the paper.
 
     Args:
         eps: the bound on the velocity; 0 freezes nothing.
@@ -97,9 +96,7 @@ class Velocity:
 
     @property
     def phi(self) -> dict[str, Tensor]:
-        """Layer name -> the last similarities, shape ``(neurons,)``; empty before the first
-        step.
-        """
+        """Layer name -> the last similarities, shape ``(neurons,)``; empty at the start."""
         return copied(self._phi)
 
     @property
@@ -140,5 +137,5 @@ class Velocity:
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same mapping with tensors of its own."""
+    """Copy a mapping with its tensors."""
     return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Fewer numbers to keep of every answer: a sketch of its spatial positions."""
+"""A sketch of the probe outputs: a few spatial positions of each sample."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0.6180339887498949
-"""The multiples of the golden ratio, modulo 1, spread evenly whatever their number, and start where they may."""
+"""Fractional part of the golden ratio, whose multiples modulo 1 spread evenly over [0, 1)."""
 
 
 def sketch(outputs: Tensor, positions: int) -> Tensor:
-    """A few spatial positions of every sample's outputs, the same ones at every call.
+    """Keep a few spatial positions of every sample's outputs, the same ones at every call.
 
-    Each sample keeps other positions than its neighbours, the next ones of one evenly spread
-    sequence, so that the errors of the samples cancel in their mean. There is nothing random about
-    it, and nothing to save.
+    The positions follow one evenly spread sequence that runs through all samples, so each sample
+    keeps others and the errors of the samples cancel in their mean. The choice is deterministic: no
+    state has to be saved.
 
     Measured with ResNet-20 on CIFAR-10, 50 probe images, 12 steps of 40 iterations, where all
     positions take 75.4 MB in float32. The error is that of phi in the layers with more than 16
@@ -38,12 +38,13 @@ def sketch(outputs: Tensor, positions: int) -> Tensor:
         positions: number of positions to keep.
 
     Returns:
-        A copy of shape ``(samples, channels, positions)``; of all positions, where there are no
-        more.
+        A copy of shape ``(samples, channels, positions)``; of all positions if there are not more
+        than that.
     """
     samples, channels, available = outputs.shape
     if available <= positions:
         return outputs.clone()
+    # In float64: the large multiples would lose their fractional digits in float32.
     turns = torch.arange(samples * positions, dtype=torch.float64) * GOLDEN
     index = (turns % 1 * available).long().view(samples, 1, positions)
     return outputs.gather(2, index.to(outputs.device).expand(-1, channels, -1))

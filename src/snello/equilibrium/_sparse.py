@@ -2,18 +2,18 @@
 
 A layer with frozen neurons changes its class to a subclass with another ``forward``, as
 ``torch.nn.utils.parametrize`` does: its parameters stay the very same objects, and ``isinstance``
-still holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, for frozen
-neurons belong to the optimizer that holds them, and the copy has none.
+still holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, because no
+optimizer holds the rows of the copy.
 
-Three ways, by what is frozen:
+Three cases:
 
-- all neurons: the layer runs with detached parameters. Nothing is computed for them, a convolution
-  keeps no input, and where nothing below learns the backward ends.
-- some, and slicing pays (see ``_dispatch.py``): only the active rows are computed.
-- some, and it does not: the plain layer, whose gradient is then masked.
+- all neurons are frozen: the layer runs with detached parameters. No gradient is computed for them,
+  a convolution keeps no input, and where no layer below learns the backward pass ends.
+- some are, and slicing pays (see ``_dispatch.py``): only the active rows are computed.
+- some are, and slicing does not pay: the plain layer runs, and its gradient is masked.
 
-Freezing output neurons saves weight gradients only. The gradient of the input is always the dense
-one, for the layers below need it whole.
+Freezing output neurons saves weight gradients only. The gradient of the input is always computed in
+full, because the layers below need it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from snello.equilibrium._dispatch import BUCKETS, Dispatch, Work
-from snello.equilibrium._gradients import ConvRows, Geometry, LinearRows, is_channels_last
-from snello.equilibrium._rows import Rows, by_neuron, neuron_axis
-from snello.neurons import padding_of
+from snello.neurons import neuron_axis, padding_of
+
+from ._dispatch import BUCKETS, Dispatch, Work
+from ._gradients import ConvRows, Geometry, LinearRows, is_channels_last
+from ._rows import Rows, by_neuron
 
 
 @dataclass
 class _Attached:
-    """What belongs to an attached layer besides its parameters."""
+    """Frozen rows and hooks of one layer."""
 
     rows: Rows
     dispatch: Dispatch
@@ -49,11 +50,11 @@ class _Attached:
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 _attached: WeakKeyDictionary[nn.Module, _Attached] = WeakKeyDictionary()
-"""Beside the layers, not in them, so that no copy takes it along."""
+"""Kept outside the layers, so that copies of a layer do not have it."""
 
 
 def _operand_dtype(x: Tensor) -> torch.dtype:
-    """What autocast makes of an operand; a custom function would keep the wide one."""
+    """dtype that autocast gives to an operand; it does not do so in a custom function."""
     if (
         torch.is_autocast_enabled(x.device.type)
         and x.is_floating_point()
@@ -64,7 +65,7 @@ def _operand_dtype(x: Tensor) -> torch.dtype:
 
 
 def _work(layer: Any, kind: tuple[Any, ...], x: Tensor, positions: int, last: bool) -> Work | None:
-    """The work of the layer's backward, or None if it is known that slicing does not pay there."""
+    """The work of the layer's backward; None if slicing is known not to pay."""
     attached = _attached[layer]
     rows = attached.rows
     work = Work(
@@ -87,8 +88,7 @@ def _eager(forward: Forward) -> Forward:
 
     @wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not as a decorator: that imports the whole compiler, seconds for everybody who compiles
-        # nothing.
+        # Not as a decorator, which would import the compiler: seconds for users who never compile.
         if torch.compiler.is_compiling():
             outside = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
             return outside(self, *args, **kwargs)
@@ -98,11 +98,11 @@ def _eager(forward: Forward) -> Forward:
 
 
 def _detached_forward(self: Any, *args: Any) -> Any:
-    """The plain layer's own forward with parameters that ask for no gradient."""
+    """Run the plain layer's forward with detached parameters."""
     plain = self._snello_plain
     stand_in = object.__new__(plain)
     own = {name: p if p is None else p.detach() for name, p in self._parameters.items()}
-    # The buffers are the layer's own, so that BatchNorm's statistics go on moving.
+    # The buffers are the layer's own, so that BatchNorm's statistics are still updated.
     vars(stand_in).update({**vars(self), "_parameters": own})
     return plain.forward(stand_in, *args)
 
@@ -133,6 +133,7 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if attached.rows.all_frozen:
         weight, bias, work = weight.detach(), None if bias is None else bias.detach(), None
     else:
+        # Decisions are shared between layers of the same geometry.
         kind = (type(self).__name__, self.stride, self.padding, self.dilation, self.groups)
         work = _work(self, kind, x, x.numel() // x.shape[1 - self.weight.dim()], _layout(self, x))
         if work is None:
@@ -148,13 +149,14 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _in_force(layer: Any) -> _Attached | None:
-    """What is attached to a layer, with the rows where the layer is now; None where the plain layer
-    has to do.
+    """The frozen rows of a layer, on its device; None where the plain forward has to run.
 
-    That is without gradients, and in a replica, as DataParallel makes them.
+    That is without gradients, in a replica of DataParallel, and under ``torch.func``.
     """
     if torch._C._are_functorch_transforms_active():
-        return None  # torch.func differentiates with parameters of its own, and frozen rows are held by the step
+        return (
+            None  # torch.func has parameters of its own; the optimizer still holds the frozen rows
+        )
     attached = _attached.get(layer) if torch.is_grad_enabled() else None
     if attached is not None:
         attached.rows = attached.rows.to(layer.weight.device)
@@ -162,7 +164,7 @@ def _in_force(layer: Any) -> _Attached | None:
 
 
 def _layout(layer: Any, x: Tensor) -> bool:
-    """Whether a convolution works in channels_last: its kernel follows either operand."""
+    """Return true if a convolution runs in channels_last, because one of its operands is."""
     return (x.dim() == layer.weight.dim() and is_channels_last(x)) or (
         layer.weight.shape[1] > 1 and is_channels_last(layer.weight)
     )
@@ -171,9 +173,7 @@ def _layout(layer: Any, x: Tensor) -> bool:
 def _geometry(
     module: Any, x: Tensor, output_size: list[int] | None = None
 ) -> tuple[Tensor, Geometry]:
-    """The input, padded here where the kernel cannot, and everything else that the kernel has to
-    know.
-    """
+    """The input, padded where the kernel cannot do it, and the kernel's other arguments."""
     transposed = isinstance(module, _ConvTransposeNd)
     if transposed:
         dims = len(module.kernel_size)
@@ -195,7 +195,7 @@ def _geometry(
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
-    """The input, padded here where the kernel cannot, and the padding left to the kernel."""
+    """The input, padded where the kernel cannot do it, and the padding left to the kernel."""
     sides: list[int] = module._reversed_padding_repeated_twice
     before, after = padding_of(module)
     if module.padding_mode != "zeros":
@@ -207,9 +207,7 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
 
 @_eager
 def _other_forward(self: Any, *args: Any) -> Any:
-    """For layers that are more than a product, or none at all, as normalisations: all frozen, or
-    plain.
-    """
+    """Forward of layers that cannot be sliced, such as normalisations: all frozen, or plain."""
     attached = _in_force(self)
     if attached is None or not attached.rows.all_frozen:
         return self._snello_plain.forward(self, *args)
@@ -225,18 +223,19 @@ _SLICED: dict[Callable[..., Any], Callable[..., Any]] = {
         )
     },
 }  # fmt: skip
-"""A layer's own forward -> the one that skips frozen rows. A subclass that computes something else, as lean
-convolutions do and those that standardise their weights, is not sliced: only the gradient of its frozen rows goes."""
+"""A layer's own forward -> the one that skips frozen rows. Subclasses with another forward (lean
+convolutions, weight standardisation) are not sliced: the gradients of their frozen rows are
+computed, then set to zero."""
 
 
 def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
-    """How copy and pickle see the layer: plain."""
+    """Reduce to the plain layer, for copy and pickle."""
     return object.__new__, (self._snello_plain,), vars(self).copy()
 
 
 @cache
 def _sparse_class(plain: Any) -> Any:
-    """The subclass that takes over while rows are frozen; one per class of layer."""
+    """The subclass that a layer gets while rows are frozen; one per class of layer."""
     return type(
         f"Sparse{plain.__name__}",
         (plain,),
@@ -254,12 +253,13 @@ def _sparse_class(plain: Any) -> Any:
 def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
     """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
 
-    Whatever reaches ``.grad`` in the frozen rows, by the layer or by another way (a penalty on the
-    weights), is set to zero there as soon as it is accumulated.
+    Gradients that reach ``.grad`` in the frozen rows, from the layer or from elsewhere (a penalty
+    on the weights), are set to zero as soon as they are accumulated.
 
     Args:
         module: a Linear, convolution, transposed convolution without groups, BatchNorm or
-        LayerNorm. frozen: boolean, shape ``(neurons,)``.
+            LayerNorm.
+        frozen: boolean, shape ``(neurons,)``.
         dispatch: decides whether slicing pays.
         owner: kept alive as long as the rows are frozen; it must not refer to the module.
     """
@@ -282,9 +282,8 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
     @torch.no_grad()
     def erase(parameter: Tensor) -> None:
-        if (
-            parameter.grad is not None
-        ):  # an optimizer that steps in the backward may have used it up
+        # None if an optimizer that steps during the backward pass has already used it.
+        if parameter.grad is not None:
             by_neuron(parameter.grad, axis).index_fill_(0, rows.to(parameter.device).frozen, 0)
 
     return erase

@@ -1,10 +1,8 @@
-"""How long a training step takes with and without freezing, measured side by side."""
+"""Time of a training step with and without freezing, both measured in turns."""
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,79 +12,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.equilibrium._flops import undisturbed
-from snello.equilibrium._neq import SelectiveUpdate
 from snello.errors import ConfigError
 from snello.graph import as_inputs
 from snello.optimizers import parameters_of
+from snello.timing import spread_of, take_turns, timed
 
+from ._flops import undisturbed
+from ._neq import SelectiveUpdate
 
-@dataclass(frozen=True)
-class BackwardTiming:
-    """Dense and sparse backward of the same model on the same batch, interleaved.
-
-    Attributes:
-        dense_ms: median of the plain backward, in milliseconds.
-        dense_p10: its 10th percentile.
-        dense_p90: its 90th percentile.
-        sparse_ms: median of the backward with the frozen neurons skipped.
-        sparse_p10: its 10th percentile.
-        sparse_p90: its 90th percentile.
-        repeats: measurements of each, after one warm-up.
-        device: where it was measured.
-        threads: number of intra-op threads of the CPU.
-    """
-
-    dense_ms: float
-    dense_p10: float
-    dense_p90: float
-    sparse_ms: float
-    sparse_p10: float
-    sparse_p90: float
-    repeats: int
-    device: str
-    threads: int
-
-    @property
-    def ratio(self) -> float:
-        """Sparse over dense: below 1 the frozen neurons save time."""
-        return self.sparse_ms / self.dense_ms
-
-
-def time_backward(
-    neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
-    targets: Any,
-    loss_fn: Callable[[Any, Any], Tensor],
-    repeats: int = 20,
-) -> BackwardTiming:
-    """Time the backward pass alone, dense and sparse in turn, with the neurons that are frozen now.
-
-    Gradients, BatchNorm statistics and random generators are put back; no optimizer step is taken.
-
-    Args:
-        neq: the frozen model.
-        inputs: one batch.
-        targets: its targets, the second argument of the loss.
-        loss_fn: ``loss_fn(output, targets)`` -> scalar.
-        repeats: measurements of each kind.
-
-    Raises:
-        ConfigError: for fewer than one repeat.
-    """
-    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    with undisturbed(neq.model):
-        for turn in range(repeats + 1):
-            for dense in _in_turns(turn):
-                with neq.freezer.dense() if dense else nullcontext():
-                    _, backward = _passes(neq, args, loss)
-                if turn:  # the first turn warms up
-                    times[dense].append(backward)
-    dense_spread, sparse_spread = _spread(times[True]), _spread(times[False])
-    return BackwardTiming(
-        *dense_spread, *sparse_spread, repeats, str(args[0].device), torch.get_num_threads()
-    )
+_DENSE = "dense"
+_KINDS = (_DENSE, "sparse")
 
 
 @dataclass(frozen=True)
@@ -116,13 +51,63 @@ class PhaseTiming:
 
 
 @dataclass(frozen=True)
+class BackwardTiming(PhaseTiming):
+    """Times of the backward pass on one batch, dense and sparse in turns.
+
+    Attributes:
+        repeats: measurements of each, after one warm-up.
+        device: where it was measured.
+        threads: number of intra-op threads of the CPU.
+    """
+
+    repeats: int
+    device: str
+    threads: int
+
+
+def time_backward(
+    neq: SelectiveUpdate,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Tensor],
+    repeats: int = 20,
+) -> BackwardTiming:
+    """Time the backward pass, dense and sparse in turns, with the neurons frozen now.
+
+    Gradients, BatchNorm statistics and random generators are restored; no optimizer step is taken.
+
+    Args:
+        neq: the frozen model.
+        inputs: one batch.
+        targets: its targets, the second argument of the loss.
+        loss_fn: ``loss_fn(output, targets)`` -> scalar.
+        repeats: measurements of each kind.
+
+    Raises:
+        ConfigError: for fewer than one repeat.
+    """
+    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
+
+    def measure(kind: str) -> float:
+        with neq.freezer.dense() if kind == _DENSE else nullcontext():
+            return _passes(neq, args, loss)[1]
+
+    with undisturbed(neq.model):
+        times = take_turns(_KINDS, measure, repeats, warmup=1)
+    spreads = [spread_of(times[kind]) for kind in _KINDS]
+    return BackwardTiming(
+        *spreads[0], *spreads[1], repeats, str(args[0].device), torch.get_num_threads()
+    )
+
+
+@dataclass(frozen=True)
 class StepTiming:
-    """Dense and sparse training steps of the same model on the same batch, interleaved.
+    """Times of a training step on one batch, dense and sparse in turns.
 
     Attributes:
         forward: forward pass and loss.
         backward: backward pass.
-        optimizer: ``optimizer.step()``; in the sparse one with all that holds the frozen rows.
+        optimizer: ``optimizer.step()``; in the sparse step this includes holding the frozen rows.
         step: the three together.
         repeats: measurements of each, after one warm-up.
         batch: samples of the batch.
@@ -147,10 +132,11 @@ def time_step(
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
 ) -> StepTiming:
-    """Time forward, backward and optimizer step, dense and sparse in turn, with what is frozen now.
+    """Time forward, backward and optimizer step, dense and sparse in turns.
 
-    The dense optimizer step is that of a plain optimizer with the same state. Weights, optimizer
-    state, gradients, BatchNorm statistics and random generators are put back.
+    The sparse step skips the neurons frozen now; the dense optimizer step is that of a plain
+    optimizer with the same state. Weights, optimizer state, gradients, BatchNorm statistics and
+    random generators are restored.
 
     Args:
         neq: the frozen model.
@@ -165,26 +151,27 @@ def time_step(
     args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
     if not neq.optimizers:
         raise ConfigError("time_step: NEq was given no optimizer whose steps could be timed")
-    # Shallow copies work on the same parameters and the same state, without anybody's hooks.
+    # Shallow copies share parameters and state with the originals, but have no hooks.
     plain_ones = [copy.copy(optimizer) for optimizer in neq.optimizers]
-    times: dict[bool, list[tuple[float, float, float]]] = {True: [], False: []}
+
+    def measure(kind: str) -> tuple[float, float, float]:
+        dense = kind == _DENSE
+        with _as_if_dense(neq) if dense else nullcontext():
+            passes = _passes(neq, args, loss)
+            stepping = plain_ones if dense else neq.optimizers
+            elapsed = (*passes, _update_ms(stepping, args[0].device))
+        weights_back()  # many steps on the same batch could end in infinities
+        return elapsed
+
     with undisturbed(neq.model), _put_back(neq.optimizers) as weights_back:
-        for turn in range(repeats + 1):
-            for dense in _in_turns(turn):
-                with _as_if_dense(neq) if dense else nullcontext():
-                    passes = _passes(neq, args, loss)
-                    stepping = plain_ones if dense else neq.optimizers
-                    elapsed = (*passes, _update_ms(stepping, args[0].device))
-                if turn:  # the first turn warms up
-                    times[dense].append(elapsed)
-                weights_back()  # lest many steps on one batch end in infinities
-    plain, skipping = ([*zip(*times[kind], strict=True)] for kind in (True, False))
+        times = take_turns(_KINDS, measure, repeats, warmup=1)
+    plain, skipping = ([*zip(*times[kind], strict=True)] for kind in _KINDS)
     forward, backward, update = (_phase(*both) for both in zip(plain, skipping, strict=True))
     return StepTiming(
         forward=forward,
         backward=backward,
         optimizer=update,
-        step=_phase([sum(t) for t in times[True]], [sum(t) for t in times[False]]),
+        step=_phase(*([sum(t) for t in times[kind]] for kind in _KINDS)),
         repeats=repeats,
         batch=len(args[0]),
         device=str(args[0].device),
@@ -196,11 +183,6 @@ def _checked(repeats: int, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor,
     if repeats < 1:
         raise ConfigError(f"repeats: must be at least 1, not {repeats}")
     return as_inputs(inputs)
-
-
-def _in_turns(turn: int) -> tuple[bool, bool]:
-    """Which one goes first alternates, lest one always inherits the other's caches."""
-    return (True, False) if turn % 2 else (False, True)
 
 
 def _loss(
@@ -215,28 +197,15 @@ def _passes(
     """Milliseconds of a forward and of a backward pass, from empty gradients."""
     for parameter in neq.model.parameters():
         parameter.grad = None
-    found: list[Tensor] = []
     device = args[0].device
-    forward = _timed(lambda: found.append(loss_of(args)), device)
-    return forward, _timed(found[0].backward, device)
+    loss, forward = timed(lambda: loss_of(args), device)
+    _, backward = timed(loss.backward, device)  # type: ignore[no-untyped-call]
+    return forward * 1e3, backward * 1e3
 
 
 def _update_ms(optimizers: Sequence[Optimizer], device: torch.device) -> float:
     """Milliseconds of one step of every optimizer."""
-    return _timed(lambda: [optimizer.step() for optimizer in optimizers], device)
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    work()
-    _synchronise(device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return timed(lambda: [optimizer.step() for optimizer in optimizers], device)[1] * 1e3
 
 
 @contextmanager
@@ -247,9 +216,7 @@ def _as_if_dense(neq: SelectiveUpdate) -> Iterator[None]:
 
 @contextmanager
 def _put_back(optimizers: Sequence[Optimizer]) -> Iterator[Callable[[], None]]:
-    """Parameters and state of optimizers are afterwards as they were; yields what resets the
-    parameters.
-    """
+    """Restore parameters and state of optimizers; yields a function that resets parameters."""
     parameters = [
         (p, p.detach().clone()) for optimizer in optimizers for p in parameters_of(optimizer)
     ]
@@ -280,12 +247,4 @@ def _copy(value: Any) -> Any:
 
 
 def _phase(dense: Sequence[float], sparse: Sequence[float]) -> PhaseTiming:
-    return PhaseTiming(*_spread(dense), *_spread(sparse))
-
-
-def _spread(times: Sequence[float]) -> tuple[float, float, float]:
-    """Median, 10th and 90th percentile."""
-    if len(times) == 1:
-        return times[0], times[0], times[0]
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    return statistics.median(times), deciles[0], deciles[-1]
+    return PhaseTiming(*spread_of(dense), *spread_of(sparse))

@@ -8,6 +8,9 @@ on the example inputs is recorded, in the same words. Example inputs add the sha
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
+:func:`coupling` finds the channels that go together, whatever code computes them, and :func:`cut`
+removes some of them from a copy of the model, against which :func:`reference` is exact.
+
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
 any nesting (:class:`Inputs`).
 
@@ -22,6 +25,9 @@ from typing import Any
 from ._signature import bind as bind
 from ._tracer import register_leaf as register_leaf
 from .capture import capture as capture
+from .coupled import Coupling as Coupling
+from .coupled import coupling as coupling
+from .coupled import cut as cut
 from .decisions import Decision as Decision
 from .decisions import Decisions as Decisions
 from .graph import Graph as Graph
@@ -32,18 +38,20 @@ from .inputs import positional as positional
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients
+from .places import at_place as at_place
+from .places import place_of as place_of
+from .places import place_of_error as place_of_error
 from .shapes import ByName as ByName
 from .shapes import known_shape as known_shape
 from .shapes import shape_of as shape_of
 from .targets import TargetTable as TargetTable
+from .twins import differ as differ
 from .twins import parts_of as parts_of
+from .twins import same_numbers as same_numbers
 from .twins import tensors_of as tensors_of
 
-__all__ = [
-    "ByName", "Decision", "Decisions", "Example", "Graph", "Inputs", "TargetTable", "as_inputs",
-    "bind", "capture", "evaluation", "evaluation_mode", "known_shape", "parts_of", "positional",
-    "register_leaf", "requiring_gradients", "shape_of", "tensors_of",
-]  # fmt: skip
+# Other names are for the packages of snello.
+__all__ = ["Coupling", "Graph", "Inputs", "capture", "coupling", "cut", "register_leaf", "shape_of"]
 
 
 def __getattr__(name: str) -> Any:

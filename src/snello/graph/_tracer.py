@@ -10,6 +10,7 @@ from torch import fx, nn
 from snello.neurons import is_batchnorm
 
 from ._signature import keep_signature
+from .places import note_caller
 from .targets import TargetTable
 
 _LEAVES: TargetTable[None] = TargetTable()
@@ -46,6 +47,11 @@ class Tracer(fx.Tracer):
         # mode.
         own = own or is_batchnorm(m)
         return own or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        note_caller(node)
+        return node
 
     def create_args_for_root(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ._tracer import Tracer
 from .graph import Graph
 from .inputs import Example, Inputs
 from .merged import merged
+from .places import module_of_error, place_of_error
 from .recorded import record
 from .shapes import propagate_shapes
 from .tape import graph_of, needed
@@ -91,7 +93,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         return outputs_of(model, inputs)
     except Exception as error:  # whatever an operation raises on inputs that do not fit it
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
 def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
@@ -105,20 +107,29 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
         tape = needed(record(model, inputs))
     except Exception as second:
         reason = str(second).partition("\n")[0]
-        raise ModelError(f"{error} A run of it cannot be recorded either: {reason}") from second
+        raise ModelError(
+            f"{error} A run of it cannot be recorded either: {reason}{_where(model, second)}"
+        ) from second
     if not any(map(math.prod, tape.output_shapes)):
         raise ModelError(
-            f"{type(model).__name__} gives {_told(tape.output_shapes)} on the example inputs, so that "
+            f"{type(model).__name__} gives {_listed(tape.output_shapes)} on the example inputs, so that "
             "no change of it could be verified. Give inputs on which it finds something, or lower "
             "its score threshold."
         )
     counts = Counter(step.target for step in tape.steps if step.kind == "call_module")
     repeated = [name for name, count in counts.items() if count > 1 and _holds(model, name)]
     module = graph_of(merged(tape, repeated), model)
-    return _graph(module, {}, runnable=False)
+    return _graph(module, {}, runnable=False, reason=_told(error))
 
 
-def _told(shapes: Sequence[tuple[int, ...]]) -> str:
+def _told(error: BaseException) -> str:
+    """The first line of an error of torch.fx, with the line of the model's code that raised it."""
+    place = place_of_error(error.__cause__ or error)
+    first = str(error).partition("\n")[0].rstrip(". ")
+    return first if place is None or place in first else f"{first} (at {place})"
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
     return f"empty tensors, {', '.join(map(str, shapes))}," if shapes else "no tensor"
 
 
@@ -127,9 +138,11 @@ def _holds(model: nn.Module, name: str) -> bool:
     return bool(model.get_submodule(name).state_dict())
 
 
-def _graph(module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True) -> Graph:
+def _graph(
+    module: fx.GraphModule, constants: dict[str, Any], *, runnable: bool = True, reason: str = ""
+) -> Graph:
     tied = {name.rpartition(".")[0] for group in tied_parameters(module) for name in group}
-    return Graph(module, _calls(module), frozenset(tied), constants, runnable)
+    return Graph(module, _calls(module), frozenset(tied), constants, runnable, reason)
 
 
 def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
@@ -143,7 +156,7 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         return bind(model, inputs)
     except TypeError as error:
-        raise _does_not_run(inputs, error) from error
+        raise _does_not_run(model, inputs, error) from error
 
 
 Traced = tuple[fx.GraphModule, dict[str, Any]]
@@ -172,15 +185,51 @@ def _traced(
 
 def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
     return ModelError(
-        f"torch.fx cannot trace {type(model).__name__}: {error}. "
-        "Usual causes are Python branches or loops over tensor values in forward()."
+        f"torch.fx cannot trace {type(model).__name__}: {error}{_where(model, error)}. "
+        "Usual causes are Python branches or loops over tensor values in forward(), and optional inputs, "
+        f"which are known to be left out only beside example inputs{_inner_wrapper(model)}."
     )
 
 
-def _does_not_run(inputs: Inputs, error: Exception) -> ModelError:
+def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
     shapes = ", ".join(map(str, inputs.shapes))
     reason = str(error).partition("\n")[0]
-    return ModelError(f"the model does not run on the example inputs of shape {shapes}: {reason}")
+    unbound = isinstance(error, TypeError) and "argument" in reason
+    keywords = (
+        "; the forward takes "
+        + str(inspect.signature(model.forward))
+        + ": pass optional inputs by keyword, "
+        "as in {'x': x, 'mask': mask}"
+    )
+    return ModelError(
+        f"the model does not run on the example inputs of shape {shapes}: {reason}"
+        f"{_where(model, error)}{keywords if unbound else ''}{_inner_wrapper(model)}"
+    )
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """The submodule, file and line at which an error was raised, in parentheses."""
+    name, place = module_of_error(error, model), place_of_error(error)
+    parts = [*([f"in {name!r}"] if name else []), *([f"at {place}"] if place else [])]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _inner_wrapper(model: nn.Module) -> str:
+    """The way out, if a part of the model is wrapped."""
+    for name, module in model.named_modules():
+        inside = _INSIDE.get(type(module).__name__)
+        if name and inside is not None:
+            return (
+                f"; {name!r} is a {type(module).__name__}, which hides the layers inside: "
+                f"give {name}.{inside} in its place"
+            )
+    return ""
+
+
+_INSIDE = {
+    "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+}  # fmt: skip
+"""Wrapper -> the attribute that holds the module inside. The outermost ones are looked through."""
 
 
 def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:

@@ -24,6 +24,8 @@ class Graph:
             with.
         runnable: whether the graph module can take the model's place: it has the model's signature
             and outputs, and follows its mode. Else it shows what the model computes.
+        reason: why it is not runnable: what torch.fx could not trace, with file and line; else
+            empty.
     """
 
     module: fx.GraphModule
@@ -31,6 +33,7 @@ class Graph:
     tied: frozenset[str]
     constants: Mapping[str, Any] = field(default_factory=dict)
     runnable: bool = True
+    reason: str = ""
 
     @property
     def nodes(self) -> list[fx.Node]:

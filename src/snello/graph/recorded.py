@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ._tracer import Tracer
 from .inputs import Inputs
 from .modes import evaluation
+from .places import calling_place
 from .tape import Step, Tape, Value, leaves, mapped, tensors_by_path
 from .twins import same_numbers, tensors_of
 
@@ -157,7 +158,7 @@ class _Running:
         if changed and () not in shapes:
             shapes[()] = tuple(changed[0].shape)
         effect = not shapes or any(map(self.recorder.holds, changed))
-        step = Step(kind, target, args, kwargs, shapes, self.owner, effect)
+        step = Step(kind, target, args, kwargs, shapes, self.owner, calling_place(), effect)
         value = self.recorder.add(step, result)
         for tensor in changed:
             self.recorder.overwrite(tensor, value)

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from .places import note
+
 Path = tuple[Any, ...]
 
 
@@ -34,6 +36,7 @@ class Step:
         kind, target, args, kwargs: as those of a node of torch.fx, with :class:`Value` for tensors.
         shapes: path in the result -> shape, of each tensor in it.
         owner: name of the innermost module whose forward calls the operation.
+        place: file and line of the user's code that calls the operation.
         effect: whether the operation counts even if nothing reads its result.
     """
 
@@ -43,6 +46,7 @@ class Step:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
     owner: str = ""
+    place: str | None = None
     effect: bool = False
 
     @property
@@ -144,6 +148,7 @@ def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
         node = graph.create_node(step.kind, step.target, args, kwargs)
         node.meta["nn_module_stack"] = {step.owner: (step.owner, None)} if step.owner else {}
         node.meta["snello_shape"] = step.shapes.get(())
+        note(node, step.place)
         nodes[Value(number)] = node
     return fx.GraphModule(held, graph)
 

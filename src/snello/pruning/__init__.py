@@ -1,10 +1,11 @@
 """Pruning: what goes, how much, and when.
 
 A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving,
-prune, train on. *When* is decided by PWE, the number of bad epochs to wait on a plateau; *how much*
-by TWT, how much worse the loss may get::
+prune, train on. *When* is decided by :class:`Plateau` (PWE, the number of bad epochs to wait), *how much*
+by :class:`LossBound` (TWT, how much worse the loss may get)::
 
-    pruner = Pruner(model, optimizer, evaluate=validation_loss, granularity="weight", twt=0.05, pwe=5)
+    pruner = Pruner(model, optimizer, evaluate=validation_loss,
+                    amount=LossBound(0.05), schedule=Plateau(5))
     for epoch in range(epochs):
         train_one_epoch()
         print(pruner.step())        # evaluates; on a plateau restores the best weights and prunes
@@ -25,6 +26,13 @@ Each of the three questions has other answers, and they combine::
 
     # 90 % of the weights of every layer, little by little over 10 epochs
     pruner = Pruner(model, optimizer, scope="layer", amount=Ratio(0.9), schedule=Cubic(over=10))
+
+No layer is emptied. Scores are brought to one scale across layers (``normalise``), every layer
+keeps a minimum (:class:`LayerLimits`), and :class:`QualityBound` stops pruning where the accuracy has
+fallen too far, and lets it wait while the network guesses::
+
+    guard = QualityBound(accuracy, max_drop=0.02, chance=0.1, samples=5000)
+    pruner = Pruner(model, optimizer, validation_loss, quality=guard)
 
 =============  ==================================================================================================
 what           ``importance``: "l1", "l2", "han", "bn-scale", "random", :func:`taylor`, or the scores of
@@ -49,12 +57,16 @@ from ._amount import Ratio as Ratio
 from ._amount import Trial as Trial
 from ._amount import nonzero_parameters as nonzero_parameters
 from ._cost import nonzero_macs as nonzero_macs
+from ._importance import CALIBRATED as CALIBRATED
 from ._importance import IMPORTANCES as IMPORTANCES
 from ._importance import Importance as Importance
 from ._importance import random as random
 from ._importance import taylor as taylor
 from ._interchange import export_masks as export_masks
 from ._interchange import import_masks as import_masks
+from ._limits import LayerLimits as LayerLimits
+from ._normalise import Normalise as Normalise
+from ._normalise import comparable as comparable
 from ._pin import Pin as Pin
 from ._pin import pin as pin
 from ._pin import unpin as unpin
@@ -67,6 +79,8 @@ from ._potential import PotentialPoint as PotentialPoint
 from ._potential import potential_point as potential_point
 from ._potential import pruning_potential as pruning_potential
 from ._pruner import Pruner as Pruner
+from ._quality import QualityBound as QualityBound
+from ._quality import at_chance as at_chance
 from ._schedule import Cubic as Cubic
 from ._schedule import OneShot as OneShot
 from ._schedule import Schedule as Schedule
@@ -74,9 +88,39 @@ from ._threshold import ThresholdSearch as ThresholdSearch
 from ._threshold import search_threshold as search_threshold
 
 __all__ = [
-    "IMPORTANCES", "Amount", "Budget", "Cubic", "Importance", "LayerShare", "LossBound", "OneShot", "Pin", "Plateau",
-    "PotentialPoint", "Pruner", "PrunerStep", "PruningPlan", "Ratio", "Schedule", "ThresholdSearch", "Trial",
-    "export_masks", "import_masks", "nonzero_macs", "nonzero_parameters", "pin", "potential_point",
-    "pruning_potential", "random", "search_threshold", "taylor", "unpin",
+    "IMPORTANCES",
+    "Amount",
+    "Budget",
+    "Cubic",
+    "Importance",
+    "LayerLimits",
+    "LayerShare",
+    "LossBound",
+    "Normalise",
+    "OneShot",
+    "Pin",
+    "Plateau",
+    "PotentialPoint",
+    "Pruner",
+    "PrunerStep",
+    "PruningPlan",
+    "QualityBound",
+    "Ratio",
+    "Schedule",
+    "ThresholdSearch",
+    "Trial",
+    "at_chance",
+    "comparable",
+    "export_masks",
+    "import_masks",
+    "nonzero_macs",
+    "nonzero_parameters",
+    "pin",
+    "potential_point",
+    "pruning_potential",
+    "random",
+    "search_threshold",
+    "taylor",
+    "unpin",
     "zero_masks",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError
 from snello.neurons import count_parameters
 
-from ._threshold import ThresholdSearch, search_threshold
+from ._threshold import ThresholdSearch, prunable, search_threshold
 
 Cost = Callable[[nn.Module], float]
 """What a model costs: parameters, MACs, milliseconds, joules. Less is better."""
@@ -24,7 +24,7 @@ class Trial(Protocol):
 
     @property
     def scores(self) -> Tensor:
-        """All scores that a threshold decides on, one dimension; zeros are already pruned."""
+        """The score of every unit, one dimension; zeros are already pruned, infinities never are."""
 
     @property
     def start(self) -> float:
@@ -34,6 +34,9 @@ class Trial(Protocol):
         """The validation loss with everything below the threshold pruned; NaN without an
         ``evaluate``.
         """
+
+    def bounded_loss(self, threshold: float) -> float:
+        """The same; infinite where a :class:`QualityBound` is broken at that threshold."""
 
     def cost(self, measure: Cost, threshold: float) -> float:
         """What the model costs with everything below the threshold pruned."""
@@ -57,6 +60,9 @@ class Amount(Protocol):
 class LossBound:
     """TWT: as much as the validation loss allows, ``(1 + twt)`` times what it is.
 
+    The published threshold is one for the raw magnitudes of all layers: ``Pruner(...,
+    normalise=None)``.
+
     Attributes:
         twt: threshold worsening tolerance.
     """
@@ -74,7 +80,11 @@ class LossBound:
         """By bisection; see :func:`search_threshold`."""
         loss = trial.loss()
         return search_threshold(
-            trial.scores, trial.loss, loss=loss, bound=(1 + self.twt) * loss, start=trial.start
+            trial.scores,
+            trial.bounded_loss,
+            loss=loss,
+            bound=(1 + self.twt) * loss,
+            start=trial.start,
         )
 
 
@@ -83,7 +93,8 @@ class Ratio:
     """A share of the units (weights or neurons) of the layers that may be pruned.
 
     Attributes:
-        share: in [0, 1]. Never more than this; less where ties would have to be broken.
+        share: in [0, 1]. Never more than this; less where ties would have to be broken, and where
+            layers are at the minimum that :class:`LayerLimits` leaves them.
         of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each
             time.
     """
@@ -98,14 +109,12 @@ class Ratio:
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
         """By counting."""
-        live = trial.scores[trial.scores > 0].sort().values
+        units, left = len(trial.scores), int((trial.scores > 0).sum())
         share = self.share * progress
         # A share times a count may fall short of a whole number by rounding alone.
-        if self.of_rest:
-            taken = math.floor(share * len(live) + 1e-6)
-        else:
-            taken = math.floor(share * len(trial.scores) + 1e-6) - (len(trial.scores) - len(live))
-        threshold = _below(live, taken)
+        gone = 0 if self.of_rest else units - left
+        taken = math.floor(share * (gone + left) + 1e-6) - gone
+        threshold = _below(prunable(trial.scores), taken)
         return ThresholdSearch(threshold, trial.loss(threshold), math.inf, 1)
 
 
@@ -137,7 +146,7 @@ class Budget:
         Raises:
             ConfigError: if the model costs more even with everything pruned.
         """
-        live = trial.scores[trial.scores > 0].sort().values
+        live = prunable(trial.scores)
         present = trial.cost(self.cost, 0.0)
         if present <= self.limit:
             return ThresholdSearch(0.0, trial.loss(), math.inf, 1, present)
@@ -147,7 +156,7 @@ class Budget:
         if best > self.limit:
             raise ConfigError(
                 f"the budget of {self.limit:g} cannot be met: the model costs {present:g} now, and {best:g} with "
-                "everything pruned that may be; raise the limit, or exclude less"
+                "everything pruned that may be; raise the limit, exclude less, or lower keep_at_least"
             )
         while high - low > 1:
             middle = (low + high) // 2

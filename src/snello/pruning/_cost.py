@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
+from snello.flops import weight_uses
 from snello.graph import Example, Inputs, evaluation
-from snello.neurons import weighted_layers
+from snello.neurons import spread_inputs, weighted_layers
 from snello.wrappers import eagerly
 
 from ._amount import Cost
@@ -47,19 +47,9 @@ def nonzero_macs(example_inputs: Example) -> Cost:
     return cost
 
 
-def _macs(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    weight = module.weight.detach() != 0  # type: ignore[union-attr, operator]
-    if isinstance(module, nn.Linear):
-        live = (x != 0).flatten(0, -2).any(0)
-        return int((weight & live).sum()) * (output.numel() // module.out_features)
-    live = (x != 0).transpose(0, 1).flatten(1).any(1)
-    kernel = [1] * (weight.dim() - 2)
-    if isinstance(
-        module, _ConvTransposeNd
-    ):  # (in, out/g, *k): every weight meets every input position
-        return int((weight & live.reshape(-1, 1, *kernel)).sum()) * (x.numel() // x.shape[1])
-    groups: int = module.groups  # type: ignore[assignment]
-    by_output = live.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
-    return int((weight & by_output.reshape(*by_output.shape, *kernel)).sum()) * (
-        output.numel() // len(weight)
-    )
+def _macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    channels = x.dim() - 1 if isinstance(layer, nn.Linear) else x.dim() - weight.dim() + 1
+    live = (x != 0).movedim(channels, 0).flatten(1).any(1)
+    used = (weight.detach() != 0) & spread_inputs(layer, live)
+    return int(used.sum()) * weight_uses(layer, x, output)

@@ -128,6 +128,8 @@ def taylor(
             raise DataError("there is no batch to calibrate the scores on")
         return {name: sum_over_processes(value) / total for name, value in sums.items()}
 
+    # One unit in all layers, the loss: a scale per layer would lose what is known of it.
+    scores.normalise = None  # type: ignore[attr-defined]
     return scores
 
 
@@ -155,6 +157,10 @@ def _add_taylor(
 IMPORTANCES: dict[str, Importance] = {
     "l1": l1, "l2": l2, "han": han, "bn-scale": bn_scale, "random": random(),
 }  # fmt: skip
+
+
+CALIBRATED: dict[str, Callable[[Iterable[tuple[Tensor, Tensor]]], Importance]] = {"taylor": taylor}
+"""Importances that are made from calibration batches, by name."""
 
 
 def importance_of(given: str | Importance) -> Importance:

@@ -23,7 +23,7 @@ class Plateau(Stateful):
     Source: Tartaglione et al. (2021), section III-D.
     """
 
-    pwe: int
+    pwe: int = 5
     tolerance: float = 0.01
     best: float = math.inf
     bad: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -21,6 +22,8 @@ from snello.wrappers import copied
 
 from ._amount import Ratio
 from ._importance import Granularity, Importance
+from ._limits import LayerLimits
+from ._normalise import Normalise
 from ._pruner import Pruner, Scope
 
 
@@ -33,7 +36,8 @@ class PotentialPoint:
         ratio: the share of units that was asked for.
         pruned: share of all the model's parameters that are exactly zero.
         dead_neurons: share of the neurons of Linear and convolution layers whose weights are all
-        zero. value: what was measured, such as the accuracy.
+            zero.
+        value: what was measured, such as the accuracy.
     """
 
     method: str
@@ -51,7 +55,9 @@ def pruning_potential(
     *,
     granularity: Granularity = "weight",
     scope: Scope = "global",
+    normalise: Normalise | Literal["auto"] | None = "auto",
     exclude: LayerFilter | None = None,
+    limits: LayerLimits | None = None,
     finetune: Callable[[nn.Module, Pruner], object] | None = None,
 ) -> tuple[PotentialPoint, ...]:
     """Prune copies of a trained network in one shot, by several importances and to several ratios.
@@ -59,11 +65,14 @@ def pruning_potential(
     Args:
         model: the trained network; it is not changed.
         measure: what to plot, such as the accuracy on test data; called in evaluation mode without
-        gradients. importances: a name for each curve -> as in ``Pruner(importance=...)``.
+            gradients.
+        importances: a name for each curve -> as in ``Pruner(importance=...)``.
         ratios: shares of the weights or neurons to prune, each from the whole network.
         granularity: as for :class:`Pruner`.
         scope: as for :class:`Pruner`.
+        normalise: as for :class:`Pruner`.
         exclude: as for :class:`Pruner`.
+        limits: as for :class:`Pruner`; a ratio that they do not allow takes as much as they do.
         finetune: trains the pruned copy on before it is measured; attach its optimizer to the
             pruner (``pruner.attach(optimizer)``) so that nothing revives.
 
@@ -80,8 +89,8 @@ def pruning_potential(
         for ratio in ratios:
             twin = copied(model)
             pruner = Pruner(
-                twin, None, granularity=granularity, scope=scope, importance=importance, amount=Ratio(ratio),
-                exclude=exclude,
+                twin, None, granularity=granularity, scope=scope, importance=importance, normalise=normalise,
+                amount=Ratio(ratio), exclude=exclude, limits=limits,
             )  # fmt: skip
             pruner.prune()
             if finetune is not None:

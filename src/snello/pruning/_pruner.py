@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,6 @@ from snello.neurons import (
     Masks,
     apply_masks,
     count_parameters,
-    head,
-    select_layers,
-    weighted_layers,
 )
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes, meet
@@ -28,10 +26,16 @@ from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
 from ._importance import Granularity, Importance, importance_of
+from ._layers import prunable
+from ._limits import LayerLimits
+from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PrunerStep, PruningPlan
 from ._plateau import Plateau
+from ._quality import QualityBound
+from ._renamed import refuse_renamed
 from ._schedule import Cubic, Schedule
+from ._snapshot import revive, snapshot
 from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
 from ._units import Units
@@ -43,8 +47,9 @@ Scope = Literal["global", "layer"]
 class Pruner:
     """Prune a network: what is worth least goes, as much as is asked, when the schedule says so.
 
-    Without options it is the template of the sensitivity papers: on a plateau of the loss, restore
-    the best weights and prune by magnitude as much as the loss allows.
+    Without options it is the template of the sensitivity papers, with scores that are comparable
+    across layers: on a plateau of the loss, restore the best weights and prune by magnitude as much
+    as the loss allows. ``normalise=None`` is the papers' threshold on the magnitudes themselves.
 
     With several processes (DistributedDataParallel) call it on all of them: losses and costs are
     averaged, so that all prune alike.
@@ -66,18 +71,25 @@ class Pruner:
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
             and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
             is exactly zero.
-        scope: "global" ranks the units of all layers together; "layer" takes the same share of
-        every layer. importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2",
-            "han", "bn-scale", "random", or a function such as :func:`taylor`,
+        scope: "global" ranks the units of all layers together, by one threshold; "layer" takes the
+            same share of every layer, as ``normalise="rank"`` does.
+        importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han",
+            "bn-scale", "random", or a function such as :func:`taylor`,
             :func:`snello.sensitivity.serene_scores` return.
+        normalise: how scores are made comparable across layers: "mean", "max", "standard", "rank",
+            or None for a threshold on the scores as they are; see :func:`comparable`. "auto" is
+            None for :func:`taylor`, whose scores are all in units of the loss, or what an attribute
+            ``normalise`` of your function says, and "mean" for all others.
         amount: how much one step takes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
-        schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`.
+            Default: ``LossBound(0.05)``.
+        schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`. Default:
+            ``Plateau(5)``.
         exclude: layers that are never pruned: their names or types, or a function of name and
             module. The default is the head.
-        twt: short for ``amount=LossBound(twt)``; 0.05 by default.
-        pwe: short for ``schedule=Plateau(pwe, tolerance)``; 5 by default.
-        tolerance: what counts as an improvement on the plateau, as a share of the best loss; 0.01
-        by default. on_plan: called with the plan before every pruning step; ``print`` shows it.
+        limits: what stays of every layer whatever the amount; see :class:`LayerLimits`.
+        quality: a metric such as the accuracy: pruning waits while it is at chance, and ends when
+            it has fallen too far; see :class:`QualityBound`.
+        on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Attributes:
         masks: what is kept of each parameter with pruned entries.
@@ -85,9 +97,10 @@ class Pruner:
             parametrisations, masks of ``torch.nn.utils.prune``).
 
     Raises:
-        ConfigError: for numbers outside their range, unknown names, and options that exclude each
-            other; for an optimizer of another model, and optimizers that leave out a prunable
-            parameter; for a model whose parameters are sharded, or without a layer to prune.
+        ConfigError: for numbers outside their range, unknown names, and keywords of earlier
+            versions (with the new spelling); for an optimizer of another model, and optimizers
+            that leave out a prunable parameter; for a model whose parameters are sharded, or
+            without a layer to prune.
         ModelError: if neurons are to be pruned in a model that torch.fx cannot trace.
     """
 
@@ -100,39 +113,45 @@ class Pruner:
         granularity: Granularity = "weight",
         scope: Scope = "global",
         importance: str | Importance = "l1",
+        normalise: Normalise | Literal["auto"] | None = "auto",
         amount: Amount | None = None,
         schedule: Schedule | None = None,
         exclude: LayerFilter | None = None,
-        twt: float | None = None,
-        pwe: int | None = None,
-        tolerance: float | None = None,
+        limits: LayerLimits | None = None,
+        quality: QualityBound | None = None,
         on_plan: Callable[[PruningPlan], object] | None = None,
+        **renamed: Never,
     ) -> None:
+        refuse_renamed(renamed)
         if granularity not in ("weight", "neuron"):
             raise ConfigError(f"granularity is 'weight' or 'neuron', not {granularity!r}")
         if scope not in ("global", "layer"):
             raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
-        _either("amount", amount, twt=twt)
-        _either("schedule", schedule, pwe=pwe, tolerance=tolerance)
         self.model = model = unwrapped(model, "Pruner")
         self.granularity, self.scope = granularity, scope
         self.importance, self.on_plan = importance_of(importance), on_plan
-        self.amount: Amount = amount or LossBound(0.05 if twt is None else twt)
-        self.schedule: Schedule = schedule or Plateau(
-            5 if pwe is None else pwe, 0.01 if tolerance is None else tolerance
-        )
+        chosen = "rank" if scope == "layer" else normalise
+        self.normalise = normalise_of(chosen, self.importance)
+        self.amount: Amount = amount or LossBound()
+        # Schedules have state: that of this pruner is its own, also where options are shared.
+        self.schedule: Schedule = copy.deepcopy(schedule) if schedule else Plateau()
+        self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
-        self._units = Units.of(model, _prunable(model, exclude), granularity)
+        self._units = Units.of(model, prunable(model, exclude), granularity)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(
                 f"{type(model).__name__} has no layer to prune; left alone: {self.left_alone}"
             )
+        self.limits.check_names(self._units.layers)
         self._optimizers = self._checked(optimizer)
         self.masks: Masks = {}
         self.finished = False
         self._best: dict[str, Tensor] | None = None
+        self._dense = None if quality is None else quality.dense
+        self._before: dict[str, dict[str, Tensor]] | None = None
+        self._ended = False
         self._followers: list[nn.Module] = []
         self._pin: Pin | None = None
         for inherited in [held for held in pins_of(model) if held.inherited]:
@@ -242,14 +261,18 @@ class Pruner:
         loss = self.loss() if loss is None else _finite(self._agreed(loss))
         improved = self.schedule.update(loss)
         if improved and self.schedule.restores:
-            self._best = _snapshot(self.model)
-        search = self.prune() if self.schedule.reached else None
+            self._best = snapshot(self.model)
+        search = self.prune() if self.schedule.reached and not self._ended else None
         return PrunerStep(loss, improved, search, self.pruned)
 
     def plan(self) -> PruningPlan:
-        """What a pruning step would do to the model as it is. Nothing changes."""
-        scores = self._units.scores(self.model, self.importance, self.scope)
-        search = self.amount.search(ScoredTrial(self, self._units, scores), self.schedule.progress)
+        """What a pruning step would do to the model as it is. Nothing changes.
+
+        Warns where a layer would lose nearly everything, or where no layer may lose more.
+        """
+        scores = self._units.scores(self.model, self.importance, self.normalise, self.limits)
+        trial = ScoredTrial(self, self._units, scores, self._dense_quality())
+        search = self.amount.search(trial, self.schedule.progress)
         masks = (
             self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
         )
@@ -257,34 +280,46 @@ class Pruner:
         for name, score in scores.items():
             before = int((score == 0).sum())
             after = int(((score < search.threshold) | (score == 0)).sum())
-            layers.append(LayerShare(name, score.numel(), before, after))
-        return PruningPlan(self.granularity, search, tuple(layers), masks)
+            least = self._units.least(name, self.limits)
+            layers.append(LayerShare(name, score.numel(), before, after, least))
+        plan = PruningPlan(self.granularity, search, tuple(layers), masks)
+        for text in plan.warnings:
+            warnings.warn(f"Pruner: {text}", stacklevel=2)
+        return plan
 
     def prune(self, plan: PruningPlan | None = None) -> ThresholdSearch:
         """One pruning step now. One-shot pruning is this call alone.
 
         When nothing more could be pruned, or the schedule has come to its end, :attr:`finished`
-        becomes true.
+        becomes true. It does too when the quality has fallen below its bound: then the last pruning
+        step is undone, and no other is taken.
 
         Args:
             plan: take this step. Default: restore the best weights of this stage (if the schedule
-                does) and plan anew.
+                does), ask whether the quality allows a step, and plan it.
+
+        Returns:
+            The search; its threshold is 0 where nothing was pruned, with a ``note`` where the
+            quality forbade it.
         """
         if plan is None:
-            if self._best is not None:
-                self.model.load_state_dict(self._best)
-                apply_masks(self.model, self.masks)
+            if note := self._refusal():
+                return ThresholdSearch(0.0, math.nan, math.inf, 0, note=note)
             plan = self.plan()
         if self.on_plan is not None:
             self.on_plan(plan)
         search = plan.search
         whole = self.schedule.progress >= 1
         if search.threshold:
+            if self.quality is not None and self.quality.max_drop is not None:
+                # An undo needs the network as it was: one more copy of the weights.
+                self._dense = self._dense_quality()
+                self._before = {"weights": snapshot(self.model), "masks": dict(self.masks)}
             self._set_masks(plan.masks)
         self.schedule.reset(search.loss)
         self.finished = self.schedule.done or (whole and not search.threshold)
         if self.schedule.restores:
-            self._best = _snapshot(self.model)
+            self._best = snapshot(self.model)
         return search
 
     @property
@@ -293,23 +328,76 @@ class Pruner:
         total, nonzero = count_parameters(self.model)
         return 1 - nonzero / total
 
-    @property
-    def twt(self) -> float:
-        """The tolerance of the bound on the loss; :class:`ConfigError` with another amount."""
-        if not isinstance(self.amount, LossBound):
-            raise ConfigError(f"there is no twt: the amount is {self.amount}")
-        return self.amount.twt
-
-    @twt.setter
-    def twt(self, twt: float) -> None:
-        self.amount = LossBound(twt)
+    # The bound on the quality
 
     @property
-    def plateau(self) -> Schedule:
-        """The schedule."""
-        return self.schedule
+    def dense_quality(self) -> float | None:
+        """Quality of the dense network, which the bound counts from; None before the first pruning
+        step, and without a :class:`QualityBound`.
+        """
+        return self._dense
+
+    def _dense_quality(self) -> float:
+        """The quality of the dense network; the present one's, before the first pruning step."""
+        if self._dense is not None:
+            return self._dense
+        if self.quality is None or self.quality.max_drop is None:
+            return math.nan
+        return self.measure(self.quality.measure)
+
+    def _refusal(self) -> str:
+        """Restore the best weights, and say why they must not be pruned; empty if they may."""
+        if self._ended:
+            return "the bound on the quality was reached before: pruning has ended"
+        present = None if self._best is None or self.quality is None else snapshot(self.model)
+        if self._best is not None:
+            self._load(self._best)
+        if self.quality is None:
+            return ""
+        value = self.measure(self.quality.measure)
+        if self.quality.at_chance(value):
+            if present is not None:  # what has been learnt since the best epoch is not thrown away
+                self._load(present)
+            return (
+                f"waiting: a quality of {value:.4g} is not above chance ({self.quality.chance:.4g})"
+            )
+        self._dense = value if self._dense is None else self._dense
+        if not self.quality.broken(value, self._dense):
+            return ""
+        self._end()
+        return (
+            f"a quality of {value:.4g} is more than max_drop={self.quality.max_drop:g} below "
+            f"{self._dense:.4g}, that of the dense network: the last pruning is undone, none follows"
+        )
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+        apply_masks(self.model, self.masks)
+
+    def _end(self) -> None:
+        """Undo the last pruning step, and take no other."""
+        self._ended = self.finished = True
+        if self._before is not None:
+            pruned, self.masks = self.masks, self._before["masks"]
+            self._load(self._before["weights"])
+            for follower in self._followers:
+                revive(follower, self.model, pruned, self.masks)
+            self._before = None
+        self._apply()
+        self.schedule.reset(self.loss())
+        if self.schedule.restores:
+            self._best = snapshot(self.model)
 
     # Measuring
+
+    def bounded_loss(self, dense: float) -> float:
+        """The validation loss of the model as it is; infinite if its quality is more than
+        ``max_drop`` below that of the dense network.
+        """
+        loss = self.measure()
+        if self.quality is None or self.quality.max_drop is None:
+            return loss
+        return math.inf if self.quality.broken(self.measure(self.quality.measure), dense) else loss
 
     def loss(self) -> float:
         """The validation loss of the model as it is, averaged over the processes; NaN without
@@ -343,6 +431,9 @@ class Pruner:
             "schedule": self.schedule.state_dict(),
             "finished": self.finished,
             "best": self._best,
+            "dense": self._dense,
+            "before": self._before,
+            "ended": self._ended,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -353,6 +444,9 @@ class Pruner:
         self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]
+        # States of earlier versions know of no bound on the quality.
+        self._dense = state.get("dense", self._dense)
+        self._before, self._ended = state.get("before"), bool(state.get("ended", False))
         self._apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
@@ -364,6 +458,7 @@ class Pruner:
         shared = {
             "_evaluate": self._evaluate,
             "importance": self.importance,
+            "quality": self.quality,
             "on_plan": self.on_plan,
         }
         for name, value in vars(self).items():
@@ -374,34 +469,7 @@ class Pruner:
         return twin
 
 
-def _either(name: str, given: object, **short: object) -> None:
-    """An option, or its short form, but not both."""
-    both = [key for key, value in short.items() if value is not None]
-    if given is not None and both:
-        raise ConfigError(
-            f"{both[0]} is short for an option of {name}: give one of the two, not both"
-        )
-
-
-def _prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Module]:
-    layers = weighted_layers(model)
-    default = [name] if (name := head(model)) is not None else []
-    kept = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")
-    if not kept:
-        why = (
-            "the head is never pruned unless exclude=() says so"
-            if exclude is None and layers
-            else "none is left"
-        )
-        raise ConfigError(f"{type(model).__name__} has no layer to prune: {why}")
-    return kept
-
-
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise DivergenceError(f"the validation loss is {loss}: lower the learning rate or lmbda")
     return loss
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

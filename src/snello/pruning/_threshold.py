@@ -14,10 +14,12 @@ class ThresholdSearch:
 
     Attributes:
         threshold: the largest threshold that was tested and whose loss was within the bound; 0 if
-        none was. loss: the loss that was measured at this threshold.
+            none was.
+        loss: the loss that was measured at this threshold.
         bound: what the loss was not to exceed.
         trials: number of thresholds tested.
         cost: what the model costs at this threshold, where a budget asked for it.
+        note: the reason why nothing was pruned, where a :class:`QualityBound` forbade it.
     """
 
     threshold: float
@@ -25,6 +27,14 @@ class ThresholdSearch:
     bound: float
     trials: int
     cost: float | None = None
+    note: str = ""
+
+
+def prunable(scores: Tensor) -> Tensor:
+    """The scores that a threshold decides on, ascending: zeros are pruned already, infinities
+    never are.
+    """
+    return scores[(scores > 0) & scores.isfinite()].sort().values
 
 
 def search_threshold(
@@ -45,7 +55,7 @@ def search_threshold(
     tested: the published procedure returns the last midpoint untested and can break its own bound.
 
     Args:
-        scores: all scores that a threshold decides on, one dimension; zeros are already pruned.
+        scores: all scores, one dimension; zeros are already pruned, infinities never are.
         loss_at: measures the loss with everything below a threshold pruned.
         loss: the loss with nothing more pruned (threshold 0).
         bound: the loss allowed.
@@ -54,7 +64,7 @@ def search_threshold(
 
     Source: Tartaglione et al. (2022), section 3.3; the stopping rule is snello's.
     """
-    live = scores[scores > 0].sort().values
+    live = prunable(scores)
     if not len(live):
         return ThresholdSearch(0.0, loss, bound, 0)
     low, low_loss, high = 0.0, loss, float(live[-1]) * (1 + 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +26,9 @@ class Measurer(Protocol):
     def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
         """The loss, or a cost, of the model as it is."""
 
+    def bounded_loss(self, dense: float) -> float:
+        """The loss of the model as it is; infinite where its quality breaks a bound."""
+
 
 class ScoredTrial:
     """The trial of an amount, on scored units; see :class:`snello.pruning.Trial`.
@@ -33,23 +37,27 @@ class ScoredTrial:
         measurer: the model.
         units: what may be pruned in it.
         scores: layer name -> score of each unit.
+        dense: quality of the dense network; NaN without a bound on the quality.
     """
 
-    def __init__(self, measurer: Measurer, units: Units, scores: dict[str, Tensor]) -> None:
+    def __init__(
+        self, measurer: Measurer, units: Units, scores: dict[str, Tensor], dense: float = math.nan
+    ) -> None:
         self._measurer, self._units, self._scores = measurer, units, scores
+        self._dense = dense
         self._flat: Tensor | None = None
 
     @property
     def scores(self) -> Tensor:
-        """All scores, one dimension."""
+        """The score of every unit, one dimension."""
         if self._flat is None:
             self._flat = torch.cat([score.flatten() for score in self._scores.values()])
         return self._flat
 
     @property
     def start(self) -> float:
-        """The mean over layers of the mean score of what is not pruned yet."""
-        live = [score[score > 0] for score in self._scores.values()]
+        """The mean over layers of the mean score of what may be pruned and is not yet."""
+        live = [score[(score > 0) & score.isfinite()] for score in self._scores.values()]
         means = [float(score.mean()) for score in live if len(score)]
         return sum(means) / len(means) if means else 0.0
 
@@ -58,6 +66,12 @@ class ScoredTrial:
         threshold 0.
         """
         return self._at(threshold, self._measurer.measure) if threshold else self._measurer.loss()
+
+    def bounded_loss(self, threshold: float) -> float:
+        """The loss with everything below the threshold pruned, or infinity; see
+        :class:`snello.pruning.Trial`.
+        """
+        return self._at(threshold, lambda: self._measurer.bounded_loss(self._dense))
 
     def cost(self, measure: Cost, threshold: float) -> float:
         """A cost with everything below the threshold pruned."""

@@ -21,6 +21,8 @@ from snello.neurons import (
 )
 
 from ._importance import Granularity, Importance
+from ._limits import LayerLimits, protected
+from ._normalise import Normalise, comparable
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,15 @@ class Units:
         module = self.layers[name]
         return _weight(module) == 0 if self.granularity == "weight" else dead_neurons(module)
 
-    def scores(self, model: nn.Module, importance: Importance, scope: str) -> dict[str, Tensor]:
-        """Layer name -> score of each unit: zero for those that are dead, positive for all others.
-
-        With the scope "layer", a score is the rank within its layer as a share of its units, so
-        that one threshold takes the same share of every layer.
+    def scores(
+        self,
+        model: nn.Module,
+        importance: Importance,
+        normalise: Normalise | None = None,
+        limits: LayerLimits | None = None,
+    ) -> dict[str, Tensor]:
+        """Layer name -> score of each unit: zero for those that are dead, infinite for those that
+        limits protect, positive for all others.
 
         Raises:
             ConfigError: for importances of another shape, negative or not finite.
@@ -94,10 +100,21 @@ class Units:
         for name in self.layers:
             if name in given:
                 score = self._checked(name, given[name].detach())
-                dead = self.dead(name)
-                score = score.clamp_min(torch.finfo(score.dtype).tiny).masked_fill(dead, 0)
-                found[name] = _ranks(score).masked_fill(dead, 0) if scope == "layer" else score
-        return found
+                score = score.clamp_min(torch.finfo(score.dtype).tiny)
+                found[name] = score.masked_fill(self.dead(name), 0)
+        scaled = comparable(found, normalise)
+        if limits is None:
+            return scaled
+        return {name: protected(s, self.least(name, limits)) for name, s in scaled.items()}
+
+    def count(self, name: str) -> int:
+        """Number of units of a layer."""
+        module = self.layers[name]
+        return _weight(module).numel() if self.granularity == "weight" else neuron_count(module)
+
+    def least(self, name: str, limits: LayerLimits) -> int:
+        """Number of units of a layer that must stay."""
+        return limits.least(name, self.count(name), self.granularity)
 
     def _checked(self, name: str, score: Tensor) -> Tensor:
         module = self.layers[name]
@@ -132,17 +149,6 @@ class Units:
             if norm := self.norms.get(name):
                 masks[f"{norm}.weight"] = masks[f"{norm}.bias"] = keep
         return masks
-
-
-def _ranks(score: Tensor) -> Tensor:
-    """Rank of each value as a share of their number, in (0, 1]; ties in order of their place."""
-    flat = score.flatten()
-    ranks = torch.empty(len(flat), dtype=torch.float64, device="cpu")
-    ranks[flat.cpu().argsort(stable=True)] = torch.arange(
-        1, len(flat) + 1, dtype=torch.float64
-    ) / len(flat)
-    # Single precision holds 24 bits: enough for the ranks of 16 million weights, not of more.
-    return ranks.reshape(score.shape).to(score.device)
 
 
 def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:

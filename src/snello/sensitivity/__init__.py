@@ -1,18 +1,18 @@
-"""Sensitivity: how much does the output, or the loss, care?
+"""Sensitivity of the outputs or of the loss, and the weight decay that follows from it.
 
-Weights that nobody would miss are driven towards zero while the network trains. Each method
-measures a sensitivity S, bounds it as an *insensitivity* ``max(0, 1 - S)``, and after every
+Weights that hardly influence the result are driven towards zero while the network trains. Each
+method measures a sensitivity S, turns it into an *insensitivity* ``max(0, 1 - S)``, and after every
 optimizer step shrinks
 
     w  <-  w - lmbda * w * max(0, 1 - S)
 
-so that what matters keeps its value and what does not decays geometrically. All methods share one
-protocol, in anyone's training loop::
+so that important weights keep their value and unimportant ones decay geometrically. All methods
+share one protocol, which fits any training loop::
 
     serene = SeReNe(model, lmbda=1e-4)
     for inputs, targets in loader:
         outputs = model(inputs)
-        serene.observe(outputs)              # before backward: looks at the graph of the outputs
+        serene.observe(outputs)              # before backward: needs the graph of the outputs
         optimizer.zero_grad()
         loss_function(outputs, targets).backward()
         optimizer.step()
@@ -23,7 +23,7 @@ protocol, in anyone's training loop::
 =========================  ===========================================  ======================================
 method                     sensitivity of                               cost per training step
 =========================  ===========================================  ======================================
-:class:`Lobster`           the loss to a weight                         none: the gradient is there already
+:class:`Lobster`           the loss to a weight                         none: it uses the gradient at hand
 :class:`SeReNe`            the outputs to a neuron                      a pass without weight gradients, every
                                                                         4th step (C passes for
                                                                         ``"full"``)
@@ -33,7 +33,7 @@ method                     sensitivity of                               cost per
 
 With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with gradient accumulation
 observe every batch and step once; with DistributedDataParallel give the methods the wrapped model's
-``.module`` and let every process do the same: they agree on what the joined batch says.
+``.module`` and call them on every process: they measure the joined batch.
 
 :func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data,
 for one-shot pruning.

@@ -1,4 +1,4 @@
-"""The protocol that every sensitivity follows, and the one implementation of the decay step."""
+"""The protocol that every sensitivity follows, and the decay step that all of them share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from snello.errors import ConfigError
 class Sensitivity(ABC):
     """A sensitivity of the outputs or of the loss, and the decay that follows from it.
 
-    The protocol is ``observe`` → ``sensitivity`` → ``step``: look at the outputs before the
-    backward pass, measure, shrink after the optimizer's step.
+    The protocol is ``observe`` → ``sensitivity`` → ``step``: take in the outputs before the
+    backward pass, measure, and shrink after the optimizer's step.
 
     Args:
         lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning
             rate.
+
+    Attributes:
+        by_gradient: reads the gradients of the loss, which a frozen neuron does not have.
     """
+
+    by_gradient = False
 
     def __init__(self, lmbda: float) -> None:
         if not (math.isfinite(lmbda) and 0 <= lmbda < 1):
@@ -32,8 +37,9 @@ class Sensitivity(ABC):
         self.lmbda = lmbda
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:  # noqa: B027 - optional: not every method looks at the outputs
-        """Look at the network's outputs, shape (B, C), before ``loss.backward()``. Does nothing by
-        default.
+        """Take in the network's outputs, shape (B, C), before ``loss.backward()``.
+
+        Does nothing by default.
         """
 
     @abstractmethod
@@ -42,9 +48,7 @@ class Sensitivity(ABC):
 
     @abstractmethod
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What decays, and by which share: pairs of a weight and a tensor that broadcasts over
-        it.
-        """
+        """Weights that decay, and for each a tensor of insensitivities that broadcasts over it."""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -62,18 +66,18 @@ class Sensitivity(ABC):
             decay_(weights, insensitivities, self.lmbda)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs in order to go on identically."""
+        """State that lets a resumed run continue identically."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to load by default
         """Restore :meth:`state_dict`."""
 
-    def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to take out
-        """Take every hook out of the model."""
+    def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to remove
+        """Remove every hook from the model."""
 
 
 def nothing_observed(method: str) -> ConfigError:
-    """The error of a step that no observation came before."""
+    """The error of a step before any observation."""
     return ConfigError(
         f"{method}.step: nothing has been observed yet: call {method.lower()}.observe(outputs) between the forward "
         "pass and loss.backward(), as in docs/own-loop.md"
@@ -94,8 +98,7 @@ def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: 
 def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
     """``max(0, 1 - S)`` for all sensitivities at once; they are not changed.
 
-    Zero where S is not a number: the step of a gradient scaler that overflowed must not touch the
-        weights.
+    Zero where S is not a number: when a gradient scaler has overflowed, weights must not change.
     """
     bounded = torch._foreach_neg(list(sensitivities))
     torch._foreach_add_(bounded, 1.0)

@@ -1,8 +1,8 @@
-"""Four ways to measure how much the outputs care about a neuron.
+"""Four estimators of the sensitivity of the outputs to a neuron.
 
-Each is a pair of functions. ``tap`` sees a layer's pre-activation in the forward pass and keeps
-what will be needed; ``measure`` turns the outputs' scores and the taps into one value per neuron
-and call of a layer.
+Each is a pair of functions. ``tap`` is given a layer's pre-activation in the forward pass and
+returns what ``measure`` will need of it; ``measure`` turns the scores of the outputs and the taps
+into one value per neuron, for each call of a layer.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from snello.neurons import neuron_count
 
 Tap = tuple[nn.Module, Any]
 Measure = Callable[[Tensor, Sequence[Tap], Callable[[], Tensor], int], list[Tensor]]
-"""(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) -> per tap, the
-mean over examples and positions, shape ``(neurons,)``."""
+"""(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) ->
+per tap, the mean over examples and positions, shape ``(neurons,)``."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """How the sensitivity of neurons is measured.
+    """A way to measure the sensitivity of neurons.
 
     Attributes:
-        tap: from a pre-activation to what is kept of it until the outputs are there.
-        measure: from scores and taps to values; see :data:`Measure`.
-        finish: from the mean over all observations to the sensitivity.
-        needs_graph: whether the pre-activation must be attached to a graph.
+        tap: maps a pre-activation to what is kept of it until the outputs are known.
+        measure: maps scores and taps to values; see :data:`Measure`.
+        finish: maps the mean over all observations to the sensitivity.
+        needs_graph: true if the pre-activation must be attached to a graph.
     """
 
     tap: Callable[[nn.Module, Tensor], Any]
@@ -68,6 +68,7 @@ def _magnitudes(taps: Sequence[Tap], gradients: Sequence[Tensor | None]) -> list
 def _sampled(
     scores: Tensor, taps: Sequence[Tap], draw: Callable[[], Tensor], _: int
 ) -> list[Tensor]:
+    # One class per example in one sum: the gradient keeps the examples apart.
     drawn = scores.gather(1, draw().to(scores.device))
     return _magnitudes(taps, _gradients(drawn.sum(), taps))
 
@@ -76,6 +77,7 @@ def _lower_bound(
     scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], __: int
 ) -> list[Tensor]:
     classes = scores.shape[1]
+    # The magnitude of a sum is at most the sum of magnitudes, hence a lower bound.
     return [value / classes for value in _magnitudes(taps, _gradients(scores.sum(), taps))]
 
 
@@ -83,14 +85,14 @@ def _full(scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], chunk: i
     batch, classes = scores.shape
     sums: list[Tensor] | None = None
     for first in range(0, classes, chunk):
-        # One pass for several classes: seed j is 1 on class first + j of every example.
+        # One pass serves several classes: seed j is 1 on class first + j of every example.
         eye = torch.eye(classes, dtype=scores.dtype, device=scores.device)[first : first + chunk]
         if len(eye) == 1:
             values = _magnitudes(taps, _gradients(scores[:, first].sum(), taps))
         else:
             seeds = eye.unsqueeze(1).expand(-1, batch, -1)
             gradients = _gradients(scores, taps, seeds)
-            # The classes stand first; their mean times their number is their sum.
+            # Dimension 0 holds the classes; their mean times their number is their sum.
             values = [v * len(eye) for v in _magnitudes(taps, gradients)]
         sums = values if sums is None else [s + v for s, v in zip(sums, values, strict=True)]
     return [value / classes for value in sums or []]
@@ -115,26 +117,24 @@ ESTIMATORS = {
 
 
 def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
-    """Mean of ``|gradient|`` over everything but the neurons; zero where a call does not reach the
-    outputs.
-    """
+    """Mean of ``|gradient|`` per neuron; zero for a call that does not reach the outputs."""
     if gradient is None:
         weight: Tensor = module.weight  # type: ignore[assignment]
         return weight.new_zeros(neuron_count(module), dtype=_wide(weight))
     axes = _other_axes(module, gradient)
+    # The 1-norm sums over examples and positions without a tensor of magnitudes.
     total: Tensor = torch.linalg.vector_norm(gradient, 1, axes, dtype=_wide(gradient))
     return total * (len(total) / gradient.numel())
 
 
 def _other_axes(module: nn.Module, tensor: Tensor) -> list[int]:
-    """All dimensions but the neurons': counted from the end, since classes or no batch may stand in
-    front.
-    """
+    """All dimensions but that of the neurons."""
+    # Counted from the end: classes may come first, and the batch may be missing.
     behind = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
     axis = tensor.dim() - 1 - behind
     return [d for d in range(tensor.dim()) if d != axis]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """Half precision is summed in single."""
+    """dtype of sums: at least single precision."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -22,8 +22,8 @@ class Lobster(Sensitivity):
     method costs no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the
     gradients are zeroed: the gradient is then that of the whole effective batch, accumulated,
     averaged over the processes of DistributedDataParallel, and unscaled by
-    ``scaler.step(optimizer)``. Clipped gradients are taken as they are. A parameter without a
-    gradient is left alone: nothing is known about it.
+    ``scaler.step(optimizer)``. Clipped gradients are used as they are. A parameter without a
+    gradient does not decay.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
@@ -37,6 +37,8 @@ class Lobster(Sensitivity):
     networks", Neural Networks 146 (2022), eq. 5-7.
     """
 
+    by_gradient = True
+
     def __init__(self, model: nn.Module, lmbda: float = 1e-4, *, exclude: LayerFilter = ()) -> None:
         super().__init__(lmbda)
         model = unwrapped(model, "Lobster")
@@ -44,6 +46,7 @@ class Lobster(Sensitivity):
         plain, self.left_alone = plain_layers(
             select_layers(layers, exclude, "Lobster(exclude=...)")
         )
+        # By identity: a tied parameter decays once.
         unique = {
             id(parameter): (f"{name}.{key}", parameter)
             for name, module in plain.items()
@@ -61,8 +64,8 @@ class Lobster(Sensitivity):
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
-        # A gradient scaler that finds an overflow skips the optimizer's step; the decay is skipped
-        # with it. As a factor, so that nobody waits for the device.
+        # A gradient scaler that finds an overflow skips the optimizer step, so the decay has to be
+        # skipped too. A factor of zero does it without waiting for the device.
         sound = torch.stack(
             [n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)]
         )

@@ -1,4 +1,4 @@
-"""Output sensitivity: how much do the outputs care about a weight?"""
+"""Output sensitivity: the sensitivity of the outputs to a weight."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Kind = Literal["unspecific", "specific"]
 class OutputSensitivity(Sensitivity):
     r"""Sensitivity of the outputs to a weight, the ancestor of LOBSTER and SeReNe.
 
-    Unspecific, it asks all outputs alike; specific, it asks the output of the target class
-    :math:`k^\star` alone:
+    The unspecific kind averages over all outputs; the specific one uses the output of the target
+    class :math:`k^\star` alone:
 
     .. math:: S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
               \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
@@ -75,6 +75,7 @@ class OutputSensitivity(Sensitivity):
         model = unwrapped(model, "OutputSensitivity")
         chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
         layers, self.left_alone = plain_layers(chosen)
+        # By identity: a tied weight decays once.
         unique = {id(m.weight): (f"{name}.weight", m.weight) for name, m in layers.items()}
         self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
         self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
@@ -90,7 +91,8 @@ class OutputSensitivity(Sensitivity):
 
         Args:
             outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is
-            kept. targets: class indices (B,) or one per position; needed by the specific kind.
+                kept.
+            targets: class indices (B,) or one per position; needed by the specific kind.
 
         Raises:
             ConfigError: for outputs or targets of another shape, or without a graph.
@@ -115,9 +117,7 @@ class OutputSensitivity(Sensitivity):
         return [int(torch.randint(classes, (), generator=generator(self.seed, call)))]
 
     def _measure(self, picked: list[Tensor]) -> None:
-        """The mean over the picked outputs of the magnitude of the weights' gradients, over all
-        processes.
-        """
+        """Mean magnitude of the weights' gradients over the picked outputs, on all processes."""
         weights = {name: w for name, w in self._weights.items() if w.requires_grad}
         sums = {name: torch.zeros_like(w) for name, w in weights.items()}
         size = rank_and_size(self._group)[1]
@@ -127,12 +127,15 @@ class OutputSensitivity(Sensitivity):
             )
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 whole = torch.zeros_like(total) if gradient is None else gradient
+                # Averaged over the processes before the magnitude is taken: the gradient of the
+                # joined batch.
                 total += (sum_over_processes(whole, self._group) / size).abs()
         self._pending.append({name: total / len(picked) for name, total in sums.items()})
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Parameter name -> sensitivity, shape of the weight: the mean of the observations since
-        the last step.
+        """Parameter name -> sensitivity, in the shape of the weight.
+
+        It is the mean of the observations since the last step.
         """
         if not self._pending:
             return self._latest

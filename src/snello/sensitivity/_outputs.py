@@ -1,4 +1,4 @@
-"""What an output is, and which of them an observation looks at."""
+"""Scores of classes in a model's outputs, and the random choice among the classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from snello.processes import Group, rank_and_size
 def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     """One score per example and class: shape (B, C), attached to the graph.
 
-    A network with an output at every pixel or token has as its score of a class the mean over
-    positions, as a classifier has that ends in global average pooling.
+    With an output at every pixel or token, the score of a class is the mean over positions, as in a
+    classifier that ends in global average pooling.
 
     Args:
         outputs: (B, C), (B, C, ...) with ``class_dim=1``, or (B, ..., C) with ``class_dim=-1``.
         class_dim: the dimension of the classes.
-        who: who asks, for the error.
+        who: the caller, for the error.
 
     Raises:
         ConfigError: for outputs without a graph, or without such a dimension.
@@ -45,8 +45,7 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
 def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index: int) -> Tensor:
     """The score of each example's target class: shape (B,), attached to the graph.
 
-    With targets at every position, the mean of each position's own target, ignored positions left
-    out.
+    With a target at every position, it is the mean over the positions that are not ignored.
 
     Raises:
         ConfigError: for targets of another shape or outside 0 ... C - 1.
@@ -66,24 +65,23 @@ def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index
             f"{tuple(outputs.shape[:1] + outputs.shape[2:])} (or ignore_index={ignore_index}), "
             f"got shape {tuple(targets.shape)}"
         )
+    # Ignored positions get a valid index for the lookup, and a score of zero after it.
     picked = outputs.gather(1, targets.masked_fill(ignored, 0).unsqueeze(1)).squeeze(1)
     picked = picked.masked_fill(ignored, 0).reshape(len(outputs), -1)
     return picked.sum(1) / (~ignored).reshape(len(outputs), -1).sum(1).clamp(min=1)
 
 
 def generator(seed: int, call: int) -> torch.Generator:
-    """Random numbers that depend on the seed and the number of the observation alone: nothing to
-    resume.
-    """
+    """Generator for one observation, seeded by the run's seed and the observation's number."""
+    # No state survives the observation, so a checkpoint needs none.
     return torch.Generator().manual_seed(seed * 1_000_003 + call)
 
 
 def draw_classes(batch: int, classes: int, seed: int, call: int, group: Group) -> Tensor:
     """One class per example, uniformly: int64, shape (batch, 1), on the CPU.
 
-    Every process draws for the joined batch, the processes' examples one after the other, and takes
-    its own part: two processes with half a batch each draw what one process with the whole batch
-        draws.
+    Every process draws for the joined batch and takes its own part: two processes with half a batch
+    each draw the same classes as one process with the whole batch.
     """
     rank, size = rank_and_size(group)
     drawn = torch.randint(classes, (size * batch, 1), generator=generator(seed, call))

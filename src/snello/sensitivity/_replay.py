@@ -13,15 +13,16 @@ from snello.wrappers import OwnHook, eagerly
 
 
 class Replay:
-    """Remembers a model's inputs, and runs the first of them again, in evaluation mode and with
-    gradients.
+    """A second forward of a batch's first examples, in evaluation mode and with gradients.
+
+    A hook keeps the inputs of the model's own forward until :meth:`run` is called.
 
     The second forward neither moves the statistics of BatchNorm nor draws from torch's generators.
 
     Args:
         model: the model whose inputs are remembered.
-        examples: how many of a batch are run again.
-        wanted: says whether the forward about to begin will be run again.
+        examples: number of examples of a batch to run again.
+        wanted: returns true if the forward about to begin will be run again.
     """
 
     def __init__(self, model: nn.Module, examples: int, wanted: Callable[[], bool]) -> None:
@@ -36,6 +37,7 @@ class Replay:
             return
         self._inputs = (args, kwargs)
         kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        # The second forward has to run in the precision of the first.
         self._autocast = {
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),
@@ -46,6 +48,7 @@ class Replay:
         """The outputs of the first examples of a batch of that size."""
 
         def first(value: Any) -> Any:
+            # Arguments without one entry per example, such as flags, are passed on whole.
             per_example = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
             return value[: self._examples] if per_example else value
 
@@ -66,6 +69,6 @@ class Replay:
         return outputs  # type: ignore[no-any-return]
 
     def remove(self) -> None:
-        """Take the hook out of the model."""
+        """Remove the hook from the model."""
         self._handle.remove()
         self._inputs = ((), {})

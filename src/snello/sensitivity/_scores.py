@@ -17,18 +17,18 @@ from ._serene import Estimate, SeReNe
 
 Granularity = Literal["weight", "neuron"]
 Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
-"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``."""
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape
+``(neurons,)``."""
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def lobster_scores(
     batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Scores:
-    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|`, as scores for pruning a trained
-    network.
+    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|` as scores of a trained network.
 
     Args:
-        batches: calibration data, pairs of inputs and targets; gone through once per call.
+        batches: calibration data, pairs of inputs and targets; iterated once per call.
         loss: of outputs and targets; default: cross-entropy.
 
     Returns:
@@ -72,7 +72,7 @@ def serene_scores(
         batches: calibration data, pairs of inputs and targets (the targets are not used).
         estimate: one of SeReNe's estimates.
         class_dim: the dimension of the classes in the outputs.
-        seed: decides the classes drawn.
+        seed: seed of the classes drawn.
 
     Returns:
         A function of model and granularity, as ``Pruner(importance=...)`` takes it. Per neuron, the

@@ -47,30 +47,30 @@ class SeReNe(Sensitivity):
     ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial
     p|`: one pass, no randomness, never above the sum.
 
-    ``"local"`` needs no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not
+    ``"local"`` takes no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not
     positive, and S = 1 otherwise. It is meant for ReLU.
 
     Args:
         model: the neurons of its Linear and convolution layers decay: every weight that feeds them,
-            not the bias. ``DistributedDataParallel`` and ``torch.compile`` are looked through, also
-            where they have run before.
+            not the bias. The model may be wrapped in ``DistributedDataParallel`` or
+            ``torch.compile``, and may have run before.
         lmbda: strength of the decay per step.
-        estimate: one of the four.
-        every: observe on every n-th call only; in between, the latest sensitivity stands. The
-            estimate stays unbiased for the step it was taken at; its noise acts n times in a row
-            instead of being averaged over n draws, so that the variance of the accumulated decay is
-            n times that of ``every=1``.
-        examples: observe only the first so many examples of a batch, in a second forward of their
-            own in evaluation mode; the variance grows as ``batch / examples``. None: all, in the
-            forward that is there anyway.
+        estimate: one of the four above.
+        every: observe on every n-th call only; in between, the latest sensitivity is used. The
+            estimate stays unbiased for the step it was taken at, but the variance of the
+            accumulated decay is n times that of ``every=1``: the same draw acts n times in a row.
+        examples: observe only this many examples of a batch, in a second forward in evaluation
+            mode; the variance grows as ``batch / examples``. None: all of them, in the forward of
+            the training step.
         class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1
             for tokens (B, T, C). A dense output counts by its mean over positions.
         classes_per_pass: how many classes ``"full"`` vectorises into one pass; memory grows with
-        it. seed: decides the classes drawn, with the number of the observation; torch's global
-            generator is left alone.
+            it.
+        seed: with the number of the observation, it decides the classes drawn; torch's global
+            generator is not touched.
         exclude: layers that do not decay: their names or types, or a function of name and module.
-            The default is the head alone: the sensitivity of an output to itself is 1/C whatever
-            the data say, so decaying by it would tell nothing.
+            The default is the head alone: the sensitivity of an output to itself is always 1/C and
+            says nothing about its neuron.
         group: the processes that share a batch; default: all, where torch.distributed is
             initialised. Each must observe as often, on as many examples.
 
@@ -156,8 +156,7 @@ class SeReNe(Sensitivity):
         return OwnHook(hook)
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
-        """Measure the sensitivities from the outputs of a forward with gradients, before
-        ``loss.backward()``.
+        """Measure the sensitivities, between the forward pass and ``loss.backward()``.
 
         Several observations before one :meth:`step` (gradient accumulation) are averaged by their
         examples.
@@ -194,14 +193,14 @@ class SeReNe(Sensitivity):
         """Add one observation to the sums of every layer, over all processes."""
         parts: dict[str, Tensor] = {}
         for name, value in zip(names, values, strict=True):
-            # A layer called more than once is one neuron seen at more positions.
+            # Further calls of a layer count as further positions of the same neurons.
             part = value * (batch / names.count(name))
             parts[name] = parts[name] + part if name in parts else part
+        # Sums and counts of all layers in one tensor: a single reduction.
         joined = torch.cat([self._part(parts, name, values[0], batch) for name in self._layers])
         sum_over_processes(joined, self._group)
-        alone = (
-            rank_and_size(self._group)[1] == 1
-        )  # then the counts are known without waiting for the device
+        # A single process knows the counts without waiting for the device.
+        alone = rank_and_size(self._group)[1] == 1
         sizes = [size for m in self._layers.values() for size in (neuron_count(m), 1)]
         pieces = iter(joined.split(sizes))  # type: ignore[no-untyped-call]
         for name in self._layers:
@@ -217,11 +216,10 @@ class SeReNe(Sensitivity):
         return like.new_zeros(neuron_count(self._layers[name]) + 1)
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Layer name -> sensitivity, shape ``(neurons,)``: the mean of the observations since the
-        last step.
+        """Layer name -> sensitivity, shape ``(neurons,)``, in single precision at least.
 
-        Layers that were not called are missing. Half-precision models have theirs in single
-        precision.
+        It is the mean of the observations since the last step. Layers that were not called are
+        missing.
         """
         if not self._sums:
             return self._latest
@@ -245,9 +243,7 @@ class SeReNe(Sensitivity):
             if not weight.requires_grad:  # frozen by the user
                 continue
             spread_share = spread(module, share.to(weight))
-            if (
-                id(weight) in shares
-            ):  # tied: it decays once, and as little as the neuron that cares most allows
+            if id(weight) in shares:  # tied: it decays once, by the smaller share of its layers
                 spread_share = torch.minimum(shares[id(weight)][1], spread_share)
             shares[id(weight)] = (weight, spread_share)
         return [w for w, _ in shares.values()], [s for _, s in shares.values()]

@@ -29,10 +29,10 @@ operation, see :func:`rule_for`; inside, add one file to ``ops``.
 from .batchnorm import apply_folds as apply_folds
 from .batchnorm import fold_batchnorm as fold_batchnorm
 from .batchnorm import folds_of as folds_of
-from .cost import Bytes as Bytes
+from .cost import BytesCost as BytesCost
 from .cost import CostModel as CostModel
-from .cost import Latency as Latency
-from .cost import Plain as Plain
+from .cost import LatencyCost as LatencyCost
+from .cost import PlainCost as PlainCost
 from .cost import Timings as Timings
 from .ir.plan import LayerPlan as LayerPlan
 from .ir.plan import SimplificationPlan as SimplificationPlan
@@ -43,8 +43,8 @@ from .rewrite import plan_of as plan_of
 from .simplify import make_plan as make_plan
 from .simplify import simplify as simplify
 
+# Other names are for the packages of snello.
 __all__ = [
-    "Bytes", "CostModel", "Latency", "LayerPlan", "Plain", "SimplificationPlan", "Timings", "apply",
-    "apply_folds", "fold_batchnorm", "folds_of", "make_plan", "plan_of", "register_rule", "rule_for",
-    "simplify",
+    "BytesCost", "CostModel", "LatencyCost", "PlainCost", "SimplificationPlan", "Timings",
+    "fold_batchnorm", "plan_of", "register_rule", "rule_for", "simplify",
 ]  # fmt: skip

@@ -25,13 +25,13 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
 from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
-from snello.neurons import is_batchnorm
+from snello.neurons import TRANSPOSED, is_batchnorm
 from snello.wrappers import check_module, copied, unwrapped
 
 from .ops.layers import pads_with_zeros
 from .ops.norms import affine_of, is_plain_batchnorm
 from .ops.registry import is_plain
-from .rewrite.absorb import PLAIN, TRANSPOSED, absorb, absorb_next, add_bias
+from .rewrite.absorb import PLAIN, absorb, absorb_next, add_bias
 from .runtime.ragged import RaggedConv
 from .verify import TOLERANCE, compare, difference, outputs
 

@@ -1,7 +1,7 @@
 """Cost models: the criterion by which dead neurons that cost index operations go or stay.
 
 >>> simplify(model, x, prefer="latency")                  # a name
->>> simplify(model, x, prefer=Latency(my_timings))        # timings of one's own machine
+>>> simplify(model, x, prefer=LatencyCost(my_timings))        # timings of one's own machine
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CostModel(ABC):
         """
 
 
-class Bytes(CostModel):
+class BytesCost(CostModel):
     """Fewest numbers in the file: every dead neuron goes. Times are never looked at."""
 
     widens = False
@@ -91,7 +91,7 @@ X86_CPU = Timings(
 
 
 @dataclass(frozen=True)
-class Latency(CostModel):
+class LatencyCost(CostModel):
     """Least time: a dead neuron goes if that saves more than the index operations that it takes.
 
     Attributes:
@@ -108,7 +108,7 @@ class Latency(CostModel):
         return self.timings.of(computed) < self.timings.of(moved)
 
 
-class Plain(CostModel):
+class PlainCost(CostModel):
     """No index operation that a layer can avoid by keeping dead neurons, and no bypass.
 
     For int8 runtimes and compilers, whose fused graphs index operations break apart.
@@ -123,7 +123,11 @@ class Plain(CostModel):
         return True
 
 
-COST_MODELS: dict[str, CostModel] = {"bytes": Bytes(), "latency": Latency(), "plain": Plain()}
+COST_MODELS: dict[str, CostModel] = {
+    "bytes": BytesCost(),
+    "latency": LatencyCost(),
+    "plain": PlainCost(),
+}
 """Name -> cost model."""
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError, SimplifyError
-from snello.graph import Example, Graph, Inputs, capture
+from snello.graph import Example, Graph, Inputs, at_place, capture
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
-from .cost import CostModel, Plain, cost_model
+from .agreement import Agreement, agreement
+from .cost import CostModel, PlainCost, cost_model
 from .ir.channels import Layout
 from .ir.edits import SetNumber
 from .ir.plan import SimplificationPlan
@@ -62,7 +63,7 @@ def simplify(
         prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose
             removal would cost more time in index operations and tables than it saves; "plain"
             leaves those whose removal would need any of these, for int8 runtimes and compilers,
-            whose fused graphs they break apart. Or a :class:`CostModel`: ``Latency(timings)`` with
+            whose fused graphs they break apart. Or a :class:`CostModel`: ``LatencyCost(timings)`` with
             the timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped
             convolutions are multiples of this, for hardware that likes such counts.
@@ -89,7 +90,8 @@ def simplify(
     source = sharing_parameters(model).eval()
     optimizers = optimizers_of(optimizer, "simplify")
     # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    reference = source if _is_double(source) else copied(source).double()
+    # Never the source itself: some models keep what they have set for the size of an input.
+    reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
     chosen = next((c for c in candidates if _holds(c, reference, inputs)), None)
     if chosen is None:
@@ -195,17 +197,25 @@ def _candidates(
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
-    own = keep_class or not graph.runnable
-    run = _Passes(model, graph, inputs, Plain() if own else cost, round_to, own)
+    agreed = agreement(model, graph, inputs)
+    own = keep_class or not graph.runnable or agreed.fault is not None
+    run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
-        yield from _of_own_class(run)
+        why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
+        for candidate in _of_own_class(run):
+            yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            yield _as_module(decision, mirrored)
-    yield _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+            yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
+    lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    yield _because(lean, run.why_graph(decision.plan))
+
+
+def _because(candidate: _Candidate, reason: str) -> _Candidate:
+    return replace(candidate, plan=replace(candidate.plan, reason=reason))
 
 
 def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
@@ -239,9 +249,11 @@ class _Passes:
         cost: CostModel,
         round_to: int,
         own_class: bool,
+        agreed: Agreement,
     ) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.cost, self.round_to, self.own_class = cost, round_to, own_class
+        self.domain = agreed.domain
         self.base = plan_of(model)
         self.refused: dict[fx.Node, str] = {}
 
@@ -260,6 +272,19 @@ class _Passes:
         """True if modules go because evaluation mode never calls them."""
         return bool(unreached(self.model, self.graph))
 
+    def why_graph(self, plan: SimplificationPlan) -> str:
+        """Say what of a plan the model's own forward cannot express."""
+        changed = [edit for edit in plan.edits if not isinstance(edit, SetNumber)]
+        for edit, what in (
+            *((edit, "channels are put in place for {!r}") for edit in changed),
+            *((edit, "a number of channels is written into {!r}") for edit in plan.edits),
+        ):
+            name = edit.nodes[-1]
+            node = next(node for node in self.graph.nodes if node.name == name)
+            return what.format(name) + at_place(node)
+        gone = unreached(self.model, self.graph)
+        return f"evaluation mode never calls {gone[0]!r}" if gone else "its forward is captured"
+
     def _repeated(
         self, finish: Callable[[Arrangement], tuple[Arrangement, Decision]]
     ) -> tuple[Arrangement, Decision]:
@@ -276,6 +301,7 @@ class _Passes:
             input_shapes=self.inputs.shapes,
             left_alone=left_alone(self.model, self.facts, arrangement, own_class=self.own_class),
             base=self.base,
+            domain=self.domain,
             constants=_checked(self.graph.constants),
         )
         return lower(self.facts, arrangement, overwritable(self.facts, arrangement), draft)
@@ -307,6 +333,8 @@ def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
         base=plan.base,
         representation=plan.representation,
         constants=plan.constants,
+        reason=plan.reason,
+        domain=plan.domain,
     )
 
 

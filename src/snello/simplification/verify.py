@@ -25,6 +25,7 @@ from snello.graph import (
 )  # fmt: skip
 
 from .ir.channels import Layout
+from .sizes import more_examples, smaller
 
 TOLERANCE = 1e-9
 """Largest difference allowed, relative to the variation of the outputs over the batch: see :func:`difference`."""
@@ -49,7 +50,8 @@ def verify(
     Args:
         reference, lean: both in float64 and in evaluation mode.
         layouts, axes: channels of each node of the reference's graph that the lean model has, and
-        their axis. inputs: the example inputs, of any dtype.
+            their axis.
+        inputs: the example inputs, of any dtype.
 
     Raises:
         SimplifyError: naming the first layer whose output differs.
@@ -166,16 +168,9 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, resize: bool) -> Tensor:
-    """Make another batch: one example more, three at most, at three quarters of the resolution if
-    there is one.
-    """
+    """Make another batch, at three quarters of the resolution, or of the number of indices."""
     # Batch size and resolution that were baked into the lean graph show at another size.
-    batch = torch.cat([x, x[:1].flip(-1) * 0.5 if x.is_floating_point() else x[:1].flip(-1)])
-    batch = batch[-3:]
-    if resize and x.dim() > 2 and x.is_floating_point():
-        for axis in range(2, x.dim()):
-            batch = batch.narrow(axis, 0, max(1, (3 * x.shape[axis]) // 4))
-    return batch.contiguous()
+    return more_examples(smaller(x) if resize else x)
 
 
 def structure(output: object) -> str:

@@ -68,8 +68,8 @@ class GateBypass(Bypass):
         channels: boolean, shape (C,): the channels in which the gate alone depends on the input.
         varying: boolean, shape (C,): the channels in which the map depends on it, too.
         values: float64, shape (C,): the factor of the gate in :attr:`channels`, where it is one
-        constant. padded: the part of :attr:`channels` that depends on the position, if there is
-        any.
+            constant.
+        padded: the part of :attr:`channels` that depends on the position, if there is any.
     """
 
     product: Elementwise

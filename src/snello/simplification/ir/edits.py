@@ -50,7 +50,8 @@ class SetNumber(GraphEdit):
     Attributes:
         node: the node whose argument, or value, becomes a literal.
         position: index of the size argument of a view that becomes the literal; -1 for the node
-        itself. value: the number.
+            itself.
+        value: the number.
     """
 
     tag = "number"
@@ -95,7 +96,8 @@ class Fill(GraphEdit):
         operand, readers: nodes.
         axis: of the channels.
         appended: number of absent channels that are appended; the module's ``constant`` has their
-        values. zero: whether all of those values are zero (then they are not stored).
+            values.
+        zero: whether all of those values are zero (then they are not stored).
         index: the present and appended channels that the readers receive, in order; None for all.
     """
 

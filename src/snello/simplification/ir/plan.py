@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from snello.errors import ModelError
 
+from .domain import Domain
 from .edits import GraphEdit
 from .folds import Fold
 from .records import Record
@@ -67,8 +68,9 @@ class AttentionPlan(Record):
             original) that stay, in the lean module's order. Those of values are also the columns of
             the output projection.
         constants: rows of queries that are one number other than zero: they are the buffer
-        ``constant``. biased: number of the kept heads, the first ones, that have a computed
-        position bias. hidden: hidden neurons of the network that computes it that stay.
+            ``constant``.
+        biased: number of the kept heads, the first ones, that have a computed position bias.
+        hidden: hidden neurons of the network that computes it that stay.
         bias, out_bias, position_bias: whether the projections and the network have a bias.
         folded: number of constants other than zero that were folded.
     """
@@ -112,13 +114,15 @@ class SimplificationPlan:
             what stays of it, along each axis that is cut.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
-        attributes: qualified name of an integer attribute that mirrors a width -> its new value;
+        attributes: qualified name of an attribute that mirrors widths, an integer or a tuple of
+            them -> its new value;
             for the model's own module alone.
         constants: arguments of the forward that are fixed -> their value; they are no arguments of
             the lean model. Stars of ``*args`` and ``**kwargs`` belong to the name.
         base: the plan that had made the model lean before, if any: this one speaks of that lean
-        model. representation: "graph" for a captured graph with the original layer names, "module"
-            for the user's own module, narrowed in place; the latter needs a plan without edits.
+            model.
+        representation: "graph" for a captured graph with the original layer names, "module" for the
+            user's own module, narrowed in place; the latter needs a plan without edits.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -131,7 +135,9 @@ class SimplificationPlan:
     base: SimplificationPlan | None = None
     representation: Representation = "graph"
     constants: Mapping[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    reason: str = ""
+    domain: Domain | None = None
 
     def edits_of(self, kind: type[AnyEdit]) -> tuple[AnyEdit, ...]:
         """Return the edits of a kind, in order."""
@@ -180,6 +186,8 @@ class SimplificationPlan:
             "representation": self.representation,
             "constants": dict(self.constants),
             "attributes": dict(self.attributes),
+            **({"reason": self.reason} if self.reason else {}),
+            **({} if self.domain is None else {"domain": self.domain.to_dict()}),
         }
 
     @staticmethod
@@ -215,7 +223,13 @@ class SimplificationPlan:
                 str(name): tuple(value) if isinstance(value, list) else value
                 for name, value in data["constants"].items()
             },
-            attributes={str(name): int(value) for name, value in data["attributes"].items()},
+            attributes={
+                str(name): tuple(map(int, value)) if isinstance(value, list) else int(value)
+                for name, value in data["attributes"].items()
+            },
+            # Earlier releases wrote version 5 without these two; nothing is computed from them.
+            reason=str(data.get("reason", "")),
+            domain=None if data.get("domain") is None else Domain.from_dict(data["domain"]),
         )
 
     def __str__(self) -> str:
@@ -228,6 +242,7 @@ class SimplificationPlan:
         lines += [_attention(name, x, width) for name, x in self.attentions.items()]
         lines += [line for edit in self.edits if (line := edit.describe())]
         lines += [f"attribute set: {name} = {value}" for name, value in self.attributes.items()]
+        lines += [f"{self.representation}: {self.reason}"] if self.reason else []
         lines += [f"left alone: {name}: {why}" for name, why in self.left_alone.items()]
         return "\n".join(lines)
 

@@ -28,7 +28,8 @@ class AttentionWeights:
 
     Attributes:
         weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys,
-        values. out_weight, out_bias: of the output projection, shape (outputs, heads * width).
+            values.
+        out_weight, out_bias: of the output projection, shape (outputs, heads * width).
         heads: number of heads of the original.
         cosine: whether queries and keys are normalised, and keys have no bias.
         windowed: whether tokens are padded with zeros, so that constant inputs differ from place to

@@ -24,8 +24,9 @@ class PerChannel(Operation):
     Attributes:
         function: maps constants, float64 of shape (C,); None for the identity.
         only: a constant stays one only if it has this value (zero padding keeps zeros alone); None
-        for any. pointwise: whether each position of the output depends on the same position alone.
-            Then the function also maps values of shape (anything, C).
+            for any.
+        pointwise: whether each position of the output depends on the same position alone. Then the
+            function also maps values of shape (anything, C).
     """
 
     function: Callable[[Tensor], Tensor] | None = None

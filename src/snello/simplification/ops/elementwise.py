@@ -15,7 +15,7 @@ from snello.graph import known_shape, shape_of
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.plan import Slice
 
-from .call import Call, sizes
+from .call import Call, one_by_one, sizes
 from .channelwise import PerChannel
 from .operation import Lowered, Operation, Placement, Wanted, join
 from .registry import rule_for
@@ -42,13 +42,15 @@ class Elementwise(Operation):
 
     Attributes:
         function: maps one constant per operand and parameter, float64 of shape (C,), to the
-        output's. unknown: whether it also reads something that is not known per channel (another
-        tensor, a number). product: whether it multiplies, so that one zero makes a zero.
+            output's.
+        unknown: whether it also reads something that is not known per channel (another tensor, a
+            number).
+        product: whether it multiplies, so that one zero makes a zero.
         parameters: bare parameters among the operands: they can be cut to any channels.
         shared: number of the operands, the last ones, that have one channel which meets all of the
-        others'. unmade: boolean, shape (C,): channels that are not computed, because their reader
-        takes them from
-            the operands; None if all are.
+            others'.
+        unmade: boolean, shape (C,): channels that are not computed, because their reader takes them
+            from the operands; None if all are.
     """
 
     function: Callable[[Sequence[Tensor]], Tensor]
@@ -140,7 +142,7 @@ _FUNCTIONS = (
     torch.pow, torch.sin, torch.cos, torch.erf, operator.neg, operator.pow, operator.add, operator.iadd,
     operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
     torch.add, torch.sub, torch.mul, torch.div, torch.multiply, torch.subtract, torch.divide,
-    torch.maximum, torch.minimum, torch.true_divide,
+    torch.maximum, torch.minimum, torch.true_divide, torch.addcmul, torch.addcdiv,
 )  # fmt: skip
 _METHODS = (
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "abs", "sqrt", "rsqrt", "square", "log",
@@ -244,7 +246,7 @@ def operands_of(call: Call) -> Operands | None:
             unknown = unknown or _number(call, a) is None
         elif call.axes.get(a, own_axis) != own_axis:
             return None
-        elif (parameter := _parameter(call, a, own_axis)) is not None:
+        elif (parameter := bare_parameter(call, a, own_axis)) is not None:
             parameters.append((a, parameter))
         else:
             operands.append(a)
@@ -272,11 +274,18 @@ def _number(call: Call, node: fx.Node) -> Tensor | None:
     return tensor.detach().cpu().double().reshape(1) if tensor.numel() == 1 else None
 
 
-def _parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
-    """A bare parameter or buffer that nothing else reads."""
-    if node.op != "get_attr" or len(node.users) != 1:
+def bare_parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
+    """Return a parameter or buffer that nothing but this call reads, as it is or in a view.
+
+    Args:
+        call: of the operation.
+        node: an operand of it.
+        axis: of the channels in the operand.
+    """
+    source, own_axis = (node, axis) if node.op == "get_attr" else _viewed(node, axis)
+    if source is None or len(source.users) != 1 or len(node.users) != 1:
         return None
-    name = str(node.target)
+    name = str(source.target)
     owner, _, attribute = name.rpartition(".")
     holder = call.graph.module.get_submodule(owner)
     same_name = [n for n in call.graph.nodes if n.op == "get_attr" and str(n.target) == name]
@@ -286,10 +295,23 @@ def _parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
         or attribute not in {**holder._parameters, **holder._buffers}
     ):
         return None
-    tensor = getattr(holder, attribute).detach().cpu().double().movedim(axis, 0)
+    tensor = getattr(holder, attribute).detach().cpu().double().movedim(own_axis, 0)
     tensor = tensor.reshape(len(tensor), -1)
     uniform = (tensor == tensor[:, :1]).all(1)
-    return Parameter(name, axis, Signal.of(uniform, tensor[:, 0]))
+    return Parameter(name, own_axis, Signal.of(uniform, tensor[:, 0]))
+
+
+def _viewed(node: fx.Node, axis: int) -> tuple[fx.Node | None, int]:
+    """A vector of which a node is a view, with its entries on an axis: ``weight.view(1, -1, 1)``.
+
+    The size of that axis must be left to torch, so that the view takes fewer entries, too.
+    """
+    source = node.args[0] if node.args else None
+    if node.target not in ("view", "reshape") or not isinstance(source, fx.Node):
+        return None, 0
+    written = one_by_one(node.args[1:])
+    alone = source.op == "get_attr" and len(sizes(source)) == 1
+    return (source if alone and written[axis : axis + 1] == (-1,) else None), 0
 
 
 def _evaluation(call: Call, operands: Sequence[fx.Node]) -> Callable[[Sequence[Tensor]], Tensor]:

@@ -126,6 +126,16 @@ def norm_over_positions(call: Call) -> Operation | None:
     return Opaque.of(call, operand) if axis < len(call.shape) - len(normalised) else None
 
 
+@rule_for(F.layer_norm, F.rms_norm)
+def functional_norm_over_positions(call: Call) -> Operation | None:
+    """``F.layer_norm`` and ``F.rms_norm`` over axes behind that of the channels."""
+    moving, over = call.moving_operand(), call.argument(1, "normalized_shape")
+    if moving is None or call.shape is None or not isinstance(over, (tuple, list)):
+        return None
+    operand, axis = moving
+    return Opaque.of(call, operand) if axis < len(call.shape) - len(over) else None
+
+
 @rule_for("unbind", torch.unbind)
 def unbind(call: Call) -> Operation | None:
     """Parts along another axis than the channels': they are operations, the call itself is none."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from snello.graph import TargetTable, register_leaf
-from snello.neurons import padding_of
+from snello.neurons import neuron_axis, outputs_first, padding_of
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import Geometry
 from snello.simplification.ir.folds import BorderFold, Fold, GateFold, TableFold
@@ -87,10 +87,8 @@ class Weighted(Producer):
         """
         weight: Tensor = self.module.weight.detach().cpu()  # type: ignore[union-attr, operator, assignment]
         if isinstance(self.module, _ConvTransposeNd):
-            by_input = weight.reshape(self.groups, -1, weight.shape[1], *weight.shape[2:])
-            by_output = by_input.transpose(1, 2)
-            return by_output.flatten(3) if weight.dim() > 2 else by_output
-        if has_inputs_first(self.module):
+            weight = outputs_first(weight, self.groups)
+        elif has_inputs_first(self.module):
             weight = weight.T
         return weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
 
@@ -112,7 +110,7 @@ class Weighted(Producer):
     @cached_property
     def folded(self) -> dict[str, Tensor]:
         """Buffers of folds that the layer holds already, by name: float64, shape (out, *)."""
-        axis = 1 if isinstance(self.module, _ConvTransposeNd) else 0
+        axis = neuron_axis(self.module) or 0
         buffers = {name: getattr(self.module, name, None) for name in Fold.family}
         return {
             name: buffer.detach().cpu().double().movedim(axis, 0).flatten(1)

@@ -95,6 +95,23 @@ def _reduced(call: Call, reduction: fx.Node, operand: fx.Node, axis: int) -> Ope
     return PerChannel(call.node, (operand,), (axis,), out, only=only)
 
 
+@rule_for("norm", torch.norm, torch.linalg.vector_norm)
+def vector_norm(call: Call) -> Operation | None:
+    """Norms of each channel over its positions, with the axes at the place that the function has."""
+    moving, node = call.moving_operand(), call.node
+    over, keep = call.argument(2, "dim"), call.argument(3, "keepdim", False)
+    over = [over] if isinstance(over, int) else over
+    if moving is None or call.shape is None or not isinstance(over, (tuple, list)):
+        return None
+    operand, axis = moving
+    reduced = {d % len(sizes(operand)) for d in over if isinstance(d, int)}
+    if axis in reduced or len(reduced) != len(over) or isinstance(keep, fx.Node):
+        return None
+    out = axis if keep else axis - sum(d < axis for d in reduced)
+    # The norm of another constant than zero grows with the number of positions.
+    return PerChannel(node, (operand,), (axis,), out, only=0.0)
+
+
 @rule_for(operator.getitem)
 def position_index(call: Call) -> Operation | None:
     """``x[...]`` with slices, numbers and None, all channels kept."""

@@ -1,4 +1,4 @@
-"""Modules with one parameter per channel: BatchNorm, PReLU, LayerNorm."""
+"""Norms with one parameter per channel, and PReLU: BatchNorm, InstanceNorm, LayerNorm, RMSNorm."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.plan import Slice
 
 from .call import Call, sizes
 from .channelwise import PerChannel
+from .elementwise import bare_parameter
 from .operation import Lowered, Operation, Placement, Wanted
 from .registry import rule_for
 
@@ -137,6 +141,27 @@ def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift - mean * scale
 
 
+@rule_for(_InstanceNorm)
+def instance_norm(call: Call) -> Operation | None:
+    """InstanceNorm over the positions of each channel: a constant channel becomes its shift.
+
+    Source: Ulyanov et al., Instance Normalization, arXiv:1607.08022.
+    """
+    operand, module = call.operand(1), call.module
+    if operand is None or not isinstance(module, _InstanceNorm):
+        return None
+    own = (call.node, (operand,), (1,), 1)
+    if module._get_no_batch_dim() + 1 != len(sizes(operand)):  # type: ignore[no-untyped-call]
+        return None
+    if module.running_mean is not None:  # in evaluation mode, what BatchNorm does
+        scale, shift = affine_of(module)
+        return Affine(*own, lambda value: value * scale + shift, name=call.name, scale=scale)
+    ones = torch.ones(sizes(operand)[1], dtype=torch.float64)
+    weight = module.weight.detach().cpu().double() if module.affine else ones
+    shifts = module.bias.detach().cpu().double() if module.affine else 0 * ones
+    return Affine(*own, shifts.expand_as, name=call.name, scale=weight)
+
+
 @dataclass(frozen=True, eq=False)
 class AllChannels(Operation):
     """An operand whose channels meet (LayerNorm): every channel must be there, in any order.
@@ -144,9 +169,13 @@ class AllChannels(Operation):
     Attributes:
         norm: qualified name of a module with one parameter per channel, which takes them in any
             order.
+        parameters: bare parameters with one entry per channel, of a functional norm.
+        ordered: whether the channels must come in the original order.
     """
 
     norm: str | None = None
+    parameters: tuple[str, ...] = ()
+    ordered: bool = False
 
     def propagate(self, *signals: Signal) -> Signal:
         return Signal.live(len(signals[0].constant))
@@ -158,24 +187,59 @@ class AllChannels(Operation):
         self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
     ) -> Wanted:
         (layout,) = received
-        whole = layout.extended(torch.ones_like(useful))
+        everything = Layout.whole(layout.width)
+        whole = everything if self.ordered else layout.extended(torch.ones_like(useful))
         return [whole], whole
 
     def lower(self, placement: Placement) -> Lowered:
         produced = placement.produced
-        moved = self.norm is not None and not produced.is_natural
-        norms = {str(self.norm): tuple(produced.order.tolist())} if moved else {}
-        return Lowered(norms=norms, edits=self.adapters(placement))
+        moved = not produced.is_natural
+        kept = tuple(produced.order.tolist())
+        return Lowered(
+            norms={self.norm: kept} if moved and self.norm is not None else {},
+            parameters={name: (Slice(0, kept),) for name in self.parameters} if moved else {},
+            edits=self.adapters(placement),
+        )
 
 
-@rule_for(nn.LayerNorm)
+@rule_for(nn.LayerNorm, nn.RMSNorm)
 def layer_norm(call: Call) -> Operation | None:
-    """LayerNorm over the channels alone."""
+    """LayerNorm and RMSNorm over the channels alone."""
     module = call.module
-    assert isinstance(module, nn.LayerNorm)
+    assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
     operand = call.known_operand(-1)
     if operand is None or call.shape is None or len(module.normalized_shape) != 1:
         return None
     axis = len(call.shape) - 1
     norm = call.name if module.elementwise_affine else None
     return AllChannels(call.node, (operand,), (axis,), axis, norm)
+
+
+@rule_for(F.layer_norm, F.rms_norm)
+def functional_layer_norm(call: Call) -> Operation | None:
+    """``F.layer_norm`` and ``F.rms_norm`` over the channels alone."""
+    operand, over = call.known_operand(-1), call.argument(1, "normalized_shape")
+    if operand is None or call.shape is None or not isinstance(over, (tuple, list)):
+        return None
+    if len(over) != 1:
+        return None
+    bias = call.argument(3, "bias") if call.node.target is F.layer_norm else None
+    names = parameter_names(call, (call.argument(2, "weight"), bias))
+    axis = len(call.shape) - 1
+    return AllChannels(
+        call.node, (operand,), (axis,), axis, parameters=names or (), ordered=names is None
+    )
+
+
+def parameter_names(call: Call, nodes: tuple[object, ...]) -> tuple[str, ...] | None:
+    """Names of a functional norm's scale and shift; None if one of them is no parameter of its own.
+
+    Args:
+        call: of the norm.
+        nodes: its arguments; None for one that it has not.
+    """
+    given = [node for node in nodes if node is not None]
+    found = [bare_parameter(call, node, 0) for node in given if isinstance(node, fx.Node)]
+    if len(found) != len(given) or any(parameter is None for parameter in found):
+        return None
+    return tuple(parameter.name for parameter in found if parameter is not None)

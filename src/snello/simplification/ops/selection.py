@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from snello.graph import Graph, known_shape
 from snello.simplification.ir.channels import Layout, Signal
-from snello.simplification.ir.edits import Pick
+from snello.simplification.ir.edits import Pick, SetNumber
 
 from ._axes import PERMUTES, indexed, permutation, turned_axes
 from .call import Call, argument, sizes
@@ -80,6 +80,35 @@ class Shuffle(Selection):
     """
 
     steps: tuple[fx.Node, ...] = ()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Selection):
+    """One part of a chunking: where all parts keep as many channels, they are cut as before.
+
+    Attributes:
+        parts: the chunking.
+        sources_of_all: the channels of each part, of equal number in the original.
+    """
+
+    parts: fx.Node | None = None
+    sources_of_all: tuple[Tensor, ...] = ()
+
+    def lower(self, placement: Placement) -> Lowered:
+        (layout,) = placement.received
+        assert self.parts is not None
+        count = self._even(layout)
+        if count is None or layout.is_natural:
+            return super().lower(placement)
+        if self.parts.target in ("chunk", torch.chunk):
+            return Lowered()
+        return Lowered(edits=(Edit(SetNumber(self.parts.name, 0, count)),))
+
+    def _even(self, layout: Layout) -> int | None:
+        """Number of channels that each part keeps, in the original order; None if they differ."""
+        counts = {int(layout.present[part].sum()) for part in self.sources_of_all}
+        sorted_ = torch.equal(layout.order, layout.order.sort().values)
+        return counts.pop() or None if sorted_ and len(counts) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +270,13 @@ def chunk(call: Call) -> Operation | None:
     shape = sizes(operand)
     if argument(parts, 2, "dim", 0) % len(shape) != axis:
         return PerChannel(call.node, (operand,), (axis,), axis)
-    source = _split(torch.arange(shape[axis]), parts)[call.node.args[1]]  # type: ignore[index]
-    return Selection(call.node, (operand,), (axis,), axis, shape[axis], source)
+    sources = tuple(_split(torch.arange(shape[axis]), parts))
+    own = call.node, (operand,), (axis,), axis, shape[axis], sources[call.node.args[1]]  # type: ignore[index]
+    equal = len({len(source) for source in sources}) == 1
+    written = parts.args[1:2] and type(parts.args[1]) is int
+    if equal and written and parts.target not in ("tensor_split", torch.tensor_split):
+        return Part(*own, parts=parts, sources_of_all=sources)
+    return Selection(*own)
 
 
 def _is_split(node: fx.Node) -> bool:

@@ -26,7 +26,8 @@ class SplitChannels(Operation):
 
     Attributes:
         before, after: numbers of positions that each group has on the axes before and after its
-        own. argument: position of the size argument that counts the groups; None where none does.
+            own.
+        argument: position of the size argument that counts the groups; None where none does.
     """
 
     before: int

@@ -32,8 +32,9 @@ class View(PerChannel):
 
     Attributes:
         before, after: numbers of positions on axes before and after the channels that are merged
-        with them. argument: position of the size argument that counts the channels; None where none
-        does (flatten).
+            with them.
+        argument: position of the size argument that counts the channels; None where none does
+            (flatten).
     """
 
     before: int = 1

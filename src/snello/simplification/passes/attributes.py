@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from snello.graph import known_shape
 from snello.neurons import qualified
 from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
+from snello.simplification.ops.call import one_by_one
 from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
@@ -38,16 +40,18 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
     for edit in plan.edits_of(SetNumber):
-        names = _mirrors(model, facts, nodes[edit.node]) if edit.position >= 0 else []
+        names = _mirrors(model, facts, nodes[edit.node], edit) if edit.position >= 0 else []
         if not names or any(found.get(name, edit.value) != edit.value for name in names):
             return None
         found.update(dict.fromkeys(names, edit.value))
     return found
 
 
-def _mirrors(model: nn.Module, facts: Facts, node: fx.Node) -> list[str]:
-    old = known_shape(node)[facts.axes[node]]
-    splits = isinstance(facts.operations[node], SplitChannels)
+def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
+    old = one_by_one(node.args[1:])[edit.position]
+    if type(old) is not int:
+        old = known_shape(node)[facts.axes[node]]
+    splits = isinstance(facts.operations[node], SplitChannels) or node.target is F.group_norm
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [

@@ -55,8 +55,8 @@ class Arrangement:
     Attributes:
         layouts: node -> the layout of its output, for the nodes whose channels are known.
         received, wanted: node -> the layouts of its operands as they come, and as its operation
-        wants them. forced: producer -> all neurons that it must keep, in order, instead of the live
-        ones.
+            wants them.
+        forced: producer -> all neurons that it must keep, in order, instead of the live ones.
     """
 
     layouts: Mapping[fx.Node, Layout]

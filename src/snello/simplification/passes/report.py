@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from snello.graph import Graph
+from snello.graph import Graph, at_place
 from snello.neurons import is_norm, is_weighted
 from snello.simplification.ops.attention import why_not
 from snello.simplification.ops.attention_weights import attention_weights
@@ -30,7 +30,7 @@ def left_alone(
         ``operations`` and ``axes``; an arrangement of the same model.
 
     Ensures:
-        Layer or node name -> reason.
+        Layer or node name -> reason, with file and line of the model's code where they are known.
     """
     graph = facts.graph
     fate = "left as it is" if own_class else "it goes"
@@ -40,17 +40,18 @@ def left_alone(
             continue
         module = graph.layer(node)
         if node in facts.refused:
-            reasons[node.name if module is None else str(node.target)] = facts.refused[node]
+            name = node.name if module is None else str(node.target)
+            reasons[name] = f"{facts.refused[node]}{at_place(node)}"
             continue
         if module is not None and (reason := _why(graph, node, module)) is not None:
-            reasons[str(node.target)] = reason
+            reasons[str(node.target)] = f"{reason}{at_place(node)}"
             continue
         narrowed = [a for a in node.all_input_nodes if a in arrangement.layouts]
         if any(not arrangement.layouts[a].is_natural for a in narrowed):
             target = node._pretty_print_target(node.target)
             name = node.name if module is None else str(node.target)
             kind = type(module).__name__ if module else target
-            reasons[name] = f"no rule for {kind}: given at full width"
+            reasons[name] = f"no rule for {kind}: given at full width{at_place(node)}"
     return reasons
 
 

@@ -75,5 +75,6 @@ def _producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
         if operation.produces:
             found.add(current)
         else:
-            pending += operation.operands
+            # A chunking, whose parts are the operations, has no operands of its own.
+            pending += operation.operands or current.all_input_nodes
     return found

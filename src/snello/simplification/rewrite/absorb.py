@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from snello.neurons import spread
+from snello.neurons import CONVOLUTIONS, neuron_axis, spread
 from snello.simplification.ir.folds import Fold
 from snello.simplification.runtime.ragged import RaggedConv
 
-PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN = (nn.Linear, *CONVOLUTIONS)
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """
     bias = add_bias(layer, len(scale))
     layer.weight.copy_(layer.weight.double() * _by_row(layer, scale))
-    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    axis = neuron_axis(layer)
     for name in Fold.family:
         if (folded := getattr(layer, name, None)) is not None:
             shape = [-1 if i == axis else 1 for i in range(folded.dim())]

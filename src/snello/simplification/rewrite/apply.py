@@ -18,10 +18,14 @@ from .arguments import erase_arguments, wake_dropout
 from .builder import Builder
 from .check import check
 from .code import reach_directly
+from .guard import guard
 from .narrow import narrow
 
 _PLAN = "_snello_plan"
 """Attribute of a lean model, and key in the ``meta`` of a graph module, with the plan as JSON."""
+
+CONFIG_KEY = "snello_plan"
+"""Entry of a Hugging Face configuration with the plan as JSON: ``save_pretrained`` writes it."""
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -53,18 +57,33 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
 
 def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
+    lean = copied(model)
+    narrow_in_place(plan, lean)
+    return lean
+
+
+def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
+    """Make a model lean without a copy of it: for a library that builds models its own way.
+
+    Args:
+        plan: of the representation "module".
+        model: of the architecture that the plan was made for; also on the meta device.
+
+    Raises:
+        ModelError: if the plan changes the graph, or was made for another architecture.
+    """
     if plan.edits:
         raise ModelError(
             f"the plan changes the graph ({plan.edits[0].nodes[0]!r}): that needs the representation 'graph'"
         )
+    if plan.base is not None and plan_of(model) is None:
+        narrow_in_place(plan.base, model)
     check(plan, model)
-    lean = copied(model)
-    narrow(lean, plan)
+    narrow(model, plan)
     for name, value in plan.attributes.items():
         owner, _, attribute = name.rpartition(".")
-        setattr(lean.get_submodule(owner), attribute, value)
-    _keep(plan, lean)
-    return lean
+        setattr(model.get_submodule(owner), attribute, value)
+    _keep(plan, model)
 
 
 def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -100,6 +119,11 @@ def _keep(plan: SimplificationPlan, lean: nn.Module) -> None:
     setattr(lean, _PLAN, text)
     if isinstance(lean, fx.GraphModule):  # its copies keep this, its pickles keep the attribute
         lean.meta[_PLAN] = text
+        guard(lean, plan.domain)
+    # Libraries that write a configuration beside the weights write the plan with it.
+    config = getattr(lean, "config", None)
+    if hasattr(lean, "save_pretrained") and hasattr(config, "to_dict"):
+        setattr(config, CONFIG_KEY, text)
 
 
 def sharing_parameters(model: nn.Module) -> nn.Module:

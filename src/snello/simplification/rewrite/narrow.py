@@ -99,7 +99,9 @@ def _narrow_norm(module: nn.Module, kept: Sequence[int]) -> None:
     for name in ("running_mean", "running_var"):
         if isinstance(buffer := getattr(module, name, None), Tensor):
             setattr(module, name, buffer[_index(kept, buffer)].clone())
-    for name in ("num_features", "num_parameters"):
+    if isinstance(module, nn.GroupNorm):  # whole groups stay
+        module.num_groups = module.num_groups * len(kept) // module.num_channels
+    for name in ("num_features", "num_parameters", "num_channels"):
         if hasattr(module, name):
             setattr(module, name, len(kept))
 
@@ -114,10 +116,19 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
     kept = tensor.detach().index_select(part.axis, _index(part.kept, tensor))
     if isinstance(tensor, nn.Parameter):
         _replace_parameter(module, attribute, kept)
+        _tie(root, tensor, getattr(module, attribute))
     else:
         setattr(module, attribute, kept)
     if isinstance(module, nn.Embedding):
         module.embedding_dim = len(part.kept)
+
+
+def _tie(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Give a parameter's other names the narrowed one, too."""
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[name] = new
 
 
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

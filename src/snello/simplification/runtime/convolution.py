@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from snello.neurons import neuron_axis
 from snello.simplification.ir.folds import BorderFold, Fold, GateFold, TableFold
 
 from .constants import CachedConstant, Same, added
@@ -131,7 +132,7 @@ def fold(conv: _ConvNd, record: Fold, outputs: Tensor) -> None:
     transposed = isinstance(conv, _ConvTransposeNd)
     known = getattr(conv, record.tag)
     shape = _shape(conv, record, len(outputs), transposed)
-    rows = None if known is None else known.index_select(1 if transposed else 0, outputs)
+    rows = None if known is None else known.index_select(neuron_axis(conv) or 0, outputs)
     conv.register_buffer(
         record.tag, conv.weight.detach().new_zeros(*shape) if rows is None else rows
     )

@@ -110,7 +110,8 @@ class ScatterAdded(Operation):
 
     Attributes:
         index: channel of the output that each channel of the second operand is added to; empty
-        without one. constants: float64, shape (channels of the output,): added besides.
+            without one.
+        constants: float64, shape (channels of the output,): added besides.
         in_place: whether the first operand may be overwritten.
     """
 

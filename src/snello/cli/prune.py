@@ -1,0 +1,192 @@
+"""``snello prune``: cut channels out of a trained network, with fine-tuning in between."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from snello.errors import ConfigError, nearest
+from snello.lab.datasets import Splits, loader
+from snello.pruning.channels import (
+    CHANNEL_IMPORTANCES,
+    ChannelImportance,
+    Keep,
+    group_fisher,
+    group_taylor,
+)
+from snello.search.prune import Pruned, prune
+from snello.store import check_loadable, save
+from snello.wrappers import copied
+
+from ._inputs import add_model_arguments, check_model_file, device, finish, read_model
+from ._own_code import named_code
+from ._rate import splits_for
+
+HELP = "remove the channels of a trained network that are worth least, and fine-tune what is left"
+EPILOG = (
+    "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
+)
+CALIBRATED = {"taylor": group_taylor, "fisher": group_fisher}
+BATCH = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    add_model_arguments(parser)
+    parser.add_argument("--data", help="digits, mnist, cifar10, imagefolder, ...")
+    parser.add_argument(
+        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
+    )
+    parser.add_argument("--data-path", help="the image folder, for imagefolder")
+    parser.add_argument(
+        "--image-size", type=int, help="resize the images to this many pixels a side"
+    )
+    for name in ("macs", "parameters", "channels"):
+        parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, as 0.5")
+    parser.add_argument(
+        "--importance", default="taylor",
+        help=f"one of {', '.join((*CHANNEL_IMPORTANCES, *CALIBRATED))}; default: taylor",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", type=int, default=1000, help="training images that importance and "
+        "statistics are measured on; default: 1000",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=1, help="cut in so many steps; default: 1")
+    parser.add_argument(
+        "--finetune", type=int, default=0, metavar="EPOCHS", help="epochs of fine-tuning after each step; default: 0"
+    )  # fmt: skip
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
+    parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
+    parser.add_argument(
+        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
+    )
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--distil", action="store_true", help="fine-tune towards the outputs of the dense network"
+    )
+    parser.add_argument(
+        "--reconstruct", action="store_true", help="fit the readers of removed channels by least "
+        "squares before fine-tuning",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-drop", type=float, help="largest fall of the validation accuracy: 0.01 is one point"
+    )
+    parser.add_argument(
+        "--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1"
+    )
+    parser.add_argument("--exclude", default="", help="modules that keep their widths, with commas")
+    parser.add_argument(
+        "--folder", help="keep each step here, and go on with one that was interrupted"
+    )
+    parser.add_argument(
+        "--out", default="lean.pt", help="the model file to write; default: lean.pt"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prune, fine-tune, write, and report each step."""
+    from snello.lab.reporting import Table, percent
+    from snello.lab.training import check_fits, evaluate
+
+    out = check_model_file(arguments.out)
+    keep = _keep(arguments)
+    if not arguments.data:
+        raise ConfigError("prune needs data to measure on: name a dataset with --data, as cifar10")
+    if arguments.calibration < 1:
+        raise ConfigError(f"--calibration={arguments.calibration}: at least 1 image is needed")
+    model, record = read_model(arguments)
+    if arguments.model is not None:
+        check_loadable(model, record, str(out), trust=named_code(arguments))
+    splits = splits_for(arguments, record)
+    model = model.to(device(arguments))
+    check_fits(record.model.name, model, splits)
+    validation = loader(splits.validation, splits, 500)
+    found = prune(
+        model, record.example_inputs(1).to(device(arguments)), keep,
+        importance=_importance(arguments, splits), fit=_fit(arguments, model, splits),
+        evaluate=lambda network: evaluate(network, validation).accuracy,
+        steps=arguments.steps, max_drop=arguments.max_drop,
+        calibration=[images.to(device(arguments)) for images, _ in _calibration(arguments, splits)],
+        reconstruction=arguments.reconstruct, round_to=arguments.round_to,
+        exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
+        on_step=lambda step: print(
+            f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}",
+            flush=True,
+        ),
+    )  # fmt: skip
+    test = evaluate(found.model, loader(splits.test, splits, 500)).accuracy
+    dense = evaluate(model, loader(splits.test, splits, 500)).accuracy
+    save(out, found.model.cpu(), record, trust=named_code(arguments))
+    rows = tuple(
+        (str(s.step), percent(s.macs), percent(s.parameters), percent(s.cut or 0) if s.step else "",
+         percent(s.quality or 0))
+        for s in found.steps
+    )  # fmt: skip
+    note = (
+        f"Accuracy on {len(splits.validation)} validation images; on {len(splits.test)} test images "
+        f"{percent(test)}, dense {percent(dense)}. " + (found.stopped or "")
+    )
+    header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned")
+    table = Table(f"{record.model.label} on {arguments.data}: channels pruned", header, rows, note)
+    finish(table, _result(found, test, dense), Path(f"{out}.json"))
+    print(f"written: {out}")
+
+
+def _result(found: Pruned, test: float, dense: float) -> dict[str, object]:
+    return {
+        "steps": found.steps,
+        "stopped": found.stopped,
+        "test_accuracy": test,
+        "dense_test_accuracy": dense,
+    }
+
+
+def _keep(arguments: argparse.Namespace) -> Keep:
+    shares = {name: getattr(arguments, name) for name in ("macs", "parameters", "channels")}
+    if all(share is None for share in shares.values()):
+        raise ConfigError(
+            "say how much shall be left: --macs=0.5, --parameters=... or --channels=..."
+        )
+    return Keep(**shares)
+
+
+def _calibration(
+    arguments: argparse.Namespace, splits: Splits
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(
+        loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
+    )
+
+
+def _importance(arguments: argparse.Namespace, splits: Splits) -> str | ChannelImportance:
+    name = arguments.importance
+    if name in CALIBRATED:
+        measure: ChannelImportance = CALIBRATED[name](_calibration(arguments, splits))
+        return measure
+    if name not in CHANNEL_IMPORTANCES:
+        known = (*CHANNEL_IMPORTANCES, *CALIBRATED)
+        raise ConfigError(
+            f"--importance: there is no {name!r}{nearest(name, known)}; there are: {', '.join(known)}"
+        )
+    return str(name)
+
+
+def _fit(
+    arguments: argparse.Namespace, dense: nn.Module, splits: Splits
+) -> Callable[[nn.Module], object] | None:
+    """Fine-tuning after a step; None for none."""
+    from snello.lab.training import FineTuning, finetune
+
+    settings = FineTuning(
+        epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,
+        distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
+        precision=arguments.precision, seed=arguments.seed or 0,
+    )  # fmt: skip
+    if not settings.epochs:
+        return None
+    teacher = copied(dense).eval() if arguments.distil else None
+    return lambda network: finetune(network, splits, settings, teacher=teacher)

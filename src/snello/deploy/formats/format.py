@@ -1,0 +1,231 @@
+"""The base class of file formats: a kind of file, and the runtime that runs it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, final
+
+from torch import Tensor, nn
+
+from snello.deploy._footprint import Footprint
+from snello.deploy._memory import PeakMemory
+from snello.deploy._runners import Runner, check_threads, runner
+from snello.deploy._verify import (
+    check_batch_sizes,
+    checked_inputs,
+    compare_outputs,
+    flat,
+    on_cpu,
+    one_more,
+)
+from snello.errors import ConfigError, ModelError, require
+from snello.files import check_writable, sha256_of, writing
+from snello.graph import as_inputs
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+Files: TypeAlias = tuple[Path, ...]
+Bind: TypeAlias = Callable[[Inputs], Callable[[], object]]
+"""A loaded file: from inputs to a call that runs them once and returns the runtime's outputs."""
+
+
+class Format(ABC):
+    """A file format that models are exported to, and the runtime that runs its files.
+
+    To add one, write its class in a file of this folder (:meth:`write`, :meth:`load` and
+    :meth:`inputs_of`; the counts where the runtime lets them be read) and list an instance in
+    :data:`snello.deploy.FORMATS`. Exporting, verifying, timing and the commands follow. Options of
+    a format are the fields of its class.
+
+    Attributes:
+        name: short name, as ``snello export --format`` takes it.
+        label: name in messages.
+        suffix: ending of its files.
+        runtime: name of the runtime, as results show it.
+        extra: extra of snello that brings the packages; None where torch is enough.
+        writes_with: modules that exporting needs.
+        runs_with: modules that running needs.
+        any_batch: whether an exported file takes any batch size, or that of the example alone.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    suffix: ClassVar[str]
+    runtime: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    writes_with: ClassVar[tuple[str, ...]] = ()
+    runs_with: ClassVar[tuple[str, ...]] = ()
+    any_batch: ClassVar[bool] = True
+
+    @abstractmethod
+    def write(self, model: nn.Module, inputs: Inputs, files: Files) -> None:
+        """Write a model to temporary files, one for each of :meth:`files`.
+
+        Args:
+            model: a copy on the CPU, in evaluation mode.
+            inputs: example inputs on the CPU.
+            files: where to write; the names have another suffix.
+
+        Raises:
+            ModelError: if the model cannot be exported.
+        """
+
+    @abstractmethod
+    def load(self, files: Files, threads: int) -> Bind:
+        """Load files on the CPU.
+
+        Raises:
+            ModelError: if they cannot be loaded.
+        """
+
+    @abstractmethod
+    def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
+        """Return random inputs of the shapes and dtypes that a file states.
+
+        Args:
+            path: the file.
+            batch: samples; None for the file's own batch size, or 1 where it takes any.
+
+        Raises:
+            ModelError: if the file cannot be loaded, or leaves a dimension other than the batch
+                open.
+            ConfigError: for a batch size that the file does not take.
+        """
+
+    def footprint(self, path: Path) -> Footprint | None:
+        """Count what a file costs; None where only its runtime can read it."""
+        return None
+
+    def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory | None:
+        """Measure the memory of one forward pass; None where that cannot be told."""
+        return None
+
+    def files(self, path: Path) -> Files:
+        """List the files that belong together, the one that names the others first."""
+        return (path,)
+
+    def check(self, path: Path) -> None:
+        """Refuse a file that is missing, or that would not be safe to load.
+
+        Raises:
+            ModelError: naming the file.
+        """
+        if not path.is_file():
+            raise ModelError(f"there is no {self.label} file {path}")
+
+    @final
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs | Tensor,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+    ) -> Path:
+        """Write a model; see :func:`snello.deploy.export`."""
+        path = self.writable(path)
+        files = self.files(path)
+        for module in (*self.writes_with, *(self.runs_with if verify else ())):
+            self.require(module, "export")
+        inputs, clone = checked_inputs(example_inputs), on_cpu(model)
+        batches = (inputs, one_more(inputs)) if self.any_batch else (inputs,)
+        check_batch_sizes(clone, batches)
+        with ExitStack() as stack:
+            # Left in reverse order: the first file never appears before those that it names.
+            temporaries = tuple(stack.enter_context(writing(file)) for file in files)
+            self.write(clone, inputs, temporaries)
+            if verify:
+                self._verify(clone, batches, temporaries)
+        return path
+
+    @final
+    def writable(self, path: str | os.PathLike[str]) -> Path:
+        """Check the name of a file to write, and that it can be written, before any work.
+
+        Raises:
+            ConfigError: for another suffix.
+            OutputError: if it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != self.suffix and not path.is_dir():  # a folder has an error of its own
+            raise ConfigError(f"{self.label} files are named *{self.suffix}; got {path}")
+        for file in self.files(path):
+            check_writable(file)
+        return path
+
+    @final
+    def runner(
+        self,
+        path: str | os.PathLike[str],
+        inputs: Inputs | Tensor | None = None,
+        threads: int = 1,
+        *,
+        runtime: str | None = None,
+    ) -> Runner:
+        """Load a file for timing; see :func:`snello.deploy.file_runner`."""
+        path = Path(path)
+        arguments = self.inputs_of(path) if inputs is None else as_inputs(inputs)
+        call = self.opened(path, threads)(arguments)
+        return runner(runtime or self.runtime, arguments, threads, call, str(path), device="cpu")
+
+    @final
+    def opened(self, path: Path, threads: int = 1) -> Bind:
+        """Check and load a file.
+
+        Raises:
+            ModelError: if it is missing, damaged or refused.
+            ConfigError: for a number of threads below one.
+            MissingExtraError: without the runtime.
+        """
+        check_threads(threads)
+        self.check(path)
+        for module in self.runs_with:
+            self.require(module, "running")
+        return self.load(self.files(path), threads)
+
+    @final
+    def size(self, path: Path) -> int:
+        """Size of all files that belong together."""
+        return sum(file.stat().st_size for file in self.files(path) if file.is_file())
+
+    @final
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """Describe a file in plain values: format, bytes, digests, inputs and footprint.
+
+        Raises:
+            ModelError: if the file is damaged.
+            MissingExtraError: without the packages that read it.
+        """
+        inputs = self.inputs_of(path)
+        files = [file for file in self.files(path) if file.is_file()]
+        return {
+            "file": str(path),
+            "format": self.label,
+            "bytes": {file.name: file.stat().st_size for file in files}
+            | {"total": self.size(path)},
+            "sha256": {file.name: sha256_of(file) for file in files},
+            "inputs": [
+                {"shape": tuple(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+                for x in inputs
+            ],
+            "footprint": self.footprint(path),
+        }
+
+    @final
+    def require(self, module: str, purpose: str) -> Any:
+        """Import a module of the runtime.
+
+        Raises:
+            MissingExtraError: naming the extra.
+        """
+        return require(module, self.extra or self.name, f"{purpose} of {self.label} files")
+
+    def _verify(self, model: nn.Module, batches: tuple[Inputs, ...], files: Files) -> None:
+        # Loaded on the first call, where an error is reported with the model and the batch size.
+        bind = functools.cache(lambda: self.load(files, threads=1))
+        for batch in batches:
+            compare_outputs(model, batch, lambda x: flat(bind()(x)()), self.runtime)

@@ -1,0 +1,246 @@
+"""Int8 ONNX files: a float32 file, quantised with ranges from calibration data."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
+from snello.errors import ConfigError, ModelError, require
+from snello.files import temporary_files_in, writing
+from snello.graph import as_inputs
+
+from .onnx import Onnx, onnx_session
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An int8 ONNX file and its differences to the float32 one.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        samples: number of samples that it was calibrated and compared on.
+        difference: largest absolute difference to the float32 outputs over the calibration samples,
+            relative to the largest magnitude of an output.
+        mean_difference: mean absolute difference, relative to the mean magnitude.
+        agreement: share of the samples whose largest output is the same one (of the first output;
+            for a classifier, its class).
+    """
+
+    path: Path
+    bytes: int
+    samples: int
+    difference: float
+    mean_difference: float
+    agreement: float
+
+
+def quantise(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    *,
+    reduce_range: bool = False,
+) -> Quantised:
+    """Quantise an ONNX file to int8 (QDQ).
+
+    Activations are unsigned, weights signed with one scale per channel. The ranges of the
+    activations are the smallest and largest values seen on the calibration samples. The file is
+    loaded again and compared with the float32 one on the same samples before it appears; how much
+    accuracy is left is for the caller to measure on data of its own.
+
+    Args:
+        source: the float32 file.
+        path: the int8 file to write; missing folders are made.
+        calibration: batches of inputs, as the model will see them (normalised alike); 100 to 1000
+            samples are customary. They are kept in memory.
+        reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI, whose 16-bit sums may
+            overflow.
+
+    Raises:
+        ConfigError: for calibration data that is empty or does not fit the file's inputs.
+        ModelError: if the file cannot be read, quantised (a layer that is known not to be is
+            named), or run, or its outputs are not finite.
+        OutputError: if the file cannot be written, with the path.
+        MissingExtraError: without onnx or onnxruntime.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+    """
+    return _quantised(Path(source), Onnx().writable(path), calibration, reduce_range, str(source))
+
+
+def _quantised(
+    source: Path,
+    path: Path,
+    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    reduce_range: bool,
+    what: str,
+) -> Quantised:
+    require("onnx", "onnx", "int8 quantisation")
+    names = [node.name for node in onnx_session(source).get_inputs()]
+    batches = _checked(calibration, names)
+    _check_layers(source, what)
+    with temporary_files_in(path.parent), writing(path) as temporary:
+        _write(source, temporary, _Reader(names, batches), reduce_range, what)
+        return _compared(source, temporary, batches, path, what)
+
+
+def export_int8(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...] | Tensor,
+    path: str | os.PathLike[str],
+    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    *,
+    reduce_range: bool = False,
+) -> Quantised:
+    """Export a model to ONNX, verified, and :func:`quantise` it to int8.
+
+    Args:
+        model: any module that torch.export can capture. It is not touched.
+        example_inputs: positional inputs; dimension 0 of each is the batch.
+        path: the int8 file to write; the float32 file is temporary.
+        calibration: batches of inputs, as the model will see them.
+        reduce_range: see :func:`quantise`.
+
+    Raises:
+        ConfigError: for unusable example inputs or calibration data.
+        ModelError: if the model cannot be exported, or the file not quantised.
+        OutputError: if the file cannot be written, with the path.
+        MissingExtraError: without onnx, onnxscript or onnxruntime.
+    """
+    path = Onnx().writable(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        source = Onnx().export(model, example_inputs, Path(folder) / "float32.onnx")
+        return _quantised(source, path, calibration, reduce_range, type(model).__name__)
+
+
+class _Reader:
+    """ONNX Runtime's calibration data reader: one feed after the other, then None."""
+
+    def __init__(self, names: list[str], batches: list[tuple[Tensor, ...]]) -> None:
+        self._feeds: Iterator[dict[str, Any]] = (
+            {name: x.numpy() for name, x in zip(names, batch, strict=True)} for batch in batches
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def _checked(
+    calibration: Iterable[tuple[Tensor, ...] | Tensor], names: list[str]
+) -> list[tuple[Tensor, ...]]:
+    batches = [tuple(x.detach().cpu() for x in as_inputs(batch)) for batch in calibration]
+    if not batches or not all(batch_of(batch) for batch in batches):
+        raise ConfigError(
+            "calibration holds no sample: give batches of real inputs, 100 samples or more"
+        )
+    for batch in batches:
+        if len(batch) != len(names):
+            raise ConfigError(
+                f"calibration gives {len(batch)} inputs of shape {shapes(batch)}; the file takes {', '.join(names)}. "
+                "Batches of (image, label) need the label taken off"
+            )
+        if not all(bool(x.isfinite().all()) for x in batch):
+            raise ConfigError(
+                "calibration holds values that are NaN or infinite: ranges cannot be taken from it"
+            )
+    return batches
+
+
+def _check_layers(source: Path, what: str) -> None:
+    """Refuse layers that ONNX Runtime's quantiser fails on without naming them.
+
+    Raises:
+        ModelError: naming the layers.
+    """
+    onnx = require("onnx", "onnx", "int8 quantisation")
+    nodes = [node for node in onnx.load(str(source)).graph.node if node.op_type == "ConvTranspose"]
+    if grouped := [_layer_of(node) for node in nodes if _groups_of(node) > 1]:
+        raise ModelError(
+            f"{what} cannot be quantised to int8: ONNX Runtime's quantiser has no scale per channel for "
+            f"transposed convolutions with groups ({', '.join(map(repr, grouped[:5]))}); build them with groups=1, or "
+            "ship the float32 file"
+        )
+
+
+def _groups_of(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _layer_of(node: Any) -> str:
+    """Name of a layer in the PyTorch model, by its weight; the node's own name for other files."""
+    weight = node.input[1]
+    return str(
+        weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.op_type
+    )
+
+
+def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: str) -> None:
+    quantization = require("onnxruntime.quantization", "onnx", "int8 quantisation")
+    kinds = quantization.QuantType
+    try:
+        with (
+            quiet(),
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        ):
+            prepared = Path(folder) / "prepared.onnx"
+            # Shapes inferred, BatchNorm fused: what the quantiser sees is what will run.
+            quantization.quant_pre_process(str(source), str(prepared))
+            quantization.quantize_static(
+                prepared,
+                path,
+                reader,
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=kinds.QUInt8,  # signed activations are 2.5 times slower on x86
+                weight_type=kinds.QInt8,
+                per_channel=True,
+                reduce_range=reduce_range,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # onnxruntime has its own exceptions, without a public root
+        raise ModelError(f"{what} cannot be quantised to int8: {first_line(error)}") from error
+
+
+def _compared(
+    source: Path, int8: Path, batches: list[tuple[Tensor, ...]], path: Path, what: str
+) -> Quantised:
+    expected, found = (_first_outputs(file, batches) for file in (source, int8))
+    if not bool(found.isfinite().all()):
+        raise ModelError(
+            f"the int8 outputs of {what} are not finite; nothing was written to {path}"
+        )
+    error, scale = (found - expected).abs().double(), expected.abs().double()
+    same = found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)
+    return Quantised(
+        path=path,
+        bytes=int8.stat().st_size,
+        samples=sum(batch_of(batch) for batch in batches),
+        difference=relative_difference(found, expected),
+        mean_difference=float(error.mean() / scale.mean())
+        if bool(scale.any())
+        else float(error.mean()),
+        agreement=float(same.double().mean()),
+    )
+
+
+def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> Tensor:
+    bind = Onnx().load((file,), threads=1)
+    try:
+        outputs = (flat(bind(batch)())[0] for batch in batches)
+        # One row per sample, or one in all where the output has no batch.
+        return torch.cat([y.reshape(len(y) if y.dim() else 1, -1) for y in outputs])
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{file} does not run on calibration data of shape {shapes(batches[0])}: {first_line(error)}"
+        ) from error

@@ -1,0 +1,155 @@
+"""torch.export: a graph of torch's operators in a ``.pt2`` file, without the model's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from snello.deploy._footprint import Footprint, macs_of, state_bytes
+from snello.deploy._memory import PeakMemory, peak_memory_of
+from snello.deploy._runners import random_inputs
+from snello.deploy._verify import dynamic_batch, first_line, one_more, quiet, shapes
+from snello.errors import ModelError
+
+from .format import Bind, Files, Format, Inputs
+from .program_check import check_program
+
+
+@final
+@dataclass(frozen=True)
+class Program(Format):
+    """A program of torch.export: it runs wherever torch does, ``torch.export.load(path).module()``.
+
+    torch unpickles parts of such a file and evaluates others. A file with more than :meth:`write`
+    writes is refused before torch reads it; that is a precaution, not a promise for hostile files.
+
+    Source: https://docs.pytorch.org/docs/stable/export.html
+    """
+
+    name: ClassVar[str] = "torch-export"
+    label: ClassVar[str] = "torch.export"
+    suffix: ClassVar[str] = ".pt2"
+    runtime: ClassVar[str] = "torch.export"
+
+    def write(self, model: nn.Module, inputs: Inputs, files: Files) -> None:
+        program = captured(model, inputs)
+        program.example_inputs = None  # the example may be private data
+        with quiet():
+            torch.export.save(program, files[0])
+
+    def load(self, files: Files, threads: int) -> Bind:
+        module = _loaded(files[0]).module()
+
+        def call(inputs: Inputs) -> object:
+            with torch.inference_mode():
+                return module(*inputs)
+
+        return lambda inputs: partial(call, inputs)
+
+    def check(self, path: Path) -> None:
+        super().check(path)
+        check_program(path)
+
+    def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
+        program = self.read(path)
+        names = set(program.graph_signature.user_inputs)
+        sizes = []
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in names:
+                value = node.meta["val"]
+                rest_open = not all(isinstance(n, int) for n in value.shape[1:])
+                if rest_open or value.dtype != torch.float32:
+                    raise ModelError(
+                        f"{path}: input {node.name!r} is {value.dtype} of shape {tuple(value.shape)}; only float32 "
+                        "with no open dimension but the batch can be made up. Give its inputs to file_runner yourself"
+                    )
+                first = value.shape[0]
+                sizes.append((first if isinstance(first, int) else batch or 1, *value.shape[1:]))
+        return random_inputs(sizes)
+
+    def footprint(self, path: Path) -> Footprint:
+        program = self.read(path)
+        names = dict.fromkeys(program.graph_signature.parameters)
+        parameters = [program.state_dict[name] for name in names]
+        return Footprint(
+            parameters=sum(p.numel() for p in parameters),
+            nonzeros=sum(int(torch.count_nonzero(p)) for p in parameters),
+            dead_neurons=_dead(program),
+            macs=macs_of(program.module(), self.inputs_of(path), str(path)),
+            bytes=state_bytes(program.state_dict.values()),
+        )
+
+    def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory:
+        module = self.read(path).module()
+        return peak_memory_of(module, [*module.parameters(), *module.buffers()], inputs)
+
+    def read(self, path: Path) -> torch.export.ExportedProgram:
+        """Check and read a program.
+
+        Raises:
+            ModelError: if the file is missing, damaged, no program, or holds what could run code.
+        """
+        self.check(path)
+        return _loaded(path)
+
+
+def captured(
+    model: nn.Module, inputs: Inputs, *, free_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """Capture a model as a graph of torch.export.
+
+    Raises:
+        ModelError: if it cannot be captured.
+    """
+    # A batch of one would be taken for a constant.
+    sample = one_more(inputs) if free_batch and inputs[0].shape[0] == 1 else inputs
+    dynamic = dynamic_batch(model, sample) if free_batch else None
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, sample, dynamic_shapes=dynamic)
+    except Exception as error:  # capture runs the model's own code
+        batch = "with a free batch size" if free_batch else "with this batch size"
+        raise ModelError(
+            f"torch.export cannot capture {type(model).__name__} for inputs of shape {shapes(sample)} {batch}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _loaded(path: Path) -> torch.export.ExportedProgram:
+    try:
+        with quiet():
+            return torch.export.load(path)
+    except Exception as error:  # torch raises many kinds on a damaged file
+        raise ModelError(
+            f"{path} is damaged, or no program of torch.export: {first_line(error)}"
+        ) from error
+
+
+def _dead(program: torch.export.ExportedProgram) -> int:
+    """Neurons of linear and convolution operators whose weights are all zero, each weight once."""
+    known = program.graph_signature.inputs_to_parameters
+    weights = {}
+    for node in program.graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if (
+            node.op == "call_function"
+            and name.startswith(("linear.", "conv"))
+            and len(node.args) > 1
+        ):
+            parameter = known.get(getattr(node.args[1], "name", ""))
+            if parameter is not None:
+                # conv_transpose: (in, out/groups, *kernel), groups in args[6]
+                groups = int(node.args[6]) if "transpose" in name and len(node.args) > 6 else 1
+                weights[parameter] = (program.state_dict[parameter], "transpose" in name, groups)
+    return sum(_dead_rows(*weight) for weight in weights.values())
+
+
+def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
+    if transposed:
+        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return int((weight.flatten(1) == 0).all(1).sum())

@@ -1,0 +1,140 @@
+"""Making of a kit: models and the script that times them, in a folder to copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from snello.deploy import _device_bench as bench
+from snello.deploy.formats import export, quantise
+from snello.deploy.formats.onnx import onnx_session
+from snello.deploy.measure.compare import Subject
+from snello.errors import ConfigError, ModelError, require
+from snello.files import check_new_folder, sha256_of, writing_folder
+
+from .models import Kit, KitModel, Precision
+from .readme import readme
+
+
+def device_kit(
+    folder: str | os.PathLike[str],
+    subjects: Sequence[Subject],
+    *,
+    int8: bool = True,
+    calibration: Iterable[tuple[Tensor, ...] | Tensor] | None = None,
+) -> Kit:
+    """Make a folder that times models on another device, with onnxruntime and numpy alone.
+
+    Args:
+        folder: the folder to make; it appears whole or not at all.
+        subjects: models (exported and verified) and ONNX files (copied). Their names become file
+            names.
+        int8: add an int8 version of every model that is not an ONNX file.
+        calibration: batches of inputs for int8, for all models alike; None takes each model's own
+            inputs, which the README says.
+
+    Raises:
+        ConfigError: for no model, equal or unusable names, or files other than ONNX.
+        ModelError: if a model cannot be exported or does not run.
+        OutputError: if the folder exists and is not empty, or cannot be written.
+        MissingExtraError: without the extra ``onnx``.
+    """
+    folder = check_new_folder(folder)
+    _check(subjects)
+    batches = None if calibration is None else list(calibration)
+    with writing_folder(folder) as inside:
+        models = [model for subject in subjects for model in _add(inside, subject, int8, batches)]
+        kit = Kit(
+            folder, tuple(models), batches is None and any(m.precision == "int8" for m in models)
+        )
+        content = {"format": bench.KIT, "models": [asdict(model) for model in models]}
+        (inside / "models.json").write_text(json.dumps(content, indent=1))
+        (inside / "README.md").write_text(readme(models, kit.random_calibration))
+        shutil.copyfile(str(bench.__file__), inside / "bench.py")
+    return kit
+
+
+def _check(subjects: Sequence[Subject]) -> None:
+    if not subjects:
+        raise ConfigError("a kit needs at least one model")
+    names = [subject.name for subject in subjects]
+    names += [f"{subject.name}-int8" for subject in subjects if subject.model is not None]
+    for subject in subjects:
+        if names.count(subject.name) > 1 or not re.fullmatch(r"\w[\w.-]*", subject.name):
+            raise ConfigError(
+                f"a model of the kit is called {subject.name!r}: names become file names; they must differ, also from "
+                "the int8 version of another, and hold letters, digits, '-', '_' and '.' alone"
+            )
+        if subject.model is None and (subject.file is None or subject.file.suffix != ".onnx"):
+            raise ConfigError(
+                f"{subject.file or subject.name}: a kit takes PyTorch models and ONNX files"
+            )
+
+
+def _add(
+    inside: Path,
+    subject: Subject,
+    int8: bool,
+    calibration: list[tuple[Tensor, ...] | Tensor] | None,
+) -> list[KitModel]:
+    plain = inside / f"{subject.name}.onnx"
+    if subject.model is None:
+        assert subject.file is not None  # checked above
+        onnx_session(subject.file)  # its error says best what is wrong with a file
+        shutil.copyfile(subject.file, plain)
+        return [_entry(subject, plain, _precision(plain))]
+    export(subject.model, subject.inputs, plain)
+    found = [_entry(subject, plain, "float32")]
+    if int8:
+        quantised = inside / f"{subject.name}-int8.onnx"
+        quantise(plain, quantised, [subject.inputs] if calibration is None else calibration)
+        found.append(_entry(subject, quantised, "int8"))
+    return found
+
+
+def _entry(subject: Subject, file: Path, precision: Precision) -> KitModel:
+    check = file.with_suffix(".npz")
+    _write_check(file, check)
+    return KitModel(
+        name=subject.name,
+        file=file.name,
+        precision=precision,
+        bytes=file.stat().st_size,
+        sha256=sha256_of(file),
+        source=subject.file.name if subject.file else subject.name,
+        source_sha256=sha256_of(subject.file) if subject.file else None,
+        check=check.name,
+    )
+
+
+def _write_check(file: Path, check: Path) -> None:
+    numpy = require("numpy", "onnx", "a kit for another device")
+    session = onnx_session(file)
+    try:
+        feed = bench.random_feed(session, 1)
+    except bench.KitError as error:
+        raise ModelError(f"{file.name}: {error}") from error
+    outputs = session.run(None, feed)
+    arrays = {f"in_{i}": value for i, value in enumerate(feed.values())}
+    arrays |= {f"out_{i}": value for i, value in enumerate(outputs)}
+    numpy.savez(check, **arrays)
+
+
+def _precision(file: Path) -> Precision:
+    onnx = require("onnx", "onnx", "a kit for another device")
+    operators = {node.op_type for node in onnx.load(str(file)).graph.node}
+    integer = {
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+    }
+    return "int8" if operators & integer else "float32"

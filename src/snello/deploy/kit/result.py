@@ -1,0 +1,89 @@
+"""Results that a kit brings back from a device."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from snello.deploy import _device_bench as bench
+from snello.errors import ConfigError
+
+from .models import Precision
+
+
+@dataclass(frozen=True)
+class DeviceTime:
+    """Measurement of one file on a device: times in milliseconds, memory in bytes.
+
+    Attributes:
+        name, file, precision, bytes, sha256, source_sha256: see :class:`KitModel`.
+        median_ms: median over the repeats.
+        p10_ms: 10th percentile.
+        p90_ms: 90th percentile.
+        difference: largest difference to the outputs that lie in the kit, relative to the largest
+            magnitude.
+        peak_bytes: growth of a process of its own while it loads the file and runs it; None where
+            unknown.
+    """
+
+    name: str
+    file: str
+    precision: Precision
+    bytes: int
+    sha256: str
+    source_sha256: str | None
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    difference: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """Result of ``bench.py`` on a device.
+
+    Attributes:
+        device: facts: ``cpu``, ``cores``, ``os``, ``machine``, versions, temperatures.
+        threads: threads of ONNX Runtime.
+        batch: samples per call.
+        warmup: untimed calls.
+        repeats: timed calls.
+        models: one row per file.
+    """
+
+    device: dict[str, Any]
+    threads: int
+    batch: int
+    warmup: int
+    repeats: int
+    models: tuple[DeviceTime, ...]
+
+
+def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
+    """Read the result of ``bench.py``.
+
+    Raises:
+        ConfigError: if there is no such file, or it is no such result.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        if data["format"] != bench.FORMAT:
+            raise ConfigError(
+                f"{path} is of format {data['format']!r}; this version reads {bench.FORMAT!r}"
+            )
+        keys = [f.name for f in fields(DeviceTime)]
+        times = tuple(DeviceTime(**{key: row[key] for key in keys}) for row in data["models"])
+        counts = {key: int(data[key]) for key in ("threads", "batch", "warmup", "repeats")}
+        return DeviceResult(device=dict(data["device"]), models=times, **counts)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} is no result of a kit's bench.py, or damaged: {error!r}"
+        ) from error

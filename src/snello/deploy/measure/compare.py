@@ -1,0 +1,223 @@
+"""Several models and files side by side, timed in one run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from snello.deploy._footprint import Footprint, model_footprint
+from snello.deploy._memory import PeakMemory, model_peak_memory
+from snello.deploy._runners import Runner, compiled_runner, pytorch_runner
+from snello.deploy.formats import FORMATS, Format, Onnx, format_of, quantise
+from snello.errors import ConfigError
+from snello.files import sha256_of
+
+from .counts import file_bytes
+from .latency import Latency, latencies
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with its inputs, or a file that some runtime reads, to be measured.
+
+    Attributes:
+        name: name in the result.
+        model: a PyTorch model; None for a file of another runtime.
+        inputs: inputs with the batch to time on dimension 0; for a file, none for random ones.
+        file: where the model was read from, or what is run if there is no model.
+        bitstream: whether the file is a coded bitstream.
+        onnx: the model's export, where there is one already: it is timed in ONNX Runtime.
+    """
+
+    name: str
+    model: nn.Module | None = field(default=None, repr=False)
+    inputs: tuple[Tensor, ...] = field(default=(), repr=False)
+    file: Path | None = None
+    bitstream: bool = False
+    onnx: Path | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A model or a file on paper and on the clock: one row of a comparison.
+
+    Attributes:
+        name: of the subject.
+        file: its file, if there is one.
+        sha256: of the file's bytes, by which results of other devices are matched.
+        file_bytes: size of the file (with its weights in a second file, for OpenVINO).
+        bitstream_bytes: the same, where the file is a coded bitstream.
+        footprint: parameters, operations, bytes; None for files that only their runtime can read.
+        peak_memory: of one forward pass; None likewise, or where the system does not tell.
+        latencies: runtime -> time, taken in turns in one run.
+    """
+
+    name: str
+    file: str | None
+    sha256: str | None
+    file_bytes: int | None
+    bitstream_bytes: int | None
+    footprint: Footprint | None
+    peak_memory: PeakMemory | None
+    latencies: dict[str, Latency]
+
+
+def compare(
+    subjects: Sequence[Subject],
+    *,
+    runtimes: Sequence[str] = ("pytorch",),
+    batch: int = 1,
+    repeats: int = 50,
+    warmup: int = 10,
+    threads: int = 1,
+) -> tuple[Profile, ...]:
+    """Count and time several models and files; all of them take turns in one run.
+
+    Args:
+        subjects: what to measure; names must differ.
+        runtimes: what the PyTorch models are timed in: any of :func:`model_runtimes`. For the
+            runtime of a file format they are exported (and verified) into a temporary folder; for
+            int8 they are quantised with ranges taken from the inputs given here, which says how
+            fast int8 is, not how accurate.
+        batch: samples per call, for files; models have it from their inputs.
+        repeats: timed calls of each.
+        warmup: untimed calls before.
+        threads: threads of each runtime.
+
+    Returns:
+        One row per subject, in their order.
+
+    Raises:
+        ConfigError: for equal names, unknown runtimes or kinds of files, or counts out of range.
+        ModelError: if a model or a file does not run.
+        MissingExtraError: naming the extra that a runtime needs.
+    """
+    _check(subjects, runtimes, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        runners = {
+            (subject.name, runner.runtime): runner
+            for number, subject in enumerate(subjects)
+            for runner in _runners(subject, runtimes, batch, threads, Path(folder) / str(number))
+        }
+        keys = {f"{name} in {runtime}": (name, runtime) for name, runtime in runners}
+        calls = {text: runners[key] for text, key in keys.items()}
+        times = latencies(calls, repeats=repeats, warmup=warmup, threads=threads)
+    by_name: dict[str, dict[str, Latency]] = {subject.name: {} for subject in subjects}
+    for text, (name, runtime) in keys.items():
+        by_name[name][runtime] = times[text]
+    return tuple(_profile(subject, batch, threads, by_name[subject.name]) for subject in subjects)
+
+
+def _check(subjects: Sequence[Subject], runtimes: Sequence[str], batch: int) -> None:
+    if batch < 1:
+        raise ConfigError(f"batch={batch}: choose at least 1")
+    if not subjects or not runtimes:
+        raise ConfigError(
+            f"{len(subjects)} models and {len(runtimes)} runtimes: give at least one of each"
+        )
+    for runtime in runtimes:
+        if runtime not in model_runtimes():
+            raise ConfigError(
+                f"runtime {runtime!r}: there is no such runtime; choose of: {', '.join(model_runtimes())}"
+            )
+    names = [subject.name for subject in subjects]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two models are called {twice[0]!r}: give them different names")
+    for subject in subjects:
+        if subject.model is None:
+            format_of(subject.file or subject.name)  # an unknown suffix, before any work
+
+
+def _runners(
+    subject: Subject, runtimes: Sequence[str], batch: int, threads: int, folder: Path
+) -> list[Runner]:
+    if subject.model is None:
+        path, inputs = _file_and_inputs(subject, batch)
+        return [format_of(path).runner(path, inputs, threads)]
+    model, inputs = subject.model, subject.inputs
+    wanted = dict.fromkeys(runtimes)
+    found = []
+    if subject.onnx:
+        format = format_of(subject.onnx)
+        found.append(format.runner(subject.onnx, inputs, threads))
+        wanted.pop(format.runtime, None)
+    runners = [_model_runner(name)(model, inputs, threads, folder) for name in wanted]
+    return [*runners, *found]
+
+
+def _model_runner(runtime: str) -> ModelRunner:
+    if runtime in MODEL_RUNNERS:
+        return MODEL_RUNNERS[runtime]
+    format = next(format for format in FORMATS.values() if format.runtime == runtime)
+
+    def made(model: nn.Module, inputs: tuple[Tensor, ...], threads: int, folder: Path) -> Runner:
+        return format.runner(_exported(model, inputs, format, folder), inputs, threads)
+
+    return made
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...], format: Format, folder: Path) -> Path:
+    """Export a model into a folder, unless it is there."""
+    path = folder / f"float32{format.suffix}"
+    return path if path.exists() else format.export(model, inputs, path)
+
+
+def _int8(model: nn.Module, inputs: tuple[Tensor, ...], threads: int, folder: Path) -> Runner:
+    onnx = Onnx()
+    plain = _exported(model, inputs, onnx, folder)
+    int8 = quantise(plain, folder / "int8.onnx", [inputs]).path
+    return onnx.runner(int8, inputs, threads, runtime="onnxruntime int8")
+
+
+ModelRunner = Callable[[nn.Module, tuple[Tensor, ...], int, Path], Runner]
+
+MODEL_RUNNERS: dict[str, ModelRunner] = {
+    "pytorch": lambda model, inputs, threads, folder: pytorch_runner(model, inputs),
+    "torch.compile": lambda model, inputs, threads, folder: compiled_runner(model, inputs, threads),
+    "onnxruntime int8": _int8,
+}
+"""Runtime -> how a model is made ready for it, where exporting it to a format is not enough.
+
+Called with the model, its inputs, the number of threads and a folder for files.
+"""
+
+
+def model_runtimes() -> tuple[str, ...]:
+    """Names of the runtimes that a PyTorch model can be timed in."""
+    return (*MODEL_RUNNERS, *(format.runtime for format in FORMATS.values()))
+
+
+def _file_and_inputs(subject: Subject, batch: int) -> tuple[Path, tuple[Tensor, ...]]:
+    path = subject.file
+    assert path is not None  # checked before
+    return path, subject.inputs or format_of(path).inputs_of(path, batch)
+
+
+def _profile(subject: Subject, batch: int, threads: int, times: dict[str, Latency]) -> Profile:
+    size = file_bytes(subject.file) if subject.file else None
+    counts, peak = _counted(subject, batch, threads)
+    return Profile(
+        name=subject.name,
+        file=str(subject.file) if subject.file else None,
+        sha256=sha256_of(subject.file) if subject.file else None,
+        file_bytes=size,
+        bitstream_bytes=size if subject.bitstream else None,
+        footprint=counts,
+        peak_memory=peak,
+        latencies=times,
+    )
+
+
+def _counted(
+    subject: Subject, batch: int, threads: int
+) -> tuple[Footprint | None, PeakMemory | None]:
+    if subject.model is not None:
+        model, inputs = subject.model, subject.inputs
+        return model_footprint(model, inputs), model_peak_memory(model, inputs)
+    path, inputs = _file_and_inputs(subject, batch)
+    format = format_of(path)
+    return format.footprint(path), format.peak_memory(path, inputs, threads)

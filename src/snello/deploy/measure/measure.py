@@ -1,0 +1,51 @@
+"""Everything about one model, or one exported file, in one call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from snello.graph import Example, Inputs, positional
+
+from .compare import Profile, Subject, compare
+from .counts import needed
+
+
+def measure(
+    model: nn.Module | str | os.PathLike[str],
+    example_inputs: Example | None = None,
+    *,
+    onnx: str | os.PathLike[str] | None = None,
+    batch: int = 1,
+    repeats: int = 50,
+    warmup: int = 10,
+    threads: int = 1,
+) -> Profile:
+    """Count and time a model, or an exported file of any format.
+
+    Args:
+        model: any module, which is left as it is; or the path of a file.
+        example_inputs: inputs with the batch to time on dimension 0, on the model's device; None
+            for random inputs of the shapes that a file states.
+        onnx: the model's export: it is timed too, in turns with PyTorch, on the CPU.
+        batch: samples per call of a file without example inputs.
+        repeats: timed calls of each runtime.
+        warmup: untimed calls before.
+        threads: threads of each runtime.
+
+    Raises:
+        ModelError: if the model or the file does not run on the inputs.
+        ConfigError: for an unknown suffix, a module without inputs, or counts out of range.
+        MissingExtraError: naming the extra that a runtime needs.
+    """
+    if isinstance(model, str | os.PathLike):
+        inputs = () if example_inputs is None else Inputs.of(example_inputs).tensors()
+        subject = Subject(Path(model).name, inputs=inputs, file=Path(model))
+    else:
+        called, inputs = positional(model, needed(model, example_inputs, "measure"))
+        export = None if onnx is None else Path(onnx)
+        subject = Subject(type(model).__name__, called, inputs, onnx=export)
+    (profile,) = compare([subject], batch=batch, repeats=repeats, warmup=warmup, threads=threads)
+    return profile

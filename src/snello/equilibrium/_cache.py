@@ -1,0 +1,257 @@
+"""Outputs of resting layers, kept from epoch to epoch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError, ModelError
+
+from ._neq import SelectiveUpdate
+from ._prefix import RestingPrefix, resting_prefix
+
+
+@dataclass(frozen=True)
+class CacheStatus:
+    """What a :class:`FeatureCache` does now.
+
+    Attributes:
+        layers: names of the layers in front of the cut.
+        bytes_per_sample: size of the features of one sample as they are stored.
+        stored: samples whose features are there.
+        reason: why nothing is kept; None if features are.
+    """
+
+    layers: tuple[str, ...] = ()
+    bytes_per_sample: int = 0
+    stored: int = 0
+    reason: str | None = None
+
+
+class FeatureCache:
+    """Train behind the resting layers: their outputs are computed once per sample, not once per epoch.
+
+    Call it in the place of the model, with the indices of the samples::
+
+        neq = SelectiveUpdate(model, optimizer, probe, Settled(Velocity()))
+        cache = FeatureCache(neq, len(dataset))
+        for index, inputs, targets in loader:            # the dataset returns its index, too
+            loss = criterion(cache(inputs, index), targets)
+
+    A front of the network is cut off as soon as all of its layers rest whole. It runs in evaluation
+    mode: BatchNorm statistics stand still and dropout is off, for a feature must not depend on the
+    epoch or on the other samples of its batch. When the layers that rest change, the features are
+    computed again.
+
+    Samples must come back the same in each epoch: no random augmentation, or one that depends on the
+    index alone. :meth:`check` refuses a dataset that returns something else the second time.
+
+    Args:
+        update: decides which layers rest.
+        samples: number of samples; indices are in [0, samples).
+        folder: of the files, on a fast disk; None: a temporary folder, removed with the cache.
+        limit: bytes that the files may take; with more to store, nothing is kept.
+        dtype: in which features are stored, such as ``torch.bfloat16``, half the size and rounded;
+            None: as they are computed, so that a run with the cache is the run without it, bit for
+            bit.
+        measured: keep features only if reading them is faster than computing them, timed once per
+            cut.
+
+    Raises:
+        ConfigError: for a number of samples below one, or a folder that does not exist.
+
+    Source: Liu et al., "AutoFreeze: automatically freezing model blocks to accelerate fine-tuning",
+    2021, section 4.3, https://arxiv.org/abs/2102.01386; He et al., "PipeTransformer", ICML 2021,
+    section 3.4.
+    """
+
+    def __init__(
+        self,
+        update: SelectiveUpdate,
+        samples: int,
+        *,
+        folder: str | Path | None = None,
+        limit: int = 2**32,
+        dtype: torch.dtype | None = None,
+        measured: bool = True,
+    ) -> None:
+        if samples < 1:
+            raise ConfigError(f"samples: must be at least 1, not {samples}")
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"folder: there is no folder {folder}")
+        self._update, self._samples, self._limit = update, samples, limit
+        self._dtype, self._measured = dtype, measured
+        self._folder = Path(tempfile.mkdtemp(prefix="snello-features-", dir=folder))
+        self._remove = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._prefix: RestingPrefix | None = None
+        self._stores: tuple[Tensor, ...] = ()
+        self._there = torch.zeros(samples, dtype=torch.bool)
+        self._key: tuple[Any, ...] = ()
+        self._reason: str | None = "no layer in front rests whole yet"
+
+    def __call__(self, inputs: Tensor | tuple[Tensor, ...], index: Tensor | Sequence[int]) -> Any:
+        """Outputs of the model, in its present mode, with gradients behind the cut.
+
+        Args:
+            inputs: a batch, or the model's positional arguments.
+            index: of each sample of the batch, shape (B,).
+
+        Raises:
+            ConfigError: for another number of indices than samples, or one outside the dataset.
+        """
+        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        model = self._update.model
+        if not model.training:
+            return model(*args)
+        where = self._checked(index, len(args[0]))
+        self._look(args)
+        if self._prefix is None:
+            return model(*args)
+        return self._prefix.run_rest(self._features(args, where), args)
+
+    @property
+    def status(self) -> CacheStatus:
+        """What is kept now, or why nothing is."""
+        if self._prefix is None:
+            return CacheStatus(reason=self._reason)
+        size = sum(store[0].numel() * store.itemsize for store in self._stores)
+        stored = int(self._there.sum()) if self._stores else 0
+        return CacheStatus(self._prefix.modules, size, stored, self._reason)
+
+    @staticmethod
+    def check(dataset: Any, samples: int = 8) -> None:
+        """Refuse a dataset whose samples differ when they are asked for twice.
+
+        Args:
+            dataset: anything with ``len`` and integer keys.
+            samples: how many are tried.
+
+        Raises:
+            ConfigError: naming the first sample that differs.
+        """
+        for index in range(0, len(dataset), max(1, len(dataset) // samples)):
+            first, second = (torch.utils._pytree.tree_leaves(dataset[index]) for _ in range(2))
+            pairs = zip(first, second, strict=True)
+            if not all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs):
+                raise ConfigError(
+                    f"sample {index} is another one each time, by a random augmentation as it seems: features "
+                    "can be kept only if a sample depends on its index alone; turn the augmentation off or seed it "
+                    "by the index"
+                )
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._stores, self._prefix, self._key = (), None, ()
+        self._remove()
+
+    def _checked(self, index: Tensor | Sequence[int], batch: int) -> Tensor:
+        where = torch.as_tensor(index).cpu().long()
+        if where.shape != (batch,):
+            raise ConfigError(
+                f"index: a batch of {batch} samples needs as many indices, not the shape {tuple(where.shape)}"
+            )
+        if batch and not 0 <= int(where.min()) <= int(where.max()) < self._samples:
+            raise ConfigError(
+                f"index: samples {int(where.min())} to {int(where.max())} do not all lie among the {self._samples}"
+            )
+        return where
+
+    def _look(self, args: Sequence[Tensor]) -> None:
+        """Cut again if other layers rest than at the last look, or their weights have moved."""
+        resting = [name for name, mask in self._update.freezer.frozen.items() if bool(mask.all())]
+        layers = self._update.freezer.layers
+        versions = tuple(p._version for n in resting for p in layers[n].parameters(recurse=False))
+        key = (tuple(resting), versions if self._prefix is None else self._versions())
+        if key == self._key and self._shapes_fit(args):
+            return
+        self._drop()
+        if not resting:
+            self._key = key
+            return
+        try:
+            with self._update.freezer.dense():
+                self._prefix = resting_prefix(
+                    self._update.model, resting, [arg[:2] for arg in args]
+                )
+        except ModelError as error:
+            self._reason = str(error)
+        if self._prefix is not None:
+            self._open(self._prefix)
+        self._key = (
+            tuple(resting),
+            versions if self._prefix is None else self._versions(),
+        )
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes with every write into a parameter or a statistic in front of the cut."""
+        assert self._prefix is not None
+        front = self._prefix.front
+        return tuple(t._version for t in (*front.parameters(), *front.buffers()))
+
+    def _shapes_fit(self, args: Sequence[Tensor]) -> bool:
+        shapes = tuple(tuple(arg.shape[1:]) for arg in args)
+        same = getattr(self, "_input_shapes", shapes) == shapes
+        self._input_shapes = shapes
+        return same
+
+    def _drop(self) -> None:
+        self._prefix, self._stores = None, ()
+        self._reason = "no layer in front rests whole yet"
+        for file in self._folder.glob("*"):
+            file.unlink()
+
+    def _open(self, prefix: RestingPrefix) -> None:
+        kinds = [(shape, self._dtype or dtype) for shape, dtype in prefix.features]
+        size = self._samples * sum(d.itemsize * torch.Size(s).numel() for s, d in kinds)
+        self._reason = None
+        if size > min(self._limit, shutil.disk_usage(self._folder).free):
+            self._reason = f"the features would take {size / 2**20:.0f} MiB, more than the limit or the disk has"
+            return
+        self._there.zero_()
+        self._stores = tuple(
+            torch.from_file(
+                str(self._folder / f"{i}.bin"), shared=True,
+                size=self._samples * torch.Size(shape).numel(), dtype=dtype,
+            ).view(self._samples, *shape)
+            for i, (shape, dtype) in enumerate(kinds)
+        )  # fmt: skip
+
+    def _features(self, args: Sequence[Tensor], where: Tensor) -> tuple[Tensor, ...]:
+        prefix = self._prefix
+        assert prefix is not None
+        if not self._stores:
+            return prefix.run_front(args)
+        if bool(self._there[where].all()):
+            return self._read(where, args[0].device)
+        started = time.perf_counter()
+        found = prefix.run_front(args)
+        computed = time.perf_counter() - started
+        for store, values in zip(self._stores, found, strict=True):
+            store[where] = values.to(device="cpu", dtype=store.dtype)
+        first = not bool(self._there.any())
+        self._there[where] = True
+        if first and self._measured:
+            started = time.perf_counter()
+            self._read(where, args[0].device)
+            if time.perf_counter() - started > computed:
+                self._stores = ()
+                self._reason = "computing the features is faster than reading them"
+                return found
+        # As they will be read: rounded alike in every epoch.
+        return found if self._dtype is None else self._read(where, args[0].device)
+
+    def _read(self, where: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        assert self._prefix is not None
+        return tuple(
+            store[where].to(device=device, dtype=dtype)
+            for store, (_, dtype) in zip(self._stores, self._prefix.features, strict=True)
+        )

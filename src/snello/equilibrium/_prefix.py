@@ -1,0 +1,225 @@
+"""A network in two parts: what is in front of everything that learns, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from snello.errors import ModelError
+from snello.graph import Inputs, capture, evaluation_mode
+
+_RANDOM = {
+    nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d,
+    nn.functional.dropout3d, nn.functional.alpha_dropout, nn.functional.feature_alpha_dropout,
+    nn.functional.rrelu, torch.dropout, torch.bernoulli, torch.rand_like, torch.randn_like,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class RestingPrefix:
+    """A network cut behind its resting layers.
+
+    Attributes:
+        front: from the inputs to the features, a tuple of tensors with the batch on their first
+            axis.
+        rest: from the features, and the inputs that it reads itself, to the outputs.
+        modules: names of the modules in ``front`` that have parameters.
+        features: shape of each feature without the batch, and its dtype.
+        inputs: positions of the model's inputs that ``rest`` reads.
+    """
+
+    front: fx.GraphModule
+    rest: fx.GraphModule
+    modules: tuple[str, ...]
+    features: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    inputs: tuple[int, ...]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Size of the features of one sample."""
+        return sum(dtype.itemsize * torch.Size(shape).numel() for shape, dtype in self.features)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Evaluation mode in the front: its statistics stop and its dropout is off.
+
+        Every module has its own mode again afterwards.
+        """
+        with evaluation_mode(self.front):
+            yield
+
+    def run_front(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Compute the features, without gradients."""
+        with torch.no_grad(), self.still():
+            found: tuple[Tensor, ...] = self.front(*inputs)
+        return found
+
+    def run_rest(self, features: Sequence[Tensor], inputs: Sequence[Any]) -> Any:
+        """Compute the outputs from features."""
+        return self.rest(*features, *(inputs[i] for i in self.inputs))
+
+
+def resting_prefix(
+    model: nn.Module, frozen: Collection[str], inputs: Sequence[Tensor]
+) -> RestingPrefix | None:
+    """Cut a network behind the layers that rest.
+
+    Args:
+        model: in the mode in which it trains, without wrappers.
+        frozen: names of layers none of whose neurons learn.
+        inputs: a small batch, the model's positional arguments.
+
+    Returns:
+        The two parts, which share every module with the model; None if no layer in front of all
+        that learns rests.
+
+    Raises:
+        ModelError: if torch.fx cannot trace the model, or the two parts compute something else.
+    """
+    graph = capture(model)
+    shapes = _Shapes(graph.module, len(inputs[0]))
+    with evaluation_mode(model), torch.no_grad():
+        shapes.run(*inputs)
+    resting = _resting(model, graph.module.graph, frozen, shapes.tensors)
+    frontier = [
+        node
+        for node in resting
+        if node.op != "placeholder" and any(user not in resting for user in node.users)
+    ]
+    modules = tuple(
+        str(node.target)
+        for node in resting
+        if node.op == "call_module" and any(True for _ in _module(model, node).parameters())
+    )
+    if not frontier or not modules:
+        return None
+    front = _front(model, graph.module.graph, frontier)
+    rest, used = _rest(model, graph.module.graph, resting, frontier)
+    features = tuple(
+        (tuple(shapes.tensors[node].shape[1:]), shapes.tensors[node].dtype) for node in frontier
+    )
+    found = RestingPrefix(front, rest, modules, features, used)
+    _check(model, found, inputs)
+    return found
+
+
+class _Shapes(fx.Interpreter):
+    """Remember the tensors that hold one entry per sample."""
+
+    def __init__(self, module: fx.GraphModule, batch: int) -> None:
+        super().__init__(module)
+        self.tensors: dict[fx.Node, Tensor] = {}
+        self._batch = batch
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, Tensor) and found.dim() and len(found) == self._batch:
+            self.tensors[n] = found.detach().to("meta")
+        return found
+
+
+def _resting(
+    model: nn.Module, graph: fx.Graph, frozen: Collection[str], tensors: Collection[fx.Node]
+) -> dict[fx.Node, None]:
+    """The nodes that compute the same as long as the frozen layers stand still, in order."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found[node] = None
+        elif node.op == "output" or any(source not in found for source in node.all_input_nodes):
+            continue
+        elif node in tensors and _stands_still(model, node, frozen):
+            found[node] = None
+    return found
+
+
+def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[str]) -> bool:
+    if node.op == "call_function":
+        return node.target not in _RANDOM
+    if node.op == "get_attr":
+        return False  # it holds no sample
+    if node.op == "call_method":
+        # What writes in place would write into the features of the next epoch.
+        return not str(node.target).endswith("_")
+    module, name = _module(model, node), str(node.target)
+    if getattr(module, "inplace", False) and node.all_input_nodes[0].op == "placeholder":
+        return False
+    return all(
+        f"{name}.{inner}".rstrip(".") in frozen or not _learns(child)
+        for inner, child in module.named_modules()
+    )
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters(recurse=False))
+
+
+def _module(model: nn.Module, node: fx.Node) -> nn.Module:
+    return model.get_submodule(str(node.target))
+
+
+def _front(model: nn.Module, graph: fx.Graph, frontier: Sequence[fx.Node]) -> fx.GraphModule:
+    copy = fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    wanted = _ancestors(frontier)
+    for node in graph.nodes:
+        if node in wanted or node.op == "placeholder":
+            twins[node] = copy.node_copy(node, twins.__getitem__)
+    copy.output(tuple(twins[node] for node in frontier))
+    return fx.GraphModule(model, copy)
+
+
+def _rest(
+    model: nn.Module,
+    graph: fx.Graph,
+    resting: Collection[fx.Node],
+    frontier: Sequence[fx.Node],
+) -> tuple[fx.GraphModule, tuple[int, ...]]:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    used = [i for i, p in enumerate(placeholders) if any(user not in resting for user in p.users)]
+    copy = fx.Graph()
+    twins = {node: copy.placeholder(node.name) for node in frontier}
+    twins |= {placeholders[i]: copy.placeholder(placeholders[i].name) for i in used}
+    for node in graph.nodes:
+        if node not in resting:
+            twins[node] = copy.node_copy(node, twins.__getitem__)
+    rest = fx.GraphModule(model, copy)
+    rest.graph.eliminate_dead_code()
+    rest.recompile()
+    return rest, tuple(used)
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    found, todo = set(nodes), list(nodes)
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                todo.append(source)
+    return found
+
+
+def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> None:
+    """Compare the two parts with the model in evaluation mode.
+
+    Raises:
+        ModelError: if they differ.
+    """
+    with evaluation_mode(model), torch.no_grad():
+        expected = _tensors(Inputs.of(tuple(inputs)).call(model))
+        found = _tensors(prefix.run_rest(prefix.run_front(inputs), inputs))
+    if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
+        raise ModelError(
+            f"{type(model).__name__} cut behind its resting layers computes something else: its forward "
+            "takes another path than torch.fx has traced"
+        )
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -1,0 +1,134 @@
+"""A selection that turns rest into time: whole layers from the input on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError
+from snello.optimizers import Optimizers, optimizers_of
+
+from ._selection import Selection, WatchedLayer
+
+
+class Settled:
+    """Freeze whole layers from the input on, once most of their neurons rest by another rule.
+
+    A neuron that rests alone saves its weight gradient. A layer that rests whole, with all layers
+    below it, saves its part of the backward pass, needs no stored activations, and its outputs can
+    be kept from epoch to epoch (:class:`FeatureCache`). So the layers settle in the order of the
+    forward pass:
+
+    1. a layer settles when the layers below it have settled and at least ``share`` of its neurons
+       have rested for ``patience`` steps;
+    2. it thaws, with all layers above it, when less than ``share - slack`` of them rest;
+    3. all layers thaw when the learning rate falls below half of what it was when they settled;
+    4. layers that have not settled follow the rule neuron by neuron, or learn whole.
+
+    Args:
+        rule: says which neurons rest, such as :class:`Velocity`.
+        share: share of a layer's neurons, in (0, 1].
+        slack: hysteresis, in [0, share].
+        patience: consecutive steps, at least 1.
+        scattered: neurons of layers that have not settled follow the rule. False: they all learn,
+            which costs no bookkeeping in the backward pass.
+        optimizer: whose learning rate is watched; None: it is not.
+
+    Raises:
+        ConfigError: for a value outside these bounds.
+    """
+
+    def __init__(
+        self,
+        rule: Selection,
+        share: float = 0.9,
+        *,
+        slack: float = 0.2,
+        patience: int = 1,
+        scattered: bool = True,
+        optimizer: Optimizers = None,
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"share: must be in (0, 1], not {share}")
+        if not 0 <= slack <= share:
+            raise ConfigError(f"slack: must be in [0, share={share}], not {slack}")
+        if patience < 1:
+            raise ConfigError(f"patience: must be at least 1 step, not {patience}")
+        self.rule, self.share, self.slack = rule, share, slack
+        self.patience, self.scattered = patience, scattered
+        self._optimizers = optimizers_of(optimizer, "Settled")
+        self._rested: dict[str, int] = {}
+        self._settled: list[str] = []
+        self._rate: float | None = None
+
+    @property
+    def observes(self) -> bool:
+        """True where the rule looks at similarities."""
+        return self.rule.observes
+
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """The layers that rest whole, from the input on."""
+        return tuple(self._settled)
+
+    def select(
+        self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Ask the rule, settle and thaw; see :class:`Selection`."""
+        masks = self.rule.select(layers, similarities)
+        resting = {name: _share_of(masks.get(name)) for name in layers}
+        for name, share in resting.items():
+            self._rested[name] = self._rested.get(name, 0) + 1 if share >= self.share else 0
+        if self._fell():
+            self._settled, self._rested = [], {}
+        self._settled = self._prefix(resting)
+        whole = set(self._settled)
+        chosen = {}
+        for name, layer in layers.items():
+            if name in whole:
+                chosen[name] = torch.ones(layer.neurons, dtype=torch.bool)
+            elif self.scattered and name in masks:
+                chosen[name] = masks[name]
+        return chosen
+
+    def _prefix(self, resting: Mapping[str, float]) -> list[str]:
+        """The first layers in forward order that stay settled or settle now."""
+        before, found = set(self._settled), []
+        for name, share in resting.items():
+            stays = name in before and share >= self.share - self.slack
+            if not stays and self._rested.get(name, 0) < self.patience:
+                break
+            found.append(name)
+        return found
+
+    def _fell(self) -> bool:
+        """True when the learning rate is below half of the highest since the last thaw."""
+        rates = [float(group["lr"]) for o in self._optimizers for group in o.param_groups]
+        if not rates:
+            return False
+        now = max(rates)
+        fell = self._rate is not None and now < 0.5 * self._rate
+        self._rate = now if fell or self._rate is None else max(now, self._rate)
+        return fell
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's state, what has settled, and the learning rate seen."""
+        return {
+            "rule": self.rule.state_dict(),
+            "rested": dict(self._rested),
+            "settled": list(self._settled),
+            "rate": self._rate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.rule.load_state_dict(state["rule"])
+        self._rested, self._settled = dict(state["rested"]), list(state["settled"])
+        self._rate = state["rate"]
+
+
+def _share_of(mask: Tensor | None) -> float:
+    return 0.0 if mask is None or not len(mask) else int(mask.sum()) / len(mask)

@@ -1,0 +1,84 @@
+"""Channels that go together: groups of slices of parameters that can be removed as one.
+
+A channel is read by several layers, scaled by norms and added to other channels; to remove it from
+a network without index operations, every slice that belongs to it has to go. :func:`coupling` runs
+the model once, eagerly, while each axis of each tensor carries labels: a movement (view, slice,
+concatenation) moves them, an operation element by element joins those of elements that meet, a
+contraction joins those of the input with the columns of the weight. What ends in one class is one
+channel. No tracing is needed, so that every model that runs can be analysed; what has no rule is
+pinned, with its place in the user's code.
+
+An axis that a view splits into (heads, head dimension) is a grid: a whole head can go, or one
+dimension of every head, each a :class:`Dimension` of its own. A norm whose statistics are taken
+over the channels is taken over the kept ones after a cut: the pruned network is defined so. ::
+
+    groups = coupling(model, images)
+    print(groups)
+    lean = cut(model, groups, {"layer1.0.conv1": [3, 7]}, images)
+
+Similar in aim, by tracing the backward graph: DepGraph (Fang et al., 2023,
+https://arxiv.org/abs/2301.12900).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from snello.errors import ModelError
+from snello.graph.inputs import Example, Inputs
+from snello.wrappers import unwrapped
+
+from .cut import Removed as Removed
+from .cut import cut as cut
+from .cut import zeroed as zeroed
+from .dimensions import Coupling as Coupling
+from .dimensions import Dimension as Dimension
+from .dimensions import Member as Member
+from .reference import reference as reference
+from .run import Run
+from .trial import tried
+from .units import dimensions
+
+__all__ = ["Coupling", "Dimension", "Member", "Removed", "coupling", "cut", "reference", "zeroed"]
+
+
+def coupling(
+    model: nn.Module,
+    args: Example,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    trial: bool = True,
+) -> Coupling:
+    """Find the channels of a model that go together.
+
+    Args:
+        model: any module. It is neither changed nor kept.
+        args: example inputs: a tensor, a tuple or list of positional arguments, a mapping of
+            keyword arguments, or :class:`snello.graph.Inputs`. They are run in evaluation mode.
+        kwargs: keyword arguments, in addition to those in ``args``.
+        trial: whether to cut some channels out of a copy and compare it with the masked one, in
+            float64. It takes three more forwards and pins the dimensions whose width is fixed in
+            the user's code. Without it, such a dimension shows when it is cut.
+
+    Returns:
+        Every dimension, with the slices that belong to each index.
+
+    Raises:
+        ModelError: if the model does not run on the example inputs.
+        ConfigError: for example inputs of another kind.
+    """
+    model = unwrapped(model, "coupling")
+    inputs = Inputs.of(args)
+    inputs = Inputs(inputs.args, {**inputs.kwargs, **(kwargs or {})})
+    try:
+        run = Run(model).forward(inputs)
+    except Exception as error:  # whatever an operation raises on inputs that do not fit it
+        reason = str(error).partition("\n")[0]
+        shapes = ", ".join(map(str, inputs.shapes))
+        raise ModelError(
+            f"the model does not run on the example inputs of shape {shapes}: {reason}"
+        ) from error
+    return tried(model, inputs, run) if trial else dimensions(run)

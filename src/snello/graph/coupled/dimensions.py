@@ -1,0 +1,127 @@
+"""The result: dimensions of a model, and the slices of parameters that belong to each index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from snello.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of a parameter, buffer or attribute that goes with the indices of a dimension.
+
+    Attributes:
+        name: qualified name of a parameter or buffer, or of an integer attribute that mirrors a
+            width.
+        axis: axis of the parameter; of an attribute, the position in a tuple, or -1.
+        role: ``"write"`` for rows that compute channels, ``"read"`` for columns that use them,
+            ``"scale"`` for what is combined with them element by element (norms, biases,
+            embeddings of positions), ``"size"`` for an attribute.
+        indices: for each index of the dimension, the indices along the axis that go with it.
+    """
+
+    name: str
+    axis: int
+    role: str
+    indices: tuple[tuple[int, ...], ...]
+
+    def of(self, removed: Iterable[int]) -> list[int]:
+        """Indices along the axis that go with some indices of the dimension, sorted."""
+        return sorted({i for index in removed for i in self.indices[index]})
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A width of the model that can shrink by itself: index i is removed from all members or none.
+
+    Attributes:
+        name: name of the first module that writes the channels; with ``:heads`` or ``:head_dim``
+            where they belong to attention.
+        kind: ``"channels"``, ``"hidden"`` (written by one layer, read by others), ``"heads"``,
+            ``"head_dim"`` or ``"groups"`` (of a convolution).
+        width: number of indices.
+        members: the slices and attributes that go with each index.
+        norms: (module, operation) of every norm, mean or sum that is taken over these channels:
+            without some of them it is taken over the others.
+        pinned: why no index can be removed; None where each can, as long as one is left.
+    """
+
+    name: str
+    kind: str
+    width: int
+    members: tuple[Member, ...]
+    norms: tuple[tuple[str, str], ...] = ()
+    pinned: str | None = None
+
+    @property
+    def parameters(self) -> tuple[Member, ...]:
+        """The members that are parameters or buffers."""
+        return tuple(member for member in self.members if member.role != "size")
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Parameters whose slices compute the channels."""
+        return tuple(member.name for member in self.members if member.role == "write")
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Parameters whose slices use the channels."""
+        return tuple(member.name for member in self.members if member.role == "read")
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The channels of a model that go together.
+
+    Attributes:
+        dimensions: every width that was found, in order of execution.
+    """
+
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def free(self) -> tuple[Dimension, ...]:
+        """The dimensions that can shrink."""
+        return tuple(dimension for dimension in self.dimensions if dimension.pinned is None)
+
+    def __getitem__(self, name: str) -> Dimension:
+        for dimension in self.dimensions:
+            if dimension.name == name:
+                return dimension
+        known = [dimension.name for dimension in self.dimensions]
+        raise ConfigError(f"the model has no dimension {name!r}{nearest(name, known)}")
+
+    def __str__(self) -> str:
+        rows = [("dimension", "kind", "width", "writers", "readers", "norms", "pinned")]
+        for d in self.dimensions:
+            counts = (str(d.width), _short(d.writers), _short(d.readers), str(len(d.norms)))
+            rows.append((d.name, d.kind, *counts, d.pinned or ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        lines = ["  ".join([*map(str.ljust, row[:6], widths), row[6]]).rstrip() for row in rows]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The coupling as data for :mod:`json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Coupling:
+        """The coupling that :meth:`to_json` wrote."""
+        return Coupling(tuple(_dimension(entry) for entry in data["dimensions"]))
+
+
+def _dimension(data: Mapping[str, Any]) -> Dimension:
+    members = tuple(
+        Member(m["name"], m["axis"], m["role"], tuple(tuple(i) for i in m["indices"]))
+        for m in data["members"]
+    )
+    norms = tuple((module, operation) for module, operation in data["norms"])
+    return Dimension(data["name"], data["kind"], data["width"], members, norms, data["pinned"])
+
+
+def _short(names: tuple[str, ...]) -> str:
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    return ", ".join(modules[:2]) + (f" +{len(modules) - 2}" if len(modules) > 2 else "")

@@ -1,0 +1,79 @@
+"""The register of rules, and what several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from snello.graph.coupled.labels import Axis
+from snello.graph.coupled.run import Run, Shadow
+
+Rule = Callable[[Run, Sequence[Any], Mapping[str, Any], Any], Shadow | Sequence[Shadow]]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], i: int, name: str, default: Any
+) -> Any:
+    return args[i] if len(args) > i else kwargs.get(name, default)
+
+
+def unlabelled(tensor: Tensor) -> Shadow:
+    return Shadow((None,) * tensor.dim())
+
+
+def unknown(run: Run, args: Any, kwargs: Any, out: Any, name: str) -> list[Shadow]:
+    """Pin everything that an operation without a rule reads."""
+    for tensor in tensors_in((args, kwargs)):
+        for axis in run.of(tensor).axes:
+            run.labels.pin(axis, run.reason(f"{name} has no rule"))
+    return [unlabelled(tensor) for tensor in tensors_in(out)]
+
+
+def together(run: Run, tensors: Sequence[Tensor], shape: Sequence[int]) -> Shadow:
+    """The labels of tensors that are combined element by element to a tensor of this shape."""
+    axes: list[Axis] = []
+    for i in range(-len(shape), 0):
+        met = [run.of(x).axes[i] for x in tensors if x.dim() >= -i and x.shape[i] > 1]
+        axis = met[0] if met else None
+        for other in met[1:]:
+            axis = run.labels.unify(axis, other, run.reason("a value of fixed size"))
+        axes.append(axis)
+    return Shadow(tuple(axes), all(run.of(x).weight for x in tensors))
+
+
+def together_except(run: Run, tensors: Sequence[Tensor], dim: int) -> list[Axis]:
+    """Join the labels of tensors along every axis but one."""
+    axes = list(run.of(tensors[0]).axes)
+    for tensor in tensors[1:]:
+        for i, axis in enumerate(run.of(tensor).axes):
+            if i != dim:
+                axes[i] = run.labels.unify(axes[i], axis, run.reason("a value of fixed size"))
+    return axes
+
+
+def others_kept(run: Run, x: Tensor, dims: Sequence[int], name: str) -> Shadow:
+    """Pin the labels along some axes; the others go through."""
+    shadow = run.of(x)
+    axes = list(shadow.axes)
+    for dim in dims:
+        run.labels.pin(axes[dim], run.reason(f"{name} along channels"))
+        axes[dim] = None
+    return Shadow(tuple(axes), shadow.weight)

@@ -1,0 +1,156 @@
+"""Trial cuts: they find the dimensions that a model's own code holds at their width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, ModelError
+from snello.graph.inputs import Inputs
+from snello.graph.twins import outputs_of, same_numbers, tensors_of
+from snello.wrappers import copied
+
+from .cut import check_runs, cut
+from .dimensions import Coupling, Dimension
+from .reference import masked_outputs
+from .run import Run
+from .units import Units, families
+
+ROUNDING = 1000
+"""Largest difference, in multiples of what a change of the weights in their last digits makes."""
+
+
+def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:
+    """The coupling of a run, with the dimensions pinned that cannot be cut.
+
+    A few indices are removed from every dimension of a copy with random weights, in float64, and
+    its outputs compared with those of the masked copy. Where they differ, or the copy does not run,
+    halves of the dimensions are tried by themselves, down to the ones at fault.
+    """
+    trial = Trial(model, inputs, run)
+    blocked = trial.blocked([d.name for d in trial.coupling.free])
+    heads = [trial.coupling[name] for name in blocked if ":head" in name]
+    if heads:
+        # Code such as reshape(B, N, C) takes the width of the heads from that of the stream.
+        for name in dict.fromkeys(name for d in heads for name in d.writers):
+            run.tie(name)
+        tied = Trial(model, inputs, run)
+        tied_blocked = tied.blocked([d.name for d in tied.coupling.free])
+        if tied.freed(tied_blocked) > trial.freed(blocked):
+            trial, blocked = tied, tied_blocked
+    dimensions = trial.coupling.dimensions
+    return Coupling(tuple(replace(d, pinned=blocked.get(d.name, d.pinned)) for d in dimensions))
+
+
+class Trial:
+    """Trial cuts of one model."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, run: Run) -> None:
+        self.model, self.inputs = _in_float64(model, inputs)
+        self.limit = ROUNDING * _rounding(self.model, self.inputs)
+        self.units = Units(run)
+        self.coupling = Coupling(tuple(d for d, _ in families(self.units)))
+
+    def blocked(self, names: Sequence[str]) -> dict[str, str]:
+        """Dimension -> why it cannot be cut."""
+        why = self.fails(names) if names else None
+        if why is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: why}
+        half = len(names) // 2
+        found = {**self.blocked(names[:half]), **self.blocked(names[half:])}
+        # Dimensions that fail only together: all but the first are held.
+        return found or dict.fromkeys(names[1:], why)
+
+    def freed(self, blocked: Mapping[str, str]) -> int:
+        """How many slices of parameters can be cut."""
+        free = [d for d in self.coupling.free if d.name not in blocked]
+        return sum(len(m.of(range(d.width))) for d in free for m in d.parameters)
+
+    def fails(self, names: Sequence[str]) -> str | None:
+        """Why a cut of these dimensions together does not compute what it should."""
+        removed = {name: _some(self.coupling[name]) for name in names}
+        try:
+            lean = cut(self.model, self.coupling, removed)
+            with same_numbers():
+                found = tensors_of(check_runs(lean, self.inputs))
+        except (ConfigError, ModelError) as error:
+            return str(error)
+        expected = masked_outputs(self.model, self.units, self.coupling, removed, self.inputs)
+        if any(_differ(a, b, self.limit) for a, b in zip(expected, found, strict=True)):
+            return "a narrower network computes something else: some size or index in its code is fixed"
+        return None
+
+
+def _some(dimension: Dimension) -> list[int]:
+    """About a quarter of the indices, never all."""
+    count = min(max(1, dimension.width // 4), dimension.width - 1)
+    order = torch.randperm(dimension.width, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:count].tolist())
+
+
+def _differ(expected: Tensor, found: Tensor, limit: float) -> bool:
+    if expected.shape != found.shape:
+        return True
+    if not expected.is_floating_point():
+        return bool((expected != found).any())
+    return not torch.allclose(expected, found, rtol=0, atol=limit, equal_nan=True)
+
+
+def _rounding(model: nn.Module, inputs: Inputs) -> float:
+    """Difference of the outputs where the last digits of all weights change.
+
+    A bound relative to the outputs would not do: those of some deep networks hardly depend on the
+    input, and a wrong channel changes them as little.
+    """
+    generator = torch.Generator().manual_seed(0)
+    other = copied(model)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
+                tensor.mul_(1 + 4 * torch.finfo(tensor.dtype).eps * noise)
+    pairs = zip(outputs_of(model, inputs), outputs_of(other, inputs), strict=True)
+    return max((_distance(a, b) for a, b in pairs if a.is_floating_point()), default=0.0)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or not a.numel():
+        return 0.0
+    return max(
+        float((a - b).abs().nan_to_num(0, 0, 0).max()),
+        torch.finfo(a.dtype).eps * float(a.abs().nan_to_num(0, 0, 0).max()),
+    )
+
+
+def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """A copy with random weights, in float64 where it runs there, with the inputs for it."""
+    # Layers that were initialised to zero, or to a tiny scale, would hide what happens behind them.
+    random = randomised(copied(model).eval())
+    wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+    double = copied(random).double()
+    try:
+        with torch.no_grad(), same_numbers():
+            wide.map(torch.clone).call(double)
+    except Exception:  # code that asks for float32 by name
+        return random, inputs
+    return double, wide
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give random values to the parameters of a model that are constant, and to its statistics."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and tensor.numel() > 1 and _constant(tensor):
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.copy_(noise + 0.5)
+    return model
+
+
+def _constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all()) or float(tensor.abs().max()) < 1e-4

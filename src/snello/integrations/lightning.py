@@ -1,0 +1,344 @@
+"""Lightning callbacks: they work in any Lightning project and use the public API alone.
+
+>>> trainer = L.Trainer(callbacks=[SensitivityPruning(  # doctest: +SKIP
+...     lambda model: SeReNe(model, 1e-4), evaluate=validation_loss, granularity="neuron"
+... )])
+
+Each builds its object when training starts, when the optimizer exists, and saves its state in
+Lightning's checkpoints, so that a resumed run goes on as if it had never stopped. So does a second
+``fit`` of the same model with the same callback; with a new callback, what is pruned stays pruned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from weakref import ref
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
+
+from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
+from snello.errors import ConfigError
+from snello.pruning import Pruner, PrunerStep
+from snello.sensitivity import Sensitivity
+from snello.wrappers import OwnHook, unwrapped
+
+from ._agree import agree_on_pruning
+from ._average import WeightAverage as WeightAverage
+from ._average import inner_model as _model
+from ._combined import frozen_rows_held
+from ._scores import scores_of
+
+
+def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
+    """Copies of the model in which other callbacks average its weights."""
+    expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for value in vars(callback).values():
+            if not isinstance(value, nn.Module) or value is pl_module:
+                continue
+            inner = value.module if isinstance(value, AveragedModel) else value
+            copied = _model(inner) if isinstance(inner, L.LightningModule) else inner
+            if copied is not _model(pl_module) and expected == [
+                (n, p.shape) for n, p in copied.named_parameters()
+            ]:
+                yield copied
+
+
+def monitored(trainer: L.Trainer, name: str) -> float:
+    """A logged metric of the epoch that just ended.
+
+    Raises:
+        ConfigError: if nothing logs it, with the names that are logged.
+    """
+    metrics = trainer.callback_metrics
+    if name not in metrics:
+        known = ", ".join(sorted(metrics)) or "none"
+        raise ConfigError(
+            f"no metric {name!r} is logged by the end of the epoch; logged are: {known}"
+        )
+    return float(metrics[name])
+
+
+class _Attached(L.Callback):
+    """A callback that detaches from the model however training ends, and resumes from checkpoints."""
+
+    _restored: Mapping[str, Any] | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Detach from the model."""
+        self._take_down()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Detach from the model: an interrupted training leaves nothing behind either."""
+        self._take_down()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint until training starts."""
+        self._restored = state_dict or None
+
+    def _take_down(self) -> None:
+        raise NotImplementedError
+
+
+class SensitivityPruning(_Attached):
+    """Train with a sensitivity, prune on plateaus.
+
+    With several processes (DDP) every one of them has this callback: sensitivities and losses are
+    averaged, and after a pruning step the first process's masks and weights are everybody's. A
+    :class:`WeightAverage` in the same trainer is masked too, and so are the averages of Lightning's
+    own callbacks.
+
+    After training the masks stay in force, also in a ``fit`` without this callback, until
+    ``callback.pruner.remove()``.
+
+    Args:
+        sensitivity: builds the sensitivity from the model, as ``lambda m: Lobster(m, 1e-4)``.
+        evaluate: returns the validation loss of a model; used while thresholds are searched.
+        epochs: decay and prune during this many epochs; the last of them ends with a pruning step,
+            and the epochs after it fine-tune what is left. None: all epochs.
+        monitor: name of the logged validation loss.
+        options: arguments of :class:`snello.pruning.Pruner` (granularity, amount, schedule, ...).
+    """
+
+    def __init__(
+        self,
+        sensitivity: Callable[[nn.Module], Sensitivity],
+        evaluate: Callable[[nn.Module], float],
+        *,
+        epochs: int | None = None,
+        monitor: str = "val_loss",
+        **options: Any,
+    ) -> None:
+        self._build, self._evaluate, self._options = sensitivity, evaluate, options
+        self._epochs, self._monitor = epochs, monitor
+        self._outputs: Any = None
+        self._targets: Tensor | None = None
+        self._steps = 0
+        self._hook: RemovableHandle | None = None
+        self.sensitivity: Sensitivity | None = None
+        self.pruner: Pruner | None = None
+        self.last_step: PrunerStep | None = None
+
+    def _active(self, trainer: L.Trainer) -> bool:
+        return self._epochs is None or trainer.current_epoch < self._epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Build sensitivity and pruner, and restore them if the run is resumed or goes on."""
+        model = _model(pl_module)
+        state = self._state_for(model)
+        self._take_down()
+        if self.pruner is not None:
+            self.pruner.remove()
+        self.sensitivity = self._build(model)
+        self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAverage):
+                self.pruner.follow(callback.start(model, trainer.global_step))
+        for average in _averages(trainer, pl_module):
+            self.pruner.follow(average)
+        self._hook = model.register_forward_hook(OwnHook(self._keep_outputs))
+        self._steps = trainer.global_step
+        if state is not None:
+            self.sensitivity.load_state_dict(state["sensitivity"])
+            self.pruner.load_state_dict(state["pruner"])
+
+    def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """The state to resume from: a checkpoint, once, or the last ``fit`` of this model."""
+        restored, self._restored = self._restored, None
+        if (
+            restored is None
+            and self.pruner is not None
+            and self.pruner.model is unwrapped(model, "Pruner")
+        ):
+            return self.state_dict()
+        return restored
+
+    def _keep_outputs(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+        self._outputs = outputs if model.training else None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the targets, if a batch is a pair: a specific sensitivity asks for them."""
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        self._targets = batch[1] if pair and isinstance(batch[1], Tensor) else None
+
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
+        """Let the sensitivity look at the outputs while their graph exists."""
+        sensitivity, outputs, self._outputs = self.sensitivity, self._outputs, None
+        looks = sensitivity is not None and type(sensitivity).observe is not Sensitivity.observe
+        if looks and outputs is not None and self._active(trainer):
+            sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Decay after a step of the optimizer, not after batches that only accumulate gradients."""
+        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        if self.sensitivity is not None and stepped and self._active(trainer):
+            held = _updates(trainer) if self.sensitivity.by_gradient else None
+            with frozen_rows_held(held):
+                self.sensitivity.step()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prune on a plateau, and once more when the pruning epochs end."""
+        assert self.pruner is not None
+        if not self._active(trainer):
+            return
+        self.last_step = self.pruner.step(monitored(trainer, self._monitor))
+        pruned = self.last_step.search is not None
+        if self._epochs is not None and trainer.current_epoch == self._epochs - 1 and not pruned:
+            self.pruner.prune()
+            pruned = True
+        if pruned:
+            agree_on_pruning(self.pruner, _model(pl_module))
+
+    def _take_down(self) -> None:
+        """Remove every hook; the masks stay in force."""
+        if self.sensitivity is not None:
+            self.sensitivity.remove()
+        if self._hook is not None:
+            self._hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        if self.pruner is None or self.sensitivity is None:
+            return {}
+        return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
+
+
+class SelectiveUpdateCallback(_Attached):
+    """Skip the backward pass of the neurons that a selection names.
+
+    Args:
+        probe: the fixed inputs on which outputs are compared, shape (B, ...).
+        selection: the rule that names the frozen neurons, of :mod:`snello.equilibrium`.
+        every: decide every so many steps of the optimizer; None: at the end of every epoch.
+        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+
+    Raises:
+        ConfigError: for ``every`` below 1.
+    """
+
+    def __init__(
+        self, probe: Tensor, selection: Selection, *, every: int | None = None, **options: Any
+    ) -> None:
+        if every is not None and every < 1:
+            raise ConfigError(
+                f"every is a number of steps of the optimizer, at least 1, not {every}"
+            )
+        self._probe, self._selection, self._every, self._options = probe, selection, every, options
+        self._begin = copy.deepcopy(selection.state_dict())
+        self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None
+        self._spent: list[EquilibriumStep] = []
+        self._steps, self._attached = 0, False
+        self.neq: SelectiveUpdate | None = None
+        self.last_step: EquilibriumStep | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the first reference, and restore the masks if the run is resumed or goes on."""
+        probe, model = self._probe.to(pl_module.device), _model(pl_module)
+        self._take_down()
+        state = self._state_for(model)
+        if state is None:  # the selection may have seen another model
+            self._selection.load_state_dict(copy.deepcopy(self._begin))
+        self.neq = SelectiveUpdate(
+            model, trainer.optimizers or None, probe, self._selection, **self._options
+        )
+        self._attached = True
+        if state is not None:
+            self.neq.load_state_dict(state)
+        self._steps, self._spent = trainer.global_step, []
+        self.last_step = self.neq.status()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Record the cost of the step; decide again after ``every`` steps."""
+        assert self.neq is not None
+        assert self.last_step is not None
+        if trainer.global_step == self._steps:  # gradients were only accumulated
+            return
+        self._steps = trainer.global_step
+        self._spent.append(self.last_step)
+        if self._every is not None and trainer.global_step % self._every == 0:
+            self.last_step = self.neq.step()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the probe, decide which neurons learn in the next epoch."""
+        assert self.neq is not None
+        self._spent = []
+        if self._every is None:
+            self.last_step = self.neq.step()
+
+    def spent(self) -> tuple[float, float, float]:
+        """Means over the steps of the present epoch.
+
+        Returns the share of neurons updated, the backward FLOPs and the dense backward FLOPs, per
+        sample in the paper's convention.
+        """
+        assert self.last_step is not None
+        steps = self._spent or [self.last_step]
+        shares, counts, dense = zip(
+            *((s.total, s.flops, s.dense_flops) for s in steps), strict=True
+        )
+        return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
+
+    def _take_down(self) -> None:
+        """Unfreeze every layer; the state is kept for a next ``fit``."""
+        if self.neq is not None and self._attached:
+            self._last = ref(self.neq.model), self.neq.state_dict()
+            self.neq.remove()
+        self._attached = False
+
+    def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
+        model.
+        """
+        restored, self._restored = self._restored, None
+        if (
+            restored is None
+            and self._last is not None
+            and self._last[0]() is unwrapped(model, "NEq")
+        ):
+            return self._last[1]
+        return restored
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return dict(self.neq.state_dict()) if self.neq is not None else {}
+
+
+def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
+    """The object that selects the neurons to update in this trainer, or None."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
+
+
+class NEqCallback(SelectiveUpdateCallback):
+    """Skip the backward pass of neurons at equilibrium: the velocity rule.
+
+    Args:
+        probe: the fixed inputs on which outputs are compared, shape (B, ...).
+        eps: bound on the velocity below which a neuron is at equilibrium.
+        mu: weight of the last velocity.
+        every: decide every so many steps of the optimizer; None: at the end of every epoch, as
+            published.
+        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+    """
+
+    def __init__(
+        self,
+        probe: Tensor,
+        *,
+        eps: float = 1e-3,
+        mu: float = 0.5,
+        every: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(probe, Velocity(eps, mu), every=every, **options)

@@ -1,0 +1,205 @@
+"""Batches whose order and augmentation are functions of the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from snello.errors import ConfigError, DataError
+
+from ._splits import derived_seed, generator
+from ._stream import Batch, EpochKeys, StreamedBatches
+from ._types import (
+    DataSplits,
+    Images,
+    Part,
+    Splits,
+    StreamedImages,
+    StreamedSplits,
+)
+
+Augment = Literal["none", "crop-flip"]
+T = TypeVar("T")
+
+PADDING = 4
+"""Black pixels added on every side before the random crop (He et al., 2016, section 4.2)."""
+
+
+def loader(
+    images: Part,
+    splits: Splits,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    augment: Augment = "none",
+    limit: int | None = None,
+    replicas: int = 1,
+    rank: int = 0,
+    workers: int = 0,
+) -> DataLoader[Batch]:
+    """Batches of one part of a dataset, normalised by the splits' channel statistics.
+
+    In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image
+    in Python. Streamed images are decoded by worker processes. With ``shuffle`` or ``augment`` the
+    sampler is a ``DistributedSampler``; call ``sampler.set_epoch(epoch)`` before every epoch, as
+    Lightning does by itself, or every epoch is the first.
+
+    Args:
+        images: a part of the splits.
+        splits: what the part belongs to.
+        batch_size: images per batch; the last batch may be smaller.
+        shuffle: whether to draw a new order every epoch.
+        seed: decides, with the epoch, the order and the augmentation.
+        augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the
+            original size and mirrors it with probability 1/2; streamed it crops a random area of
+            random aspect and mirrors it, or for segmentation scales by 0.5 … 2, mirrors and crops.
+            The draw belongs to (seed, epoch, image): it does not depend on the batch size, the
+            workers, the number of processes, or the global random state.
+        limit: use only the first so many images; the order of a part is random, so they are a fair
+            sample.
+        replicas: number of processes among which the images are dealt out. The last of them repeat
+            a few images where their number is not a multiple.
+        rank: this process, 0 … replicas − 1.
+        workers: processes that decode streamed images, 0 for none; images in memory need none and
+            start none.
+
+    Returns:
+        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
+        ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 where there is no class). Segmented images
+        that keep their size, as they do without augmentation, are padded on the right and below to
+        the largest of the batch.
+
+    Raises:
+        ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank,
+            or a part that is not of these splits.
+        DataError: when there are no images; while iterating, for one that cannot be decoded, naming
+            its file.
+    """
+    _check(images, splits, batch_size, augment, limit, replicas, rank, workers)
+    if limit is not None and limit < len(images):
+        images = images.subset(torch.arange(limit))
+    batches: _Batches | StreamedBatches
+    kind: type[EpochKeys | _EpochSampler]
+    if isinstance(images, StreamedImages):
+        assert isinstance(splits, StreamedSplits)
+        batches, kind = StreamedBatches(images, splits, seed, augment), EpochKeys
+    else:
+        assert isinstance(splits, DataSplits)
+        batches, kind, workers = _Batches(images, splits, seed, augment), _EpochSampler, 0
+    sampler = None
+    if shuffle or augment != "none" or replicas > 1:
+        sampler = kind(
+            batches,
+            num_replicas=replicas,
+            rank=rank,
+            shuffle=shuffle,
+            seed=derived_seed(seed, "order"),
+        )
+    return DataLoader(
+        batches,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=_identity,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=workers > 0 and torch.cuda.is_available(),
+        # A loader without its own generator advances the global one at every epoch.
+        generator=generator(seed, "loader"),
+    )
+
+
+def _check(
+    images: Part, splits: Splits, batch_size: int, augment: str, limit: int | None, replicas: int, rank: int,
+    workers: int,
+) -> None:  # fmt: skip
+    if isinstance(images, StreamedImages) != isinstance(splits, StreamedSplits):
+        raise ConfigError(
+            f"{images!r} is no part of these {type(splits).__name__}: pass splits.train, for example"
+        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit} must be at least 1 image, or None for all of them")
+    if augment not in get_args(Augment):
+        raise ConfigError(
+            f"there is no augment={augment!r}; it is one of: {', '.join(get_args(Augment))}"
+        )
+    if not 0 <= rank < replicas:
+        raise ConfigError(f"rank={rank} must be one of 0 … replicas − 1, with replicas={replicas}")
+    if workers < 0:
+        raise ConfigError(f"workers={workers} must be 0 or more processes")
+    if len(images) == 0:
+        raise DataError("there are no images to make batches of; this part of the dataset is empty")
+
+
+class _Batches(Dataset[Batch]):
+    """One part of a dataset; indexed by a list, it returns a batch."""
+
+    def __init__(self, images: Images, splits: DataSplits, seed: int, augment: Augment) -> None:
+        self.images = images
+        self.seed = seed
+        self.augment = augment
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+        )
+        # (pixels / 255 − mean) / std, as one multiplication and one addition
+        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw this epoch's crops and mirrors, for every image."""
+        if self.augment != "crop-flip":
+            return
+        random = generator(self.seed, f"crop-flip of epoch {epoch}")
+        self.corners = torch.randint(0, 2 * PADDING + 1, (len(self), 2), generator=random)
+        self.mirrored = torch.randint(0, 2, (len(self),), generator=random, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        pixels, labels = self.__getitems__([index])
+        return pixels[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        pixels = self.images.pixels[chosen]
+        if self.augment == "crop-flip":
+            pixels = crop_flip(pixels, self.corners[chosen], self.mirrored[chosen])
+        return pixels.float().mul_(self.scale).add_(self.shift), self.images.labels[chosen]
+
+
+def crop_flip(pixels: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
+    """Windows of the padded images, some of them mirrored left to right.
+
+    Args:
+        pixels: shape ``(B, C, H, W)``.
+        corners: int64, shape ``(B, 2)``: top and left of each window in the padded image, 0 … 8.
+        mirrored: boolean, shape ``(B,)``.
+
+    Returns:
+        Shape ``(B, C, H, W)``.
+    """
+    height, width = pixels.shape[2:]
+    # All windows of all images as a view, (B, C, 9, 9, H, W); only the chosen ones are copied.
+    windows = F.pad(pixels, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    cropped = windows[torch.arange(len(pixels)), :, corners[:, 0], corners[:, 1]]
+    return torch.where(mirrored.view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+class _EpochSampler(DistributedSampler[Batch]):
+    """Tells the dataset the epoch too, so that its augmentation follows."""
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+
+
+def _identity(batch: T) -> T:
+    return batch

@@ -1,0 +1,226 @@
+"""Folders of image files, one folder per class, decoded into memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError, DataError, require
+
+from ._splits import cut_out, generator
+from ._types import Images, RawData
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+TEST_SHARE = 0.2
+"""Share of a dataset without a test part of its own that becomes one, always the same images."""
+
+
+def read_image_folder(path: Path, image_size: int | None) -> RawData:
+    """Read ``path/{train,test[,val]}/CLASS/*`` or ``path/CLASS/*``.
+
+    Args:
+        path: the folder. With ``train`` and ``test`` inside, they are the parts, and ``val``, where
+            it is there, is the validation part. Otherwise every folder is a class, and a fixed
+            fifth of each is the test part.
+        image_size: resize the shorter side to this and crop the centre; None when all have one
+            size.
+
+    Raises:
+        DataError: for a folder that is missing, has no classes, a class without images, or an image
+            that cannot be decoded, naming it.
+        ConfigError: when the images differ in size and ``image_size`` is None.
+    """
+    check_folder(path)
+    if (path / "train").is_dir():
+        return read_parts(path, image_size)
+    classes = class_names(path)
+    images = read_classes(path, classes, image_size)
+    train, test = cut_out(images, TEST_SHARE, seed=0, purpose="test")
+    return RawData(train, test, classes, str(path))
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a path that is no folder."""
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise DataError(
+            f"no image folder in {path.absolute()}: it {found}; give path=/a/folder/of/images"
+        )
+
+
+def read_parts(path: Path, image_size: int | None) -> RawData:
+    """Read ``path/{train,test[,val]}/CLASS/*``; the classes of all parts must be the same."""
+    classes = class_names(path / "train")
+    parts = {
+        part: read_classes(folder, classes, image_size)
+        for part, folder in part_folders(path, classes).items()
+    }
+    _check_one_shape(path, parts)
+    return RawData(parts["train"], parts["test"], classes, str(path), parts.get("val"))
+
+
+def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """The folders ``train``, ``test`` and, if there is one, ``val``, with the given classes."""
+    if not (path / "test").is_dir():
+        raise DataError(
+            f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
+            f"or give path={path / 'train'} to have a fifth of it cut out as the test part"
+        )
+    folders = {part: path / part for part in ("train", "test", "val")}
+    if not folders["val"].is_dir():
+        del folders["val"]
+    for folder in folders.values():
+        check_same_classes(folder, path / "train", classes)
+    return folders
+
+
+def check_same_classes(folder: Path, train: Path, classes: Sequence[str]) -> None:
+    """Refuse a folder whose classes are not those of the training part."""
+    if different := sorted(set(class_names(folder)) ^ set(classes)):
+        raise DataError(f"{folder} and {train} differ in class {different[0]!r}; both need it")
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted: the label of a class is its place in this order."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise DataError(
+            f"{folder.absolute()} holds no class folders; put images into {folder / 'CLASS'}/"
+        )
+    return tuple(names)
+
+
+def read_classes(folder: Path, classes: Sequence[str], image_size: int | None) -> Images:
+    """Decode ``folder/CLASS/**`` of every class, in the order of :func:`list_classes`."""
+    files, labels = list_classes(folder, classes)
+    return Images(_decode(files, image_size), labels)
+
+
+def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The files of ``folder/CLASS/**`` of every class and their labels, in a fixed random order.
+
+    Folders list one class after the other; shuffled once and for all, any slice is a fair sample.
+    """
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = image_files(folder / name)
+        if not found:
+            raise DataError(
+                f"class folder {(folder / name).absolute()} holds no images; fill or remove it"
+            )
+        files += found
+        labels += [label] * len(found)
+    order = fixed_order(len(files))
+    return [files[i] for i in order.tolist()], torch.tensor(labels)[order]
+
+
+def fixed_order(count: int) -> Tensor:
+    """A random order that is always the same: int64, shape ``(count,)``."""
+    return torch.randperm(count, generator=generator(0, "folder order"))
+
+
+def image_files(folder: Path) -> list[str]:
+    """Image files in a folder and the folders within, sorted."""
+    found = [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in EXTENSIONS
+    ]
+    return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
+    pil = require("PIL.Image", "train", "reading image files")
+    first = _open(pil, files[0], image_size)
+    pixels = _allocate(len(files), first.shape)
+    for index, file in enumerate(files):
+        image = _open(pil, file, image_size)
+        if image.shape != first.shape:
+            raise ConfigError(
+                f"the images differ in size: {file} is {_size(image)}, {files[0]} is {_size(first)} (width × "
+                "height); give image_size (--data.image_size=N) to resize them all to N×N"
+            )
+        pixels[index] = image
+    return pixels
+
+
+def open_rgb(pil: Any, file: str) -> Any:
+    """One file as a PIL image of three channels; greyscale becomes three equal ones.
+
+    Raises:
+        DataError: for a file that is missing, damaged, or has more than 8 bits per channel, naming
+            it.
+    """
+    try:
+        with pil.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip these to 8 bits without a word.
+                raise DataError(
+                    f"{os.path.abspath(file)} has more than 8 bits per channel; convert it to 8 bits"
+                )
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+        raise DataError(
+            f"image {os.path.abspath(file)} cannot be decoded: {error}; replace or remove it"
+        ) from error
+
+
+def _open(pil: Any, file: str, image_size: int | None) -> Tensor:
+    """One file as uint8 ``(3, H, W)``."""
+    image = open_rgb(pil, file)
+    if image_size is not None:
+        image = _resize(image, image_size)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def _resize(image: Any, size: int) -> Any:
+    """The largest centred square of the image, resized to ``size`` × ``size``."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    bilinear = 2  # PIL.Image.Resampling.BILINEAR, antialiased when it shrinks
+    return image.crop((left, top, left + side, top + side)).resize((size, size), bilinear)
+
+
+def _allocate(count: int, shape: torch.Size) -> Tensor:
+    needed, memory = count * shape.numel(), _physical_memory()
+    if memory is not None and needed > 0.8 * memory:
+        raise DataError(
+            f"{count} images of {shape[2]}×{shape[1]} pixels need {needed / 1e9:.0f} GB once decoded, and "
+            f"this machine has {memory / 1e9:.0f} GB of memory; give a smaller image_size, or leave them in their "
+            "files with --data.name=imagefolder-stream"
+        )
+    return torch.empty((count, *shape), dtype=torch.uint8)
+
+
+def _physical_memory() -> int | None:
+    if not hasattr(os, "sysconf"):  # Windows: no portable way to ask
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_one_shape(path: Path, parts: dict[str, Images]) -> None:
+    shape = parts["train"].pixels.shape[1:]
+    for name, images in parts.items():
+        if images.pixels.shape[1:] != shape:
+            here, there = _size(images.pixels), _size(parts["train"].pixels)
+            raise ConfigError(
+                f"{path}: the images of {name!r} are {here}, those of 'train' are {there} "
+                "(width × height); give image_size (--data.image_size=N) to resize them all to N×N"
+            )
+
+
+def _size(pixels: Tensor) -> str:
+    return f"{pixels.shape[-1]}×{pixels.shape[-2]}"

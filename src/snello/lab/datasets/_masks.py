@@ -1,0 +1,129 @@
+"""Folders of images and of masks: segmentation on your own data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snello.errors import DataError, require
+
+from ._folders import check_folder, fixed_order, image_files
+from ._texts import Texts
+from ._types import IGNORED, RawStream, StreamedImages
+
+
+def read_mask_folder(path: Path) -> RawStream:
+    """Read ``path/{train,test[,val]}/{images,masks}/**`` and ``path/classes.txt``.
+
+    Args:
+        path: the folder. An image and its mask have the same name but for the ending.
+            ``classes.txt`` has the name of one class per line; the first is label 0.
+
+    Raises:
+        DataError: for what is missing: the folder, the list of classes, a part, an image, or a
+            mask.
+    """
+    check_folder(path)
+    classes = _classes(path / "classes.txt")
+    parts = {
+        part: _part(path / part, len(classes))
+        for part in ("train", "test", "val")
+        if part != "val" or (path / part).is_dir()
+    }
+    return RawStream(
+        parts["train"], parts["test"], classes, str(path), "segmentation", parts.get("val")
+    )
+
+
+def _classes(file: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"no list of classes in {file.absolute()}: {error}; write one name per line, the first for label 0"
+        ) from error
+    if not 2 <= len(names) <= IGNORED:
+        raise DataError(
+            f"{file.absolute()} names {len(names)} classes; there can be 2 … {IGNORED}, one per line"
+        )
+    return names
+
+
+def _part(folder: Path, classes: int) -> StreamedImages:
+    images, masks = (_by_name(folder / kind) for kind in ("images", "masks"))
+    if unpaired := sorted(set(images) ^ set(masks)):
+        kind = "mask" if unpaired[0] in images else "image"
+        raise DataError(
+            f"{folder.absolute()}: {unpaired[0]!r} has no {kind}; add it or remove the other"
+        )
+    names = sorted(images)
+    files, drawn = (Texts(found[name] for name in names) for found in (images, masks))
+    return StreamedImages(files, MaskFiles(drawn, classes)).subset(fixed_order(len(names)))
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    found = {
+        os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
+    }
+    if not found:
+        raise DataError(f"{folder.absolute()} holds no image files; put them there")
+    return found
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Masks in files whose pixels are labels, greyscale or with a palette.
+
+    Attributes:
+        files: path of each mask.
+        classes: number of classes.
+    """
+
+    files: Texts
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def subset(self, indices: Tensor) -> MaskFiles:
+        """The masks at the given indices, in that order."""
+        return MaskFiles(self.files.subset(indices), self.classes)
+
+    def mask(self, index: int, height: int, width: int) -> Tensor:
+        """Uint8, shape ``(height, width)``.
+
+        Raises:
+            DataError: for a mask that cannot be decoded, has colours, another size, or an unknown
+                label.
+        """
+        file = self.files[index]
+        mask = _decoded(file)
+        if mask.shape != (height, width):
+            raise DataError(
+                f"mask {file} is {mask.shape[1]}×{mask.shape[0]}, its image {width}×{height} (width × height)"
+            )
+        known = (mask < self.classes) | (mask == IGNORED)
+        if not bool(known.all()):
+            raise DataError(
+                f"mask {file} holds label {int(mask[~known][0])}; classes.txt names 0 … {self.classes - 1}, and "
+                f"{IGNORED} is no class"
+            )
+        return mask
+
+
+def _decoded(file: str) -> Tensor:
+    pil = require("PIL.Image", "train", "reading image files")
+    try:
+        with pil.open(file) as image:
+            mode, size, content = image.mode, image.size, bytearray(image.tobytes())
+    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+        raise DataError(f"mask {file} cannot be decoded: {error}; replace or remove it") from error
+    if mode not in ("L", "P"):
+        raise DataError(
+            f"mask {file} has mode {mode!r} instead of one byte per pixel; save labels as greyscale or palette"
+        )
+    return torch.frombuffer(content, dtype=torch.uint8).view(size[1], size[0])

@@ -1,0 +1,113 @@
+"""Folders that are searched for datasets, and the cache of unpacked archives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snello.errors import DataError
+
+VARIABLE = "SNELLO_DATA"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of :func:`snello.lab.datasets.load_dataset` that the readers need."""
+
+    roots: tuple[Path, ...]
+    path: Path
+    image_size: int | None
+    download: bool
+
+
+def roots(root: str | Path | None) -> tuple[Path, ...]:
+    """The folders to look in: the given one, else those of SNELLO_DATA, else ``./data``."""
+    if root is not None:
+        return (Path(root).expanduser(),)
+    listed = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return tuple(Path(folder).expanduser() for folder in listed if folder) or (Path("data"),)
+
+
+def missing(
+    what: str, places: Sequence[Path], first_root: Path, source: str | None = None
+) -> DataError:
+    """The error for a dataset that is nowhere: every place looked in, and what to type.
+
+    Args:
+        what: the dataset, with what belongs to it.
+        places: where it was looked for.
+        first_root: where a download would go.
+        source: where to get it, for a dataset that nothing here downloads.
+    """
+    looked = "\n".join(f"  {place.absolute()}" for place in places)
+    fetch = (
+        f"To fetch it into {first_root.absolute()}, pass --data.download=true (download=True in Python)."
+        if source is None
+        else f"It is not downloaded here: {source}."
+    )
+    return DataError(
+        f"{what} was not found. Looked for:\n{looked}\n"
+        f"If you have it, name the folder that holds it: set the environment variable "
+        f"{VARIABLE}=/that/folder, or pass --data.root=/that/folder (root= in Python). {fetch}"
+    )
+
+
+def cache_folder() -> Path:
+    """$SNELLO_CACHE, else $XDG_CACHE_HOME/snello, else ~/.cache/snello."""
+    if own := os.environ.get("SNELLO_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "snello"
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder with an archive's contents, unpacked on first use.
+
+    The folder is named by the archive's SHA-256, so a changed archive is never mistaken for the old
+    one.
+
+    Raises:
+        DataError: for a damaged archive, for one whose members would land elsewhere, and for a
+            cache that cannot be written. No half-unpacked folder stays behind.
+    """
+    try:
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        target = cache_folder() / f"{archive.name.partition('.')[0]}-{digest[:16]}"
+        if not target.is_dir():
+            _unpack_beside(archive, target)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{archive} cannot be unpacked: {error}; copy or download it again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{archive} cannot be unpacked into {cache_folder()}: {error}; if the cache is the trouble, set "
+            "SNELLO_CACHE to a folder that can be written; if the archive is, copy or download it again"
+        ) from error
+    return target
+
+
+def _unpack_beside(archive: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            # The "data" filter refuses absolute paths, paths that climb out, links outside, and
+            # devices.
+            tar.extractall(beside, filter="data")
+        try:
+            beside.rename(target)
+        except OSError:
+            # Another process may have been quicker; its copy is as good as ours.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,106 @@
+"""Batches of images that are decoded when they are asked for, here or in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from snello.errors import require
+
+from ._folders import open_rgb
+from ._splits import derived_seed
+from ._types import IGNORED, StreamedImages, StreamedSplits
+from ._views import view
+
+Batch = tuple[Tensor, Tensor]
+Key = int | tuple[int, int]
+"""Place of an image, with the epoch in front where an :class:`EpochKeys` gives it."""
+
+
+class StreamedBatches(Dataset[Batch]):
+    """One part of a streamed dataset; indexed by a list of keys, it returns a batch."""
+
+    def __init__(
+        self, images: StreamedImages, splits: StreamedSplits, seed: int, augment: str
+    ) -> None:
+        self.images, self.seed, self.augment = images, seed, augment
+        self.view = view(splits, augment)
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+        )
+        # (pixels / 255 − mean) / std, as one multiplication and one addition
+        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> Batch:
+        images, targets = self.__getitems__([key])
+        return images[0], targets[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        pairs = [self._one(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
+        images = _stack([image.float().mul_(self.scale).add_(self.shift) for image, _ in pairs], 0)
+        return images, _stack([target.long() for _, target in pairs], IGNORED)
+
+    def _one(self, epoch: int, index: int) -> Batch:
+        if self.augment == "none":
+            return self._seen(index)
+        with _drawing_from(
+            derived_seed(self.seed, f"{self.augment} of epoch {epoch}, image {index}")
+        ):
+            return self._seen(index)
+
+    def _seen(self, index: int) -> Batch:
+        """Pixels, uint8 ``(3, H, W)``, and the label, ``()``, or the mask, ``(H, W)``."""
+        image = open_rgb(
+            require("PIL.Image", "train", "reading image files"), self.images.files[index]
+        )
+        targets = self.images.targets
+        if isinstance(targets, Tensor):
+            return _plain(self.view(image)), targets[index]
+        tensors = require("torchvision.tv_tensors", "train", "reading masks")
+        pixels, mask = self.view(
+            image, tensors.Mask(targets.mask(index, image.height, image.width))
+        )
+        return _plain(pixels), _plain(mask)
+
+
+class EpochKeys(DistributedSampler[Any]):
+    """Yield (epoch, place), so that workers that outlive an epoch know the next one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+def _plain(tensor: Any) -> Tensor:
+    """Without torchvision's subclass, whose every operation costs a detour through Python."""
+    return torch.Tensor.as_subclass(tensor, torch.Tensor)
+
+
+def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
+    """One tensor; those smaller than the largest are padded on the right and below."""
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(list(tensors))
+    height, width = (max(tensor.shape[d] for tensor in tensors) for d in (-2, -1))
+    return torch.stack(
+        [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=fill) for t in tensors]
+    )
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Seed random draws on the CPU inside the block; restore the generator after it."""
+    # Not torch.manual_seed: it would reseed the GPU as well.
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -1,0 +1,214 @@
+"""Types of datasets: in memory, or streamed from their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from snello.errors import DataError
+
+from ._texts import Texts
+
+Task = Literal["classification", "segmentation"]
+
+IGNORED = 255
+"""The label of a pixel that belongs to no class: borders, overlaps and padding."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Images:
+    """Images and their labels.
+
+    Attributes:
+        pixels: uint8, shape ``(N, C, H, W)``, 0 … 255.
+        labels: int64, shape ``(N,)``, indices of classes.
+
+    Raises:
+        DataError: for other types or shapes.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        pixels, labels = self.pixels, self.labels
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+            raise DataError(
+                f"pixels must be uint8 of shape (N, C, H, W), got {pixels.dtype} of shape "
+                f"{tuple(pixels.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+            raise DataError(
+                f"labels must be int64 of shape ({len(pixels)},), one per image, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Images({len(self)} of {'×'.join(map(str, self.pixels.shape[1:]))})"
+
+    def subset(self, indices: Tensor) -> Images:
+        """The images at the given indices (int64, 1-D), copied, in that order."""
+        return Images(self.pixels[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A dataset, cut into parts that share no image.
+
+    Attributes:
+        name: the name it was loaded by.
+        train: what the weights are learnt from.
+        validation: what thresholds and stopping times are chosen on.
+        test: what accuracy is reported on.
+        classes: name of each class, by label.
+        mean: per channel, of the training part, pixels scaled to 0 … 1.
+        std: population standard deviation per channel, likewise; 1 for a channel without any
+            variation.
+        source: where the images were read from.
+    """
+
+    name: str
+    train: Images
+    validation: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str = ""
+
+    @property
+    def task(self) -> Task:
+        """The task: always one class per image."""
+        return "classification"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
+        channels, height, width = self.train.pixels.shape[1:]
+        return channels, height, width
+
+
+class MaskSource(Protocol):
+    """Source of the masks of a streamed part; pickled for worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def mask(self, index: int, height: int, width: int) -> Tensor:
+        """Class of each pixel of one image: uint8, ``(height, width)``, 255 for none."""
+        ...
+
+    def subset(self, indices: Tensor) -> MaskSource:
+        """The masks at the given indices (int64, 1-D), in that order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StreamedImages:
+    """Images that stay in their files until a batch asks for them.
+
+    Attributes:
+        files: path of each image.
+        targets: for classification the labels, int64 of shape ``(N,)``; for segmentation the masks.
+
+    Raises:
+        DataError: when there are not as many targets as files.
+    """
+
+    files: Texts
+    targets: Tensor | MaskSource
+
+    def __post_init__(self) -> None:
+        if len(self.files) != len(self.targets):
+            raise DataError(
+                f"{len(self.files)} images have {len(self.targets)} targets; each needs one"
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        return f"StreamedImages({len(self)})"
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of every image, int64, shape ``(N,)``.
+
+        Raises:
+            DataError: for segmentation, where every pixel has its own.
+        """
+        if not isinstance(self.targets, Tensor):
+            raise DataError(
+                "images with segmentation masks have no labels; a loader gives their masks"
+            )
+        return self.targets
+
+    def subset(self, indices: Tensor) -> StreamedImages:
+        """The images at the given indices (int64, 1-D), in that order; no file is opened."""
+        targets = self.targets
+        chosen = targets[indices] if isinstance(targets, Tensor) else targets.subset(indices)
+        return StreamedImages(self.files.subset(indices), chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplits:
+    """A dataset that is too large for memory, cut into parts that share no image.
+
+    It has the attributes of :class:`DataSplits`, and :func:`snello.lab.datasets.loader` takes either.
+
+    Attributes:
+        name, train, validation, test, classes, mean, std, source: as in :class:`DataSplits`. The
+            statistics are those of ImageNet, which pretrained networks expect; classes include a
+            segmentation's background.
+        task: ``"classification"`` or ``"segmentation"``.
+        input_shape: ``(C, H, W)`` of a training image, once it is cropped.
+        resize: in evaluation the shorter side of an image becomes this many pixels; a classified
+            image is then cropped to ``input_shape`` around its centre, a segmented one stays whole.
+    """
+
+    name: str
+    train: StreamedImages
+    validation: StreamedImages
+    test: StreamedImages
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    task: Task
+    input_shape: tuple[int, int, int]
+    resize: int
+
+
+Part = Images | StreamedImages
+"""One part of a dataset, in memory or in files."""
+
+Splits = DataSplits | StreamedSplits
+"""A dataset, in memory or in files: both have the same attributes."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """A dataset as its files have it; ``validation`` where the files bring their own."""
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    source: str
+    validation: Images | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawStream:
+    """A streamed dataset as its files have it; ``validation`` where the files bring their own."""
+
+    train: StreamedImages
+    test: StreamedImages
+    classes: tuple[str, ...]
+    source: str
+    task: Task
+    validation: StreamedImages | None = None

@@ -1,0 +1,51 @@
+"""Transforms of streamed images, those of torchvision's reference scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snello.errors import require
+
+from ._types import IGNORED, StreamedSplits
+
+
+def view(splits: StreamedSplits, augment: str) -> Any:
+    """A transform from a PIL image (and a mask) to uint8 tensors.
+
+    Args:
+        splits: say the task, the crop and the size in evaluation.
+        augment: ``"none"`` or ``"crop-flip"``.
+
+    Returns:
+        A torchvision transform that can be pickled. For classification: of the image alone;
+        ``"crop-flip"`` crops a random 8 … 100 % of its area at an aspect of 3/4 … 4/3, resizes that
+        and mirrors it with probability 1/2. For segmentation: of image and mask; ``"crop-flip"``
+        scales the shorter side to 0.5 … 2 times ``splits.resize``, mirrors with probability 1/2 and
+        takes a random crop; where the image is smaller, it is padded with black and label 255.
+    """
+    v2 = require("torchvision.transforms.v2", "train", f"streaming {splits.name}")
+    side, random = splits.input_shape[1], augment != "none"
+    if splits.task == "segmentation":
+        return _scale_crop(v2, side, splits.resize) if random else _scale(v2, splits.resize)
+    if random:
+        steps = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
+    else:
+        steps = [v2.Resize(splits.resize), v2.CenterCrop(side)]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def _scale(v2: Any, resize: int) -> Any:
+    return v2.Compose([v2.Resize(resize), v2.PILToTensor()])
+
+
+def _scale_crop(v2: Any, side: int, resize: int) -> Any:
+    tensors = require("torchvision.tv_tensors", "train", "cropping masks")
+    padding = {tensors.Image: 0, tensors.Mask: IGNORED}
+    return v2.Compose(
+        [
+            v2.RandomResize(resize // 2, 2 * resize),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.RandomCrop(side, pad_if_needed=True, fill=padding),
+        ]
+    )

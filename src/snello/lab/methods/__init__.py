@@ -1,0 +1,27 @@
+"""Methods of training, as data: names, labels, colours, how each is built, and its options.
+
+:data:`METHOD_SPECS` is the one table. Recipes, runs, tables, plots and the command line read it, so
+that a row is all that a new sensitivity or selection needs to be run by name::
+
+    METHOD_SPECS["serene"].label                      # 'SeReNe'
+    method_of("serene+stochastic-0.2").share          # 0.2
+
+Needs torch alone.
+"""
+
+from ._names import JOURNEY_METHODS as JOURNEY_METHODS
+from ._names import METHODS as METHODS
+from ._names import Method as Method
+from ._names import label_of as label_of
+from ._names import method_of as method_of
+from ._options import NEqConfig as NEqConfig
+from ._options import PruningConfig as PruningConfig
+from ._table import METHOD_SPECS as METHOD_SPECS
+from ._table import MethodSpec as MethodSpec
+from ._table import Setting as Setting
+
+# Other names are for the packages of snello.
+__all__ = [
+    "METHODS", "METHOD_SPECS", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
+    "method_of",
+]  # fmt: skip

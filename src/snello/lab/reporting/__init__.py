@@ -1,0 +1,35 @@
+"""Reporting: results become tables, plots and pages here and nowhere else.
+
+Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of
+text; it is drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages
+of a journey.
+"""
+
+from ._equilibrium import cost_table as cost_table
+from ._equilibrium import plot_costs as plot_costs
+from ._equilibrium import plot_equilibrium as plot_equilibrium
+from ._equilibrium import plot_updated as plot_updated
+from ._journey import round_trip_table as round_trip_table
+from ._journey import shipping_table as shipping_table
+from ._journey import training_table as training_table
+from ._journey import write_report as write_report
+from ._plots import plot_potential as plot_potential
+from ._progress import busy as busy
+from ._progress import progress as progress
+from ._reproduce import reproduction_tables as reproduction_tables
+from ._reproduce import write_reproduction as write_reproduction
+from ._tables import Table as Table
+from ._tables import markdown as markdown
+from ._tables import show as show
+from ._values import as_json as as_json
+from ._values import flops as flops
+from ._values import megabytes as megabytes
+from ._values import milliseconds as milliseconds
+from ._values import percent as percent
+
+# Other names are for the packages of snello.
+__all__ = [
+    "Table", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",
+    "training_table", "write_report", "write_reproduction",
+]  # fmt: skip

@@ -1,0 +1,180 @@
+"""The pages of a journey: two tables, two plots, and everything as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from snello.files import write_text
+from snello.lab.methods import label_of
+
+from ._plots import plot_pruning, plot_updates
+from ._tables import Table, markdown
+from ._values import as_json, flops, megabytes, milliseconds, percent
+
+if TYPE_CHECKING:  # drawing a table must not need the training extra
+    from snello.lab.training import JourneyResult
+
+
+def shipping_table(result: JourneyResult) -> Table:
+    """Outward: accuracy, pruning ratio, megabytes and milliseconds of what is shipped."""
+    latency = result.shipped[0].pytorch if result.shipped else None
+    note = (
+        "Params left and lean MB: after physical removal of dead neurons, float32. Accuracy: last epoch, test images. "
+        "Decoded: after the round trip through the NNC stream. Latency: median (p10-p90) of the simplified "
+        "network, all networks in turns in one run"
+    )
+    if latency is not None:
+        note += f"; batch {latency.batch}, {latency.threads} thread(s), {latency.device}, {latency.repeats} repeats"
+    return Table(
+        title=f"A lean network to ship: {result.recipe.model.label} on {result.recipe.data.name}",
+        header=(
+            "Pruning", "Accuracy\n(decoded)", "Pruning\nratio", "Params\nleft", "Lean\n[MB]", "Stream\n[MB]",
+            "PyTorch\n[ms]", "ONNX Rt\n[ms]",
+        ),
+        rows=tuple(
+            (
+                label_of(row.method, "No pruning"),
+                f"{percent(row.test_accuracy)}\n({percent(row.decoded_accuracy)}){_mark(row.flag)}",
+                percent(row.pruned),
+                str(row.parameters) + (f"\n-{percent(row.removed)}" if row.removed > 0 else ""),
+                megabytes(row.simplified_bytes),
+                megabytes(row.bitstream_bytes),
+                milliseconds(row.pytorch),
+                milliseconds(row.onnxruntime),
+            )
+            for row in result.shipped
+        ),
+        note=note + ".",
+    )  # fmt: skip
+
+
+def training_table(result: JourneyResult) -> Table:
+    """Homeward: accuracy and the cost of the backward pass."""
+    rows, dense = result.trained, result.trained[0] if result.trained else None
+    run = next(iter(result.runs.values()))
+    return Table(
+        title=f"Cheaper training: {result.recipe.model.label} on {result.recipe.data.name}",
+        header=(
+            "Training", "Accuracy", "Bprop FLOPs\n(paper)", "Bprop FLOPs\n(executed)",
+            "Backward\ntime", "Backward\n[ms/step]", "Training\n[s]",
+        ),
+        rows=tuple(
+            (
+                label_of(row.method),
+                f"{percent(row.test_accuracy)}{_mark(row.flag)}",
+                _with_change(row.paper_flops, dense.paper_flops if dense else 0),
+                _with_change(row.executed_flops, dense.executed_flops if dense else 0),
+                _times(row.backward_ratio),
+                f"{row.backward_ms:.2f}",
+                f"{row.seconds:.0f}",
+            )
+            for row in rows
+        ),
+        note=(
+            "FLOPs per sample, mean over epochs. Paper: the published convention, which counts one of the two "
+            "products of a backward pass; executed: torch's counter on a real step. Backward time: shortened "
+            "over full backward, timed in turns on the same batch, sum over epochs; ms/step and seconds are "
+            f"from separate runs. Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
+        ),
+    )  # fmt: skip
+
+
+def round_trip_table(result: JourneyResult) -> Table | None:
+    """Both ways of the round trip in one table, where a method went both; None where none did."""
+    shipped, trained = {r.method: r for r in result.shipped}, {r.method: r for r in result.trained}
+    methods = [method for method in result.runs if method in shipped and method in trained]
+    if not any("+" in method for method in methods):
+        return None
+    lean, cheap = shipped[methods[0]], trained[methods[0]]
+    return Table(
+        title=f"The round trip, both ways: {result.recipe.model.label} on {result.recipe.data.name}",
+        header=(
+            "Training", "Accuracy\n(decoded)", "Bprop FLOPs\n(executed)", "Backward\ntime", "Training\n[s]",
+            "Params\nleft", "Lean\n[MB]", "Stream\n[MB]", "ONNX Rt\n[ms]",
+        ),
+        rows=tuple(
+            (
+                label_of(method),
+                f"{percent(shipped[method].test_accuracy)}\n"
+                f"({percent(shipped[method].decoded_accuracy)}){_mark(shipped[method].flag)}",
+                _with_change(trained[method].executed_flops, cheap.executed_flops),
+                _times(trained[method].backward_ratio),
+                f"{trained[method].seconds:.0f}{_change(trained[method].seconds, cheap.seconds)}",
+                f"{shipped[method].parameters}{_change(shipped[method].parameters, lean.parameters)}",
+                f"{megabytes(shipped[method].simplified_bytes)}"
+                f"{_change(shipped[method].simplified_bytes, lean.simplified_bytes)}",
+                f"{megabytes(shipped[method].bitstream_bytes)}"
+                f"{_change(shipped[method].bitstream_bytes, lean.bitstream_bytes)}",
+                f"{shipped[method].onnxruntime.median_ms:.3f}"
+                f"{_change(shipped[method].onnxruntime.median_ms, lean.onnxruntime.median_ms)}",
+            )
+            for method in methods
+        ),
+        note=(
+            "Changes are against the first row. FLOPs of the backward pass, per sample, mean over epochs, without the "
+            "extra pass that takes SeReNe's sensitivities; its time is in the seconds. Backward time: shortened over "
+            "full backward, in turns on the same batch; the seconds are of separate runs."
+        ),
+    )  # fmt: skip
+
+
+def _mark(flag: str) -> str:
+    return f"\n! {flag}" if flag else ""
+
+
+def _change(value: float, base: float) -> str:
+    return "" if not base or value == base else f"\n{(value / base - 1) * 100:+.1f} %"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def _with_change(count: float, dense: float) -> str:
+    if not dense or count == dense:
+        return flops(count)
+    return flops(count) + _change(count, dense)
+
+
+def write_report(result: JourneyResult, folder: str | Path) -> Path:
+    """Write ``report.md``, ``report.json`` and the two plots.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        OutputError: if a file cannot be written.
+        MissingExtraError: without matplotlib (extra ``report``).
+    """
+    folder = Path(folder)
+    write_text(folder / "report.json", as_json(result))
+    plot_pruning(result, folder / "pruning.png")
+    plot_updates(result, folder / "updates.png")
+    return write_text(folder / "report.md", _page(result))
+
+
+def _page(result: JourneyResult) -> str:
+    recipe = result.recipe
+    train, validation, test = result.images
+    parts = [
+        f"# {recipe.model.label} on {recipe.data.name}: the round trip",
+        "",
+        f"{train} training, {validation} validation and {test} test images. {recipe.epochs} epochs each, seed "
+        f"{recipe.seed}, {recipe.precision}, torch {torch.__version__}. Thresholds were chosen on the "
+        "validation images; accuracy is the last epoch's on the test images.",
+        "",
+    ]
+    if result.shipped:
+        parts += [
+            markdown(shipping_table(result)),
+            "![Loss and sparsity over epochs](pruning.png)",
+            "",
+        ]
+    if result.trained:
+        parts += [markdown(training_table(result)), "![Share of neurons updated](updates.png)", ""]
+    if (both := round_trip_table(result)) is not None:
+        parts += [markdown(both), ""]
+    return "\n".join(parts)

@@ -1,0 +1,52 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from snello.deploy import Latency
+
+
+def as_json(value: Any) -> str:
+    """A result as JSON text: dataclasses become objects, tuples arrays, paths texts."""
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in [0, 1] as a percentage."""
+    return f"{share * 100:.{digits}f} %"
+
+
+def megabytes(size: int) -> str:
+    """Bytes in decimal megabytes, three significant digits or more."""
+    mega = size / 1e6
+    return f"{mega:.2f}" if mega >= 1 else f"{mega:.3f}" if mega >= 0.1 else f"{mega:.4f}"
+
+
+def milliseconds(latency: Latency) -> str:
+    """Median of a latency, and on a second line its 10th and 90th percentile."""
+    digits = 3 if latency.median_ms < 1 else 2
+    low, high = (f"{value:.{digits}f}" for value in (latency.p10_ms, latency.p90_ms))
+    return f"{latency.median_ms:.{digits}f}\n{low}-{high}"
+
+
+def flops(count: float) -> str:
+    """FLOPs with a unit: k, M, G."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f}"

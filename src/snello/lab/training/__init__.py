@@ -1,0 +1,56 @@
+"""Training: the runs that recipes describe.
+
+A recipe describes a whole run as data. :func:`train` runs one method of it, :func:`journey` the
+round trip, :func:`reproduce` a published table::
+
+    result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
+
+Needs the extra ``train``.
+"""
+
+from snello.errors import require
+
+require("lightning", "train", "training")
+require("jsonargparse", "train", "reading recipes")
+
+from snello.lab.methods import METHODS as METHODS  # noqa: E402
+
+from ._config import OptimizerConfig as OptimizerConfig  # noqa: E402
+from ._config import Recipe as Recipe  # noqa: E402
+from ._data import check_fits as check_fits  # noqa: E402
+from ._data import load_data as load_data  # noqa: E402
+from ._distributed import world as world  # noqa: E402
+from ._evaluate import Evaluation as Evaluation  # noqa: E402
+from ._evaluate import evaluate as evaluate  # noqa: E402
+from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
+from ._finetune import FineTuning as FineTuning  # noqa: E402
+from ._finetune import finetune as finetune  # noqa: E402
+from ._fit import train as train  # noqa: E402
+from ._fit import validate as validate  # noqa: E402
+from ._history import EpochRecord as EpochRecord  # noqa: E402
+from ._journey import JourneyResult as JourneyResult  # noqa: E402
+from ._journey import ShippedRow as ShippedRow  # noqa: E402
+from ._journey import TrainedRow as TrainedRow  # noqa: E402
+from ._journey import journey as journey  # noqa: E402
+from ._recipe import check_option_names as check_option_names  # noqa: E402
+from ._recipe import load_recipe as load_recipe  # noqa: E402
+from ._recipe import recipe_names as recipe_names  # noqa: E402
+from ._recipe import recipe_parser as recipe_parser  # noqa: E402
+from ._recipe import recipe_path as recipe_path  # noqa: E402
+from ._reproduce import TABLES as TABLES  # noqa: E402
+from ._reproduce import PublishedTable as PublishedTable  # noqa: E402
+from ._reproduce import Quantity as Quantity  # noqa: E402
+from ._reproduce import ReproducedRow as ReproducedRow  # noqa: E402
+from ._reproduce import Reproduction as Reproduction  # noqa: E402
+from ._reproduce import published_table as published_table  # noqa: E402
+from ._reproduce import reproduce as reproduce  # noqa: E402
+from ._result import TrainingResult as TrainingResult  # noqa: E402
+from ._segmentation import Segmentation as Segmentation  # noqa: E402
+from ._task import Classification as Classification  # noqa: E402
+
+# Other names are for the packages of snello.
+__all__ = [
+    "TABLES", "Classification", "EpochRecord", "FineTuning", "JourneyResult", "Recipe", "Reproduction",
+    "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "finetune", "journey",
+    "load_recipe", "published_table", "recipe_names", "reproduce", "train", "validate",
+]  # fmt: skip

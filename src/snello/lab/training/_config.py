@@ -1,0 +1,255 @@
+"""The parts of a recipe: typed data, each of which checks itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from snello.errors import check_option
+from snello.lab.methods import (
+    JOURNEY_METHODS,
+    METHOD_SPECS,
+    METHODS,
+    Method,
+    NEqConfig,
+    PruningConfig,
+    method_of,
+)
+from snello.store import ModelSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images, and the way they come in batches.
+
+    Attributes:
+        name: one of :func:`snello.lab.datasets.dataset_names`: "digits", "cifar10", "imagenet",
+            "imagefolder", ...
+        root: folder (or several, separated as in PATH) that holds the dataset; default:
+            $SNELLO_DATA, ./data.
+        path: the image folder, for "imagefolder".
+        image_size: side of the images in pixels, for sets that leave the choice.
+        batch_size: images per step, over all processes together.
+        validation: share of the training images that thresholds and plateaus are judged on.
+        augment: "none" or "crop-flip".
+        download: let torchvision download the dataset into the first root.
+        limit: number of training images to use, for quick tries; None: all.
+        test_limit: number of validation images and of test images to use, for quick tries; None:
+            all.
+        workers: processes that decode images, for sets that are too large for memory.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    path: str | None = None
+    image_size: int | None = None
+    batch_size: int = 100
+    validation: float = 0.1
+    augment: Literal["none", "crop-flip"] = "none"
+    download: bool = False
+    limit: int | None = None
+    test_limit: int | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_option(
+            self.batch_size >= 1, f"data.batch_size must be at least 1, not {self.batch_size}"
+        )
+        for name in ("limit", "test_limit"):
+            value = getattr(self, name)
+            check_option(
+                value is None or value >= 1, f"data.{name} must be at least 1, not {value}"
+            )
+        check_option(self.workers >= 0, f"data.workers must be at least 0, not {self.workers}")
+        check_option(
+            0 < self.validation < 1,
+            f"data.validation must lie between 0 and 1, not at {self.validation}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its schedule.
+
+    Attributes:
+        name: "SGD" or "AdamW", with the meaning that torch.optim gives them.
+        lr: learning rate.
+        momentum: for SGD.
+        weight_decay: as in torch.optim.
+        schedule: how the learning rate falls: "multistep" (at the milestones), "step" (every
+            step_size epochs), "poly" ((1 - t/T)^power, every step) or "cosine" (to zero, every
+            step).
+        milestones: epochs after which the learning rate is multiplied by gamma.
+        gamma: that factor.
+        step_size: epochs between two falls of "step".
+        power: the exponent of "poly".
+        warmup_epochs: number of first epochs in which the learning rate rises linearly, step by step.
+        aux_lr_factor: factor on the learning rate of a segmentation network's auxiliary classifier.
+        clip: bound on the norm of the gradient; None leaves it as it is.
+    """
+
+    name: Literal["SGD", "AdamW"] = "SGD"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["multistep", "step", "poly", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    step_size: int = 30
+    power: float = 0.9
+    warmup_epochs: int = 0
+    aux_lr_factor: float = 1.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_option(
+            math.isfinite(self.lr) and self.lr > 0, f"optimizer.lr must be positive, not {self.lr}"
+        )
+        check_option(
+            0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), not {self.momentum}"
+        )
+        check_option(
+            self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, not {self.weight_decay}"
+        )
+        for name in ("gamma", "power", "aux_lr_factor"):
+            check_option(
+                getattr(self, name) > 0,
+                f"optimizer.{name} must be positive, not {getattr(self, name)}",
+            )
+        check_option(
+            self.step_size >= 1, f"optimizer.step_size must be at least 1, not {self.step_size}"
+        )
+        check_option(
+            self.warmup_epochs >= 0,
+            f"optimizer.warmup_epochs must be >= 0, not {self.warmup_epochs}",
+        )
+        check_option(
+            self.clip is None or self.clip > 0, f"optimizer.clip must be positive, not {self.clip}"
+        )
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """Options of coding and timing.
+
+    Attributes:
+        qp: quantisation parameter of the weights in the NNC bitstream; less is finer.
+        repeats: timed forwards per network and runtime.
+        warmup: untimed forwards before them.
+        threads: CPU threads while timing.
+        batch: images per forward while timing.
+    """
+
+    qp: int = -32
+    repeats: int = 100
+    warmup: int = 10
+    threads: int = 1
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "threads", "batch"):
+            check_option(
+                getattr(self, name) >= 1,
+                f"ship.{name} must be at least 1, not {getattr(self, name)}",
+            )
+
+
+SENSITIVITY_BLOCKS: dict[str, PruningConfig] = {
+    spec.uses: spec.defaults for spec in METHOD_SPECS.values() if spec.kind == "sensitivity"
+}
+"""Blocks of a recipe that hold the options of sensitivities -> their defaults."""
+
+
+def _with_sensitivity_blocks(kind: type[T]) -> type[T]:
+    """Add a field for each block of sensitivities, before a class becomes a dataclass.
+
+    A new sensitivity is then a block of recipes without an edit here.
+    """
+    for name, defaults in SENSITIVITY_BLOCKS.items():
+        kind.__annotations__[name] = PruningConfig
+        setattr(kind, name, defaults)
+    return kind
+
+
+@dataclass(frozen=True)
+@_with_sensitivity_blocks
+class Recipe:
+    """One round trip.
+
+    A recipe also has a :class:`~snello.lab.methods.PruningConfig` for each sensitivity, under its
+    name: ``lobster``, ``serene``, ``output``.
+
+    Attributes:
+        model: the network, by name and arguments.
+        weights: a file of weights to start from, as :func:`snello.store.load_weights` reads it;
+            None: random.
+        data: the images.
+        optimizer: optimizer and schedule, the same for every method.
+        epochs: passes over the training images, the same for every method.
+        accumulate: batches whose gradients are summed before a step of the optimizer.
+        ema: share of the past in a running average of the weights, such as 0.999; the average is
+            then what is tested and written. None: no average.
+        neq: options of the methods that freeze neurons.
+        ship: coding and timing.
+        methods: rows of the tables to run.
+        seed: decides initial weights, batches, augmentation and draws.
+        device: "auto", "cpu" or "cuda".
+        precision: "32-true", "bf16-mixed" or, on a GPU, "16-mixed".
+        channels_last: memory format of convolutional networks.
+        sync_batchnorm: on several GPUs, batch statistics over all of them.
+        log: loggers of the epochs' figures, in addition to the history in the results: "csv",
+            "tensorboard".
+    """
+
+    model: ModelSpec
+    weights: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 30
+    accumulate: int = 1
+    ema: float | None = None
+    neq: NEqConfig = field(default_factory=NEqConfig)
+    ship: ShipConfig = field(default_factory=ShipConfig)
+    methods: tuple[str, ...] = JOURNEY_METHODS
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    sync_batchnorm: bool = False
+    log: tuple[Literal["csv", "tensorboard"], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_option(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        check_option(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
+        check_option(
+            self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not at {self.ema}"
+        )
+        check_option(
+            len(self.methods) > 0, "methods must name at least one of: " + ", ".join(METHODS)
+        )
+        for method in map(method_of, self.methods):
+            # Only a method that is going to run needs room for fine-tuning.
+            finetune = self.pruning(method).finetune if method.block else 0
+            check_option(
+                finetune < self.epochs,
+                f"{method.block}.finetune ({finetune}) must be less than epochs ({self.epochs}): "
+                "nothing would be pruned",
+            )
+        warmup = self.optimizer.warmup_epochs
+        check_option(
+            warmup < self.epochs or not warmup,
+            f"optimizer.warmup_epochs ({warmup}) must be less than epochs ({self.epochs})",
+        )
+
+    def pruning(self, method: Method) -> PruningConfig:
+        """Options of a method's sensitivity.
+
+        Args:
+            method: one that prunes.
+        """
+        assert method.block is not None
+        options: PruningConfig = getattr(self, method.block)
+        return options

@@ -1,0 +1,139 @@
+"""Data of a recipe and its initial network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import DataError, ModelError
+from snello.integrations import scores_of
+from snello.lab.datasets import Part, Splits, load_dataset, loader
+from snello.store import build, load_weights
+
+from ._config import Recipe
+from ._distributed import World, share_of
+
+EVALUATED = 500
+"""Images per batch where no gradients are kept, for images that are small."""
+
+
+def load_data(recipe: Recipe) -> Splits:
+    """The images of a recipe. Errors as :func:`snello.lab.datasets.load_dataset`."""
+    data = recipe.data
+    return load_dataset(
+        data.name,
+        data.root,
+        validation=data.validation,
+        seed=recipe.seed,
+        image_size=data.image_size,
+        download=data.download,
+        path=data.path,
+    )
+
+
+def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
+    """The recipe's network with its initial weights, checked against the data.
+
+    Raises:
+        ModelError: if it does not run on the images, or has another number of outputs than there
+            are classes.
+    """
+    torch.manual_seed(recipe.seed)
+    model = build(recipe.model)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    check_fits(recipe.model.name, model.eval(), splits)
+    return model.train()
+
+
+def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
+    """Check that a model runs on the images of a dataset and has an output for every class.
+
+    Args:
+        name: of the model, for messages.
+        model: in evaluation mode, on any device.
+        splits: the data.
+
+    Raises:
+        ModelError: if it does not.
+        DataError: if there is one class, between which and nothing there is no choice.
+    """
+    if len(splits.classes) < 2:
+        raise DataError(
+            f"{splits.name} ({splits.source}) has the class {splits.classes[0]!r} alone: a classifier needs two "
+            "classes or more, each in a folder of its own"
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, *splits.input_shape, device=device)
+    try:
+        with torch.no_grad():
+            outputs = model(images)
+    except Exception as error:  # the model may be the user's own: it may raise anything
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"model {name!r} does not run on images of shape {splits.input_shape}: {reason}"
+        ) from error
+    _check_outputs(name, outputs, splits)
+
+
+def _check_outputs(name: str, outputs: Any, splits: Splits) -> None:
+    classes = len(splits.classes)
+    expected: tuple[int, ...] = (2, classes)
+    if splits.task == "segmentation":
+        outputs = scores_of(outputs)
+        expected = (*expected, *splits.input_shape[1:])
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ModelError(
+            f"model {name!r} gives {shape} for two images of {splits.name}, "
+            f"which has {classes} classes: expected {expected}"
+        )
+
+
+class Batches:
+    """The parts of a dataset in batches, dealt out to the processes of a run.
+
+    Attributes:
+        train: shuffled and augmented; this process's share of every batch.
+        validation: this process's share; every process has as many.
+        test: all of it, for the one process that tests.
+
+    Raises:
+        ConfigError: for a batch that cannot be dealt out evenly, and whatever else the loader
+            complains about.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits, world: World) -> None:
+        self._recipe, self._splits = recipe, splits
+        data = recipe.data
+        self.batch_size = share_of(data.batch_size, world.size)
+        places = {"replicas": world.size, "rank": world.rank}
+        self.train = self._loader(
+            splits.train, self.batch_size,
+            shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, **places,
+        )  # fmt: skip
+        few = data.test_limit
+        self.validation = self._loader(splits.validation, self._evaluated, limit=few, **places)
+        self.test = self._loader(splits.test, self._evaluated, limit=few)
+
+    @property
+    def _evaluated(self) -> int:
+        """Batch size of an evaluation: one for segmentation, a training batch for large images."""
+        if self._splits.task == "segmentation":
+            return 1  # whole images, each of its own size
+        height, width = self._splits.input_shape[1:]
+        return max(self.batch_size, EVALUATED) if height * width <= 64 * 64 else self.batch_size
+
+    def _loader(self, part: Part, batch_size: int, **options: Any) -> Any:
+        if self._recipe.data.workers:
+            options["workers"] = self._recipe.data.workers
+        return loader(part, self._splits, batch_size, **options)
+
+    def sample(self, images: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first training images and their targets, under evaluation transforms."""
+        count = images or self.batch_size
+        part = loader(self._splits.train, self._splits, count, limit=count)
+        first: tuple[Tensor, Tensor] = next(iter(part))
+        return first

@@ -1,0 +1,134 @@
+"""Loss and accuracy of a network, outside of any trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.errors import DataError
+from snello.graph import evaluation
+from snello.integrations import scores_of
+from snello.neurons import input_dtype
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a model on some images.
+
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of images classified rightly, in [0, 1].
+        images: how many there were.
+    """
+
+    loss: float
+    accuracy: float
+    images: int
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    autocast: bool | torch.dtype = False,
+    channels_last: bool = False,
+) -> Evaluation:
+    """Measure a classifier in evaluation mode.
+
+    Args:
+        model: maps images (B, channels, H, W) to logits (B, C).
+        batches: pairs of images and labels.
+        autocast: compute in bfloat16, or in the dtype given, where torch's autocast does.
+        channels_last: memory format of the images.
+
+    Raises:
+        DataError: if there is no image, or a label that the model has no output for.
+    """
+    loss, right, total = 0.0, 0, 0
+    for logits, labels in _answers(model, batches, autocast, channels_last):
+        _check_labels(logits, labels)
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(1) == labels).sum())
+        total += len(labels)
+    if not total:
+        raise DataError("there are no images to evaluate the model on")
+    return Evaluation(loss / total, right / total, total)
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise DataError(
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(labels)} images: one row of logits for "
+            "each is expected"
+        )
+    if len(labels) and not 0 <= (highest := int(labels.max())) < logits.shape[1]:
+        raise DataError(
+            f"the data hold the label {highest}, and the model has {logits.shape[1]} outputs: name the dataset that "
+            "it was trained on"
+        )
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: int,
+    *,
+    ignored: int = 255,
+    autocast: bool | torch.dtype = False,
+    channels_last: bool = False,
+) -> Evaluation:
+    """Measure a segmentation network in evaluation mode.
+
+    Args:
+        model: maps images (B, channels, H, W) to scores (B, C, H, W), or to a mapping that holds
+            them as "out".
+        batches: pairs of images and labels (B, H, W).
+        classes: C.
+        ignored: the label of pixels that do not count.
+        autocast, channels_last: as for :func:`evaluate`.
+
+    Returns:
+        The mean cross-entropy of a pixel, and as accuracy the mean over classes of intersection
+        over union; a class that is neither there nor predicted does not count.
+
+    Raises:
+        DataError: if there is no pixel with a class.
+    """
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    loss, images = 0.0, 0
+    for scores, labels in _answers(model, batches, autocast, channels_last):
+        loss += float(F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum"))
+        seen = labels != ignored
+        pairs = labels[seen] * classes + scores.argmax(1)[seen]
+        confusion += torch.bincount(pairs.cpu(), minlength=classes**2).view(classes, classes)
+        images += len(labels)
+    if not confusion.any():
+        raise DataError("there are no pixels with a class to evaluate the model on")
+    both = confusion.diagonal().double()
+    either = confusion.sum(0) + confusion.sum(1) - both
+    return Evaluation(
+        loss / int(confusion.sum()), float((both / either)[either > 0].mean()), images
+    )
+
+
+def _answers(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: bool | torch.dtype,
+    channels_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores in single precision or better, and labels on the same device."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    own = input_dtype(model)
+    dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
+    for images, labels in batches:
+        # Mode and precision are put back between batches: what reads them is not this loop's
+        # business.
+        with evaluation(model), torch.autocast(device.type, dtype, enabled=bool(autocast)):
+            scores = scores_of(model(images.to(device, own, memory_format=memory_format)))
+        yield scores.float(), labels.to(device)

@@ -1,0 +1,153 @@
+"""Fine-tuning of a pruned network: a plain loop, for networks whose parameters are new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from snello.errors import ConfigError, DivergenceError
+from snello.integrations import scores_of
+from snello.lab.datasets import Splits, loader
+from snello.pruning.recovery import distillation
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Stochastic gradient descent with Nesterov momentum and a cosine schedule.
+
+    Attributes:
+        epochs: passes over the training images.
+        lr: learning rate at the start.
+        batch_size: images per step.
+        weight_decay: of every parameter.
+        warmup: share of the steps in which the learning rate rises.
+        distil: weight of the distillation from the dense network, in [0, 1]; the rest is
+            cross-entropy.
+        temperature: of the distillation.
+        augment: "crop-flip" or "none".
+        precision: "bf16" computes in bfloat16 where torch's autocast does.
+        limit: number of training images; None: all.
+        seed: of the order, the augmentation and dropout.
+
+    Raises:
+        ConfigError: for numbers outside their range.
+    """
+
+    epochs: int = 5
+    lr: float = 0.01
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    distil: float = 0.0
+    temperature: float = 4.0
+    augment: Literal["none", "crop-flip"] = "crop-flip"
+    precision: Literal["32", "bf16"] = "32"
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ConfigError(f"epochs must be at least 0, not {self.epochs}")
+        if not self.lr > 0:
+            raise ConfigError(f"the learning rate must be positive, not {self.lr}")
+        if not 0 <= self.distil <= 1:
+            raise ConfigError(f"distil is a weight in [0, 1], not {self.distil}")
+
+
+def finetune(
+    model: nn.Module,
+    splits: Splits,
+    settings: FineTuning,
+    *,
+    teacher: nn.Module | None = None,
+    report: Callable[[int, float], object] | None = None,
+) -> nn.Module:
+    """Train a network on a dataset, in place.
+
+    Args:
+        model: on the device where it is to be trained.
+        splits: the dataset.
+        settings: of the training.
+        teacher: the dense network, for the distillation; in evaluation mode, on the same device.
+        report: called after each epoch with its number, from 1, and its mean loss.
+
+    Returns:
+        The same network, in evaluation mode.
+
+    Raises:
+        ConfigError: if ``distil`` is positive and there is no teacher.
+        DivergenceError: if the loss is not finite.
+    """
+    if settings.distil and teacher is None:
+        raise ConfigError("distil needs a teacher, the network before pruning")
+    device = next(model.parameters()).device
+    batches = loader(
+        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
+        augment=settings.augment, limit=settings.limit,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
+        nesterov=True,
+    )  # fmt: skip
+    steps = max(1, settings.epochs * len(batches))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _factor(step / steps, settings.warmup)
+    )
+    torch.manual_seed(settings.seed)
+    for epoch in range(settings.epochs):
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        model.train()
+        total, count = 0.0, 0
+        for images, labels in batches:
+            images, labels = images.to(device), labels.to(device)
+            with _autocast(settings, device):
+                outputs = scores_of(model(images))
+                loss = _loss(outputs, images, labels, settings, teacher)
+            if not torch.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss is {float(loss)} in epoch {epoch + 1} of fine-tuning; lower the learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            total, count = total + float(loss.detach()) * len(labels), count + len(labels)
+        if report is not None:
+            report(epoch + 1, total / max(count, 1))
+    return model.eval()
+
+
+def _loss(
+    outputs: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    settings: FineTuning,
+    teacher: nn.Module | None,
+) -> torch.Tensor:
+    outputs = outputs.float()
+    hard = F.cross_entropy(outputs, labels)
+    if teacher is None or not settings.distil:
+        return hard
+    with torch.no_grad():
+        wanted = scores_of(teacher(images)).float()
+    soft = distillation(outputs, wanted, temperature=settings.temperature)
+    return settings.distil * soft + (1 - settings.distil) * hard
+
+
+def _factor(done: float, warmup: float) -> float:
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    rest = (done - warmup) / (1 - warmup)
+    return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
+
+
+def _autocast(settings: FineTuning, device: torch.device) -> Any:
+    if settings.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,184 @@
+"""The folder of a run: one process at a time, and the same run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from snello.errors import ConfigError, ModelError, OutputError, require
+from snello.files import remove_leftovers, write_text
+from snello.lab.methods import METHOD_SPECS, method_of
+from snello.store import archives
+
+from ._checkpoints import epochs_in
+from ._config import Recipe
+from ._distributed import restarted, world
+from ._extend import refusal
+from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult
+
+LOCK = ".lock"
+_DYING = 7.0
+"""Seconds until the loader workers of a killed process, which hold its lock, notice and end."""
+
+
+@contextmanager
+def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
+    """Create a run folder and lock it against other processes.
+
+    Of several processes of one run the first does so.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        ConfigError: if another process has the folder.
+        OutputError: if the folder cannot be made or written to.
+    """
+    if not world().is_first:
+        yield
+        return
+    filelock = require("filelock", "train", "locking a run folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot create the run folder {folder}: {error.strerror or error}"
+        ) from error
+    lock_file = folder / LOCK
+    lock = filelock.FileLock(lock_file, timeout=_DYING if resume or restarted() else 0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"{folder} is in use by another process: wait until it has ended, or choose another --out"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write to the run folder {folder}: {reason}") from error
+    try:
+        remove_leftovers(folder, CHECKPOINT, RESULT, NOTE, MODEL)
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, done: int) -> None:
+    """Check that the run in a folder, if there is one, may be gone on with.
+
+    Args:
+        folder: of the run.
+        recipe: what is asked for now.
+        method: the same.
+        resume: whether to go on at all.
+        done: epochs that the run has finished.
+
+    Raises:
+        ConfigError: if it may not, naming what differs, or why it cannot get other epochs.
+    """
+    note = folder / NOTE
+    if not (note.is_file() and holds_run(folder)):
+        return
+    if not resume:
+        raise ConfigError(
+            f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
+        )
+    there, asked = (
+        {"method": method, **_read(note)},
+        _asked(recipe, method),
+    )  # notes of before have no method
+    if differences := _differences(there, asked, _unused(method), _length(method)):
+        raise ConfigError(
+            f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
+            f"{' ...' if differences[3:] else ''}: choose another --out, or resume with its own"
+        )
+    if (reason := refusal(there, recipe, method, done)) is not None:
+        raise ConfigError(
+            f"{folder} holds a run of {there['epochs']} epochs, {done} of them finished: {reason}"
+        )
+
+
+def holds_run(folder: Path) -> bool:
+    """Return True if a run has left something in a folder that can be gone on with."""
+    return any((folder / name).is_file() for name in (RESULT, CHECKPOINT))
+
+
+def finished_epochs(folder: Path) -> int:
+    """Number of epochs in the checkpoint of a folder, or else in the result; 0 without either.
+
+    Raises:
+        ModelError: if the checkpoint is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        result = folder / RESULT
+        return len(TrainingResult.read(result).epochs) if result.is_file() else 0
+    try:
+        return epochs_in(archives.load(path))
+    except ModelError as error:
+        if "pickled code" in str(error):
+            raise ModelError(
+                f"{error}; no run of snello wrote it: remove it to start this run again"
+            ) from error
+        raise ModelError(f"{path} is damaged: remove it to start this run again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is no checkpoint of a run: remove it to start this run again"
+        ) from error
+
+
+def write_note(folder: Path, recipe: Recipe, method: str) -> None:
+    """Keep what a run was asked for.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    write_text(folder / NOTE, json.dumps(_asked(recipe, method), indent=1))
+
+
+def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
+    """Request that a run folder notes, as JSON has it: a tuple comes back as a list."""
+    asked: dict[str, Any] = json.loads(json.dumps({"method": method, **asdict(recipe)}))
+    return asked
+
+
+def _read(note: Path) -> dict[str, Any]:
+    try:
+        asked: dict[str, Any] = json.loads(note.read_text())
+        return dict(asked)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{note} is damaged: choose another --out, or remove the run and start again"
+        ) from error
+
+
+def _unused(method: str) -> set[str]:
+    """Parts of a recipe that say nothing about the weights that a method trains."""
+    blocks = {spec.uses for spec in METHOD_SPECS.values()}
+    return {"methods", "ship", *blocks} - method_of(method).uses
+
+
+def _length(method: str) -> set[str]:
+    """Settings of the length of a run, which may change where :func:`refusal` returns None."""
+    return {"epochs", f"{method_of(method).block}.finetune"}
+
+
+def _differences(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    skip: Collection[str] = (),
+    allowed: Collection[str] = (),
+    within: str = "",
+) -> list[str]:
+    """Settings that differ, by their dotted names, with both values."""
+    found = []
+    for name in sorted({*there, *here} - {*skip}):
+        old, new, dotted = there.get(name), here.get(name), f"{within}{name}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, allowed=allowed, within=f"{dotted}.")
+        elif old != new and dotted not in allowed:
+            found.append(f"{dotted} is {old!r} there, {new!r} here")
+    return found

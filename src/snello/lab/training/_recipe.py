@@ -1,0 +1,243 @@
+"""Recipes as YAML: search by name, extension, quick variants, and checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from snello.errors import ConfigError, nearest, require
+
+from ._config import Recipe
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with snello, by name."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in recipe_folder().iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """Path of a recipe: a file of the user's, or one that comes with snello.
+
+    Raises:
+        ConfigError: if there is no such recipe, with the names that exist.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if name_or_path in recipe_names():
+        return Path(str(recipe_folder() / f"{name_or_path}.yaml"))
+    hint = nearest(name_or_path, recipe_names())
+    raise ConfigError(
+        f"no recipe {name_or_path!r}{hint}: neither a file nor one of: {', '.join(recipe_names())}"
+    )
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
+    """Read and check a recipe.
+
+    Two keys of the file are no fields of a :class:`Recipe`: ``extends`` names a recipe whose values
+    hold where this one is silent, and ``quick`` holds the values of a quick try.
+
+    Args:
+        name_or_path: a name from :func:`recipe_names` or a YAML file.
+        overrides: options as on the command line, ``["--epochs=3", "--data.root=/data"]``.
+        quick: take the values of ``quick``, which the overrides still have the last word over.
+
+    Raises:
+        ConfigError: for an unknown key, a value of the wrong type, or one out of range.
+    """
+    jsonargparse = require("jsonargparse", "train", "reading recipes")
+    values = recipe_values(name_or_path, quick=quick)
+    _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
+    _check_comment(name_or_path, overrides)
+    parser = recipe_parser()
+    # jsonargparse 4.49 renamed it.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        # JSON is YAML, and reaches the parser as the file itself would.
+        parsed = instantiate(parser.parse_args([f"--recipe={json.dumps(values)}", *overrides]))
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
+    return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
+
+
+def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
+    """The values of a recipe file over those of the recipes that it extends.
+
+    Raises:
+        ConfigError: for a file that is no mapping, one that extends itself, or one without a quick
+            variant.
+    """
+    values = _extended(name_or_path, ())
+    smaller = values.pop("quick", None)
+    if not quick:
+        return values
+    if not isinstance(smaller, Mapping):
+        raise ConfigError(
+            f"recipe {name_or_path} has no quick variant: give it a mapping 'quick:' of the values that "
+            "make it small, as 'quick: {epochs: 2, data: {limit: 200}}'"
+        )
+    return _merged(values, smaller)
+
+
+def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = recipe_path(name_or_path).resolve()
+    if path in seen:
+        raise ConfigError(
+            f"recipe {name_or_path} extends itself, by way of {' and '.join(map(str, seen))}"
+        )
+    values = _read(path, name_or_path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {name_or_path}: 'extends' names one recipe, not {base!r}")
+    neighbour = path.parent / base  # a file in the same folder, or a name
+    return _merged(
+        _extended(str(neighbour) if neighbour.is_file() else base, (*seen, path)), values
+    )
+
+
+def option_names() -> tuple[str, ...]:
+    """The options of a recipe by their dotted names: ``"epochs"``, ``"data.batch_size"`` ..."""
+    return tuple(_options_of(Recipe))
+
+
+def _options_of(kind: Any, within: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        name = f"{within}{field.name}"
+        yield name
+        if is_dataclass(hints[field.name]):
+            yield from _options_of(hints[field.name], f"{name}.")
+
+
+def _dotted(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{within}{key}"
+        yield name
+        if isinstance(value, Mapping) and name != _FREE:
+            yield from _dotted(value, f"{name}.")
+
+
+_FREE = "model.arguments"
+"""What a model takes is the model's own affair."""
+
+
+def check_option_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Check that a recipe has options of these dotted names.
+
+    Args:
+        names: of the options.
+        others: names that may have been meant as well.
+
+    Raises:
+        ConfigError: for the first that it has not, with the nearest name.
+    """
+    known = option_names()
+    for name in names:
+        if name not in known and not name.startswith(f"{_FREE}."):
+            raise ConfigError(f"a recipe has no option {name!r}{nearest(name, [*known, *others])}")
+
+
+def _check_names(recipe: str, names: Iterable[str]) -> None:
+    try:
+        check_option_names(names)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {recipe}: {error}") from error
+
+
+def _override_name(override: str) -> str:
+    return override.partition("=")[0].removeprefix("--")
+
+
+def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
+    """The parser reads every value as YAML, in which this one would be a comment, and be lost."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if value.lstrip().startswith("#"):
+            raise ConfigError(
+                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path may be "
+                f"{'./' + value.lstrip()!r}"
+            )
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    yaml = require("yaml", "train", "reading recipes")
+    try:
+        values = yaml.load(path.read_text(), _loader())
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {name} is no mapping of options, but a {type(values).__name__}")
+    return values
+
+
+@cache
+def _loader() -> Any:
+    """YAML's safe loader, which keeps the last of two equal keys; this one refuses them."""
+    yaml = require("yaml", "train", "reading recipes")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """Refuses a mapping with two equal keys."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """Check the keys as they are written: merged ones (``<<``) may be overridden."""
+            seen: dict[Any, Any] = {}
+            for key, _ in node.value:
+                name = (key.tag, getattr(key, "value", None))
+                if isinstance(key, yaml.ScalarNode) and name in seen:
+                    lines = f"lines {seen[name] + 1} and {key.start_mark.line + 1}"
+                    raise ConfigError(
+                        f"the key {key.value!r} is given twice, in {lines}: remove one"
+                    )
+                seen[name] = key.start_mark.line
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``over`` laid over those of ``base``, mapping by mapping.
+
+    Another model brings its own arguments: those of the base would not be its.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not _other_model(old, value):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _other_model(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "arguments" in old and "name" in new and new["name"] != old.get("name")
+
+
+def recipe_parser(**options: Any) -> Any:
+    """A jsonargparse parser with one option for every field of a recipe."""
+    jsonargparse = require("jsonargparse", "train", "reading recipes")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser.add_argument(
+        "--recipe", action="config", help="a YAML file with any of the options below"
+    )
+    parser.add_class_arguments(Recipe, fail_untyped=False)
+    return parser
+
+
+def recipe_folder() -> Any:
+    """The folder of the recipes that come with snello."""
+    return resources.files("snello.lab.recipes")

@@ -1,0 +1,316 @@
+"""The published tables, run again: every row is a recipe and a method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snello.errors import ConfigError, SnelloError, nearest
+from snello.files import write_text
+from snello.lab.datasets import Splits
+
+from ._config import Recipe
+from ._data import load_data
+from ._distributed import world
+from ._fit import train
+from ._journey import ShippedRow, TrainedRow, ship, training_rows
+from ._recipe import load_recipe, recipe_folder
+from ._result import NOTE, RESULT, TrainingResult
+from ._run import Progress, Run
+
+TABLES = ("table1", "table2")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column of a published table.
+
+    Attributes:
+        key: its name in the rows.
+        label: its name for readers, with the unit.
+        digits: decimal places.
+        device: whether it was timed on a device that is not here, so that no difference would mean
+            anything.
+    """
+
+    key: str
+    label: str
+    digits: int
+    device: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of a published table, and how it is run.
+
+    Attributes:
+        name: what ``snello reproduce --row`` calls it.
+        recipe, method: how it is run.
+        network, dataset, approach: what it is, as published.
+        published: key of a quantity -> published number, None where there is none.
+    """
+
+    name: str
+    recipe: str
+    method: str
+    network: str
+    dataset: str
+    approach: str
+    published: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A published table.
+
+    Attributes:
+        name: "table1" or "table2".
+        title: what it is about.
+        source: where it was published.
+        quantities: its columns.
+        rows: its rows.
+    """
+
+    name: str
+    title: str
+    source: str
+    quantities: tuple[Quantity, ...]
+    rows: tuple[PublishedRow, ...]
+
+    def row(self, name: str) -> PublishedRow:
+        """A row by its name.
+
+        Raises:
+            ConfigError: if there is none, with the names that there are.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        names = ", ".join(row.name for row in self.rows)
+        raise ConfigError(f"{self.name} has no row {name!r}; its rows are: {names}")
+
+
+@dataclass(frozen=True)
+class ReproducedRow:
+    """A row of a published table and its measurement.
+
+    Attributes:
+        row: the published row.
+        measured: key -> number, in the units of the published one; beside its quantities
+            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None: it was
+            not run.
+        conditions: what the numbers depend on: device, threads, precision, epochs, images, ...
+        why_not: why it was not run, where something stood in the way.
+    """
+
+    row: PublishedRow
+    measured: Mapping[str, float] | None
+    conditions: Mapping[str, Any]
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A published table and its measurements.
+
+    Attributes:
+        table: as it was published.
+        quick: whether the recipes' quick variants were run, whose numbers say nothing about the
+            published ones.
+        rows: in the published order.
+    """
+
+    table: PublishedTable
+    quick: bool
+    rows: tuple[ReproducedRow, ...]
+
+
+@cache
+def published_table(name: str) -> PublishedTable:
+    """A published table, from the file that holds the numbers.
+
+    Raises:
+        ConfigError: for a table that there is not.
+    """
+    if name not in TABLES:
+        hint = nearest(name, TABLES)
+        raise ConfigError(
+            f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}"
+        )
+    data = json.loads((recipe_folder() / "published.json").read_text())[name]
+    quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
+    rows = tuple(PublishedRow(**row) for row in data["rows"])
+    return PublishedTable(name, data["title"], data["source"], quantities, rows)
+
+
+def reproduce(
+    name: str,
+    folder: str | Path,
+    *,
+    row: str | None = None,
+    quick: bool = False,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Run the rows of a published table, or go on with them; what is finished is not run again.
+
+    Args:
+        name: "table1" or "table2".
+        folder: gets one folder per recipe, with one folder per method.
+        row: run this row alone (and the NEq run that ``stochastic-star`` imitates); the others are
+            reported as the folder has them. None: all rows; one that cannot be run says why, and
+            the next one is run.
+        quick: run the recipes' quick variants.
+        overrides: options of the recipes, as on the command line.
+        progress: called with lines of text.
+
+    Raises:
+        ConfigError: for an unknown table or row.
+        SnelloError: what keeps a row that was asked for by name from being run.
+    """
+    table, folder = published_table(name), Path(folder)
+    wanted = [table.row(row)] if row is not None else list(table.rows)
+    recipes = {
+        r: load_recipe(r, overrides, quick=quick)
+        for r in dict.fromkeys(x.recipe for x in table.rows)
+    }
+    found: dict[str, ReproducedRow] = {}
+    for key, recipe in recipes.items():
+        group = _Group(
+            name, recipe, folder / key, [r for r in table.rows if r.recipe == key], progress
+        )
+        failed = group.run([r for r in wanted if r.recipe == key], tolerant=row is None)
+        found |= group.results(failed)
+    return Reproduction(table, quick, tuple(found[r.name] for r in table.rows))
+
+
+class _Group:
+    """The rows of one network: one recipe, several methods, one folder."""
+
+    def __init__(
+        self,
+        table: str,
+        recipe: Recipe,
+        folder: Path,
+        rows: list[PublishedRow],
+        progress: Progress | None,
+    ) -> None:
+        self._table, self._recipe, self._folder, self._rows = table, recipe, folder, rows
+        self._progress = progress
+        self._splits: Splits | None = None
+
+    def run(self, wanted: Iterable[PublishedRow], *, tolerant: bool) -> dict[str, str]:
+        """Train what is wanted and not finished yet.
+
+        Returns:
+            Name of a row -> what kept it from being run; without ``tolerant`` that is raised.
+        """
+        failed: dict[str, str] = {}
+        for row in wanted:
+            try:
+                if row.method == "stochastic-star":
+                    self._train("neq")
+                self._train(row.method)
+            except SnelloError as error:
+                if not tolerant:
+                    raise
+                failed[row.name] = " ".join(str(error).split())
+        return failed
+
+    def _train(self, method: str) -> None:
+        folder = self._folder / method
+        if not (folder / RESULT).is_file():
+            self._splits = self._splits or load_data(self._recipe)
+        train(
+            self._recipe, method, folder, splits=self._splits, resume=True, progress=self._progress
+        )
+
+    def results(self, failed: Mapping[str, str]) -> dict[str, ReproducedRow]:
+        """All rows, with what is finished of them. The first process alone measures."""
+        runs = {
+            row.name: TrainingResult.read(path)
+            for row in self._rows
+            if (path := self._folder / row.method / RESULT).is_file()
+        }
+        measured = self._measured(runs) if runs and world().is_first else {}
+        return {
+            row.name: ReproducedRow(
+                row,
+                measured.get(row.name),
+                self._conditions(runs[row.name]) if row.name in runs else {},
+                failed.get(row.name, ""),
+            )
+            for row in self._rows
+        }
+
+    def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
+        """Row name -> numbers; kept in the folder, taken again when another run has finished."""
+        note = self._folder / f"{self._table}.json"
+        finished = max(
+            (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
+        )
+        if note.is_file() and note.stat().st_mtime >= finished:
+            kept: dict[str, dict[str, float]] = json.loads(note.read_text())
+            if set(kept) == set(runs):
+                return kept
+        self._splits = self._splits or load_data(self._recipe)
+        found = self._shipped(runs) if self._table == "table1" else self._trained(runs)
+        write_text(note, json.dumps(found, indent=1))
+        return found
+
+    def _shipped(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
+        assert self._splits is not None
+        if self._progress is not None:
+            self._progress(f"{self._folder.name}: simplify, code, export, measure ...")
+        names = {run.method: name for name, run in runs.items()}
+        rows = ship(self._recipe, self._folder, list(names), self._splits)
+        return {names[row.method]: _shipped_numbers(row) for row in rows}
+
+    def _trained(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
+        assert self._splits is not None
+        names = {run.method: name for name, run in runs.items()}
+        rows = training_rows(
+            list(runs.values()), Run(self._recipe, "neq", self._splits).dense_flops
+        )
+        return {names[row.method]: _trained_numbers(row) for row in rows}
+
+    def _conditions(self, run: TrainingResult) -> dict[str, Any]:
+        # What the run was asked for then, not what is asked for now; timing alone is today's.
+        asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
+        data = asked["data"]
+        return {
+            "device": run.device, "processes": run.processes, "threads": run.threads, "precision": run.precision,
+            "epochs": len(run.epochs), "batch": data["batch_size"] * asked["accumulate"],
+            "data": data["name"], "images": data["limit"] or "all", "weights": asked["weights"] or "random",
+            "seed": asked["seed"], "seconds": round(run.seconds), "torch": torch.__version__,
+            "timed": f"batch {ship.batch}, {ship.threads} thread(s), median of {ship.repeats}",
+            **({"ACCURACY": run.flag} if run.flag else {}),
+        }  # fmt: skip
+
+
+def _shipped_numbers(row: ShippedRow) -> dict[str, float]:
+    return {
+        "pruned": row.pruned * 100,
+        "lean_mb": row.simplified_bytes / 1e6,
+        "stream_mb": row.bitstream_bytes / 1e6,
+        "ms pytorch": row.pytorch.median_ms,
+        "ms onnxruntime": row.onnxruntime.median_ms,
+        "accuracy": row.test_accuracy * 100,
+        "decoded accuracy": row.decoded_accuracy * 100,
+    }
+
+
+def _trained_numbers(row: TrainedRow) -> dict[str, float]:
+    return {
+        "bprop_gflops": row.paper_flops / 1e9,
+        "performance": row.test_accuracy * 100,
+        "executed_gflops": row.executed_flops / 1e9,
+        **({} if row.backward_ratio is None else {"backward_ratio": row.backward_ratio}),
+        "accuracy": row.test_accuracy * 100,
+    }

@@ -1,0 +1,389 @@
+"""Everything that one training run puts together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
+from snello.errors import ConfigError, require
+from snello.files import write_text
+from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
+from snello.lab.datasets import Splits
+from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
+from snello.pruning import LossBound, Plateau, Pruner, QualityBound
+from snello.sensitivity import Sensitivity
+from snello.store import Record, save
+
+from ._checkpoints import SealedCheckpoints
+from ._config import Recipe
+from ._data import Batches, initial_model
+from ._distributed import World, world
+from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._flags import flag_of
+from ._history import BackwardTimer, EpochRecord, EpochSeed, History
+from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
+from ._schedule import build_optimizer
+from ._segmentation import Segmentation
+from ._stop import StopBetweenSteps, StopSignals
+from ._task import Classification
+
+Progress = Callable[[str], None]
+
+
+class Run:
+    """A recipe, a method, data: the task, its callbacks and its trainer.
+
+    Args:
+        recipe: what to do.
+        method: name of the method.
+        splits: the data.
+        matched: the finished NEq run that ``stochastic-star`` imitates.
+        progress: called with a line of text after each epoch.
+
+    Raises:
+        SnelloError: for the errors of the model, the data and the options.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: str,
+        splits: Splits,
+        *,
+        matched: TrainingResult | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.method, self.splits, self.world = (
+            recipe,
+            method_of(method),
+            splits,
+            world(),
+        )
+        self._matched, self._progress = matched, progress
+        check_device(recipe)
+        self.batches = Batches(recipe, splits, self.world)
+        self.model = initial_model(recipe, splits)
+        self.task = _task(recipe, splits, self.model)
+
+    def check(self) -> None:
+        """Build the objects of a method and remove them again, to find errors before training.
+
+        Raises:
+            SnelloError: for the errors of optimizer, sensitivity, pruner and selection.
+        """
+        optimizer = build_optimizer(self.recipe.optimizer, self.model)
+        _loggers(self.recipe, Path())
+        if self.method.sensitivity is not None:
+            sensitivity = self._sensitivity(self.model)
+            config = self.recipe.pruning(self.method)
+            pruner = Pruner(
+                self.model, optimizer, self.validation_loss, **self._pruner_options(config)
+            )
+            sensitivity.remove()
+            pruner.remove()
+        if self.method.selection is not None:
+            self._watched(optimizer).remove()
+
+    def dense_flops(self) -> float:
+        """Backward FLOPs per sample in the paper's convention, with nothing frozen."""
+        watched = self._watched(build_optimizer(self.recipe.optimizer, self.model))
+        watched.remove()
+        return watched.status().dense_flops
+
+    def _watched(self, optimizer: torch.optim.Optimizer) -> SelectiveUpdate:
+        """The model with its neurons watched on two images, enough to count and to check."""
+        probe, _ = self.batches.sample(min(self.recipe.neq.probe, 2))
+        return SelectiveUpdate(
+            self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options
+        )
+
+    @property
+    def _metric(self) -> str:
+        return "miou" if self.splits.task == "segmentation" else "accuracy"
+
+    def _setting(self, spec: MethodSpec, model: nn.Module | None = None) -> Setting:
+        """The facts of this run that a method may be built from."""
+        epochs = None if self._matched is None else self._matched.epochs
+        return Setting(
+            options=getattr(self.recipe, spec.uses),
+            seed=self.recipe.seed,
+            model=model,
+            share=self.method.share,
+            imitated=None if epochs is None else [1 - epoch.updated for epoch in epochs],
+        )
+
+    def _sensitivity(self, model: nn.Module) -> Sensitivity:
+        assert self.method.sensitivity is not None
+        built: Sensitivity = self.method.sensitivity.build(
+            self._setting(self.method.sensitivity, model)
+        )
+        return built
+
+    def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
+        # Of single weights the head's may go too, as in the papers; its neurons are the classes.
+        exclude = () if config.granularity == "weight" else None
+        return {
+            "granularity": config.granularity,
+            "exclude": exclude,
+            "amount": LossBound(config.twt),
+            "schedule": Plateau(config.pwe),
+            "normalise": config.normalise,
+            "quality": self._quality_bound(config),
+        }
+
+    def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
+        """Pruning waits while a classifier is at chance; a mean IoU has no such level."""
+        classes = self._classes
+        if classes is None and config.max_drop is None:
+            return None
+        return QualityBound(
+            self.validation_quality,
+            max_drop=config.max_drop,
+            chance=None if classes is None else 1 / classes,
+            samples=self._count(self.splits.validation),
+        )
+
+    @property
+    def _classes(self) -> int | None:
+        return len(self.splits.classes) if self.splits.task == "classification" else None
+
+    def _count(self, part: Any) -> int:
+        limit = self.recipe.data.test_limit
+        return len(part) if limit is None else min(limit, len(part))
+
+    def _pruning_callback(self) -> SensitivityPruning | None:
+        if self.method.sensitivity is None:
+            return None
+        config = self.recipe.pruning(self.method)
+        return SensitivityPruning(
+            self._sensitivity,
+            self.validation_loss,
+            epochs=self.recipe.epochs - config.finetune,
+            **self._pruner_options(config),
+        )
+
+    def _selection(self) -> Selection:
+        assert self.method.selection is not None
+        built: Selection = self.method.selection.build(self._setting(self.method.selection))
+        return built
+
+    @property
+    def _update_options(self) -> dict[str, Any]:
+        neq = self.recipe.neq
+        options = {"warmup": neq.warmup, "dispatch": neq.dispatch}
+        return {**options, **({"positions": neq.positions} if neq.positions else {})}
+
+    def _update_callback(self) -> SelectiveUpdateCallback | None:
+        if self.method.selection is None:
+            return None
+        probe, _ = self.batches.sample(self.recipe.neq.probe)
+        return SelectiveUpdateCallback(
+            self._on_model(probe),
+            self._selection(),
+            every=self.recipe.neq.every,
+            **self._update_options,
+        )
+
+    def _on_model(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(memory_format=self.task.memory_format)
+
+    def validation_loss(self, model: nn.Module) -> float:
+        """Mean loss on this process's share of the validation part, in the precision of the
+        training.
+        """
+        return self._validated(model).loss
+
+    def validation_quality(self, model: nn.Module) -> float:
+        """Accuracy (of a segmentation the mean IoU) on the same images in the same precision."""
+        return self._validated(model).accuracy
+
+    def _validated(self, model: nn.Module) -> Evaluation:
+        autocast = AUTOCAST.get(self.recipe.precision, False)
+        return self.evaluate(model, self.batches.validation, autocast)
+
+    def evaluate(
+        self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
+    ) -> Evaluation:
+        """Evaluate a model; the accuracy of a segmentation is its mean IoU."""
+        last = self.recipe.channels_last
+        if self.splits.task == "segmentation":
+            classes = len(self.splits.classes)
+            return evaluate_segmentation(
+                model, batches, classes, autocast=autocast, channels_last=last
+            )
+        return evaluate(model, batches, autocast=autocast, channels_last=last)
+
+    def trainer(self, folder: Path, signals: StopSignals) -> L.Trainer:
+        """A Lightning trainer: a checkpoint after every epoch, one device per process."""
+        recipe = self.recipe
+        self.timer = BackwardTimer()
+        update = self._update_callback()
+        report = self._report if self._progress is not None and self.world.is_first else None
+        self.history = History(
+            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
+        )
+        self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
+        self.pruning = self._pruning_callback()
+        checkpoint = ModelCheckpoint(
+            folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )  # fmt: skip
+        # In this order: the epoch is recorded, then pruned, then probed; the average starts before
+        # the masks.
+        callbacks = [
+            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
+            StopBetweenSteps(signals), checkpoint,
+        ]  # fmt: skip
+        with _quiet():
+            return L.Trainer(
+                max_epochs=recipe.epochs,
+                accumulate_grad_batches=recipe.accumulate,
+                gradient_clip_val=recipe.optimizer.clip,
+                accelerator=device_of(recipe),
+                devices=self.world.local_size,
+                num_nodes=self.world.nodes,
+                strategy=_strategy(
+                    self.world, device_of(recipe), self.method.selection is not None
+                ),
+                sync_batchnorm=recipe.sync_batchnorm,
+                use_distributed_sampler=False,  # the loaders deal out the images themselves
+                precision=recipe.precision,
+                plugins=SealedCheckpoints(),
+                callbacks=[callback for callback in callbacks if callback is not None],
+                logger=_loggers(recipe, folder),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+
+    def _report(self, record: EpochRecord) -> None:
+        line = (
+            f"{self.method.name:9} epoch {record.epoch:3}/{self.recipe.epochs}  loss {record.train_loss:.4f}  "
+            f"val loss {record.val_loss:.4f}  val {self._metric} {record.val_accuracy:7.2%}  "
+        )
+        assert self._progress is not None
+        figures = (
+            f"pruned {record.pruned:6.1%}  updated {record.updated:6.1%}  {record.seconds:.1f} s"
+        )
+        self._progress(line + figures)
+
+    def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
+        """Test the last epoch's weights, write the model file, then the result (first process)."""
+        model: nn.Module = self.task.model
+        if self.average is not None:
+            # A run that was stopped after its last epoch trains nothing when it is resumed, and so
+            # has not begun its average: it is the one in the checkpoint.
+            model = self.average.start(model, trainer.global_step).module
+        model.eval()
+        test = self.evaluate(model, self.batches.test)
+        record = Record(self.recipe.model, self.splits.input_shape)
+        path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
+        result = TrainingResult(
+            method=self.method.name,
+            model=path.name,
+            test_accuracy=test.accuracy,
+            test_loss=test.loss,
+            epochs=tuple(self.history.records),
+            seconds=max(seconds, sum(record.seconds for record in self.history.records)),
+            device=str(trainer.strategy.root_device),
+            threads=torch.get_num_threads(),
+            precision=self.recipe.precision,
+            processes=self.world.size,
+            flag=self._flag(test),
+        )
+        write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
+
+    def _flag(self, test: Evaluation) -> str:
+        pruner = None if self.pruning is None else self.pruning.pruner
+        bound = None if pruner is None else pruner.quality
+        return flag_of(
+            test.accuracy,
+            self._classes,
+            self._count(self.splits.test),
+            dense=None if pruner is None else pruner.dense_quality,
+            pruned=self.history.records[-1].val_accuracy,
+            max_drop=None if bound is None else bound.max_drop,
+        )
+
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Precision of a recipe -> dtype of torch's autocast."""
+
+
+def device_of(recipe: Recipe) -> str:
+    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
+    if recipe.device != "auto":
+        return recipe.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(recipe: Recipe) -> None:
+    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
+
+    Raises:
+        ConfigError: for a GPU that is not there, and for what only a GPU can do.
+    """
+    device = device_of(recipe)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto"
+        )
+    if device == "cpu" and recipe.precision == "16-mixed":
+        raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
+    if device == "cpu" and recipe.sync_batchnorm:
+        raise ConfigError(
+            "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
+        )
+
+
+def _strategy(world: World, device: str, partly: bool) -> Any:
+    if world.size == 1:
+        return "auto"
+    backend = "gloo" if device == "cpu" else "nccl"
+    # The weights of a layer that is frozen whole are no part of the backward pass.
+    return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
+
+
+def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
+    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+    if "tensorboard" in recipe.log:
+        require("tensorboard", "tensorboard", "logging for TensorBoard")
+    # Every attempt at a run has its own version: a resumed run keeps the figures of the one before.
+    return [kinds[name](folder / "logs", name=name) for name in recipe.log]
+
+
+def _task(recipe: Recipe, splits: Splits, model: nn.Module) -> Classification | Segmentation:
+    kind = Segmentation if splits.task == "segmentation" else Classification
+    return kind(model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last)
+
+
+class _quiet:  # noqa: N801 - reads as a verb in a with statement
+    """Lightning's hints about hardware and loader workers are not about this run."""
+
+    def __enter__(self) -> None:
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
+        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+        # A run folder may be moved, or copied, and gone on with.
+        warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+        # What every process counts alike needs no averaging.
+        warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")
+
+    def __exit__(self, *_: object) -> None:
+        pass

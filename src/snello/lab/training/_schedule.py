@@ -1,0 +1,80 @@
+"""The learning rate: one number per moment of the training, as a function and not as a history."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ._config import OptimizerConfig
+
+
+def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
+    """The learning rate at a moment of the training, as a share of ``config.lr``.
+
+    Args:
+        config: optimizer and schedule.
+        epoch: epochs trained so far, with fractions.
+        epochs: epochs of the whole training.
+
+    Returns:
+        A factor in [0, 1]: 0 where "poly" and "cosine" end. During ``warmup_epochs`` it rises
+        linearly to 1; "poly" and "cosine" then fall over the epochs that are left, "step" and
+        "multistep" keep to the count of all epochs.
+    """
+    warmup = config.warmup_epochs
+    if epoch < warmup:
+        return epoch / warmup
+    # The last step of an epoch must not be counted to the next one by a rounding error.
+    whole = math.floor(epoch + 1e-9)
+    if config.schedule == "multistep":
+        return math.prod(config.gamma for milestone in config.milestones if milestone <= whole)
+    if config.schedule == "step":
+        return math.prod(config.gamma for _ in range(whole // config.step_size))
+    done = min((epoch - warmup) / (epochs - warmup), 1.0)
+    if config.schedule == "poly":
+        return float((1 - done) ** config.power)
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def moves_within_epochs(config: OptimizerConfig) -> bool:
+    """Return True if the learning rate changes between the steps of an epoch."""
+    return config.warmup_epochs > 0 or config.schedule in ("poly", "cosine")
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a model; its auxiliary classifier, if it has one, is a group of its own."""
+    aux = getattr(model, "aux_classifier", None)
+    apart = {id(p) for p in aux.parameters()} if isinstance(aux, nn.Module) else set()
+    if config.aux_lr_factor == 1:
+        apart = set()
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in model.parameters() if id(p) not in apart]}
+    ]
+    if apart:
+        faster = config.lr * config.aux_lr_factor
+        groups.append({"params": [p for p in model.parameters() if id(p) in apart], "lr": faster})
+    if config.name == "AdamW":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def build_scheduler(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: float
+) -> dict[str, object]:
+    """The schedule as Lightning takes it: called every step, or every epoch if that suffices."""
+    if not moves_within_epochs(config):
+        by_epoch = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda e: lr_factor(config, e, epochs)
+        )
+        return {"scheduler": by_epoch, "interval": "epoch"}
+
+    def at_step(step: int) -> float:
+        # The first steps of a warm-up would otherwise not move at all.
+        ahead = 1 if step < config.warmup_epochs * steps_per_epoch else 0
+        return lr_factor(config, (step + ahead) / steps_per_epoch, epochs)
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, at_step), "interval": "step"}

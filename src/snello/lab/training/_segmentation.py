@@ -1,0 +1,136 @@
+"""The Lightning module: semantic segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from snello.integrations import scores_of
+
+from ._config import OptimizerConfig
+from ._task import configured, logged
+
+
+class Segmentation(L.LightningModule):
+    """Cross-entropy training of any network that gives a class to every pixel.
+
+    As torchvision's reference: the auxiliary classifier's loss counts half, pixels of label 255 do
+    not count. Logs ``train_loss``, ``val_loss``, ``val_miou``, ``val_pixel_accuracy`` and the same
+    three for the test. The losses of evaluation are means over pixels; mIoU is the mean over
+    classes of intersection over union, where a class that is neither there nor predicted does not
+    count. Chen et al., "Rethinking atrous convolution for semantic image segmentation", 2017,
+    https://arxiv.org/abs/1706.05587, train with the polynomial schedule, power 0.9:
+    ``OptimizerConfig(schedule="poly", aux_lr_factor=10)``.
+
+    Args:
+        model: maps images (B, 3, H, W) to scores (B, C, H, W), or to a mapping that holds them as
+            ``"out"`` and perhaps those of an auxiliary classifier as ``"aux"``, as torchvision's
+            networks do.
+        classes: C.
+        optimizer: optimizer and schedule.
+        aux_weight: what the auxiliary classifier's loss is multiplied by.
+        ignored: the label of pixels that do not count.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        optimizer: OptimizerConfig,
+        *,
+        aux_weight: float = 0.5,
+        ignored: int = 255,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=memory_format)
+        self._config, self.memory_format = optimizer, memory_format
+        self.aux_weight, self.ignored = aux_weight, ignored
+        self.val_metrics, self.test_metrics = (
+            _metrics(classes, ignored, part) for part in ("val", "test")
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores, shape (B, C, H, W)."""
+        return scores_of(self._outputs(images))
+
+    def _outputs(self, images: Tensor) -> Any:
+        return self.model(images.to(memory_format=self.memory_format))
+
+    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over pixels.
+
+        Args:
+            outputs: what the model returned: scores (B, C, H, W), or a mapping with "out" and
+                perhaps "aux".
+            labels: (B, H, W).
+
+        Returns:
+            A scalar, the auxiliary classifier's part included; zero where no pixel counts.
+        """
+        loss = self._pixel_loss(scores_of(outputs), labels)
+        aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
+        return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
+
+    def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        # In single precision or better, also under autocast.
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        total = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="sum")
+        # A crop of nothing but ignored pixels would otherwise be 0/0.
+        return total / self._counted(labels).clamp(min=1)
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        return (labels != self.ignored).sum()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch.
+
+        Raises:
+            DivergenceError: if it is NaN or infinite.
+        """
+        images, labels = batch
+        loss = self.loss(self._outputs(images), labels)
+        return logged(self, loss, batch_idx, len(labels))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss, mIoU and pixel accuracy on the validation part."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss, mIoU and pixel accuracy on the test part."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> None:
+        images, labels = batch
+        scores = self(images)
+        metrics.update(scores.argmax(1), labels)
+        # Weighted by pixels: images differ in how many count.
+        pixels = int(self._counted(labels))
+        loss = self._pixel_loss(scores, labels)
+        self.log(f"{part}_loss", loss, batch_size=pixels, prog_bar=True, sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=pixels, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, with a learning rate for the auxiliary classifier."""
+        return configured(self._config, self.model, self.trainer)
+
+
+def _metrics(classes: int, ignored: int, part: str) -> MetricCollection:
+    return MetricCollection(
+        {
+            f"{part}_miou": MulticlassJaccardIndex(classes, ignore_index=ignored),
+            f"{part}_pixel_accuracy": MulticlassAccuracy(
+                classes, average="micro", ignore_index=ignored
+            ),
+        },
+        compute_groups=False,
+    )

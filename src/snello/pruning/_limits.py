@@ -1,0 +1,111 @@
+"""The least that stays of every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError, nearest
+
+from ._importance import Granularity
+
+SHARES: dict[Granularity, float] = {"neuron": 0.1, "weight": 0.001}
+"""What stays of a layer by default. Layers live on few weights, but not on few neurons."""
+
+HEAVY: dict[Granularity, float] = {"neuron": 0.9, "weight": 0.99}
+"""A plan warns where a layer would lose more than this share."""
+
+
+@dataclass(frozen=True)
+class LayerLimits:
+    """What must stay of every layer, whatever amount is asked for. At least one unit always does.
+
+    Attributes:
+        keep_at_least: a share of the layer's weights or neurons in [0, 1), or a number of them
+            (an int); None: a tenth of the neurons, a thousandth of the weights.
+        max_ratio: the largest share of a layer that may be pruned, in [0, 1]: one for all layers,
+            or layer name -> share. A name may be that of a module that holds layers.
+
+    Raises:
+        ConfigError: for numbers outside their range.
+    """
+
+    keep_at_least: float | int | None = None
+    max_ratio: float | Mapping[str, float] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_least(self.keep_at_least)
+        by_layer = isinstance(self.max_ratio, Mapping)
+        ratios: Mapping[str, Any] = self.max_ratio if by_layer else {"": self.max_ratio}  # type: ignore[assignment]
+        for name, ratio in ratios.items():
+            if not _is_number(ratio) or not 0 <= ratio <= 1:
+                where = f" of layer {name!r}" if by_layer else ""
+                raise ConfigError(f"max_ratio{where} is a share: a number in [0, 1], not {ratio!r}")
+
+    def check_names(self, layers: Iterable[str]) -> None:
+        """Refuse a name in ``max_ratio`` that is no prunable layer and holds none.
+
+        Raises:
+            ConfigError: with the names that exist.
+        """
+        known = list(layers)
+        for name in self.max_ratio if isinstance(self.max_ratio, Mapping) else ():
+            if not any(_within(layer, name) for layer in known):
+                raise ConfigError(
+                    f"max_ratio: no layer that is pruned is called {name!r}{nearest(name, known)}; "
+                    f"the layers are: {', '.join(known)}"
+                )
+
+    def least(self, name: str, units: int, granularity: Granularity) -> int:
+        """Number of units that must stay of a layer of so many units."""
+        given = SHARES[granularity] if self.keep_at_least is None else self.keep_at_least
+        # A share times a count may exceed a whole number by rounding alone.
+        kept = given if isinstance(given, int) else math.ceil(given * units - 1e-6)
+        spared = units - math.floor(self._ratio(name) * units + 1e-6)
+        return min(units, max(1, kept, spared))
+
+    def _ratio(self, name: str) -> float:
+        if not isinstance(self.max_ratio, Mapping):
+            return self.max_ratio
+        # The longest name is the closest: a layer's own comes before that of a module around it.
+        found = [given for given in self.max_ratio if _within(name, given)]
+        return self.max_ratio[max(found, key=len)] if found else 1.0
+
+
+def protected(score: Tensor, least: int) -> Tensor:
+    """The highest ``least`` scores of a layer at infinity, which no threshold reaches.
+
+    Args:
+        score: of each unit, any shape; zero where it is pruned already. Ties go by place.
+        least: how many units must stay. Fewer are protected where fewer are left.
+    """
+    flat = score.flatten()
+    highest = flat.cpu().argsort(descending=True, stable=True)[:least].to(flat.device)
+    raised = flat.clone()
+    raised[highest] = torch.where(flat[highest] > 0, math.inf, flat[highest])
+    return raised.reshape(score.shape)
+
+
+def _check_least(given: object) -> None:
+    if given is None:
+        return
+    share = isinstance(given, float) and 0 <= given < 1
+    count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    if not share and not count:
+        raise ConfigError(
+            "keep_at_least is a share of a layer in [0, 1), or a number of units, at least 1, "
+            f"not {given!r}"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _within(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(f"{name}.")

@@ -1,0 +1,49 @@
+"""Whole channels out of a trained network, with everything that reads and writes them.
+
+A residual stream, the heads of an attention or the hidden units of a layer go as one, so that what
+is left is an ordinary narrower network of the same class: no index operation, no mask. ::
+
+    from snello.pruning.channels import Keep, group_taylor, plan_channels
+
+    plan = plan_channels(model, images, Keep(macs=0.5), importance=group_taylor(batches))
+    print(plan)                       # widths before and after, what is pinned and why
+    lean = plan.cut(model)            # fine-tune it: what went has to be made up for
+
+:func:`snello.prune` does this in several steps, with fine-tuning in between.
+
+Sources: Fang et al., "DepGraph: towards any structural pruning", CVPR 2023 (groups and their
+normalised importance); Molchanov et al., "Importance estimation for neural network pruning", CVPR
+2019 (first-order Taylor); Liu et al., "Group Fisher pruning for practical network compression",
+ICML 2021 (Fisher); Liu et al., "Learning efficient convolutional networks through network
+slimming", ICCV 2017 (BatchNorm scale).
+"""
+
+from ._importance import CHANNEL_IMPORTANCES as CHANNEL_IMPORTANCES
+from ._importance import ChannelImportance as ChannelImportance
+from ._importance import activation as activation
+from ._importance import group_fisher as group_fisher
+from ._importance import group_taylor as group_taylor
+from ._importance import magnitude as magnitude
+from ._importance import neuron_scores as neuron_scores
+from ._importance import norm_scale as norm_scale
+from ._plan import ChannelPlan as ChannelPlan
+from ._plan import Keep as Keep
+from ._plan import plan_channels as plan_channels
+from ._size import Size as Size
+from ._size import measured_size as measured_size
+
+__all__ = [
+    "CHANNEL_IMPORTANCES",
+    "ChannelImportance",
+    "ChannelPlan",
+    "Keep",
+    "Size",
+    "activation",
+    "group_fisher",
+    "group_taylor",
+    "magnitude",
+    "measured_size",
+    "neuron_scores",
+    "norm_scale",
+    "plan_channels",
+]  # fmt: skip

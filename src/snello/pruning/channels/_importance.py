@@ -1,0 +1,339 @@
+"""What the channels of a dimension are worth: reductions over the slices that go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, DataError, nearest
+from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
+from snello.graph.coupled import Coupling, Member
+from snello.neurons import is_batchnorm
+
+Reduce = Literal["sum", "mean", "max", "first"]
+ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
+"""(model, coupling) -> dimension name -> scores of shape ``(width,)``. The lowest go first; dimensions
+without scores keep their width."""
+
+Batch = tuple[Any, Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
+    r"""Norm of the slices: :math:`\|w\|_p^p` of each member, reduced over the members.
+
+    Args:
+        p: 1 or 2.
+        reduce: over weights that write and read a channel; "first" takes the first writer alone.
+
+    Source: Li et al., "Pruning filters for efficient ConvNets", ICLR 2017; by group: Fang et al.,
+    "DepGraph", CVPR 2023, eq. 5.
+    """
+    if p not in (1, 2):
+        raise ConfigError(f"magnitude: p is 1 or 2, not {p}")
+    _check_reduce(reduce)
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        parameters = _parameters(model)
+        return _by_dimension(
+            coupling,
+            lambda member: per_index(parameters[member.name].detach().abs() ** p, member),
+            reduce,
+            roles=("write", "read"),
+        )
+
+    return scores
+
+
+def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+    r"""Size of :math:`|\gamma|` of the BatchNorms over a channel, their mean.
+
+    Dimensions without a BatchNorm keep their width.
+
+    Raises:
+        ConfigError: for a network in which no BatchNorm has a scale.
+
+    Source: Liu et al., "Network slimming", ICCV 2017, section 3.
+    """
+    scales = {
+        f"{name}.weight": module.weight.detach().abs()
+        for name, module in model.named_modules()
+        if is_batchnorm(module) and module.weight is not None
+    }
+    found = {}
+    for dimension in coupling.free:
+        own = [per_index(scales[m.name], m) for m in dimension.members if m.name in scales]
+        if own:
+            found[dimension.name] = torch.stack(own).mean(0)
+    if not found:
+        raise ConfigError(
+            f"norm_scale needs a BatchNorm with a scale; {type(model).__name__} has none"
+        )
+    return found
+
+
+def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+    r"""First order in the loss: :math:`\sum_m |\sum_{w \in m} w\,\partial L/\partial w|`.
+
+    The inner sum is over the slice of one parameter, the outer one over the members. Means over
+    batches, with the model in evaluation mode.
+
+    Args:
+        batches: calibration data, pairs of inputs and targets.
+        loss: of outputs and targets; default: cross-entropy.
+
+    Source: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8;
+    by group: Fang et al., "DepGraph", CVPR 2023.
+    """
+    return _gradient_scores(batches, loss, lambda product: product.abs())
+
+
+def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+    r"""Diagonal of the Fisher information: :math:`\sum_b (\sum_{w} w\,\partial L_b/\partial w)^2`.
+
+    The inner sum is over all weights of the channel, the outer one over batches: with batches of
+    one sample it is the empirical Fisher information of a scale on the channel.
+
+    Args:
+        batches: calibration data, pairs of inputs and targets; the smaller the batches, the closer.
+        loss: of outputs and targets; default: cross-entropy.
+
+    Source: Liu et al., "Group Fisher pruning for practical network compression", ICML 2021, eq. 8.
+    """
+    return _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
+
+
+def activation(batches: Iterable[Any]) -> ChannelImportance:
+    """Mean absolute output of the modules that write a channel, each divided by its own mean.
+
+    Args:
+        batches: inputs without targets.
+
+    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference", ICLR 2017, section 2.2, "activation".
+    """
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        owners = {
+            name.rpartition(".")[0]: axis
+            for dimension in coupling.free
+            for name, axis in ((m.name, m.axis) for m in dimension.members if m.role == "write")
+            if name.endswith("weight")
+        }
+        sums: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                axis = -1 if isinstance(module, nn.Linear) else 1
+                means = output.detach().abs().transpose(axis, -1).flatten(0, -2).double().mean(0)
+                sums[name] = sums.get(name, torch.zeros_like(means)) + means
+
+            return hook
+
+        handles = [
+            model.get_submodule(name).register_forward_hook(keep(name))
+            for name in owners
+            if isinstance(model.get_submodule(name), (nn.Linear, nn.modules.conv._ConvNd))
+        ]
+        try:
+            _run_all(model, batches)
+        finally:
+            for handle in handles:
+                handle.remove()
+        scaled = {name: total / total.mean().clamp_min(1e-30) for name, total in sums.items()}
+        return _of_writers(coupling, scaled)
+
+    return scores
+
+
+def neuron_scores(scores: Mapping[str, Tensor]) -> ChannelImportance:
+    """Scores of neurons, as SeReNe's, carried over to channels: the mean over the writers.
+
+    Args:
+        scores: layer name -> score of each neuron, shape ``(neurons,)``; each layer is divided by
+            its mean. As :func:`snello.sensitivity.serene_scores` and ``lobster_scores`` return them
+            for the granularity "neuron".
+    """
+    scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
+    return lambda model, coupling: _of_writers(coupling, scaled)
+
+
+def random(seed: int = 0) -> ChannelImportance:
+    """Scores drawn uniformly: the baseline that must be beaten.
+
+    Args:
+        seed: the same seed draws the same scores.
+    """
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {d.name: torch.rand(d.width, generator=generator) for d in coupling.free}
+
+    return scores
+
+
+def importance_of(given: str | ChannelImportance) -> ChannelImportance:
+    """An importance by its name, or as it is.
+
+    Raises:
+        ConfigError: for an unknown name, with those that exist.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in CHANNEL_IMPORTANCES:
+        raise ConfigError(
+            f"importance is a function or one of {', '.join(CHANNEL_IMPORTANCES)}, not {given!r}"
+            f"{nearest(given, CHANNEL_IMPORTANCES)}"
+        )
+    return CHANNEL_IMPORTANCES[given]
+
+
+def per_index(values: Tensor, member: Member) -> Tensor:
+    """Sum of a parameter-shaped tensor over the slice of each index: shape ``(width,)``."""
+    axis_sums = values.transpose(0, member.axis).flatten(1).sum(1) if values.dim() > 1 else values
+    counts = torch.tensor([len(own) for own in member.indices])
+    owner = torch.repeat_interleave(torch.arange(len(member.indices)), counts)
+    places = torch.tensor([i for own in member.indices for i in own], dtype=torch.long)
+    found = torch.zeros(len(member.indices), dtype=axis_sums.dtype, device=axis_sums.device)
+    return found.index_add_(0, owner.to(found.device), axis_sums[places.to(found.device)])
+
+
+def _gradient_scores(
+    batches: Iterable[Batch],
+    loss: Loss | None,
+    each: Callable[[Tensor], Tensor],
+    whole: Callable[[Tensor], Tensor] | None = None,
+) -> ChannelImportance:
+    measure: Loss = loss or _cross_entropy
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        parameters = {n: p for n, p in _parameters(model).items() if isinstance(p, nn.Parameter)}
+        used = _trained_members(coupling, parameters)
+        names = list({member.name for members in used.values() for member in members})
+        totals = {name: torch.zeros(coupling[name].width) for name in used}
+        count = 0
+        for batch in batches:
+            count += 1
+            products = _products(model, [parameters[n] for n in names], batch, measure)
+            by_name = dict(zip(names, products, strict=True))
+            for name, members in used.items():
+                own = [each(per_index(by_name[m.name], m)) for m in members]
+                summed = torch.stack([value.cpu().double() for value in own]).sum(0)
+                totals[name] = totals[name] + (whole(summed) if whole else summed)
+        if not count:
+            raise DataError("there is no batch to calibrate the scores on")
+        return {name: total / count for name, total in totals.items()}
+
+    scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
+    return scores
+
+
+def _trained_members(
+    coupling: Coupling, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, list[Member]]:
+    return {
+        d.name: [m for m in d.parameters if m.name in parameters and m.role in ("write", "read")]
+        for d in coupling.free
+    }
+
+
+def _products(
+    model: nn.Module, parameters: list[nn.Parameter], batch: Batch, measure: Loss
+) -> list[Tensor]:
+    """``w * dL/dw`` of each parameter."""
+    inputs, targets = batch
+    device = parameters[0].device
+    with evaluation_mode(model), requiring_gradients(parameters):
+        outputs = Inputs.of(inputs).map(lambda x: x.to(device)).call(model)
+        found = torch.autograd.grad(
+            measure(outputs, targets.to(device)), parameters, allow_unused=True
+        )
+    return [
+        torch.zeros_like(p) if g is None else (p.detach() * g).detach()
+        for p, g in zip(parameters, found, strict=True)
+    ]
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    scores = getattr(outputs, "logits", outputs)
+    if not isinstance(scores, Tensor):
+        raise ConfigError(
+            f"the model returns a {type(outputs).__name__}: give loss=, a function of outputs and targets"
+        )
+    return nn.functional.cross_entropy(scores, targets)
+
+
+def _by_dimension(
+    coupling: Coupling,
+    score: Callable[[Member], Tensor],
+    reduce: Reduce,
+    roles: tuple[str, ...],
+) -> dict[str, Tensor]:
+    found = {}
+    for dimension in coupling.free:
+        own = [score(m).cpu() for m in dimension.members if m.role in roles]
+        if own:
+            found[dimension.name] = _reduced(torch.stack(own), reduce)
+    return found
+
+
+def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for dimension in coupling.free:
+        own = [
+            per_index(by_layer[layer].cpu(), _flat(member))
+            for member in dimension.members
+            if member.role == "write"
+            and (layer := member.name.rpartition(".")[0]) in by_layer
+            and len(by_layer[layer]) > _largest(member)
+        ]
+        if own:
+            found[dimension.name] = torch.stack(own).mean(0)
+    return found
+
+
+def _flat(member: Member) -> Member:
+    return Member(member.name, 0, member.role, member.indices)
+
+
+def _largest(member: Member) -> int:
+    return max((max(own, default=-1) for own in member.indices), default=-1)
+
+
+def _reduced(values: Tensor, how: Reduce) -> Tensor:
+    if how == "first":
+        return values[0]
+    if how == "max":
+        return values.max(0).values
+    return values.sum(0) if how == "sum" else values.mean(0)
+
+
+def _check_reduce(reduce: str) -> None:
+    if reduce not in ("sum", "mean", "max", "first"):
+        raise ConfigError(f"reduce is one of sum, mean, max, first, not {reduce!r}")
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+
+
+def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    count = 0
+    with evaluation(model):
+        for batch in batches:
+            count += 1
+            Inputs.of(batch).map(lambda x: x.to(device)).call(model)
+    if not count:
+        raise DataError("there is no batch to calibrate the scores on")
+
+
+CHANNEL_IMPORTANCES: dict[str, ChannelImportance] = {
+    "l1": magnitude(1), "l2": magnitude(2), "norm-scale": norm_scale, "random": random(),
+}  # fmt: skip

@@ -1,0 +1,283 @@
+"""Which channels go, and what is left: analysed once into a plan, then cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError
+from snello.graph import Example
+from snello.graph.coupled import Coupling, coupling, cut, zeroed
+from snello.pruning._limits import HEAVY, LayerLimits
+from snello.pruning._normalise import Normalise, comparable, normalise_of
+
+from ._importance import ChannelImportance, importance_of
+from ._size import Size, SizeModel
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What shall be left of a network, as shares of what it has now; all bounds that are given hold.
+
+    Attributes:
+        macs: share of the multiply-accumulates, in (0, 1].
+        parameters: share of the parameters, in (0, 1].
+        channels: share of the channels of all dimensions, in (0, 1].
+
+    Raises:
+        ConfigError: for a share outside (0, 1], and if none is given.
+    """
+
+    macs: float | None = None
+    parameters: float | None = None
+    channels: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        for name, share in given.items():
+            if not isinstance(share, (int, float)) or not 0 < share <= 1:
+                raise ConfigError(f"Keep({name}={share!r}): a share to keep, in (0, 1]")
+        if not given:
+            raise ConfigError("Keep(): give macs=, parameters= or channels=, a share in (0, 1]")
+
+    def after(self, share_of_way: float) -> Keep:
+        """The bounds of an early step: geometric steps from the whole to the share."""
+        return Keep(**{k: None if v is None else v**share_of_way for k, v in vars(self).items()})
+
+    def holds(self, size: Size, dense: Size, channels: float) -> bool:
+        """Whether a size keeps the bounds."""
+        return (
+            (self.macs is None or size.macs <= self.macs * dense.macs)
+            and (self.parameters is None or size.parameters <= self.parameters * dense.parameters)
+            and (self.channels is None or channels <= self.channels + 1e-9)
+        )
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """Channels to remove.
+
+    Attributes:
+        coupling: the dimensions of the network.
+        removed: dimension -> indices to remove, sorted.
+        before, after: estimated sizes.
+        warnings: what deserves a look, such as a dimension that loses nearly everything.
+    """
+
+    coupling: Coupling
+    removed: Mapping[str, tuple[int, ...]]
+    before: Size
+    after: Size
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Dimension -> width before and after."""
+        return {
+            d.name: (d.width, d.width - len(self.removed.get(d.name, ())))
+            for d in self.coupling.dimensions
+        }
+
+    def cut(self, model: nn.Module, example: Example | None = None) -> nn.Module:
+        """Remove the channels from a copy of the model; see :func:`snello.graph.coupled.cut`."""
+        return cut(model, self.coupling, self.removed, example)
+
+    def zeroed(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with every slice of the removed channels at zero."""
+        return zeroed(model, self.coupling, self.removed)
+
+    def __str__(self) -> str:
+        rows = [("dimension", "width", "kept", "")]
+        for d in self.coupling.dimensions:
+            before, after = self.widths[d.name]
+            rows.append((d.name, str(before), str(after), d.pinned or ""))
+        sizes = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [
+            "  ".join(
+                [row[0].ljust(sizes[0]), row[1].rjust(sizes[1]), row[2].rjust(sizes[2]), row[3]]
+            ).rstrip()
+            for row in rows
+        ]
+        lines.append(
+            f"{self.after.macs / max(self.before.macs, 1):.3f} of the MACs, "
+            f"{self.after.parameters / self.before.parameters:.3f} of the parameters left"
+        )
+        return "\n".join([*lines, *self.warnings])
+
+
+def plan_channels(
+    model: nn.Module,
+    example: Example,
+    keep: Keep,
+    *,
+    importance: str | ChannelImportance = "l2",
+    normalise: Normalise | Literal["auto"] | None = "auto",
+    limits: LayerLimits | None = None,
+    round_to: int = 1,
+    exclude: Collection[str] = (),
+    groups: Coupling | None = None,
+) -> ChannelPlan:
+    """Choose the channels that are worth least until what is left keeps the bounds.
+
+    Args:
+        model: a trained network; it is not changed.
+        example: example inputs.
+        keep: what shall be left.
+        importance: of the channels: "l1", "l2", "norm-scale", "random", or a function such as
+            :func:`group_taylor` and :func:`group_fisher` return.
+        normalise: how scores of different dimensions are made comparable: "mean", "max",
+            "standard", "rank", or None; "auto" is None for scores that share a unit, such as those
+            of gradients, else "mean".
+        limits: least width and largest loss of each dimension; default: a tenth stays.
+        round_to: widths are rounded to multiples of this, for hardware that likes such widths;
+            the bounds hold after rounding. Dimensions that are narrower keep their width.
+        exclude: names of dimensions, or of modules, that keep their width; a module's are all
+            that it writes or reads.
+        groups: the coupling, where it is known already.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: for unknown names, numbers outside their range, and a bound that cannot be
+            kept within the limits, with what can be reached.
+        ModelError: if the model does not run on the example inputs.
+    """
+    if round_to < 1:
+        raise ConfigError(f"round_to: must be at least 1, not {round_to}")
+    found = groups or coupling(model, example)
+    measure = importance_of(importance)
+    scores = comparable(_positive(measure(model, found)), normalise_of(normalise, measure))
+    _check_names(found, exclude)
+    scores = {name: score for name, score in scores.items() if not _excluded(found, name, exclude)}
+    if not scores:
+        raise ConfigError(
+            f"{type(model).__name__} has no dimension to prune: "
+            f"{len(found.dimensions)} found, {len(found.free)} free, and none of them has scores"
+        )
+    own = limits or LayerLimits()
+    own.check_names(scores)
+    choice = _Choice(scores, own, round_to)
+    size = SizeModel(model, found, example)
+    dense = size({})
+
+    def holds(count: int) -> bool:
+        removed = choice.removed(count)
+        return keep.holds(size(removed), dense, choice.share_left(removed))
+
+    if not holds(choice.most):
+        least = size(choice.removed(choice.most))
+        raise ConfigError(
+            f"{keep} cannot be reached: with a least width of every dimension there stay "
+            f"{least.macs / max(dense.macs, 1):.3f} of the MACs and "
+            f"{least.parameters / dense.parameters:.3f} of the parameters; keep more, or give "
+            "limits=LayerLimits(keep_at_least=...)"
+        )
+    low, high = 0, choice.most  # the smallest count that holds
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    removed = choice.removed(high)
+    heavy = tuple(
+        f"{name} loses {len(gone)} of {len(scores[name])} channels"
+        for name, gone in removed.items()
+        if len(gone) > HEAVY["neuron"] * len(scores[name])
+    )
+    return ChannelPlan(found, removed, dense, size(removed), heavy)
+
+
+class _Choice:
+    """The channels in the order in which they go, within the limits.
+
+    Args:
+        scores: dimension -> positive scores.
+        limits: what stays.
+        round_to: multiple of the widths.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], limits: LayerLimits, round_to: int) -> None:
+        self._order = {n: s.argsort(stable=True).tolist() for n, s in scores.items()}
+        self._round_to = round_to
+        self._may_go = {
+            name: len(score) - self._up(limits.least(name, len(score), "neuron"), len(score))
+            for name, score in scores.items()
+        }
+        ranked = [
+            torch.stack([score[self._order[name][i]] for i in range(self._may_go[name])])
+            for name, score in scores.items()
+            if self._may_go[name]
+        ]
+        owners = [
+            torch.full((self._may_go[name],), i, dtype=torch.long)
+            for i, name in enumerate(scores)
+            if self._may_go[name]
+        ]
+        self._names = list(scores)
+        values = torch.cat(ranked) if ranked else torch.empty(0)
+        owner = torch.cat(owners) if owners else torch.empty(0, dtype=torch.long)
+        self._turns = owner[values.argsort(stable=True)]
+        self._total = sum(len(score) for score in scores.values())
+
+    @property
+    def most(self) -> int:
+        """How many channels may go."""
+        return len(self._turns)
+
+    def removed(self, count: int) -> dict[str, tuple[int, ...]]:
+        """The ``count`` channels that are worth least, widths rounded."""
+        each = torch.bincount(self._turns[:count], minlength=len(self._names)).tolist()
+        found = {}
+        for name, gone in zip(self._names, each, strict=True):
+            width = len(self._order[name])
+            kept = min(width, max(width - self._may_go[name], self._near(width - gone, width)))
+            if kept < width:
+                found[name] = tuple(sorted(self._order[name][: width - kept]))
+        return found
+
+    def share_left(self, removed: Mapping[str, tuple[int, ...]]) -> float:
+        """Share of all channels that stays."""
+        return 1 - sum(map(len, removed.values())) / self._total
+
+    def _up(self, width: int, whole: int) -> int:
+        """A least width, rounded up to a multiple."""
+        return min(whole, math.ceil(width / self._round_to) * self._round_to)
+
+    def _near(self, width: int, whole: int) -> int:
+        """A width, rounded to the nearest multiple; narrow dimensions stay as they are."""
+        if whole <= self._round_to:
+            return whole if self._round_to > 1 else width
+        return max(self._round_to, round(width / self._round_to) * self._round_to)
+
+
+def _positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores above zero, which comparable() keeps for what is pruned already."""
+    found = {}
+    for name, score in scores.items():
+        value = score.detach().double().cpu()
+        if not torch.isfinite(value).all() or bool((value < 0).any()):
+            raise ConfigError(f"the scores of dimension {name!r} must be finite and not negative")
+        found[name] = value.clamp_min(torch.finfo(torch.float64).tiny)
+    return found
+
+
+def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
+    members = [member.name for member in found[name].members]
+    return any(
+        item == name or any(m == item or m.startswith(f"{item}.") for m in members)
+        for item in exclude
+    )
+
+
+def _check_names(found: Coupling, exclude: Collection[str]) -> None:
+    known = {d.name for d in found.dimensions}
+    for item in exclude:
+        if item not in known and not any(_excluded(found, name, [item]) for name in known):
+            raise ConfigError(
+                f"exclude: no dimension or module is called {item!r}; the dimensions are: "
+                f"{', '.join(sorted(known))}"
+            )

@@ -1,0 +1,122 @@
+"""Parameters and multiply-accumulates of a network with channels removed, without cutting it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ModelError
+from snello.flops import flop_counter
+from snello.graph import Example, Inputs, evaluation
+from snello.graph.coupled import Coupling
+
+Removed = Mapping[str, Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a network.
+
+    Attributes:
+        macs: multiply-accumulate operations of one sample.
+        parameters: number of them.
+    """
+
+    macs: float
+    parameters: int
+
+
+class SizeModel:
+    """Sizes of a network for any set of removed channels.
+
+    A weight costs its number of entries times the positions at which it is used; products of two
+    activations, as in attention, are not followed.
+
+    Args:
+        model: the network; it is not changed.
+        coupling: its coupling.
+        example: example inputs.
+    """
+
+    def __init__(self, model: nn.Module, coupling: Coupling, example: Example) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._positions = _positions(model, Inputs.of(example))
+        self._touched: dict[str, list[tuple[str, int, tuple[tuple[int, ...], ...]]]] = {
+            d.name: [
+                (m.name, m.axis, m.indices) for m in d.parameters if m.name in self._parameters
+            ]
+            for d in coupling.free
+        }
+
+    def __call__(self, removed: Removed) -> Size:
+        """The size without some channels."""
+        gone: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for name, indices in removed.items():
+            chosen = list(indices)
+            for parameter, axis, slices in self._touched[name]:
+                gone[parameter, axis].update(i for index in chosen for i in slices[index])
+        left: dict[str, float] = {n: float(p.numel()) for n, p in self._parameters.items()}
+        for (parameter, axis), lost in gone.items():
+            left[parameter] *= 1 - len(lost) / self._parameters[parameter].shape[axis]
+        macs = sum(left[name] * times for name, times in self._positions.items())
+        return Size(macs, round(sum(left.values())))
+
+
+def measured_size(model: nn.Module, example: Example) -> Size:
+    """Size of a network, its operations counted as torch runs them.
+
+    Raises:
+        ModelError: if it does not run on the example inputs.
+    """
+    inputs = Inputs.of(example)
+    tensors = inputs.tensors()
+    batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
+    counter = flop_counter()
+    try:
+        with evaluation(model), counter:
+            inputs.map(torch.clone).call(model)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelError(f"{type(model).__name__} does not run: {error}") from error
+    return Size(counter.get_total_flops() / 2 / batch, sum(p.numel() for p in model.parameters()))
+
+
+def _positions(model: nn.Module, inputs: Inputs) -> dict[str, float]:
+    """Parameter name -> how often each of its entries is multiplied for one sample."""
+    counts: dict[str, float] = defaultdict(float)
+    batch = max(1, len(inputs.tensors()[0])) if inputs.tensors() else 1
+
+    def counting(name: str) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, nn.MultiheadAttention):
+                query: Tensor = args[0]
+                places = query.numel() // query.shape[-1]
+                counts[f"{name}.in_proj_weight"] += places / batch
+                counts[f"{name}.out_proj.weight"] += places / batch
+                return
+            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            shown = args[0] if transposed else output
+            last = isinstance(module, nn.Linear)
+            channels = shown.shape[-1] if last else module.weight.shape[0]
+            counts[f"{name}.weight".lstrip(".")] += shown.numel() / channels / batch
+
+        return hook
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    handles = [
+        module.register_forward_hook(counting(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        with evaluation(model):
+            inputs.map(torch.clone).call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    known = dict(model.named_parameters())
+    return {name: times for name, times in counts.items() if name in known}

@@ -1,0 +1,74 @@
+"""BatchNorm statistics of a network that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from snello.errors import ConfigError, DataError
+from snello.graph import Example, Inputs, evaluation
+from snello.neurons import is_batchnorm
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
+    """Estimate the running statistics of every BatchNorm again, in place.
+
+    Means and variances are averages over all batches with equal weight; every other module is in
+    evaluation mode. A BatchNorm that keeps no statistics is left alone.
+
+    Args:
+        model: changed in place; its modes are restored.
+        batches: inputs without targets, each as the model takes them; some thousand samples are
+            plenty.
+
+    Returns:
+        The number of BatchNorms estimated. Zero, without a forward pass, for a network that has
+        none.
+
+    Raises:
+        ConfigError: if the batches hold targets too.
+        DataError: if there is no batch.
+
+    Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning",
+    ECCV 2020, section 3.3, adaptive batch normalisation.
+    """
+    norms = [m for m in model.modules() if is_batchnorm(m) and m.running_mean is not None]
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    count = 0
+    with evaluation(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()  # type: ignore[operator]
+                norm.momentum = None  # type: ignore[assignment]  # a plain average over batches
+                norm.training = True
+            for batch in batches:
+                count += 1
+                inputs_only(batch).map(lambda tensor: tensor.to(device)).call(model)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    if not count:
+        raise DataError("recalibrate: there is no batch to estimate the statistics on")
+    return len(norms)
+
+
+def inputs_only(batch: Example) -> Inputs:
+    """Inputs of a model in one batch of calibration data.
+
+    Raises:
+        ConfigError: for a pair whose second tensor looks like targets.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        first, second = batch
+        tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+        if tensors and second.dim() <= 1 < first.dim():
+            raise ConfigError(
+                f"batches hold pairs of shapes {tuple(first.shape)} and {tuple(second.shape)}, "
+                "inputs and targets as it seems; give the inputs alone: (x for x, _ in loader)"
+            )
+    return Inputs.of(batch)

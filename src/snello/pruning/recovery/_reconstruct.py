@@ -1,0 +1,263 @@
+"""Weights that make up for pruned inputs, by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snello.errors import ConfigError, DataError
+from snello.graph import Example, Inputs, evaluation
+from snello.neurons import (
+    LayerFilter,
+    dead_neurons,
+    padding_of,
+    plain_layers,
+    rows,
+    select_layers,
+    weighted_layers,
+)
+from snello.wrappers import unwrapped
+
+from ._recalibrate import inputs_only
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Result of :func:`reconstruct`.
+
+    Attributes:
+        errors: layer name -> error of its outputs before and after, squared and relative to the
+            variance of the reference's outputs.
+        left_alone: layer name -> reason.
+    """
+
+    errors: Mapping[str, tuple[float, float]]
+    left_alone: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {a:.3g} -> {b:.3g}" for name, (a, b) in self.errors.items()]
+        return "\n".join(lines + [f"{name}: {why}" for name, why in self.left_alone.items()])
+
+
+def reconstruct(
+    model: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Example],
+    *,
+    exclude: LayerFilter = (),
+    damping: float = 1e-2,
+    samples: int = 8192,
+    seed: int = 0,
+) -> Reconstruction:
+    r"""Fit the weights that are left to the outputs of the network before pruning, in place.
+
+    Layer after layer, in the order of the forward pass and each behind the layers fitted before, a
+    layer's weights W move to
+
+    .. math:: \arg\min_{W'} \|Y - X W'^\top\|^2 + \lambda \|W' - W\|^2
+
+    with its present inputs X, the reference's outputs Y, and λ the damping times the mean square of
+    an input. Weights that are exactly zero stay zero, and dead neurons stay dead.
+
+    Args:
+        model: the pruned network, changed in place, before it is simplified.
+        reference: the same architecture with the weights before pruning.
+        batches: inputs without targets; all are run at once, 256 to 1024 samples are plenty.
+        exclude: layers that keep their weights.
+        damping: pull towards the present weights, positive.
+        samples: rows of X for each layer; positions of feature maps are drawn until there are so
+            many, and at least twice as many as a neuron has weights.
+        seed: of that draw.
+
+    Returns:
+        Errors before and after. Left alone are layers that run more than once per forward or not at
+        all, whose weight is computed or shared, transposed convolutions, and layers whose neurons
+        have lost different inputs (single weights).
+
+    Raises:
+        ConfigError: for a reference of another architecture, or a damping that is not positive.
+        DataError: if there is no batch.
+
+    Source: He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", ICCV
+    2017, eq. 3, without its selection of channels; damped.
+    """
+    if not damping > 0:
+        raise ConfigError(f"reconstruct: damping must be positive, not {damping}")
+    model, reference = unwrapped(model, "reconstruct"), unwrapped(reference, "reconstruct")
+    _check_alike(model, reference)
+    inputs = _joined(model, batches)
+    layers, left = plain_layers(weighted_layers(model))
+    chosen = select_layers(layers, exclude, "reconstruct")
+    left |= {name: why for name, m in chosen.items() if (why := _odd(m)) is not None}
+    counts = _calls(reference, chosen, inputs)
+    left |= {n: f"it runs {c} times in a forward pass" for n, c in counts.items() if c != 1}
+    fits = {name: _Fit(m, damping, samples, seed) for name, m in chosen.items() if name not in left}
+    _run(reference, inputs, {name: fit.see_reference for name, fit in fits.items()})
+    _run(model, inputs, {name: fit.solve for name, fit in fits.items()})
+    return Reconstruction({name: fit.errors for name, fit in fits.items()}, left)
+
+
+class _Fit:
+    """One layer: the outputs it should have, then the weights for them."""
+
+    def __init__(self, layer: nn.Module, damping: float, samples: int, seed: int) -> None:
+        self._damping, self._seed = damping, seed
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self._samples = max(samples, 2 * weight[0].numel())
+        self._positions: list[tuple[int, ...]] = []
+        self._targets = torch.empty(0)
+        self.errors = (0.0, 0.0)
+
+    def see_reference(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        space = output.shape[2:] if isinstance(layer, _CONVOLUTIONS) else output.shape[1:-1]
+        wanted = min(prod(space), -(-self._samples // max(1, output.shape[0])))
+        generator = torch.Generator().manual_seed(self._seed)
+        drawn = torch.randperm(prod(space), generator=generator)[:wanted]
+        corners = list(product(*map(range, space)))
+        self._positions = [corners[int(i)] for i in drawn]
+        self._targets = self._at_positions(layer, output)
+
+    def _at_positions(self, layer: nn.Module, output: Tensor) -> Tensor:
+        """Outputs at the positions that were drawn: shape (positions · B, neurons)."""
+        return torch.cat([output[at] for at in self._indices(layer)]).double()
+
+    def _indices(self, layer: nn.Module) -> list[Any]:
+        """Index of each position in an output: space is last in a convolution's, else in between."""
+        channels = (slice(None),) if isinstance(layer, _CONVOLUTIONS) else ()
+        return [(slice(None), *channels, *where) for where in self._positions]
+
+    def _inputs_at(self, layer: Any, values: Tensor) -> Tensor:
+        """What a neuron reads at each position: shape (groups, positions · B, fan-in)."""
+        if isinstance(layer, nn.Linear):
+            return torch.cat([values[at] for at in self._indices(layer)])[None].double()
+        before, after = padding_of(layer)
+        sides = [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(values, sides, mode=mode)
+        patches = []
+        for where in self._positions:
+            window = tuple(
+                slice(at * step, at * step + gap * (size - 1) + 1, gap)
+                for at, step, gap, size in zip(
+                    where, layer.stride, layer.dilation, layer.kernel_size, strict=True
+                )
+            )
+            patches.append(padded[(slice(None), slice(None), *window)])
+        joined = torch.cat(patches).double()
+        return joined.reshape(len(joined), layer.groups, -1).transpose(0, 1)
+
+    def solve(self, layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        alive = ~dead_neurons(layer)
+        groups = getattr(layer, "groups", 1)
+        residual = self._targets - self._at_positions(layer, output)
+        patches = self._inputs_at(layer, inputs[0])
+        weight = rows(layer, layer.weight.detach())
+        change = torch.zeros_like(weight, dtype=torch.float64)
+        shift = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+        members = torch.arange(len(weight), device=weight.device).reshape(groups, -1)
+        for own, read in zip(members, patches, strict=True):
+            own = own[alive[own]]
+            support = (weight[own] != 0).any(0)
+            if not len(own) or not support.any():
+                continue
+            found, offset = self._least_squares(
+                read[:, support], residual[:, own], layer.bias is not None
+            )
+            change[own[:, None], support.nonzero()[:, 0]] = found
+            shift[own] = offset
+        with torch.no_grad():
+            layer.weight += change.to(weight.dtype).reshape(layer.weight.shape)
+            if layer.bias is not None:
+                layer.bias += shift.to(weight.dtype)
+        fitted: Tensor = layer.forward(*inputs)
+        spread = (self._targets - self._targets.mean(0))[:, alive].square().mean().clamp_min(1e-30)
+        rest = (self._targets - self._at_positions(layer, fitted))[:, alive].square().mean()
+        self.errors = (
+            float(residual[:, alive].square().mean() / spread),
+            float(rest / spread),
+        )
+        self._targets = torch.empty(0)
+        return fitted
+
+    def _least_squares(self, read: Tensor, residual: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+        """Change of weights (neurons, inputs) and of biases (neurons,) that explains a residual."""
+        # With a bias the means are free: the rest is a regression of what varies.
+        centre = read.mean(0) if bias else torch.zeros_like(read[0])
+        height = residual.mean(0) if bias else torch.zeros_like(residual[0])
+        varying = read - centre
+        gram = varying.T @ varying
+        scale = gram.diagonal().mean()
+        if not scale > 0:
+            return torch.zeros_like(gram[:1]).expand(residual.shape[1], -1), height
+        gram.diagonal().add_(self._damping * scale)
+        found = torch.linalg.solve(gram, varying.T @ (residual - height)).T
+        return found, height - found @ centre
+
+
+def _odd(layer: nn.Module) -> str | None:
+    if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        return f"a {type(layer).__name__} is not fitted"
+    weight = rows(layer, layer.weight.detach())
+    groups = getattr(layer, "groups", 1)
+    for own in weight.reshape(groups, -1, weight.shape[1]):
+        live = own[(own != 0).any(1)]
+        if len(live) and not (live[:, (live != 0).any(0)] != 0).all():
+            return "its neurons have lost different inputs"
+    return None
+
+
+def _check_alike(model: nn.Module, reference: nn.Module) -> None:
+    ours = {name: p.shape for name, p in model.named_parameters()}
+    theirs = {name: p.shape for name, p in reference.named_parameters()}
+    if odd := [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]:
+        raise ConfigError(
+            f"reconstruct: parameter {min(odd)!r} differs in shape or is missing in one of the two "
+            "networks: give the masked network, before it is simplified, and the dense one"
+        )
+
+
+def _joined(model: nn.Module, batches: Iterable[Example]) -> Inputs:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    taken = [inputs_only(batch).map(lambda tensor: tensor.to(device)) for batch in batches]
+    if not taken:
+        raise DataError("reconstruct: there is no batch to fit the weights on")
+    leaves = [pytree.tree_flatten((batch.args, dict(batch.kwargs))) for batch in taken]
+    parts: Sequence[Any] = [
+        torch.cat(together) if isinstance(together[0], Tensor) else together[0]
+        for together in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(list(parts), leaves[0][1])
+    return Inputs(args, kwargs)
+
+
+def _calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, int]:
+    counts = dict.fromkeys(layers, 0)
+
+    def counting(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    _run(model, inputs, {name: counting(name) for name in layers})
+    return counts
+
+
+def _run(model: nn.Module, inputs: Inputs, hooks: Mapping[str, Any]) -> None:
+    handles = [model.get_submodule(n).register_forward_hook(hook) for n, hook in hooks.items()]
+    try:
+        with evaluation(model):
+            inputs.call(model)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,13 @@
+"""Search for the cheapest settings that keep a measured bound on the loss.
+
+:func:`search_rate` finds the smallest bitstream, with a quantisation parameter for each tensor.
+:func:`prune` cuts channels out of a trained network, step by step.
+"""
+
+from .prune import Pruned as Pruned
+from .prune import PruningStep as PruningStep
+from .prune import prune as prune
+from .rate import RateSearch as RateSearch
+from .rate import search_rate as search_rate
+
+__all__ = ["Pruned", "PruningStep", "RateSearch", "prune", "search_rate"]

@@ -1,0 +1,14 @@
+"""Prune a trained network to a share of its size, with fine-tuning in between.
+
+>>> from snello.pruning.channels import Keep
+>>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+>>> found = prune(model, torch.randn(8, 16), Keep(macs=0.5), fit=lambda network: None, steps=2)
+>>> found.steps[-1].macs <= 0.5, type(found.model) is type(model)
+(True, True)
+"""
+
+from ._prune import Pruned as Pruned
+from ._prune import PruningStep as PruningStep
+from ._prune import prune as prune
+
+__all__ = ["Pruned", "PruningStep", "prune"]

@@ -1,0 +1,31 @@
+"""Rate search: the smallest bitstream whose decoded model is still good enough.
+
+:func:`search_rate` evaluates decoded models to find how coarsely the weights may be quantised. One
+quantisation parameter for all weights is found by bisection. Then every tensor gets its own, such
+that one byte more would gain the same accuracy in any of them (reverse water-filling): layers that
+the output hardly depends on are rounded coarsely, and important ones get more bytes.
+
+>>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+>>> inputs = torch.randn(256, 16)
+>>> target = model(inputs).detach()
+>>> found = search_rate(model, lambda m: float((m(inputs) - target).square().mean()),
+...                     max_drop=1e-3, calibration=inputs)
+>>> found.after <= found.bound and found.bytes == len(encode(found.model.state_dict(), found.settings))
+True
+>>> data = snello.compress(found.model.state_dict(), found.settings)        # what to ship
+
+The result was decoded and evaluated, never estimated; it lists all trials. Choose on validation
+data, report on test data.
+
+Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE
+Trans. ASSP, 1988; Choi et al., "Towards the limit of network quantization", ICLR 2017,
+https://arxiv.org/abs/1612.01543; Nagel et al., "Data-free quantization through weight equalization
+and bias correction", ICCV 2019, https://arxiv.org/abs/1906.04721.
+"""
+
+from ._search import search_rate as search_rate
+from ._trial import RateSearch as RateSearch
+from ._trial import RateTrial as RateTrial
+
+# Other names are for the packages of snello.
+__all__ = ["RateSearch", "search_rate"]

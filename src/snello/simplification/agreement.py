@@ -1,0 +1,133 @@
+"""Comparison of a captured graph with its model: other sizes, and training mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from snello.graph import Graph, Inputs, bind, differ, same_numbers, tensors_of
+from snello.wrappers import computed_memo
+
+from .ir.domain import Domain, Training
+from .rewrite import sharing_parameters, wake_dropout
+from .sizes import more_examples, shorter, smaller
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Result of the comparison.
+
+    Attributes:
+        domain: what was compared.
+        fault: the inputs on which the graph has other outputs than the model; None if there are
+            none.
+    """
+
+    domain: Domain
+    fault: str | None = None
+
+
+def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
+    """Compare a graph with its model at another batch size, at another resolution or length, and in
+    training mode.
+
+    A size that the model itself refuses is not compared. A graph that cannot take the model's place
+    is not compared either: then the model's own forward stays, and only its sizes are found out.
+
+    Args:
+        model: in evaluation mode; it is neither changed nor run in training mode itself.
+        graph: of the model, captured on the example inputs and equal to it there.
+        inputs: the example inputs.
+    """
+    example = shapes_of(model, inputs)
+    shapes: list[list[int | None]] = [list(shape) for shape in example]
+    checked: dict[str, bool] = {}
+    last = inputs
+    for label, other in _others(inputs):
+        if other.shapes == inputs.shapes or all(checked.get(part) for part in label.split("+")):
+            continue
+        try:
+            # On a copy: some models adapt to the size, and keep what they have set (Swin's windows).
+            expected = _run(sharing_parameters(model), other)
+        except Exception:  # whatever the model's own code raises on a size that it does not take
+            continue
+        if graph.runnable and (fault := _fault(_twin(graph.module), other, expected)) is not None:
+            return Agreement(_domain(shapes, checked), fault)
+        checked.update(dict.fromkeys(label.split("+"), True))
+        last = other
+        for own, before, now in zip(shapes, example, shapes_of(model, other), strict=True):
+            own[:] = [None if a != b else size for size, a, b in zip(own, before, now, strict=True)]
+    checked.setdefault("positions", _same(smaller, inputs))
+    domain = _domain(shapes, checked)
+    if not graph.runnable:
+        return Agreement(domain)
+    return Agreement(replace(domain, training=_in_training(model, graph, last)))
+
+
+def shapes_of(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    """Shapes of the tensors among the arguments, in the order of the forward's signature."""
+    leaves = pytree.tree_leaves(list(bind(model, inputs).values()))
+    return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _others(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
+    """Inputs of other sizes: first all at once, then one after the other."""
+    yield "batch+positions", inputs.map(lambda x: more_examples(smaller(x)))
+    yield "batch", inputs.map(more_examples)
+    yield "positions", inputs.map(smaller)
+    yield "positions", inputs.map(shorter)
+    yield "positions", inputs.map(lambda x: smaller(x, 1, 2))
+
+
+def _same(change: Callable[[Tensor], Tensor], inputs: Inputs) -> bool:
+    """True if a change of size leaves the inputs as they are: there is no such axis."""
+    return all(change(tensor).shape == tensor.shape for tensor in inputs.tensors())
+
+
+def _domain(shapes: list[list[int | None]], checked: dict[str, bool]) -> Domain:
+    own = tuple(tuple(shape) for shape in shapes)
+    return Domain(own, checked.get("batch", False), checked.get("positions", False))
+
+
+def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    with same_numbers():
+        return tensors_of(inputs.map(torch.clone).call(model))
+
+
+def _fault(module: fx.GraphModule, inputs: Inputs, expected: list[Tensor]) -> str | None:
+    shapes = ", ".join(map(str, inputs.shapes))
+    try:
+        found = _run(module.eval(), inputs)
+    except Exception as error:  # an operation whose sizes are fixed in the graph
+        reason = str(error).partition("\n")[0]
+        return f"on inputs of shape {shapes} the captured graph raises {type(error).__name__}: {reason}"
+    if differ(expected, found):
+        return f"on inputs of shape {shapes} the captured graph has other outputs than the model"
+    return None
+
+
+def _in_training(model: nn.Module, graph: Graph, inputs: Inputs) -> Training:
+    """Compare in training mode, on copies: running statistics would move."""
+    try:
+        expected = _run(sharing_parameters(model).train(), inputs)
+    except Exception:  # a batch that is too small for its statistics, targets that are missing
+        return "unchecked"
+    try:
+        twin = _twin(graph.module)
+        wake_dropout(sharing_parameters(model).eval(), twin, graph.constants)
+        twin.recompile()
+        found = _run(twin.train(), inputs)
+    except Exception:
+        return "differs"
+    return "differs" if differ(expected, found) else "same"
+
+
+def _twin(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy a graph module but for its parameters."""
+    shared = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, computed_memo(module) | shared)

@@ -1,0 +1,43 @@
+"""Store: the files people keep, and models as data.
+
+A model is described by the name of a factory and its arguments, never by pickled code: a
+:class:`ModelSpec` goes into a recipe, a checkpoint or a model file as JSON, :func:`build` makes the
+network, :func:`load_weights` fills it. :func:`build` imports and calls whatever the name says; for
+a name that comes from a file, :func:`build_untrusted` refuses what is neither known nor named by
+you. A :class:`Record` adds the input shape and the plan that made a model lean; :func:`save` and
+:func:`load` write and read model files (``.pt``) and bitstreams (``.snello``), and :func:`inspect`
+describes these and exported files. Each kind of file is one class.
+
+>>> from snello.store import ModelSpec, build
+>>> model = build("lenet-5", classes=10)
+>>> sum(p.numel() for p in model.parameters())
+431080
+>>> spec = ModelSpec("resnet-32", {"classes": 10})
+>>> ModelSpec.from_dict(spec.to_dict()) == spec
+True
+"""
+
+from . import archives as archives
+from ._build import ModelSpec as ModelSpec
+from ._build import build as build
+from ._build import import_factory as import_factory
+from ._check import check_loadable as check_loadable
+from ._untrusted import build_untrusted as build_untrusted
+from ._untrusted import trusted_names as trusted_names
+from ._weights import load_weights as load_weights
+from .container import Container as Container
+from .files import MODEL_FILES as MODEL_FILES
+from .files import inspect as inspect
+from .files import load as load
+from .files import read as read
+from .files import save as save
+from .record import Record as Record
+from .record import from_dict as from_dict
+from .record import summary as summary
+from .record import to_dict as to_dict
+
+__all__ = [
+    "MODEL_FILES", "Container", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable",
+    "from_dict", "import_factory", "inspect", "load", "load_weights", "read", "save", "summary", "to_dict",
+    "trusted_names",
+]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Refusal to write a file that could not be loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, ModelError
+
+from ._untrusted import imported_factory, names_own_code, trusted_names
+from .record import Record, from_dict, to_dict
+
+
+def check_loadable(
+    model: nn.Module, record: Record, where: str, *, trust: str | Collection[str] = ()
+) -> None:
+    """Refuse a record from which this model could not be loaded again.
+
+    Args:
+        model: the model.
+        record: its record, to be written with its weights.
+        where: the file to be written, for messages.
+        trust: as for :func:`snello.store.save`.
+
+    Raises:
+        ModelError: naming the file, with the error of :func:`snello.store.load`.
+        ConfigError: if ``trust`` is not a name or several.
+    """
+    names = set(trusted_names(trust))
+    if not isinstance(model, nn.Module) or not isinstance(record, Record):
+        raise ConfigError(
+            f"{where} is not written: a model file needs a torch.nn.Module and a snello.Record, not a "
+            f"{type(model).__name__} and a {type(record).__name__}"
+        )
+    if names_own_code(record.model.name) and record.model.name not in names:
+        factory = imported_factory(record.model.name)
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            return _check_plain_record(model, record, where)  # a function is not called unasked
+        names.add(record.model.name)
+    _check_plain_record(model, record, where)
+    data = json.loads(json.dumps(to_dict(model, record)))
+    try:
+        with torch.random.fork_rng(devices=()):  # its weights are thrown away
+            from_dict(data, model.state_dict(), "the file", trust=names)
+    except ModelError as error:
+        raise ModelError(f"{where} is not written, for it could not be loaded: {error}") from error
+
+
+def _check_plain_record(model: nn.Module, record: Record, where: str) -> None:
+    try:
+        json.dumps(to_dict(model, record))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{where} is not written: the record of the model holds what is no plain data: {error}"
+        ) from error
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"{where} is not written: {others[0]!r} in the state_dict is not a tensor")

@@ -1,0 +1,185 @@
+"""Models that a file names: only what is known, or what the user has named too."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from snello.errors import ConfigError, MissingExtraError, ModelError
+
+from ._build import ModelSpec, build, build_with, find_known
+from ._libraries import (
+    LIBRARIES,
+    Factory,
+    installed_packages_only,
+    loading_argument,
+    offline,
+    reference_names,
+)
+
+_MAX_DEPTH = 16
+_LONG = 100
+_BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
+
+
+def build_untrusted(
+    spec: ModelSpec, trust: str | Collection[str] = (), *, where: str = "the record"
+) -> nn.Module:
+    """Build the network that a file names; import or call nothing else of the file's choice.
+
+    Args:
+        spec: the name and the arguments from the file. Without trust the name is one of
+            :func:`snello.lab.models.model_names`, or a registered model of torchvision (``"resnet18"``), timm
+            (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
+            with arguments that load nothing.
+        trust: names that may be any ``"package.module:factory"``: exactly these are imported and
+            called, with the arguments of the file.
+        where: what the spec was read from, for messages.
+
+    Raises:
+        ModelError: if the name is none of these, if the arguments are not plain data or would load
+            a file or download one, or if the model cannot be built.
+        ConfigError: if ``trust`` is not a name or several.
+        MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
+    """
+    names = trusted_names(trust)
+    try:
+        _check_plain(spec.arguments)
+        if spec.name in names:
+            return build(spec)
+        if spec.name in reference_names():
+            return build(spec)
+        return _library_model(spec)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{where}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
+    """The names in ``trust``, as a set.
+
+    Raises:
+        ConfigError: for anything but texts, such as True.
+    """
+    names = (trust,) if isinstance(trust, str) else trust
+    if not isinstance(names, Collection) or not all(isinstance(n, str) and n for n in names):
+        raise ConfigError(
+            f"trust={trust!r}: name the factories that a file may call, as trust='package.module:factory', "
+            "or several in a list; there is no trust in all of them"
+        )
+    return frozenset(names)
+
+
+def names_own_code(name: str) -> bool:
+    """Return True for the name of a factory of the user's own, neither snello's nor a library's."""
+    library, colon, _ = name.rpartition(":")
+    return bool(colon) and library not in LIBRARIES
+
+
+def imported_factory(name: str) -> Any:
+    """Find a factory in the modules that this process has imported; import nothing.
+
+    Raises:
+        ModelError: if the module has no such name, or there is no such module.
+    """
+    path, _, attribute = name.partition(":")
+    if path not in sys.modules:
+        if find_spec(path.partition(".")[0]) is None:
+            raise ModelError(
+                f"its model is made by {_shown(name)}, but there is no module {_shown(path)}"
+            )
+        return None
+    found: Any = sys.modules[path]
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ModelError(
+            f"its model is made by {_shown(name)}, but {_shown(path)} has no function or class {attribute!r}"
+        )
+    return found
+
+
+def checked_factory(spec: ModelSpec, where: str) -> Factory:
+    """The factory of a registered model of a library; it is not called.
+
+    Args:
+        spec: the name and the arguments from a file.
+        where: the file, for messages.
+
+    Raises:
+        ModelError: if no library has such a model, or an argument would load or download something.
+        MissingExtraError: if the library is not installed.
+    """
+    try:
+        _check_plain(spec.arguments)
+        return _library_factory(spec)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{where}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _library_model(spec: ModelSpec) -> nn.Module:
+    factory = _library_factory(spec)
+    with installed_packages_only(), offline():
+        return build_with(factory, spec.name, spec.arguments)
+
+
+def _library_factory(spec: ModelSpec) -> Factory:
+    library, colon, model = spec.name.rpartition(":")
+    if not colon and not _BARE_NAME.fullmatch(model):
+        raise ModelError(f"there is no model {_shown(model)}")
+    # Looked up before anything is called, and with the working folder off the import path.
+    factory = find_known(spec.name) if library in LIBRARIES or not colon else None
+    if factory is None:
+        raise ModelError(
+            f"its model is made by {_shown(spec.name)}, which is neither snello's nor a registered model of "
+            "torchvision, timm or transformers, so that it is not imported; " + _advice(spec.name)
+        )
+    if (key := loading_argument(library, spec.arguments)) is not None:
+        raise ModelError(
+            f"its model {_shown(spec.name)} has the argument {_shown(key)}, which would load or download "
+            "something; a file holds its own weights: leave it out, or " + _advice(spec.name)
+        )
+    return factory
+
+
+def _advice(name: str) -> str:
+    if len(name) > _LONG or not name.isprintable():
+        return "such a name cannot be trusted"
+    return (
+        "if the file comes from someone you trust, name it: "
+        f"--own-code {_quoted(name)} (trust={name!r} in Python)"
+    )
+
+
+def _quoted(name: str) -> str:
+    plain = all(character.isalnum() or character in ":._-" for character in name)
+    return name if plain and name else repr(name)
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _LONG else f"{name[:_LONG]}…")
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    """Refuse values that JSON does not have: :meth:`ModelSpec.from_dict` takes any mapping."""
+    if depth > _MAX_DEPTH:
+        raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, depth + 1)
+            _check_plain(inner, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_plain(inner, depth + 1)
+    elif value is not None and not isinstance(value, (str, int, float, bool)):
+        raise ModelError(
+            f"the arguments of its model hold a {type(value).__name__}, which is no plain data"
+        )

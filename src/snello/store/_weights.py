@@ -1,0 +1,130 @@
+"""Weights from a state_dict file or by torchvision's name, all of them or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from snello.errors import ModelError, require
+
+from . import archives
+
+TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Fill a model with the weights of a file, all of them or none.
+
+    The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a
+    ``state_dict``, or a mapping with one under ``"state_dict"``; a ``module.`` before every key
+    (left by ``DataParallel``) is dropped. Counters ``num_batches_tracked`` may be missing, as in
+    files of before 2018.
+
+    Args:
+        model: changed in place.
+        path: the file; or torchvision's name of pretrained weights, such as
+            ``"ResNet50_Weights.IMAGENET1K_V2"``, which torchvision downloads once and keeps in
+            ``$TORCH_HOME/hub/checkpoints``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: for a missing or damaged file, for a name that torchvision does not know or
+            cannot fetch, and for weights of another model: how many keys are missing, unexpected or
+            of another shape, and the first of each.
+        MissingExtraError: for torchvision's name while torchvision is not installed.
+    """
+    own: dict[str, Any] = model.state_dict()
+    state = _matching_prefix(_source(path), own)
+    if misfits := _misfits(state, own):
+        raise ModelError(
+            f"{path} does not fit this {type(model).__name__}: {'; '.join(misfits)}; "
+            "build the model with the name and arguments that the file was trained with"
+        )
+    # The keys that may be missing keep the model's own value.
+    model.load_state_dict({**own, **state})
+    return model
+
+
+def _source(path: str | Path) -> dict[str, Tensor]:
+    file = Path(path).expanduser()
+    if isinstance(path, str) and TORCHVISION_NAME.fullmatch(path) and not file.exists():
+        return _fetch(path)
+    return _state_dict(_read(file), file)
+
+
+def _fetch(name: str) -> dict[str, Tensor]:
+    models = require("torchvision.models", "train", f"the weights {name!r}")
+    try:
+        weights = models.get_weight(name)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"torchvision knows no weights {name!r}: {_first_line(error)}; "
+            "torchvision.models.get_model_weights(model) lists those of a model"
+        ) from error
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # no network, a wrong hash, a damaged file in the cache …
+        raise ModelError(
+            f"the weights {name!r} cannot be fetched from {weights.url}: {_first_line(error)}; download the file "
+            "elsewhere and give its path"
+        ) from error
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(
+            f"no weights in {path}: it {found}; give the path of a state_dict file (.pt, .pth, .th)"
+        )
+    return archives.load(path)
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(
+            f"{path} holds a {type(content).__name__} without weights, not a state_dict"
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ModelError(
+                f"{path} holds no state_dict: its entry {key!r} is a {type(value).__name__}"
+            )
+    return dict(content)
+
+
+def _matching_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefixed = all(key.startswith("module.") for key in state)
+    # A model may have a child that is really called "module": its keys match as they are.
+    if not prefixed or any(key in own for key in state):
+        return state
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and getattr(own[k], "shape", None) != state[k].shape]
+    found = [
+        f"{len(keys)} {what}, first {keys[0]!r}"
+        for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+        if keys
+    ]
+    if shapes:
+        key = shapes[0]
+        there, here = tuple(state[key].shape), tuple(getattr(own[key], "shape", ()))
+        found.append(
+            f"{len(shapes)} of another shape, first {key!r} ({there} in the file, {here} in the model)"
+        )
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

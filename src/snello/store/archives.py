@@ -1,0 +1,228 @@
+"""Files of ``torch.save`` with a digest of every byte, read without pickled code.
+
+A sealed file is a zip archive as torch writes it, whose closing comment is ``snello sha256`` and
+the SHA-256 of all bytes before the digest. Every reader of zip archives skips the comment, so
+``torch.load`` still takes the file.
+
+>>> save("state.pt", {"weight": torch.zeros(3)})
+>>> load("state.pt")["weight"]
+tensor([0., 0., 0.])
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import pickletools
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from snello.errors import ModelError, OutputError
+from snello.files import NoRoomError, is_full, write_file
+
+_LABEL = b"snello sha256 "
+_DIGEST = 64  # hexadecimal digits
+_END = struct.Struct("<4s4H2LH")  # a zip archive's last record, up to its comment
+_CHUNK = 1 << 20
+_TENSORS = ("torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter")
+_PLAIN = ("collections.OrderedDict", "__builtin__.set", "builtins.set")
+
+
+def save(path: str | Path, content: Any) -> Path:
+    """Write a sealed file; the old one, if any, stays until the new one has been read back.
+
+    Args:
+        path: of the file.
+        content: tensors and plain data, as :func:`torch.save` takes them.
+
+    Raises:
+        OutputError: if the file cannot be written, or other bytes are read back.
+    """
+
+    def check(beside: Path) -> None:
+        if not _fits(beside):
+            raise OutputError(
+                f"cannot write {path}: other bytes are read back; the disk may be failing"
+            )
+
+    return write_file(path, lambda beside: _write(beside, content), check)
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read a file of tensors and plain data; no code in it is run.
+
+    Args:
+        path: of the file, sealed or not.
+        map_location: as for :func:`torch.load`.
+
+    Raises:
+        ModelError: if the file is damaged, of another kind, or holds pickled code, which is named.
+    """
+    if not _fits(path):
+        raise ModelError(
+            f"{path} is truncated, damaged or changed: its SHA-256 is not the one that it was written with; copy it "
+            "again from where it came from"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the errors below say enough about other kinds of files
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged file
+        if names := _pickled_code(Path(path)):
+            raise ModelError(
+                f"{path} holds pickled code ({', '.join(names[:3])}), which snello never runs: where you trust "
+                "the file, load it with torch and write model.state_dict() with torch.save, or snello.save"
+            ) from error
+        raise ModelError(f"{path} is truncated, damaged, or no file of weights") from error
+    return content
+
+
+def _write(path: Path, content: Any) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # torch's zip writer reports a failed write, and not its cause
+        raise _cause(path, content, error) from error
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        *fields, _ = _END.unpack(_read_at(file, size - _END.size, _END.size))
+        file.seek(size - _END.size)
+        file.write(_END.pack(*fields, len(_LABEL) + _DIGEST) + _LABEL)
+        file.write(_sha256(file, size + len(_LABEL)).encode())
+
+
+def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
+    """Operating system's error behind one of torch's, with the size of the whole file."""
+    needed = _size_of(content)
+    try:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, needed)
+    except OSError as found:
+        return NoRoomError(found, needed) if is_full(found) else found
+    except AttributeError:  # not on this system
+        pass
+    return OSError(
+        errno.EIO, f"torch could not write {needed:,} bytes: {str(error).splitlines()[0]}"
+    )
+
+
+def _size_of(content: Any) -> int:
+    """Bytes that a sealed file of this content takes."""
+    sink = _Counter()
+    torch.save(content, sink)  # type: ignore[arg-type]
+    return sink.size + len(_LABEL) + _DIGEST
+
+
+class _Counter:
+    """A file that counts its bytes and drops them."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing; torch calls it at the end."""
+
+
+def _fits(path: str | Path) -> bool:
+    """Compare the digest at the end of a file with its bytes; True for a file without one.
+
+    Raises:
+        ModelError: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            if _is_torchs(file, size):
+                return True
+            if size < _END.size + len(_LABEL) + _DIGEST:
+                return False
+            label = _read_at(file, size - _DIGEST - len(_LABEL), len(_LABEL))
+            return label == _LABEL and _sha256(file, size - _DIGEST).encode() == file.read()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _is_torchs(file: BinaryIO, size: int) -> bool:
+    """Recognise torch's own files: no zip archive, or one that ends without a comment.
+
+    Torch writes no other comments, so an archive with one has a digest, though the label may be
+    damaged.
+    """
+    if _read_at(file, 0, 2) != b"PK":
+        return True
+    if size < _END.size:
+        return False
+    signature, *_, comment = _END.unpack(_read_at(file, size - _END.size, _END.size))
+    return bool(signature == b"PK\5\6" and comment == 0)
+
+
+def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
+
+
+def _sha256(file: BinaryIO, size: int) -> str:
+    """SHA-256 of the first bytes of a file, whose position is then behind them."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while size:
+        chunk = file.read(min(size, _CHUNK))
+        if not chunk:
+            break  # the file was cut meanwhile
+        sha.update(chunk)
+        size -= len(chunk)
+    return sha.hexdigest()
+
+
+def _pickled_code(path: Path) -> list[str]:
+    """Names of functions and classes in the pickles of a file, without those of tensors."""
+    try:
+        return list(dict.fromkeys(name for data in _pickles(path) for name in _names_in(data)))
+    except (OSError, zipfile.BadZipFile, ValueError, IndexError, KeyError, RuntimeError):
+        return []
+
+
+def _pickles(path: Path) -> list[bytes]:
+    if not zipfile.is_zipfile(path):
+        return [path.read_bytes()]
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+
+
+def _names_in(data: bytes) -> list[str]:
+    """Names of the globals in a row of pickles; nothing is run."""
+    names, texts, stream = [], ["", ""], io.BytesIO(data)
+    try:
+        while stream.tell() < len(data):
+            for code, argument, _ in pickletools.genops(stream):
+                if code.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":
+                    names.append(".".join(texts[-2:]))  # module and name were pushed just before
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except (ValueError, IndexError, OverflowError):
+        pass  # in torch's old format the raw bytes of tensors follow
+    return [name for name in names if not _is_of_tensors(name)]
+
+
+def _is_of_tensors(name: str) -> bool:
+    """Recognise a name that every state_dict refers to."""
+    module, _, last = name.rpartition(".")
+    if module == "torch":
+        return last.endswith("Storage") or isinstance(
+            getattr(torch, last, None), (torch.dtype, type)
+        )
+    return module in _TENSORS or name in _PLAIN

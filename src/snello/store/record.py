@@ -1,0 +1,149 @@
+"""Record of a model: its architecture, plan, folds and input shape, as JSON.
+
+The record says how to build the architecture (:class:`snello.store.ModelSpec`), which plan made it
+lean, which BatchNorms were folded, and the shape of its input. A record names a network of snello's
+or a registered model of torchvision, timm or transformers; any other name is refused unless the
+reader gives it too, as ``trust="package.module:factory"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.errors import ModelError
+from snello.neurons import input_dtype
+from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
+
+from ._build import ModelSpec
+from ._fill import fill, take_dtypes
+from ._untrusted import build_untrusted
+
+_INTEGERS = {"int64": torch.int64, "int32": torch.int32}
+"""Dtypes of inputs that a record names."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Description of a model: everything but its weights.
+
+    Attributes:
+        model: name and arguments of the factory that builds the architecture.
+        input_shape: shape of one input, without the batch dimension.
+        dtype: of the inputs that the model takes: an integer one for token ids. A record that was
+            loaded has that of its weights otherwise.
+    """
+
+    model: ModelSpec
+    input_shape: tuple[int, ...]
+    dtype: torch.dtype = field(default=torch.float32, compare=False)
+
+    def example_inputs(self, batch: int = 2) -> Tensor:
+        """Random inputs of shape ``(batch, *input_shape)``, always the same; token ids are 0 and 1."""
+        generator, shape = torch.Generator().manual_seed(0), (batch, *self.input_shape)
+        if not self.dtype.is_floating_point:
+            return torch.randint(0, 2, shape, generator=generator, dtype=self.dtype)
+        return torch.randn(shape, generator=generator).to(self.dtype)
+
+
+def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
+    """The record of a model, with its plan and folds, as plain JSON values."""
+    plan = plan_of(model)
+    found = {
+        "model": record.model.to_dict(),
+        "input_shape": list(record.input_shape),
+        "plan": plan.to_json() if plan else None,
+        "folded_batchnorms": folds_of(model),
+    }
+    # Floating inputs have the dtype of the weights, which need not be said.
+    if not record.dtype.is_floating_point:
+        found["input_dtype"] = str(record.dtype).removeprefix("torch.")
+    return found
+
+
+def from_dict(
+    data: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    trust: str | Collection[str] = (),
+) -> tuple[nn.Module, Record]:
+    """Build a model from its record and fill in its weights: the inverse of :func:`to_dict`.
+
+    Args:
+        data: the record.
+        state: the weights.
+        where: what the record was read from, for messages.
+        trust: names of factories of your own, ``"package.module:factory"``, that the record may
+            name: they are imported and called with the arguments in the record. Without trust a
+            record can only name what :func:`snello.store.build_untrusted` knows.
+
+    Raises:
+        ModelError: if the record is damaged, the weights do not fit it, or it names a factory that
+            it may not.
+        ConfigError: if ``trust`` is not a name or several.
+        MissingExtraError: if the model is of a library that is not installed.
+    """
+    try:
+        record = Record(
+            ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"])
+        )
+        plan, integers = (
+            data["plan"],
+            _INTEGERS[data["input_dtype"]] if "input_dtype" in data else None,
+        )
+        folds = dict(data.get("folded_batchnorms") or {})  # older files have none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
+    model = build_untrusted(record.model, trust, where=where)
+    if plan is not None:
+        model = apply(SimplificationPlan.from_json(plan), model)
+    if folds:
+        model = apply_folds(folds, model)
+    take_dtypes(model, state)
+    fill(model, state, where)
+    return model, replace(record, dtype=integers or input_dtype(model))
+
+
+def summary(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Summarise a record in a few plain values, for display.
+
+    Args:
+        data: a record as of :func:`to_dict`, or any other mapping: missing entries are left out.
+
+    Returns:
+        ``model``, ``input_shape``, ``plan`` (numbers of layers, of outputs before and after, and of
+        layers left alone; None for a dense model), ``folded_batchnorms``, a number, and
+        ``other_keys``, the names of further entries.
+
+    Raises:
+        ModelError: if there is a plan and it is damaged.
+    """
+    found = {key: data[key] for key in ("model", "input_shape") if key in data}
+    if "plan" in data:
+        found["plan"] = (
+            None
+            if data["plan"] is None
+            else _plan_summary(SimplificationPlan.from_json(data["plan"]))
+        )
+    if isinstance(folds := data.get("folded_batchnorms"), Mapping):
+        found["folded_batchnorms"] = len(folds)
+    if others := sorted(
+        set(data) - {"model", "input_shape", "plan", "folded_batchnorms", "input_dtype"}
+    ):
+        found["other_keys"] = others
+    return found
+
+
+def _plan_summary(plan: SimplificationPlan) -> dict[str, int]:
+    return {
+        "layers": len(plan.layers),
+        "outputs": sum(layer.outputs for layer in plan.layers.values()),
+        "kept_outputs": sum(len(layer.kept_outputs) for layer in plan.layers.values()),
+        "attentions": len(plan.attentions),
+        "left_alone": len(plan.left_alone),
+    }

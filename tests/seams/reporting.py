@@ -1,0 +1,5 @@
+"""Private names of ``snello.lab.reporting`` that tests use."""
+
+# Figures are caught before they become pixels, to compare the numbers that they draw.
+from snello.lab.reporting import _equilibrium as figures
+from snello.lab.reporting import _plots as plots

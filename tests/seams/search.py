@@ -1,0 +1,23 @@
+"""Private names of ``snello.search`` that tests use."""
+
+# The allocation is arithmetic on tables: optimal among all tables, which no network can show.
+from snello.search.rate._allocation import OCTAVE as OCTAVE
+from snello.search.rate._allocation import allocate as allocate
+from snello.search.rate._allocation import byte_table as byte_table
+from snello.search.rate._allocation import candidate_qps as candidate_qps
+from snello.search.rate._allocation import coarsest_qp as coarsest_qp
+from snello.search.rate._allocation import curvature_costs as curvature_costs
+from snello.search.rate._allocation import probed_costs as probed_costs
+
+# Each estimate that steers the search is compared with its definition.
+from snello.search.rate._correct import Correction as Correction
+from snello.search.rate._fisher import fisher as fisher
+from snello.search.rate._probe import Probe as Probe
+from snello.search.rate._probe import distance as distance
+
+# The tensors that a trial codes, and a model that holds decoded ones: to repeat a trial by hand.
+from snello.search.rate._trial import coded_tensors as coded_tensors
+from snello.search.rate._trial import with_tensors as with_tensors
+
+# Bisection is a function of numbers, tested on functions that no network has.
+from snello.search.rate._workbench import first_below as first_below

@@ -1,0 +1,20 @@
+"""Private names of ``snello.lab.training`` that tests use."""
+
+# Processes must start from one network, compared without a training.
+from snello.lab.training._data import initial_model as initial_model
+
+# The share of a batch that a process takes is arithmetic.
+from snello.lab.training._distributed import share_of as share_of
+
+# Whether a finished run may be extended is a rule on two recipes.
+from snello.lab.training._extend import refusal as refusal
+
+# The lock of a run folder, held without a run.
+from snello.lab.training._folder import claimed as claimed
+
+# The marks of a row, from figures alone.
+from snello.lab.training._flags import flag_of as flag_of
+
+# The learning rate as a function is compared with torch's schedulers.
+from snello.lab.training._schedule import build_optimizer as build_optimizer
+from snello.lab.training._schedule import lr_factor as lr_factor

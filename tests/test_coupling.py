@@ -1,0 +1,321 @@
+"""Laws of coupled channels: a network without them computes what the masked one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, ModelError
+from snello.graph import Coupling, Inputs, coupling, cut
+from snello.graph.coupled import reference
+from snello.graph.coupled.trial import randomised
+from snello.graph.twins import tensors_of
+from snello.lab.models import CifarResNet
+from zoo import ZOO
+
+Build = Callable[[], tuple[nn.Module, object]]
+
+
+def in_float64(model: nn.Module, example: object) -> tuple[nn.Module, Inputs]:
+    inputs = Inputs.of(example).map(lambda x: x.double() if x.is_floating_point() else x)
+    return randomised(model.eval()).double(), inputs
+
+
+def some(groups: Coupling, seed: int, share: float = 0.5) -> dict[str, list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        d.name: torch.randperm(d.width, generator=generator)[: int(share * d.width)].tolist()
+        for d in groups.free
+    }
+
+
+def relative(found: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a.is_floating_point()]
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors_of(inputs.map(torch.clone).call(model.eval()))
+
+
+def expected_shapes(
+    model: nn.Module, groups: Coupling, removed: dict[str, list[int]]
+) -> dict[str, torch.Size]:
+    gone: dict[tuple[str, int], set[int]] = {}
+    for name, indices in removed.items():
+        for member in groups[name].parameters:
+            gone.setdefault((member.name, member.axis), set()).update(member.of(indices))
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    for (name, axis), indices in gone.items():
+        if name in shapes:
+            shapes[name][axis] -= len(indices)
+    return {name: torch.Size(shape) for name, shape in shapes.items()}
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def check(model: nn.Module, example: object, *, tolerance: float = 1e-9) -> Coupling:
+    """The law: cutting computes the masked outputs, and narrows every reader and writer."""
+    model, inputs = in_float64(model, example)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    groups = coupling(model, inputs)
+    for seed in range(2):
+        removed = some(groups, seed)
+        lean = cut(model, groups, removed, inputs)
+        assert type(lean) is type(model)
+        assert {type(m) for m in lean.modules()} == {type(m) for m in model.modules()}
+        expected = reference(model, groups, removed, inputs)
+        assert relative(outputs(lean, inputs), expected) <= tolerance
+        shapes = {name: p.shape for name, p in lean.named_parameters()}
+        assert shapes == expected_shapes(model, groups, removed)
+        for name in (name for name, indices in removed.items() if indices):
+            for member in groups[name].parameters:
+                before, after = named(model)[member.name], named(lean)[member.name]
+                assert after.shape[member.axis] < before.shape[member.axis]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    return groups
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_cutting_is_exact_on_the_zoo(name: str) -> None:
+    sample = ZOO[name]
+    groups = check(sample.build(), torch.randn(sample.shapes[0]))
+    assert groups.free
+
+
+class Attention(nn.Module):
+    """Heads by hand, on a stream with a pre-norm."""
+
+    def __init__(self, *, sdpa: bool, heads: int = 4) -> None:
+        super().__init__()
+        self.sdpa, self.num_heads, self.head_dim = sdpa, heads, 6
+        self.embed, self.norm = nn.Linear(5, 12), nn.LayerNorm(12)
+        self.qkv, self.proj = nn.Linear(12, 3 * heads * 6), nn.Linear(heads * 6, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, n, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = (
+            F.scaled_dot_product_attention(q, k, v)
+            if self.sdpa
+            else (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
+        )
+        return self.head(x + self.proj(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("sdpa", [True, False])
+def test_heads_and_head_dimensions_are_dimensions_of_their_own(sdpa: bool) -> None:
+    groups = check(Attention(sdpa=sdpa), torch.randn(2, 7, 5))
+    widths = {d.kind: d.width for d in groups.free}
+    assert widths == {"channels": 12, "heads": 4, "head_dim": 6}
+    heads = next(d for d in groups.free if d.kind == "heads")
+    qkv = next(m for m in heads.members if m.name == "qkv.weight" and m.axis == 0)
+    assert qkv.indices[1] == tuple(24 * part + 6 + d for part in range(3) for d in range(6))
+
+
+class Split(nn.Module):
+    """Half of the channels go a way of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.out = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.stem(x).chunk(2, 1)
+        return self.out(torch.cat([a, b, self.left(b)], 1).relu())
+
+
+class Shuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 16, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.pixel_shuffle(self.up(self.stem(x)), 2))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "widths"),
+    [
+        (Split, (2, 3, 5, 5), [4, 4]),  # index i of both halves together
+        (Shuffle, (2, 3, 5, 5), [6, 4]),  # four rows of the convolution for one channel
+        (Gated, (2, 5), [8]),  # the gate with its value
+    ],
+)
+def test_parts_of_an_axis(
+    build: type[nn.Module], shape: tuple[int, ...], widths: list[int]
+) -> None:
+    assert [d.width for d in check(build(), torch.randn(shape)).free] == widths
+
+
+class Literal(nn.Module):
+    """A size of the second layer is written into the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x).relu())
+        return self.third(y.reshape(-1, 4, 2).sum(1))
+
+
+def test_a_size_in_the_code_pins_with_its_place() -> None:
+    model = Literal()
+    groups = coupling(model, torch.randn(5, 4))
+    assert "first" in [d.name for d in groups.free]
+    untried = coupling(model, torch.randn(5, 4), trial=False)
+    fixed = [d for d in groups.dimensions if d.pinned and untried[d.name].pinned is None]
+    assert fixed
+    assert all("test_coupling.py:" in str(d.pinned) for d in fixed)
+    with pytest.raises(ModelError, match=r"does not run.*test_coupling\.py:\d+"):
+        cut(model, untried, {fixed[0].name: [0]}, torch.randn(5, 4))
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.linalg.matrix_exp(torch.diag_embed(self.first(x))).sum(-1))
+
+
+def test_an_operation_without_a_rule_pins_what_it_reads() -> None:
+    groups = coupling(Odd(), torch.randn(2, 4))
+    assert not groups.free
+    assert "test_coupling.py" in str(groups["first"].pinned)
+
+
+def test_outputs_are_pinned_and_wrong_cuts_refused() -> None:
+    model = ZOO["residual"].build()
+    groups = coupling(model, torch.randn(2, 2, 9, 8))
+    assert groups["out"].pinned == "an output of the model"
+    with pytest.raises(ConfigError, match="cannot be cut: an output"):
+        cut(model, groups, {"out": [0]})
+    with pytest.raises(ConfigError, match="did you mean 'stem'"):
+        cut(model, groups, {"stam": [0]})
+    with pytest.raises(ConfigError, match=r"6 indices, and 6\.\.6"):
+        cut(model, groups, {"stem": [6]})
+    with pytest.raises(ConfigError, match="all 6 indices"):
+        cut(model, groups, {"stem": range(6)})
+
+
+def test_json_and_table() -> None:
+    groups = coupling(CifarResNet(8), torch.randn(1, 3, 8, 8))
+    assert Coupling.from_json(json.loads(json.dumps(groups.to_json()))) == groups
+    assert str(groups).splitlines()[0].split()[:3] == ["dimension", "kind", "width"]
+    assert all(d.name in str(groups) for d in groups.dimensions)
+
+
+def test_the_lean_network_trains_and_takes_other_sizes() -> None:
+    model, _ = in_float64(CifarResNet(8), torch.randn(1, 3, 8, 8))
+    inputs = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    groups = coupling(model, inputs)
+    removed = some(groups, 0)
+    lean = cut(model, groups, removed)
+    other = torch.randn(3, 3, 13, 10, dtype=torch.float64)
+    expected = reference(model, groups, removed, other)
+    assert relative(outputs(lean, Inputs.of(other)), expected) <= 1e-9
+    optimizer = torch.optim.SGD(lean.parameters(), lr=0.1)
+    lean.train()(inputs).square().mean().backward()
+    optimizer.step()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in lean.parameters())
+
+
+def _vision(name: str, size: int = 64) -> Build:
+    def build() -> tuple[nn.Module, object]:
+        import torchvision
+
+        options = {"init_weights": False} if name == "googlenet" else {}
+        model = getattr(torchvision.models, name)(weights=None, **options)
+        return model, torch.randn(2, 3, size, size)
+
+    return build
+
+
+def _vit() -> tuple[nn.Module, object]:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 2, 2, 32, 64), torch.randn(2, 3, 32, 32)
+
+
+def _timm_vit() -> tuple[nn.Module, object]:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, embed_dim=48)
+    return model, torch.randn(2, 3, 64, 64)
+
+
+def _hugging(name: str, **options: object) -> Build:
+    def build() -> tuple[nn.Module, object]:
+        transformers = pytest.importorskip("transformers")
+        config, model = (
+            getattr(transformers, name.replace("*", kind)) for kind in ("Config", "Model")
+        )
+        sizes = {
+            "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 48,
+        }  # fmt: skip
+        ids = torch.randint(0, 50, (2, 7))
+        example: object = {"input_ids": ids}
+        if name.startswith("T5"):
+            example = {"input_ids": ids, "decoder_input_ids": ids}
+        if name.startswith("ViT"):
+            example = {"pixel_values": torch.randn(2, 3, 32, 32)}
+        torch.manual_seed(0)
+        return model(config(**{**sizes, **options})), example
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("build", "tolerance"),
+    [
+        pytest.param(_vit, 1e-9, id="torchvision vit"),
+        pytest.param(_timm_vit, 1e-9, id="timm vit"),
+        pytest.param(_hugging("Bert*"), 1e-9, id="bert"),
+        pytest.param(_hugging("GPT2*", n_embd=32, n_layer=2, n_head=4), 1e-9, id="gpt2"),
+        # Its norms compute in float32, whatever the weights are.
+        pytest.param(_hugging("Llama*", num_key_value_heads=2), 1e-5, id="llama"),
+        pytest.param(_hugging("ViT*", image_size=32, patch_size=8), 1e-9, id="hugging face vit"),
+        pytest.param(
+            _hugging("T5*", d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4), 1e-9, id="t5"
+        ),
+    ],
+)
+def test_cutting_is_exact_on_transformers(build: Build, tolerance: float) -> None:
+    groups = check(*build(), tolerance=tolerance)
+    assert {"heads", "head_dim"} <= {d.kind for d in groups.free}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "googlenet",
+     "regnet_y_400mf", "efficientnet_b0", "convnext_tiny", "swin_t"],
+)  # fmt: skip
+def test_cutting_is_exact_on_torchvision(name: str) -> None:
+    assert check(*_vision(name)()).free

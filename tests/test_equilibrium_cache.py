@@ -1,0 +1,217 @@
+"""Whole layers at rest: what settles, what a cut network computes, what a cache returns."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.equilibrium import (
+    FeatureCache,
+    Prefix,
+    SelectiveUpdate,
+    Settled,
+    Velocity,
+    WatchedLayer,
+)
+from snello.errors import ConfigError
+from zoo import CifarResNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Fixed:
+    """A rule that returns given masks, one after the other."""
+
+    observes = False
+
+    def __init__(self, *shares: dict[str, float]) -> None:
+        self.shares = list(shares)
+
+    def select(self, layers, similarities):  # type: ignore[no-untyped-def]
+        shares = self.shares.pop(0)
+        counts = {name: layer.neurons for name, layer in layers.items()}
+        return {name: torch.arange(n) < round(shares[name] * n) for name, n in counts.items()}
+
+    def state_dict(self):  # type: ignore[no-untyped-def]
+        return {"shares": copy.deepcopy(self.shares)}
+
+    def load_state_dict(self, state):  # type: ignore[no-untyped-def]
+        self.shares = copy.deepcopy(state["shares"])
+
+
+LAYERS = {name: WatchedLayer(10, 5) for name in "abc"}
+
+
+def test_layers_settle_in_order_and_thaw_with_hysteresis() -> None:
+    rule = Fixed(
+        {"a": 1.0, "b": 0.5, "c": 1.0},  # c waits for b
+        {"a": 0.8, "b": 0.9, "c": 1.0},  # a stays: 0.8 is above 0.9 - 0.2
+        {"a": 0.6, "b": 1.0, "c": 1.0},  # a thaws, and with it all above
+        {"a": 0.9, "b": 1.0, "c": 0.0},
+    )
+    settled = Settled(rule)
+    found = []
+    for _ in range(4):
+        masks = settled.select(LAYERS, {})
+        found.append((settled.settled, {n: int(m.sum()) for n, m in masks.items()}))
+    assert found == [
+        (("a",), {"a": 10, "b": 5, "c": 10}),
+        (("a", "b", "c"), {"a": 10, "b": 10, "c": 10}),
+        ((), {"a": 6, "b": 10, "c": 10}),
+        (("a", "b"), {"a": 10, "b": 10, "c": 0}),
+    ]
+
+
+def test_patience_scattered_learning_rate_and_state() -> None:
+    shares = [{"a": 1.0, "b": 0.5, "c": 0.0}] * 6
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = {"patience": 2, "scattered": False, "optimizer": optimizer}
+    settled = Settled(Fixed(*shares), **options)
+    assert settled.select(LAYERS, {}) == {}
+    again = Settled(Fixed(), **options)
+    again.load_state_dict(copy.deepcopy(settled.state_dict()))
+    for one in (settled, again):
+        assert set(one.select(LAYERS, {})) == {"a"}
+    optimizer.param_groups[0]["lr"] = 0.1
+    assert settled.select(LAYERS, {}) == {}  # the learning rate fell
+    assert settled.select(LAYERS, {}) == {}  # it rests again for the first time
+    assert set(settled.select(LAYERS, {})) == {"a"}
+
+
+@pytest.mark.parametrize("bad", [{"share": 0}, {"share": 1.5}, {"slack": 1.0}, {"patience": 0}])
+def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        Settled(Velocity(), **bad)
+
+
+class Branches(nn.Module):
+    """Two features at once, functional operations in between, sizes and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.b, self.c = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.late = nn.Dropout(0.2)
+        self.head = nn.Linear(4 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop(F.relu(self.norm(self.a(x))))
+        z = self.c(F.relu(self.b(y)) + y)
+        z = F.adaptive_avg_pool2d(z, 4)
+        return self.head(self.late(z.view(z.size(0), -1)))
+
+
+def _training(model: nn.Module, **options: object) -> tuple[list[float], object]:
+    torch.manual_seed(0)
+    images, labels = torch.randn(23, 3, 8, 8), torch.randint(0, 5, (23,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    steps = iter((0.0, 0.4, 0.4, 0.7, 0.7))
+    neq = SelectiveUpdate(
+        model, optimizer, images[:4], Prefix(lambda _: next(steps)), dispatch="fixed"
+    )
+    cache = FeatureCache(neq, len(images), measured=False, **options)  # type: ignore[arg-type]
+    losses, status = [], []
+    for epoch in range(5):
+        model.train()
+        order = torch.randperm(23, generator=torch.Generator().manual_seed(epoch))
+        for where in order.split(6):
+            torch.manual_seed(epoch)  # dropout behind the cut draws alike
+            outputs = cache(images[where], where)
+            loss = F.cross_entropy(outputs, labels[where])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        status.append(cache.status)
+        neq.step()
+    cache.close()
+    return losses, status
+
+
+@pytest.mark.parametrize("build", [Branches, lambda: CifarResNet(8, 5)], ids=["branches", "resnet"])
+def test_a_run_with_cache_is_the_run_without_it(build: type[nn.Module]) -> None:
+    """With a limit of no bytes the front is cut off in the same steps, and run every time."""
+    torch.manual_seed(1)
+    first = build()
+    second = copy.deepcopy(first)
+    losses, status = _training(first)
+    plain, _ = _training(second, limit=0)
+    assert losses == plain
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert [s.stored for s in status][:2] == [0, 0]  # one epoch of warm-up, then layers rest
+    assert status[3].stored == 23
+    assert status[-1].layers != status[2].layers  # it was cut again, deeper
+
+
+def test_features_in_bfloat16_are_rounded_alike_in_every_epoch() -> None:
+    torch.manual_seed(1)
+    model = Branches()
+    other = copy.deepcopy(model)
+    losses, status = _training(model, dtype=torch.bfloat16)
+    exact, _ = _training(other)
+    assert status[3].bytes_per_sample == 2 * 6 * 64
+    assert losses != exact
+
+
+def test_limits_changed_weights_and_random_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Branches()
+    images = torch.randn(10, 3, 8, 8)
+    neq = SelectiveUpdate(model, None, images[:2], Prefix(0.5))
+    neq.step()
+    small = FeatureCache(neq, 10, limit=100, folder=tmp_path)
+    small(images, range(10))
+    assert "more than the limit" in (small.status.reason or "")
+    cache = FeatureCache(neq, 10, measured=False)
+    cache(images, range(10))
+    assert cache.status.stored == 10
+    with torch.no_grad():
+        model.a.weight.mul_(2)  # somebody loads other weights
+    cache(images[:3], range(3))
+    assert cache.status.stored == 3
+    with pytest.raises(ConfigError, match="needs as many indices"):
+        cache(images, range(4))
+    with pytest.raises(ConfigError, match="do not all lie among the 10"):
+        cache(images, range(1, 11))
+    model.eval()
+    assert torch.equal(cache(images, range(10)), model(images))
+    small.close()
+    assert not list(tmp_path.iterdir())
+
+    class Noisy:
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.rand(3), index
+
+    FeatureCache.check([(torch.ones(3), i) for i in range(10)])
+    with pytest.raises(ConfigError, match="sample 0 is another one each time"):
+        FeatureCache.check(Noisy())
+
+
+def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:
+    model = Branches()
+    images = torch.randn(10, 3, 8, 8)
+    neq = SelectiveUpdate(model, None, images[:2], Prefix(0.5))
+    neq.step()
+    cache = FeatureCache(neq, 10, measured=False)
+    calls: list[str] = []
+    for name in "abc":
+        getattr(model, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    cache(images, range(10))
+    first = list(calls)
+    calls.clear()
+    cache(images.flip(0), range(9, -1, -1)).sum().backward()
+    assert "a" in first
+    assert "a" not in calls
+    assert calls
+    assert model.a.weight.grad is None
+    assert model.c.weight.grad is not None

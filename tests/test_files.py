@@ -1,0 +1,65 @@
+"""Atomic files: whole or absent, read back, temporary names gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snello.errors import OutputError
+from snello.files import folder_beside, write_bytes, write_file, write_text, writing_folder
+
+
+@pytest.mark.parametrize("old", [None, b"the old content"])
+def test_a_failing_writer_leaves_the_old_file_alone(tmp_path: Path, old: bytes | None) -> None:
+    path = tmp_path / "result.bin"
+    if old is not None:
+        path.write_bytes(old)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"half of the n")
+        raise ValueError("interrupted")
+
+    with pytest.raises(ValueError, match="interrupted"):
+        write_file(path, write)
+    assert (path.read_bytes() if path.exists() else None) == old
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["result.bin"])
+
+
+def test_a_disk_that_returns_other_bytes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.bin"
+    write_bytes(path, b"old")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: b"garbled")
+    with pytest.raises(OutputError, match=r"result\.bin: other bytes are read back"):
+        write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+
+
+def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "new" / "folder" / "page.md", "Größe × 2")
+    assert path.read_bytes() == "Größe × 2".encode()
+
+
+def test_a_temporary_folder_shares_the_disk_and_goes(tmp_path: Path) -> None:
+    with folder_beside(tmp_path / "model.onnx") as folder:
+        assert folder.parent == tmp_path
+        (folder / "part").write_bytes(b"1")
+        (folder / "part").rename(tmp_path / "model.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with writing_folder(tmp_path / "kit") as inside:
+            (inside / "a").write_bytes(b"1")
+            raise ValueError("interrupted")
+
+    with pytest.raises(ValueError, match="interrupted"):
+        interrupted()
+    assert not [*tmp_path.iterdir()]
+    with writing_folder(tmp_path / "kit") as inside:
+        (inside / "a").write_bytes(b"1")
+    assert [p.name for p in (tmp_path / "kit").iterdir()] == ["a"]

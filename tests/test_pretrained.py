@@ -1,0 +1,149 @@
+"""Lean models of Hugging Face in their own library: save, load, train, export."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snello import CodecSettings, Record, load, plan_of, save, simplify
+from snello.errors import ModelError
+from snello.graph import Inputs
+from snello.simplification import plan_of as plan
+from snello.store import ModelSpec
+from test_any_model import CASES, image, tensors
+
+transformers = pytest.importorskip("transformers")
+
+
+def _same(first: nn.Module, second: nn.Module, example: Any) -> None:
+    inputs = Inputs.of(example)
+    with torch.no_grad():
+        pairs = zip(tensors(inputs.call(first)), tensors(inputs.call(second)), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["BERT", "ViT", "Llama, grouped queries", "T5"])
+def test_a_saved_folder_comes_back_lean_and_plain_loading_refuses_it(
+    name: str, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    lean = simplify(case.model(), case.inputs())
+    lean.save_pretrained(tmp_path)
+    again, record = load(tmp_path)
+    assert type(again) is type(lean)
+    assert plan_of(again) == plan_of(lean)
+    assert record.model.name == f"transformers:{case.kind}"
+    _same(lean, again, case.inputs())
+    assert again.config.snello_plan == lean.config.snello_plan
+    again.save_pretrained(tmp_path / "twice")
+    _same(lean, load(tmp_path / "twice")[0], case.inputs())
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        type(lean).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "snello"])
+@pytest.mark.parametrize("name", ["ViT", "Llama, grouped queries"])
+def test_a_lean_model_round_trips_through_files_of_ours(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    if suffix == "snello":
+        pytest.importorskip("nncodec")
+    case = CASES[name]
+    lean = simplify(case.model(), case.inputs())
+    inputs = case.inputs()
+    spec = ModelSpec(f"transformers:{case.kind}", {"config": dict(case.options)})
+    record = Record(spec, tuple(inputs.shape[1:]), inputs.dtype)
+    fine = CodecSettings(qp=-60) if suffix == "snello" else None
+    again, read = load(save(tmp_path / f"lean.{suffix}", lean, record, settings=fine))
+    assert (type(again), plan(again), read.dtype) == (type(lean), plan(lean), inputs.dtype)
+    assert read.example_inputs().dtype == inputs.dtype
+    with torch.no_grad():
+        first, second = (tensors(model(inputs))[0] for model in (lean, again))
+        again(read.example_inputs())
+    tolerance = 0 if suffix == "pt" else 0.05 * float(first.abs().max())
+    torch.testing.assert_close(second, first, rtol=0, atol=tolerance)
+
+
+def test_a_dense_folder_is_loaded_too_and_keeps_its_dtype(tmp_path: Path) -> None:
+    model = CASES["ViT"].model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    again, record = load(tmp_path)
+    assert plan(again) is None
+    assert (next(again.parameters()).dtype, record.dtype) == (torch.bfloat16, torch.bfloat16)
+    _same(model, again, image().bfloat16())
+
+
+def test_damaged_and_foreign_folders_say_what_is_wrong(tmp_path: Path) -> None:
+    model = CASES["ViT"].model()
+    lean = simplify(model, image())
+    lean.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    def refuse(text: str, **changes: Any) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ModelError, match=text):
+            load(tmp_path)
+
+    refuse("names no class", architectures=None)
+    refuse("neither snello's nor a registered model", architectures=["os.system"])
+    refuse("weights cannot be loaded", intermediate_size=40, snello_plan=None)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="weights cannot be loaded"):
+        load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError):
+        load(tmp_path)
+
+
+def test_an_index_reads_nothing_outside_its_folder(tmp_path: Path) -> None:
+    model = CASES["ViT"].model()
+    (inside := tmp_path / "inside").mkdir()
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(inside)
+    (inside / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "../model.safetensors"}}
+    (inside / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="inside: its weights cannot be loaded"):
+        load(inside)
+
+
+def test_a_lean_vit_goes_through_the_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    lean = simplify(CASES["ViT"].model(), image())
+    rows = [{"pixel_values": x, "labels": i % 2} for i, x in enumerate(torch.randn(12, 3, 32, 32))]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=4,
+        per_device_train_batch_size=4, learning_rate=1e-2, seed=0, save_strategy="no",
+    )  # fmt: skip
+    before = copy.deepcopy(lean.state_dict())
+    trainer = transformers.Trainer(model=lean, args=arguments, train_dataset=rows)
+    assert trainer.train().global_step == 4
+    moved = [n for n, value in lean.state_dict().items() if not torch.equal(value, before[n])]
+    assert len(moved) == len(before)
+    trainer.save_model(str(tmp_path / "trained"))
+    _same(lean.eval(), load(tmp_path / "trained")[0], image())
+
+
+@pytest.mark.parametrize("name", ["ViT", "BERT"])
+def test_a_lean_model_exports_to_onnx(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    case = CASES[name]
+    lean = simplify(case.model(), case.inputs())
+    inputs: Tensor = case.inputs()
+    torch.onnx.export(lean, (inputs,), str(tmp_path / "net.onnx"), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    with torch.no_grad():
+        expected = tensors(lean(inputs))[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,240 @@
+"""Channels chosen by importance, cut out of the user's own class, step by step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snello import Record, load, plan_of, save
+from snello.errors import ConfigError
+from snello.graph.coupled import coupling
+from snello.pruning import LayerLimits
+from snello.pruning.channels import (
+    Keep,
+    activation,
+    group_fisher,
+    group_taylor,
+    magnitude,
+    measured_size,
+    neuron_scores,
+    norm_scale,
+    plan_channels,
+)
+from snello.pruning.recovery import recalibrate
+from snello.search.prune import prune
+from snello.store import ModelSpec
+from zoo import CifarResNet
+
+X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def _resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return CifarResNet(8, 10).eval()
+
+
+class Tokens(nn.Module):
+    """A block of a transformer with heads of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = 4
+        self.inputs, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).reshape(b, n, -1))
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "example"), [(_resnet, X), (Tokens, torch.randn(2, 7, 6))], ids=["resnet", "tokens"]
+)
+@pytest.mark.parametrize(
+    "keep", [Keep(macs=0.5), Keep(parameters=0.3), Keep(channels=0.6)], ids=str
+)
+def test_what_is_left_keeps_the_bound_and_its_class(
+    build: Any, example: Tensor, keep: Keep
+) -> None:
+    model = build()
+    plan = plan_channels(model, example, keep)
+    lean = plan.cut(model, example)
+    before, after = measured_size(model, example), measured_size(lean, example)
+    assert type(lean) is type(model)
+    assert after.parameters == plan.after.parameters
+    if isinstance(model, CifarResNet):
+        assert after.macs == pytest.approx(plan.after.macs)
+        assert before.macs == pytest.approx(plan.before.macs)
+    if keep.macs:
+        assert 0.9 * keep.macs < plan.after.macs / plan.before.macs <= keep.macs
+    if keep.parameters:
+        assert plan.after.parameters <= keep.parameters * before.parameters
+    assert not torch.equal(lean(example), model(example))
+    assert all(after >= 1 for _, after in plan.widths.values())
+    assert "of the MACs" in str(plan)
+
+
+def test_the_channels_that_are_worth_least_go_first() -> None:
+    model = _resnet()
+    inner = model.layer1[0].conv1  # written and read inside one block
+    with torch.no_grad():
+        inner.weight[[2, 5]] *= 1e-3
+        model.layer1[0].conv2.weight[:, [2, 5]] *= 1e-3
+    plan = plan_channels(model, X, Keep(channels=0.98))
+    assert plan.removed["layer1.0.conv1"] == (2, 5)
+
+
+def test_widths_are_rounded_before_the_bound_is_met() -> None:
+    model = _resnet()
+    plan = plan_channels(model, X, Keep(macs=0.6), round_to=4)
+    assert all(after % 4 == 0 for name, (before, after) in plan.widths.items() if before > 10)
+    assert plan.after.macs <= 0.6 * plan.before.macs
+    assert len({after for _, after in plan.widths.values()}) > 2
+
+
+def test_importances_are_their_equations() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
+    ).double().eval()  # fmt: skip
+    x, y = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    found = coupling(model, x)
+    name = found.free[0].name
+    write, read, scale = model[0].weight, model[3].weight, model[1].weight
+    torch.testing.assert_close(
+        magnitude(2)(model, found)[name],
+        (write.square().sum(1) + read.square().sum(0)).detach() / 2,
+    )
+    torch.testing.assert_close(
+        magnitude(1, "first")(model, found)[name], write.abs().sum(1).detach()
+    )
+    torch.testing.assert_close(norm_scale(model, found)[name], scale.abs().detach())
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [write, read])
+    products = [(write * gradients[0]).sum(1), (read * gradients[1]).sum(0)]
+    torch.testing.assert_close(
+        group_taylor([(x, y)])(model, found)[name], sum(p.abs() for p in products).detach()
+    )
+    torch.testing.assert_close(
+        group_fisher([(x, y)])(model, found)[name], sum(products).square().detach()
+    )
+    means = model[0](x).abs().mean(0).detach()
+    torch.testing.assert_close(activation([x])(model, found)[name], means / means.mean())
+    given = torch.rand(6, dtype=torch.float64)
+    torch.testing.assert_close(
+        neuron_scores({"0": given})(model, found)[name], given / given.mean()
+    )
+
+
+def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> None:
+    model = _resnet()
+    found = prune(model, X, Keep(macs=0.4), steps=2, calibration=[X])
+    assert [s.step for s in found.steps] == [0, 1, 2]
+    assert found.steps[2].macs <= 0.4 < found.steps[1].macs <= 0.4**0.5
+    record = Record(ModelSpec("zoo:CifarResNet", {"depth": 8, "classes": 10}), (3, 32, 32))
+    save(tmp_path / "lean.pt", found.model, record, trust="zoo:CifarResNet")
+    again, _ = load(tmp_path / "lean.pt", trust="zoo:CifarResNet")
+    assert torch.equal(again(X), found.model(X))
+    assert plan_of(again) == plan_of(found.model)
+    third = prune(again, X, Keep(macs=0.8)).model
+    assert measured_size(third, X).macs <= 0.8 * measured_size(again, X).macs
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    def fit(network: nn.Module) -> None:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        network.train()(X).square().mean().backward()
+        optimizer.step()
+
+    def run(folder: Path | None, fail_at: int = 9) -> nn.Module:
+        seen = []
+
+        def interrupted(network: nn.Module) -> None:
+            seen.append(0)
+            if len(seen) == fail_at:
+                raise KeyboardInterrupt
+            fit(network)
+
+        return prune(
+            _resnet(), X, Keep(macs=0.5), steps=3, fit=interrupted, folder=folder,
+            importance=group_taylor([(X, torch.arange(3))]),
+        ).model  # fmt: skip
+
+    straight = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, fail_at=3)
+    resumed = run(tmp_path)
+    assert straight.state_dict().keys() == resumed.state_dict().keys()
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    with pytest.raises(ConfigError, match="holds another pruning"):
+        prune(_resnet(), X, Keep(macs=0.3), steps=3, folder=tmp_path)
+
+
+def test_a_fall_beyond_the_bound_is_undone() -> None:
+    qualities = iter([0.9, 0.8, 0.89, 0.5, 0.6])
+    found = prune(
+        _resnet(), X, Keep(macs=0.3), steps=4, evaluate=lambda _: next(qualities), max_drop=0.1
+    )
+    assert [s.quality for s in found.steps] == [0.9, 0.89]
+    assert "step 2 was undone" in (found.stopped or "")
+    assert measured_size(found.model, X).macs > 0.3 * measured_size(_resnet(), X).macs
+
+
+def test_reconstruction_repairs_what_a_cut_has_changed() -> None:
+    model = _resnet()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    recalibrate(model, [images])  # as if it had been trained on them
+
+    def error(**options: Any) -> float:
+        lean = prune(model, X, Keep(macs=0.7), **options).model
+        return float((lean(images) - model(images)).square().mean().detach())
+
+    assert error(calibration=[images], reconstruction=True) < 0.5 * error()
+
+
+def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
+    model = _resnet()
+    for options, text in (
+        ({"steps": 0}, "steps is a number"),
+        ({"max_drop": 0.1}, "max_drop needs evaluate"),
+        ({"reconstruction": True}, "needs calibration"),
+        ({"round_to": 0}, "round_to"),
+        ({"importance": "l3"}, "not 'l3'"),
+        ({"exclude": ["layer9"]}, "no dimension or module"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            prune(model, X, Keep(macs=0.5), **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        plan_channels(model, X, Keep(macs=0.001))
+    with pytest.raises(ConfigError, match="a share to keep"):
+        Keep(macs=1.5)
+    with pytest.raises(ConfigError, match="give macs="):
+        Keep()
+    limits = LayerLimits(keep_at_least=0.9)
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        plan_channels(model, X, Keep(macs=0.5), limits=limits)
+
+
+def test_excluded_modules_keep_their_widths() -> None:
+    model = _resnet()
+    plan = plan_channels(model, X, Keep(macs=0.8), exclude=["layer1"])
+    lean = plan.cut(model, X)
+    for name, module in model.layer1.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert lean.layer1.get_submodule(name).weight.shape == module.weight.shape
+    assert copy.deepcopy(plan.widths) == plan.widths
