@@ -254,7 +254,8 @@ def test_train_writes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(result["epochs"]) == 4
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 3
     assert "serene" in capsys.readouterr().out
-    assert load(tmp_path / "model.pt")[1].model == SPEC
+    spec = load(tmp_path / "model.pt")[1].model
+    assert (spec.label, spec.arguments) == (SPEC.name, SPEC.arguments)
 
 
 def test_recipes(
