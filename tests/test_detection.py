@@ -212,7 +212,7 @@ class Branching(nn.Module):
         for _ in range(2):  # the same layers on their own result
             x = x + self.last(self.again(self.first(x).relu()).tanh())
         score = self.score(self.hidden(x).relu()).flatten()
-        if score.max() > score.min():
+        if bool(score.max() > score.min()):
             score = score * 2
         order = score.topk(3).indices
         kept = x[order]
@@ -262,7 +262,7 @@ class Writing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         part = y[:, :4]
-        part += float(x.sum() > -1e9)  # y changes, too, and so do its constant channels
+        part += int(x.sum() > -1e9)  # y changes, too, and so do its constant channels
         return self.last(y) + self.end(self.other(x).relu())
 
 
@@ -303,15 +303,15 @@ def test_a_model_without_tensors_in_its_output_is_refused() -> None:
 
 
 class Drawing(nn.Module):
-    """Draws random numbers at each run, from a generator of its own."""
+    """Draws random numbers at each run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.generator = nn.Linear(3, 2), [generator(1)]
+        self.layer = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = torch.randn(2, dtype=x.dtype, generator=self.generator[0])
-        return self.layer(x) * noise if float(x.sum()) > 0 else x
+        y = self.layer(x)
+        return y * torch.randn_like(y) if bool(x.sum() > 0) else x
 
 
 def test_a_model_that_differs_from_run_to_run_is_refused() -> None:
