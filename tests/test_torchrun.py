@@ -40,8 +40,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_counts() -> Iterator[None]:
-    counts = samples.cifar.CIFAR10_COUNTS
+    counts, margin = samples.cifar.CIFAR10_COUNTS, samples.quality.MARGIN
     yield
+    samples.quality.MARGIN = margin
     samples.cifar.CIFAR10_COUNTS = counts  # type: ignore[misc]
 
 
