@@ -18,7 +18,8 @@ detection and segmentation. One row per architecture:
 - error: largest difference of the float32 outputs from the masked model's, over their largest
   deviation from the batch's mean.
 - removable: share of the parameters that could go, counted by ``probed.py``, which runs the masked
-  model and knows nothing of snello's rules.
+  model and knows nothing of snello's rules; with inner masks, by the inputs of every layer that are
+  constant.
 - gone: share of the removable parameters that went. It can be more than one: ``probed.py`` counts
   neither embeddings nor layer scales.
 - left: share of the parameters that is left.
@@ -38,8 +39,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from probed import probed
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -386,6 +389,52 @@ def export_seconds(model: nn.Module, inputs: Inputs) -> float | None:
 
 
 @torch.no_grad()
+def never_varying(model: nn.Module, inputs: Inputs) -> int:
+    """Parameters of layers and norms that are rows of dead neurons, or read constant inputs.
+
+    For models that choose by values: ``probed.py`` would count what one run does not choose.
+    """
+    ranges: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        values = args[0].movedim(axis, 0).flatten(1)
+        if not values.numel():
+            return
+        low, high = values.amin(1), values.amax(1)
+        if layer in ranges:
+            before = ranges[layer]
+            low, high = torch.minimum(before[0], low), torch.maximum(before[1], high)
+        ranges[layer] = low, high
+
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, kinds)]
+    # An activation that is zero on the few positions of one example need not be zero on others.
+    with patch.object(F, "relu", lambda x, inplace=False: F.leaky_relu(x, 0.1)):
+        inputs.map(torch.clone).call(model)
+    for hook in hooks:
+        hook.remove()
+    return sum(_not_varying(layer, low == high) for layer, (low, high) in ranges.items())
+
+
+def _not_varying(layer: nn.Module, constant: Tensor) -> int:
+    if isinstance(layer, nn.BatchNorm2d):
+        return 2 * int(constant.sum())
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    if isinstance(layer, nn.ConvTranspose2d):
+        gone[constant] = True
+        return int(gone.sum())
+    dead = (weight == 0).flatten(1).all(1)
+    if len(constant) == weight.shape[1]:
+        gone[:, constant] = True
+    elif len(constant) == len(weight):  # depthwise
+        dead = dead | constant
+    gone[dead] = True
+    return int(gone.sum()) + (int(dead.sum()) if layer.bias is not None else 0)
+
+
+@torch.no_grad()
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Floating-point tensors among the outputs."""
     leaves = pytree.tree_leaves(inputs.map(torch.clone).call(model))
@@ -416,7 +465,8 @@ def row(
     else:
         kill(model, TORCHVISION[name][1] if masks == "inner" else "")
     inputs = Inputs.of(example)
-    could, plain = could_go(model, inputs), export_seconds(model, inputs)
+    could = never_varying(model, inputs) if masks == "inner" else could_go(model, inputs)
+    plain = export_seconds(model, inputs)
     try:
         lean, seconds = timed(lambda: simplify(model, example), clock=cpu_seconds)
     except Exception as failure:

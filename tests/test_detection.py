@@ -154,7 +154,7 @@ def assert_same(model: nn.Module, lean: nn.Module, *args: Any) -> None:
     expected, found = (tensors_of(Inputs(args).map(torch.clone).call(m)) for m in (model, lean))
     assert len(expected) == len(found) > 0
     for a, b in zip(expected, found, strict=True):
-        scale = float(a.abs().max()) if a.numel() else 1.0
+        scale = float(a.detach().abs().max()) if a.numel() else 1.0
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * max(scale, 1e-30))
 
 
