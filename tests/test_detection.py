@@ -183,7 +183,7 @@ def test_a_detector_is_narrowed_in_its_own_class(case: Detector) -> None:
             "boxes": torch.tensor([[4.0, 5.0, 30.0, 33.0]], dtype=torch.float64),
             "labels": torch.ones(1, dtype=torch.long),
             "masks": torch.ones(1, *image.shape[1:], dtype=torch.uint8),
-            "keypoints": torch.ones(1, 17, 3, dtype=torch.float64) * 9,
+            "keypoints": torch.full((1, 17, 3), 9.0),  # torchvision takes no other dtype
         }
         for image in x
     ]
