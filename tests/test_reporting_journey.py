@@ -188,10 +188,10 @@ def test_pruning_plot_draws_losses_and_sparsities(
 ) -> None:
     plots.plot_pruning(result, tmp_path / "a.png")
     losses, sparsity = map(_lines, drawn[0].axes)
-    assert set(losses) == {"baseline", "SeReNe", "NEq", "SeReNe + NEq"}
+    assert set(losses) == {"Baseline", "SeReNe", "NEq", "SeReNe + NEq"}
     assert losses["NEq"] == pytest.approx([1.1, 0.55])
     assert sparsity["SeReNe"] == pytest.approx([0, 50])
-    assert sparsity["baseline"] == [0, 0]
+    assert sparsity["Baseline"] == [0, 0]
 
 
 def test_updates_plot_draws_costs_relative_to_the_dense_run(
