@@ -22,7 +22,7 @@ from ._prefix import RestingPrefix, resting_prefix
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """What a :class:`FeatureCache` does now.
+    """The present state of a :class:`FeatureCache`.
 
     Attributes:
         layers: names of the layers in front of the cut.
@@ -120,7 +120,7 @@ class FeatureCache:
 
     @property
     def status(self) -> CacheStatus:
-        """What is kept now, or why nothing is."""
+        """The layers kept now, or the reason why nothing is."""
         if self._prefix is None:
             return CacheStatus(reason=self._reason)
         size = sum(store[0].numel() * store.itemsize for store in self._stores)

@@ -88,7 +88,7 @@ def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def leaves(structure: Any) -> list[Any]:
-    """What tuples, lists, mappings and slices hold, in order."""
+    """The contents of tuples, lists, mappings and slices, in order."""
     found: list[Any] = []
     mapped(structure, found.append)
     return found

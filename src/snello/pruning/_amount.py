@@ -1,4 +1,4 @@
-"""How much goes: by what the loss allows, by a share, or by a budget."""
+"""Amounts to prune: by what the loss allows, by a share, or by a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Cost = Callable[[nn.Module], float]
 
 
 class Trial(Protocol):
-    """What an amount may ask before it names a threshold. Nothing it asks changes the model."""
+    """The questions that an amount may ask before it names a threshold. Nothing it asks changes the model."""
 
     @property
     def scores(self) -> Tensor:
@@ -39,11 +39,11 @@ class Trial(Protocol):
         """The same; infinite where a :class:`QualityBound` is broken at that threshold."""
 
     def cost(self, measure: Cost, threshold: float) -> float:
-        """What the model costs with everything below the threshold pruned."""
+        """The cost of the model with everything below the threshold pruned."""
 
 
 class Amount(Protocol):
-    """How much one pruning step takes."""
+    """The amount that one pruning step takes."""
 
     needs_loss: bool
 

@@ -1,4 +1,4 @@
-"""What a weight or a neuron is worth, in a network as it is."""
+"""Importances: the worth of a weight or a neuron in a network as it is."""
 
 from __future__ import annotations
 

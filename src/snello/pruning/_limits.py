@@ -23,7 +23,7 @@ HEAVY: dict[Granularity, float] = {"neuron": 0.9, "weight": 0.99}
 
 @dataclass(frozen=True)
 class LayerLimits:
-    """What must stay of every layer, whatever amount is asked for. At least one unit always does.
+    """The least that stays of every layer, whatever amount is asked for. At least one unit always does.
 
     Attributes:
         keep_at_least: a share of the layer's weights or neurons in [0, 1), or a number of them

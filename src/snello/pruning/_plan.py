@@ -14,7 +14,7 @@ from ._threshold import ThresholdSearch
 
 @dataclass(frozen=True)
 class LayerShare:
-    """What a step takes from one layer.
+    """The share that a step takes from one layer.
 
     Attributes:
         name: the layer.
@@ -33,7 +33,7 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What a pruning step will do. Printed, it is a table.
+    """The effect of a pruning step before it is taken. Printed, it is a table.
 
     Attributes:
         granularity: what the units are.

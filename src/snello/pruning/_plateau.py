@@ -47,7 +47,7 @@ class Plateau(Stateful):
 
     @property
     def reached(self) -> bool:
-        """Whether enough bad epochs have passed."""
+        """Return True once enough bad epochs have passed."""
         return self.bad >= self.pwe
 
     @property

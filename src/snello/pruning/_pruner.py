@@ -266,7 +266,7 @@ class Pruner:
         return PrunerStep(loss, improved, search, self.pruned)
 
     def plan(self) -> PruningPlan:
-        """What a pruning step would do to the model as it is. Nothing changes.
+        """Plan a pruning step of the model as it is. Nothing changes.
 
         Warns where a layer would lose nearly everything, or where no layer may lose more.
         """
@@ -409,7 +409,7 @@ class Pruner:
         return self.measure() if self._evaluate is None else _finite(self.measure())
 
     def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
-        """What ``evaluate`` or another function says of the model as it is, averaged over the
+        """The value of ``evaluate`` or another function for the model as it is, averaged over the
         processes.
         """
         function = cost or self._evaluate

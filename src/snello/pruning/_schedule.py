@@ -21,15 +21,15 @@ class Schedule(Protocol):
 
     @property
     def reached(self) -> bool:
-        """Whether to prune now."""
+        """Return True when it is time to prune."""
 
     @property
     def progress(self) -> float:
-        """Which share of the amount to reach by now, in (0, 1]."""
+        """Share of the amount to reach by now, in (0, 1]."""
 
     @property
     def done(self) -> bool:
-        """Whether no further pruning step will come."""
+        """Return True if no further pruning step will come."""
 
     def reset(self, loss: float) -> None:
         """A pruning step was taken; the loss after it."""
@@ -82,7 +82,7 @@ class OneShot(_Counter):
 
     @property
     def reached(self) -> bool:
-        """Whether to prune now."""
+        """Return True when it is time to prune."""
         return self.steps == 0 and self.epochs >= self.after
 
     @property
@@ -92,7 +92,7 @@ class OneShot(_Counter):
 
     @property
     def done(self) -> bool:
-        """Whether the step was taken."""
+        """Return True once the step was taken."""
         return self.steps > 0
 
 
@@ -130,7 +130,7 @@ class Cubic(_Counter):
 
     @property
     def reached(self) -> bool:
-        """Whether to prune now."""
+        """Return True when it is time to prune."""
         due = self._since >= 1 and (self._since % self.every == 0 or self._since >= self.over)
         return due and not self.complete
 
@@ -141,7 +141,7 @@ class Cubic(_Counter):
 
     @property
     def done(self) -> bool:
-        """Whether the last pruning step was taken."""
+        """Return True once the last pruning step was taken."""
         return self.complete
 
     def reset(self, loss: float) -> None:

@@ -83,5 +83,5 @@ def search_threshold(
 
 
 def _between(live: Tensor, low: float, threshold: float, high: float) -> bool:
-    """Whether any score lies in [low, high): else every threshold in between prunes the same."""
+    """Return True if a score lies in [low, high): else every threshold in between prunes the same."""
     return int((live < high).sum()) > int((live < low).sum()) and threshold > low

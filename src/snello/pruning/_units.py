@@ -1,4 +1,4 @@
-"""What is pruned: single weights, or neurons whole."""
+"""The units of pruning: single weights, or whole neurons."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Units:
         return found
 
     def dead(self, name: str) -> Tensor:
-        """Which units of a layer are zero already: boolean, shape of the weight or
+        """Units of a layer that are zero already: boolean, shape of the weight or
         ``(neurons,)``.
         """
         module = self.layers[name]
@@ -134,7 +134,7 @@ class Units:
         return score
 
     def masks(self, scores: dict[str, Tensor], threshold: float) -> Masks:
-        """What a threshold keeps. What is zero already stays pruned, whatever the threshold."""
+        """Masks of the units above a threshold. Zeros stay pruned, whatever the threshold."""
         masks: Masks = {}
         for name, score in scores.items():
             keep, module = (score >= threshold) & (score > 0), self.layers[name]

@@ -164,7 +164,7 @@ class Run:
                         self.mirrors.append(Mirror(self.path, name, position, axis))
 
     def kept(self, axis: Axis) -> list[bool] | None:
-        """Which indices of an axis are kept; None if all are."""
+        """The kept indices of an axis; None if all are."""
         if axis is None or not self.removed:
             return None
         kept = [label not in self.removed for label in axis]

@@ -67,7 +67,7 @@ class Trial:
         return found or dict.fromkeys(names[1:], why)
 
     def freed(self, blocked: Mapping[str, str]) -> int:
-        """How many slices of parameters can be cut."""
+        """The number of slices of parameters that can be cut."""
         free = [d for d in self.coupling.free if d.name not in blocked]
         return sum(len(m.of(range(d.width))) for d in free for m in d.parameters)
 

@@ -277,7 +277,7 @@ class _Builder:
             self._add(_Place(module, 0, operation), axis)
 
     def _plausible(self, mirror: Mirror) -> bool:
-        """Whether an attribute has a name that suits the axis: counts for heads, else widths."""
+        """Return True if an attribute's name suits the axis: counts for heads, else widths."""
         first = next(label for label in mirror.axis if label > 0)
         is_heads = self._flags.get(self.units.root(first)) == HEADS
         return mirror.attribute in LAYER_SIZES or is_heads == is_count(mirror.attribute)

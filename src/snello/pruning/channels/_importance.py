@@ -1,4 +1,4 @@
-"""What the channels of a dimension are worth: reductions over the slices that go together."""
+"""Importances of the channels of a dimension: reductions over the slices that go together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels go, and what is left: analysed once into a plan, then cut."""
+"""The plan of a removal of channels: analysed once, then cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ._size import Size, SizeModel
 
 @dataclass(frozen=True)
 class Keep:
-    """What shall be left of a network, as shares of what it has now; all bounds that are given hold.
+    """Bounds on what is left of a network, as shares of what it has now; all bounds that are given hold.
 
     Attributes:
         macs: share of the multiply-accumulates, in (0, 1].
@@ -50,7 +50,7 @@ class Keep:
         return Keep(**{k: None if v is None else v**share_of_way for k, v in vars(self).items()})
 
     def holds(self, size: Size, dense: Size, channels: float) -> bool:
-        """Whether a size keeps the bounds."""
+        """Return True if a size keeps the bounds."""
         return (
             (self.macs is None or size.macs <= self.macs * dense.macs)
             and (self.parameters is None or size.parameters <= self.parameters * dense.parameters)
@@ -225,7 +225,7 @@ class _Choice:
 
     @property
     def most(self) -> int:
-        """How many channels may go."""
+        """The largest number of channels that may go."""
         return len(self._turns)
 
     def removed(self, count: int) -> dict[str, tuple[int, ...]]:

@@ -137,7 +137,7 @@ class _Fit:
         return [(slice(None), *channels, *where) for where in self._positions]
 
     def _inputs_at(self, layer: Any, values: Tensor) -> Tensor:
-        """What a neuron reads at each position: shape (groups, positions · B, fan-in)."""
+        """Inputs of a neuron at each position: shape (groups, positions · B, fan-in)."""
         if isinstance(layer, nn.Linear):
             return torch.cat([values[at] for at in self._indices(layer)])[None].double()
         before, after = padding_of(layer)

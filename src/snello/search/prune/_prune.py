@@ -238,7 +238,7 @@ class _Run:
             raise ModelError(f"{type(model).__name__} multiplies nothing on the example inputs")
 
     def quality(self, model: nn.Module) -> float | None:
-        """What the caller's function says of a network."""
+        """Evaluate a network by the caller's function."""
         if self._evaluate is None:
             return None
         with evaluation(model):

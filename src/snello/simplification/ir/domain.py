@@ -13,7 +13,7 @@ Training = Literal["same", "differs", "unchecked"]
 
 @dataclass(frozen=True)
 class Domain(Record):
-    """What was checked before anything was planned.
+    """The checks made before anything is planned.
 
     Attributes:
         shapes: of each tensor among the inputs, in the order of the forward's signature; None for
