@@ -159,3 +159,24 @@ def test_contributing_maps_every_folder() -> None:
     folders = [name.rpartition(".")[2] for name in PACKAGES[1:]]
     assert {"simplification", "lab", "training"} <= set(folders)
     assert not [name for name in folders if not re.search(rf"\b{name}/", text)]
+
+
+def test_docstrings_open_with_a_noun_phrase_or_an_imperative() -> None:
+    """At most one in a hundred opens with a question word (PEP 257: a phrase or a command)."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        (str(path.relative_to(SOURCE)), text)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds) and (text := ast.get_docstring(node))
+    ]
+    asking = [pair for pair in found if re.match(r"(What|Which|Whether|How|Who)\b", pair[1])]
+    assert len(asking) <= len(found) / 100, asking
+
+
+def test_lines_are_short() -> None:
+    """At most one in a hundred is longer than 100 columns: tables and messages."""
+    lengths = {str(path): list(map(len, path.read_text().splitlines())) for path in FILES}
+    count = sum(map(len, lengths.values()))
+    long = {path: sum(n > 100 for n in found) for path, found in lengths.items()}
+    assert sum(long.values()) <= count / 100, {path: n for path, n in long.items() if n}
