@@ -93,7 +93,6 @@ def named(name: str, constant: bool) -> Shrunk:
 
 ZERO, CONSTANT = False, True
 LIMITS: dict[str, tuple[bool, ...]] = {
-    "norm: InstanceNorm with statistics": (ZERO, CONSTANT),
     "input: two tensors, one shared encoder": (ZERO, CONSTANT),
     "pad: cut off": (CONSTANT,),
     "pool: average with its own divisor": (CONSTANT,),
