@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import snello
+from seams.pruning import quality
 from snello.errors import ConfigError, ModelError
 from snello.store import load
 
@@ -50,8 +51,10 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 from snello.lab.training import Classification, train
+from seams.pruning import quality
 from test_resume import CASES, KILLED_IN, recipe_of
 
+quality.MARGIN = -100
 torch.set_num_threads(1)
 step = Classification.training_step
 
@@ -90,6 +93,12 @@ def recipe_of(case: str) -> Recipe:
         "--neq.probe=20",
     )
     return load_recipe("digits", [*small, *pruning, *CASES[case][1]])
+
+
+@pytest.fixture(autouse=True)
+def pruned_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as small as these leave a network at chance, where pruning would wait."""
+    monkeypatch.setattr(quality, "MARGIN", -100)
 
 
 @pytest.fixture(scope="module")
