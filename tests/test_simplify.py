@@ -431,9 +431,14 @@ class Branching(nn.Module):
         return self.fc(x) if x.sum() > 0 else self.fc(-x)
 
 
-def test_an_untraceable_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"cannot trace Branching"):
-        simplify(Branching(), torch.randn(2, 3))
+def test_an_untraceable_model_keeps_its_own_forward_and_says_why() -> None:
+    model, x = Branching(), torch.randn(2, 3)
+    lean = simplify(model, x)
+    plan = plan_of(lean)
+    assert plan is not None
+    assert (type(lean), plan.representation) == (Branching, "module")
+    assert "cannot trace Branching" in plan.reason
+    assert torch.equal(lean(x), model(x))
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
