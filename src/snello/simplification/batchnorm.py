@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
-from snello.graph import Example, Graph, Inputs, capture, evaluation, shape_of
+from snello.graph import Example, Graph, Inputs, at_place, capture, evaluation, shape_of
 from snello.neurons import TRANSPOSED, is_batchnorm
 from snello.wrappers import check_module, copied, unwrapped
 
@@ -137,7 +137,7 @@ def _fold_all(model: nn.Module, inputs: Inputs) -> list[_Fold]:
     done: list[_Fold] = []
     with evaluation(model):
         example = inputs.map(lambda x: _like(x, model))
-        while folds := _candidates(capture(model, example)):
+        while folds := _candidates(_unbranched(capture(model, example), model)):
             for fold in folds:
                 layer: Any = model.get_submodule(fold.layer)
                 affine = (
@@ -158,6 +158,25 @@ def _replace(model: nn.Module, norm: str, layer: str) -> None:
     parent, _, name = norm.rpartition(".")
     replacement = FoldedBatchNorm(layer).train(model.get_submodule(norm).training)
     setattr(model.get_submodule(parent), name, replacement)
+
+
+_DECISIONS = {"__bool__", "__float__", "__index__", "__int__", "item", "tolist"}
+"""Methods by which Python code takes a path that depends on values."""
+
+
+def _unbranched(graph: Graph, model: nn.Module) -> Graph:
+    """Refuse a model whose path depends on values: another path may read a layer without its norm.
+
+    Raises:
+        ModelError: naming the operation.
+    """
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in _DECISIONS and not graph.runnable:
+            raise ModelError(
+                f"{type(model).__name__} takes a path that depends on values ({node.name}"
+                f"{at_place(node)}), and on another path a layer may be read without its norm"
+            )
+    return graph
 
 
 def _candidates(graph: Graph) -> list[_Fold]:
