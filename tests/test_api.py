@@ -35,6 +35,15 @@ def test_verbs_are_functions() -> None:
     assert importlib.import_module("snello.simplification").simplify is snello.simplify
 
 
+def test_the_former_place_of_models_still_answers() -> None:
+    former = importlib.import_module("snello.models")
+    for name, place in (("build", "snello.store"), ("CifarResNet", "snello.lab.models")):
+        with pytest.warns(DeprecationWarning, match=place):
+            assert getattr(former, name) is getattr(importlib.import_module(place), name)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = former.nothing
+
+
 @pytest.mark.parametrize("old", ["snello.simplify", "snello.simplify._plan"])
 def test_the_old_name_of_a_package_names_the_new_one(old: str) -> None:
     with pytest.raises(ImportError, match=r"snello\.simplification"):
