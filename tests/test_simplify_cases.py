@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations
 
 from hard_cases import CASES, REFUSED, Case, blind, kill, neurons_of, random_dead
 from laws import difference, generator, tensors
-from snello.errors import ModelError, SimplifyError, SnelloError
+from snello.errors import SimplifyError, SnelloError
 from snello.neurons import weighted_layers
 from snello.simplification import apply, plan_of, simplify
 
@@ -537,9 +537,12 @@ def test_what_tracing_does_not_see_is_exact_or_refused(name: str, constant: bool
         assert_same(model, lean, (inputs,))
 
 
-def test_a_model_that_cannot_be_captured_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"Branching.*torch.export"):
-        simplify(Branching().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+def test_a_model_that_branches_on_values_keeps_its_class() -> None:
+    model, x = Branching().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    lean = simplify(model, x)
+    assert type(lean) is Branching
+    assert plan_of(lean).representation == "module"
+    assert_same(model, lean, (x,))
 
 
 def test_a_model_that_torch_fx_cannot_trace_keeps_its_class() -> None:
