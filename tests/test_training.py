@@ -23,7 +23,7 @@ import lightning as L
 
 from snello import Lobster, SeReNe
 from snello.errors import ConfigError, DataError, DivergenceError, ModelError
-from snello.integrations.lightning import NEq, SensitivityPruning
+from snello.integrations.lightning import NEqCallback, SensitivityPruning
 from snello.lab.training import (
     Classification,
     OptimizerConfig,
@@ -175,7 +175,9 @@ def test_decay_ends_with_its_epochs(tmp_path: Path) -> None:
 
 def test_neq_in_a_foreign_module(tmp_path: Path) -> None:
     module = Foreign()
-    callback = NEq(_pairs()[0][:8], eps=math.inf)  # everything is at equilibrium after the warm-up
+    callback = NEqCallback(
+        _pairs()[0][:8], eps=math.inf
+    )  # everything is at equilibrium after the warm-up
     _fit(module, callback, tmp_path)
     assert callback.last_step is not None
     assert callback.last_step.total == 0
@@ -223,7 +225,7 @@ def test_two_optimizers(tmp_path: Path) -> None:
     _fit(module, callback, tmp_path)
     assert callback.pruner is not None
     _assert_pruned(module, callback.pruner.masks)
-    _fit(module := TwoOptimizers(), NEq(_pairs()[0][:8], eps=math.inf), tmp_path)
+    _fit(module := TwoOptimizers(), NEqCallback(_pairs()[0][:8], eps=math.inf), tmp_path)
     assert torch.equal(module.weights[1]["encoder.0.weight"], module.encoder[0].weight), (
         "frozen, bit for bit"
     )
@@ -272,7 +274,7 @@ def test_the_same_callback_begins_anew_with_another_model(tmp_path: Path) -> Non
 
 
 def test_neq_goes_on_in_a_second_fit(tmp_path: Path) -> None:
-    module, callback = Foreign(), NEq(_pairs()[0][:8], eps=math.inf)
+    module, callback = Foreign(), NEqCallback(_pairs()[0][:8], eps=math.inf)
     _fit(module, callback, tmp_path)
     frozen = module.encoder[0].weight.detach().clone()
     _fit(module, callback, tmp_path, epochs=2)
@@ -288,7 +290,7 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path: Path) -> None:
         def on_train_epoch_end(self, *_: Any) -> None:
             raise RuntimeError("pulled")
 
-    module, callback = Foreign(), NEq(_pairs()[0][:8], eps=math.inf)
+    module, callback = Foreign(), NEqCallback(_pairs()[0][:8], eps=math.inf)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="pulled"):
             _fit(module, [callback, Stops()], tmp_path)
@@ -474,7 +476,9 @@ def test_model_that_does_not_fit_is_found_before_training(
 
 
 def test_unknown_method(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"baseline, lobster, serene, neq, .*, not 'magic'"):
+    with pytest.raises(
+        ConfigError, match=r"baseline, lobster, serene, output, neq, .*, not 'magic'"
+    ):
         train(_recipe(), "magic", tmp_path)
 
 
