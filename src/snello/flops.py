@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,19 @@ def flop_counter() -> FlopCounterMode:
             aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         },
     )
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of forwards that run inside, without gradients."""
+    # The counter does not know the fused attention of evaluation mode, and would count zero.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), flop_counter() as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from snello.errors import ModelError
-from snello.flops import flop_counter
+from snello.flops import counted
 from snello.graph import Example, evaluation, positional
 from snello.neurons import count_parameters, dead_neurons, weighted_layers
 from snello.wrappers import check_values
@@ -73,9 +71,8 @@ def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) 
         ModelError: if it does not run on one sample.
     """
     sample = tuple(x[:1] for x in inputs)
-    counter = flop_counter()
     try:
-        with torch.no_grad(), _no_attention_fastpath(), counter:
+        with counted() as counter:
             call(*sample)
     except Exception as error:  # the model's own code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
@@ -94,14 +91,3 @@ def state_bytes(state: Iterable[object]) -> int:
     return sum(
         t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values()
     )
-
-
-@contextlib.contextmanager
-def _no_attention_fastpath() -> Iterator[None]:
-    # The counter does not know the fused attention of evaluation mode, and would count zero.
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ModelError
-from snello.flops import flop_counter
+from snello.flops import counted, weight_uses
 from snello.graph import Example, Inputs, evaluation
-from snello.graph.coupled import Coupling
-
-Removed = Mapping[str, Iterable[int]]
+from snello.graph.coupled import Coupling, Removed
+from snello.graph.coupled.cut import removed_slices
+from snello.neurons import is_weighted, qualified
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,14 @@ class SizeModel:
     def __init__(self, model: nn.Module, coupling: Coupling, example: Example) -> None:
         self._parameters = dict(model.named_parameters())
         self._positions = _positions(model, Inputs.of(example))
-        self._touched: dict[str, list[tuple[str, int, tuple[tuple[int, ...], ...]]]] = {
-            d.name: [
-                (m.name, m.axis, m.indices) for m in d.parameters if m.name in self._parameters
-            ]
-            for d in coupling.free
-        }
+        self._coupling = coupling
 
     def __call__(self, removed: Removed) -> Size:
         """The size without some channels."""
-        gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-        for name, indices in removed.items():
-            chosen = list(indices)
-            for parameter, axis, slices in self._touched[name]:
-                gone[parameter, axis].update(i for index in chosen for i in slices[index])
         left: dict[str, float] = {n: float(p.numel()) for n, p in self._parameters.items()}
-        for (parameter, axis), lost in gone.items():
-            left[parameter] *= 1 - len(lost) / self._parameters[parameter].shape[axis]
+        for (name, axis), gone in removed_slices(self._coupling, removed).items():
+            if name in left:  # not a buffer
+                left[name] *= 1 - len(gone) / self._parameters[name].shape[axis]
         macs = sum(left[name] * times for name, times in self._positions.items())
         return Size(macs, round(sum(left.values())))
 
@@ -76,9 +66,8 @@ def measured_size(model: nn.Module, example: Example) -> Size:
     inputs = Inputs.of(example)
     tensors = inputs.tensors()
     batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
-    counter = flop_counter()
     try:
-        with evaluation(model), counter:
+        with evaluation(model), counted() as counter:
             inputs.map(torch.clone).call(model)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{type(model).__name__} does not run: {error}") from error
@@ -98,19 +87,14 @@ def _positions(model: nn.Module, inputs: Inputs) -> dict[str, float]:
                 counts[f"{name}.in_proj_weight"] += places / batch
                 counts[f"{name}.out_proj.weight"] += places / batch
                 return
-            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-            shown = args[0] if transposed else output
-            last = isinstance(module, nn.Linear)
-            channels = shown.shape[-1] if last else module.weight.shape[0]
-            counts[f"{name}.weight".lstrip(".")] += shown.numel() / channels / batch
+            counts[qualified(name, "weight")] += weight_uses(module, args[0], output) / batch
 
         return hook
 
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
     handles = [
         module.register_forward_hook(counting(name))
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if is_weighted(module) or isinstance(module, nn.MultiheadAttention)
     ]
     try:
         with evaluation(model):
