@@ -234,6 +234,12 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by qualified name, tied ones under each of their names."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {**buffers, **dict(model.named_parameters(remove_duplicate=False))}
+
+
 def tied_parameters(model: nn.Module) -> list[list[str]]:
     """Groups of qualified names of the same tensor (tied weights, shared modules)."""
     groups: dict[int, list[str]] = {}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, DataError
+from snello.errors import ConfigError, DataError, nearest
 from snello.graph import capture, evaluation_mode, requiring_gradients
 from snello.neurons import iter_rows, plain_layers, rows, weighted_layers
 from snello.processes import sum_over_processes
 
 Granularity = Literal["weight", "neuron"]
+Chosen = TypeVar("Chosen")
 Importance = Callable[[nn.Module, Granularity], dict[str, Tensor]]
 """(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``. The lowest go
 first. Layers without scores are left alone."""
@@ -169,13 +170,23 @@ def importance_of(given: str | Importance) -> Importance:
     Raises:
         ConfigError: for an unknown name, with those that exist.
     """
+    return chosen_importance(given, IMPORTANCES)
+
+
+def chosen_importance(given: str | Chosen, known: Mapping[str, Chosen]) -> Chosen:
+    """A function by its name in a table, or as it is.
+
+    Raises:
+        ConfigError: for an unknown name, with those that exist.
+    """
     if not isinstance(given, str):
         return given
-    if given not in IMPORTANCES:
+    if given not in known:
         raise ConfigError(
-            f"importance is a function or one of {', '.join(IMPORTANCES)}, not {given!r}"
+            f"importance is a function or one of {', '.join(known)}, not {given!r}"
+            f"{nearest(given, known)}"
         )
-    return IMPORTANCES[given]
+    return known[given]
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -7,14 +7,15 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph.inputs import Example, Inputs
 from snello.graph.modes import evaluation
+from snello.neurons import named_tensors
 from snello.wrappers import copied
 
 from .dimensions import Coupling
@@ -48,15 +49,12 @@ def cut(model: M, coupling: Coupling, removed: Removed, example: Example | None 
     """
     chosen = _checked(coupling, removed)
     lean = copied(model)
-    tensors = {**dict(lean.named_parameters()), **dict(lean.named_buffers())}
+    tensors = named_tensors(lean)
     for (name, axis), gone in _slices(coupling, chosen, sizes=False).items():
-        if len(gone) == tensors[name].shape[axis]:
-            raise ConfigError(
-                f"all {len(gone)} indices of {name!r} (axis {axis}) were to be removed, by "
-                "dimensions that share it: keep at least one index of each"
-            )
-        tensors[name].data = _without(tensors[name].data, axis, gone)
-        tensors[name].grad = None
+        tensor = tensors[name]
+        kept = kept_indices(name, axis, tensor.shape[axis], gone)
+        index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
+        tensor.data, tensor.grad = tensor.data.index_select(axis, index), None
     for (name, position), gone in _slices(coupling, chosen, sizes=True).items():
         _shorten(lean, name, position, len(gone))
     if example is not None:
@@ -67,7 +65,7 @@ def cut(model: M, coupling: Coupling, removed: Removed, example: Example | None 
 def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
     """A copy of a model in which every parameter slice of some channels is zero."""
     masked = copied(model)
-    tensors = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
+    tensors = named_tensors(masked)
     with torch.no_grad():
         for (name, axis), gone in removed_slices(coupling, removed).items():
             index = torch.tensor(sorted(gone), device=tensors[name].device)
@@ -75,9 +73,32 @@ def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
     return masked
 
 
-def removed_slices(coupling: Coupling, removed: Removed) -> dict[tuple[str, int], set[int]]:
-    """(parameter or buffer, axis) -> the indices that go."""
-    return _slices(coupling, _checked(coupling, removed), sizes=False)
+def removed_slices(
+    coupling: Coupling, removed: Removed, *, sizes: bool = False
+) -> dict[tuple[str, int], set[int]]:
+    """(parameter or buffer, axis) -> the indices that go; or (attribute, position), with sizes."""
+    return _slices(coupling, _checked(coupling, removed), sizes=sizes)
+
+
+def kept_indices(name: str, axis: int, width: int, gone: set[int]) -> list[int]:
+    """The indices of an axis that stay.
+
+    Raises:
+        ConfigError: if none do.
+    """
+    if len(gone) == width:
+        raise ConfigError(
+            f"all {len(gone)} indices of {name!r} (axis {axis}) were to be removed, by "
+            "dimensions that share it: keep at least one index of each"
+        )
+    return [i for i in range(width) if i not in gone]
+
+
+def shortened(value: Any, position: int, less: int) -> Any:
+    """A width that an attribute mirrors, or a tuple of widths, after a cut."""
+    if position < 0:
+        return value - less
+    return type(value)([n - less if i == position else n for i, n in enumerate(value)])
 
 
 def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
@@ -109,20 +130,10 @@ def _slices(
     return found
 
 
-def _without(tensor: Tensor, axis: int, gone: set[int]) -> Tensor:
-    kept = [i for i in range(tensor.shape[axis]) if i not in gone]
-    return tensor.index_select(axis, torch.tensor(kept, dtype=torch.long, device=tensor.device))
-
-
 def _shorten(model: nn.Module, name: str, position: int, less: int) -> None:
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
-    value = getattr(module, attribute)
-    if position < 0:
-        setattr(module, attribute, value - less)
-    else:
-        numbers = [n - less if i == position else n for i, n in enumerate(value)]
-        setattr(module, attribute, type(value)(numbers))
+    setattr(module, attribute, shortened(getattr(module, attribute), position, less))
 
 
 def check_runs(model: nn.Module, inputs: Inputs) -> object:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, DataError, nearest
+from snello.errors import ConfigError, DataError
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
-from snello.neurons import is_batchnorm
+from snello.neurons import is_batchnorm, named_tensors
+from snello.pruning._importance import chosen_importance
 
 Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
@@ -37,7 +38,7 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
     _check_reduce(reduce)
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-        parameters = _parameters(model)
+        parameters = named_tensors(model)
         return _by_dimension(
             coupling,
             lambda member: per_index(parameters[member.name].detach().abs() ** p, member),
@@ -181,14 +182,7 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
     Raises:
         ConfigError: for an unknown name, with those that exist.
     """
-    if not isinstance(given, str):
-        return given
-    if given not in CHANNEL_IMPORTANCES:
-        raise ConfigError(
-            f"importance is a function or one of {', '.join(CHANNEL_IMPORTANCES)}, not {given!r}"
-            f"{nearest(given, CHANNEL_IMPORTANCES)}"
-        )
-    return CHANNEL_IMPORTANCES[given]
+    return chosen_importance(given, CHANNEL_IMPORTANCES)
 
 
 def per_index(values: Tensor, member: Member) -> Tensor:
@@ -210,7 +204,7 @@ def _gradient_scores(
     measure: Loss = loss or _cross_entropy
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-        parameters = {n: p for n, p in _parameters(model).items() if isinstance(p, nn.Parameter)}
+        parameters = {n: p for n, p in named_tensors(model).items() if isinstance(p, nn.Parameter)}
         used = _trained_members(coupling, parameters)
         names = list({member.name for members in used.values() for member in members})
         totals = {name: torch.zeros(coupling[name].width) for name in used}
@@ -314,13 +308,6 @@ def _reduced(values: Tensor, how: Reduce) -> Tensor:
 def _check_reduce(reduce: str) -> None:
     if reduce not in ("sum", "mean", "max", "first"):
         raise ConfigError(f"reduce is one of sum, mean, max, first, not {reduce!r}")
-
-
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **dict(model.named_parameters(remove_duplicate=False)),
-    }
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:

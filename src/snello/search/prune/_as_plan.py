@@ -7,6 +7,8 @@ from collections import defaultdict
 from torch import nn
 
 from snello.graph import Example, Inputs
+from snello.graph.coupled.cut import kept_indices, removed_slices, shortened
+from snello.neurons import named_tensors
 from snello.pruning.channels import ChannelPlan
 from snello.simplification import SimplificationPlan, plan_of
 from snello.simplification.ir.plan import Slice
@@ -20,31 +22,17 @@ def as_plan(model: nn.Module, channels: ChannelPlan, example: Example) -> Simpli
         channels: what goes.
         example: its example inputs.
     """
-    gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-    less: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for name, indices in channels.removed.items():
-        for member in channels.coupling[name].members:
-            table = less if member.role == "size" else gone
-            table[member.name, member.axis].update(member.of(indices))
-    tensors = {
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **dict(model.named_parameters(remove_duplicate=False)),
-    }
+    tensors = named_tensors(model)
     slices: dict[str, tuple[Slice, ...]] = defaultdict(tuple)
-    for (name, axis), lost in gone.items():
-        kept = tuple(i for i in range(tensors[name].shape[axis]) if i not in lost)
-        if lost:
-            slices[name] += (Slice(axis, kept),)
+    for (name, axis), gone in removed_slices(channels.coupling, channels.removed).items():
+        kept = kept_indices(name, axis, tensors[name].shape[axis], gone)
+        slices[name] += (Slice(axis, tuple(kept)),)
     attributes: dict[str, int | tuple[int, ...]] = {}
-    for (name, position), lost in less.items():
+    sizes = removed_slices(channels.coupling, channels.removed, sizes=True)
+    for (name, position), gone in sizes.items():
         owner, _, attribute = name.rpartition(".")
         value = attributes.get(name, getattr(model.get_submodule(owner), attribute))
-        if isinstance(value, tuple):
-            attributes[name] = tuple(
-                n - len(lost) if i == position else n for i, n in enumerate(value)
-            )
-        else:
-            attributes[name] = value - len(lost)
+        attributes[name] = shortened(value, position, len(gone))
     return SimplificationPlan(
         input_shapes=Inputs.of(example).shapes,
         parameters=dict(slices),

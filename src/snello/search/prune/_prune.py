@@ -17,7 +17,7 @@ from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
 from snello.pruning.recovery import recalibrate, reconstruct
-from snello.simplification import SimplificationPlan, apply
+from snello.simplification import SimplificationPlan, apply, plan_of
 from snello.store import archives
 from snello.wrappers import copied, unwrapped
 
@@ -139,7 +139,7 @@ def prune(
     lean, taken = run.resumed()
     if not taken:
         taken = [PruningStep(0, 1.0, 1.0, 0, None, run.quality(lean))]
-        run.report(taken[-1], on_step)
+        _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
         wanted = run.relative(lean, amount.after(number / steps))
         plan = plan_channels(
@@ -155,7 +155,7 @@ def prune(
             number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
             sum(map(len, plan.removed.values())), cut, run.quality(narrow),
         )  # fmt: skip
-        run.report(step, on_step)
+        _show(step, on_step)
         if (why := _too_far(taken[0], step, max_drop)) is not None:
             return Pruned(lean.train(model.training), tuple(taken), why)
         lean = narrow
@@ -204,6 +204,11 @@ def _recovered(
     if batches:
         recalibrate(narrow, batches)
     return narrow
+
+
+def _show(step: PruningStep, on_step: Callable[[PruningStep], object] | None) -> None:
+    if on_step is not None:
+        on_step(step)
 
 
 def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> str | None:
@@ -258,18 +263,14 @@ class _Run:
         }
         return Keep(**wanted)
 
-    def report(self, step: PruningStep, on_step: Callable[[PruningStep], object] | None) -> None:
-        """Show a step."""
-        if on_step is not None:
-            on_step(step)
-
     def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
         """Write the network after a step, then the table."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        plan = getattr(model, "_snello_plan", None)
-        content = {"plan": plan, "state_dict": model.state_dict()}
+        plan = plan_of(model)
+        assert plan is not None
+        content = {"plan": plan.to_json(), "state_dict": model.state_dict()}
         archives.save(self._folder / f"step-{taken[-1].step}.pt", content)
         table = {"settings": self._settings, "steps": [asdict(step) for step in taken]}
         write_text(self._folder / "steps.json", json.dumps(table, indent=1))
