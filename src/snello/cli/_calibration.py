@@ -10,6 +10,8 @@ from torch import Tensor
 
 from snello.errors import ConfigError
 
+from ._data import add_data_arguments
+
 BATCH = 50
 
 
@@ -19,13 +21,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", help="digits, mnist, cifar10 or imagefolder; random inputs without it"
     )
-    group.add_argument(
-        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
-    )
-    group.add_argument("--data-path", help="the image folder, for imagefolder")
-    group.add_argument(
-        "--image-size", type=int, help="resize the images to this many pixels a side"
-    )
+    add_data_arguments(group)
     group.add_argument(
         "--samples", type=int, default=500, help="training images, or random inputs; default: 500"
     )

@@ -12,6 +12,8 @@ from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
 from snello.search.rate import RateSearch, search_rate
 from snello.store import Record
 
+from ._data import add_data_arguments
+
 BATCH = 250
 
 
@@ -33,13 +35,7 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         help="of what; default: accuracy",
     )
     group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
-    group.add_argument(
-        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
-    )
-    group.add_argument("--data-path", help="the image folder, for imagefolder")
-    group.add_argument(
-        "--image-size", type=int, help="resize the images to this many pixels a side"
-    )
+    add_data_arguments(group)
     group.add_argument(
         "--validation-images",
         type=int,

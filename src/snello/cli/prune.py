@@ -22,6 +22,7 @@ from snello.search.prune import Pruned, prune
 from snello.store import check_loadable, save
 from snello.wrappers import copied
 
+from ._data import add_data_arguments
 from ._inputs import add_model_arguments, check_model_file, device, finish, read_model
 from ._own_code import named_code
 from ._rate import splits_for
@@ -38,13 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
     parser.add_argument("--data", help="digits, mnist, cifar10, imagefolder, ...")
-    parser.add_argument(
-        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
-    )
-    parser.add_argument("--data-path", help="the image folder, for imagefolder")
-    parser.add_argument(
-        "--image-size", type=int, help="resize the images to this many pixels a side"
-    )
+    add_data_arguments(parser)
     for name in ("macs", "parameters", "channels"):
         parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, as 0.5")
     parser.add_argument(
@@ -105,12 +100,15 @@ def run(arguments: argparse.Namespace) -> None:
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
     validation = loader(splits.validation, splits, 500)
+    batches = list(
+        loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
+    )
     found = prune(
         model, record.example_inputs(1).to(device(arguments)), keep,
-        importance=_importance(arguments, splits), fit=_fit(arguments, model, splits),
+        importance=_importance(arguments, batches), fit=_fit(arguments, model, splits),
         evaluate=lambda network: evaluate(network, validation).accuracy,
         steps=arguments.steps, max_drop=arguments.max_drop,
-        calibration=[images.to(device(arguments)) for images, _ in _calibration(arguments, splits)],
+        calibration=[images.to(device(arguments)) for images, _ in batches],
         reconstruction=arguments.reconstruct, round_to=arguments.round_to,
         exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
         on_step=lambda step: print(
@@ -154,18 +152,12 @@ def _keep(arguments: argparse.Namespace) -> Keep:
     return Keep(**shares)
 
 
-def _calibration(
-    arguments: argparse.Namespace, splits: Splits
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(
-        loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
-    )
-
-
-def _importance(arguments: argparse.Namespace, splits: Splits) -> str | ChannelImportance:
+def _importance(
+    arguments: argparse.Namespace, batches: list[tuple[torch.Tensor, torch.Tensor]]
+) -> str | ChannelImportance:
     name = arguments.importance
     if name in CALIBRATED:
-        measure: ChannelImportance = CALIBRATED[name](_calibration(arguments, splits))
+        measure: ChannelImportance = CALIBRATED[name](batches)
         return measure
     if name not in CHANNEL_IMPORTANCES:
         known = (*CHANNEL_IMPORTANCES, *CALIBRATED)

@@ -14,6 +14,7 @@ from snello.lab.datasets import dataset_names
 from snello.lab.methods import METHOD_SPECS
 from snello.pruning import CALIBRATED, IMPORTANCES, Importance, PotentialPoint, pruning_potential
 
+from ._data import add_data_arguments
 from ._inputs import add_model_arguments, check_writable, device, finish, read_model
 
 HELP = "accuracy against pruned share: one-shot pruning of a trained network by several importances"
@@ -29,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
     parser.add_argument("--data", default="digits", help=f"one of: {', '.join(dataset_names())}")
-    parser.add_argument(
-        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
-    )
-    parser.add_argument("--data-path", help="the image folder, for imagefolder")
-    parser.add_argument(
-        "--image-size", type=int, help="resize the images to this many pixels a side"
-    )
+    add_data_arguments(parser)
     parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
     parser.add_argument(
