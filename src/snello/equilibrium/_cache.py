@@ -167,41 +167,33 @@ class FeatureCache:
 
     def _look(self, args: Sequence[Tensor]) -> None:
         """Cut again if other layers rest than at the last look, or their weights have moved."""
-        resting = [name for name, mask in self._update.freezer.frozen.items() if bool(mask.all())]
-        layers = self._update.freezer.layers
-        versions = tuple(p._version for n in resting for p in layers[n].parameters(recurse=False))
-        key = (tuple(resting), versions if self._prefix is None else self._versions())
-        if key == self._key and self._shapes_fit(args):
+        if self._state(args) == self._key:
             return
         self._drop()
-        if not resting:
-            self._key = key
-            return
-        try:
-            with self._update.freezer.dense():
-                self._prefix = resting_prefix(
-                    self._update.model, resting, [arg[:2] for arg in args]
-                )
-        except ModelError as error:
-            self._reason = str(error)
+        resting = self._update.freezer.resting
+        if resting:
+            try:
+                with self._update.freezer.dense():
+                    self._prefix = resting_prefix(
+                        self._update.model, resting, [arg[:2] for arg in args]
+                    )
+            except ModelError as error:
+                self._reason = str(error)
         if self._prefix is not None:
             self._open(self._prefix)
-        self._key = (
-            tuple(resting),
-            versions if self._prefix is None else self._versions(),
-        )
+        self._key = self._state(args)
 
-    def _versions(self) -> tuple[int, ...]:
-        """Changes with every write into a parameter or a statistic in front of the cut."""
-        assert self._prefix is not None
-        front = self._prefix.front
-        return tuple(t._version for t in (*front.parameters(), *front.buffers()))
-
-    def _shapes_fit(self, args: Sequence[Tensor]) -> bool:
+    def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
+        """State that the cut depends on: layers, shapes, and every write in front of it."""
+        freezer = self._update.freezer
+        if self._prefix is None:  # statistics move with every batch, and nothing is kept yet
+            layers = [freezer.layers[name] for name in freezer.resting]
+            tensors: list[Tensor] = [p for m in layers for p in m.parameters(recurse=False)]
+        else:
+            front = self._prefix.front
+            tensors = [*front.parameters(), *front.buffers()]
         shapes = tuple(tuple(arg.shape[1:]) for arg in args)
-        same = getattr(self, "_input_shapes", shapes) == shapes
-        self._input_shapes = shapes
-        return same
+        return freezer.resting, shapes, tuple(t._version for t in tensors)
 
     def _drop(self) -> None:
         self._prefix, self._stores = None, ()

@@ -39,6 +39,7 @@ class Freezer:
         self.layers, self.dispatch = dict(layers), dispatch or Dispatch()
         self.optimizers = self._checked(optimizers)
         self._frozen = {name: _nothing(layer) for name, layer in layers.items()}
+        self.resting: tuple[str, ...] = ()
         self.hold = RowHold(self.optimizers)
 
     def _checked(self, optimizers: Optimizers) -> tuple[Optimizer, ...]:
@@ -69,6 +70,7 @@ class Freezer:
             name: frozen[name].detach().clone() if name in frozen else _nothing(layer)
             for name, layer in self.layers.items()
         }
+        self.resting = tuple(name for name, mask in self._frozen.items() if bool(mask.all()))
         self.hold.set(held for name in self.layers for held in self._rows(name))
         self._attach()
 
@@ -77,6 +79,7 @@ class Freezer:
         self._detach()
         self.hold.remove()
         self._frozen = {name: _nothing(layer) for name, layer in self.layers.items()}
+        self.resting = ()
 
     @contextmanager
     def dense(self) -> Iterator[None]:

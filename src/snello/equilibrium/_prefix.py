@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
-from snello.graph import Inputs, capture, evaluation_mode
+from snello.graph import Inputs, capture, evaluation_mode, tensors_of
 
 _RANDOM = {
     nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d,
@@ -211,15 +211,10 @@ def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) ->
         ModelError: if they differ.
     """
     with evaluation_mode(model), torch.no_grad():
-        expected = _tensors(Inputs.of(tuple(inputs)).call(model))
-        found = _tensors(prefix.run_rest(prefix.run_front(inputs), inputs))
+        expected = tensors_of(Inputs.of(tuple(inputs)).call(model))
+        found = tensors_of(prefix.run_rest(prefix.run_front(inputs), inputs))
     if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
         raise ModelError(
             f"{type(model).__name__} cut behind its resting layers computes something else: its forward "
             "takes another path than torch.fx has traced"
         )
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
