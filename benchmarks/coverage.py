@@ -497,7 +497,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def summary(own: list[Row]) -> str:
-    """What the rows of one library and one kind of masks have in common."""
+    """Summary of the rows of one library and one kind of masks."""
     accepted = [row for row in own if row.outcome == "accepted"]
     kept = sum(bool(row.class_kept) for row in accepted)
     gone = [row.gone for row in accepted if row.gone is not None]

@@ -1,4 +1,4 @@
-"""What it costs to move channels, beside what it costs to compute them: the constants of simplify's
+"""Cost of moving channels against that of computing them: the constants of simplify's
 cost model.
 
     python benchmarks/index_operations.py --threads 1 --out runs/bench/index_operations.json

@@ -322,7 +322,7 @@ def error(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def dependence(expected: list[Tensor]) -> float:
-    """How much outputs depend on the input: deviation from the batch mean over the largest value,
+    """Dependence of outputs on the input: deviation from the batch mean over the largest value,
     the least.
     """
     return min(float(_deviation(y).abs().max() / y.abs().max()) for y in expected)

@@ -40,7 +40,7 @@ _SMOOTH: dict[str, Callable[..., Tensor]] = {
 
 @dataclass
 class _Weighted:
-    """What the calls of one weight saw: boolean masks over its rows and columns."""
+    """Record of the calls of one weight: boolean masks over its rows and columns."""
 
     weight: Tensor
     transposed: bool
@@ -68,7 +68,7 @@ class _Weighted:
 
 @dataclass
 class _Norm:
-    """What the calls of one normalisation gave."""
+    """Record of the outputs of one normalisation."""
 
     entries: int
     varying: Tensor | None = None

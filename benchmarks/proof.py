@@ -1,5 +1,4 @@
-"""What of a network depends on its input, and what its outputs depend on: proofs for
-``removable.py``.
+"""Proofs for ``removable.py``: constants, and channels that no output depends on.
 
 Constants are *proved*, not sampled: the network runs in float64 on an input of NaN, and every
 operation is told where its result does not depend on an operand (a zero weight, a factor that is
@@ -191,7 +190,7 @@ def _layer(
 
 
 def _always_inside(kind: str, weight: Tensor, options: dict[str, Any]) -> Tensor:
-    """Which taps of the kernel read the image, never the padding, at every position: shape
+    """Taps of the kernel that read the image, never the padding, at every position: shape
     ``(taps,)``.
     """
     kernel = weight.shape[2:]

@@ -64,7 +64,7 @@ from snello.store import build, load_weights
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one network is trained and pruned.
+    """Settings of the training and pruning of one network.
 
     Attributes:
         network: name for :func:`snello.store.build`.

@@ -46,7 +46,7 @@ DEFINITION = (
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What can be removed from one layer.
+    """Rows and columns that can be removed from one layer.
 
     Attributes:
         name: of the module (``in_proj`` is appended for the packed weight of

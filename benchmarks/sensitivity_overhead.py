@@ -1,4 +1,4 @@
-"""What a sensitivity adds to a training step: with it over without it, in turns in one run.
+"""Cost that a sensitivity adds to a training step: with it over without it, in turns in one run.
 
     python benchmarks/sensitivity_overhead.py --threads 2 --out runs/bench/sensitivity_overhead.json
 

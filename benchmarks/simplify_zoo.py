@@ -63,7 +63,7 @@ BYTES_PER_PARAMETER = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one tool made of one masked network; numbers are None where they could not be had.
+    """Result of one tool on one masked network; numbers are None where they could not be had.
 
     Attributes:
         status: "ok", or the first line of the error.

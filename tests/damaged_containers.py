@@ -458,7 +458,7 @@ _WITH_STREAM = [data for data in _SAMPLES if Parts.of(data).stream]
 
 @dataclass
 class Tally:
-    """What became of one kind of damage."""
+    """Outcome of one kind of damage."""
 
     count: int = 0
     errors: int = 0

@@ -1,4 +1,4 @@
-"""What several tests of pruning share: a small convolutional network, a batch, importances by their
+"""Shared parts of tests of pruning: a small convolutional network, a batch, importances by their
 definitions.
 """
 

@@ -90,7 +90,7 @@ class Draw:
         return "\n".join([*lines, f"outputs {self.outputs}, head {self.head}, {masks}"])
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
-        """How hypothesis prints a falsifying example."""
+        """Form in which hypothesis prints a falsifying example."""
         printer.text(f"\n{self}\n")
 
     def shapes(self) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 
 def test_nothing_public_is_left_out() -> None:
-    """What the package shows beside __all__ is its folders and files alone."""
+    """Beside __all__ the package shows its folders and files alone."""
     public = {name for name in vars(snello) if not name.startswith("_")}
     files = {path.stem for path in Path(snello.__file__).parent.iterdir()}
     assert public - set(snello.__all__) <= files

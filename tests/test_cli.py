@@ -295,7 +295,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a bad command line may be made of."""
+    """Parts of a bad command line."""
 
     folder: Path
     model: Path

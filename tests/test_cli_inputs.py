@@ -1,4 +1,4 @@
-"""What the commands share: models by file or by name, subjects, calibration, code of one's own."""
+"""Shared parts of the commands: models by file or by name, subjects, calibration, code of one's own."""
 
 from __future__ import annotations
 

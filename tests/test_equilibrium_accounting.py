@@ -1,4 +1,4 @@
-"""What a step costs: counted as the paper counts, counted as executed, timed, and in memory."""
+"""Cost of a step: as the paper counts, as executed, timed, and in memory."""
 
 from __future__ import annotations
 

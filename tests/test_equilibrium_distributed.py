@@ -75,7 +75,7 @@ def _wrapped(model: nn.Module) -> nn.Module:
 
 
 def _trained(name: str, rank: int) -> dict[str, Any]:
-    """What a real training with DDP gives: another part of the data on every rank, gradients
+    """A real training with DDP: another part of the data on every rank, gradients
     averaged.
     """
     model = network()
@@ -110,7 +110,7 @@ def _stops(rank: int) -> bool:
 
 
 def _refused() -> int:
-    """How many wrappers that could not bear layers without a gradient are refused."""
+    """Number of refused wrappers that could not bear layers without a gradient."""
     count = 0
     for options in ({}, {"find_unused_parameters": True, "static_graph": True}):
         model = network()

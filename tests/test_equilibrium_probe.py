@@ -1,4 +1,4 @@
-"""What the probe keeps: sketches of positions, kinds of layers, transposed and shared layers."""
+"""Contents of the probe: sketches of positions, kinds of layers, transposed and shared layers."""
 
 from __future__ import annotations
 

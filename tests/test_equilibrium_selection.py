@@ -1,4 +1,4 @@
-"""Who is frozen next: every selection against its definition, written out in plain Python."""
+"""Selections of frozen neurons, each against its definition, written out in plain Python."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def paper(history: list[float], mu: float) -> list[float]:
 
 
 def released(history: list[float], mu: float) -> list[float]:
-    """What the authors' code does, in the order in which it does it."""
+    """The steps of the authors' code, in their order."""
     velocities, buffer, last_delta = [], 0.0, 0.0
     for phi in history:
         delta = 1 - phi

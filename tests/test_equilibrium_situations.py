@@ -82,7 +82,7 @@ def data(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]
 def masked_dense(
     model: nn.Module, x: Tensor, y: Tensor, frozen: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the gradients must be: those of a plain copy, zero in the frozen rows."""
+    """Expected gradients: those of a plain copy, zero in the frozen rows."""
     plain = copy.deepcopy(model)
     plain.zero_grad()
     F.cross_entropy(plain(x), y).backward()

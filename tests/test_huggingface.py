@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):
-    """What the Trainer expects of a model: a mapping with loss and logits."""
+    """A model as the Trainer expects it: it returns a mapping with loss and logits."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ def test_row_i_holds_the_weights_that_feed_neuron_i(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_zeroing_a_row_silences_exactly_that_output(name: str) -> None:
-    """What the layer computes decides what a neuron is."""
+    """A neuron is told by the computation of the layer."""
     layer = LAYERS[name]
     dims = layer.weight.dim() - 2
     x = (

@@ -1,4 +1,4 @@
-"""How much and when: amounts, schedules, and the plans that say so before it happens."""
+"""Amounts, schedules, and the plans that show them beforehand."""
 
 from __future__ import annotations
 

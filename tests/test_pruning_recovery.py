@@ -1,4 +1,4 @@
-"""What pruning has cost, recovered: least squares, statistics, distillation."""
+"""Recovery from pruning: least squares, statistics, distillation."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_monotone_loss_is_pruned_as_far_as_it_allows(
 
 
 def _separable(scores: list[float], n: int) -> bool:
-    """Whether some threshold prunes exactly the n smallest scores (the search resolves 1e-10 at
+    """True if some threshold prunes exactly the n smallest scores (the search resolves 1e-10 at
     best).
     """
     ranked = sorted(scores)

@@ -1,4 +1,4 @@
-"""How results are written: tables, numbers, JSON."""
+"""Writing of results: tables, numbers, JSON."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_every_norm_of_a_chain_goes(name: str) -> None:
 
 
 class Joined(nn.Module):
-    """What the norm must not be folded into: something else reads the layer, or the norm reads
+    """Layers that a norm must not be folded into: something else reads the layer, or the norm reads
     two.
     """
 

@@ -202,7 +202,7 @@ def test_a_reader_that_sees_more_than_one_position_gets_the_maps() -> None:
 
 
 class Functional(Excited):
-    """What follows the norm is a function, not a module."""
+    """A function follows the norm, not a module."""
 
     def weighed(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.depthwise[1](self.depthwise[0](self.wide(x))))

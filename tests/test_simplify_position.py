@@ -170,7 +170,7 @@ def test_same_padding_of_an_even_kernel() -> None:
 
 
 class Twice(nn.Module):
-    """What the depthwise convolution gives is read by somebody else, too."""
+    """The output of the depthwise convolution has another reader, too."""
 
     def __init__(self, body: nn.Sequential) -> None:
         super().__init__()

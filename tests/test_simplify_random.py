@@ -23,7 +23,7 @@ from snello.simplification import simplify
 EXAMPLES = int(os.environ.get("SNELLO_EXAMPLES", "60"))
 
 COUNTS = {"networks": 0, "with something removed": 0, "elements before": 0, "elements after": 0}
-"""What the tests of this process have tried; printed at the end where SNELLO_EXAMPLES is set."""
+"""Examples that the tests of this process have tried; printed at the end where SNELLO_EXAMPLES is set."""
 
 
 @st.composite

@@ -302,7 +302,7 @@ def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
 
 
 def test_a_remembered_border_follows_its_kernel() -> None:
-    """What is remembered between forwards is forgotten when weights are loaded, moved or another
+    """Values remembered between forwards are forgotten when weights are loaded, moved or another
     size comes.
     """
     model = randomise(ZOO["zero padding"].build().double(), generator(0)).eval()

@@ -1,4 +1,4 @@
-"""What a recipe can ask of the engine: methods and their combinations, schedules, accumulation,
+"""Requests of a recipe to the engine: methods and their combinations, schedules, accumulation,
 averages, logs.
 """
 

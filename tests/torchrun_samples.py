@@ -1,4 +1,4 @@
-"""What the processes of a torchrun do in tests: train the quick ResNet-32, and note what each of
+"""Work of the processes of a torchrun in tests: train the quick ResNet-32, and note what each of
 them decided.
 
 Called as ``torchrun ... torchrun_samples.py DATA OUT``. Imported, it gives the same recipes to one

@@ -115,7 +115,7 @@ def kill(model: nn.Module, dead: Mapping[str, tuple[int, ...]], *, constant: boo
 
 
 def neurons_of(model: nn.Module) -> dict[str, int]:
-    """How many neurons each layer has that a mask may kill; of an Embedding, how many columns."""
+    """Number of neurons of each layer that a mask may kill; of an Embedding, of columns."""
     layers = {name: neuron_count(layer) for name, layer in weighted_layers(model).items()}
     return layers | {
         name: m.embedding_dim for name, m in model.named_modules() if isinstance(m, nn.Embedding)

@@ -16,7 +16,7 @@ from snello.neurons import count_parameters
 from ._threshold import ThresholdSearch, prunable, search_threshold
 
 Cost = Callable[[nn.Module], float]
-"""What a model costs: parameters, MACs, milliseconds, joules. Less is better."""
+"""Cost of a model: parameters, MACs, milliseconds, joules. Less is better."""
 
 
 class Trial(Protocol):

@@ -15,7 +15,7 @@ from snello.errors import ConfigError, nearest
 from ._importance import Granularity
 
 SHARES: dict[Granularity, float] = {"neuron": 0.1, "weight": 0.001}
-"""What stays of a layer by default. Layers live on few weights, but not on few neurons."""
+"""Share of a layer that stays by default. Layers live on few weights, but not on few neurons."""
 
 HEAVY: dict[Granularity, float] = {"neuron": 0.9, "weight": 0.99}
 """A plan warns where a layer would lose more than this share."""

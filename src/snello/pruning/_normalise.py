@@ -11,11 +11,11 @@ from torch import Tensor
 from snello.errors import ConfigError
 
 Normalise = Literal["mean", "max", "standard", "rank"]
-"""How the scores of one layer are brought to the scale of the others; see :func:`comparable`."""
+"""Ways to bring the scores of one layer to the scale of the others; see :func:`comparable`."""
 
 MAGNITUDES: Normalise = "mean"
-"""What "auto" is, unless the importance has an attribute ``normalise`` that says otherwise: Taylor scores have one
-unit, the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
+"""Meaning of "auto", unless the importance has an attribute ``normalise`` that says otherwise, as
+Taylor scores do: they have one unit, the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
 
 
 def normalise_of(given: str | None, importance: object) -> Normalise | None:

@@ -14,7 +14,7 @@ class Schedule(Protocol):
     """Asked once per epoch whether to prune."""
 
     restores: bool
-    """Whether the best weights since the last pruning step are restored before the next."""
+    """True if the best weights since the last pruning step are restored before the next."""
 
     def update(self, loss: float) -> bool:
         """Take in one epoch's loss; true if it is the best since the last pruning step."""

@@ -49,7 +49,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "vgg_16_cifar": vgg_16_cifar,
     "alexnet_cifar": alexnet_cifar,
 }
-"""What a file may name behind ``snello.lab.models:`` -> factory."""
+"""Name behind ``snello.lab.models:`` in a file -> factory."""
 
 
 def model_names() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ HERE = {
     },
     "table2": {"executed_gflops": "Executed here [GFLOP]", "backward_ratio": "Backward time here"},
 }  # fmt: skip
-"""What is measured here and was not published."""
+"""Quantities that are measured here and were not published."""
 
 
 def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:

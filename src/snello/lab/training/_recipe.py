@@ -130,7 +130,7 @@ def _dotted(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 _FREE = "model.arguments"
-"""What a model takes is the model's own affair."""
+"""Arguments that the model alone judges."""
 
 
 def check_option_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
