@@ -356,11 +356,13 @@ def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> No
 
 
 def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:
-    recipe = _recipe("--neq.eps=0.05", "--serene.twt=0.05", "--serene.finetune=2", "--epochs=6")
+    # The papers' threshold: more would go at once, and whatever moved all neurons would learn again.
+    small = ("--serene.twt=0.05", "--serene.finetune=2", "--serene.normalise=null")
+    recipe = _recipe("--neq.eps=0.05", "--epochs=6", *small)
     run = train(recipe, "serene+neq", tmp_path)
     assert run.epochs[-1].pruned > 0
     assert run.epochs[-1].updated < 1
-    assert run.epochs[-1].executed_flops <= run.epochs[0].executed_flops
+    assert run.epochs[-1].executed_flops < run.epochs[0].executed_flops
 
 
 def test_average_is_what_is_shipped(tmp_path: Path) -> None:
