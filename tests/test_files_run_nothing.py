@@ -324,7 +324,7 @@ def test_a_file_in_the_working_folder_is_no_library(
 def test_a_shadow_that_was_imported_before_is_refused(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text("def is_model(name): return True\ncreate_model = print\n")
     code = (
-        "import timm\nfrom snello import ModelSpec\nfrom snello.lab.models import build_untrusted\n"
+        "import timm\nfrom snello import ModelSpec\nfrom snello.store import build_untrusted\n"
         "build_untrusted(ModelSpec('timm:resnet18'))"
     )
     found = _python(tmp_path, "-c", code)

@@ -83,7 +83,7 @@ def recipe_of(case: str) -> Recipe:
     pruning = [
         f"--{method}.{option}"
         for method in ("lobster", "serene")
-        for option in ("pwe=1", "finetune=1", "twt=0.0005", "lmbda=0.0001")
+        for option in ("pwe=1", "finetune=1", "twt=0.005", "lmbda=0.0001")
     ]
     small = (
         "--data.limit=200",
