@@ -105,7 +105,7 @@ def finetune(
         model.train()
         total, count = 0.0, 0
         for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
+            images, labels = _laid_out(images.to(device)), labels.to(device)
             with _autocast(settings, device):
                 outputs = scores_of(model(images))
                 loss = _loss(outputs, images, labels, settings, teacher)
@@ -145,6 +145,11 @@ def _factor(done: float, warmup: float) -> float:
         return max(done / warmup, 0.01)
     rest = (done - warmup) / (1 - warmup)
     return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
+
+
+def _laid_out(images: torch.Tensor) -> torch.Tensor:
+    """Images in the layout in which convolutions are fastest; the network's weights stay as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 def _autocast(settings: FineTuning, device: torch.device) -> Any:
