@@ -66,6 +66,7 @@ lint: $(VENV)/.lint
 
 bench: $(VENV)/.all
 	mkdir -p runs/bench
+	$(BIN)/python benchmarks/startup.py --out runs/bench/startup.json
 	$(BIN)/python benchmarks/neq_backward.py --out runs/bench/neq_backward.json
 	$(BIN)/python benchmarks/simplify_latency.py --out runs/bench/simplify_latency.json
 	$(BIN)/python benchmarks/index_operations.py --out runs/bench/index_operations.json

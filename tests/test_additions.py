@@ -198,12 +198,20 @@ class Uniform(Sensitivity):
                 ("from ._serene import", "from ._uniform import Uniform as Uniform\n")
             ],
             "lab/methods/_table.py": [
-                ("    lobster_scores,\n    serene", "    Uniform,\n"),
+                (
+                    "METHOD_SPECS: Mapping",
+                    """def _uniform(setting: Setting) -> Sensitivity:
+    from snello.sensitivity import Uniform
+
+    return Uniform(setting.model, setting.options.lmbda)
+
+
+""",
+                ),
                 (
                     '        MethodSpec("neq"',
                     """        MethodSpec(
-            "uniform", "Uniform decay", "sensitivity",
-            lambda s: Uniform(s.model, s.options.lmbda), "uniform", "tab:red",
+            "uniform", "Uniform decay", "sensitivity", _uniform, "uniform", "tab:red",
         ),
 """,
                 ),

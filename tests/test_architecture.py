@@ -104,7 +104,7 @@ def test_the_import_reader_sees_what_it_should() -> None:
     private = {"snello.graph." + "_tracer", "snello." + "_version.__version__"}
     assert _private({"snello.errors", "snello.__version__", *private}) == private
     assert "snello.search.rate.search_rate" in _imports(SOURCE / "search" / "__init__.py")
-    assert "snello.lab.training.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
+    assert "snello.lab.recipes.load_recipe" in _imports(SOURCE / "cli" / "_recipes.py")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -34,3 +34,6 @@ from snello.cli._rate import search as search
 
 # A command is replaced by monkeypatching, to end as no command does on purpose.
 from snello.cli import decompress as decompress_command
+
+# Names in help, read from sources, are compared with the tables.
+from snello.cli import _names as names

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH = 50
 
@@ -56,6 +57,8 @@ def calibration(
             f"--samples={arguments.samples}: choose at least 1, 100 or more for real use"
         )
     if arguments.data is None:
+        import torch
+
         warn_random()
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(arguments.samples, *input_shape, generator=generator)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from snello.deploy import FORMATS
 from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
 from snello.files import write_text
-from snello.lab.reporting import Table, as_json, show
-from snello.neurons import check_finite
-from snello.store import Container, ModelSpec, Record, build, load, load_weights
 
 from ._own_code import add_own_code_argument, import_own_code, own_code
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from snello.lab.reporting import Table
+    from snello.store import Record
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,8 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         ConfigError: if they name none, or two.
         ModelError: if it cannot be built or loaded, or holds NaNs.
     """
+    from snello.neurons import check_finite
+
     model, record = _read_model(arguments)
     check_finite(model, arguments.file or arguments.weights or record.model.name)
     return model, record
@@ -59,6 +61,8 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         raise ConfigError(
             "give either a model file, or --model with --input-shape and perhaps --weights"
         )
+    from snello.store import ModelSpec, Record, build, load, load_weights
+
     seed(arguments)
     if arguments.file is not None:
         return load(arguments.file, trust=own_code(arguments))
@@ -74,6 +78,8 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 def seed(arguments: argparse.Namespace) -> None:
     """Seed torch, if the arguments say so."""
     if arguments.seed is not None:
+        import torch
+
         torch.manual_seed(arguments.seed)
 
 
@@ -83,6 +89,8 @@ def device(arguments: argparse.Namespace) -> torch.device:
     Raises:
         ConfigError: for a GPU that torch does not see.
     """
+    import torch
+
     wanted = arguments.device or "cpu"
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,6 +114,9 @@ def check_model_file(path: str) -> Path:
         ConfigError: for the suffix of a bitstream or an export.
         OutputError: if the file cannot be written.
     """
+    from snello.deploy import FORMATS
+    from snello.store import Container
+
     if Path(path).suffix in (Container.suffix, *FORMATS):
         raise ConfigError(
             f"--out={path}: this command writes a model file, named *.pt; 'snello compress' and 'snello export' write "
@@ -116,6 +127,8 @@ def check_model_file(path: str) -> Path:
 
 def finish(table: Table, result: Any, path: str | Path) -> None:
     """Show a result as a table and write it as JSON."""
+    from snello.lab.reporting import as_json, show
+
     show(table)
     print(f"written: {write_text(path, as_json(result))}")
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 
-from snello.store import import_factory
-
 
 def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--own-code``, the factories that a model file may name."""
@@ -47,6 +45,8 @@ def import_own_code(names: Iterable[str]) -> None:
     Raises:
         ModelError: if there is no such factory in the module.
     """
+    from snello.store import import_factory
+
     for name in names:
         module, colon, _ = name.partition(":")
         here = os.getcwd()

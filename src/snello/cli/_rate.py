@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
-from snello.lab.datasets import FIXED_SIZE, Splits, load_dataset, loader
-from snello.search.rate import RateSearch, search_rate
-from snello.store import Record
 
 from ._data import add_data_arguments
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.codec import CodecSettings
+    from snello.lab.datasets import Splits
+    from snello.search.rate import RateSearch
+    from snello.store import Record
 
 BATCH = 250
 
@@ -72,7 +75,9 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         ModelError: if the images do not fit the model.
         DataError: for a dataset that is missing.
     """
+    from snello.lab.datasets import loader
     from snello.lab.training import check_fits
+    from snello.search.rate import search_rate
 
     if not arguments.data:
         raise ConfigError(
@@ -107,6 +112,8 @@ def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
         ModelError: if the images have another shape than the model takes.
         DataError: for a dataset that is missing.
     """
+    from snello.lab.datasets import load_dataset
+
     splits = load_dataset(
         arguments.data,
         arguments.data_root,
@@ -124,6 +131,8 @@ def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
 
 def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
     """Image size asked for, or the model's own where a dataset leaves the choice."""
+    from snello.lab.datasets import FIXED_SIZE
+
     if arguments.image_size is not None:
         return int(arguments.image_size)
     # Digits would run on MNIST if its images were shrunk without being asked.
@@ -131,6 +140,8 @@ def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
 
 
 def _settings(arguments: argparse.Namespace) -> CodecSettings:
+    from snello.codec import CodecSettings
+
     return CodecSettings(
         nonweight_qp=arguments.nonweight_qp,
         dependent_quantisation=not arguments.uniform,
@@ -142,6 +153,8 @@ class _Metric:
     """Accuracy or loss on the validation images."""
 
     def __init__(self, splits: Splits, metric: str, limit: int) -> None:
+        from snello.lab.datasets import loader
+
         self._batches = list(loader(splits.validation, splits, BATCH, limit=limit))
         self._metric = metric
 

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snello.errors import require
+from snello.lab.methods import method_of
+from snello.lab.recipes import check_option_names, load_recipe, recipe_names, recipe_path
 
+from ._names import complete_with
 from ._own_code import import_own_code
 
 if TYPE_CHECKING:
-    from snello.lab.training import Recipe
+    from snello.lab.recipes import Recipe
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe, the folder and --resume; every other option is a field of the recipe."""
-    parser.add_argument(
+    action = parser.add_argument(
         "recipe",
         nargs="?",
         default="digits",
         help="a name from 'snello recipes ls', or a YAML file",
     )
+    complete_with(action, recipe_names())
     parser.add_argument("--out", help="run folder; default: runs/RECIPE")
     parser.add_argument(
         "--resume", action="store_true", help="go on with what the run folder holds"
@@ -38,8 +42,6 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: for an option that neither the command nor a recipe has.
     """
-    from snello.lab.training import check_option_names
-
     own = [option.removeprefix("--") for option in arguments.options]
     check_option_names(
         (option.partition("=")[0].removeprefix("--") for option in arguments.overrides), own
@@ -54,8 +56,6 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
     """Read a recipe and apply the overrides of the command line."""
-    from snello.lab.training import load_recipe
-
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
     # A recipe that is given to a command is the user's own instruction.
     import_own_code([recipe.model.name])
@@ -74,8 +74,18 @@ def run_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.recipe).stem
 
 
-def need_training() -> None:
-    """Say which extras are missing before anything starts."""
+def need_training(arguments: argparse.Namespace) -> None:
+    """Check the words of the command line, then the extras, before anything is imported.
+
+    Raises:
+        ConfigError: for a recipe, a method or a field of a recipe that there is not.
+        MissingExtraError: naming the extra to install.
+    """
+    overrides(arguments)
+    if "recipe" in arguments:
+        recipe_path(arguments.recipe)
+    if "method" in arguments:
+        method_of(arguments.method)
     require("lightning", "train", "training")
     require("rich", "report", "drawing tables")
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snello.deploy import FORMATS, Subject
 from snello.errors import ConfigError
-from snello.store import MODEL_FILES, load
 
 from ._inputs import on_device, read_model
 from ._own_code import own_code
 
+if TYPE_CHECKING:
+    from snello.deploy import Subject
+
 
 def suffixes() -> tuple[str, ...]:
     """Endings of the files that can be measured."""
+    from snello.deploy import FORMATS
+    from snello.store import MODEL_FILES
+
     return (*(kind.suffix for kind in MODEL_FILES), *FORMATS)
 
 
@@ -34,6 +39,8 @@ def subjects(
             models.
         ModelError: if one cannot be loaded.
     """
+    from snello.deploy import Subject
+
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")
     if bool(arguments.files) == (arguments.model is not None):
@@ -51,6 +58,9 @@ def subjects(
 
 
 def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
+    from snello.deploy import FORMATS, Subject
+    from snello.store import load
+
     if path.suffix in FORMATS:
         return Subject(name, file=path)
     model, record = load(path, trust=own_code(arguments))

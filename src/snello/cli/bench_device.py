@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from snello.deploy import Subject, device_kit
 from snello.errors import ConfigError
 from snello.files import check_new_folder
 
@@ -14,6 +12,11 @@ from ._calibration import add_calibration_arguments, calibration, warn_random
 from ._inputs import seed
 from ._own_code import add_own_code_argument
 from ._subjects import subjects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from snello.deploy import Subject
 
 HELP = "make a folder that times models on another device, with onnxruntime and numpy alone"
 EPILOG = (
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, quantise, write the folder."""
+    from snello.deploy import device_kit
     from snello.lab.reporting import Table, busy, megabytes, show
 
     folder = check_new_folder(arguments.folder)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from snello.codec import CodecSettings, compress, read_header, stream_of
-from snello.deploy import footprint
 from snello.errors import ConfigError
 from snello.files import write_bytes
-from snello.search.rate import RateSearch
-from snello.store import Container, check_loadable, save
 
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
 from ._rate import add_rate_arguments, search
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.codec import CodecSettings
+    from snello.search.rate import RateSearch
 
 HELP = "code a model into an ISO/IEC 15938-17 (NNC) bitstream"
 EPILOG = "example: snello compress lean.pt --out=lean.snello --qp=-32"
@@ -52,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compress, write, and report the sizes."""
+    from snello.deploy import footprint
     from snello.lab.reporting import Table, busy, megabytes
+    from snello.store import check_loadable, save
 
     settings, found = _settings(arguments), None
     model, record = read_model(arguments)
@@ -98,6 +101,8 @@ def _out(arguments: argparse.Namespace) -> Path:
         ConfigError: for a container of another suffix.
         OutputError: if the file cannot be written.
     """
+    from snello.store import Container
+
     if not arguments.raw and Path(arguments.out).suffix != Container.suffix:
         raise ConfigError(
             f"--out={arguments.out}: a bitstream is named *{Container.suffix}; with --raw, a plain stream has any name"
@@ -107,6 +112,8 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
     """Write the plain NNC stream; return a note on the parts that it leaves out."""
+    from snello.codec import compress, read_header, stream_of
+
     data = compress(model.state_dict(), settings)
     exact = sum(not entry.coded for entry in read_header(data).tensors)
     write_bytes(out, stream_of(data))
@@ -122,6 +129,8 @@ def _found(found: RateSearch, metric: str) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> CodecSettings:
+    from snello.codec import CodecSettings
+
     if arguments.max_drop is None:
         if arguments.data is not None:
             raise ConfigError(

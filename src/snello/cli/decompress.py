@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello.codec import is_container
-from snello.deploy import file_bytes, footprint
 from snello.errors import BitstreamError
-from snello.store import load, save
 
 from ._inputs import check_model_file, finish
 from ._own_code import add_own_code_argument, own_code
@@ -28,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Decompress, rebuild the model, write it."""
+    from snello.codec import is_container
+    from snello.deploy import file_bytes, footprint
     from snello.lab.reporting import Table, busy, megabytes
+    from snello.store import load, save
 
     out = check_model_file(arguments.out)
     trust, size = own_code(arguments), file_bytes(arguments.file)

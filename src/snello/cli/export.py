@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from snello.deploy import FORMATS, Format, export_int8, file_bytes, format_of
-from snello.store import Record
+from snello.errors import ConfigError, nearest
 
 from ._calibration import add_calibration_arguments, calibration
 from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._names import complete_with, formats
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.deploy import Format
+    from snello.store import Record
 
 HELP = "export a model to ONNX (float32 or int8), torch.export, ExecuTorch or OpenVINO, verified against PyTorch"
 EPILOG = (
@@ -26,10 +30,11 @@ INT8 = "onnx-int8"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    names = [format.name for format in FORMATS.values()]
-    parser.add_argument(
-        "--format", choices=(*names, INT8), help="default: that of the suffix of --out, or onnx"
+    names = (*formats(), INT8)
+    action = parser.add_argument(
+        "--format", help=f"one of {', '.join(names)}; default: that of the suffix of --out, or onnx"
     )
+    complete_with(action, names)
     parser.add_argument(
         "--out", help="the file to write; default: model.onnx, model-int8.onnx, model.pt2 ..."
     )
@@ -43,8 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Export and verify."""
     from snello.lab.reporting import Table, busy, megabytes, percent
 
-    model, record = read_model(arguments)
     format, int8 = _format(arguments), arguments.format == INT8
+    model, record = read_model(arguments)
     out = check_writable(arguments.out or f"model{'-int8' if int8 else ''}{format.suffix}")
     with busy("exporting"):
         write = _int8 if int8 else _float32
@@ -65,17 +70,27 @@ def _format(arguments: argparse.Namespace) -> Format:
     """The format that ``--format`` names, or else the suffix of ``--out``.
 
     Raises:
-        ConfigError: for a suffix of no format.
+        ConfigError: for a name or a suffix of no format.
     """
+    from snello.deploy import FORMATS, format_of
+
     if arguments.format is None:
         return format_of(arguments.out or "model.onnx")
-    name = "onnx" if arguments.format == INT8 else arguments.format
-    return next(format for format in FORMATS.values() if format.name == name)
+    known = {format.name: format for format in FORMATS.values()}
+    known[INT8] = known["onnx"]
+    if arguments.format not in known:
+        raise ConfigError(
+            f"--format: there is no {arguments.format!r}{nearest(arguments.format, known)}; "
+            f"there are: {', '.join(known)}"
+        )
+    return known[arguments.format]
 
 
 def _float32(
     format: Format, model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
+    from snello.deploy import file_bytes
+
     inputs = record.example_inputs(2 if format.any_batch else arguments.batch)
     return {"file": str(format.export(model, inputs, out)), "bytes": file_bytes(out)}
 
@@ -83,6 +98,8 @@ def _float32(
 def _int8(
     format: Format, model: nn.Module, record: Record, out: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
+    from snello.deploy import export_int8
+
     found_data, where = calibration(record.input_shape, arguments)
     data = [images.to(record.dtype) for images in found_data]
     found = export_int8(model, record.example_inputs(), out, data)

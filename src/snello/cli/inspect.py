@@ -7,10 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from snello.codec import CodecSettings
-from snello.deploy import Footprint
-from snello.store import inspect
-
 HELP = "show what is in a model file, a bitstream or an exported file: record, tensors, sizes, settings, digests"
 EPILOG = "example: snello inspect lean.snello --json"
 _FACTS = ("bytes", "sha256", "record", "settings", "footprint")
@@ -33,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Describe the file; nothing is decoded, and no model is built."""
     from snello.lab.reporting import as_json, show
+    from snello.store import inspect
 
     content = inspect(arguments.file)
     if arguments.json:
@@ -59,6 +56,9 @@ def _tables(content: dict[str, Any]) -> list[Any]:
 
 
 def _mapping(values: Any) -> Mapping[str, Any]:
+    from snello.codec import CodecSettings
+    from snello.deploy import Footprint
+
     if isinstance(values, CodecSettings):
         return values.to_dict()
     return asdict(values) if isinstance(values, Footprint) else values or {}

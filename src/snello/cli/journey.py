@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Travel, show both tables, write the report."""
-    need_training()
+    need_training(arguments)
     require("matplotlib", "report", "drawing plots")
     require("nncodec", "nnc", "coding bitstreams")
     require("onnxruntime", "onnx", "measuring exported networks")

@@ -6,12 +6,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from snello.deploy import compare, model_runtimes
 from snello.errors import ConfigError
 from snello.files import temporary_files_in
 
 from ._inputs import add_architecture_arguments, check_writable, finish, seed
-from ._subjects import subjects, suffixes
+from ._names import runtimes, suffixes
+from ._subjects import subjects
 
 HELP = "measure parameters, non-zeros, MACs, memory, bytes and latency of model files, side by side in one run"
 EPILOG = (
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--onnx", help="the same model exported: timed in turns with PyTorch")
     parser.add_argument(
         "--runtimes", default="pytorch",
-        help=f"what PyTorch models are timed in, with commas, of: {', '.join(model_runtimes())}; default: pytorch",
+        help=f"what PyTorch models are timed in, with commas, of: {', '.join(runtimes())}; default: pytorch",
     )  # fmt: skip
     parser.add_argument(
         "--out", default="measure.json", help="the JSON file to write; default: measure.json"
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, show, write."""
     out = check_writable(arguments.out)
+    from snello.deploy import compare
     from snello.lab.reporting import busy, show
 
     from ._profiles import clock_table, paper_table

@@ -5,47 +5,47 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError, nearest
-from snello.lab.datasets import Splits, loader
-from snello.pruning.channels import (
-    CHANNEL_IMPORTANCES,
-    ChannelImportance,
-    Keep,
-    group_fisher,
-    group_taylor,
-)
-from snello.search.prune import Pruned, prune
-from snello.store import check_loadable, save
-from snello.wrappers import copied
 
 from ._data import add_data_arguments
 from ._inputs import add_model_arguments, check_model_file, device, finish, read_model
+from ._names import channel_importances, complete_with, datasets
 from ._own_code import named_code
 from ._rate import splits_for
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from snello.lab.datasets import Splits
+    from snello.pruning.channels import ChannelImportance, Keep
+    from snello.search.prune import Pruned
 
 HELP = "remove the channels of a trained network that are worth least, and fine-tune what is left"
 EPILOG = (
     "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
 )
-CALIBRATED = {"taylor": group_taylor, "fisher": group_fisher}
+CALIBRATED = ("taylor", "fisher")
+"""Importances that are measured on batches: ``group_taylor``, ``group_fisher``."""
 BATCH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--data", help="digits, mnist, cifar10, imagefolder, ...")
+    complete_with(
+        parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
+    )
     add_data_arguments(parser)
     for name in ("macs", "parameters", "channels"):
         parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, as 0.5")
-    parser.add_argument(
-        "--importance", default="taylor",
-        help=f"one of {', '.join((*CHANNEL_IMPORTANCES, *CALIBRATED))}; default: taylor",
-    )  # fmt: skip
+    names = (*channel_importances(), *CALIBRATED)
+    action = parser.add_argument(
+        "--importance", default="taylor", help=f"one of {', '.join(names)}; default: taylor"
+    )
+    complete_with(action, names)
     parser.add_argument(
         "--calibration", type=int, default=1000, help="training images that importance and "
         "statistics are measured on; default: 1000",
@@ -84,8 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prune, fine-tune, write, and report each step."""
+    from snello.lab.datasets import loader
     from snello.lab.reporting import Table, percent
     from snello.lab.training import check_fits, evaluate
+    from snello.search.prune import prune
+    from snello.store import check_loadable, save
 
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
@@ -144,6 +147,8 @@ def _result(found: Pruned, test: float, dense: float) -> dict[str, object]:
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:
+    from snello.pruning.channels import Keep
+
     shares = {name: getattr(arguments, name) for name in ("macs", "parameters", "channels")}
     if all(share is None for share in shares.values()):
         raise ConfigError(
@@ -155,12 +160,14 @@ def _keep(arguments: argparse.Namespace) -> Keep:
 def _importance(
     arguments: argparse.Namespace, batches: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> str | ChannelImportance:
+    from snello.pruning import channels
+
     name = arguments.importance
     if name in CALIBRATED:
-        measure: ChannelImportance = CALIBRATED[name](batches)
+        measure: ChannelImportance = getattr(channels, f"group_{name}")(batches)
         return measure
-    if name not in CHANNEL_IMPORTANCES:
-        known = (*CHANNEL_IMPORTANCES, *CALIBRATED)
+    if name not in channels.CHANNEL_IMPORTANCES:
+        known = (*channels.CHANNEL_IMPORTANCES, *CALIBRATED)
         raise ConfigError(
             f"--importance: there is no {name!r}{nearest(name, known)}; there are: {', '.join(known)}"
         )
@@ -172,6 +179,7 @@ def _fit(
 ) -> Callable[[nn.Module], object] | None:
     """Fine-tuning after a step; None for none."""
     from snello.lab.training import FineTuning, finetune
+    from snello.wrappers import copied
 
     settings = FineTuning(
         epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snello.errors import ConfigError, nearest, require
 from snello.files import write_text
+from snello.lab.recipes import recipe_names, recipe_parser, recipe_path, recipe_summary
 
 from ._recipes import FIELDS, read_recipe
 
@@ -25,16 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """List, copy, or check."""
-    require("jsonargparse", "train", "reading recipes")
-    from snello.lab.training import recipe_names, recipe_parser, recipe_path
-
     if arguments.overrides and arguments.action != "validate":
         option = arguments.overrides[0]
         hint = nearest(option.partition("=")[0], ("--quick", "--seed", "--device"))
         raise ConfigError(f"unknown option {option!r}{hint}; see: snello recipes --help")
     if arguments.action == "ls":
         for name in recipe_names():
-            print(f"{name:20} {_summary(recipe_path(name))}")
+            print(f"{name:20} {recipe_summary(recipe_path(name))}")
     elif arguments.action == "fields":
         recipe_parser(prog="snello journey RECIPE").print_help()
     elif arguments.action == "validate" and arguments.name:
@@ -49,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
+    require("jsonargparse", "train", "reading recipes")
     from snello.lab.training import validate
 
     recipe = read_recipe(arguments, arguments.name)
@@ -57,11 +56,6 @@ def _validate(arguments: argparse.Namespace) -> None:
         f"{arguments.name}: {recipe.model.name} on {splits.name} ({splits.source}), {len(splits.train)} training "
         f"images; {', '.join(recipe.methods)} can start"
     )
-
-
-def _summary(path: Path) -> str:
-    """A recipe opens with one line on what it is."""
-    return path.read_text().splitlines()[0].lstrip("# ").rstrip(":")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snello.deploy import DeviceResult, Profile, read_device_result, read_profiles
 from snello.errors import ConfigError
 from snello.files import write_text
 
 from ._inputs import check_writable
+
+if TYPE_CHECKING:
+    from snello.deploy import DeviceResult, Profile
 
 HELP = "read results of 'snello measure' and of a kit's bench.py, and show them side by side"
 EPILOG = (
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read, show, write."""
     out = check_writable(arguments.out) if arguments.out else None
+    from snello.deploy import read_device_result, read_profiles
     from snello.lab.reporting import markdown, show
 
     from ._profiles import clock_table, paper_table

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run, show, write."""
-    need_training()
+    need_training(arguments)
     from snello.lab.training import published_table, reproduce
 
     if arguments.list:

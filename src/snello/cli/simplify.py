@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-from snello import plan_of
-from snello import simplify as make_lean
-from snello.deploy import footprint
-from snello.simplification import SimplificationPlan, fold_batchnorm, folds_of
-from snello.store import check_loadable, save
+from typing import TYPE_CHECKING
 
 from ._inputs import add_model_arguments, check_model_file, finish, on_device, read_model
 from ._own_code import named_code
+
+if TYPE_CHECKING:
+    from snello.simplification import SimplificationPlan
 
 HELP = "remove every dead neuron; the outputs stay the same (verified in float64)"
 EPILOG = "example: snello simplify runs/digits/serene/model.pt --out=lean.pt"
@@ -42,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simplify, write, and report what was kept and what was left alone."""
+    from snello.deploy import footprint
     from snello.lab.reporting import Table, busy, percent
+    from snello.simplification import fold_batchnorm, folds_of, plan_of
+    from snello.simplification import simplify as make_lean
+    from snello.store import check_loadable, save
 
     out = check_model_file(arguments.out)
     model, record = read_model(arguments)

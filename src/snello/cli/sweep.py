@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, nearest
-from snello.lab.datasets import dataset_names
 from snello.lab.methods import METHOD_SPECS
-from snello.pruning import CALIBRATED, IMPORTANCES, Importance, PotentialPoint, pruning_potential
 
 from ._data import add_data_arguments
 from ._inputs import add_model_arguments, check_writable, device, finish, read_model
+from ._names import complete_with, datasets, importances
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.pruning import PotentialPoint
 
 HELP = "accuracy against pruned share: one-shot pruning of a trained network by several importances"
 EPILOG = "example: snello sweep runs/digits/baseline/model.pt --data=digits --out=sweep.json"
-CALIBRATED_SCORES: dict[str, Callable[[Any], Importance]] = {
-    **CALIBRATED,
-    **{spec.name: spec.scores for spec in METHOD_SPECS.values() if spec.scores},
-}
+SENSITIVITIES = {spec.name: spec.scores for spec in METHOD_SPECS.values() if spec.scores}
+"""Sensitivities as scores of a trained network, made from calibration batches."""
 RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    parser.add_argument("--data", default="digits", help=f"one of: {', '.join(dataset_names())}")
+    action = parser.add_argument(
+        "--data", default="digits", help=f"one of: {', '.join(datasets())}; default: digits"
+    )
+    complete_with(action, datasets())
     add_data_arguments(parser)
     parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
+    names = (*importances(), *SENSITIVITIES)
     parser.add_argument(
         "--importances",
-        help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED_SCORES))}; default: all that fit the granularity",
+        help=f"with commas, of {', '.join(names)}; default: all that fit the granularity",
     )
     parser.add_argument(
         "--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}"
@@ -78,6 +81,7 @@ def _points(
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
     from snello.lab.datasets import load_dataset, loader
     from snello.lab.training import check_fits, evaluate
+    from snello.pruning import pruning_potential
 
     model, record = read_model(arguments)
     splits = load_dataset(
@@ -113,9 +117,11 @@ def _points(
 
 
 def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, Any]:
+    from snello.pruning import CALIBRATED, IMPORTANCES
+
     known = {
         **{name: name for name in IMPORTANCES},
-        **{n: make(calibration) for n, make in CALIBRATED_SCORES.items()},
+        **{n: make(calibration) for n, make in (CALIBRATED | SENSITIVITIES).items()},
     }
     if arguments.importances is None:
         # 'bn-scale' needs a BatchNorm behind the layers: it is there for who asks for it.

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say how it went."""
-    need_training()
+    need_training(arguments)
     from snello.lab.reporting import Table, percent, progress, show
     from snello.lab.training import train
 

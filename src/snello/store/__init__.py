@@ -17,24 +17,43 @@ describes these and exported files. Each kind of file is one class.
 True
 """
 
-from . import archives as archives
-from ._build import ModelSpec as ModelSpec
-from ._build import build as build
-from ._build import import_factory as import_factory
-from ._check import check_loadable as check_loadable
-from ._untrusted import build_untrusted as build_untrusted
-from ._untrusted import trusted_names as trusted_names
-from ._weights import load_weights as load_weights
-from .container import Container as Container
-from .files import MODEL_FILES as MODEL_FILES
-from .files import inspect as inspect
-from .files import load as load
-from .files import read as read
-from .files import save as save
-from .record import Record as Record
-from .record import from_dict as from_dict
-from .record import summary as summary
-from .record import to_dict as to_dict
+from typing import TYPE_CHECKING
+
+from snello._lazy import lazily as _lazily
+
+if TYPE_CHECKING:
+    from . import archives as archives
+    from ._build import build as build
+    from ._build import import_factory as import_factory
+    from ._check import check_loadable as check_loadable
+    from ._spec import ModelSpec as ModelSpec
+    from ._untrusted import build_untrusted as build_untrusted
+    from ._untrusted import trusted_names as trusted_names
+    from ._weights import load_weights as load_weights
+    from .container import Container as Container
+    from .files import MODEL_FILES as MODEL_FILES
+    from .files import inspect as inspect
+    from .files import load as load
+    from .files import read as read
+    from .files import save as save
+    from .record import Record as Record
+    from .record import from_dict as from_dict
+    from .record import summary as summary
+    from .record import to_dict as to_dict
+else:
+    __getattr__, __dir__ = _lazily(
+        __name__,
+        {
+            "_build": ("build", "import_factory"),
+            "_check": ("check_loadable",),
+            "_spec": ("ModelSpec",),
+            "_untrusted": ("build_untrusted", "trusted_names"),
+            "_weights": ("load_weights",),
+            "container": ("Container",),
+            "files": ("MODEL_FILES", "inspect", "load", "read", "save"),
+            "record": ("Record", "from_dict", "summary", "to_dict"),
+        },
+    )  # fmt: skip
 
 __all__ = [
     "MODEL_FILES", "Container", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable",

@@ -24,10 +24,9 @@ from torch import nn
 from snello.errors import MissingExtraError, ModelError, require
 from snello.nested import entries
 
-Factory = Callable[..., nn.Module]
+from ._spec import REFERENCE
 
-REFERENCE = "snello.lab.models"
-"""Module of the papers' networks: a name in text, imported when one is asked for."""
+Factory = Callable[..., nn.Module]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
 _TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)  # with the tag of its weights

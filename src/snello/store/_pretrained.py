@@ -14,8 +14,8 @@ from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan
 from snello.simplification.rewrite import CONFIG_KEY, narrow_in_place
 
-from ._build import ModelSpec
 from ._libraries import installed_packages_only, offline
+from ._spec import ModelSpec
 from ._untrusted import checked_factory
 from .record import Record
 

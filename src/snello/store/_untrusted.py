@@ -12,7 +12,7 @@ from torch import nn
 
 from snello.errors import ConfigError, MissingExtraError, ModelError
 
-from ._build import ModelSpec, build, build_with, find_known
+from ._build import build, build_with, find_known
 from ._libraries import (
     LIBRARIES,
     Factory,
@@ -21,6 +21,7 @@ from ._libraries import (
     offline,
     reference_names,
 )
+from ._spec import ModelSpec
 
 _MAX_DEPTH = 16
 _LONG = 100

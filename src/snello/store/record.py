@@ -19,8 +19,8 @@ from snello.errors import ModelError
 from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
-from ._build import ModelSpec
 from ._fill import fill, take_dtypes
+from ._spec import ModelSpec
 from ._untrusted import build_untrusted
 
 _INTEGERS = {"int64": torch.int64, "int32": torch.int32}

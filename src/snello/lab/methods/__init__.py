@@ -6,7 +6,7 @@ that a row is all that a new sensitivity or selection needs to be run by name::
     METHOD_SPECS["serene"].label                      # 'SeReNe'
     method_of("serene+stochastic-0.2").share          # 0.2
 
-Needs torch alone.
+Needs no torch: what a method is made of is imported when it is built.
 """
 
 from ._names import JOURNEY_METHODS as JOURNEY_METHODS

@@ -1,23 +1,21 @@
-"""The table of methods."""
+"""The table of methods.
+
+A method's own module is imported when it is built, so that the names of methods need no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from snello.equilibrium import MatchedStochastic, Selection, Stochastic, Velocity
 from snello.errors import ConfigError
-from snello.sensitivity import (
-    Lobster,
-    OutputSensitivity,
-    Sensitivity,
-    SeReNe,
-    lobster_scores,
-    serene_scores,
-)
 
 from ._options import PruningConfig
+
+if TYPE_CHECKING:
+    from snello.equilibrium import Selection
+    from snello.sensitivity import Sensitivity
 
 Kind = Literal["baseline", "sensitivity", "selection"]
 
@@ -76,28 +74,40 @@ def _nothing(setting: Setting) -> None:
 
 
 def _lobster(setting: Setting) -> Sensitivity:
+    from snello.sensitivity import Lobster
+
     return Lobster(setting.model, setting.options.lmbda)
 
 
 def _serene(setting: Setting) -> Sensitivity:
+    from snello.sensitivity import SeReNe
+
     options = setting.options
     return SeReNe(setting.model, options.lmbda, every=options.every, seed=setting.seed)
 
 
 def _output(setting: Setting) -> Sensitivity:
+    from snello.sensitivity import OutputSensitivity
+
     options = setting.options
     return OutputSensitivity(setting.model, options.lmbda, every=options.every, seed=setting.seed)
 
 
 def _neq(setting: Setting) -> Selection:
+    from snello.equilibrium import Velocity
+
     return Velocity(setting.options.eps, setting.options.mu)
 
 
 def _stochastic(setting: Setting) -> Selection:
+    from snello.equilibrium import Stochastic
+
     return Stochastic(setting.share, seed=setting.seed)
 
 
 def _stochastic_star(setting: Setting) -> Selection:
+    from snello.equilibrium import MatchedStochastic
+
     if setting.imitated is None:
         raise ConfigError(
             "stochastic-star freezes as many neurons as a finished NEq run did: train with "
@@ -108,17 +118,29 @@ def _stochastic_star(setting: Setting) -> Selection:
     return MatchedStochastic(shares or [0.0], seed=setting.seed)
 
 
+def _lobster_scores(batches: Any) -> Any:
+    from snello.sensitivity import lobster_scores
+
+    return lobster_scores(batches)
+
+
+def _serene_scores(batches: Any) -> Any:
+    from snello.sensitivity import serene_scores
+
+    return serene_scores(batches)
+
+
 METHOD_SPECS: Mapping[str, MethodSpec] = {
     spec.name: spec
     for spec in (
         MethodSpec("baseline", "Baseline", "baseline", _nothing, colour="0.35"),
         MethodSpec(
             "lobster", "LOBSTER", "sensitivity", _lobster, "lobster", "tab:orange",
-            scores=lobster_scores,
+            scores=_lobster_scores,
         ),
         MethodSpec(
             "serene", "SeReNe", "sensitivity", _serene, "serene", "tab:blue",
-            defaults=PruningConfig(granularity="neuron"), scores=serene_scores,
+            defaults=PruningConfig(granularity="neuron"), scores=_serene_scores,
         ),
         MethodSpec(
             "output", "Output sensitivity", "sensitivity", _output, "output", "tab:purple",

@@ -1,4 +1,16 @@
-"""Recipes: one YAML file per run; data, not code.
+"""Recipes: a run as data. One YAML file per run; ``snello recipes ls`` lists them.
 
-``snello recipes ls`` lists them, ``snello recipes cp`` copies one.
+A :class:`Recipe` is typed and checks itself; :func:`load_recipe` reads one and applies options as
+they stand on the command line. Needs no torch; reading a file needs the extra ``train``.
 """
+
+from ._config import OptimizerConfig as OptimizerConfig
+from ._config import Recipe as Recipe
+from ._names import recipe_folder as recipe_folder
+from ._names import recipe_names as recipe_names
+from ._names import recipe_path as recipe_path
+from ._names import recipe_summary as recipe_summary
+from ._recipe import check_option_names as check_option_names
+from ._recipe import load_recipe as load_recipe
+from ._recipe import option_names as option_names
+from ._recipe import recipe_parser as recipe_parser

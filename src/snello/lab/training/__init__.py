@@ -14,9 +14,14 @@ require("lightning", "train", "training")
 require("jsonargparse", "train", "reading recipes")
 
 from snello.lab.methods import METHODS as METHODS  # noqa: E402
+from snello.lab.recipes import OptimizerConfig as OptimizerConfig  # noqa: E402
+from snello.lab.recipes import Recipe as Recipe  # noqa: E402
+from snello.lab.recipes import check_option_names as check_option_names  # noqa: E402
+from snello.lab.recipes import load_recipe as load_recipe  # noqa: E402
+from snello.lab.recipes import recipe_names as recipe_names  # noqa: E402
+from snello.lab.recipes import recipe_parser as recipe_parser  # noqa: E402
+from snello.lab.recipes import recipe_path as recipe_path  # noqa: E402
 
-from ._config import OptimizerConfig as OptimizerConfig  # noqa: E402
-from ._config import Recipe as Recipe  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
 from ._distributed import world as world  # noqa: E402
@@ -32,11 +37,6 @@ from ._journey import JourneyResult as JourneyResult  # noqa: E402
 from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
-from ._recipe import check_option_names as check_option_names  # noqa: E402
-from ._recipe import load_recipe as load_recipe  # noqa: E402
-from ._recipe import recipe_names as recipe_names  # noqa: E402
-from ._recipe import recipe_parser as recipe_parser  # noqa: E402
-from ._recipe import recipe_path as recipe_path  # noqa: E402
 from ._reproduce import TABLES as TABLES  # noqa: E402
 from ._reproduce import PublishedTable as PublishedTable  # noqa: E402
 from ._reproduce import Quantity as Quantity  # noqa: E402

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
+from snello.lab.recipes import Recipe
 from snello.store import build, load_weights
 
-from ._config import Recipe
 from ._distributed import World, share_of
 
 EVALUATED = 500

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snello.lab.methods import method_of
-
-from ._config import Recipe
+from snello.lab.recipes import Recipe
 
 
 def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) -> str | None:

@@ -13,8 +13,8 @@ from snello.errors import ConfigError, ModelError, OutputError, Stopped
 from snello.files import is_full
 from snello.lab.datasets import Splits
 from snello.lab.methods import method_of
+from snello.lab.recipes import Recipe
 
-from ._config import Recipe
 from ._data import load_data
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._folder import check_same_run, claimed, finished_epochs, write_note

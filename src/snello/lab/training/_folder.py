@@ -12,10 +12,10 @@ from typing import Any
 from snello.errors import ConfigError, ModelError, OutputError, require
 from snello.files import remove_leftovers, write_text
 from snello.lab.methods import METHOD_SPECS, method_of
+from snello.lab.recipes import Recipe
 from snello.store import archives
 
 from ._checkpoints import epochs_in
-from ._config import Recipe
 from ._distributed import restarted, world
 from ._extend import refusal
 from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult

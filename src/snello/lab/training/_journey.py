@@ -13,11 +13,11 @@ from snello.codec import CodecSettings
 from snello.deploy import Latency, export, file_runner, footprint, latencies, pytorch_runner
 from snello.lab.datasets import Part, Splits
 from snello.lab.methods import method_of
+from snello.lab.recipes import Recipe
 from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
 
-from ._config import Recipe
 from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate

@@ -14,13 +14,12 @@ import torch
 from snello.errors import ConfigError, SnelloError, nearest
 from snello.files import write_text
 from snello.lab.datasets import Splits
+from snello.lab.recipes import Recipe, load_recipe, recipe_folder
 
-from ._config import Recipe
 from ._data import load_data
 from ._distributed import world
 from ._fit import train
 from ._journey import ShippedRow, TrainedRow, ship, training_rows
-from ._recipe import load_recipe, recipe_folder
 from ._result import NOTE, RESULT, TrainingResult
 from ._run import Progress, Run
 

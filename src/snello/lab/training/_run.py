@@ -23,12 +23,12 @@ from snello.files import write_text
 from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
 from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
+from snello.lab.recipes import Recipe
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
 from snello.sensitivity import Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._config import Recipe
 from ._data import Batches, initial_model
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from ._config import OptimizerConfig
+from snello.lab.recipes import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:

@@ -13,8 +13,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from snello.integrations import scores_of
+from snello.lab.recipes import OptimizerConfig
 
-from ._config import OptimizerConfig
 from ._task import configured, logged
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from snello.errors import ConfigError, DivergenceError
+from snello.lab.recipes import OptimizerConfig
 
-from ._config import OptimizerConfig
 from ._schedule import build_optimizer, build_scheduler, moves_within_epochs
 
 

@@ -6,39 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from snello.errors import ConfigError, nearest, require
 
 from ._config import Recipe
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with snello, by name."""
-    return sorted(
-        path.name.removesuffix(".yaml")
-        for path in recipe_folder().iterdir()
-        if path.name.endswith(".yaml")
-    )
-
-
-def recipe_path(name_or_path: str) -> Path:
-    """Path of a recipe: a file of the user's, or one that comes with snello.
-
-    Raises:
-        ConfigError: if there is no such recipe, with the names that exist.
-    """
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if name_or_path in recipe_names():
-        return Path(str(recipe_folder() / f"{name_or_path}.yaml"))
-    hint = nearest(name_or_path, recipe_names())
-    raise ConfigError(
-        f"no recipe {name_or_path!r}{hint}: neither a file nor one of: {', '.join(recipe_names())}"
-    )
+from ._names import recipe_path
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
@@ -236,8 +210,3 @@ def recipe_parser(**options: Any) -> Any:
     )
     parser.add_class_arguments(Recipe, fail_untyped=False)
     return parser
-
-
-def recipe_folder() -> Any:
-    """The folder of the recipes that come with snello."""
-    return resources.files("snello.lab.recipes")
