@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seams.reporting import progress_module
 from snello.deploy import Latency
 from snello.lab.reporting import (
     Table,
@@ -195,6 +199,23 @@ def test_busy_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert not captured.err.strip()
     assert not captured.out
+
+
+def test_a_pipe_gets_a_line_a_period_with_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(progress_module, "PERIOD", 0.02)
+    with progress(4) as line, busy("coding"):
+        line("epoch 1")
+        time.sleep(0.2)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "epoch 1"
+    assert "coding: 0:00 min so far" in said
+    pattern = r"1 of 4 steps, 0:00 min, 0\.\d s a step, about 0:0\d min left"
+    assert any(re.fullmatch(pattern, text) for text in said)
+    threads = [thread.name for thread in threading.enumerate()]
+    assert "snello progress" not in threads
 
 
 def test_progress_on_a_terminal_keeps_its_lines(

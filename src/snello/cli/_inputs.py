@@ -49,6 +49,7 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
         ConfigError: if they name none, or two.
         ModelError: if it cannot be built or loaded, or holds NaNs.
     """
+    check_model_arguments(arguments)
     from snello.neurons import check_finite
 
     model, record = _read_model(arguments)
@@ -56,11 +57,22 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     return model, record
 
 
-def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
+def check_model_arguments(arguments: argparse.Namespace) -> None:
+    """Check the words that name a model, before anything is imported or read.
+
+    Raises:
+        ConfigError: if they name none, or two, or a shape or arguments that cannot be.
+    """
     if (arguments.file is None) == (arguments.model is None):
         raise ConfigError(
             "give either a model file, or --model with --input-shape and perhaps --weights"
         )
+    if arguments.model is not None:
+        _shape(arguments.input_shape)
+        _json_object(arguments.arguments)
+
+
+def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     from snello.store import ModelSpec, Record, build, load, load_weights
 
     seed(arguments)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import require
 from snello.lab.methods import method_of
-from snello.lab.recipes import check_option_names, load_recipe, recipe_names, recipe_path
+from snello.lab.recipes import (
+    check_option_names,
+    epoch_overrides,
+    load_recipe,
+    recipe_names,
+    recipe_path,
+)
 
 from ._names import complete_with
 from ._own_code import import_own_code
@@ -56,10 +64,34 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recipe:
     """Read a recipe and apply the overrides of the command line."""
-    recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
+    name, given = name or arguments.recipe, overrides(arguments)
+    note = _note(arguments) if getattr(arguments, "resume", False) else None
+    fitted = epoch_overrides(name, given, quick=arguments.quick, note=note)
+    recipe = load_recipe(name, [*fitted, *given], quick=arguments.quick)
+    used = {"optimizer", *(block for m in recipe.methods for block in method_of(m).uses)}
+    said = [text.removeprefix("--") for text in fitted if text[2:].partition(".")[0] in used]
+    if said and note is None and is_first():
+        words = ", ".join(said)
+        print(f"snello: note: fitted to {recipe.epochs} epochs: {words}", file=sys.stderr)
     # A recipe that is given to a command is the user's own instruction.
     import_own_code([recipe.model.name])
     return recipe
+
+
+def _note(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What the run that is to be resumed was asked for; None if the folder has no such note.
+
+    A journey has a folder for each method, whose notes differ in the method alone.
+    """
+    folder = run_folder(arguments)
+    for path in (folder / "recipe.json", *sorted(folder.glob("*/recipe.json"))):
+        try:
+            note = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # a damaged note has an error of its own, later
+        if isinstance(note, dict):
+            return note
+    return None
 
 
 def is_first() -> bool:

@@ -85,8 +85,20 @@ def _names(paths: Sequence[Path], short: bool) -> list[str]:
         names = [("-" if short else "/").join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
+    if short and len(set(paths)) == len(paths):
+        # lean.pt and lean.onnx: each keeps its name, the file of a runtime with its ending.
+        return _told_apart(paths)
     raise ConfigError(
         "two models have the same name"
         + (", apart from their endings" if short else "")
         + f": {', '.join(map(str, paths))}; give each once"
     )
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names of files that differ in their endings alone: ``lean`` and ``lean-onnx``."""
+    stems = [path.with_suffix("").name for path in paths]
+    return [
+        f"{stem}-{path.suffix[1:]}" if stem in stems[:place] else stem
+        for place, (path, stem) in enumerate(zip(paths, stems, strict=True))
+    ]

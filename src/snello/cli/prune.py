@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prune, fine-tune, write, and report each step."""
     from snello.lab.datasets import loader
-    from snello.lab.reporting import Table, percent
+    from snello.lab.reporting import Table, percent, progress
     from snello.lab.training import check_fits, evaluate
     from snello.search.prune import prune
     from snello.store import check_loadable, save
@@ -106,19 +106,19 @@ def run(arguments: argparse.Namespace) -> None:
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     )
-    found = prune(
-        model, record.example_inputs(1).to(device(arguments)), keep,
-        importance=_importance(arguments, batches), fit=_fit(arguments, model, splits),
-        evaluate=lambda network: evaluate(network, validation).accuracy,
-        steps=arguments.steps, max_drop=arguments.max_drop,
-        calibration=[images.to(device(arguments)) for images, _ in batches],
-        reconstruction=arguments.reconstruct, round_to=arguments.round_to,
-        exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
-        on_step=lambda step: print(
-            f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}",
-            flush=True,
-        ),
-    )  # fmt: skip
+    with progress(arguments.steps + 1) as line:
+        found = prune(
+            model, record.example_inputs(1).to(device(arguments)), keep,
+            importance=_importance(arguments, batches), fit=_fit(arguments, model, splits),
+            evaluate=lambda network: evaluate(network, validation).accuracy,
+            steps=arguments.steps, max_drop=arguments.max_drop,
+            calibration=[images.to(device(arguments)) for images, _ in batches],
+            reconstruction=arguments.reconstruct, round_to=arguments.round_to,
+            exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
+            on_step=lambda step: line(
+                f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
+            ),
+        )  # fmt: skip
     test = evaluate(found.model, loader(splits.test, splits, 500)).accuracy
     dense = evaluate(model, loader(splits.test, splits, 500)).accuracy
     save(out, found.model.cpu(), record, trust=named_code(arguments))

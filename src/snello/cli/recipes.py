@@ -17,7 +17,10 @@ EPILOG = f"{FIELDS}\n\nexample: snello recipes cp digits mine.yaml, then snello 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("action", choices=("ls", "cp", "fields", "validate"))
+    parser.add_argument(
+        "action", nargs="?", default="ls", choices=("ls", "cp", "fields", "validate"),
+        help="default: ls",
+    )  # fmt: skip
     parser.add_argument("name", nargs="?", help="the recipe to copy or to check")
     parser.add_argument("target", nargs="?", help="the file to write; default: NAME.yaml")
     parser.add_argument("--quick", action="store_true", help="check the recipe's quick variant")

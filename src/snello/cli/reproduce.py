@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snello.errors import require
 from snello.files import check_writable
+from snello.lab.recipes import TABLES, published_table
 
 from ._own_code import import_own_code
 from ._recipes import FIELDS, is_first, need_training, overrides
@@ -26,8 +27,9 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument(
-        "table", choices=("table1", "table2"), help="1: pruning and coding; 2: cheaper training"
-    )
+        "table", nargs="?", default="ls", choices=("table1", "table2", "ls"),
+        help="1: pruning and coding; 2: cheaper training; ls, the default: name the rows of both",
+    )  # fmt: skip
     parser.add_argument(
         "--row", metavar="NAME", help="run this row alone; the others are reported as they are"
     )
@@ -43,13 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run, show, write."""
-    need_training(arguments)
-    from snello.lab.training import published_table, reproduce
-
-    if arguments.list:
-        for row in published_table(arguments.table).rows:
-            print(f"{row.name:32} snello train {row.recipe} --method={row.method}")
+    if arguments.list or arguments.table == "ls":
+        names = TABLES if arguments.table == "ls" else (arguments.table,)
+        for name in names:
+            for row in published_table(name).rows:
+                place = f"{name}  " if len(names) > 1 else ""
+                print(f"{place}{row.name:32} snello train {row.recipe} --method={row.method}")
         return
+    if arguments.row is not None:
+        published_table(arguments.table).row(arguments.row)
+    need_training(arguments)
+    from snello.lab.training import reproduce
+
     require("matplotlib", "report", "drawing plots")
     if arguments.table == "table1":
         require("nncodec", "nnc", "coding bitstreams")

@@ -236,12 +236,14 @@ class Recipe:
             check_option(
                 finetune < self.epochs,
                 f"{method.block}.finetune ({finetune}) must be less than epochs ({self.epochs}): "
-                "nothing would be pruned",
+                f"nothing would be pruned; set {method.block}.finetune to {self.epochs - 1} or less, "
+                f"or epochs to {finetune + 1} or more",
             )
         warmup = self.optimizer.warmup_epochs
         check_option(
             warmup < self.epochs or not warmup,
-            f"optimizer.warmup_epochs ({warmup}) must be less than epochs ({self.epochs})",
+            f"optimizer.warmup_epochs ({warmup}) must be less than epochs ({self.epochs}): set it to "
+            f"{self.epochs - 1} or less, or epochs to {warmup + 1} or more",
         )
 
     def pruning(self, method: Method) -> PruningConfig:

@@ -13,6 +13,7 @@ from snello.errors import ConfigError, nearest, require
 
 from ._config import Recipe
 from ._names import recipe_path
+from ._scale import given_epochs, not_given, noted, scaled
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
@@ -42,6 +43,37 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
+
+
+def epoch_overrides(
+    name_or_path: str,
+    overrides: Sequence[str],
+    *,
+    quick: bool = False,
+    note: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Overrides that fit a recipe's lengths in epochs to an override of its number of epochs.
+
+    A recipe of 60 epochs that ends with 15 of fine-tuning ends with 1 in 3 epochs. What an override
+    sets stays as it is.
+
+    Args:
+        name_or_path: of the recipe.
+        overrides: as for :func:`load_recipe`.
+        quick: the same.
+        note: values of a run that is resumed: its lengths stay.
+
+    Returns:
+        Further overrides, ``["--lobster.finetune=1"]``; none without ``--epochs=`` among those given.
+    """
+    epochs = given_epochs(overrides)
+    if epochs is None:
+        return []
+    try:
+        values = noted(note) if note else scaled(load_recipe(name_or_path, quick=quick), epochs)
+    except ConfigError:  # it is wrong without the overrides: there is nothing to start from
+        return []
+    return [f"--{name}={json.dumps(value)}" for name, value in not_given(values, overrides)]
 
 
 def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:

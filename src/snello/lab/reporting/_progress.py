@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from snello.errors import require
+
+PERIOD = 15.0
+"""Seconds between two signs of life where there is no terminal: a log stays short."""
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar over ``total`` steps; the function that it yields prints a line and advances the bar.
 
-    Where there is no terminal, the lines alone are printed, each as soon as it is there.
+    Where there is no terminal, the lines are printed, each as soon as it is there, and once a
+    period a line with the steps that are done, the time taken and the time left.
+
+    Args:
+        total: number of steps; 0 if it is not known.
     """
-    require("rich", "report", "drawing progress bars")
-    from rich.console import Console
+    console = _console()
+    if not console.is_terminal:
+        pace = _Pace(total)
+        with _every_period(lambda: console.print(pace.text(), markup=False)):
+
+            def said(text: str) -> None:
+                console.print(text, markup=False)
+                pace.done += 1
+
+            yield said
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -24,13 +43,9 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        yield lambda text: console.print(text, markup=False)
-        return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task("", total=total or None)
 
         def line(text: str) -> None:
             console.print(text, markup=False)
@@ -41,9 +56,61 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner while one long step goes on; nothing where there is no terminal."""
+    """A spinner while one long step goes on; where there is no terminal, a line once a period."""
+    console = _console()
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        return
+    pace = _Pace(0)
+    with _every_period(lambda: console.print(f"{what}: {pace.text()}", markup=False)):
+        yield
+
+
+def _console() -> Any:
     require("rich", "report", "drawing progress bars")
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Pace:
+    """Steps that are done, and the time that they took."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._start = time.monotonic()
+
+    def text(self) -> str:
+        """``"3 of 12 steps, 1:30 min, 30.0 s a step, about 4:30 min left"``."""
+        seconds = time.monotonic() - self._start
+        if not self.done:
+            return f"{_clock(seconds)} so far"
+        steps = f"{self.done} of {self.total} steps" if self.total else f"{self.done} steps"
+        text = f"{steps}, {_clock(seconds)}, {seconds / self.done:.1f} s a step"
+        left = (self.total - self.done) * seconds / self.done
+        return f"{text}, about {_clock(left)} left" if left > 0 else text
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+@contextmanager
+def _every_period(say: Callable[[], None]) -> Iterator[None]:
+    """Call a function every :data:`PERIOD` seconds, in a thread, until the block ends."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(PERIOD):
+            say()
+
+    thread = threading.Thread(target=beat, name="snello progress", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        over.set()
+        thread.join()

@@ -14,10 +14,14 @@ require("lightning", "train", "training")
 require("jsonargparse", "train", "reading recipes")
 
 from snello.lab.methods import METHODS as METHODS  # noqa: E402
+from snello.lab.recipes import TABLES as TABLES  # noqa: E402
 from snello.lab.recipes import OptimizerConfig as OptimizerConfig  # noqa: E402
+from snello.lab.recipes import PublishedTable as PublishedTable  # noqa: E402
+from snello.lab.recipes import Quantity as Quantity  # noqa: E402
 from snello.lab.recipes import Recipe as Recipe  # noqa: E402
 from snello.lab.recipes import check_option_names as check_option_names  # noqa: E402
 from snello.lab.recipes import load_recipe as load_recipe  # noqa: E402
+from snello.lab.recipes import published_table as published_table  # noqa: E402
 from snello.lab.recipes import recipe_names as recipe_names  # noqa: E402
 from snello.lab.recipes import recipe_parser as recipe_parser  # noqa: E402
 from snello.lab.recipes import recipe_path as recipe_path  # noqa: E402
@@ -37,12 +41,8 @@ from ._journey import JourneyResult as JourneyResult  # noqa: E402
 from ._journey import ShippedRow as ShippedRow  # noqa: E402
 from ._journey import TrainedRow as TrainedRow  # noqa: E402
 from ._journey import journey as journey  # noqa: E402
-from ._reproduce import TABLES as TABLES  # noqa: E402
-from ._reproduce import PublishedTable as PublishedTable  # noqa: E402
-from ._reproduce import Quantity as Quantity  # noqa: E402
 from ._reproduce import ReproducedRow as ReproducedRow  # noqa: E402
 from ._reproduce import Reproduction as Reproduction  # noqa: E402
-from ._reproduce import published_table as published_table  # noqa: E402
 from ._reproduce import reproduce as reproduce  # noqa: E402
 from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
