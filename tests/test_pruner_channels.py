@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from snello import simplify
 from snello.errors import ConfigError
@@ -141,3 +142,34 @@ def test_channels_without_example_inputs_are_refused() -> None:
         Pruner(model, None, granularity="channel", amount=Ratio(0.5), schedule=OneShot())
     with pytest.raises(ConfigError, match="one of weight, neuron, channel, not 'filter'"):
         Pruner(model, None, granularity="filter", amount=Ratio(0.5))  # type: ignore[arg-type]
+
+
+def taylor_masks(batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    model, _, _ = trained()
+    pruner = Pruner(
+        model, None, granularity="channel", amount=Ratio(0.4), schedule=OneShot(),
+        importance=group_taylor(batches), example_inputs=X,
+    )  # fmt: skip
+    pruner.prune()
+    return pruner.masks
+
+
+def _rank(rank: int, folder: str) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    _, _, batches = trained(4)
+    torch.save(taylor_masks(batches[rank::2]), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="needs torch.distributed")
+def test_processes_with_other_batches_prune_what_one_with_all_of_them_prunes(
+    tmp_path: Path,
+) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    expected = taylor_masks(trained(4)[2])
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], mask) for name, mask in expected.items()), rank
