@@ -199,6 +199,7 @@ def _one_line(error: str) -> None:
     assert len(error) < 1200
 
 
+@pytest.mark.sampled(160)
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_what_a_model_file_names(
@@ -231,6 +232,7 @@ def test_no_command_runs_what_a_bitstream_names(
         _nothing_happened(folder)
 
 
+@pytest.mark.sampled(100)
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("loader", ["load", "load a bitstream", "from_dict", "build_untrusted"])
 def test_no_loader_runs_what_a_record_names(loader: str, case: str, folder: Path) -> None:

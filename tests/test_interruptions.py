@@ -322,6 +322,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("twice", [False, True])
@@ -371,6 +372,7 @@ def _extended(tmp_path: Path, method: str, first: tuple[str, ...], then: tuple[s
     assert main([*run, *then, f"--out={tmp_path / 'run'}", "--resume"]) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "first", "then"),
     [

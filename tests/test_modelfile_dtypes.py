@@ -51,6 +51,7 @@ def _assert_same(loaded: nn.Module, saved: nn.Module, record: Record, dtype: tor
     assert torch.equal(loaded(inputs), saved.eval()(inputs)), "it takes its own inputs"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lean", [False, True])

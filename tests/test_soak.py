@@ -346,6 +346,7 @@ def _sequence(seed: int, compiler: str = "eager") -> None:
                 raise
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(16))
 def test_a_random_life(seed: int) -> None:
     _sequence(seed)
