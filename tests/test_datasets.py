@@ -144,9 +144,9 @@ def test_impossible_options(tmp_path: Path) -> None:
         load_dataset("digit")
     with pytest.raises(ConfigError, match="image_size=0"):
         load_dataset("digits", image_size=0)
-    with pytest.raises(ConfigError, match=r"'imagefolder', .* need a path"):
+    with pytest.raises(ConfigError, match=r"'imagefolder', .* require a path"):
         load_dataset("imagefolder")
-    with pytest.raises(ConfigError, match="no other dataset has one; got 'digits'"):
+    with pytest.raises(ConfigError, match="other datasets accept none; got 'digits'"):
         load_dataset("digits", path=tmp_path)
 
 

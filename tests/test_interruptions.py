@@ -158,7 +158,7 @@ def _check_end(kind: str, folder: Path, status: int, said: str, left: list[str])
     )
     if status == 143:
         assert "stopped at epoch " in said or "stopped by SIGTERM" in said
-        assert "; go on with --resume" in said or "stopped by SIGTERM" in said
+        assert "; continue with --resume" in said or "stopped by SIGTERM" in said
     if status == 1:
         assert str(folder) in said
         assert "File too large" in said
@@ -239,7 +239,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         in said
     )
     assert "make room there; 1 finished epochs are kept" in said
-    assert "go on with --resume" in said
+    assert "continue with --resume" in said
     assert sorted(path.name for path in out.iterdir()) == ["last.ckpt", "recipe.json"]
     assert archives.load(out / "last.ckpt")["epoch"] == 0
 
@@ -341,7 +341,8 @@ def test_a_signal_finishes_the_step(number: int, status: int, twice: bool, tmp_p
     assert not out, "no other step is begun"
     if not twice or number == signal.SIGINT:
         assert err == (
-            f"snello: stopped at epoch 1; go on with --resume (0 of {EPOCHS} epochs are saved in {tmp_path / 'run'})\n"
+            f"snello: stopped at epoch 1; continue with --resume (0 of {EPOCHS} epochs are saved "
+            f"in {tmp_path / 'run'})\n"
         )
     assert set(os.listdir(tmp_path / "run")) <= {"recipe.json", ".lock"}
 
@@ -397,7 +398,7 @@ def test_a_finished_run_is_extended(
             "baseline",
             ["--optimizer.schedule=cosine"],
             ["--optimizer.schedule=cosine", "--epochs=5"],
-            "reaches zero",
+            "learning rate of zero",
         ),
         (
             "baseline",

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
         if hasattr(arguments, "resume") and "--resume" not in said:
-            said += "; go on with --resume"
+            said += "; continue with --resume"
         return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
 
