@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Record, str]] = {
     "loads weights": (
         lambda: build("resnet18"), Record(ModelSpec("resnet18", {"weights": "DEFAULT"}), (3, 64, 64)), "would load"
     ),
-    "no plain data": (
+    "not plain JSON data": (
         lambda: build("lenet-5"), Record(ModelSpec("lenet-5", {"classes": {1, 2}}), (1, 28, 28)), "no plain data"
     ),
     "lean": (
