@@ -85,7 +85,7 @@ def test_architecture_takes_arguments_shape_and_seed() -> None:
         (["--model=lenet-5", "--input-shape=1,28,x"], "integers separated by commas"),
         (["--model=lenet-5", "--input-shape=1,0,28"], "at least 1"),
         (["--model=lenet-5", "--arguments=[1]", "--input-shape=1,28,28"], "must be a JSON object"),
-        (["--model=lenet-5", "--arguments={", "--input-shape=1,28,28"], "is no JSON"),
+        (["--model=lenet-5", "--arguments={", "--input-shape=1,28,28"], "is not valid JSON"),
         (["--model=lenet-5", "--weights=none.pt", "--input-shape=1,28,28"], "none.pt"),
     ],
 )

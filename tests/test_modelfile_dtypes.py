@@ -153,7 +153,7 @@ def test_save_refuses_before_it_writes(case: str, tmp_path: Path) -> None:
     make, record, words = REFUSED[case]
     model, path = make(), tmp_path / "folder" / "m.pt"
     with pytest.raises(
-        ModelError, match=f"(?s)(not written|its model is made by).*{words}|{words}"
+        ModelError, match=f"(?s)(not written|its model is built by).*{words}|{words}"
     ):
         save(path, model, record)
     assert not path.parent.exists()

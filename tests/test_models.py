@@ -247,7 +247,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     with pytest.raises(
-        ModelError, match=r"cannot be fetched from https.*no route to host.*pass its path"
+        ModelError, match=r"cannot be downloaded from https.*no route to host.*pass its path"
     ):
         load_weights(build("resnet-20"), "ResNet18_Weights.DEFAULT")
 
