@@ -198,7 +198,9 @@ def test_missing_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_holds_tensors_only(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"bad\.pt: the state_dict contains values that are not tensors"):
+    with pytest.raises(
+        ModelError, match=r"bad\.pt: the state_dict contains values that are not tensors"
+    ):
         read(_content(tmp_path, state_dict={"w": 3}))
 
 

@@ -335,9 +335,9 @@ def main() -> int:
         sys.stderr.write(f"bench.py: error: {error}\n")
         return 1
     out = Path(options.out)
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(json.dumps(result, indent=1))
-    beside.replace(out)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(out)
     _print(result)
     sys.stdout.write(f"written: {out}\n")
     return 0

@@ -46,14 +46,14 @@ def save(path: str | Path, content: Any) -> Path:
         OutputError: if the file cannot be written, or the bytes read back differ.
     """
 
-    def check(beside: Path) -> None:
-        if not _fits(beside):
+    def check(temporary: Path) -> None:
+        if not _fits(temporary):
             raise OutputError(
                 f"cannot write {path}: the bytes read back differ from those written; the disk may "
                 "be failing"
             )
 
-    return write_file(path, lambda beside: _write(beside, content), check)
+    return write_file(path, lambda temporary: _write(temporary, content), check)
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> Any:

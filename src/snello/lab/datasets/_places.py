@@ -81,7 +81,7 @@ def unpacked(archive: Path) -> Path:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         target = cache_folder() / f"{archive.name.partition('.')[0]}-{digest[:16]}"
         if not target.is_dir():
-            _unpack_beside(archive, target)
+            _unpack_atomically(archive, target)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise DataError(
             f"{archive} cannot be unpacked: {error}; copy or download it again"
@@ -95,19 +95,19 @@ def unpacked(archive: Path) -> Path:
     return target
 
 
-def _unpack_beside(archive: Path, target: Path) -> None:
+def _unpack_atomically(archive: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         with tarfile.open(archive) as tar:
             # An untrusted archive could write elsewhere: the "data" filter refuses absolute paths,
             # "..", links that leave the folder, and devices.
-            tar.extractall(beside, filter="data")
+            tar.extractall(temporary, filter="data")
         try:
-            beside.rename(target)
+            temporary.rename(target)
         except OSError:
             # Another process may have unpacked the same archive first; its copy is equivalent.
             if not target.is_dir():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -157,7 +157,7 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)
     axis.legend(ncols=2, fontsize=8)
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def _frozen(cost: UpdateCost) -> str:

@@ -85,7 +85,7 @@ def _finish(figure: Any, axes: Any, path: Path) -> Path:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def plot_potential(

@@ -35,7 +35,7 @@ def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
     table = result.table
     comparable = [q for q in table.quantities if not q.device]
     devices = [q for q in table.quantities if q.device]
-    beside = HERE[table.name]
+    unpublished = HERE[table.name]
     quick = (
         " - QUICK: small data and few steps, not comparable with the paper" if result.quick else ""
     )
@@ -58,14 +58,14 @@ def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
         ),
         Table(
             title=f"{table.title}: not comparable with the paper{quick}",
-            header=("Row", *(f"{q.label}\npaper" for q in devices), *beside.values()),
+            header=("Row", *(f"{q.label}\npaper" for q in devices), *unpublished.values()),
             rows=tuple(
                 (
                     row.row.name,
                     *(_number(row.row.published[q.key], q.digits) for q in devices),
                     *(
                         _number(row.measured.get(key), 3) if row.measured else NOT_RUN
-                        for key in beside
+                        for key in unpublished
                     ),
                 )
                 for row in result.rows
