@@ -298,7 +298,8 @@ def test_a_checkpoint_with_pickled_code_says_so(
     torch.save({"epoch": torch.nn.Linear(2, 2)}, tmp_path / "last.ckpt")
     assert main([*argv, "--resume"]) == 1
     assert (
-        "last.ckpt holds pickled code (torch.nn.modules.linear.Linear)" in capsys.readouterr().err
+        "last.ckpt contains pickled code (torch.nn.modules.linear.Linear)"
+        in capsys.readouterr().err
     )
 
 
@@ -404,7 +405,7 @@ def test_a_finished_run_is_extended(
             "baseline",
             [],
             ["--epochs=1"],
-            "cannot be made shorter than that: ask for --epochs=3 or more",
+            "cannot be made shorter than that: choose --epochs=3 or more",
         ),
         (
             "serene",

@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Record, str]] = {
         lambda: build("resnet18"), Record(ModelSpec("resnet18", {"weights": "DEFAULT"}), (3, 64, 64)), "would load"
     ),
     "not plain JSON data": (
-        lambda: build("lenet-5"), Record(ModelSpec("lenet-5", {"classes": {1, 2}}), (1, 28, 28)), "no plain data"
+        lambda: build("lenet-5"), Record(ModelSpec("lenet-5", {"classes": {1, 2}}), (1, 28, 28)), "not plain JSON data"
     ),
     "lean": (
         lambda: simplify(_dead(SPECS["resnet-20"]), SPECS["resnet-20"].example_inputs()),

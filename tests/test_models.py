@@ -237,7 +237,7 @@ def test_pretrained_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("name", ["ResNet18_Weights.NOPE", "Nope_Weights.DEFAULT"])
 def test_unknown_weights_name(name: str) -> None:
-    with pytest.raises(ModelError, match=f"torchvision knows no weights '{name}'"):
+    with pytest.raises(ModelError, match=f"torchvision has no weights '{name}'"):
         load_weights(build("resnet-20"), name)
 
 

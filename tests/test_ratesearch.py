@@ -375,7 +375,7 @@ def test_evaluate_must_return_a_number(
 
 
 def test_nothing_to_quantise() -> None:
-    with pytest.raises(ConfigError, match="ReLU has no floating tensor"):
+    with pytest.raises(ConfigError, match="ReLU has no floating-point tensor"):
         search_rate(nn.ReLU(), lambda m: 0.0, max_drop=1.0)
 
 
