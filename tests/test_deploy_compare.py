@@ -227,6 +227,7 @@ def test_export_a_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "Verified" in capsys.readouterr().out
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("data", ["digits", None])
 def test_export_int8_says_what_it_was_calibrated_on(
     data: str | None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -61,6 +61,7 @@ def widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
 # Exactness
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", ZOO)
 @given(share=st.floats(0, 1), with_norms=st.booleans(), seed=st.integers(0, 999))
 @settings(max_examples=6, deadline=None, derandomize=True)
