@@ -84,7 +84,7 @@ def test_every_override_takes_any_value(command: str, value: str) -> None:
 @pytest.mark.parametrize("value", VALUES)
 def test_a_recipe_gets_the_value_as_it_is_or_refuses_it(value: str) -> None:
     if value.startswith("#"):
-        with pytest.raises(ConfigError, match=r"comment; a path may be '\./# no comment'"):
+        with pytest.raises(ConfigError, match=r"comment; write a path as '\./# no comment'"):
             load_recipe("digits", [f"--data.path={value}"])
         value = f"./{value}"
     assert load_recipe("digits", [f"--data.path={value}"]).data.path == value
