@@ -202,12 +202,15 @@ def test_mistakes_are_one_line(
     (tmp_path / "empty").mkdir()
     net = str(folder / "net.pt")
     for argv, words in (
-        ([], "give either"),
+        ([], "pass either"),
         ([net, net], "same name"),
-        ([str(tmp_path / "empty")], "holds no model"),
+        ([str(tmp_path / "empty")], "has no models"),
         ([str(tmp_path / "missing.onnx")], "missing.onnx"),
         ([net, "--runtimes=fast"], "'fast'"),
-        ([net, str(folder / "net.onnx"), f"--onnx={folder / 'net.onnx'}"], "give that alone"),
+        (
+            [net, str(folder / "net.onnx"), f"--onnx={folder / 'net.onnx'}"],
+            "pass one model file only",
+        ),
     ):
         assert main(["measure", *argv, f"--out={tmp_path / 'out.json'}"]) == 1
         err = capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_damaged_and_foreign_folders_say_what_is_wrong(tmp_path: Path) -> None:
             load(tmp_path)
 
     refuse("names no class", architectures=None)
-    refuse("neither snello's nor a registered model", architectures=["os.system"])
+    refuse("neither a network of snello nor a registered model", architectures=["os.system"])
     refuse("weights cannot be loaded", intermediate_size=40, snello_plan=None)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):

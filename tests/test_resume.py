@@ -196,7 +196,7 @@ ONE_EPOCH = [
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
     other = load_recipe("digits", [*ONE_EPOCH, "--seed=1", "--optimizer.lr=0.5"])
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Footprint, memory and size of a model or of a file of any format."""
+"""Counts, memory and size of a model, or of a file of any format."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def footprint(
 ) -> Footprint:
     """Count the parameters, operations and bytes of a model, or of an exported file.
 
-    Of an ONNX file, ``parameters`` and ``nonzeros`` are those of its constants: exporters fold
-    BatchNorm into convolutions, so they may be below the model's own.
+    For an ONNX file, ``parameters`` and ``nonzeros`` refer to its constants; they may be below the
+    model's own, because exporters fold BatchNorm into convolutions.
 
     Args:
         model: any module, whose mode is restored; or the path of an ``.onnx`` or ``.pt2`` file.
-        example_inputs: inputs of a module with the batch on dimension 0; one sample of it is run.
+        example_inputs: inputs of a module with the batch on dimension 0; only one sample is run.
 
     Raises:
-        ModelError: if the model does not run on the inputs, if the file cannot be read, or if only
-            its runtime can look into it.
+        ModelError: if the model does not run on the inputs, the file cannot be read, or only its
+            runtime can read the format.
         ConfigError: for a module without inputs, or an unknown suffix.
         MissingExtraError: without the packages that read the file.
     """
@@ -38,8 +38,8 @@ def footprint(
     format = format_of(model)
     if (found := format.footprint(Path(model))) is None:
         raise ModelError(
-            f"{model}: {format.label} files can be timed and weighed, not looked into; count the model, or its "
-            "export to .onnx or .pt2"
+            f"{model}: only time and size of {format.label} files can be measured; count the model "
+            "itself, or its export to .onnx or .pt2"
         )
     return found
 
@@ -54,13 +54,13 @@ def peak_memory(
 
     Args:
         model: any module, whose mode is restored; or the path of a file.
-        example_inputs: inputs of the batch size of interest; None for one sample of the shapes that
-            a file states.
-        threads: threads of the file's runtime.
+        example_inputs: inputs with the batch size of interest; None for one random sample with the
+            shapes recorded in a file.
+        threads: number of threads of the file's runtime.
 
     Returns:
-        For a module and a ``.pt2`` file, the tensors that live at the same time. For ONNX, the
-        growth of a new process that loads and runs the file, on Linux. None where it is unknown.
+        For a module and a ``.pt2`` file, the memory of simultaneously live tensors. For ONNX, the
+        memory growth of a new process that loads and runs the file (Linux only). None if unknown.
 
     Raises:
         ModelError: if the model or the file does not run on the inputs.
@@ -77,10 +77,10 @@ def peak_memory(
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of a file, with those that belong to it, such as OpenVINO's weights.
+    """Size of a file in bytes, including companion files such as OpenVINO's weights.
 
     Raises:
-        ModelError: if there is no such file.
+        ModelError: if the file does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,14 +90,14 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def needed(model: object, example_inputs: Example | None, verb: str) -> Example:
-    """Example inputs of a module, which cannot do without.
+    """Return the example inputs of a module, which are mandatory.
 
     Raises:
-        ConfigError: if there are none, or for anything but a module.
+        ConfigError: if there are none, or ``model`` is not a module.
     """
     check_module(model, verb)
     if example_inputs is None:
         raise ConfigError(
-            f"{verb}: a {type(model).__name__} needs example_inputs; only files state theirs"
+            f"{verb}: a {type(model).__name__} needs example_inputs; only files record theirs"
         )
     return example_inputs

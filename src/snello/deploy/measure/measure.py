@@ -1,4 +1,4 @@
-"""Everything about one model, or one exported file, in one call."""
+"""All measurements of one model, or of one exported file, in one call."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def measure(
     """Count and time a model, or an exported file of any format.
 
     Args:
-        model: any module, which is left as it is; or the path of a file.
+        model: any module, which is not changed; or the path of a file.
         example_inputs: inputs with the batch to time on dimension 0, on the model's device; None
-            for random inputs of the shapes that a file states.
-        onnx: the model's export: it is timed too, in turns with PyTorch, on the CPU.
-        batch: samples per call of a file without example inputs.
-        repeats: timed calls of each runtime.
-        warmup: untimed calls before.
-        threads: threads of each runtime.
+            for random inputs with the shapes recorded in a file.
+        onnx: ONNX export of the model, to be timed on the CPU, interleaved with PyTorch.
+        batch: batch size of a file without example inputs.
+        repeats: number of timed calls of each runtime.
+        warmup: number of untimed calls before them.
+        threads: number of threads of each runtime.
 
     Raises:
         ModelError: if the model or the file does not run on the inputs.

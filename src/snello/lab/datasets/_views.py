@@ -1,4 +1,4 @@
-"""Transforms of streamed images, those of torchvision's reference scripts."""
+"""Transforms of streamed images, as in torchvision's reference scripts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ._types import IGNORED, StreamedSplits
 
 
 def view(splits: StreamedSplits, augment: str) -> Any:
-    """A transform from a PIL image (and a mask) to uint8 tensors.
+    """Build a transform from a PIL image (and a mask) to uint8 tensors.
 
     Args:
-        splits: say the task, the crop and the size in evaluation.
+        splits: the dataset, which determines the task, the crop and the size in evaluation.
         augment: ``"none"`` or ``"crop-flip"``.
 
     Returns:
-        A torchvision transform that can be pickled. For classification: of the image alone;
-        ``"crop-flip"`` crops a random 8 … 100 % of its area at an aspect of 3/4 … 4/3, resizes that
-        and mirrors it with probability 1/2. For segmentation: of image and mask; ``"crop-flip"``
-        scales the shorter side to 0.5 … 2 times ``splits.resize``, mirrors with probability 1/2 and
-        takes a random crop; where the image is smaller, it is padded with black and label 255.
+        A picklable torchvision transform. For classification it takes the image alone;
+        ``"crop-flip"`` crops 8 … 100 % of its area at an aspect ratio of 3/4 … 4/3, resizes the
+        crop and flips it horizontally with probability 1/2. For segmentation it takes image and
+        mask; ``"crop-flip"`` scales the shorter side to 0.5 … 2 times ``splits.resize``, flips with
+        probability 1/2 and takes a random crop. Smaller images are padded with black and label 255.
     """
     v2 = require("torchvision.transforms.v2", "train", f"streaming {splits.name}")
     side, random = splits.input_shape[1], augment != "none"
