@@ -21,11 +21,11 @@ EPILOG = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options."""
+    """Declare files or architecture, runtimes and the conditions of timing."""
     parser.add_argument(
         "files",
         nargs="*",
-        help=f"model files ({', '.join(suffixes())}), or folders of them",
+        help=f"model files ({', '.join(suffixes())}), or folders of them; none: the architecture of --model",
     )
     add_architecture_arguments(parser)
     parser.add_argument("--onnx", help="the exported model, timed interleaved with PyTorch")
@@ -44,22 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure the models, show the tables and write JSON."""
+    """Profile all models in one run, print both tables and write ``--out``."""
     out = check_writable(arguments.out)
     from snello.lab.reporting import busy, show
 
     from ._profiles import clock_table, paper_table
 
-    seed(arguments)
+    seed(arguments)  # random weights of an architecture, random inputs
     given = subjects(arguments, batch=arguments.batch)
     if arguments.onnx:
-        if len(given) != 1 or given[0].model is None:
+        if len(given) != 1 or given[0].model is None:  # an exported file has no model
             raise ConfigError("--onnx is the export of one PyTorch model: pass one model file only")
         given = [replace(given[0], onnx=Path(arguments.onnx))]
     options = {name: getattr(arguments, name) for name in ("batch", "repeats", "warmup", "threads")}
+    # Exports for other runtimes are written next to the result: on a disk that was checked.
     with busy("measuring"), temporary_files_in(out.parent):
         profiles = compare(given, runtimes=tuple(arguments.runtimes.split(",")), **options)
-    # A single model keeps the JSON layout of earlier versions.
+    # A single profile is the whole JSON, without a list "models": the layout of earlier versions.
     result = profiles[0] if len(profiles) == 1 else {"models": profiles}
     show(paper_table("On paper", profiles))
     finish(clock_table("On the clock, in one run", profiles), result, out)

@@ -44,6 +44,7 @@ class Program(Format):
             torch.export.save(program, files[0])
 
     def load(self, files: Files, threads: int) -> Bind:
+        # Format.runner has called check() before.
         module = _loaded(files[0]).module()
 
         def call(inputs: Inputs) -> object:
@@ -53,22 +54,24 @@ class Program(Format):
         return lambda inputs: partial(call, inputs)
 
     def check(self, path: Path) -> None:
+        """Refuse a file that is missing or holds anything that torch could run as code."""
         super().check(path)
         check_program(path)
 
     def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
+        """Random inputs of the recorded shapes; a batch size that the file fixes wins."""
         program = self.read(path)
         names = set(program.graph_signature.user_inputs)
         sizes = []
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in names:
                 value = node.meta["val"]
-                rest_open = not all(isinstance(n, int) for n in value.shape[1:])
-                if rest_open or value.dtype != torch.float32:
+                rest_is_dynamic = not all(isinstance(n, int) for n in value.shape[1:])
+                if rest_is_dynamic or value.dtype != torch.float32:
                     raise ModelError(
                         f"{path}: input {node.name!r} is {value.dtype} of shape "
                         f"{tuple(value.shape)}; random inputs need float32 and fixed dimensions "
-                        "except the batch: pass its inputs to file_runner"
+                        "except the batch: give its inputs where it is run"
                     )
                 first = value.shape[0]
                 sizes.append((first if isinstance(first, int) else batch or 1, *value.shape[1:]))
@@ -76,7 +79,7 @@ class Program(Format):
 
     def footprint(self, path: Path) -> Footprint:
         program = self.read(path)
-        names = dict.fromkeys(program.graph_signature.parameters)
+        names = dict.fromkeys(program.graph_signature.parameters)  # a shared one counts once
         parameters = [program.state_dict[name] for name in names]
         return Footprint(
             parameters=sum(p.numel() for p in parameters),
@@ -87,7 +90,7 @@ class Program(Format):
         )
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory:
-        module = self.read(path).module()
+        module = self.read(path).module()  # threads do not change which tensors are alive
         return peak_memory_of(module, [*module.parameters(), *module.buffers()], inputs)
 
     def read(self, path: Path) -> torch.export.ExportedProgram:
@@ -104,6 +107,11 @@ def captured(
     model: nn.Module, inputs: Inputs, *, free_batch: bool = True
 ) -> torch.export.ExportedProgram:
     """Capture a model as a graph with torch.export.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        inputs: positional inputs with the batch on dimension 0.
+        free_batch: False fixes the batch size of the inputs, for runtimes that cannot vary it.
 
     Raises:
         ModelError: if the model cannot be captured.
@@ -140,7 +148,7 @@ def _dead(program: torch.export.ExportedProgram) -> int:
         name = getattr(node.target, "__name__", "")
         if (
             node.op == "call_function"
-            and name.startswith(("linear.", "conv"))
+            and name.startswith(("linear.", "conv"))  # "linear.default", "conv2d.default", ...
             and len(node.args) > 1
         ):
             parameter = known.get(getattr(node.args[1], "name", ""))
@@ -152,6 +160,7 @@ def _dead(program: torch.export.ExportedProgram) -> int:
 
 
 def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
+    """Output channels that are all zero; a transposed weight is first brought to (out, in/groups)."""
     if transposed:
         weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return int((weight.flatten(1) == 0).all(1).sum())

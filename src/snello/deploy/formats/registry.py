@@ -62,8 +62,8 @@ def export(
         example_inputs: positional inputs with the batch on dimension 0.
         path: the file to write; missing folders are created. The file appears only when it is
             complete and verified.
-        verify: run the file in its runtime with the example's batch size and with one sample more,
-            and compare the outputs with PyTorch; with False the runtime is not needed.
+        verify: run the file in its runtime with the example's batch size and, where the batch is
+            dynamic, with one sample more, and compare the outputs with PyTorch; with False the runtime is not needed.
         format: a format with options, such as ``Onnx(opset=18)``; None chooses it by the suffix.
 
     Returns:
@@ -72,17 +72,18 @@ def export(
     Raises:
         ConfigError: for an unknown suffix, no inputs, or an input without a batch dimension.
         ModelError: if the model cannot be exported or does not run with another batch size, or the
-            file's outputs differ by more than 1e-4 of the largest magnitude (in half precision, by
-            more than 8 units of rounding); the message has the difference.
+            file's outputs differ by more than 1e-4 of the largest magnitude (in float16 and
+            bfloat16, by more than 8 times their ``torch.finfo(dtype).eps``); the message has the difference.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: with the extra that installs the format's packages.
 
     Sources: https://onnx.ai, https://docs.pytorch.org/docs/stable/export.html,
     https://docs.openvino.ai, https://docs.pytorch.org/executorch
     """
-    if format is None and not Path(path).is_dir():  # the export has a clearer error for a folder
-        format = format_of(path)
-    return (format or Onnx()).export(model, example_inputs, path, verify=verify)
+    if format is None:
+        # Any format refuses a folder with the right error; a folder has no suffix to choose by.
+        format = Onnx() if Path(path).is_dir() else format_of(path)
+    return format.export(model, example_inputs, path, verify=verify)
 
 
 def file_runner(
@@ -99,6 +100,9 @@ def file_runner(
         inputs: its inputs in order, with the batch on dimension 0; None for random inputs with the
             shapes recorded in the file.
         threads: number of threads of the runtime.
+
+    Returns:
+        A runner; each call of it is one forward pass of these inputs.
 
     Raises:
         ModelError: if the file is missing or damaged, or does not run on the inputs.

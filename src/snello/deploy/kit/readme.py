@@ -1,4 +1,4 @@
-"""README of a kit."""
+"""README of a kit: a folder of models and a script that times them without snello."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def readme(models: Sequence[KitModel], random_calibration: bool) -> str:
 
     Args:
         models: models of the kit.
-        random_calibration: True if int8 ranges were calibrated on random inputs.
+        random_calibration: True if the kit has int8 files calibrated on random inputs.
     """
     rows = [f"| {m.file} | {m.precision} | {m.bytes} | {m.source} |" for m in models]
     calibration = (

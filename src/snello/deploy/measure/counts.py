@@ -1,4 +1,4 @@
-"""Counts, memory and size of a model, or of a file of any format."""
+"""Operations, memory and bytes of a model or of a file of any format: all that needs no clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def footprint(
 
     Args:
         model: any module, whose mode is restored; or the path of an ``.onnx`` or ``.pt2`` file.
-        example_inputs: inputs of a module with the batch on dimension 0; only one sample is run.
+        example_inputs: inputs of a module with the batch on dimension 0; only the first sample is
+            run, so that counts are per sample. Ignored for a file, which records its shapes.
 
     Raises:
         ModelError: if the model does not run on the inputs, the file cannot be read, or only its
@@ -34,9 +35,10 @@ def footprint(
         MissingExtraError: without the packages that read the file.
     """
     if not isinstance(model, str | os.PathLike):
-        return model_footprint(model, needed(model, example_inputs, "footprint"))
+        return model_footprint(model, required_inputs(model, example_inputs, "footprint"))
     format = format_of(model)
-    if (found := format.footprint(Path(model))) is None:
+    found = format.footprint(Path(model))
+    if found is None:  # OpenVINO and ExecuTorch files can only be opened by their runtimes
         raise ModelError(
             f"{model}: only time and size of {format.label} files can be measured; count the model "
             "itself, or its export to .onnx or .pt2"
@@ -56,7 +58,7 @@ def peak_memory(
         model: any module, whose mode is restored; or the path of a file.
         example_inputs: inputs with the batch size of interest; None for one random sample with the
             shapes recorded in a file.
-        threads: number of threads of the file's runtime.
+        threads: number of threads of the file's runtime; ignored for a module.
 
     Returns:
         For a module and a ``.pt2`` file, the memory of simultaneously live tensors. For ONNX, the
@@ -68,7 +70,7 @@ def peak_memory(
         MissingExtraError: without the file's runtime.
     """
     if not isinstance(model, str | os.PathLike):
-        return model_peak_memory(model, needed(model, example_inputs, "peak_memory"))
+        return model_peak_memory(model, required_inputs(model, example_inputs, "peak_memory"))
     format, path = format_of(model), Path(model)
     inputs = (
         format.inputs_of(path) if example_inputs is None else Inputs.of(example_inputs).tensors()
@@ -89,8 +91,8 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
     return path.stat().st_size if format is None else format.size(path)
 
 
-def needed(model: object, example_inputs: Example | None, verb: str) -> Example:
-    """Return the example inputs of a module, which are mandatory.
+def required_inputs(model: object, example_inputs: Example | None, verb: str) -> Example:
+    """Return the example inputs, or refuse: a module, unlike a file, does not record its own.
 
     Raises:
         ConfigError: if there are none, or ``model`` is not a module.

@@ -16,7 +16,7 @@ from snello.errors import require
 from ._folders import open_rgb
 from ._splits import derived_seed
 from ._types import IGNORED, StreamedImages, StreamedSplits
-from ._views import view
+from ._transforms import image_transform
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]
@@ -30,7 +30,7 @@ class StreamedBatches(Dataset[Batch]):
         self, images: StreamedImages, splits: StreamedSplits, seed: int, augment: str
     ) -> None:
         self.images, self.seed, self.augment = images, seed, augment
-        self.view = view(splits, augment)
+        self.view = image_transform(splits, augment)
         mean, std = (
             torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
         )
