@@ -15,8 +15,8 @@ from snello.errors import require
 
 from ._folders import open_rgb
 from ._splits import derived_seed
-from ._types import IGNORED, StreamedImages, StreamedSplits
 from ._transforms import image_transform
+from ._types import IGNORED, StreamedImages, StreamedSplits
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]
