@@ -359,6 +359,7 @@ def test_two_thousand_random_lives(block: int) -> None:
         _sequence(seed, "inductor" if seed % 50 == 49 and INDUCTOR else "eager")
 
 
+@pytest.mark.exhaustive
 def test_the_soak_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the masks out of force, the same sequences fail."""
     monkeypatch.setattr(Pin, "after", lambda *_: None)
