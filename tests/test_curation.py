@@ -419,7 +419,7 @@ class _Endless(IterableDataset[int]):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_iterable_datasets_are_refused_with_the_reason(method: str) -> None:
-    with pytest.raises(DataError, match="iterable dataset.*no index.*map-style"):
+    with pytest.raises(DataError, match=r"iterable dataset.*no index.*map-style"):
         METHODS[method](_Endless())
     with pytest.raises(DataError, match="empty"):
         METHODS[method](Subset(dataset(), []))

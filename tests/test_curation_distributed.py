@@ -17,7 +17,7 @@ from curation_samples import METHODS, SAMPLES, dataset, epoch_of, network
 from snello.curation import DynamicSubset, RandomSubset, Recorder
 from snello.errors import ConfigError
 
-EPOCHS = 5
+EPOCHS = 4
 
 
 def _worker(rank: int, port: int, folder: str) -> None:

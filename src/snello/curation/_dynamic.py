@@ -349,6 +349,11 @@ class DynamicSubset(Dataset[Any]):
         return kept / offered if offered else 1.0
 
     @property
+    def share(self) -> float:
+        """Share of the samples offered that the present epoch trains on; 1 before the first."""
+        return 1.0 if self._plan is None else len(self._plan) / self._plan.offered
+
+    @property
     def moment(self) -> float:
         """Epochs trained so far, with the share of the real steps of this one.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DataError
 
 from ._splits import derived_seed, generator
@@ -42,7 +43,8 @@ def loader(
     replicas: int = 1,
     rank: int = 0,
     workers: int = 0,
-) -> DataLoader[Batch]:
+    curate: Callable[[Dataset[Batch]], DynamicSubset] | None = None,
+) -> DataLoader[Any]:
     """Batches of one part of a dataset, normalised by the splits' channel statistics.
 
     In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image
@@ -68,12 +70,14 @@ def loader(
         rank: this process, 0 … replicas − 1.
         workers: processes that decode streamed images, 0 for none; images in memory need none and
             start none.
+        curate: makes a dynamic subset of the part, of :mod:`snello.curation`; with ``shuffle``.
 
     Returns:
         A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
         ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 where there is no class). Segmented images
         that keep their size, as they do without augmentation, are padded on the right and below to
-        the largest of the batch.
+        the largest of the batch. With ``curate``, pairs of such a batch and the indices, int64
+        ``(B,)``; the loader's ``dataset`` is the subset.
 
     Raises:
         ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank,
@@ -92,7 +96,7 @@ def loader(
     else:
         assert isinstance(splits, DataSplits)
         batches, kind, workers = _Batches(images, splits, seed, augment), _EpochSampler, 0
-    sampler = None
+    sampler: DistributedSampler[Any] | None = None
     if shuffle or augment != "none" or replicas > 1:
         sampler = kind(
             batches,
@@ -101,8 +105,12 @@ def loader(
             shuffle=shuffle,
             seed=derived_seed(seed, "order"),
         )
+    data: Dataset[Any] = batches
+    if curate is not None:
+        keep = curate(batches)
+        data, sampler = keep, keep.sampler(sampler, shuffle=False)
     return DataLoader(
-        batches,
+        data,
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=_identity,

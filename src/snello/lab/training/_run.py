@@ -17,10 +17,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
 from snello.errors import ConfigError, require
 from snello.files import write_text
-from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
+from snello.integrations.lightning import (
+    CurationCallback,
+    SelectiveUpdateCallback,
+    SensitivityPruning,
+    WeightAverage,
+)
 from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
@@ -74,9 +80,10 @@ class Run:
         )
         self._matched, self._progress = matched, progress
         check_device(recipe)
-        self.batches = Batches(recipe, splits, self.world)
+        probed = recipe.neq.probe if self.method.selection is not None else 0
+        self.batches = Batches(recipe, splits, self.world, always=probed)
         self.model = initial_model(recipe, splits)
-        self.task = _task(recipe, splits, self.model)
+        self.task = _task(recipe, splits, self.model, self.batches.keep)
 
     def check(self) -> None:
         """Build the objects of a method and remove them again, to find errors before training.
@@ -233,8 +240,10 @@ class Run:
         update = self._update_callback()
         report = self._report if self._progress is not None and self.world.is_first else None
         self.history = History(
-            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
-        )
+            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}",
+            keep=self.batches.keep,
+        )  # fmt: skip
+        curation = None if self.batches.keep is None else CurationCallback(self.batches.keep)
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
@@ -244,7 +253,7 @@ class Run:
         # In this order: the epoch is recorded, then pruned, then probed; the average starts before
         # the masks.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
+            EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -365,9 +374,13 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
     return [kinds[name](folder / "logs", name=name) for name in recipe.log]
 
 
-def _task(recipe: Recipe, splits: Splits, model: nn.Module) -> Classification | Segmentation:
+def _task(
+    recipe: Recipe, splits: Splits, model: nn.Module, keep: DynamicSubset | None
+) -> Classification | Segmentation:
     kind = Segmentation if splits.task == "segmentation" else Classification
-    return kind(model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last)
+    return kind(
+        model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last, keep=keep
+    )
 
 
 class _quiet:  # noqa: N801 - reads as a verb in a with statement
