@@ -19,7 +19,7 @@ from torch import nn
 
 from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
-from snello.errors import ConfigError, require
+from snello.errors import require
 from snello.files import write_text
 from snello.integrations.lightning import (
     CurationCallback,
@@ -36,6 +36,7 @@ from snello.store import Record, save
 from ._checkpoints import SealedCheckpoints
 from ._config import Recipe
 from ._data import Batches, initial_model
+from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
@@ -325,36 +326,6 @@ class Run:
             dense=None if pruner is None else pruner.dense_quality,
             pruned=self.history.records[-1].val_accuracy,
             max_drop=None if bound is None else bound.max_drop,
-        )
-
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precision of a recipe -> dtype of torch's autocast."""
-
-
-def device_of(recipe: Recipe) -> str:
-    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(recipe: Recipe) -> None:
-    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
-
-    Raises:
-        ConfigError: for a GPU that is not there, and for what only a GPU can do.
-    """
-    device = device_of(recipe)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto"
-        )
-    if device == "cpu" and recipe.precision == "16-mixed":
-        raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
-    if device == "cpu" and recipe.sync_batchnorm:
-        raise ConfigError(
-            "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
         )
 
 
