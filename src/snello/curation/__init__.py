@@ -30,11 +30,13 @@ common sample. A learning rate follows ``keep.moment``, which counts the real st
 :func:`el2n`, :func:`forgetting`, :func:`aum`, :func:`dual` and :func:`noise` are scores of that
 recording; :func:`keep_highest`, :func:`keep_covering` (CCS), :func:`keep_dual` and
 :func:`keep_random` make a :class:`Kept` of it: an index file, with the cost of scoring.
+:func:`near_duplicates` compares features.
 
 Not here: methods that need embeddings or gradients of single samples (D2, Moderate, GraNd), which
 gain nothing over these at ratios up to 70 %, and TDDS, whose parameters are tuned per ratio.
 """
 
+from ._duplicates import near_duplicates as near_duplicates
 from ._dynamic import DynamicSubset as DynamicSubset
 from ._infobatch import InfoBatch as InfoBatch
 from ._kept import Kept as Kept
@@ -57,5 +59,5 @@ from ._static import noise as noise
 __all__ = [
     "DynamicSubset", "InfoBatch", "Kept", "OrderDP", "RandomSubset", "Recorder", "Recording",
     "SubsetBatchSampler", "SubsetSampler", "aum", "dual", "el2n", "forgetting", "keep_covering",
-    "keep_dual", "keep_highest", "keep_random", "noise",
+    "keep_dual", "keep_highest", "keep_random", "near_duplicates", "noise",
 ]  # fmt: skip
