@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from snello.errors import ConfigError, DataError
+from snello.errors import ConfigError
 from snello.lab.datasets import dataset_names
 from snello.lab.models import model_names
 
@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.seed = arguments.seed or 0
     if arguments.count < 1:
         raise ConfigError(f"--count={arguments.count} must be at least 1")
+    if arguments.epochs < 1:
+        raise ConfigError(f"--epochs={arguments.epochs}: at least 1 is recorded")
     if not 0 <= arguments.ratio < 1:
         raise ConfigError(f"--ratio={arguments.ratio} is the share left out, in [0, 1)")
     if arguments.keep == "dual" and arguments.epochs < 10:
@@ -169,7 +171,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"--arguments={arguments.arguments!r} is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise DataError(f"--arguments={arguments.arguments!r} must be a JSON object")
+        raise ConfigError(f"--arguments={arguments.arguments!r} must be a JSON object")
     return given
 
 
