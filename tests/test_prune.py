@@ -179,7 +179,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert straight.state_dict().keys() == resumed.state_dict().keys()
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    with pytest.raises(ConfigError, match="holds another pruning"):
+    with pytest.raises(ConfigError, match="holds a pruning with other settings"):
         prune(_resnet(), X, Keep(macs=0.3), steps=3, folder=tmp_path)
 
 

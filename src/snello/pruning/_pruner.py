@@ -6,14 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Never
+from typing import Any, Literal, Never, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from snello.errors import ConfigError, DivergenceError
-from snello.graph import evaluation
+from snello.graph import Example, evaluation
 from snello.neurons import (
     LayerFilter,
     Masks,
@@ -25,6 +25,7 @@ from snello.processes import mean_over_processes, meet
 from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
+from ._channel_units import ChannelUnits
 from ._importance import Granularity, Importance, importance_of
 from ._layers import prunable
 from ._limits import LayerLimits
@@ -40,6 +41,8 @@ from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
 from ._units import Units
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
+from .channels._importance import ChannelImportance
+from .channels._importance import importance_of as channel_importance_of
 
 Scope = Literal["global", "layer"]
 
@@ -70,12 +73,15 @@ class Pruner:
             gradients. Only :class:`LossBound` needs it.
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
             and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
-            is exactly zero.
+            is exactly zero; "channel" prunes what must go together for a layer to become narrower
+            (the channels of a residual stream, whole heads), with everything that writes, scales
+            or reads it: :func:`snello.simplify` then leaves no index operation.
         scope: "global" ranks the units of all layers together, by one threshold; "layer" takes the
             same share of every layer, as ``normalise="rank"`` does.
         importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han",
             "bn-scale", "random", or a function such as :func:`taylor`,
-            :func:`snello.sensitivity.serene_scores` return.
+            :func:`snello.sensitivity.serene_scores` return. For channels: those of
+            :mod:`snello.pruning.channels`.
         normalise: how scores are made comparable across layers: "mean", "max", "standard", "rank",
             or None for a threshold on the scores as they are; see :func:`comparable`. "auto" is
             None for :func:`taylor`, whose scores are all in units of the loss, or what an attribute
@@ -89,6 +95,7 @@ class Pruner:
         limits: what stays of every layer whatever the amount; see :class:`LayerLimits`.
         quality: a metric such as the accuracy: pruning waits while it is at chance, and ends when
             it has fallen too far; see :class:`QualityBound`.
+        example_inputs: inputs that the model runs on; only channels need them.
         on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Attributes:
@@ -112,24 +119,29 @@ class Pruner:
         *,
         granularity: Granularity = "weight",
         scope: Scope = "global",
-        importance: str | Importance = "l1",
+        importance: str | Importance | ChannelImportance = "l1",
         normalise: Normalise | Literal["auto"] | None = "auto",
         amount: Amount | None = None,
         schedule: Schedule | None = None,
         exclude: LayerFilter | None = None,
         limits: LayerLimits | None = None,
         quality: QualityBound | None = None,
+        example_inputs: Example | None = None,
         on_plan: Callable[[PruningPlan], object] | None = None,
         **renamed: Never,
     ) -> None:
         refuse_renamed(renamed)
-        if granularity not in ("weight", "neuron"):
-            raise ConfigError(f"granularity is 'weight' or 'neuron', not {granularity!r}")
+        if granularity not in get_args(Granularity):
+            raise ConfigError(
+                f"granularity is one of {', '.join(get_args(Granularity))}, not {granularity!r}"
+            )
         if scope not in ("global", "layer"):
             raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
         self.model = model = unwrapped(model, "Pruner")
         self.granularity, self.scope = granularity, scope
-        self.importance, self.on_plan = importance_of(importance), on_plan
+        channels = granularity == "channel"
+        self.importance: Any = (channel_importance_of if channels else importance_of)(importance)  # type: ignore[arg-type]
+        self.on_plan = on_plan
         chosen = "rank" if scope == "layer" else normalise
         self.normalise = normalise_of(chosen, self.importance)
         self.amount: Amount = amount or LossBound()
@@ -138,7 +150,11 @@ class Pruner:
         self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
-        self._units = Units.of(model, prunable(model, exclude), granularity)
+        self._units: Units | ChannelUnits = (
+            ChannelUnits.of(model, example_inputs, exclude)
+            if channels
+            else Units.of(model, prunable(model, exclude), granularity)
+        )
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(

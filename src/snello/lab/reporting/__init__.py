@@ -1,8 +1,8 @@
-"""Reporting: results become tables, plots and pages here and nowhere else.
+"""Tables, plots and report pages of results.
 
-Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of
-text; it is drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages
-of a journey.
+The results are frozen dataclasses of other packages. A :class:`Table` has a title, a header and
+rows of text, and is printed on the terminal with rich or written as Markdown. :func:`write_report`
+writes the report of a journey.
 """
 
 from ._curation import contact_sheet as contact_sheet
@@ -29,7 +29,7 @@ from ._values import megabytes as megabytes
 from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
     "Table", "contact_sheet", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
     "plot_scores",

@@ -1,7 +1,8 @@
 """Training: the runs that recipes describe.
 
-A recipe describes a whole run as data. :func:`train` runs one method of it, :func:`journey` the
-round trip, :func:`reproduce` a published table::
+A recipe describes a whole run as data. :func:`train` trains with one of its methods,
+:func:`journey` runs the round trip (train, prune, simplify, code, export, measure) and
+:func:`reproduce` runs the rows of a published table::
 
     result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
 
@@ -50,7 +51,7 @@ from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
     "TABLES", "Classification", "Curated", "EpochRecord", "FineTuning", "JourneyResult", "Recipe", "Reproduction",
     "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "finetune", "journey",

@@ -9,7 +9,7 @@ from snello.errors import ConfigError
 from ._config import Recipe
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precision of a recipe -> dtype of torch's autocast."""
+"""Precision of a recipe -> dtype for torch.autocast."""
 
 
 def device_of(recipe: Recipe) -> str:
@@ -20,10 +20,10 @@ def device_of(recipe: Recipe) -> str:
 
 
 def check_device(recipe: Recipe) -> None:
-    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
+    """Refuse early the device settings that Lightning would replace or refuse after loading data.
 
     Raises:
-        ConfigError: for a GPU that is not there, and for what only a GPU can do.
+        ConfigError: if no GPU is available for "cuda", "16-mixed" or ``sync_batchnorm``.
     """
     device = device_of(recipe)
     if device == "cuda" and not torch.cuda.is_available():

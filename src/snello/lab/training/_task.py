@@ -18,15 +18,15 @@ from ._schedule import build_optimizer, build_scheduler, moves_within_epochs
 
 
 class Classification(L.LightningModule):
-    """Cross-entropy training of any classifier.
+    """Cross-entropy training of an image classifier.
 
     Logs ``train_loss``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``.
 
     Args:
         model: maps images (B, channels, H, W) to logits (B, C).
-        classes: C.
+        classes: number of classes, C.
         optimizer: optimizer and schedule.
-        channels_last: memory format of the images.
+        channels_last: use the channels-last memory format for the images.
         keep: the dynamic subset that batches come from, as pairs ``(batch, index)``.
 
     Raises:
@@ -94,20 +94,21 @@ class Classification(L.LightningModule):
         self.log(f"{part}_accuracy", accuracy, batch_size=len(labels), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule."""
+        """Build the optimizer and its schedule."""
         return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int) -> Tensor:
-    """The loss of a training step, logged as the mean over the epoch.
+    """Log the loss of a training step as a mean over the epoch, and return it.
 
     Raises:
         DivergenceError: if it is NaN or infinite.
     """
     if not torch.isfinite(loss):
         raise DivergenceError(
-            f"the training loss is {float(loss.detach())} at epoch {module.current_epoch + 1}, step {batch_idx + 1}: "
-            "lower optimizer.lr, or look for bad values in the data"
+            f"the training loss is {float(loss.detach())} at epoch {module.current_epoch + 1}, "
+            f"step {batch_idx + 1}: lower optimizer.lr, or look for NaN or infinite values in the "
+            "data"
         )
     module.log(
         "train_loss",
@@ -127,7 +128,8 @@ def configured(
     """Result of ``configure_optimizers``: the optimizer of a model and its schedule.
 
     Raises:
-        ConfigError: if the schedule ends with the training, and the training has no end.
+        ConfigError: if the schedule depends on the number of epochs and the trainer has no
+            ``max_epochs``.
     """
     optimizer, epochs = build_optimizer(config, model), trainer.max_epochs
     if not moves_within_epochs(config):
