@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from snello.curation import InfoBatch, keep_random
+from snello.curation import InfoBatch, RandomSubset, keep_random
 from snello.errors import ConfigError, DataError
 
 pytest.importorskip("lightning")
@@ -26,6 +26,7 @@ from snello.lab.datasets import load_dataset
 from snello.lab.training import (
     Classification,
     OptimizerConfig,
+    Segmentation,
     load_recipe,
     train,
 )
@@ -162,3 +163,23 @@ def test_an_annealed_run_is_not_made_longer(tmp_path: Path) -> None:
 def test_wrong_options_are_named(option: str) -> None:
     with pytest.raises(ConfigError, match="curation"):
         load_recipe("digits", [f"--curation.{option}"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_segmentation_weighs_the_mean_losses_of_its_images() -> None:
+    """With all pixels counted and nothing left out, that is its usual loss."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 4, 4, generator=random)
+    labels = torch.randint(3, (6, 4, 4), generator=random)
+    keep = RandomSubset(TensorDataset(images, labels), 0.0)
+    model = nn.Conv2d(3, 3, 1)
+    plain, curated = (
+        Segmentation(model, 3, OptimizerConfig(), keep=given) for given in (None, keep)
+    )
+    (pair, index), *_ = DataLoader(keep, 6, sampler=keep.sampler())
+    expected = plain.training_step(pair, 0)
+    found = curated.training_step((pair, index), 0)
+    assert torch.allclose(found, expected)
+    assert keep.scores.isfinite().all()
+    pair[1][0] = 255  # an image in which no pixel counts
+    assert torch.isfinite(curated.training_step((pair, index), 0))
