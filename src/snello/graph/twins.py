@@ -32,7 +32,7 @@ def same_numbers() -> Iterator[None]:
     gradients are recorded. Afterwards the generators of the CPU and of CUDA are as they were.
     """
     # torch.manual_seed would queue a seed for devices that are not initialised yet.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         for generator in (
             torch.default_generator,
