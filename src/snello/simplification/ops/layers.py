@@ -39,8 +39,10 @@ def register_linear(target: type[nn.Module] | str) -> None:
     register_rule(target, linear)
 
 
-def has_inputs_first(module: nn.Module) -> bool:
+def has_inputs_first(module: nn.Module | None) -> bool:
     """Return True for a layer whose weight has its inputs on axis 0, its neurons on axis 1."""
+    if module is None:
+        return False
     return isinstance(module, _ConvTransposeNd) or bool(_inputs_first.find_module(module))
 
 

@@ -89,7 +89,8 @@ def split(call: Call) -> Operation | None:
     if found is None:
         return None
     first, last = found
-    chosen = min(first + call.split_axis(last - first), last - 1)
+    # Channels that were merged with the batch come behind it again.
+    chosen = min(first + call.split_axis(last - first), last - 1) if first else last - 1
     own = math.prod(after[first:chosen]), math.prod(after[chosen + 1 : last])
     return SplitChannels(
         call.node, (operand,), (axis,), chosen, *own, argument=size_argument(call.node, chosen)
@@ -99,7 +100,7 @@ def split(call: Call) -> Operation | None:
 def _parts(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[tuple[int, int]]:
     """Axes of the output that the channel axis is split into, all others being kept."""
     start = math.prod(before[:axis])
-    for first in range(1, len(after)):
+    for first in range(0 if axis == 0 else 1, len(after)):
         if math.prod(after[:first]) != start:
             continue
         for last in range(first + 2, len(after) + 1):

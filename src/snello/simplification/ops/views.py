@@ -17,6 +17,7 @@ from snello.simplification.ir.edits import SetNumber
 
 from .call import Call, argument, one_by_one, sizes
 from .channelwise import PerChannel
+from .layers import has_inputs_first
 from .operation import Edit, Lowered, Operation, Placement, Wanted
 from .registry import rule_for
 
@@ -123,8 +124,14 @@ def view(call: Call) -> Operation | None:
 
 
 def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
-    """A view that merges the channels with axes before and after them, the batch apart."""
+    """A view that merges the channels with axes before and after them.
+
+    With the batch, too, as attention by ``torch.bmm`` does it with its heads, where the model's own
+    forward stays: an index of channels in a graph would know one batch size alone.
+    """
     before, after = sizes(operand), sizes(call.node)
+    if not call.graph.runnable and axis == 1 and after[0] == before[0] * before[1]:
+        return View(call.node, (operand,), (axis,), 0, before=before[0])
     for first in range(axis, 0, -1):
         for last in range(axis, len(before)):
             out = _place(after, math.prod(before[:first]), math.prod(before[first : last + 1]))
@@ -179,7 +186,7 @@ def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
     """
     for reader in node.users:
         module = graph.layer(reader)
-        if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
+        if isinstance(module, (nn.Linear, nn.BatchNorm1d)) or has_inputs_first(module):
             continue
         plain = module is not None and next(module.parameters(), None) is None
         joined = reader.target in (torch.cat, torch.concat) and len(sizes(reader)) == 2
