@@ -9,7 +9,8 @@ from snello.graph import known_shape
 from snello.neurons import qualified
 from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
-from snello.simplification.ops.call import one_by_one
+from snello.simplification.ops.call import size_arguments
+from snello.simplification.ops.heads import ZerosByHead
 from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
@@ -48,14 +49,15 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
 
 
 def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
-    old = one_by_one(node.args[1:])[edit.position]
+    old = size_arguments(node)[edit.position]
     if type(old) is not int:
         old = known_shape(node)[facts.axes[node]]
-    splits = isinstance(facts.operations[node], SplitChannels) or node.target is F.group_norm
+    counted = isinstance(facts.operations[node], (SplitChannels, ZerosByHead))
+    counted = counted or node.target is F.group_norm
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [
-        name for name, value in held if type(value) is int and value == old and _fits(name, splits)
+        name for name, value in held if type(value) is int and value == old and _fits(name, counted)
     ]
     return [qualified(owner, name) for name in names]
 
