@@ -28,6 +28,13 @@ def register_leaf(target: type[nn.Module] | str) -> None:
     _LEAVES.add(target, None)
 
 
+_CONTAINERS = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
+"""Modules of torch that are made of layers, as models are."""
+
+
 class Tracer(fx.Tracer):
     """torch.fx's tracer, with snello's leaves and constant arguments.
 
@@ -42,6 +49,8 @@ class Tracer(fx.Tracer):
         self.constants = constants or {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) in _CONTAINERS:
+            return False
         own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
         # A BatchNorm of one's own mostly calls the functional form, which tracing freezes in one
         # mode.

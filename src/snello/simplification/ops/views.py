@@ -213,6 +213,41 @@ def expand(call: Call) -> Operation | None:
     return View(call.node, (operand,), (axis,), axis, argument=size_argument(call.node, axis))
 
 
+@rule_for("repeat", "tile", torch.tile)
+def repeat(call: Call) -> Operation | None:
+    """``x.repeat(...)`` and ``x.tile(...)``, of the channels, too: all of them follow each other."""
+    moving, out = call.moving_operand(), call.shape
+    times = one_by_one(call.node.args[1:])
+    if moving is None or out is None or len(times) > len(out):
+        return None
+    operand, axis = moving
+    out_axis = axis + len(out) - len(sizes(operand))
+    own = ([1] * (len(out) - len(times)) + list(times))[out_axis]
+    if type(own) is not int:
+        return None
+    return View(call.node, (operand,), (axis,), out_axis, before=own)
+
+
+@rule_for("repeat_interleave", torch.repeat_interleave)
+def repeat_interleave(call: Call) -> Operation | None:
+    """``x.repeat_interleave(times, dim)``, of the channels, too: those of one follow each other."""
+    moving, times, dim = call.moving_operand(), call.argument(1, "repeats"), call.argument(2, "dim")
+    if moving is None or type(times) is not int or type(dim) is not int:
+        return None
+    operand, axis = moving
+    after = times if dim % len(sizes(operand)) == axis else 1
+    return View(call.node, (operand,), (axis,), axis, after=after)
+
+
+@rule_for(nn.PixelUnshuffle, F.pixel_unshuffle)
+def pixel_unshuffle(call: Call) -> Operation | None:
+    """Space to depth: each channel becomes several, which follow each other."""
+    operand, out = call.known_operand(1), call.shape
+    if operand is None or out is None or len(out) != 4:
+        return None
+    return View(call.node, (operand,), (1,), 1, after=out[1] // sizes(operand)[1])
+
+
 @rule_for("dim")
 def dim(call: Call) -> Operation | None:
     """``x.dim()``."""
