@@ -44,7 +44,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 }  # fmt: skip
 
 
-def dead(model: nn.Module, *layers: nn.Module, neurons: object) -> None:
+def dead(*layers: nn.Module, neurons: object) -> None:
     """Set some neurons of layers to zero."""
     with torch.no_grad():
         for layer in layers:
@@ -55,7 +55,7 @@ def dead(model: nn.Module, *layers: nn.Module, neurons: object) -> None:
 def test_dead_channels_go_through_an_operation(name: str) -> None:
     operation, channels = OPERATIONS[name]
     model = randomise(Between(operation, channels).double().eval(), generator(1))
-    dead(model, model.first, neurons=[1, 4, 5])
+    dead(model.first, neurons=[1, 4, 5])
     x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
     lean = simplify(model, x)
     assert_same_outputs(model, lean, x, tolerance=1e-9)
@@ -68,7 +68,7 @@ def test_groups_of_dead_channels_go_through_a_pixel_shuffle(
     module: Callable[[Tensor], Tensor],
 ) -> None:
     model = randomise(Between(module, 2).double().eval(), generator(1))
-    dead(model, model.first, neurons=slice(0, 4))
+    dead(model.first, neurons=slice(0, 4))
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=generator(2))
     lean = simplify(model, x)
     assert_same_outputs(model, lean, x, tolerance=1e-9)
@@ -117,7 +117,7 @@ def test_an_encoder_of_torch_keeps_its_class(masked: bool, norm_first: bool) -> 
         nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval(), generator(1)
     )
     for block in model.layers:
-        dead(model, block.linear1, neurons=slice(0, 20))
+        dead(block.linear1, neurons=slice(0, 20))
         with torch.no_grad():
             for part in (0, 16, 32):
                 block.self_attn.in_proj_weight[part : part + 8] = 0
@@ -157,8 +157,8 @@ def test_stochastic_depth_stays_alive_in_training() -> None:
             return self.last(x + self.drop(self.conv(x)))
 
     model = randomise(Residual().double(), generator(1)).train()
-    dead(model, model.stem, neurons=[0, 1])
-    dead(model, model.conv, neurons=[1, 2])
+    dead(model.stem, neurons=[0, 1])
+    dead(model.conv, neurons=[1, 2])
     x = torch.randn(64, 3, 2, 2, dtype=torch.float64, generator=generator(2))
     lean = simplify(model, x)
     assert plan_of(lean).domain.training != "differs"
@@ -166,3 +166,46 @@ def test_stochastic_depth_stays_alive_in_training() -> None:
     expected = model(x)
     torch.manual_seed(0)
     torch.testing.assert_close(lean(x), expected, rtol=0, atol=1e-9)
+
+
+class Heads(nn.Module):
+    """Attention as it is written by hand.
+
+    Args:
+        by_batch: whether heads are merged with the batch, for ``torch.bmm``.
+    """
+
+    def __init__(self, *, by_batch: bool) -> None:
+        super().__init__()
+        self.num_heads, self.width, self.by_batch = 4, 8, by_batch
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def heads(self, x: Tensor) -> Tensor:
+        x = x.view(x.shape[0], x.shape[1], self.num_heads, self.width).transpose(1, 2)
+        return x.reshape(x.shape[0] * self.num_heads, -1, self.width) if self.by_batch else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
+        product = torch.bmm if self.by_batch else torch.matmul
+        weights = torch.softmax(product(q, k.transpose(-2, -1)) / 8**0.5, -1)
+        y = product(weights, v).view(x.shape[0], self.num_heads, x.shape[1], self.width)
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], self.num_heads * self.width))
+
+
+@pytest.mark.parametrize(("by_batch", "keep_class"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("gone", [2, 4])
+def test_dead_heads_go_from_a_class_of_ones_own(
+    gone: int, by_batch: bool, keep_class: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 32), Heads(by_batch=by_batch), nn.Linear(32, 3))
+    model = randomise(model.double().eval(), generator(1))
+    attention = model[1]
+    dead(attention.q, attention.k, attention.v, neurons=slice(0, 8 * gone))
+    x = torch.randn(2, 6, 5, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert type(lean[1]) is Heads
+    left = max(1, 4 - gone)  # one stays for the shape
+    assert lean[1].num_heads == left
+    assert all(len(getattr(lean[1], name).weight) == 8 * left for name in "qkv")
+    for y in (x, torch.randn(3, 4, 5, dtype=torch.float64, generator=generator(3))):
+        assert_same_outputs(model, lean, y, tolerance=1e-9)

@@ -100,7 +100,8 @@ class Sizes(Operation):
     def lower(self, placement: Placement) -> Lowered:
         if all(layout.is_natural for layout in placement.received):
             return Lowered()
-        records = (SetNumber(node.name, -1, value) for node, value in self.numbers)
+        read = ((node, value) for node, value in self.numbers if node.users)
+        records = (SetNumber(node.name, -1, value) for node, value in read)
         return Lowered(edits=tuple(Edit(record) for record in records))
 
 

@@ -35,17 +35,18 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
         ``operations`` and ``axes``.
 
     Ensures:
-        Qualified name -> new value; None if a number has no attribute, or one attribute would need
+        Qualified name -> new value; None if no number has an attribute, or one attribute would need
         two values.
     """
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
-    for edit in plan.edits_of(SetNumber):
+    numbers = plan.edits_of(SetNumber)
+    for edit in numbers:
         names = _mirrors(model, facts, nodes[edit.node], edit) if edit.position >= 0 else []
-        if not names or any(found.get(name, edit.value) != edit.value for name in names):
+        if any(found.get(name, edit.value) != edit.value for name in names):
             return None
         found.update(dict.fromkeys(names, edit.value))
-    return found
+    return found if found or not numbers else None
 
 
 def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
