@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError, SimplifyError
-from snello.graph import Example, Graph, Inputs, at_place, capture
+from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
@@ -327,8 +328,17 @@ class _Passes:
 
 
 def _refuse(refused: dict[fx.Node, str], error: RuleError) -> None:
-    """Leave a node alone whose rule has failed; the passes start again without it."""
-    refused[error.node] = error.reason
+    """Leave a node alone whose rule has failed; the passes start again without it.
+
+    Of an operation with several results, each part goes with the others.
+    """
+    node = error.node
+    source = node.args[0] if node.target is operator.getitem else node
+    whole = source if isinstance(source, fx.Node) and shape_of(source) is None else node
+    parts = (user for user in whole.users if user.target is operator.getitem)
+    refused.update(
+        dict.fromkeys((node, whole, *(parts if shape_of(whole) is None else ())), error.reason)
+    )
 
 
 _PLAIN = (bool, int, float, str, type(None))
