@@ -29,6 +29,13 @@ def register_leaf(target: type[nn.Module] | str) -> None:
     _LEAVES.add(target, None)
 
 
+_CONTAINERS = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
+"""Modules of torch that are made of layers, as models are."""
+
+
 class Tracer(fx.Tracer):
     """torch.fx's tracer, with snello's leaves and constant arguments.
 
@@ -43,6 +50,8 @@ class Tracer(fx.Tracer):
         self.constants = constants or {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) in _CONTAINERS:
+            return False
         leaf = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
         # A user's subclass of BatchNorm mostly calls F.batch_norm(..., self.training): traced into,
         # the mode at capture would be a constant of the graph.

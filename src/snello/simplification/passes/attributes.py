@@ -9,7 +9,8 @@ from snello.graph import known_shape
 from snello.neurons import qualified
 from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
-from snello.simplification.ops.call import one_by_one
+from snello.simplification.ops.call import size_arguments
+from snello.simplification.ops.heads import ZerosByHead
 from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
@@ -35,26 +36,28 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
         ``operations`` and ``axes``.
 
     Ensures:
-        Qualified name -> new value; None if a number has no attribute, or one attribute would need
+        Qualified name -> new value; None if no number has an attribute, or one attribute would need
         two values.
     """
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
-    for edit in plan.edits_of(SetNumber):
+    numbers = plan.edits_of(SetNumber)
+    for edit in numbers:
         # Position -1 is no argument, but a size that the forward reads: it has no attribute.
         names = _mirrors(model, facts, nodes[edit.node], edit) if edit.position >= 0 else []
-        if not names or any(found.get(name, edit.value) != edit.value for name in names):
+        if any(found.get(name, edit.value) != edit.value for name in names):
             return None
         found.update(dict.fromkeys(names, edit.value))
-    return found
+    return found if found or not numbers else None
 
 
 def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
     """Qualified names of the attributes that the number of an edit may come from."""
-    old = one_by_one(node.args[1:])[edit.position]
+    old = size_arguments(node)[edit.position]
     if type(old) is not int:  # computed in the graph: its value is the measured width
         old = known_shape(node)[facts.axes[node]]
-    counts = isinstance(facts.operations[node], SplitChannels) or node.target is F.group_norm
+    counts = isinstance(facts.operations[node], (SplitChannels, ZerosByHead))
+    counts = counts or node.target is F.group_norm
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [
