@@ -1,4 +1,4 @@
-"""``snello COMMAND ...``: parse, dispatch, and turn every foreseen error into one line."""
+"""``snello COMMAND ...``: parse, dispatch, and report expected errors in one line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from . import (
     bench_device,
     completion,
     compress,
+    curate,
     decompress,
     export,
     inspect,
@@ -36,7 +37,7 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
-    report, recipes, completion,
+    report, recipes, curate, completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
 # errors and completion take a fifth of a second, and torch alone ten times as long.
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage
-        error, 130 after SIGINT, 143 after SIGTERM.
+        The exit status: 0 on success, 1 on bad input (with one line on stderr), 2 on a usage error,
+        130 after SIGINT, 143 after SIGTERM.
     """
     if completion.asked_for():
         completion.complete(_parser(completion.command_typed(_names()))[0])
@@ -65,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
         if hasattr(arguments, "resume") and "--resume" not in said:
-            said += "; go on with --resume"
+            said += "; continue with --resume"
         return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the words of a command line; ``overrides`` are the options of a recipe among them.
+    """Parse the words of a command line; options of a recipe go to ``overrides``.
 
     Raises:
         UsageError: for an unknown command or option.
@@ -101,7 +102,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that reports a usage error in one line, as all other errors are."""
+    """Parser that reports a usage error in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         if found := _INVALID_CHOICE.search(message):
@@ -121,7 +122,7 @@ def _complain(message: str, status: int) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    # Control characters that a message quotes from a file must not reach the terminal.
+    # A message may quote control characters from a file, which must not reach the terminal.
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"snello: {text}", file=sys.stderr)
     return status
@@ -137,9 +138,9 @@ def _name(command: ModuleType) -> str:
 
 
 def _parser(given: str | None) -> tuple[_Parser, _Parser | None]:
-    """Parser of the whole command line, and the one of the command that is given.
+    """Build the parser of the command line and the parser of the command that is given.
 
-    The others have a name and a line of help, but no options.
+    The other commands have a name and a line of help, but no options.
     """
     parser, own = (
         _Parser(
@@ -162,8 +163,10 @@ def _parser(given: str | None) -> tuple[_Parser, _Parser | None]:
         )
         if _name(command) == given:
             own = sub
-            sub.add_argument("--seed", type=int, help="seed of everything random")
-            sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
+            sub.add_argument("--seed", type=int, help="seed of all random numbers")
+            sub.add_argument(
+                "--device", choices=("auto", "cpu", "cuda"), help="device to compute on"
+            )
             command.add_arguments(sub)
             sub.set_defaults(run=command.run, takes_recipe=sub.get_default("takes_recipe") or False)
     return parser, own

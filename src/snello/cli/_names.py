@@ -31,13 +31,18 @@ def datasets() -> tuple[str, ...]:
     return _keys("lab/datasets/_load.py", "_READERS")
 
 
+def models() -> tuple[str, ...]:
+    """Short names of the papers' networks."""
+    return tuple(name.replace("_", "-") for name in _keys("lab/models/__init__.py", "FACTORIES"))
+
+
 def formats() -> tuple[str, ...]:
     """Names of export formats."""
     return _class_values("deploy/formats", "name")
 
 
 def suffixes() -> tuple[str, ...]:
-    """Endings of the files that can be measured."""
+    """Suffixes of the files that can be measured."""
     return (*_class_values("store", "suffix"), *_class_values("deploy/formats", "suffix"))
 
 

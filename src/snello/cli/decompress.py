@@ -1,4 +1,4 @@
-"""``snello decompress``: a bitstream becomes a model file."""
+"""``snello decompress``: decode a bitstream into a model file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Decompress, rebuild the model, write it."""
+    """Decode the bitstream, rebuild the model and write it."""
     from snello.codec import is_container
     from snello.deploy import file_bytes, footprint
     from snello.lab.reporting import Table, busy, megabytes
@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     trust, size = own_code(arguments), file_bytes(arguments.file)
     if not is_container(arguments.file):
         raise BitstreamError(
-            f"{arguments.file} is no .snello bitstream; snello inspect shows what a file holds"
+            f"{arguments.file} is not a .snello bitstream; 'snello inspect' shows the content of a "
+            "file"
         )
     with busy("decoding"):
         model, record = load(arguments.file, trust=trust)

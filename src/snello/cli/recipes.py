@@ -1,4 +1,4 @@
-"""``snello recipes``: list them, get your own copy, check it."""
+"""``snello recipes``: list, copy and check recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snello.lab.recipes import recipe_names, recipe_parser, recipe_path, recipe_
 
 from ._recipes import FIELDS, read_recipe
 
-HELP = "list the recipes that come with snello, copy one to change it, check one, or list the fields of a recipe"
+HELP = "list the recipes of snello, copy one to edit it, check one, or list the fields of a recipe"
 EPILOG = f"{FIELDS}\n\nexample: snello recipes cp digits mine.yaml, then snello recipes validate mine.yaml --epochs=3"
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, copy, or check."""
+    """List, copy or check recipes."""
     if arguments.overrides and arguments.action != "validate":
         option = arguments.overrides[0]
         hint = nearest(option.partition("=")[0], ("--quick", "--seed", "--device"))
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.action == "validate" and arguments.name:
         _validate(arguments)
     elif not arguments.name:
-        raise ConfigError(f"which recipe? one of: {', '.join(recipe_names())}")
+        raise ConfigError(f"name a recipe, one of: {', '.join(recipe_names())}")
     else:
         _copy(
             recipe_path(arguments.name),
@@ -63,6 +63,6 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     if target.exists():
-        raise ConfigError(f"{target} exists already: give another name, or remove it first")
+        raise ConfigError(f"{target} already exists: choose another name, or remove it first")
     text = source.read_text()
     print(f"written: {write_text(target, text)}")

@@ -1,4 +1,4 @@
-"""A network as data. Needs no torch: recipes hold one, and the command line checks their fields."""
+"""A network as data, without torch: recipes have one, and the command line checks their fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from snello.errors import ModelError
 
 REFERENCE = "snello.lab.models"
-"""Module of the papers' networks: a name in text, imported when one is asked for."""
+"""Module of the papers' networks, as a string because the core does not import snello.lab."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,9 @@ class ModelSpec:
     """A network as data, for recipes, checkpoints and model files.
 
     Attributes:
-        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a name of
-            torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
-        arguments: keyword arguments of the factory; plain values, so that they can be written as
-            JSON.
+        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a model
+            name of torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
+        arguments: keyword arguments of the factory, JSON values only.
     """
 
     name: str
@@ -28,20 +27,20 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """Name for titles and tables: the short one for a network of the papers."""
+        """Name for titles and tables; the papers' networks have a short one."""
         library, _, name = self.name.rpartition(":")
         return name.replace("_", "-") if library == REFERENCE else self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name": …, "arguments": {…}}``, ready for JSON."""
+        """The spec as a JSON mapping, ``{"name": …, "arguments": {…}}``."""
         return {"name": self.name, "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of :meth:`to_dict`; ``arguments`` may be left out.
+        """The inverse of :meth:`to_dict`; ``arguments`` may be missing.
 
         Raises:
-            ModelError: for a record with other keys or other types.
+            ModelError: for a record with other keys or types.
         """
         if unknown := sorted(set(record) - {"name", "arguments"}):
             raise ModelError(
@@ -50,6 +49,7 @@ class ModelSpec:
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ModelError(
-                f"a model record needs a text 'name' and a mapping 'arguments', got {dict(record)!r}"
+                "a model record needs a string 'name' and a mapping 'arguments', got "
+                f"{dict(record)!r}"
             )
         return cls(name, dict(arguments))

@@ -1,9 +1,12 @@
-"""Recipes: a run as data. One YAML file per run; ``snello recipes ls`` lists them.
+"""Recipes: one YAML file describes one run, without code.
 
-A :class:`Recipe` is typed and checks itself; :func:`load_recipe` reads one and applies options as
-they stand on the command line. Needs no torch; reading a file needs the extra ``train``.
+``snello recipes ls`` lists them, ``snello recipes cp`` copies one.
+
+A :class:`Recipe` is typed and validates its own values; :func:`load_recipe` reads one and applies
+options as on the command line. Needs no torch; reading a file needs the extra ``train``.
 """
 
+from ._config import CurationConfig as CurationConfig
 from ._config import OptimizerConfig as OptimizerConfig
 from ._config import Recipe as Recipe
 from ._names import recipe_folder as recipe_folder

@@ -1,4 +1,4 @@
-"""Recipes by name, as files: nothing is read of them but a first line."""
+"""Names and paths of the recipes; of the files only the first line is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from snello.errors import ConfigError, nearest
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with snello, by name."""
+    """Names of the recipes that come with snello."""
     return sorted(
         path.name.removesuffix(".yaml")
         for path in recipe_folder().iterdir()
@@ -17,10 +17,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Path of a recipe: a file of the user's, or one that comes with snello.
+    """Path of a recipe: a user's file, or a recipe that comes with snello.
 
     Raises:
-        ConfigError: if there is no such recipe, with the names that exist.
+        ConfigError: if there is no such recipe; the message lists the existing names.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -34,7 +34,7 @@ def recipe_path(name_or_path: str) -> Path:
 
 
 def recipe_summary(path: Path) -> str:
-    """The line that a recipe opens with."""
+    """The first comment line of a recipe, which describes it."""
     with path.open() as file:
         return file.readline().strip().lstrip("# ").rstrip(":")
 

@@ -19,11 +19,11 @@ class Quantity:
     """A column of a published table.
 
     Attributes:
-        key: its name in the rows.
-        label: its name for readers, with the unit.
-        digits: decimal places.
-        device: whether it was timed on a device that is not here, so that no difference would mean
-            anything.
+        key: name in the rows.
+        label: column header, with the unit.
+        digits: number of decimal places.
+        device: True if it was timed on the paper's device, so that a difference to a measurement on
+            another machine has no meaning.
     """
 
     key: str
@@ -34,13 +34,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a published table, and how it is run.
+    """A row of a published table, with the recipe and the method that reproduce it.
 
     Attributes:
-        name: what ``snello reproduce --row`` calls it.
-        recipe, method: how it is run.
-        network, dataset, approach: what it is, as published.
-        published: key of a quantity -> published number, None where there is none.
+        name: name of the row for ``snello reproduce --row``.
+        recipe, method: names of the recipe and the method that reproduce it.
+        network, dataset, approach: the row's description, as published.
+        published: key of a quantity -> published number; None where nothing is published.
     """
 
     name: str
@@ -58,10 +58,10 @@ class PublishedTable:
 
     Attributes:
         name: "table1" or "table2".
-        title: what it is about.
-        source: where it was published.
-        quantities: its columns.
-        rows: its rows.
+        title: caption of the table.
+        source: the publication.
+        quantities: the columns.
+        rows: the rows.
     """
 
     name: str
@@ -71,10 +71,10 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
 
     def row(self, name: str) -> PublishedRow:
-        """A row by its name.
+        """The row of this name.
 
         Raises:
-            ConfigError: if there is none, with the names that there are.
+            ConfigError: for an unknown name; the message lists the names of the rows.
         """
         for row in self.rows:
             if row.name == name:
@@ -86,15 +86,15 @@ class PublishedTable:
 
 @cache
 def published_table(name: str) -> PublishedTable:
-    """A published table, from the file that holds the numbers.
+    """Read a published table from the file of published numbers.
 
     Raises:
-        ConfigError: for a table that there is not.
+        ConfigError: for an unknown table.
     """
     if name not in TABLES:
         hint = nearest(name, TABLES)
         raise ConfigError(
-            f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}"
+            f"there is no table {name!r}{hint} to reproduce; choose one of: {', '.join(TABLES)}"
         )
     data = json.loads((recipe_folder() / "published.json").read_text())[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())

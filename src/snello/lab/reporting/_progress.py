@@ -1,4 +1,4 @@
-"""Progress: lines that stay, and a bar below them while the work goes on."""
+"""Progress on the terminal: permanent lines of text above a progress bar."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PERIOD = 15.0
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over ``total`` steps; the function that it yields prints a line and advances the bar.
+    """Show a bar over ``total`` steps; yields a function that prints a line and advances the bar.
 
-    Where there is no terminal, the lines are printed, each as soon as it is there, and once a
-    period a line with the steps that are done, the time taken and the time left.
+    Without a terminal the lines are printed unbuffered, and once a period a line with the number of
+    finished steps, the time taken and the time left.
 
     Args:
         total: number of steps; 0 if it is not known.
@@ -56,7 +56,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner while one long step goes on; where there is no terminal, a line once a period."""
+    """Show a spinner during one long step; without a terminal, print a line once a period."""
     console = _console()
     if console.is_terminal:
         with console.status(what):

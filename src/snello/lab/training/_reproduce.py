@@ -1,4 +1,4 @@
-"""The published tables, run again: every row is a recipe and a method."""
+"""Reproduction of published tables: every row is a recipe and a method."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ReproducedRow:
 
     Attributes:
         row: the published row.
-        measured: key -> number, in the units of the published one; beside its quantities
-            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None: it was
-            not run.
-        conditions: what the numbers depend on: device, threads, precision, epochs, images, ...
-        why_not: why it was not run, where something stood in the way.
+        measured: key -> number, in the units of the published one; in addition to its quantities
+            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None if the row
+            was not run.
+        conditions: conditions of the measurement: device, threads, precision, epochs, images, ...
+        why_not: error message that kept the row from being run; empty for none.
     """
 
     row: PublishedRow
@@ -54,8 +54,8 @@ class Reproduction:
 
     Attributes:
         table: as it was published.
-        quick: whether the recipes' quick variants were run, whose numbers say nothing about the
-            published ones.
+        quick: True if the recipes' quick variants were run, whose numbers are not comparable with
+            the published ones.
         rows: in the published order.
     """
 
@@ -73,21 +73,21 @@ def reproduce(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Run the rows of a published table, or go on with them; what is finished is not run again.
+    """Run the rows of a published table; finished rows are not run again, stopped ones resume.
 
     Args:
         name: "table1" or "table2".
-        folder: gets one folder per recipe, with one folder per method.
-        row: run this row alone (and the NEq run that ``stochastic-star`` imitates); the others are
-            reported as the folder has them. None: all rows; one that cannot be run says why, and
-            the next one is run.
+        folder: output folder, with one folder per recipe and in it one per method.
+        row: run this row only (and the NEq run that ``stochastic-star`` imitates); other rows are
+            reported if the folder holds their results. None: all rows; an error of one is reported
+            in its row, and the next one is run.
         quick: run the recipes' quick variants.
         overrides: options of the recipes, as on the command line.
         progress: called with lines of text.
 
     Raises:
         ConfigError: for an unknown table or row.
-        SnelloError: what keeps a row that was asked for by name from being run.
+        SnelloError: if the row requested by ``row`` cannot be run.
     """
     table, folder = published_table(name), Path(folder)
     wanted = [table.row(row)] if row is not None else list(table.rows)
@@ -121,10 +121,14 @@ class _Group:
         self._splits: Splits | None = None
 
     def run(self, wanted: Iterable[PublishedRow], *, tolerant: bool) -> dict[str, str]:
-        """Train what is wanted and not finished yet.
+        """Train the requested rows that are not finished yet.
+
+        Args:
+            wanted: rows to train.
+            tolerant: collect errors instead of raising the first one.
 
         Returns:
-            Name of a row -> what kept it from being run; without ``tolerant`` that is raised.
+            Name of a failed row -> error message.
         """
         failed: dict[str, str] = {}
         for row in wanted:
@@ -147,7 +151,7 @@ class _Group:
         )
 
     def results(self, failed: Mapping[str, str]) -> dict[str, ReproducedRow]:
-        """All rows, with what is finished of them. The first process alone measures."""
+        """All rows, with the measurements of the finished ones; only rank 0 measures."""
         runs = {
             row.name: TrainingResult.read(path)
             for row in self._rows
@@ -165,7 +169,7 @@ class _Group:
         }
 
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
-        """Row name -> numbers; kept in the folder, taken again when another run has finished."""
+        """Row name -> numbers, cached in the folder until another run of it finishes."""
         note = self._folder / f"{self._table}.json"
         finished = max(
             (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
@@ -196,7 +200,8 @@ class _Group:
         return {names[row.method]: _trained_numbers(row) for row in rows}
 
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:
-        # What the run was asked for then, not what is asked for now; timing alone is today's.
+        # Training settings come from the run's note: they may differ from the present recipe. Only
+        # timing uses the present one.
         asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
         data = asked["data"]
         return {
