@@ -361,7 +361,7 @@ BAD: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "truncated model": (
         lambda b: ["compress", b.file("cut.pt", b.model.read_bytes()[:5000]), b.out], "truncated, damaged",
     ),
-    "no model file": (lambda b: ["export", b.file("text.pt", b"hello"), b.out], "text.pt"),
+    "no model file": (lambda b: ["export", b.file("text.pt", b"hello"), f"{b.out}.onnx"], "text.pt"),
     "wrong weights": (_other_weights, "does not fit this LeNet5"),
     "unknown model": (lambda b: ["simplify", "--model=lenet-55", "--input-shape=1,28,28", b.out], "lenet-55"),
     "no model": (lambda b: ["simplify", b.out], "pass either a model file"),
@@ -387,7 +387,8 @@ BAD: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "measured never": (lambda b: ["measure", str(b.model), "--repeats=0", b.out], "repeats"),
     "diverges": (
         lambda b: ["train", "digits", "--optimizer.lr=1e30", "--epochs=3", "--lobster.finetune=1",
-                   "--serene.finetune=1", "--device=cpu", b.out], "lower optimizer.lr",
+                   "--serene.finetune=1", "--optimizer.milestones=[2]", "--device=cpu", b.out],
+        "lower optimizer.lr",
     ),
     "no images": (_no_images, "cats"),
     "missing dataset": (lambda b: ["train", "mnist_lenet5", b.out], "MNIST"),
@@ -447,7 +448,8 @@ def _files(folder: Path) -> set[str]:
 def test_mistake_is_one_line_in_a_shell(tmp_path: Path) -> None:
     """Nothing of torch, Lightning or the interpreter's end adds to it."""
     shell = subprocess.run(
-        [sys.executable, "-m", "snello", "train", "digits", "--optimizer.lr=1e30", *SMALL, "--out=run"],
+        [sys.executable, "-m", "snello", "train", "digits", "--optimizer.lr=1e30",
+         "--optimizer.milestones=[3]", *SMALL, "--out=run"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(snello.__file__).parents[1])},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

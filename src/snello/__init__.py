@@ -7,12 +7,12 @@ cheaper training: neurons at equilibrium skip their backward pass.
 extra, imported when it is used.
 """
 
-from typing import TYPE_CHECKING
+import typing as _typing
 
 from ._lazy import lazily as _lazily
 from ._version import __version__ as __version__
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from .codec import CodecSettings as CodecSettings
     from .codec import compress as compress
     from .codec import decompress as decompress

@@ -23,7 +23,7 @@ def importances() -> tuple[str, ...]:
 
 def channel_importances() -> tuple[str, ...]:
     """Names of importances of channels that need no data."""
-    return _keys("pruning/channels/_importance.py", "CHANNEL_IMPORTANCES")
+    return _keys("pruning/channels/importances.py", "CHANNEL_IMPORTANCES")
 
 
 def datasets() -> tuple[str, ...]:
