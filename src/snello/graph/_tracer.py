@@ -17,9 +17,9 @@ _LEAVES: TargetTable[None] = TargetTable()
 
 
 def register_leaf(target: type[nn.Module] | str) -> None:
-    """Let a class of modules stay one operation of every graph, instead of being traced into.
+    """Keep a class of modules as one operation of every graph, instead of tracing into it.
 
-    For one's own class, the attribute ``snello_leaf = True`` does the same.
+    In a class of your own, set the attribute ``snello_leaf = True`` to the same effect.
 
     Args:
         target: the class, its qualified name (it need not be importable) or its bare name;
@@ -32,7 +32,7 @@ class Tracer(fx.Tracer):
     """torch.fx's tracer, with snello's leaves and constant arguments.
 
     Args:
-        constants: placeholder -> the value that the forward sees instead of a traced one. The
+        constants: placeholder -> the value that is passed to the forward instead of a proxy. The
             placeholder stays in the graph, unused, so that the signature is the model's.
     """
 
@@ -43,8 +43,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
-        # A BatchNorm of one's own mostly calls the functional form, which tracing freezes in one
-        # mode.
+        # A user's BatchNorm usually calls F.batch_norm, and tracing would fix its training flag.
         own = own or is_batchnorm(m)
         return own or super().is_leaf_module(m, module_qualified_name)
 
@@ -59,7 +58,8 @@ class Tracer(fx.Tracer):
         is_module: bool,
         concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
     ) -> tuple[Any, list[Any]]:
-        # torch.fx's own concrete_args rename placeholders and add assertions to the graph.
+        # Constants are not passed as torch.fx's concrete_args, because these rename placeholders
+        # and add assertions to the graph.
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         if is_module:
             keep_signature(self.graph, self.root)

@@ -1,8 +1,8 @@
-"""Layers that a model calls several times become one call each.
+"""Merging of the calls of a layer that a model calls several times.
 
 A detection head runs on every level of a pyramid with the same weights. A channel of such a layer
-can go if it is dead in all calls. So the calls are merged to one node, which stands for the
-tensors of all of them: what holds for the node holds for each.
+can be removed if it is dead in all calls. The calls are merged into one node, which represents the
+tensors of all calls: a fact about the node is one about each of them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .tape import Step, Tape, Value, mapped, renumbered
 
 
 def one_of(*tensors: Tensor) -> Tensor:
-    """Stand for the tensors that one layer reads in several calls.
+    """Represent the tensors that one layer reads in several calls.
 
-    A node of recorded graphs, never run. No rule knows it: its operands stay at full width.
+    A node of recorded graphs that is never run. It has no rule, so that its operands keep their
+    full width.
     """
     raise NotImplementedError
 
@@ -27,15 +28,15 @@ def one_of(*tensors: Tensor) -> Tensor:
 def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
     """Merge the calls of layers that are called several times.
 
-    1. All calls of such a layer are one step, the first. Calls that have other arguments than
-       tensors, which differ, stay apart.
-    2. So are operations that do the same with results of merged steps.
-    3. Where the calls read different tensors, the step reads :func:`one_of` them. Only the first
-       one is an operand of it, as the others may come from the layer itself, in a recurrence. They
-       are read at the end.
+    1. All calls of such a layer become one step, at the place of the first. The calls of a layer
+       are not merged if they differ in arguments that are not tensors.
+    2. Equal operations on results of merged steps are merged, too.
+    3. Where the calls read different tensors, the merged step reads :func:`one_of` them. Only the
+       first tensor is its operand, because the others may be computed from the layer's own output,
+       in a recurrence. A second :func:`one_of` before the output reads the others.
 
     Args:
-        tape: of the model.
+        tape: the recorded run of the model.
         repeated: names of the layers to merge.
     """
     names = {name for name in repeated if _alike(tape.steps, name)}
@@ -52,7 +53,7 @@ def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
 
 
 def _alike(steps: Sequence[Step], name: str) -> bool:
-    """True if all calls of a layer have the same arguments, but for the tensors."""
+    """True if all calls of a layer have the same arguments apart from tensors."""
     calls = (step for step in steps if step.kind == "call_module" and step.target == name)
     return len({repr(mapped((c.args, dict(c.kwargs)), _without_value)) for c in calls}) == 1
 
@@ -62,10 +63,10 @@ def _without_value(leaf: Any) -> Any:
 
 
 def _classes(steps: Sequence[Step], names: set[str]) -> list[int]:
-    """For each step the first one that it is merged with: itself, if with none."""
+    """For each step, the number of the first step that it is merged with; its own if with none."""
     classes: list[int] = []
     known: dict[Hashable, int] = {}
-    several: set[int] = set()  # classes that may stand for several tensors
+    several: set[int] = set()  # classes that may represent several tensors
     for number, step in enumerate(steps):
         key: Hashable = number
         if step.kind == "call_module" and step.target in names:
@@ -80,16 +81,17 @@ def _classes(steps: Sequence[Step], names: set[str]) -> list[int]:
 
 
 def _of_classes(step: Step, classes: Sequence[int]) -> Any:
-    """Arguments with classes in place of steps."""
+    """The arguments of a step, with the class of each operand in place of its step."""
     return renumbered((step.args, dict(step.kwargs)), classes)
 
 
 class _Merge:
-    """A tape in the making.
+    """The builder of the merged tape.
 
     Attributes:
         steps: one for each class, and one for each :func:`one_of`.
         places: class -> the number of its step.
+        rest: values that merged calls read, apart from the first of each operand.
     """
 
     def __init__(self, classes: Sequence[int]) -> None:
@@ -111,7 +113,7 @@ class _Merge:
         self.steps.append(replace(first, args=args, kwargs=kwargs))
 
     def read_the_rest(self) -> None:
-        """Add a step that reads what merged calls read, but for the first of each."""
+        """Add a step that reads :attr:`rest`, so that these values are used, at full width."""
         if self.rest:
             values = tuple(self._placed(value) for value in self.rest)
             self.steps.append(Step("call_function", one_of, values, effect=True))
@@ -129,5 +131,5 @@ class _Merge:
         return Value(len(self.steps) - 1)
 
     def _placed(self, value: Value) -> Value:
-        """A value by the place of its class instead of its class."""
+        """A value of a class, renumbered to the step of the class in the merged tape."""
         return replace(value, step=self.places[value.step])

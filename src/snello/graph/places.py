@@ -17,13 +17,13 @@ _OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def place_of(node: fx.Node) -> str | None:
-    """Return ``file.py:57``, where the model's code runs an operation; None where that is unknown."""
+    """The line of the model's code that calls an operation, as ``file.py:57``; None if unknown."""
     place: str | None = node.meta.get(_PLACE)
     return place
 
 
 def at_place(node: fx.Node) -> str:
-    """Return `` (at file.py:57)``, to follow a reason; empty where the place is unknown."""
+    """The place as `` (at file.py:57)``, to append to a reason; empty if the place is unknown."""
     place = place_of(node)
     return f" (at {place})" if place else ""
 
@@ -45,7 +45,7 @@ def calling_place() -> str | None:
     while frame is not None:
         name = frame.f_code.co_filename
         if frame.f_code.co_name == "trace" and name.endswith("_symbolic_trace.py"):
-            return None  # what called the tracer is not the model
+            return None  # frames further out belong to the caller of the tracer, not to the model
         if _is_users(name):
             return _short(name, frame.f_lineno)
         frame = frame.f_back
@@ -77,7 +77,7 @@ def _is_users(name: str) -> bool:
 
 
 def _short(name: str, line: int) -> str:
-    """The place without folders that differ from machine to machine."""
+    """``file:line`` without the leading folders, which differ from machine to machine."""
     path = Path(name)
     parts = path.parts
     if "site-packages" in parts:

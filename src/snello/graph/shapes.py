@@ -31,9 +31,7 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
 
 
 class ByName(fx.Interpreter):
-    """Runs a graph on arguments by the name of their placeholder; those left out have their
-    default.
-    """
+    """An interpreter that takes arguments by placeholder name; the others have their default."""
 
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
         super().__init__(module)
@@ -57,7 +55,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def known_shape(node: fx.Node) -> tuple[int, ...]:
-    """:func:`shape_of` a node whose output is known to be one tensor."""
+    """:func:`shape_of` for a node whose output must be one tensor.
+
+    Raises:
+        AssertionError: if it is not.
+    """
     shape = shape_of(node)
     assert shape is not None
     return shape

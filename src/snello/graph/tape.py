@@ -20,7 +20,7 @@ class Value:
     """A tensor of a tape.
 
     Attributes:
-        step: number of the step that gives it.
+        step: number of the step that returns it.
         path: indices and keys that lead to it in the result of the step.
     """
 
@@ -37,7 +37,7 @@ class Step:
         shapes: path in the result -> shape, of each tensor in it.
         owner: name of the innermost module whose forward calls the operation.
         place: file and line of the user's code that calls the operation.
-        effect: whether the operation counts even if nothing reads its result.
+        effect: whether the operation is kept even if no other step reads its result.
     """
 
     kind: str
@@ -57,11 +57,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Tape:
-    """Everything that a model did in one forward.
+    """The record of one forward of a model.
 
     Attributes:
         steps: in order; the last one is the output.
-        constants: name -> tensor that neither the model holds nor the forward computes.
+        constants: name -> tensor that is neither held by the model nor computed in the forward.
     """
 
     steps: Sequence[Step]
@@ -74,7 +74,7 @@ class Tape:
 
 
 def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to what tuples, lists, mappings and slices hold."""
+    """Apply a function to every leaf of nested tuples, lists, mappings and slices."""
     if isinstance(structure, (tuple, list)):
         parts = [mapped(part, function) for part in structure]
         return parts if isinstance(structure, list) else tuple(parts)
@@ -88,7 +88,7 @@ def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def leaves(structure: Any) -> list[Any]:
-    """The contents of tuples, lists, mappings and slices, in order."""
+    """The leaves of nested tuples, lists, mappings and slices, in order."""
     found: list[Any] = []
     mapped(structure, found.append)
     return found
@@ -114,7 +114,7 @@ def renumbered(structure: Any, numbers: Sequence[int] | Mapping[int, int]) -> An
 
 
 def needed(tape: Tape) -> Tape:
-    """Leave out the steps whose results nothing needs."""
+    """Remove the steps that do not contribute to an output or an effect."""
     live = [step.effect or step.kind in ("placeholder", "output") for step in tape.steps]
     for number in reversed(range(len(live))):
         if live[number]:
@@ -132,9 +132,9 @@ def _moved(step: Step, places: Mapping[int, int]) -> Step:
 
 
 def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
-    """Turn a tape into a graph module, for a look at it: it shares the layers of a model.
+    """Turn a tape into a graph module that shares the layers of a model.
 
-    Shapes are those of the tape.
+    The module is for analysis and is not run; the shapes of its nodes are those of the tape.
     """
     held = copy.copy(root)
     held._buffers = {**root._buffers, **tape.constants}
@@ -154,7 +154,7 @@ def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
 
 
 def _node(graph: fx.Graph, nodes: dict[Value, fx.Node], tape: Tape, value: Value) -> fx.Node:
-    """Node of a value; of a part of a result, with the indexing in front."""
+    """The node of a value; for a part of a result, ``getitem`` nodes are added to reach it."""
     if value not in nodes:
         whole = _node(graph, nodes, tape, Value(value.step, value.path[:-1]))
         node = graph.call_function(operator.getitem, (whole, value.path[-1]))

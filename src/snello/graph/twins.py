@@ -13,19 +13,20 @@ from .inputs import Inputs
 from .modes import evaluation
 
 TOLERANCE = 1e-3
-"""Largest difference relative to the largest output: the same operations, perhaps in another order."""
+"""Largest difference relative to the largest output. Rounding stays below it, also in float32."""
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Tensors among the outputs of a model, in evaluation mode. It may write on its inputs."""
+    """Tensors among the outputs of a model, in evaluation mode, on copies of the inputs."""
     with evaluation(model), same_numbers():
         return tensors_of(inputs.map(torch.clone).call(model))
 
 
 @contextmanager
 def same_numbers() -> Iterator[None]:
-    """Draw the same random numbers each time, without gradients; the generator is left as it
-    was.
+    """Draw the same random numbers in every such block, without gradients.
+
+    The state of the generator of the CPU is restored afterwards.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -51,7 +52,7 @@ def parts_of(output: object) -> dict[str, object] | None:
 
 
 def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Return True if two lists of tensors are not the same but for rounding."""
+    """True if two lists of tensors differ by more than rounding, or in number, shape or dtype."""
     pairs = zip(expected, found, strict=False)
     return len(expected) != len(found) or any(not _close(a, b) for a, b in pairs)
 
