@@ -61,7 +61,7 @@ class Add(Operation):
 
 
 def wider(first: Layout, second: Layout) -> int:
-    """Return the position (0 or 1) of the layout with more channels, to which the other is added."""
+    """Return the position (0 or 1) of the layout with more channels: the other is added to it."""
     return int(len(second.order) > len(first.order))
 
 

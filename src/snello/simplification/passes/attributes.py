@@ -1,4 +1,4 @@
-"""Pass 10: find the attributes of modules that mirror widths, such as the number of heads."""
+"""Pass 10: find the attributes of modules that hold widths, such as the number of heads."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
 def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict[str, int] | None:
-    """Find the attributes by which a model's own code takes the numbers that a plan would write
-    into a graph.
+    """Find the attributes from which a model's own code takes the literal sizes of a plan.
 
-    1. A number belongs to a view in the forward of some module. The integers of that module that
-      have the
-       number's old value, and a name that speaks of heads or of a width, take the new one.
-    2. Where a view splits channels into heads, names of counts come into question, elsewhere names
-      of widths.
+    1. A literal is a size argument of a view in the forward of some module. The integer attributes
+       of that module with the old value and a suitable name get the new value.
+    2. For a view that splits channels into heads, suitable names are those of counts (of heads or
+       groups); for others, those of widths.
 
-    Whether they are the right ones shows when the narrowed model is verified.
+    The choice is by name, and is checked when the narrowed model is verified.
 
     Requires:
         ``operations`` and ``axes``.
 
     Ensures:
-        Qualified name -> new value; None if a number has no attribute, or one attribute would need
-        two values.
+        Qualified name -> new value; None if a literal has no attribute, or if one attribute would
+        need two values.
     """
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
@@ -61,6 +59,7 @@ def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> 
 
 
 def _fits(name: str, splits: bool) -> bool:
+    """True if an attribute's name is that of a count, for a split into heads, else of a width."""
     width = any(part in name for part in _WIDTHS)
     count = any(part in name for part in _COUNTS) or name in ("h", "nh")
     return count and not width if splits else width
