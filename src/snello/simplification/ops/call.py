@@ -45,7 +45,7 @@ class Call:
     splits: Mapping[int, int] = field(default_factory=dict)
 
     def split_axis(self, parts: int) -> int:
-        """Return which part of a split channel axis is the channel axis afterwards; 0 by default."""
+        """Return which part of a split channel axis is the channel axis afterwards (default 0)."""
         return self.splits.get(parts, 0)
 
     def at(self, node: fx.Node) -> Call:

@@ -219,7 +219,7 @@ class Weighted(Producer):
         inputs = layout.order[outputs.any(1)[group]]
         if not _even(inputs // fan_in, produced.order // fan_out):
             return self._uneven(layout, produced)
-        # Groups in the order of their first inputs, so that inputs in order need no index operation.
+        # Groups in the order of their first inputs, which often avoids an index operation.
         first = torch.full((groups,), len(group)).scatter_reduce(
             0, group, torch.arange(len(group)), "amin"
         )
@@ -313,7 +313,7 @@ def _weighted(call: Call, axis: int) -> Operation | None:
 @rule_for(nn.Embedding)
 @dataclass(frozen=True, eq=False)
 class EmbeddingColumns(Producer):
-    """An embedding: its neurons are the columns of its table; one with equal entries is constant."""
+    """An embedding: its neurons are the columns of its table, constant if all entries are equal."""
 
     module: nn.Embedding
 

@@ -193,11 +193,11 @@ class Operation:
         raise NotImplementedError
 
     def lower(self, placement: Placement) -> Lowered:
-        """Return the records of the plan; by default, an adapter for each operand that needs one."""
+        """Return the records of the plan; by default, the adapters that the operands need."""
         return Lowered(edits=self.adapters(placement))
 
     def base(self, received: Sequence[Layout]) -> int:
-        """Return the position of the operand to which an operation that :attr:`accumulates` adds."""
+        """Return the position of the operand to which the other is added, if :attr:`accumulates`."""
         raise NotImplementedError
 
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:

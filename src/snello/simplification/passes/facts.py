@@ -36,7 +36,7 @@ class Facts:
     bypasses: Mapping[fx.Node, Bypass] = field(default_factory=dict)
 
     def whole_reads(self) -> list[tuple[fx.Node, fx.Node]]:
-        """Return pairs of a node without an operation and an operand that it reads at full width."""
+        """Return pairs (node without an operation, operand), which is read at full width."""
         return [
             (node, operand)
             for node in self.graph.nodes
