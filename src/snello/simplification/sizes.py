@@ -31,6 +31,6 @@ def smaller(x: Tensor, numerator: int = 3, denominator: int = 4) -> Tensor:
 
 
 def shorter(x: Tensor) -> Tensor:
-    """Crop sequences of vectors (N, L, C) or of indices (N, L) to three quarters of their length."""
+    """Crop sequences of vectors (N, L, C) or indices (N, L) to three quarters of their length."""
     sequence = x.dim() == 3 or (x.dim() > 1 and not x.is_floating_point())
     return x.narrow(1, 0, max(1, 3 * x.shape[1] // 4)).contiguous() if sequence else x

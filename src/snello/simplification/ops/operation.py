@@ -197,7 +197,7 @@ class Operation:
         return Lowered(edits=self.adapters(placement))
 
     def base(self, received: Sequence[Layout]) -> int:
-        """Return the position of the operand to which the other is added, if :attr:`accumulates`."""
+        """Return the position of the operand to which the other is added: see `accumulates`."""
         raise NotImplementedError
 
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:

@@ -1,4 +1,4 @@
-"""Pass 4: decide, from the first node to the last, which channels are present and in which order."""
+"""Pass 4: decide, from the first node to the last, the present channels and their order."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def left_alone(
 
 
 def unreached(model: nn.Module, graph: Graph) -> list[str]:
-    """Outermost modules with parameters that are not called in evaluation mode (auxiliary heads)."""
+    """Outermost modules with parameters that evaluation mode does not call (auxiliary heads)."""
     reached = set(dict(graph.module.named_modules()))
     found: list[str] = []
     for name, module in model.named_modules():

@@ -84,7 +84,7 @@ def _sliced(value: object, parameter: Tensor, cut: Cut) -> object:
 
 
 def _cut(name: str, model: nn.Module, lean: nn.Module, plan: SimplificationPlan) -> Cut:
-    """The function that narrows a tensor of a parameter's shape as the plan narrows the parameter."""
+    """The function that narrows tensors of a parameter's shape in the same way as the parameter."""
     owner, _, attribute = name.rpartition(".")
     if (slices := plan.parameters.get(name)) is not None:
         return lambda x: _slice(x, slices)
