@@ -15,7 +15,7 @@ from snello.errors import ConfigError, nearest
 from ._importance import Granularity
 
 SHARES: dict[Granularity, float] = {"channel": 0.1, "neuron": 0.1, "weight": 0.001}
-"""Share of a layer that is kept by default: layers can do with few weights, not with few neurons."""
+"""Share of a layer that is kept by default. Layers work with few weights, not with few neurons."""
 
 HEAVY: dict[Granularity, float] = {"channel": 0.9, "neuron": 0.9, "weight": 0.99}
 """A plan warns if a layer would lose more than this share."""

@@ -31,8 +31,8 @@ TOLERANCE = 1e-9
 ROUNDING, LOOSEST = 100.0, 1e-6
 """Allowance for networks that amplify rounding.
 
-A difference is also allowed up to ``ROUNDING`` times the effect of one unit in the last place of the
-inputs on the original's outputs, at most ``LOOSEST``. The factor accounts for rounding at every
+A difference is also allowed up to ``ROUNDING`` times the effect of one unit in the last place of
+the inputs on the original's outputs, at most ``LOOSEST``. The factor accounts for rounding at every
 operation, not only at the inputs.
 """
 

@@ -134,7 +134,7 @@ class _Fit:
         return torch.cat([output[at] for at in self._indices(layer)]).double()
 
     def _indices(self, layer: nn.Module) -> list[Any]:
-        """Index of each position in an output, (B, C, *space) for convolutions, else channels last."""
+        """Index of each position in an output; channels are second in that of a convolution."""
         channels = (slice(None),) if isinstance(layer, _CONVOLUTIONS) else ()
         return [(slice(None), *channels, *where) for where in self._positions]
 
