@@ -23,7 +23,7 @@ MAX_MANIFEST = 64 * 2**20
 """Largest size of the manifest, in bytes of JSON: a reader never allocates more for a header."""
 
 MAX_VALUES = 4_000_000
-"""Largest number of commas, colons and brackets of the manifest: parsing takes 70 bytes for each."""
+"""Largest number of commas, colons and brackets of the manifest: each takes about 70 bytes."""
 
 # The writer never escapes \ud800 ... \udfff; a lone one makes a text that cannot be encoded.
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")

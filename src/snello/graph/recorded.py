@@ -217,6 +217,7 @@ def _layer(recorder: _Recorder, name: str) -> _Hooks:
 
 def _inner(recorder: _Recorder, name: str) -> _Hooks:
     """Hooks that note that a module's forward is running."""
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorder.owners.append(name)
 

@@ -35,7 +35,7 @@ With a gradient scaler, call ``scaler.step(optimizer)`` before ``step()``. With 
 accumulation, observe every batch and step once. With DistributedDataParallel, call the methods on
 every process: they measure the joined batch.
 
-:class:`GroupDecay` has one sensitivity for all slices that write a channel, so that layers which can
+:class:`GroupDecay` has one sensitivity for all slices that write a channel, so that layers that can
 only be narrowed together (on a residual stream) lose the same channels.
 
 :func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data,

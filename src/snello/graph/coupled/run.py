@@ -234,6 +234,7 @@ class Run:
     @contextmanager
     def _paths(self) -> Iterator[None]:
         """Keep the stack of the modules whose forward is running, by hooks."""
+
         def enter(name: str) -> Callable[..., None]:
             return lambda *_: self._stack.append(name)
 

@@ -89,9 +89,7 @@ class AppendedMeans(nn.Module):
 
     def forward(self, x: Tensor, static: Computed) -> Tensor:
         means = along(static[2], x, 1)
-        if (
-            torch.compiler.is_exporting()
-        ):  # fewer operations if the batch size is symbolic
+        if torch.compiler.is_exporting():  # fewer operations if the batch size is symbolic
             sides = (0, 0) * (x.dim() - 2)
             return F.pad(x, (*sides, 0, len(means))) + F.pad(means, (*sides, x.shape[1], 0))
         return torch.cat([x, means.expand(x.shape[0], -1, *x.shape[2:])], 1)

@@ -18,6 +18,7 @@ RULES: dict[str, Rule] = {}
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators of aten, by their names without overload."""
+
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
