@@ -193,6 +193,77 @@ def test_linear_layers_with_their_inputs_first_are_narrowed() -> None:
     )
 
 
+HEADS = (
+    "query",
+    "key",
+    "value",
+    "q",
+    "k",
+    "v",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "query_proj",
+    "key_proj",
+    "value_proj",
+)
+COUPLED = {
+    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 100, "n_embd": 32, "n_layer": 1, "n_head": 4}, tokens),
+    "T5": ("T5Model", "T5Config", CASES["T5"].options, CASES["T5"].inputs),
+    "ALBERT": ("AlbertModel", "AlbertConfig", {"vocab_size": 100, "embedding_size": 16, **SMALL}, tokens),
+    "DeBERTa": ("DebertaV2Model", "DebertaV2Config", {"vocab_size": 100, **SMALL}, tokens),
+    "Swin": (
+        "SwinModel", "SwinConfig",
+        {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [4], "window_size": 4},
+        image,
+    ),
+    "Qwen3": (
+        "Qwen3ForCausalLM", "Qwen3Config", {"vocab_size": 100, "num_key_value_heads": 2, "head_dim": 8, **SMALL},
+        tokens,
+    ),
+}  # fmt: skip
+"""Models whose heads go: classes of model and configuration, options, inputs."""
+
+
+def rows(layer: nn.Module) -> Tensor:
+    """The weight with its neurons first."""
+    return layer.weight.T if type(layer).__name__ == "Conv1D" else layer.weight
+
+
+@torch.no_grad()
+def kill_halves(layer: nn.Module, parts: int) -> None:
+    """The first half of the neurons of each part of a layer dies."""
+    for tensor in (rows(layer), *([] if layer.bias is None else [layer.bias])):
+        for part in tensor.chunk(parts):
+            part[: len(part) // 2] = 0
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_heads_of_a_model_of_hugging_face_go(name: str) -> None:
+    kind, config, options, inputs = COUPLED[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options)).double().eval()
+    projections = []
+    for at, layer in model.named_modules():
+        last = at.rpartition(".")[2]
+        if last in (*HEADS, "c_attn"):
+            projections += [at]
+            kill_halves(layer, parts=3 if last == "c_attn" else 1)
+    example = Inputs.of(inputs()).map(lambda x: x.double() if x.is_floating_point() else x)
+    lean = simplify(model, example)
+    assert type(lean) is type(model)
+    assert projections
+    for at in projections:
+        before, after = (rows(m.get_submodule(at)) for m in (model, lean))
+        assert 2 * len(after) == len(before), at
+    with torch.no_grad():
+        for expected, found in zip(
+            tensors(example.call(model)), tensors(example.call(lean)), strict=True
+        ):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * scale)
+
+
 class FusedAttention(nn.Module):
     """Attention with a fused projection, whose number of heads and width are attributes."""
 

@@ -42,7 +42,7 @@ SMALL = (
 )  # fmt: skip
 COMMANDS = (
     "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
-    "bench-device", "report", "recipes",
+    "bench-device", "report", "recipes", "curate",
 )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def test_quick_values_are_laid_over_and_options_have_the_last_word(tmp_path: Pat
         ("extends: [digits]\n", "must name one recipe"),
         ("extends: digit\n", "no recipe 'digit'"),
         ("- digits\n", "must be a mapping"),
-        ("model: [\n", "no YAML"),
+        ("model: [\n", "not valid YAML"),
         ("model: {name: lenet-5}\n", "no quick variant"),
     ],
 )

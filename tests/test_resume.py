@@ -43,6 +43,11 @@ CASES = {
         (*SGD, "--ema=0.8", "--accumulate=2", "--optimizer.schedule=poly"),
     ),
     "neq-every": ("neq", (*SGD, "--neq.every=3", "--optimizer.warmup_epochs=1")),
+    # Epochs of other images and other numbers of steps.
+    "neq-curated": (
+        "neq",
+        (*SGD, "--curation.method=infobatch", "--curation.anneal=1", "--optimizer.schedule=cosine"),
+    ),
 }
 QUICK = ("lobster", "serene-ema", "serene+neq")
 TIMES = {"seconds", "backward_ms", "dense_ms", "sparse_ms"}

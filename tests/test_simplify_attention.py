@@ -356,7 +356,12 @@ def test_even_heads_are_not_moved() -> None:
     ("call", "reason"),
     [
         (lambda a, y, m: a(y, y, y)[1], "weights are read"),
-        (lambda a, y, m: a(y, y, y, attn_mask=m, need_weights=False)[0], "mask"),
+        (
+            lambda a, y, m: a(
+                y, y, y, attn_mask=m.expand(y.shape[0] * HEADS, 6, 6), need_weights=False
+            )[0],
+            "one mask for all heads",
+        ),
         (lambda a, y, m: a(y, y + 1, y, need_weights=False)[0], "not self-attention"),
     ],
 )

@@ -98,8 +98,6 @@ LIMITS: dict[str, tuple[bool, ...]] = {
     "pool: average with its own divisor": (CONSTANT,),
     "scalar: shape[1] as a number": (CONSTANT,),
     "scalar: width as a number": (ZERO, CONSTANT),
-    "shape: PixelShuffle": (ZERO,),
-    "shape: PixelUnshuffle": (ZERO, CONSTANT),
     "shape: groups and back": (ZERO, CONSTANT),
     "shape: there and back": (ZERO, CONSTANT),
     "slice: getitem by half of the width": (ZERO, CONSTANT),

@@ -15,6 +15,7 @@ from snello.errors import SnelloError, nearest
 from . import (
     bench_device,
     compress,
+    curate,
     decompress,
     export,
     inspect,
@@ -34,7 +35,7 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
-    report, recipes,
+    report, recipes, curate,
 )  # fmt: skip
 
 

@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--distil", action="store_true", help="distil from the dense network while fine-tuning"
     )
     parser.add_argument(
-        "--reconstruct", action="store_true", help="fit the layers that used removed channels by "
-        "least squares before fine-tuning",
+        "--reconstruct", nargs="?", const=True, default=False, choices=(True, "biases"),
+        metavar="biases", help="fit the layers that used removed channels by least squares before "
+        "fine-tuning; 'biases' shifts the biases alone",
     )  # fmt: skip
     parser.add_argument(
         "--max-drop", type=float, help="largest drop of the validation accuracy: 0.01 is one point"

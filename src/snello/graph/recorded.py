@@ -41,11 +41,24 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
         for position, tensor in enumerate(given.tensors()):
             shapes = {(): tuple(tensor.shape)}
             recorder.add(Step("placeholder", f"input_{position}", shapes=shapes), tensor)
-        with _hooked(model, recorder), recorder:
+        with _without_fused_layers(), _hooked(model, recorder), recorder:
             output = given.call(model)
         found = [recorder.value(tensor) for tensor in tensors_of(output)]
     recorder.add(Step("output", "output", (found,)), None)
     return Tape(recorder.steps, recorder.constants)
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """Let ``nn.TransformerEncoder`` call its layers: its fast path is one operation on nested
+    tensors.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def overwritten(before: Tensor, written: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
@@ -169,6 +170,8 @@ class SensitivityPruning(_Attached):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the targets of a batch (inputs, targets), which a specific sensitivity needs."""
+        if curated(trainer):
+            batch, _ = batch  # the indices of the samples
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         self._targets = batch[1] if pair and isinstance(batch[1], Tensor) else None
 
@@ -214,6 +217,48 @@ class SensitivityPruning(_Attached):
         if self.pruner is None or self.sensitivity is None:
             return {}
         return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
+
+
+class CurationCallback(L.Callback):
+    """Keep the epochs of a dynamic subset in step with a trainer, and its state in checkpoints.
+
+    The training loader is of ``keep``, with ``sampler=keep.sampler()``; its batches are
+    ``(batch, index)``, and ``training_step`` returns ``keep.weigh(losses, index)``. With several
+    processes nothing else is needed: Lightning leaves the sampler as it is.
+
+    Lightning asks for the number of batches once; this callback lets it ask before every epoch,
+    since epochs differ in length.
+
+    Args:
+        keep: of :mod:`snello.curation`.
+    """
+
+    def __init__(self, keep: DynamicSubset) -> None:
+        self.keep = keep
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the trainer ask for the number of batches before every epoch."""
+        if stage == "fit":
+            # Otherwise it validates after as many batches as the first epoch had.
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the epoch, also where batches were limited or dropped."""
+        self.keep.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return self.keep.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint."""
+        self.keep.load_state_dict(state_dict)
+
+
+def curated(trainer: L.Trainer) -> bool:
+    """Return True if the training batches are pairs of a batch and the indices of its samples."""
+    loader = trainer.train_dataloader
+    return isinstance(getattr(loader, "dataset", None), DynamicSubset)
 
 
 class SelectiveUpdateCallback(_Attached):

@@ -16,7 +16,7 @@ from snello.neurons import LayerFilter, Masks, computed, is_weighted, named_tens
 from ._layers import prunable
 from ._limits import LayerLimits, protected
 from ._normalise import Normalise, comparable
-from .channels._importance import ChannelImportance, positive
+from .channels.importances import ChannelImportance, positive
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Never, get_args
+from typing import Any, Literal, Never
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,8 @@ from snello.processes import mean_over_processes, meet
 from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
-from ._channel_units import ChannelUnits
-from ._importance import Granularity, Importance, importance_of
-from ._layers import prunable
+from ._granularity import importance_for, units_for
+from ._importance import Granularity, Importance
 from ._limits import LayerLimits
 from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
@@ -39,10 +38,8 @@ from ._schedule import Cubic, Schedule
 from ._snapshot import revive, snapshot
 from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
-from ._units import Units
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
-from .channels._importance import ChannelImportance
-from .channels._importance import importance_of as channel_importance_of
+from .channels import ChannelImportance
 
 Scope = Literal["global", "layer"]
 
@@ -132,16 +129,11 @@ class Pruner:
         **renamed: Never,
     ) -> None:
         refuse_renamed(renamed)
-        if granularity not in get_args(Granularity):
-            raise ConfigError(
-                f"granularity is one of {', '.join(get_args(Granularity))}, not {granularity!r}"
-            )
         if scope not in ("global", "layer"):
             raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
         self.model = model = unwrapped(model, "Pruner")
         self.granularity, self.scope = granularity, scope
-        channels = granularity == "channel"
-        self.importance: Any = (channel_importance_of if channels else importance_of)(importance)  # type: ignore[arg-type]
+        self.importance: Any = importance_for(granularity, importance)
         self.on_plan = on_plan
         chosen = "rank" if scope == "layer" else normalise
         self.normalise = normalise_of(chosen, self.importance)
@@ -151,11 +143,7 @@ class Pruner:
         self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
-        self._units: Units | ChannelUnits = (
-            ChannelUnits.of(model, example_inputs, exclude)
-            if channels
-            else Units.of(model, prunable(model, exclude), granularity)
-        )
+        self._units = units_for(model, granularity, exclude, example_inputs)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError, SimplifyError
-from snello.graph import Example, Graph, Inputs, at_place, capture
+from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
@@ -210,6 +211,9 @@ def _candidates(
     graph = capture(model, inputs)
     agreed = agreement(model, graph, inputs)
     own = keep_class or not graph.runnable or agreed.fault is not None
+    recorded = replace(graph, runnable=False)
+    if own:
+        graph = recorded
     run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
         why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
@@ -217,12 +221,28 @@ def _candidates(
             yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
+    if any(node.target in _OF_BATCHES for node in graph.nodes):
+        other = _Passes(model, recorded, inputs, PlainCost(), round_to, True, agreed)
+        for candidate in _of_own_class(other):
+            if candidate.plan.layers and _kept(candidate.plan) < _kept(decision.plan):
+                yield _because(candidate, "its heads are merged with the batch")
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
             yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
     yield _because(lean, run.why_graph(decision.plan))
+
+
+_OF_BATCHES = {torch.bmm, "bmm", torch.baddbmm, "baddbmm"}
+"""Products of matrices that attention merges its heads with the batch for, which a graph with
+indices of heads cannot follow.
+"""
+
+
+def _kept(plan: SimplificationPlan) -> int:
+    """Products of the widths of all layers."""
+    return sum(len(x.kept_outputs) * len(x.kept_inputs) for x in plan.layers.values())
 
 
 def _because(candidate: _Candidate, reason: str) -> _Candidate:
@@ -323,8 +343,17 @@ class _Passes:
 
 
 def _refuse(refused: dict[fx.Node, str], error: RuleError) -> None:
-    """Note that the rule of a node has failed."""
-    refused[error.node] = error.reason
+    """Leave a node alone whose rule has failed; the passes start again without it.
+
+    Of an operation with several results, each part goes with the others.
+    """
+    node = error.node
+    source = node.args[0] if node.target is operator.getitem else node
+    whole = source if isinstance(source, fx.Node) and shape_of(source) is None else node
+    parts = (user for user in whole.users if user.target is operator.getitem)
+    refused.update(
+        dict.fromkeys((node, whole, *(parts if shape_of(whole) is None else ())), error.reason)
+    )
 
 
 _PLAIN = (bool, int, float, str, type(None))

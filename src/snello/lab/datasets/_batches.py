@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DataError
 
 from ._splits import derived_seed, generator
@@ -42,7 +43,8 @@ def loader(
     replicas: int = 1,
     rank: int = 0,
     workers: int = 0,
-) -> DataLoader[Batch]:
+    curate: Callable[[Dataset[Batch]], DynamicSubset] | None = None,
+) -> DataLoader[Any]:
     """Build a data loader for one part of a dataset, normalised by the splits' channel statistics.
 
     For images in memory, whole batches are indexed, augmented and normalised as tensors, without a
@@ -67,12 +69,14 @@ def loader(
             not a multiple, the last processes repeat a few images.
         rank: index of this process, 0 … replicas − 1.
         workers: number of processes that decode streamed images; ignored for images in memory.
+        curate: builds a dynamic subset of the part, of :mod:`snello.curation`; with ``shuffle``.
 
     Returns:
         A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
         ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 for pixels without a class). Without
         augmentation, segmentation images keep their size and are padded on the right and at the
-        bottom to the largest of the batch.
+        bottom to the largest of the batch. With ``curate``, pairs of such a batch and the indices,
+        int64 ``(B,)``; the loader's ``dataset`` is the subset.
 
     Raises:
         ConfigError: for a batch size or limit below 1, an unknown augmentation, a rank out of
@@ -91,7 +95,7 @@ def loader(
     else:
         assert isinstance(splits, DataSplits)
         batches, kind, workers = _Batches(images, splits, seed, augment), _EpochSampler, 0
-    sampler = None
+    sampler: DistributedSampler[Any] | None = None
     if shuffle or augment != "none" or replicas > 1:
         sampler = kind(
             batches,
@@ -100,8 +104,12 @@ def loader(
             shuffle=shuffle,
             seed=derived_seed(seed, "order"),
         )
+    data: Dataset[Any] = batches
+    if curate is not None:
+        keep = curate(batches)
+        data, sampler = keep, keep.sampler(sampler, shuffle=False)
     return DataLoader(
-        batches,
+        data,
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=_identity,

@@ -5,6 +5,8 @@ rows of text, and is printed on the terminal with rich or written as Markdown. :
 writes the report of a journey.
 """
 
+from ._curation import contact_sheet as contact_sheet
+from ._curation import plot_scores as plot_scores
 from ._equilibrium import cost_table as cost_table
 from ._equilibrium import plot_costs as plot_costs
 from ._equilibrium import plot_equilibrium as plot_equilibrium
@@ -29,7 +31,8 @@ from ._values import percent as percent
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "Table", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "Table", "contact_sheet", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "plot_scores",
     "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",
     "training_table", "write_report", "write_reproduction",
 ]  # fmt: skip

@@ -41,6 +41,8 @@ class DataConfig:
         test_limit: number of validation images and of test images to use, for quick tries; None:
             all.
         workers: number of processes that decode images, for datasets too large for memory.
+        kept: index file of the training images to use, as :meth:`snello.curation.Kept.save` writes
+            it; None: all.
     """
 
     name: str = "digits"
@@ -54,6 +56,7 @@ class DataConfig:
     limit: int | None = None
     test_limit: int | None = None
     workers: int = 0
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         check_option(
@@ -133,6 +136,45 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class CurationConfig:
+    """Training images that an epoch leaves out: see :mod:`snello.curation`.
+
+    Attributes:
+        method: "none", "random", "infobatch" or "orderdp".
+        ratio: share left out: by "random" and "orderdp" of all images, by "infobatch" of those
+            whose loss is below the mean.
+        replacement: for "random": draw from all images in every epoch, also from those that were
+            used in the last.
+        anneal: for "infobatch": share of the epochs after which all images are used.
+        window: for "infobatch": number of batches whose mean loss is the bound; None: the mean of
+            all last losses.
+        rescaling: for "infobatch": "share" or "cumulative".
+        pool: for "orderdp": share of the images from which the hardest are taken; None: as
+            published.
+    """
+
+    method: Literal["none", "random", "infobatch", "orderdp"] = "none"
+    ratio: float = 0.5
+    replacement: bool = False
+    anneal: float = 0.875
+    window: int | None = None
+    rescaling: Literal["share", "cumulative"] = "share"
+    pool: float | None = None
+
+    def __post_init__(self) -> None:
+        check_option(0 <= self.ratio < 1, f"curation.ratio must be in [0, 1), not {self.ratio}")
+        check_option(0 <= self.anneal <= 1, f"curation.anneal must be in [0, 1], not {self.anneal}")
+        check_option(
+            self.window is None or self.window >= 1,
+            f"curation.window must be at least 1, not {self.window}",
+        )
+        check_option(
+            self.pool is None or 1 - self.ratio <= self.pool <= 1,
+            f"curation.pool must lie between 1 - ratio and 1, not at {self.pool}",
+        )
+
+
+@dataclass(frozen=True)
 class ShipConfig:
     """Options of coding and timing.
 
@@ -194,6 +236,7 @@ class Recipe:
         accumulate: number of batches whose gradients are accumulated before an optimizer step.
         ema: decay of an exponential moving average of the weights, such as 0.999; the averaged
             weights are then tested and saved. None: no average.
+        curation: training images that each epoch leaves out, the same for every method.
         neq: options of the methods that freeze neurons.
         ship: options of coding and timing.
         methods: methods to train with, one row of the result tables each.
@@ -213,6 +256,7 @@ class Recipe:
     epochs: int = 30
     accumulate: int = 1
     ema: float | None = None
+    curation: CurationConfig = field(default_factory=CurationConfig)
     neq: NEqConfig = field(default_factory=NEqConfig)
     ship: ShipConfig = field(default_factory=ShipConfig)
     methods: tuple[str, ...] = JOURNEY_METHODS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snello.curation import DynamicSubset, InfoBatch, Kept, OrderDP, RandomSubset
 from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
@@ -99,21 +101,34 @@ class Batches:
         train: this process's share of every training batch, shuffled and augmented.
         validation: this process's share of the validation images; all shares have equal size.
         test: all test images, for the single process that tests.
+        keep: the dynamic subset behind ``train``; None without curation. Its batches are pairs of a
+            batch and the indices of the images.
+
+    Args:
+        recipe: options of the data, the curation and the seed.
+        splits: the dataset.
+        world: rank and number of the processes.
+        always: number of first training images that curation never leaves out.
 
     Raises:
         ConfigError: if the batch cannot be split evenly over the processes, or an option of
             :func:`snello.lab.datasets.loader` is out of range.
+        DataError: for an index file of another dataset.
     """
 
-    def __init__(self, recipe: Recipe, splits: Splits, world: World) -> None:
+    def __init__(self, recipe: Recipe, splits: Splits, world: World, *, always: int = 0) -> None:
         self._recipe, self._splits = recipe, splits
         data = recipe.data
         self.batch_size = share_of(data.batch_size, world.size)
         places = {"replicas": world.size, "rank": world.rank}
+        self._train_part = _kept_part(recipe, splits)
+        curated = recipe.curation.method != "none"
+        curate = partial(subset_of, recipe, always=always) if curated else None
         self.train = self._loader(
-            splits.train, self.batch_size,
-            shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, **places,
+            self._train_part, self.batch_size,
+            shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, curate=curate, **places,
         )  # fmt: skip
+        self.keep: DynamicSubset | None = self.train.dataset if curated else None
         few = data.test_limit
         self.validation = self._loader(splits.validation, self._evaluated, limit=few, **places)
         self.test = self._loader(splits.test, self._evaluated, limit=few)
@@ -141,6 +156,36 @@ class Batches:
             Images (B, channels, H, W) and targets: labels (B,) or label maps (B, H, W).
         """
         count = images or self.batch_size
-        part = loader(self._splits.train, self._splits, count, limit=count)
+        part = loader(self._train_part, self._splits, count, limit=count)
         first: tuple[Tensor, Tensor] = next(iter(part))
         return first
+
+
+def subset_of(recipe: Recipe, images: Any, always: int = 0) -> DynamicSubset:
+    """The dynamic subset of a recipe's training images.
+
+    Args:
+        recipe: with another curation than "none".
+        images: a map-style dataset.
+        always: number of first images that are never left out.
+    """
+    config = recipe.curation
+    common: dict[str, Any] = {
+        "seed": recipe.seed, "always": range(min(always, len(images)))
+    }  # fmt: skip
+    if config.method == "random":
+        return RandomSubset(images, config.ratio, replacement=config.replacement, **common)
+    if config.method == "orderdp":
+        return OrderDP(images, config.ratio, pool=config.pool, **common)
+    return InfoBatch(
+        images, config.ratio, epochs=recipe.epochs, anneal=config.anneal, window=config.window,
+        rescaling=config.rescaling, **common,
+    )  # fmt: skip
+
+
+def _kept_part(recipe: Recipe, splits: Splits) -> Part:
+    if recipe.data.kept is None:
+        return splits.train
+    kept = Kept.load(recipe.data.kept)
+    kept.check(len(splits.train))
+    return splits.train.subset(kept.indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) ->
             f"other learning rates: resume with --epochs={before}, or start from its weights in "
             "another --out with --weights"
         )
+    if before != after and (full := _annealed(there, recipe)) is not None and done > full:
+        return (
+            f"its curation was to end with epoch {full}, which is behind it: resume with --epochs={before}, or start "
+            "another --out from its weights with --weights"
+        )
     if pruning and ends[0] != ends[1] and done >= min(ends):
         kept = f"--{pruning}.finetune={after - ends[0]}"
         return (
@@ -47,6 +53,13 @@ def refusal(there: Mapping[str, Any], recipe: Recipe, method: str, done: int) ->
             "epochs, or choose another --out"
         )
     return None
+
+
+def _annealed(there: Mapping[str, Any], recipe: Recipe) -> int | None:
+    """The first epoch in which either length of a run trains on all images; None without any."""
+    if recipe.curation.method != "infobatch" or recipe.curation.anneal >= 1:
+        return None
+    return math.ceil(recipe.curation.anneal * min(int(there["epochs"]), recipe.epochs))
 
 
 def _end(there: Mapping[str, Any], pruning: str | None) -> int:

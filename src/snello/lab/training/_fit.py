@@ -16,10 +16,11 @@ from snello.lab.methods import method_of
 
 from ._config import Recipe
 from ._data import load_data
+from ._device import device_of
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._folder import check_same_run, claimed, finished_epochs, write_note
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
-from ._run import Progress, Run, device_of
+from ._run import Progress, Run
 from ._stop import Halt, StopSignals
 
 

@@ -15,7 +15,7 @@ from snello.lab.methods import METHOD_SPECS, method_of
 from snello.store import archives
 
 from ._checkpoints import epochs_in
-from ._config import Recipe
+from ._config import CurationConfig, Recipe
 from ._distributed import restarted, world
 from ._extend import refusal
 from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult
@@ -148,12 +148,21 @@ def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
 
 def _read(note: Path) -> dict[str, Any]:
     try:
-        asked: dict[str, Any] = json.loads(note.read_text())
-        return dict(asked)
+        asked: dict[str, Any] = dict(json.loads(note.read_text()))
+        return _completed(asked)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{note} is damaged: choose another --out, or remove the run and start again"
         ) from error
+
+
+def _completed(asked: dict[str, Any]) -> dict[str, Any]:
+    """A note of before there was curation has none."""
+    return {
+        **asked,
+        "curation": asked.get("curation", asdict(CurationConfig())),
+        "data": {"kept": None, **asked.get("data", {})},
+    }
 
 
 def _unused(method: str) -> set[str]:

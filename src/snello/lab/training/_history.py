@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import backward_flops, time_backward
 from snello.integrations.lightning import SelectiveUpdateCallback, monitored
 from snello.neurons import count_parameters
@@ -38,6 +39,7 @@ class EpochRecord:
         dense_ms, sparse_ms: median times of the dense and of the sparse backward pass on the same
             batch, interleaved, with the masks at the end of the epoch. Zero without NEq and with
             several processes.
+        kept: share of the training images that the epoch trained on; 1 without curation.
     """
 
     epoch: int
@@ -53,6 +55,7 @@ class EpochRecord:
     paper_dense_flops: float
     dense_ms: float
     sparse_ms: float
+    kept: float = 1.0
 
 
 class EpochSeed(L.Callback):
@@ -108,6 +111,7 @@ class History(L.Callback):
         neq: the callback that skips updates, such as NEq's; None without one.
         metric: name of the logged metric to store as ``val_accuracy``.
         report: called with each record as soon as it is complete.
+        keep: the dynamic subset of the training images, if there is one.
     """
 
     def __init__(
@@ -117,9 +121,10 @@ class History(L.Callback):
         neq: SelectiveUpdateCallback | None = None,
         report: Callable[[EpochRecord], None] | None = None,
         metric: str = "val_accuracy",
+        keep: DynamicSubset | None = None,
     ) -> None:
         self._timer, self._sample, self._neq, self._report = timer, sample, neq, report
-        self._metric = metric
+        self._metric, self._keep = metric, keep
         self.records: list[EpochRecord] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,6 +144,7 @@ class History(L.Callback):
             pruned=1 - nonzero / total,
             backward_ms=self._timer.median_ms,
             executed_flops=self._executed(pl_module),
+            kept=1.0 if self._keep is None else self._keep.share,
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)

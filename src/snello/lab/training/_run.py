@@ -17,10 +17,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
-from snello.errors import ConfigError, require
+from snello.errors import require
 from snello.files import write_text
-from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
+from snello.integrations.lightning import (
+    CurationCallback,
+    SelectiveUpdateCallback,
+    SensitivityPruning,
+    WeightAverage,
+)
 from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
@@ -30,6 +36,7 @@ from snello.store import Record, save
 from ._checkpoints import SealedCheckpoints
 from ._config import Recipe
 from ._data import Batches, initial_model
+from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
@@ -74,9 +81,10 @@ class Run:
         )
         self._matched, self._progress = matched, progress
         check_device(recipe)
-        self.batches = Batches(recipe, splits, self.world)
+        probed = recipe.neq.probe if self.method.selection is not None else 0
+        self.batches = Batches(recipe, splits, self.world, always=probed)
         self.model = initial_model(recipe, splits)
-        self.task = _task(recipe, splits, self.model)
+        self.task = _task(recipe, splits, self.model, self.batches.keep)
 
     def check(self) -> None:
         """Build the objects of a method and remove them again, to find errors before training.
@@ -231,8 +239,10 @@ class Run:
         update = self._update_callback()
         report = self._report if self._progress is not None and self.world.is_first else None
         self.history = History(
-            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
-        )
+            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}",
+            keep=self.batches.keep,
+        )  # fmt: skip
+        curation = None if self.batches.keep is None else CurationCallback(self.batches.keep)
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
@@ -242,7 +252,7 @@ class Run:
         # The order matters: an epoch is recorded before pruning and probing change its masks, and
         # the weight average must exist before masks are applied to it.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
+            EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -317,36 +327,6 @@ class Run:
         )
 
 
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precision of a recipe -> dtype for torch.autocast."""
-
-
-def device_of(recipe: Recipe) -> str:
-    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(recipe: Recipe) -> None:
-    """Refuse early the device settings that Lightning would replace or refuse after loading data.
-
-    Raises:
-        ConfigError: if no GPU is available for "cuda", "16-mixed" or ``sync_batchnorm``.
-    """
-    device = device_of(recipe)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto"
-        )
-    if device == "cpu" and recipe.precision == "16-mixed":
-        raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
-    if device == "cpu" and recipe.sync_batchnorm:
-        raise ConfigError(
-            "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
-        )
-
-
 def _strategy(world: World, device: str, partly: bool) -> Any:
     if world.size == 1:
         return "auto"
@@ -363,9 +343,13 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
     return [kinds[name](folder / "logs", name=name) for name in recipe.log]
 
 
-def _task(recipe: Recipe, splits: Splits, model: nn.Module) -> Classification | Segmentation:
+def _task(
+    recipe: Recipe, splits: Splits, model: nn.Module, keep: DynamicSubset | None
+) -> Classification | Segmentation:
     kind = Segmentation if splits.task == "segmentation" else Classification
-    return kind(model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last)
+    return kind(
+        model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last, keep=keep
+    )
 
 
 class _quiet:  # noqa: N801 - reads as a verb in a with statement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -63,9 +64,22 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 
 def build_scheduler(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: float
+    config: OptimizerConfig,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: float,
+    moment: Callable[[], float] | None = None,
 ) -> dict[str, object]:
-    """Build the schedule for Lightning, updated per step or, if sufficient, per epoch."""
+    """Build the schedule for Lightning, updated per step or, if sufficient, per epoch.
+
+    Args:
+        config: optimizer and schedule.
+        optimizer: made by :func:`build_optimizer`.
+        epochs: of the whole training.
+        steps_per_epoch: steps of the first epoch.
+        moment: number of epochs trained so far, for epochs of different lengths; None: all epochs
+            have ``steps_per_epoch`` steps.
+    """
     if not moves_within_epochs(config):
         by_epoch = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda e: lr_factor(config, e, epochs)
@@ -74,6 +88,10 @@ def build_scheduler(
 
     def at_step(step: int) -> float:
         # Without the offset the first step of a warm-up would have a learning rate of zero.
+        if moment is not None:
+            trained = moment()
+            ahead = 1 if trained < config.warmup_epochs else 0
+            return lr_factor(config, trained + ahead / steps_per_epoch, epochs)
         ahead = 1 if step < config.warmup_epochs * steps_per_epoch else 0
         return lr_factor(config, (step + ahead) / steps_per_epoch, epochs)
 

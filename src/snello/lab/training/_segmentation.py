@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from snello.curation import DynamicSubset
 from snello.integrations import scores_of
 
 from ._config import OptimizerConfig
@@ -39,6 +40,8 @@ class Segmentation(L.LightningModule):
         aux_weight: weight of the auxiliary classifier's loss.
         ignored: label of the pixels to ignore.
         channels_last: use the channels-last memory format for the images.
+        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``; the loss is
+            then the mean over images of their mean over pixels.
     """
 
     def __init__(
@@ -50,11 +53,12 @@ class Segmentation(L.LightningModule):
         aux_weight: float = 0.5,
         ignored: int = 255,
         channels_last: bool = False,
+        keep: DynamicSubset | None = None,
     ) -> None:
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)
-        self._config, self.memory_format = optimizer, memory_format
+        self._config, self.memory_format, self._keep = optimizer, memory_format, keep
         self.aux_weight, self.ignored = aux_weight, ignored
         self.val_metrics, self.test_metrics = (
             _metrics(classes, ignored, part) for part in ("val", "test")
@@ -82,6 +86,18 @@ class Segmentation(L.LightningModule):
         aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
         return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
 
+    def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
+        """The loss of each image, (B,)."""
+        losses = self._image_losses(scores_of(outputs), labels)
+        aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
+        return losses if aux is None else losses + self.aux_weight * self._image_losses(aux, labels)
+
+    def _image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        losses = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="none")
+        counted = (labels != self.ignored).flatten(1).sum(1)
+        return losses.flatten(1).sum(1) / counted.clamp(min=1)
+
     def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         # Autocast may return bfloat16 scores, too coarse for a sum over pixels.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -92,14 +108,19 @@ class Segmentation(L.LightningModule):
     def _counted(self, labels: Tensor) -> Tensor:
         return (labels != self.ignored).sum()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        images, labels = batch
-        loss = self.loss(self._outputs(images), labels)
+        if self._keep is None:
+            images, labels = batch
+            loss = self.loss(self._outputs(images), labels)
+        else:
+            (images, labels), index = batch
+            outputs = self._outputs(images)
+            loss = self._keep.weigh(self._losses(outputs, labels), index)
         return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -122,7 +143,7 @@ class Segmentation(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule, with a learning rate for the auxiliary classifier."""
-        return configured(self._config, self.model, self.trainer)
+        return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def _metrics(classes: int, ignored: int, part: str) -> MetricCollection:

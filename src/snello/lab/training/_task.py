@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DivergenceError
 
 from ._config import OptimizerConfig
@@ -26,6 +27,7 @@ class Classification(L.LightningModule):
         classes: number of classes, C.
         optimizer: optimizer and schedule.
         channels_last: use the channels-last memory format for the images.
+        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``.
 
     Raises:
         ConfigError: for fewer than two classes.
@@ -38,13 +40,14 @@ class Classification(L.LightningModule):
         optimizer: OptimizerConfig,
         *,
         channels_last: bool = False,
+        keep: DynamicSubset | None = None,
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ConfigError(f"classes={classes}: a classifier needs two classes or more")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-        self._config, self.memory_format = optimizer, memory_format
+        self._config, self.memory_format, self._keep = optimizer, memory_format, keep
         self.val_accuracy, self.test_accuracy = (
             MulticlassAccuracy(classes, average="micro") for _ in range(2)
         )
@@ -57,14 +60,19 @@ class Classification(L.LightningModule):
         """Mean cross-entropy of logits (B, C) and labels (B,)."""
         return F.cross_entropy(logits, labels)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        images, labels = batch
-        loss = self.loss(self(images), labels)
+        if self._keep is None:
+            images, labels = batch
+            loss = self.loss(self(images), labels)
+        else:
+            (images, labels), index = batch
+            losses = F.cross_entropy(self(images), labels, reduction="none")
+            loss = self._keep.weigh(losses, index)
         return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -87,7 +95,7 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule."""
-        return configured(self._config, self.model, self.trainer)
+        return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int) -> Tensor:
@@ -114,7 +122,9 @@ def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int)
     return loss
 
 
-def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
+def configured(
+    config: OptimizerConfig, model: nn.Module, trainer: L.Trainer, keep: DynamicSubset | None = None
+) -> dict[str, Any]:
     """Result of ``configure_optimizers``: the optimizer of a model and its schedule.
 
     Raises:
@@ -129,7 +139,8 @@ def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) ->
             f"the schedule {config.schedule!r} needs a trainer with max_epochs, not {epochs}"
         )
     steps = trainer.estimated_stepping_batches / epochs
+    moment = None if keep is None else lambda: keep.moment
     return {
         "optimizer": optimizer,
-        "lr_scheduler": build_scheduler(config, optimizer, epochs, steps),
+        "lr_scheduler": build_scheduler(config, optimizer, epochs, steps, moment),
     }

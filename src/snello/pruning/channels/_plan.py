@@ -16,8 +16,8 @@ from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
 
-from ._importance import ChannelImportance, importance_of, positive
 from ._size import Size, SizeModel
+from .importances import ChannelImportance, importance_of, positive
 
 
 @dataclass(frozen=True)

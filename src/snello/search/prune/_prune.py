@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from snello.graph import Example, Inputs, evaluation
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
-from snello.pruning.recovery import recalibrate, reconstruct
+from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
 from snello.simplification import SimplificationPlan, apply, plan_of
 from snello.store import archives
 from snello.wrappers import copied, unwrapped
@@ -83,7 +83,7 @@ def prune(
     steps: int = 1,
     max_drop: float | None = None,
     calibration: Iterable[Example] = (),
-    reconstruction: bool = False,
+    reconstruction: bool | Literal["biases"] = False,
     normalise: Any = "auto",
     limits: LayerLimits | None = None,
     round_to: int = 1,
@@ -113,7 +113,8 @@ def prune(
             it is undone and ends the pruning. Requires ``evaluate``.
         calibration: inputs without targets, to re-estimate BatchNorm statistics after each removal.
         reconstruction: also fit the weights that consumed removed channels by least squares on the
-            calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. Not possible if a
+            calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. "biases" shifts the
+            biases alone; see :func:`snello.pruning.recovery.correct_biases`. Not possible if a
             normalisation layer computes its statistics over removed channels.
         normalise, limits, round_to, exclude: see :func:`snello.pruning.channels.plan_channels`.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
@@ -168,7 +169,7 @@ def _check(
     max_drop: float | None,
     evaluate: object,
     calibration: Iterable[Example],
-    reconstruction: bool,
+    reconstruction: bool | str,
 ) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"prune: steps is a number of steps, at least 1, not {steps!r}")
@@ -178,6 +179,10 @@ def _check(
         )
     if max_drop is not None and not max_drop >= 0:
         raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop}")
+    if reconstruction not in (False, True, "biases"):
+        raise ConfigError(
+            f"prune: reconstruction is True, False or 'biases', not {reconstruction!r}"
+        )
     if reconstruction and calibration == ():
         raise ConfigError("prune: reconstruction needs calibration, batches of inputs")
 
@@ -187,7 +192,7 @@ def _recovered(
     plan: ChannelPlan,
     example: Example,
     batches: Sequence[Example],
-    reconstruction: bool,
+    reconstruction: bool | str,
 ) -> nn.Module:
     """The network without the channels, recovered as far as possible without training."""
     source = model
@@ -199,7 +204,8 @@ def _recovered(
                 "reconstruction=False"
             )
         source = plan.zeroed(model)
-        reconstruct(source, model, batches)
+        recover = correct_biases if reconstruction == "biases" else reconstruct
+        recover(source, model, batches)
     narrow = apply(as_plan(model, plan, example), source)
     if batches:
         recalibrate(narrow, batches)

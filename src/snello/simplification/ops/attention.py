@@ -291,7 +291,7 @@ def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
     if (weights := attention_weights(module)) is not None and weights.windowed:
         return None
     if _query(node) is None:
-        return "not self-attention of one batched tensor without a mask"
+        return "not self-attention of one batched tensor, with one mask for all heads"
     if any(user.target is not operator.getitem or _used_beyond(user) for user in node.users):
         return "its attention weights are read"
     return None
@@ -309,7 +309,7 @@ _ARGUMENTS = (
 
 
 def _query(node: fx.Node) -> fx.Node | None:
-    """The one tensor that is query, key and value of a call without masks."""
+    """The one tensor that is query, key and value of a call, with one mask for all heads at most."""
     given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
     query = given.get("query")
     if (
@@ -318,8 +318,9 @@ def _query(node: fx.Node) -> fx.Node | None:
         or given.get("value") is not query
     ):
         return None
-    masked = given.get("key_padding_mask") is not None or given.get("attn_mask") is not None
-    return None if masked or given.get("is_causal", False) else query
+    mask = given.get("attn_mask")
+    by_head = isinstance(mask, fx.Node) and len(shape_of(mask) or ()) != 2
+    return None if by_head else query
 
 
 @rule_for(nn.Module)  # for the base of all modules, so that every other rule is tried before

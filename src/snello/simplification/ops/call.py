@@ -22,6 +22,11 @@ def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(arguments[0] if nested else arguments)
 
 
+def size_arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Return the sizes that a view of a tensor, or the making of a tensor, is called with."""
+    return one_by_one(node.args[isinstance(node.args[0], fx.Node) :])
+
+
 def sizes(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's output; empty where it is not one tensor."""
     return shape_of(node) or ()

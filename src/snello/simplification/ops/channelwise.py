@@ -139,10 +139,11 @@ def constant_pad(call: Call) -> Operation | None:
     return None if operand is None else PerChannel.of(call, operand, only=float(call.module.value))  # type: ignore[arg-type]
 
 
-@rule_for("to")
-def memory_format(call: Call) -> Operation | None:
-    """``x.to(memory_format=…)``, which changes no value."""
+@rule_for("to", "float", "double", "half", "bfloat16", "type", "type_as")
+def cast(call: Call) -> Operation | None:
+    """Another dtype, which may round every constant but zero; or another memory format."""
     moving = call.moving_operand()
-    if moving is None or len(call.node.args) != 1 or set(call.node.kwargs) != {"memory_format"}:
+    if moving is None or call.shape is None:
         return None
-    return None if call.shape is None else PerChannel.of(call, moving[0])
+    rounds = len(call.node.args) > 1 or set(call.node.kwargs) != {"memory_format"}
+    return PerChannel.of(call, moving[0], only=0.0 if rounds else None)

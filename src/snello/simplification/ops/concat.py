@@ -89,6 +89,21 @@ def concatenation(call: Call) -> Operation | None:
     return SharedChannels(*own)
 
 
+@rule_for(torch.stack)
+def stack(call: Call) -> Operation | None:
+    """``torch.stack`` of tensors that have their channels on one axis."""
+    tensors, dim = call.argument(0, "tensors"), call.argument(1, "dim", 0)
+    shape = call.shape
+    if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or shape is None:
+        return None
+    found = {call.axes.get(a) for a in tensors}
+    axis = found.pop()
+    if found or axis is None:
+        return None
+    out = axis + (dim % len(shape) <= axis)
+    return SharedChannels(call.node, tuple(tensors), (axis,) * len(tensors), out)
+
+
 @dataclass(frozen=True, eq=False)
 class ExpandAs(SharedChannels):
     """``y.expand_as(x)``, which reads the values of y and only the shape of x."""

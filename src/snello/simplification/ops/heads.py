@@ -11,11 +11,13 @@ from torch import Tensor, fx, nn
 
 from snello.graph import known_shape
 from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.edits import SetNumber
 
 from ._axes import PERMUTES, permutation
-from .call import Call, sizes
+from .call import Call, size_arguments, sizes
 from .channelwise import PerChannel
-from .operation import Absorbed, Operation, Wanted, join
+from .layers import Producer
+from .operation import Absorbed, Edit, Lowered, Operation, Placement, Wanted, join
 from .registry import rule_for
 from .splitting import SplitChannels, split
 from .views import VIEWS
@@ -56,22 +58,111 @@ class ByHead(Operation):
         return join(self, useful, received)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupedByHead(ByHead):
+    """Attention in which several queries, which follow each other, share a key and a value.
+
+    A group of queries is there as a whole, or not at all: the operation counts them off.
+
+    Source: Ainslie et al., GQA, EMNLP 2023.
+
+    Attributes:
+        queries: number of queries of each group.
+    """
+
+    queries: int = 1
+
+    @property
+    def channelwise(self) -> tuple[fx.Node, ...]:
+        return ()
+
+    def _by_operand(self, groups: Tensor) -> list[Tensor]:
+        """The same for the heads of each operand: queries, keys, values, masks."""
+        heads = groups.repeat_interleave(self.queries)
+        return [heads, groups, groups, *[heads] * (len(self.operands) - 3)]
+
+    def _groups(self, heads: Tensor) -> Tensor:
+        return heads.reshape(-1, self.queries).any(1)
+
+    def propagate(self, *signals: Signal) -> Signal:
+        zero = signals[2].zero.repeat_interleave(self.queries)
+        return Signal(zero, torch.zeros(len(zero), dtype=torch.float64))
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return self._by_operand(self._groups(useful & ~signal.constant))
+
+    def sources(self, channels: Tensor) -> list[Tensor]:
+        return self._by_operand(self._groups(channels))
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        known = self.propagate(*(layout.absence for layout in received))
+        needed = self._groups(useful & ~known.constant)
+        keys = received[1].extended(needed | received[2].present).order
+        heads = (keys[:, None] * self.queries + torch.arange(self.queries)).flatten()
+        orders = [heads, keys, keys, *[heads] * (len(received) - 3)]
+        wanted = [layout.arranged(order) for layout, order in zip(received, orders, strict=True)]
+        return wanted, Layout(heads, known.value.index_fill(0, heads, 0))
+
+
 @rule_for(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(call: Call) -> Operation | None:
-    """Attention of queries, keys and values (N, heads, tokens, width), with as many heads each."""
+    """Attention of queries, keys and values (N, heads, tokens, width), with as many heads each, or
+    with several queries for each key.
+    """
     given = [call.argument(i, name) for i, name in enumerate(("query", "key", "value"))]
     mask = call.argument(3, "attn_mask")
     axes = {call.axes.get(a) for a in given}
-    if len(axes) != 1 or call.shape is None or call.node.kwargs.get("enable_gqa"):
+    if len(axes) != 1 or call.shape is None:
         return None
     axis = axes.pop()
     if axis is None or axis >= len(call.shape) - 2:
         return None
     operands = [*given, *_with_heads(mask, call, axis)]
-    if any(call.axes.get(a) != axis or sizes(a)[axis] != call.shape[axis] for a in operands):
+    if any(call.axes.get(a) != axis for a in operands):
+        return None
+    heads, keys, values, *others = (sizes(a)[axis] for a in operands)
+    own = (call.node, tuple(operands), (axis,) * len(operands), axis)
+    if keys != values or any(count != heads for count in others):
         return None
     # Only zero values give a zero output; the scores do not matter.
-    return ByHead(call.node, tuple(operands), (axis,) * len(operands), axis, factors=(2,))
+    if heads == keys:
+        return ByHead(*own, factors=(2,))
+    return GroupedByHead(*own, factors=(2,), queries=heads // keys)
+
+
+@dataclass(frozen=True, eq=False)
+class ZerosByHead(Producer):
+    """Zeros with an axis of heads: there are as many as the other operands have."""
+
+    def propagate(self, *signals: Signal) -> Signal:
+        return Signal.live(known_shape(self.node)[1])
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return []
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        return [], self.produced(signal, useful, forced)
+
+    def lower(self, placement: Placement) -> Lowered:
+        count = len(placement.produced.order)
+        if count == placement.produced.width:
+            return Lowered()
+        return Lowered(edits=(Edit(SetNumber(self.node.name, 1, count)),))
+
+
+@rule_for(torch.zeros)
+def zeros_by_head(call: Call) -> Operation | None:
+    """``torch.zeros((1, heads, queries, keys))``, T5's position bias of attention without one."""
+    shape = call.shape or ()
+    if len(shape) != 4 or shape[0] != 1 or not call.node.args:
+        return None
+    if type(size_arguments(call.node)[1]) is not int:
+        return None
+    return ZerosByHead(call.node, (), (), 1, call.node.name)
 
 
 def _with_heads(mask: object, call: Call, axis: int) -> list[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from snello.simplification.ir.folds import BorderFold, Fold, GateFold, TableFold
 from snello.simplification.ir.plan import LayerPlan, Slice
 
 from .call import Call, sizes
+from .elementwise import bare_parameter
 from .operation import FoldedIn, Lowered, Operation, Placement, Wanted
 from .registry import register_rule, rule_for
 
@@ -39,8 +41,10 @@ def register_linear(target: type[nn.Module] | str) -> None:
     register_rule(target, linear)
 
 
-def has_inputs_first(module: nn.Module) -> bool:
+def has_inputs_first(module: nn.Module | None) -> bool:
     """Return True for a layer whose weight has its inputs on axis 0 and its neurons on axis 1."""
+    if module is None:
+        return False
     return isinstance(module, _ConvTransposeNd) or bool(_inputs_first.find_module(module))
 
 
@@ -310,25 +314,18 @@ def _weighted(call: Call, axis: int) -> Operation | None:
     return Weighted(call.node, operands, (axis,) * len(operands), axis, call.name, call.module)
 
 
-@rule_for(nn.Embedding)
 @dataclass(frozen=True, eq=False)
-class EmbeddingColumns(Producer):
-    """An embedding: its neurons are the columns of its table, constant if all entries are equal."""
+class TableColumns(Producer):
+    """Rows of a table, chosen by an index: the neurons are its columns.
 
-    module: nn.Embedding
+    Attributes:
+        entries: of each column; constant where they are all equal.
+    """
 
-    @classmethod
-    def match(cls, call: Call) -> EmbeddingColumns | None:
-        """Match embeddings without ``max_norm``, which would change the table, and ``sparse``."""
-        module = call.module
-        assert isinstance(module, nn.Embedding)
-        if call.shape is None or module.max_norm is not None or module.sparse:
-            return None
-        return cls(call.node, (), (), len(sizes(call.node)) - 1, call.name, module)
+    entries: Signal
 
     def propagate(self, *signals: Signal) -> Signal:
-        table = self.module.weight.detach().cpu().double()
-        return Signal.of((table == table[:1]).all(0), table[0])
+        return self.entries
 
     def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
         return []
@@ -343,7 +340,33 @@ class EmbeddingColumns(Producer):
         if produced.is_natural:
             return Lowered()
         kept = tuple(produced.order.tolist())
-        return Lowered(parameters={f"{self.name}.weight": (Slice(1, kept),)})
+        return Lowered(parameters={self.name: (Slice(1, kept),)})
+
+
+@rule_for(nn.Embedding)
+def embedding(call: Call) -> Operation | None:
+    """Embeddings whose table is read as it is."""
+    module = call.module
+    assert isinstance(module, nn.Embedding)
+    if call.shape is None or module.max_norm is not None or module.sparse:
+        return None
+    table = module.weight.detach().cpu().double()
+    entries = Signal.of((table == table[:1]).all(0), table[0])
+    return TableColumns(call.node, (), (), len(call.shape) - 1, f"{call.name}.weight", entries)
+
+
+@rule_for(operator.getitem)
+def table_columns(call: Call) -> Operation | None:
+    """``table[index]`` with a bare parameter of two axes, such as position biases of heads."""
+    source, index = call.node.args[:2]
+    if not isinstance(source, fx.Node) or not isinstance(index, fx.Node) or call.shape is None:
+        return None
+    parameter = bare_parameter(call, source, 1) if len(sizes(source)) == 2 else None
+    if parameter is None or len(call.shape) != len(sizes(index)) + 1:
+        return None
+    # Not even equal entries count as a constant: what they are added to would need it in place.
+    entries = Signal.live(call.shape[-1])
+    return TableColumns(call.node, (), (), len(call.shape) - 1, parameter.name, entries)
 
 
 def _even(*group_of: Tensor) -> bool:

@@ -287,7 +287,7 @@ def _is_split(node: fx.Node) -> bool:
     """True for a chunk or split along a known axis, whose parts are read by constant indices."""
     picked = all(u.target is operator.getitem and isinstance(u.args[1], int) for u in node.users)
     known = isinstance(argument(node, 2, "dim", 0), int)
-    return picked and known and not isinstance(argument(node, 1, "chunks"), fx.Node)
+    return picked and known and len(node.all_input_nodes) == 1  # no size is computed
 
 
 def _split(channels: Tensor, node: fx.Node) -> Sequence[Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import SetNumber
@@ -84,17 +85,31 @@ def split(call: Call) -> Operation | None:
     if found is None:
         return None
     first, last = found
-    chosen = min(first + call.split_axis(last - first), last - 1)
+    # Channels that were merged with the batch come behind it again.
+    chosen = min(first + call.split_axis(last - first), last - 1) if first else last - 1
     own = math.prod(after[first:chosen]), math.prod(after[chosen + 1 : last])
     return SplitChannels(
         call.node, (operand,), (axis,), chosen, *own, argument=size_argument(call.node, chosen)
     )
 
 
+@rule_for(nn.PixelShuffle, F.pixel_shuffle)
+def pixel_shuffle(call: Call) -> Operation | None:
+    """Depth to space: channels that follow each other become the positions of one.
+
+    Source: Shi et al., Real-Time Single Image Super-Resolution, CVPR 2016.
+    """
+    operand, out = call.known_operand(1), call.shape
+    if operand is None or out is None or len(out) != 4:
+        return None
+    members = sizes(operand)[1] // out[1]
+    return SplitChannels(call.node, (operand,), (1,), 1, 1, members, None)
+
+
 def _parts(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[tuple[int, int]]:
     """Ranges of axes of the output into which the channel axis is split, with all others kept."""
     start = math.prod(before[:axis])
-    for first in range(1, len(after)):
+    for first in range(0 if axis == 0 else 1, len(after)):
         if math.prod(after[:first]) != start:
             continue
         for last in range(first + 2, len(after) + 1):

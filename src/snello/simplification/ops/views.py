@@ -17,6 +17,7 @@ from snello.simplification.ir.edits import SetNumber
 
 from .call import Call, argument, one_by_one, sizes
 from .channelwise import PerChannel
+from .layers import has_inputs_first
 from .operation import Edit, Lowered, Operation, Placement, Wanted
 from .registry import rule_for
 
@@ -100,7 +101,8 @@ class Sizes(Operation):
     def lower(self, placement: Placement) -> Lowered:
         if all(layout.is_natural for layout in placement.received):
             return Lowered()
-        records = (SetNumber(node.name, -1, value) for node, value in self.numbers)
+        read = ((node, value) for node, value in self.numbers if node.users)
+        records = (SetNumber(node.name, -1, value) for node, value in read)
         return Lowered(edits=tuple(Edit(record) for record in records))
 
 
@@ -124,8 +126,14 @@ def view(call: Call) -> Operation | None:
 
 
 def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
-    """A view that merges the channels with axes before and after them, except the batch axis."""
+    """A view that merges the channels with axes before and after them.
+
+    With the batch, too, as attention by ``torch.bmm`` does it with its heads, where the model's own
+    forward stays: an index of channels in a graph would know one batch size alone.
+    """
     before, after = sizes(operand), sizes(call.node)
+    if not call.graph.runnable and axis == 1 and after[0] == before[0] * before[1]:
+        return View(call.node, (operand,), (axis,), 0, before=before[0])
     for first in range(axis, 0, -1):
         for last in range(axis, len(before)):
             out = _place(after, math.prod(before[:first]), math.prod(before[first : last + 1]))
@@ -181,7 +189,7 @@ def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
     """
     for reader in node.users:
         module = graph.layer(reader)
-        if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
+        if isinstance(module, (nn.Linear, nn.BatchNorm1d)) or has_inputs_first(module):
             continue
         plain = module is not None and next(module.parameters(), None) is None
         joined = reader.target in (torch.cat, torch.concat) and len(sizes(reader)) == 2
@@ -206,6 +214,41 @@ def expand(call: Call) -> Operation | None:
     if len(shape) != len(out) or shape[axis] != out[axis]:
         return None
     return View(call.node, (operand,), (axis,), axis, argument=size_argument(call.node, axis))
+
+
+@rule_for("repeat", "tile", torch.tile)
+def repeat(call: Call) -> Operation | None:
+    """``x.repeat(...)`` and ``x.tile(...)``, of the channels, too: all of them follow each other."""
+    moving, out = call.moving_operand(), call.shape
+    times = one_by_one(call.node.args[1:])
+    if moving is None or out is None or len(times) > len(out):
+        return None
+    operand, axis = moving
+    out_axis = axis + len(out) - len(sizes(operand))
+    own = ([1] * (len(out) - len(times)) + list(times))[out_axis]
+    if type(own) is not int:
+        return None
+    return View(call.node, (operand,), (axis,), out_axis, before=own)
+
+
+@rule_for("repeat_interleave", torch.repeat_interleave)
+def repeat_interleave(call: Call) -> Operation | None:
+    """``x.repeat_interleave(times, dim)``, of the channels, too: those of one follow each other."""
+    moving, times, dim = call.moving_operand(), call.argument(1, "repeats"), call.argument(2, "dim")
+    if moving is None or type(times) is not int or type(dim) is not int:
+        return None
+    operand, axis = moving
+    after = times if dim % len(sizes(operand)) == axis else 1
+    return View(call.node, (operand,), (axis,), axis, after=after)
+
+
+@rule_for(nn.PixelUnshuffle, F.pixel_unshuffle)
+def pixel_unshuffle(call: Call) -> Operation | None:
+    """Space to depth: each channel becomes several, which follow each other."""
+    operand, out = call.known_operand(1), call.shape
+    if operand is None or out is None or len(out) != 4:
+        return None
+    return View(call.node, (operand,), (1,), 1, after=out[1] // sizes(operand)[1])
 
 
 @rule_for("dim")

@@ -9,7 +9,8 @@ from snello.graph import known_shape
 from snello.neurons import qualified
 from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
-from snello.simplification.ops.call import one_by_one
+from snello.simplification.ops.call import size_arguments
+from snello.simplification.ops.heads import ZerosByHead
 from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
@@ -19,47 +20,54 @@ _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
 def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict[str, int] | None:
-    """Find the attributes from which a model's own code takes the literal sizes of a plan.
+    """Find the attributes, such as ``num_heads``, that a model's own forward takes its sizes from.
 
-    1. A literal is a size argument of a view in the forward of some module. The integer attributes
-       of that module with the old value and a suitable name get the new value.
-    2. For a view that splits channels into heads, suitable names are those of counts (of heads or
-       groups); for others, those of widths.
+    With new values in them, the model can keep its class: no literal is written into a graph.
 
-    The choice is by name, and is checked when the narrowed model is verified.
+    1. A number of the plan is an argument of a view, a split or ``F.group_norm`` in the forward of
+       some module. The integer attributes of that module which have the number's old value, and
+       a name that fits, take the new one.
+    2. A name fits that speaks of a count (``num_heads``) where channels become heads or groups, and
+       of a width (``dim``) elsewhere.
+
+    This is a guess by value and name: verification of the narrowed model shows whether it holds.
 
     Requires:
         ``operations`` and ``axes``.
 
     Ensures:
-        Qualified name -> new value; None if a literal has no attribute, or if one attribute would
-        need two values.
+        Qualified name -> new value; None if no number has an attribute, or one attribute would need
+        two values.
     """
     nodes = {node.name: node for node in facts.graph.nodes}
     found: dict[str, int] = {}
-    for edit in plan.edits_of(SetNumber):
+    numbers = plan.edits_of(SetNumber)
+    for edit in numbers:
+        # Position -1 is no argument, but a size that the forward reads: it has no attribute.
         names = _mirrors(model, facts, nodes[edit.node], edit) if edit.position >= 0 else []
-        if not names or any(found.get(name, edit.value) != edit.value for name in names):
+        if any(found.get(name, edit.value) != edit.value for name in names):
             return None
         found.update(dict.fromkeys(names, edit.value))
-    return found
+    return found if found or not numbers else None
 
 
 def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
-    old = one_by_one(node.args[1:])[edit.position]
-    if type(old) is not int:
+    """Qualified names of the attributes that the number of an edit may come from."""
+    old = size_arguments(node)[edit.position]
+    if type(old) is not int:  # computed in the graph: its value is the measured width
         old = known_shape(node)[facts.axes[node]]
-    splits = isinstance(facts.operations[node], SplitChannels) or node.target is F.group_norm
+    counts = isinstance(facts.operations[node], (SplitChannels, ZerosByHead))
+    counts = counts or node.target is F.group_norm
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [
-        name for name, value in held if type(value) is int and value == old and _fits(name, splits)
+        name for name, value in held if type(value) is int and value == old and _fits(name, counts)
     ]
     return [qualified(owner, name) for name in names]
 
 
-def _fits(name: str, splits: bool) -> bool:
-    """True if an attribute's name is that of a count, for a split into heads, else of a width."""
+def _fits(name: str, counts: bool) -> bool:
+    """True of names of counts, or else of widths. A ``head_dim`` is a width."""
     width = any(part in name for part in _WIDTHS)
     count = any(part in name for part in _COUNTS) or name in ("h", "nh")
-    return count and not width if splits else width
+    return count and not width if counts else width

@@ -14,7 +14,7 @@ from snello.simplification.ops.registry import find_operation, patterns
 from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
-from .refused import rule_of
+from .refused import RuleError, rule_of
 
 
 def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
@@ -81,6 +81,11 @@ def _matched(graph: Graph, refused: Mapping[fx.Node, str], splits: Mapping[int, 
         operations[node] = operation
         if operation.axis is not None:
             axes[node] = operation.axis
+    for node, operation in operations.items():
+        if isinstance(operation, Absorbed) and any(
+            u not in operations for u in node.users if u.users
+        ):
+            raise RuleError(node, ValueError("one of its parts has no rule"))
     return Facts(graph, operations, axes, refused)
 
 

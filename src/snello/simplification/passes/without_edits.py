@@ -67,12 +67,14 @@ def _producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
     while pending:
         current = pending.pop()
         operation = facts.operations.get(current)
-        if current in seen or operation is None:
+        if current in seen:
             continue
         seen.add(current)
-        if operation.produces:
+        if operation is not None and operation.produces:
             found.add(current)
         else:
-            # An absorbed node, such as a chunk, has no operands: follow those of the graph.
-            pending += operation.operands or current.all_input_nodes
+            # Parts of a shape, and a chunking, whose parts are the operations, have no operands of
+            # their own.
+            operands = () if operation is None else operation.operands
+            pending += operands or current.all_input_nodes
     return found

@@ -19,7 +19,7 @@ from snello.simplification.ir.edits import (
     PositionDependent,
     SetNumber,
 )
-from snello.simplification.ops.call import argument, one_by_one
+from snello.simplification.ops.call import argument, size_arguments
 from snello.simplification.runtime.border_pattern import BorderPatterns
 from snello.simplification.runtime.fill import ChannelFill
 from snello.simplification.runtime.indexed_sum import ChannelSum
@@ -56,10 +56,11 @@ def apply_edit(builder: Builder, edit: GraphEdit) -> None:
 def _set_number(builder: Builder, edit: SetNumber) -> None:
     node = builder.node(edit.node)
     if edit.position >= 0:
-        sizes = list(one_by_one(node.args[1:]))
+        sizes = list(size_arguments(node))
         sizes[edit.position] = edit.value
-        nested = isinstance(node.args[1], (tuple, list))
-        node.args = (node.args[0], tuple(sizes)) if nested else (node.args[0], *sizes)
+        operand = node.args[: isinstance(node.args[0], fx.Node)]
+        nested = isinstance(node.args[len(operand)], (tuple, list))
+        node.args = (*operand, tuple(sizes)) if nested else (*operand, *sizes)
         return
     for reader in list(node.users):
         swap = lambda a: edit.value if a is node else a  # noqa: E731

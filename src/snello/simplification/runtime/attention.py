@@ -273,6 +273,9 @@ class LeanMultiheadAttention(LeanAttention):
     in_proj_weight: Tensor
     in_proj_bias: Tensor | None
 
+    # Tells nn.TransformerEncoderLayer that its fused kernel does not fit.
+    _qkv_same_embed_dim = False
+
     def __init__(self, module: Any, plan: AttentionPlan) -> None:
         super().__init__(module, plan)
         self.batch_first, self.dropout = module.batch_first, module.dropout
@@ -284,16 +287,48 @@ class LeanMultiheadAttention(LeanAttention):
     def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
         return self.in_proj_weight, self.in_proj_bias, self.out_proj
 
-    def forward(self, query: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+    def forward(
+        self,
+        query: Tensor,
+        key: object = None,
+        value: object = None,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
         if not self.num_heads:
             return self._headless(query), None
         x = query if self.batch_first else query.transpose(0, 1)
         q, k, v = self._split(x, x.shape[1])
         dropout = self.dropout if self.training else 0.0
-        y = self._merge(
-            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        mask = _merged_mask(attn_mask, key_padding_mask, x)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale
         )
+        y = self._merge(attended)
         return y if self.batch_first else y.transpose(0, 1), None
+
+
+def _merged_mask(mask: Tensor | None, padding: Tensor | None, x: Tensor) -> Tensor | None:
+    """The sum of both masks of nn.MultiheadAttention, which hide where they are True or -inf.
+
+    Args:
+        mask: shape (tokens, tokens).
+        padding: shape (N, tokens).
+        x: shape (N, tokens, channels).
+    """
+    masks = [] if mask is None else [mask]
+    if padding is not None:
+        masks.append(padding[:, None, None, :])
+    added = [
+        torch.zeros_like(m, dtype=x.dtype).masked_fill_(m, float("-inf"))
+        if m.dtype is torch.bool
+        else m.to(x.dtype)
+        for m in masks
+    ]
+    return sum(added[1:], added[0]) if added else None
 
 
 register_attention(LeanAttention, LeanAttention.expanded)

@@ -1,0 +1,211 @@
+"""Operations that split, repeat or move channels, and layers without a module: the same outputs,
+nothing dead left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laws import assert_same_outputs, generator, randomise
+from snello.simplification import plan_of, simplify
+
+
+class Between(nn.Module):
+    """A convolution whose neurons die, an operation, and a convolution that reads its result.
+
+    Args:
+        operation: of a tensor of 8 channels.
+        channels: of its result.
+    """
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], channels: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(channels, 5, 1)
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operation(self.first(x)))
+
+
+OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "stack": (lambda x: torch.stack([x, x.relu()], 1).sum(1), 8),
+    "stack behind the channels": (lambda x: torch.stack((x, x * x), dim=-1).mean(-1), 8),
+    "repeat": (lambda x: x.repeat(1, 3, 1, 2), 24),
+    "tile": (lambda x: torch.tile(x, (2, 1, 1)), 16),
+    "repeat_interleave": (lambda x: x.repeat_interleave(3, dim=1), 24),
+    "repeat_interleave of positions": (lambda x: torch.repeat_interleave(x, 2, dim=2), 8),
+    "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2), 32),
+    "cast": (lambda x: x.to(torch.float64).type_as(x), 8),
+}  # fmt: skip
+
+
+def dead(*layers: nn.Module, neurons: object) -> None:
+    """Set some neurons of layers to zero."""
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight[neurons] = layer.bias[neurons] = 0
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_dead_channels_go_through_an_operation(name: str) -> None:
+    operation, channels = OPERATIONS[name]
+    model = randomise(Between(operation, channels).double().eval(), generator(1))
+    dead(model.first, neurons=[1, 4, 5])
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x, tolerance=1e-9)
+    assert lean.first.weight.shape[0] == 5
+    assert lean.last.weight.shape[1] == channels * 5 // 8
+
+
+@pytest.mark.parametrize("module", [nn.PixelShuffle(2), lambda x: F.pixel_shuffle(x, 2)])
+def test_groups_of_dead_channels_go_through_a_pixel_shuffle(
+    module: Callable[[Tensor], Tensor],
+) -> None:
+    model = randomise(Between(module, 2).double().eval(), generator(1))
+    dead(model.first, neurons=slice(0, 4))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x, tolerance=1e-9)
+    assert (len(lean.first.weight), lean.last.weight.shape[1]) == (4, 1)
+
+
+class Functional(nn.Module):
+    """Layers whose weights the module holds itself."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.kernel, self.weight = (
+            nn.Parameter(torch.randn(8, 3, 3, 3)),
+            nn.Parameter(torch.randn(6, 8)),
+        )
+        self.shift = nn.Parameter(torch.randn(8)) if bias else None
+        self.bias = nn.Parameter(torch.randn(6)) if bias else None
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.kernel, self.shift, stride=2, padding=1).sigmoid().mean((2, 3))
+        return self.last(F.linear(y, self.weight, self.bias).relu())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_without_a_module_are_narrowed(bias: bool) -> None:
+    model = Functional(bias).double().eval()
+    with torch.no_grad():
+        model.kernel[:3], model.weight[4:] = 0, 0
+        if bias:
+            model.shift[:2], model.bias[4] = 0, -1
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x, tolerance=1e-9)
+    assert lean.kernel.shape == (5, 3, 3, 3)
+    # Without a bias the constants have no place, and are read.
+    assert lean.weight.shape == (4, 5 if bias else 8)
+    assert lean.last.weight.shape == (4, 4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_of_torch_keeps_its_class(masked: bool, norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=norm_first)
+    model = randomise(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval(), generator(1)
+    )
+    for block in model.layers:
+        dead(block.linear1, neurons=slice(0, 20))
+        with torch.no_grad():
+            for part in (0, 16, 32):
+                block.self_attn.in_proj_weight[part : part + 8] = 0
+                block.self_attn.in_proj_bias[part : part + 8] = 0
+    x = torch.randn(2, 6, 16, dtype=torch.float64, generator=generator(2))
+    mask = nn.Transformer.generate_square_subsequent_mask(6).double()
+    padding = torch.zeros(2, 6, dtype=torch.float64)
+    padding[1, 4:] = float("-inf")
+    inputs = {"src": x, "mask": mask, "src_key_padding_mask": padding} if masked else {"src": x}
+    lean = simplify(model, inputs)
+    assert type(lean) is nn.TransformerEncoder
+    for block in lean.layers:
+        assert block.linear1.weight.shape == (12, 16)
+        assert block.self_attn.in_proj_weight.shape == (24, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(lean(**inputs), model(**inputs), rtol=0, atol=1e-9)
+
+
+class DropPath(nn.Module):
+    """A copy of timm's stochastic depth."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return 2 * x * (torch.rand(len(x), 1, 1, 1, dtype=x.dtype) < 0.5)
+
+
+def test_stochastic_depth_stays_alive_in_training() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.drop = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), DropPath()
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.last(x + self.drop(self.conv(x)))
+
+    model = randomise(Residual().double(), generator(1)).train()
+    dead(model.stem, neurons=[0, 1])
+    dead(model.conv, neurons=[1, 2])
+    x = torch.randn(64, 3, 2, 2, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert plan_of(lean).domain.training != "differs"
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(lean(x), expected, rtol=0, atol=1e-9)
+
+
+class Heads(nn.Module):
+    """Attention as it is written by hand.
+
+    Args:
+        by_batch: whether heads are merged with the batch, for ``torch.bmm``.
+    """
+
+    def __init__(self, *, by_batch: bool) -> None:
+        super().__init__()
+        self.num_heads, self.width, self.by_batch = 4, 8, by_batch
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def heads(self, x: Tensor) -> Tensor:
+        x = x.view(x.shape[0], x.shape[1], self.num_heads, self.width).transpose(1, 2)
+        return x.reshape(x.shape[0] * self.num_heads, -1, self.width) if self.by_batch else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
+        product = torch.bmm if self.by_batch else torch.matmul
+        weights = torch.softmax(product(q, k.transpose(-2, -1)) / 8**0.5, -1)
+        y = product(weights, v).view(x.shape[0], self.num_heads, x.shape[1], self.width)
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], self.num_heads * self.width))
+
+
+@pytest.mark.parametrize(("by_batch", "keep_class"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("gone", [2, 4])
+def test_dead_heads_go_from_a_class_of_ones_own(
+    gone: int, by_batch: bool, keep_class: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 32), Heads(by_batch=by_batch), nn.Linear(32, 3))
+    model = randomise(model.double().eval(), generator(1))
+    attention = model[1]
+    dead(attention.q, attention.k, attention.v, neurons=slice(0, 8 * gone))
+    x = torch.randn(2, 6, 5, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert type(lean[1]) is Heads
+    left = max(1, 4 - gone)  # one stays for the shape
+    assert lean[1].num_heads == left
+    assert all(len(getattr(lean[1], name).weight) == 8 * left for name in "qkv")
+    for y in (x, torch.randn(3, 4, 5, dtype=torch.float64, generator=generator(3))):
+        assert_same_outputs(model, lean, y, tolerance=1e-9)
