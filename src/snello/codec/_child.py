@@ -272,7 +272,7 @@ def _checked_tensor(reply: dict[str, Any]) -> tuple[str, tuple[int, ...], int | 
 
 def _garbage(what: str) -> BitstreamError:
     return BitstreamError(
-        f"the decoder process answered with garbage ({what}): the NNC stream is damaged"
+        f"the decoder process sent an invalid reply ({what}): the NNC stream is damaged"
     )
 
 

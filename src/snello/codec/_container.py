@@ -245,7 +245,7 @@ def _matched(
 
 def _disagreement(name: str, what: str) -> BitstreamError:
     return BitstreamError(
-        f"NNC stream and manifest disagree about the tensor {name[:80]!r}: {what}; write the file again"
+        f"NNC stream and manifest differ for the tensor {name[:80]!r}: {what}; write the file again"
     )
 
 

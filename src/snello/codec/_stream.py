@@ -205,7 +205,7 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         raise ConfigError(
             f"tensor {name!r} of dtype {tensor.dtype} and shape {tuple(tensor.shape)}: an NNC stream carries "
-            "non-empty floating tensors; compress() stores the others beside it"
+            "non-empty floating tensors; compress() also stores the others"
         )
     if tensor.dim() > MAX_DIMENSIONS:
         raise ConfigError(

@@ -186,7 +186,7 @@ def _not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
     except SimplifyError:
         return ModelError(
             f"{name} gives other outputs each time it runs in evaluation mode, so that no change of "
-            "it can be verified. A usual cause are random numbers that are drawn in forward()."
+            "it can be verified. A usual cause is that forward() draws random numbers."
         )
     except Exception as error:  # whatever an operation raises that has no float64
         reason = str(error).partition("\n")[0]

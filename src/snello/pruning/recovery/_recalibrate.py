@@ -69,6 +69,6 @@ def inputs_only(batch: Example) -> Inputs:
         if tensors and second.dim() <= 1 < first.dim():
             raise ConfigError(
                 f"batches hold pairs of shapes {tuple(first.shape)} and {tuple(second.shape)}, "
-                "inputs and targets as it seems; give the inputs alone: (x for x, _ in loader)"
+                "apparently inputs and targets; give only the inputs: (x for x, _ in loader)"
             )
     return Inputs.of(batch)
