@@ -155,7 +155,7 @@ class Pin:
             warnings.warn(
                 f"load_state_dict brought back weights that are pruned, in {next(iter(self.overwritten))!r} for "
                 "one: they are zero again. If these weights belong to other masks, load the pruner's "
-                "state_dict too; to keep them, call remove() of the pruner or of the pin before loading",
+                "state_dict too; to keep them, call remove() of the pruner or pin before loading",
                 stacklevel=4,
             )
 

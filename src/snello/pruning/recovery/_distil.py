@@ -147,6 +147,6 @@ class _Keep:
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
             raise ConfigError(
-                f"FeatureDistillation: {self._name!r} returns a {type(output).__name__}, not a tensor"
+                f"FeatureDistillation: {self._name!r} gives a {type(output).__name__}, not a tensor"
             )
         self._seen[self._name] = output
