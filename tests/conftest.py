@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sampling import Sampler
+from sampling import Sampler, mark_members
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
     seconds = config.getoption("--sample-exhaustive")
     if seconds is not None:
         config.pluginmanager.register(Sampler(seconds, config.getoption("--seed")))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_members(items)
 
 
 @pytest.fixture(scope="module")

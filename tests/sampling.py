@@ -1,4 +1,7 @@
-"""A sample of the exhaustive tests: the same order for the same seed, for as long as is allowed.
+"""Samples: members of a family for every run, and a random part of the exhaustive tests.
+
+``@pytest.mark.sampled(3)`` leaves three of a test's parameter sets in every run; the others are
+exhaustive.
 
 ``pytest -m exhaustive --sample-exhaustive=420 --seed=0`` draws tests until 420 seconds have passed;
 the others are skipped. Laws about one case stay together, since they share its preparation.
@@ -35,6 +38,31 @@ def drawn(items: Sequence[Item], seed: int, name: Callable[[Item], str]) -> list
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     return [item for group in order for item in groups[group]]
+
+
+def spaced(count: int, members: int) -> list[int]:
+    """Places of members of a family, evenly spaced, the first and the last among them.
+
+    >>> spaced(10, 4)
+    [0, 3, 6, 9]
+    """
+    if members >= count:
+        return list(range(count))
+    return [round(i * (count - 1) / max(members - 1, 1)) for i in range(members)]
+
+
+def mark_members(items: Sequence[pytest.Item]) -> None:
+    """Mark as exhaustive what ``sampled`` leaves out. A test that is asked for alone runs."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("exhaustive"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for family in families.values():
+        (members,) = family[0].get_closest_marker("sampled").args  # type: ignore[union-attr]
+        kept = set(spaced(len(family), members))
+        for place, item in enumerate(family):
+            if place not in kept:
+                item.add_marker(pytest.mark.exhaustive)
 
 
 class Sampler:

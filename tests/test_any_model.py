@@ -111,6 +111,7 @@ def tensors(output: Any) -> list[Tensor]:
 QUICK = ("BERT", "ViT", "Llama, grouped queries", "ResNet")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.exhaustive) for n in CASES]
 )

@@ -122,7 +122,7 @@ def test_pickled_code_is_named_and_not_run(
     monkeypatch.chdir(tmp_path)
     WRITERS[writer]({"state_dict": content}, tmp_path / "code.pt")
     for read in (archives.load, load):
-        with pytest.raises(ModelError, match=rf"code\.pt holds pickled code \(.*{name}"):
+        with pytest.raises(ModelError, match=rf"code\.pt contains pickled code \(.*{name}"):
             read(tmp_path / "code.pt")
     assert not (tmp_path / "ran").exists()
 

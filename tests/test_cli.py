@@ -42,7 +42,7 @@ SMALL = (
 )  # fmt: skip
 COMMANDS = (
     "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
-    "bench-device", "report", "recipes",
+    "bench-device", "report", "recipes", "curate",
 )  # fmt: skip
 
 
@@ -364,8 +364,8 @@ BAD: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "no model file": (lambda b: ["export", b.file("text.pt", b"hello"), b.out], "text.pt"),
     "wrong weights": (_other_weights, "does not fit this LeNet5"),
     "unknown model": (lambda b: ["simplify", "--model=lenet-55", "--input-shape=1,28,28", b.out], "lenet-55"),
-    "no model": (lambda b: ["simplify", b.out], "give either a model file"),
-    "two models": (lambda b: ["simplify", str(b.model), "--model=lenet-5", b.out], "give either"),
+    "no model": (lambda b: ["simplify", b.out], "pass either a model file"),
+    "two models": (lambda b: ["simplify", str(b.model), "--model=lenet-5", b.out], "pass either"),
     "shape with letters": (lambda b: ["measure", "--model=lenet-5", "--input-shape=1,x", b.out], "1,x"),
     "negative shape": (lambda b: ["measure", "--model=lenet-5", "--input-shape=1,-28,28", b.out], "at least 1"),
     "no shape": (lambda b: ["measure", "--model=lenet-5", b.out], "--input-shape"),
@@ -476,5 +476,5 @@ def test_copy_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str
     mine = tmp_path / "mine.yaml"
     mine.write_text("my work")
     assert main(["recipes", "cp", "digits", str(mine)]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert mine.read_text() == "my work"

@@ -79,13 +79,13 @@ def test_architecture_takes_arguments_shape_and_seed() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "give either a model file"),
-        (["m.pt", "--model=lenet-5"], "give either a model file"),
-        (["--model=lenet-5"], "needs --input-shape"),
-        (["--model=lenet-5", "--input-shape=1,28,x"], "whole numbers with commas"),
+        ([], "pass either a model file"),
+        (["m.pt", "--model=lenet-5"], "pass either a model file"),
+        (["--model=lenet-5"], "needs the shape of one input"),
+        (["--model=lenet-5", "--input-shape=1,28,x"], "integers separated by commas"),
         (["--model=lenet-5", "--input-shape=1,0,28"], "at least 1"),
         (["--model=lenet-5", "--arguments=[1]", "--input-shape=1,28,28"], "must be a JSON object"),
-        (["--model=lenet-5", "--arguments={", "--input-shape=1,28,28"], "is no JSON"),
+        (["--model=lenet-5", "--arguments={", "--input-shape=1,28,28"], "is not valid JSON"),
         (["--model=lenet-5", "--weights=none.pt", "--input-shape=1,28,28"], "none.pt"),
     ],
 )
@@ -152,8 +152,8 @@ def test_subjects_that_cannot_be(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for files, batch, said in (
         ([model], 0, "--batch=0: choose at least 1"),
-        ([], 1, "give either model files"),
-        ([tmp_path / "empty"], 1, "holds no model"),
+        ([], 1, "pass either model files"),
+        ([tmp_path / "empty"], 1, "has no models"),
         ([model, model], 1, "two models have the same name"),
     ):
         with pytest.raises(ConfigError, match=said):

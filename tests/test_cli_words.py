@@ -84,7 +84,7 @@ def test_every_override_takes_any_value(command: str, value: str) -> None:
 @pytest.mark.parametrize("value", VALUES)
 def test_a_recipe_gets_the_value_as_it_is_or_refuses_it(value: str) -> None:
     if value.startswith("#"):
-        with pytest.raises(ConfigError, match=r"comment; a path may be '\./# no comment'"):
+        with pytest.raises(ConfigError, match=r"comment; write a path as '\./# no comment'"):
             load_recipe("digits", [f"--data.path={value}"])
         value = f"./{value}"
     assert load_recipe("digits", [f"--data.path={value}"]).data.path == value
@@ -106,7 +106,7 @@ def test_words_behind_two_dashes_are_no_options() -> None:
 
 def test_the_value_of_two_dashes_is_refused() -> None:
     for words in (["simplify", "--out=--"], ["train", "--data.path=--"]):
-        with pytest.raises(UsageError, match="the value '--' cannot be given"):
+        with pytest.raises(UsageError, match="cannot have the value '--'"):
             arguments(words)
 
 

@@ -97,6 +97,7 @@ IMPORTANCES: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("granularity", ["weight", "neuron"])
 @pytest.mark.parametrize("importance", IMPORTANCES)
 @pytest.mark.parametrize("trained", [False, True])

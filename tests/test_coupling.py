@@ -85,6 +85,7 @@ def check(model: nn.Module, example: object, *, tolerance: float = 1e-9) -> Coup
     return groups
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", ZOO)
 def test_cutting_is_exact_on_the_zoo(name: str) -> None:
     sample = ZOO[name]

@@ -144,9 +144,9 @@ def test_impossible_options(tmp_path: Path) -> None:
         load_dataset("digit")
     with pytest.raises(ConfigError, match="image_size=0"):
         load_dataset("digits", image_size=0)
-    with pytest.raises(ConfigError, match=r"'imagefolder', .* need a path"):
+    with pytest.raises(ConfigError, match=r"'imagefolder', .* require a path"):
         load_dataset("imagefolder")
-    with pytest.raises(ConfigError, match="no other dataset has one; got 'digits'"):
+    with pytest.raises(ConfigError, match="other datasets accept none; got 'digits'"):
         load_dataset("digits", path=tmp_path)
 
 
@@ -319,7 +319,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     write_cifar(tmp_path / "made")
     pack(tmp_path / "made", tmp_path / "root" / "cifar10-jpeg.tar.gz")
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="set SNELLO_CACHE to a folder that can be written"):
+    with pytest.raises(DataError, match="set SNELLO_CACHE to another folder"):
         load_dataset("cifar10", root=tmp_path / "root")
 
 

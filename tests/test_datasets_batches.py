@@ -229,7 +229,9 @@ def test_impossible_requests() -> None:
         loader(splits.train, splits, 0)
     with pytest.raises(ConfigError, match="limit=0"):
         loader(splits.train, splits, 1, limit=0)
-    with pytest.raises(ConfigError, match="augment='mixup'; it is one of: none, crop-flip"):
+    with pytest.raises(
+        ConfigError, match="augment='mixup' is unknown; choose one of: none, crop-flip"
+    ):
         loader(splits.train, splits, 1, augment="mixup")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="rank=2"):
         loader(splits.train, splits, 1, replicas=2, rank=2)

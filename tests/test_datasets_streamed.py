@@ -266,9 +266,11 @@ def test_impossible_requests(photos: StreamedSplits) -> None:
         loader(photos.train, photos, 2, workers=-1)
     images = Images(torch.zeros(4, 3, 5, 5, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     memory = DataSplits("flat", images, images, images, ("a",), (0.0,) * 3, (1.0,) * 3)
-    with pytest.raises(ConfigError, match=r"StreamedImages\(\d+\) is no part of these DataSplits"):
+    with pytest.raises(
+        ConfigError, match=r"StreamedImages\(\d+\) is not a part of these DataSplits"
+    ):
         loader(photos.train, memory, 2)
-    with pytest.raises(ConfigError, match="is no part of these StreamedSplits"):
+    with pytest.raises(ConfigError, match="is not a part of these StreamedSplits"):
         loader(images, photos, 2)
     with pytest.raises(DataError, match="no images"):
         loader(photos.train.subset(torch.tensor([], dtype=torch.int64)), photos, 2)

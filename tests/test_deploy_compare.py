@@ -202,12 +202,15 @@ def test_mistakes_are_one_line(
     (tmp_path / "empty").mkdir()
     net = str(folder / "net.pt")
     for argv, words in (
-        ([], "give either"),
+        ([], "pass either"),
         ([net, net], "same name"),
-        ([str(tmp_path / "empty")], "holds no model"),
+        ([str(tmp_path / "empty")], "has no models"),
         ([str(tmp_path / "missing.onnx")], "missing.onnx"),
         ([net, "--runtimes=fast"], "'fast'"),
-        ([net, str(folder / "net.onnx"), f"--onnx={folder / 'net.onnx'}"], "give that alone"),
+        (
+            [net, str(folder / "net.onnx"), f"--onnx={folder / 'net.onnx'}"],
+            "pass one model file only",
+        ),
     ):
         assert main(["measure", *argv, f"--out={tmp_path / 'out.json'}"]) == 1
         err = capsys.readouterr().err
@@ -224,6 +227,7 @@ def test_export_a_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "Verified" in capsys.readouterr().out
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("data", ["digits", None])
 def test_export_int8_says_what_it_was_calibrated_on(
     data: str | None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

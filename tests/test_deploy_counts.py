@@ -59,6 +59,7 @@ NETS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NETS)
 def test_an_onnx_file_counts_as_its_model(name: str, tmp_path: Path) -> None:
     needs_onnx()

@@ -55,6 +55,7 @@ class DropsSample(nn.Module):
         return x + (1 if x.shape[0] == 4 else 2)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_outputs_agree_at_every_batch_size(tmp_path: Path, batch: int) -> None:
     model = small()

@@ -109,7 +109,7 @@ def test_calibration_that_cannot_be_right_is_refused(plain: Path, tmp_path: Path
     for data, words in (
         ([], "no sample"),
         ([x[:0]], "no sample"),
-        ([(x, torch.zeros(16))], "label taken off"),
+        ([(x, torch.zeros(16))], "Remove the labels"),
         ([x.clone().index_fill_(0, torch.tensor([3]), torch.nan)], "NaN or infinite"),
     ):
         with pytest.raises(ConfigError, match=words):

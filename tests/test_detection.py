@@ -158,6 +158,7 @@ def assert_same(model: nn.Module, lean: nn.Module, *args: Any) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * max(scale, 1e-30))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "case",
     [

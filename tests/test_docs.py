@@ -15,7 +15,18 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+LONG = {"deploy.md", "neq.md"}
+"""Pages whose examples take a minute each: they export, compile or train."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=pytest.mark.exhaustive if p.name in LONG else (), id=p.name)
+        for p in PAGES
+        if blocks(p)
+    ],
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     pytest.importorskip("nncodec")
     pytest.importorskip("onnxruntime")

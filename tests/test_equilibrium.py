@@ -35,6 +35,7 @@ def row(layer: nn.Module, tensor: Tensor, mask: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0.0, 0.1], ids=["", "decay in the loss"])
 def test_frozen_rows_are_bit_identical_and_the_others_move(name: str, decay: float) -> None:

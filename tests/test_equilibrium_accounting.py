@@ -191,6 +191,7 @@ def test_timing_measures_both_and_puts_everything_back() -> None:
         time_backward(neq, *batch(), F.cross_entropy, repeats=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("warm", [False, True], ids=["before the first step", "in training"])
 def test_a_timed_step_puts_weights_and_optimizer_back(name: str, warm: bool) -> None:

@@ -52,6 +52,7 @@ MASKS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", COMPILED)
 @pytest.mark.parametrize("ran", ["this model", "another of its class"])
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -138,7 +138,7 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
         plot_updated({}, tmp_path / "a.png")
     with pytest.raises(ConfigError, match="NEq"):
         plot_updated({"NEq": []}, tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="take a step"):
+    with pytest.raises(ConfigError, match="call step"):
         plot_equilibrium(Velocity().phi, Velocity().velocity, tmp_path / "a.png")
     with pytest.raises(ConfigError, match="costs"):
         plot_costs({}, tmp_path / "a.png")

@@ -67,6 +67,7 @@ def saved(*parts: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_resumed_run_gives_identical_masks_and_weights(name: str) -> None:
     model, optimizer, method = run(name)

@@ -29,6 +29,7 @@ from snello.neurons import is_batchnorm, weighted_layers
 from zoo import ZOO, CalledTwice, Tied, tiny_mlp
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", ZOO)
 def test_the_graph_computes_what_the_model_computes_and_changes_nothing(name: str) -> None:
     model = ZOO[name].build().double()

@@ -142,9 +142,11 @@ def test_evaluate_compares_labels_with_outputs() -> None:
 
     images, labels = torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 9, 2])
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(DataError, match="the data hold the label 9, and the model has 3 outputs"):
+    with pytest.raises(
+        DataError, match="the data contain the label 9, but the model has 3 outputs"
+    ):
         evaluate(model, [(images, labels)])
-    with pytest.raises(DataError, match="one row of logits for each"):
+    with pytest.raises(DataError, match="one row of logits per image"):
         evaluate(nn.Identity(), [(images, labels)])
 
 
@@ -164,7 +166,7 @@ def test_a_folder_with_one_class_is_one_sentence(
         main(["train", "digits", *data, *model, f"--out={tmp_path / 'run'}", "--device=cpu"]) == 1
     )
     said = capsys.readouterr().err
-    assert "has the class 'cats' alone: a classifier needs two classes or more" in said
+    assert "has only the class 'cats': a classifier needs two classes or more" in said
     assert said.count("\n") == 1
 
 

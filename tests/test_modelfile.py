@@ -176,7 +176,7 @@ def test_pickled_code_is_refused(tmp_path: Path) -> None:
 
 def test_weights_alone_are_no_model_file(tmp_path: Path) -> None:
     torch.save(_model().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ModelError, match=r"no snello model file.*--weights .*weights\.pt"):
+    with pytest.raises(ModelError, match=r"not a snello model file.*--weights .*weights\.pt"):
         load(tmp_path / "weights.pt")
 
 
@@ -198,7 +198,9 @@ def test_missing_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_holds_tensors_only(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"bad\.pt: the state_dict holds other things"):
+    with pytest.raises(
+        ModelError, match=r"bad\.pt: the state_dict contains values that are not tensors"
+    ):
         read(_content(tmp_path, state_dict={"w": 3}))
 
 

@@ -51,6 +51,7 @@ def _assert_same(loaded: nn.Module, saved: nn.Module, record: Record, dtype: tor
     assert torch.equal(loaded(inputs), saved.eval()(inputs)), "it takes its own inputs"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lean", [False, True])
@@ -137,8 +138,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Record, str]] = {
     "loads weights": (
         lambda: build("resnet18"), Record(ModelSpec("resnet18", {"weights": "DEFAULT"}), (3, 64, 64)), "would load"
     ),
-    "no plain data": (
-        lambda: build("lenet-5"), Record(ModelSpec("lenet-5", {"classes": {1, 2}}), (1, 28, 28)), "no plain data"
+    "not plain JSON data": (
+        lambda: build("lenet-5"), Record(ModelSpec("lenet-5", {"classes": {1, 2}}), (1, 28, 28)), "not plain JSON data"
     ),
     "lean": (
         lambda: simplify(_dead(SPECS["resnet-20"]), SPECS["resnet-20"].example_inputs()),
@@ -153,7 +154,7 @@ def test_save_refuses_before_it_writes(case: str, tmp_path: Path) -> None:
     make, record, words = REFUSED[case]
     model, path = make(), tmp_path / "folder" / "m.pt"
     with pytest.raises(
-        ModelError, match=f"(?s)(not written|its model is made by).*{words}|{words}"
+        ModelError, match=f"(?s)(not written|its model is built by).*{words}|{words}"
     ):
         save(path, model, record)
     assert not path.parent.exists()

@@ -237,7 +237,7 @@ def test_pretrained_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("name", ["ResNet18_Weights.NOPE", "Nope_Weights.DEFAULT"])
 def test_unknown_weights_name(name: str) -> None:
-    with pytest.raises(ModelError, match=f"torchvision knows no weights '{name}'"):
+    with pytest.raises(ModelError, match=f"torchvision has no weights '{name}'"):
         load_weights(build("resnet-20"), name)
 
 
@@ -247,7 +247,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     with pytest.raises(
-        ModelError, match=r"cannot be fetched from https.*no route to host.*give its path"
+        ModelError, match=r"cannot be downloaded from https.*no route to host.*pass its path"
     ):
         load_weights(build("resnet-20"), "ResNet18_Weights.DEFAULT")
 

@@ -83,9 +83,9 @@ def _without(state: State, key: str) -> State:
             lambda s: {**s, "linear.bias": torch.ones(7)},
             r"1 of another shape, first 'linear.bias' \(\(7,\) in the file, \(10,\) in the model\)",
         ),
-        (lambda s: {}, "holds a dict without weights"),
+        (lambda s: {}, "contains a dict without weights"),
         (lambda s: {"epoch": 3}, "its entry 'epoch' is a int"),
-        (lambda s: torch.ones(3), "holds a Tensor without weights"),
+        (lambda s: torch.ones(3), "contains a Tensor without weights"),
     ],
     ids=["missing", "unexpected", "shape", "empty", "no tensors", "a tensor"],
 )

@@ -284,6 +284,7 @@ def _alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("granularity", ["weight", "neuron"])
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_revives(way: str, granularity: Any) -> None:
@@ -312,6 +313,7 @@ def _frozen(model: nn.Sequential) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", WAYS)
 def test_frozen_neurons_are_still(way: str) -> None:
     model = _model()

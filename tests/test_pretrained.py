@@ -28,6 +28,7 @@ def _same(first: nn.Module, second: nn.Module, example: Any) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["BERT", "ViT", "Llama, grouped queries", "T5"])
 def test_a_saved_folder_comes_back_lean_and_plain_loading_refuses_it(
     name: str, tmp_path: Path
@@ -47,6 +48,7 @@ def test_a_saved_folder_comes_back_lean_and_plain_loading_refuses_it(
         type(lean).from_pretrained(tmp_path)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("suffix", ["pt", "snello"])
 @pytest.mark.parametrize("name", ["ViT", "Llama, grouped queries"])
 def test_a_lean_model_round_trips_through_files_of_ours(
@@ -91,7 +93,7 @@ def test_damaged_and_foreign_folders_say_what_is_wrong(tmp_path: Path) -> None:
             load(tmp_path)
 
     refuse("names no class", architectures=None)
-    refuse("neither snello's nor a registered model", architectures=["os.system"])
+    refuse("neither a network of snello nor a registered model", architectures=["os.system"])
     refuse("weights cannot be loaded", intermediate_size=40, snello_plan=None)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):

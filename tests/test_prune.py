@@ -179,7 +179,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert straight.state_dict().keys() == resumed.state_dict().keys()
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    with pytest.raises(ConfigError, match="holds another pruning"):
+    with pytest.raises(ConfigError, match="holds a pruning with other settings"):
         prune(_resnet(), X, Keep(macs=0.3), steps=3, folder=tmp_path)
 
 
@@ -204,7 +204,10 @@ def test_reconstruction_repairs_what_a_cut_has_changed() -> None:
         lean = prune(model, X, Keep(macs=0.7), **options).model
         return float((lean(images) - model(images)).square().mean().detach())
 
-    assert error(calibration=[images], reconstruction=True) < 0.5 * error()
+    plain = error()
+    whole = error(calibration=[images], reconstruction=True)
+    assert whole < 0.5 * plain
+    assert whole < error(calibration=[images], reconstruction="biases") < plain
 
 
 def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
@@ -213,6 +216,7 @@ def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
         ({"steps": 0}, "steps is a number"),
         ({"max_drop": 0.1}, "max_drop needs evaluate"),
         ({"reconstruction": True}, "needs calibration"),
+        ({"reconstruction": "weights"}, "True, False or 'biases'"),
         ({"round_to": 0}, "round_to"),
         ({"importance": "l3"}, "not 'l3'"),
         ({"exclude": ["layer9"]}, "no dimension or module"),

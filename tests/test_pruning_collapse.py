@@ -71,6 +71,7 @@ def _sample(name: str) -> tuple[nn.Module, Tensor]:
     return ZOO[name].build(), torch.randn(shape)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("granularity", ["neuron", "weight"])
 @pytest.mark.parametrize(
     "name", [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.exhaustive) for n in ZOO]

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from snello import simplify
 from snello.errors import ConfigError, DataError
-from snello.pruning.recovery import FeatureDistillation, distillation, recalibrate, reconstruct
+from snello.pruning.recovery import (
+    FeatureDistillation,
+    correct_biases,
+    distillation,
+    recalibrate,
+    reconstruct,
+)
 from zoo import CifarResNet
 
 
@@ -113,6 +119,30 @@ def test_single_weights_tied_and_repeated_layers_are_left_alone() -> None:
     }  # fmt: skip
     assert all(torch.equal(value, state[name]) for name, value in pruned.state_dict().items())
     assert "b: its neurons" in str(found)
+
+
+def test_every_neuron_has_its_mean_of_before_by_its_bias_alone() -> None:
+    dense, x = _network(), _images(128)
+    pruned = copy.deepcopy(dense)
+    _kill(pruned, "0", [0, 4, 7, 9])
+    _kill(pruned, "5", [3])
+    before = {name: p.clone() for name, p in pruned.named_parameters()}
+    names = correct_biases(pruned, dense, [x[:64], x[64:]])
+    assert names == ("0", "5", "9", "11"), "2 has no bias"
+    for name, parameter in pruned.named_parameters():
+        if name.removesuffix(".bias") not in names:
+            assert torch.equal(parameter, before[name]), name
+    assert not pruned[5].bias[3].any()
+    assert torch.equal(pruned[0].bias, before["0.bias"]), "nothing before it was pruned"
+    for stop in (6, 10, 12):
+        ours, theirs = pruned[:stop](x), dense[:stop](x)
+        axes = [axis for axis in range(ours.dim()) if axis != 1]
+        live = [i for i in range(ours.shape[1]) if not (stop == 6 and i == 3)]
+        assert torch.allclose(ours.mean(axes)[live], theirs.mean(axes)[live], rtol=1e-9)
+    with pytest.raises(DataError, match="correct_biases: there is no batch"):
+        correct_biases(pruned, dense, [])
+    with pytest.raises(ConfigError, match="correct_biases: parameter"):
+        correct_biases(nn.Linear(2, 3), nn.Linear(2, 4), [x])
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

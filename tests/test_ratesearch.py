@@ -375,7 +375,7 @@ def test_evaluate_must_return_a_number(
 
 
 def test_nothing_to_quantise() -> None:
-    with pytest.raises(ConfigError, match="ReLU has no floating tensor"):
+    with pytest.raises(ConfigError, match="ReLU has no floating-point tensor"):
         search_rate(nn.ReLU(), lambda m: 0.0, max_drop=1.0)
 
 
@@ -387,7 +387,7 @@ def test_a_bound_that_cannot_be_kept_says_by_how_much() -> None:
         return 1.0 if len(calls) == 1 else 1.25 if len(calls) < 99 else 1.0
 
     with pytest.raises(
-        ConfigError, match=r"says 1 before, 1\.1 is allowed.*says 1\.25.*raise max_drop"
+        ConfigError, match=r"returns 1 before coding, 1\.1 is allowed.*has 1\.25.*raise max_drop"
     ):
         search_rate(network(), only_the_original, max_drop=0.1)
 
@@ -401,7 +401,7 @@ def test_nan_never_passes() -> None:
 
     for higher in (True, False):
         calls.clear()
-        with pytest.raises(ConfigError, match="says nan"):
+        with pytest.raises(ConfigError, match="returns nan"):
             search_rate(network(), then_nan, max_drop=1.0, higher_is_better=higher)
 
 

@@ -147,7 +147,7 @@ def test_errors_name_what_is_wrong() -> None:
         allocate({}, {}, 0)
     with pytest.raises(ConfigError, match="'a'"):
         allocate({"a": {1: 2.0}}, {"a": {2: 2.0}}, 1.0)
-    with pytest.raises(ConfigError, match="probe at least one"):
+    with pytest.raises(ConfigError, match="measure at least one"):
         probed_costs({}, [0])
     with pytest.raises(ConfigError, match=r"\(2,\).*\(3,\)"):
         curvature_costs(torch.zeros(3), torch.zeros(2), [0])

@@ -158,10 +158,10 @@ def test_quick_values_are_laid_over_and_options_have_the_last_word(tmp_path: Pat
     ("text", "words"),
     [
         ("extends: mine.yaml\n", "extends itself"),
-        ("extends: [digits]\n", "names one recipe"),
+        ("extends: [digits]\n", "must name one recipe"),
         ("extends: digit\n", "no recipe 'digit'"),
-        ("- digits\n", "no mapping"),
-        ("model: [\n", "no YAML"),
+        ("- digits\n", "must be a mapping"),
+        ("model: [\n", "not valid YAML"),
         ("model: {name: lenet-5}\n", "no quick variant"),
     ],
 )

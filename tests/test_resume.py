@@ -43,7 +43,13 @@ CASES = {
         (*SGD, "--ema=0.8", "--accumulate=2", "--optimizer.schedule=poly"),
     ),
     "neq-every": ("neq", (*SGD, "--neq.every=3", "--optimizer.warmup_epochs=1")),
+    # Epochs of other images and other numbers of steps.
+    "neq-curated": (
+        "neq",
+        (*SGD, "--curation.method=infobatch", "--curation.anneal=1", "--optimizer.schedule=cosine"),
+    ),
 }
+QUICK = ("lobster", "serene-ema", "serene+neq")
 TIMES = {"seconds", "backward_ms", "dense_ms", "sparse_ms"}
 
 CHILD = """
@@ -64,7 +70,8 @@ def deadly(self, batch, batch_idx):
     return step(self, batch, batch_idx)
 
 Classification.training_step = deadly
-for case, (method, _) in CASES.items():
+for case in {cases!r}:
+    method = CASES[case][0]
     # One process per run, without importing torch anew each time.
     pid = os.fork()
     if not pid:
@@ -102,12 +109,14 @@ def pruned_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one run per case, each killed by SIGKILL in the middle of an epoch."""
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run per case that is tested, each killed by SIGKILL in an epoch's middle."""
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
     folder = tmp_path_factory.mktemp("killed")
-    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder))
+    tests = [item for item in request.session.items if item.path == request.path]
+    cases = [item.callspec.params["case"] for item in tests if "killed" in item.fixturenames]  # type: ignore[attr-defined]
+    code = CHILD.format(cases=cases, tests=str(Path(__file__).parent), folder=str(folder))
     source = str(Path(snello.__file__).parents[1])
     path = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
     child = subprocess.run(
@@ -128,7 +137,9 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.exhaustive) for c in CASES]
+)
 def test_resumed_run_equals_one_never_killed(
     case: str, killed: Path, tmp_path: Path, one_thread: None
 ) -> None:
@@ -190,7 +201,7 @@ ONE_EPOCH = [
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
     other = load_recipe("digits", [*ONE_EPOCH, "--seed=1", "--optimizer.lr=0.5"])
     with pytest.raises(

@@ -71,6 +71,7 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("compiled", [_compiled, _in_place])
 @pytest.mark.parametrize("ran", ["this model", "another of its class", "not at all"])
@@ -96,6 +97,7 @@ def test_a_removed_sensitivity_sees_nothing_more_of_a_compiled_model() -> None:
     assert serene._taps == []
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "wrap", [nn.DataParallel, _compiled, lambda m: nn.DataParallel(_compiled(m))]

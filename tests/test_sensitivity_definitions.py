@@ -102,6 +102,7 @@ COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     ("estimate", "classes_per_pass"), [("full", 1), ("full", 2), ("full", 7), ("lower-bound", 1)]

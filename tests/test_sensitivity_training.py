@@ -84,6 +84,7 @@ def assert_same_weights(a: nn.Module, b: nn.Module, rtol: float) -> None:
         )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", METHODS)
 def test_scaled_gradients_are_read_unscaled(name: str) -> None:
     batches = [batch(seed) for seed in range(4)]
@@ -207,6 +208,7 @@ def outcomes(
     return alone, first, second
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*METHODS, "serene scores", "masks"])
 def test_two_processes_give_what_one_gives_with_the_joined_batch(name: str, outcomes: Any) -> None:
     alone, first, second = (outcome[name] for outcome in outcomes)

@@ -61,6 +61,7 @@ def widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
 # Exactness
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", ZOO)
 @given(share=st.floats(0, 1), with_norms=st.booleans(), seed=st.integers(0, 999))
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -84,6 +85,7 @@ def test_cifar_resnets(depth: int, with_norms: bool) -> None:
     assert parameter_count(lean) < 0.6 * parameter_count(model)
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("with_norms", [True, False])
 @pytest.mark.parametrize("name", ZOO)
 def test_all_dead(name: str, with_norms: bool) -> None:
@@ -92,6 +94,7 @@ def test_all_dead(name: str, with_norms: bool) -> None:
         assert_same_outputs(model, lean, x)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ZOO)
 def test_one_layer_all_dead(name: str) -> None:
     sample = ZOO[name]
@@ -104,6 +107,7 @@ def test_one_layer_all_dead(name: str) -> None:
             assert_same_outputs(model, lean, x)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [n for n in ZOO if n != "dead branch"])
 def test_nothing_dead_changes_nothing(name: str) -> None:
     model, lean, inputs = shrunk(ZOO[name], 0.0, with_norms=True)
@@ -226,6 +230,7 @@ def test_what_is_left_alone_says_why() -> None:
 # Plan, saving, loading
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("with_norms", [True, False])
 @pytest.mark.parametrize("name", ZOO)
 def test_a_lean_model_is_loaded_without_pickled_code(
@@ -308,6 +313,7 @@ def test_a_lean_model_can_be_simplified_again() -> None:
     assert_same_outputs(model, simplify(lean, inputs[0]), inputs[1])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_lean_model_has_tensors_of_its_own(name: str) -> None:
     model, lean, _ = shrunk(ZOO[name], 0.2, with_norms=False)
@@ -341,6 +347,7 @@ def test_a_recurrent_layer_that_stays_has_weights_of_its_own() -> None:
     assert not lean(x).any()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ZOO)
 def test_what_dies_later_goes_as_if_it_had_died_at_once(name: str) -> None:
     model, lean, inputs = shrunk(ZOO[name], 0.3, with_norms=True)
@@ -466,6 +473,7 @@ def half_masked(layer: nn.Module, name: str) -> None:
     prune.l1_unstructured(layer, name, 0.5)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("compute", [halved, half_masked])
 @pytest.mark.parametrize(("kind", "place"), COMPUTED)
 def test_a_weight_that_is_computed_is_left_alone(

@@ -168,6 +168,7 @@ def lean_of(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return simplify(model, torch.randn(shape, dtype=torch.float64, generator=generator(2)))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", BLOCKS)
 @settings(max_examples=12, deadline=None)
 @given(share=st.sampled_from([0.2, 0.5, 0.8, 1.0]), biases=st.booleans(), seed=st.integers(0, 999))
@@ -180,6 +181,7 @@ def test_any_dead_rows_heads_and_columns(name: str, share: float, biases: bool, 
     assert parameter_count(lean) < parameter_count(model)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_nothing_dead_nothing_changed(name: str) -> None:
     build, shapes = BLOCKS[name]
@@ -189,6 +191,7 @@ def test_nothing_dead_nothing_changed(name: str) -> None:
     assert not plan_of(lean).attentions
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_save_build_load(name: str) -> None:
     build, shapes = BLOCKS[name]
@@ -203,6 +206,7 @@ def test_save_build_load(name: str) -> None:
     assert_same(lean, fresh, shapes)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_lean_one_can_be_narrowed_again(name: str) -> None:
     build, shapes = BLOCKS[name]
@@ -232,6 +236,7 @@ def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in BLOCKS if "alone" not in name])
 def test_same_gradients(name: str) -> None:
     build, shapes = BLOCKS[name]
@@ -498,6 +503,7 @@ NETWORKS: dict[str, tuple[Build, Sequence[tuple[int, ...]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str, share: float) -> None:

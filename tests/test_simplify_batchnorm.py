@@ -76,6 +76,7 @@ CHAINS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_norm_of_a_chain_goes(name: str) -> None:
     build, shape = CHAINS[name]
@@ -197,6 +198,7 @@ def test_what_cannot_be_folded_is_left_alone(name: str) -> None:
     assert_same(model, folded, x, tolerance=1e-12)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo(name: str) -> None:
     with torch.random.fork_rng():
@@ -220,6 +222,7 @@ def test_a_resnet_keeps_no_norm() -> None:
     assert all(type(folded.get_submodule(name)) is FoldedBatchNorm for name in norms(model))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("with_norms", [True, False])
 @pytest.mark.parametrize("name", ["resnet-8", "average pool", "1d", "3d", "grouped", "residual"])
 def test_a_lean_model_is_folded_and_loaded_without_pickled_code(
@@ -244,6 +247,7 @@ def test_a_lean_model_is_folded_and_loaded_without_pickled_code(
         assert_same(folded, copy.deepcopy(folded), x, tolerance=0.0)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize(
     "name",

@@ -153,6 +153,7 @@ def test_what_the_graph_does_not_show_is_exact_or_refused(name: str) -> None:
     assert all(torch.equal(value, masked_state[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.sampled(110)
 @every_mask
 def test_outputs_are_the_same_at_every_size_and_nothing_grows(
     name: str, share: float, constant: bool
@@ -163,6 +164,7 @@ def test_outputs_are_the_same_at_every_size_and_nothing_grows(
     assert size_of(lean) <= size_of(model)
 
 
+@pytest.mark.sampled(40)
 @every_mask
 def test_a_lean_model_is_copied_and_loaded_without_pickled_code(
     name: str, share: float, constant: bool
@@ -184,6 +186,7 @@ def test_a_lean_model_is_copied_and_loaded_without_pickled_code(
         assert_same(lean, fresh, x, tolerance=0.0)
 
 
+@pytest.mark.sampled(70)
 @pytest.mark.parametrize(
     ("name", "constant"),
     [
@@ -241,6 +244,7 @@ def too_wide(lean: nn.Module, expected: Mapping[str, tuple[int, ...]]) -> dict[s
     return wide
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     ("name", "constant"),
     [
@@ -257,6 +261,7 @@ def test_everything_dead(name: str, constant: bool) -> None:
     assert size_of(lean) <= size_of(model)
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     "name", [parameter(name in QUICK and turn % 4 == 0, name) for turn, name in enumerate(CASES)]
 )
@@ -289,6 +294,7 @@ def assert_same_gradients(model: nn.Module, lean: nn.Module, inputs: Inputs) -> 
         )
 
 
+@pytest.mark.sampled(60)
 @every_mask
 def test_the_gradient_of_the_input_is_the_same(name: str, share: float, constant: bool) -> None:
     if CASES[name].vocabulary:
@@ -314,6 +320,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     "name", [parameter(list(CASES).index(name) % 3 == 0, name) for name in TRAINED]
 )
@@ -393,6 +400,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     assert torch.allclose(found, lean(x), atol=1e-4)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_other_dtypes_stay_within_their_rounding(name: str, dtype: torch.dtype) -> None:

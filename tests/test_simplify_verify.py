@@ -64,6 +64,7 @@ def net(wrap: Callable[[Tensor], object]) -> nn.Module:
     return Net(lambda m, x: wrap(m.layer(x)), layer=layer).eval()
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("found", RETURNS)
 @pytest.mark.parametrize("expected", RETURNS)
 def test_outputs_that_are_put_together_in_another_way_are_refused(

@@ -78,6 +78,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_zoo_is_simplified_exactly_and_fully(name: str, variant: str) -> None:
     side, second, least = SMALL[name]
@@ -328,6 +329,7 @@ def test_an_unknown_operation_is_refused_by_name() -> None:
         oracle.removable(Strange(3, 3), torch.zeros(1, 3))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", ["A", "B"])
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_what_the_oracle_calls_useless_changes_no_output(name: str, variant: str) -> None:

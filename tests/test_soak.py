@@ -346,6 +346,7 @@ def _sequence(seed: int, compiler: str = "eager") -> None:
                 raise
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(16))
 def test_a_random_life(seed: int) -> None:
     _sequence(seed)
@@ -358,6 +359,7 @@ def test_two_thousand_random_lives(block: int) -> None:
         _sequence(seed, "inductor" if seed % 50 == 49 and INDUCTOR else "eager")
 
 
+@pytest.mark.exhaustive
 def test_the_soak_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the masks out of force, the same sequences fail."""
     monkeypatch.setattr(Pin, "after", lambda *_: None)

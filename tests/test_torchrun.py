@@ -213,5 +213,5 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(
         "LOCAL_WORLD_SIZE": "3",
     }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"batch_size=20 .* cannot be dealt out to 3"):
+    with pytest.raises(ConfigError, match=r"batch_size=20 .* cannot be split evenly over 3"):
         train(samples.recipe_of(str(data), batch_statistics=False), "baseline", tmp_path)

@@ -195,7 +195,9 @@ def test_neq_in_a_foreign_module(tmp_path: Path) -> None:
 
 def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
     callback = SensitivityPruning(lambda m: Lobster(m, 1e-3), _regression_loss)
-    with pytest.raises(ConfigError, match=r"no metric 'val_loss' is logged.*logged are: other"):
+    with pytest.raises(
+        ConfigError, match=r"no metric 'val_loss' is logged.*the logged metrics are: other"
+    ):
         _fit(Foreign(log="other"), callback, tmp_path)
 
 

@@ -30,6 +30,13 @@ def rank_and_size(group: Group = None) -> tuple[int, int]:
     return distributed.get_rank(group), distributed.get_world_size(group)
 
 
+def device_of_group(group: Group = None) -> torch.device:
+    """Device on which tensors are reduced: that of this process with NCCL, else the CPU."""
+    if rank_and_size(group)[1] > 1 and distributed.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def sum_over_processes(tensor: Tensor, group: Group = None) -> Tensor:
     """Sum a tensor over the processes, in place, and return it.
 

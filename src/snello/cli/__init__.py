@@ -1,4 +1,4 @@
-"""The command line. One file per command; what they do is done elsewhere."""
+"""The command line, one file per command; each calls functions of the other packages."""
 
 from ._main import main as main
 

@@ -1,4 +1,4 @@
-"""Inputs that int8 ranges are taken from."""
+"""Calibration inputs for int8 quantisation."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ BATCH = 50
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """A dataset, and how much of it."""
+    """Add the options for the calibration dataset and the number of samples."""
     group = parser.add_argument_group("calibration of int8")
     group.add_argument(
         "--data", help="digits, mnist, cifar10 or imagefolder; random inputs without it"
     )
     add_data_arguments(group)
     group.add_argument(
-        "--samples", type=int, default=500, help="training images, or random inputs; default: 500"
+        "--samples", type=int, default=500, help="number of training images; default: 500"
     )
 
 
 def warn_random() -> None:
-    """Say that no dataset was named."""
+    """Warn that int8 is calibrated on random inputs."""
     print(
-        "snello: warning: int8 is calibrated on random inputs, whose ranges are not those of real ones: good for "
-        "timing, not for accuracy; name a dataset with --data",
+        "snello: warning: int8 is calibrated on random inputs, whose ranges differ from real ones: "
+        "valid for timing, not for accuracy; choose a dataset with --data",
         file=sys.stderr,
     )
 
@@ -39,17 +39,20 @@ def warn_random() -> None:
 def calibration(
     input_shape: tuple[int, ...], arguments: argparse.Namespace
 ) -> tuple[list[Tensor], str]:
-    """Batches of inputs, and where they are from.
+    """Batches of calibration inputs and a description of their origin.
 
-    Without a dataset they are random, and a warning says so.
+    Without a dataset the inputs are random, with a warning.
 
     Args:
-        input_shape: of one input of the model.
-        arguments: those of :func:`add_calibration_arguments`.
+        input_shape: shape of one input of the model, without the batch dimension.
+        arguments: the options of :func:`add_calibration_arguments`.
+
+    Returns:
+        Batches (B, *input_shape), and the origin as text.
 
     Raises:
-        ConfigError: for fewer than one sample, or images that the model does not take.
-        DataError: for a dataset that is missing.
+        ConfigError: for fewer than one sample, or images that do not fit the model.
+        DataError: if the dataset is missing.
     """
     if arguments.samples < 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Options that say where a dataset lies and how large its images shall be."""
+"""Options for the location of a dataset and the size of its images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 
 
 def add_data_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add the folder of a dataset, the image folder and the size of the images."""
+    """Add the options for a dataset's folder, an image folder and the image size."""
     parser.add_argument(
-        "--data-root", help="folder that holds the dataset; default: $SNELLO_DATA, ./data"
+        "--data-root", help="folder with the dataset; default: $SNELLO_DATA, else ./data"
     )
     parser.add_argument("--data-path", help="the image folder, for imagefolder")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Arguments, models and results that several commands share."""
+"""Arguments, model loading and output shared by several commands."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ._own_code import add_own_code_argument, import_own_code, own_code
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a model file, or of an architecture with a file of weights."""
+    """Add the options for a model file, or for an architecture with a file of weights."""
     parser.add_argument("file", nargs="?", help="a model file or a bitstream written by snello")
     add_architecture_arguments(parser)
 
 
 def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of an architecture by name, and of the code that a file may name."""
+    """Add the options for an architecture by name, and for user code that a file may name."""
     parser.add_argument(
         "--model",
         help="instead: lenet-5, resnet18 (torchvision), timm:NAME, transformers:CLASS, or your own "
@@ -38,16 +38,16 @@ def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="a state_dict file for --model; random weights without it"
     )
-    parser.add_argument("--input-shape", help="shape of one input of --model, as 3,32,32")
+    parser.add_argument("--input-shape", help="shape of one input of --model, such as 3,32,32")
     add_own_code_argument(parser)
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
-    """Read the model that the arguments name, in evaluation mode, on the CPU.
+    """Read the model given by the arguments, in evaluation mode, on the CPU.
 
     Raises:
-        ConfigError: if they name none, or two.
-        ModelError: if it cannot be built or loaded, or holds NaNs.
+        ConfigError: if the arguments give no model, or two.
+        ModelError: if the model cannot be built or loaded, or its weights contain NaN.
     """
     model, record = _read_model(arguments)
     check_finite(model, arguments.file or arguments.weights or record.model.name)
@@ -57,7 +57,7 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     if (arguments.file is None) == (arguments.model is None):
         raise ConfigError(
-            "give either a model file, or --model with --input-shape and perhaps --weights"
+            "pass either a model file, or --model with --input-shape and optionally --weights"
         )
     seed(arguments)
     if arguments.file is not None:
@@ -72,16 +72,16 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 
 
 def seed(arguments: argparse.Namespace) -> None:
-    """Seed torch, if the arguments say so."""
+    """Seed torch if ``--seed`` is given."""
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
 
 
 def device(arguments: argparse.Namespace) -> torch.device:
-    """Device that the arguments ask for; the CPU by default.
+    """Device chosen by the arguments; the CPU by default.
 
     Raises:
-        ConfigError: for a GPU that torch does not see.
+        ConfigError: if a GPU is chosen and torch sees none.
     """
     wanted = arguments.device or "cpu"
     if wanted == "auto":
@@ -94,13 +94,13 @@ def device(arguments: argparse.Namespace) -> torch.device:
 def on_device(
     model: nn.Module, inputs: Tensor, arguments: argparse.Namespace
 ) -> tuple[nn.Module, Tensor]:
-    """Move a model and its inputs to the device that the arguments ask for."""
+    """Move a model and its inputs to the device chosen by the arguments."""
     where = device(arguments)
     return model.to(where), inputs.to(where)
 
 
 def check_model_file(path: str) -> Path:
-    """Check that a model file that keeps every weight as it is can be written there.
+    """Check the path of a lossless model file (``.pt``) before any work is done.
 
     Raises:
         ConfigError: for the suffix of a bitstream or an export.
@@ -108,8 +108,8 @@ def check_model_file(path: str) -> Path:
     """
     if Path(path).suffix in (Container.suffix, *FORMATS):
         raise ConfigError(
-            f"--out={path}: this command writes a model file, named *.pt; 'snello compress' and 'snello export' write "
-            "the others"
+            f"--out={path}: this command writes a model file, *.pt; use 'snello compress' or "
+            "'snello export' for other formats"
         )
     return check_writable(path)
 
@@ -124,22 +124,20 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--arguments={text!r} is no JSON: {error}") from error
+        raise ConfigError(f"--arguments={text!r} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f'--arguments={text!r} must be a JSON object, as {{"classes": 10}}')
+        raise ConfigError(f'--arguments={text!r} must be a JSON object, like {{"classes": 10}}')
     return value
 
 
 def _shape(text: str | None) -> tuple[int, ...]:
     if not text:
-        raise ConfigError(
-            "--model needs --input-shape, the shape of one input, as --input-shape=3,32,32"
-        )
+        raise ConfigError("--model needs the shape of one input, such as --input-shape=3,32,32")
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"--input-shape={text!r} must be whole numbers with commas, as 3,32,32"
+            f"--input-shape={text!r} must be integers separated by commas, such as 3,32,32"
         ) from error
     if min(shape) < 1:
         raise ConfigError(f"--input-shape={text!r}: every dimension must be at least 1")

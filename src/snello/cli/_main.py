@@ -1,4 +1,4 @@
-"""``snello COMMAND ...``: parse, dispatch, and turn every foreseen error into one line."""
+"""``snello COMMAND ...``: parse, dispatch, and report expected errors in one line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from snello.errors import SnelloError, nearest
 from . import (
     bench_device,
     compress,
+    curate,
     decompress,
     export,
     inspect,
@@ -34,7 +35,7 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
-    report, recipes,
+    report, recipes, curate,
 )  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit status: 0 if all went well, 1 on bad input (after one line on stderr), 2 on a usage
-        error, 130 after SIGINT, 143 after SIGTERM.
+        The exit status: 0 on success, 1 on bad input (with one line on stderr), 2 on a usage error,
+        130 after SIGINT, 143 after SIGTERM.
     """
     try:
         arguments = _arguments(sys.argv[1:] if argv is None else list(argv))
@@ -59,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
         if hasattr(arguments, "resume") and "--resume" not in said:
-            said += "; go on with --resume"
+            said += "; continue with --resume"
         return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the words of a command line; ``overrides`` are the options of a recipe among them.
+    """Parse the words of a command line; options of a recipe go to ``overrides``.
 
     Raises:
         UsageError: for an unknown command or option.
@@ -94,7 +95,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that reports a usage error in one line, as all other errors are."""
+    """Parser that reports a usage error in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         if found := _INVALID_CHOICE.search(message):
@@ -114,14 +115,14 @@ def _complain(message: str, status: int) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    # Control characters that a message quotes from a file must not reach the terminal.
+    # A message may quote control characters from a file, which must not reach the terminal.
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"snello: {text}", file=sys.stderr)
     return status
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Parsers of the whole command line, and of each command by name."""
+    """Build the parser of the command line and the parsers of the commands, by name."""
     parser = _Parser(
         prog="snello",
         description="Frugal deep learning: a lean network to ship, and cheaper training.",
@@ -142,8 +143,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sub.add_argument("--seed", type=int, help="seed of everything random")
-        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
+        sub.add_argument("--seed", type=int, help="seed of all random numbers")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device to compute on")
         command.add_arguments(sub)
         sub.set_defaults(run=command.run, takes_recipe=sub.get_default("takes_recipe") or False)
         commands[name] = sub

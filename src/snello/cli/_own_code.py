@@ -1,4 +1,4 @@
-"""Code of the user's own: run only where the command line or a recipe given to it names it."""
+"""Import of user code, only if the command line or a recipe given to it names the factory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from snello.store import import_factory
 
 
 def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--own-code``, the factories that a model file may name."""
+    """Add ``--own-code``, the user's factories that a model file may name."""
     parser.add_argument(
         "--own-code", action="append", default=[], metavar="NAME",
         help="a package.module:factory of yours that a model file may name; it is imported and called with "
-        "arguments from the file; may be repeated; default: none, and a file that names one is refused",
+        "arguments from the file; may be repeated; default: none, a file that names one is refused",
     )  # fmt: skip
 
 
@@ -25,27 +25,26 @@ def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Import the factories that ``--own-code`` names.
 
     Raises:
-        ModelError: if one cannot be found.
+        ModelError: if a factory cannot be found.
     """
     import_own_code(arguments.own_code)
     return tuple(arguments.own_code)
 
 
 def named_code(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Names of factories on this command line, in ``--own-code`` or ``--model``."""
+    """Names of factories given on the command line by ``--own-code`` or ``--model``."""
     return (*arguments.own_code, *([arguments.model] if arguments.model is not None else []))
 
 
 def import_own_code(names: Iterable[str]) -> None:
-    """Import those of the named factories that lie in the working folder.
+    """Import the named factories, also from the working folder.
 
-    Only names that the user gave belong here: from the command line, or from a recipe that it
-    names. The working folder comes first on the import path while the module is imported, so that
-    it finds its neighbours, and last until the command ends, so that it replaces no installed
-    package.
+    Pass only names given by the user, on the command line or in a recipe named there. The working
+    folder is first on the import path during the import, so that the module can import its
+    neighbours, and last until the command ends, so that it does not shadow installed packages.
 
     Raises:
-        ModelError: if there is no such factory in the module.
+        ModelError: if a module has no such factory.
     """
     for name in names:
         module, colon, _ = name.partition(":")
@@ -62,7 +61,7 @@ def import_own_code(names: Iterable[str]) -> None:
 
 @contextmanager
 def import_path_restored() -> Iterator[None]:
-    """Restore the import path at the end of the block: no working folder that was not there."""
+    """Restore the import path at the end of the block."""
     before = set(sys.path)
     try:
         yield

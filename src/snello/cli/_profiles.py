@@ -1,4 +1,4 @@
-"""Tables of measurements, one row per model: counts, and times on this and other devices."""
+"""Tables of measurements, one row per model: counts, and latencies on this and other devices."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
     methods = {profile.peak_memory.method for profile in profiles if profile.peak_memory}
     notes = []
     if "tensors" in methods:
-        notes.append(
-            "Peak memory: parameters, inputs and the activations that live at the same time."
-        )
+        notes.append("Peak memory: parameters, inputs and simultaneously live activations.")
     if "process" in methods:
         notes.append(
-            "*: growth of a process of its own, the runtime's buffers with it; compare like with like."
+            "*: memory growth of a separate process, including the runtime's buffers; not "
+            "comparable with the others."
         )
     return Table(title, header, tuple(map(_paper, profiles)), " ".join(notes))
 
@@ -39,10 +38,10 @@ def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
 def clock_table(
     title: str, profiles: Sequence[Profile], devices: Sequence[tuple[str, DeviceResult]] = ()
 ) -> Table:
-    """Table of the times taken here, with a column for each other device and precision.
+    """Table of local latencies, with a column for each other device and precision.
 
-    A device's result belongs to a row when it timed the row's file or one made from it, by SHA-256;
-    what belongs to none gets a row of its own.
+    A device's result is assigned to the row whose file it timed, or from whose file it was
+    exported, by SHA-256; other results get rows of their own.
     """
     columns = [*_local_columns(profiles), *_device_columns(profiles, devices)]
     names = list(dict.fromkeys([p.name for p in profiles] + [n for c in columns for n in c.cells]))
@@ -86,7 +85,7 @@ def _device_columns(
             cells: dict[str, list[str]] = {}
             for time in result.models:
                 if time.precision == precision:
-                    # A file of no row is named after itself: a row of its name may be another model's.
+                    # An unmatched file gets its own row: a row of that name may be another model.
                     rows = [p.name for p in profiles if _same(time, p)] or [f"{time.file} ({name})"]
                     for row in rows:
                         cells.setdefault(row, []).append(_device_ms(time))

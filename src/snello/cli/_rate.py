@@ -1,4 +1,4 @@
-"""Rate search of ``snello compress``: the coarsest quantisation that keeps a bound."""
+"""Rate search of ``snello compress``: the coarsest quantisation within a bound on accuracy."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BATCH = 250
 
 
 def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a bound and of the data that it is measured on."""
+    """Add the options for the bound and for the data to measure it on."""
     group = parser.add_argument_group(
         "search for the smallest bitstream",
-        "instead of --qp: the coarsest quantisation that keeps the bound",
+        "instead of --qp: search for the coarsest quantisation within the bound",
     )
     group.add_argument(
         "--max-drop",
         type=float,
-        help="how much worse the decoded model may be on validation images: 0.002 is 0.2 points of accuracy",
+        help="largest drop on validation images after decoding: 0.002 is 0.2 points of accuracy",
     )
     group.add_argument(
         "--metric",
         choices=("accuracy", "loss"),
         default="accuracy",
-        help="of what; default: accuracy",
+        help="metric that --max-drop bounds; default: accuracy",
     )
     group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
     add_data_arguments(group)
@@ -40,13 +40,13 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation-images",
         type=int,
         default=5000,
-        help="at most so many, not from the test set; default: 5000",
+        help="number of validation images, at most; default: 5000",
     )
     group.add_argument(
         "--calibration-images",
         type=int,
         default=512,
-        help="training images, without labels; default: 512",
+        help="number of training images, used without labels; default: 512",
     )
     group.add_argument(
         "--one-qp", action="store_true", help="one quantisation parameter for all weights"
@@ -54,29 +54,30 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
-    """Search as the arguments say.
+    """Run the rate search with the options of the command line.
 
-    ``--uniform`` tries no dependent quantisation, so that zeros stay zero.
+    With ``--uniform``, dependent quantisation is not tried, so that zeros stay exactly zero.
 
     Args:
-        arguments: of a parser with :func:`add_rate_arguments`, and the coder's own options.
-        model: the model to code, on the device where it is to be evaluated.
-        record: its record; the shape of its input is that of the images.
+        arguments: the options of :func:`add_rate_arguments` and of the codec.
+        model: the model to code, on the device to evaluate it on.
+        record: its record, with the shape of the images.
 
     Returns:
-        The model to code (``.model``, which may be a folded copy) and its ``.settings``.
+        The search result; ``.model`` is the model to code (possibly a folded copy) and
+        ``.settings`` its codec settings.
 
     Raises:
-        ConfigError: without ``--data``, for an impossible number of images, or a bound that cannot
-            be kept.
+        ConfigError: without ``--data``, for a number of images below 1, or a bound that cannot be
+            met.
         ModelError: if the images do not fit the model.
-        DataError: for a dataset that is missing.
+        DataError: if the dataset is missing.
     """
     from snello.lab.training import check_fits
 
     if not arguments.data:
         raise ConfigError(
-            "--max-drop needs data to measure on: name a dataset with --data, as --data=cifar10"
+            "--max-drop needs data to measure on: choose a dataset, such as --data=cifar10"
         )
     for option in ("validation_images", "calibration_images"):
         if getattr(arguments, option) < 1:
@@ -101,11 +102,11 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
 
 
 def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
-    """Read the dataset that the arguments name, at the image size of a model.
+    """Read the dataset given by the arguments, at the image size of a model.
 
     Raises:
-        ModelError: if the images have another shape than the model takes.
-        DataError: for a dataset that is missing.
+        ModelError: if the shape of the images differs from the model's input shape.
+        DataError: if the dataset is missing.
     """
     splits = load_dataset(
         arguments.data,
@@ -116,17 +117,17 @@ def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
     if splits.input_shape != tuple(record.input_shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
-            f"{tuple(record.input_shape)}; name the dataset that it was trained on with --data, and --image-size if "
-            "its images were resized"
+            f"{tuple(record.input_shape)}; choose the dataset that it was trained on with --data, "
+            "and --image-size if its images were resized"
         )
     return splits
 
 
 def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
-    """Image size asked for, or the model's own where a dataset leaves the choice."""
+    """Image size given by the arguments, else the model's for datasets without a fixed size."""
     if arguments.image_size is not None:
         return int(arguments.image_size)
-    # Digits would run on MNIST if its images were shrunk without being asked.
+    # Resizing a fixed-size dataset silently would let a digits model run on MNIST.
     return None if arguments.data in FIXED_SIZE else record.input_shape[-1]
 
 

@@ -1,4 +1,4 @@
-"""Recipe, overrides and run folder of ``journey`` and ``train``."""
+"""Recipe, overrides and run folder, shared by ``journey``, ``train`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe, the folder and --resume; every other option is a field of the recipe."""
+    """Add the recipe, --out, --resume and --quick; all other options are fields of the recipe."""
     parser.add_argument(
         "recipe",
         nargs="?",
@@ -23,17 +23,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name from 'snello recipes ls', or a YAML file",
     )
     parser.add_argument("--out", help="run folder; default: runs/RECIPE")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what the run folder holds"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="the recipe's own small values: a try in minutes"
+        "--quick", action="store_true", help="use the recipe's quick variant, a trial of minutes"
     )
     parser.set_defaults(takes_recipe=True)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """The command line's say over the recipe.
+    """Overrides of recipe fields from the command line, as ``--name=value``.
 
     Raises:
         ConfigError: for an option that neither the command nor a recipe has.
@@ -57,13 +55,13 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
     from snello.lab.training import load_recipe
 
     recipe = load_recipe(name or arguments.recipe, overrides(arguments), quick=arguments.quick)
-    # A recipe that is given to a command is the user's own instruction.
+    # The user chose this recipe, so that the factory it names may be imported.
     import_own_code([recipe.model.name])
     return recipe
 
 
 def is_first() -> bool:
-    """Return True for the one process that prints: under torchrun there are several."""
+    """Return True for the process that prints: rank 0 under torchrun."""
     from snello.lab.training import world
 
     return world().is_first
@@ -75,12 +73,12 @@ def run_folder(arguments: argparse.Namespace) -> Path:
 
 
 def need_training() -> None:
-    """Say which extras are missing before anything starts."""
+    """Check that the packages for training are installed, before any work is done."""
     require("lightning", "train", "training")
     require("rich", "report", "drawing tables")
 
 
 FIELDS = (
-    "Every field of the recipe is an option too, as --epochs=3 or --data.batch_size=50;\n"
-    "they are listed by 'snello recipes fields'."
+    "Every field of the recipe is also an option, such as --epochs=3 or --data.batch_size=50;\n"
+    "'snello recipes fields' lists them."
 )

@@ -1,4 +1,4 @@
-"""Signals of schedulers and terminals, as exceptions that leave no half-written file."""
+"""Conversion of SIGTERM into an exception, so that no partially written file is left."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def is_speaker() -> bool:
-    """Return True for the process that reports a stop: the first under torchrun."""
+    """Return True for the process that reports a stop: rank 0 under torchrun."""
     return os.environ.get("RANK", "0") == "0"

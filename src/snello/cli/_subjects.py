@@ -1,4 +1,4 @@
-"""Model files of every kind as subjects of a measurement."""
+"""Model files and exported files as subjects of a measurement."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from ._own_code import own_code
 
 
 def suffixes() -> tuple[str, ...]:
-    """Endings of the files that can be measured."""
+    """Suffixes of the files that can be measured."""
     return (*(kind.suffix for kind in MODEL_FILES), *FORMATS)
 
 
 def subjects(
     arguments: argparse.Namespace, *, batch: int, short_names: bool = False
 ) -> list[Subject]:
-    """Read what the arguments name: files, all files of folders, or an architecture.
+    """Read the subjects of the arguments: files, all files of folders, or an architecture.
 
     Args:
-        arguments: with ``files`` and those of :func:`snello.cli._inputs.add_model_arguments`.
-        batch: samples of a model's inputs.
-        short_names: name them after their files, without the suffix.
+        arguments: ``files`` and the options of :func:`snello.cli._inputs.add_model_arguments`.
+        batch: batch size of a model's inputs.
+        short_names: name subjects after their files, without the suffix.
 
     Raises:
-        ConfigError: if they name none, or both files and an architecture, or a folder without
+        ConfigError: if there is no subject, or both files and an architecture, or a folder without
             models.
-        ModelError: if one cannot be loaded.
+        ModelError: if a model cannot be loaded.
     """
     if batch < 1:
         raise ConfigError(f"--batch={batch}: choose at least 1")
     if bool(arguments.files) == (arguments.model is not None):
         raise ConfigError(
-            "give either model files, or --model with --input-shape and perhaps --weights"
+            "pass either model files, or --model with --input-shape and optionally --weights"
         )
     if arguments.model is not None:
         arguments.file = None
@@ -64,12 +64,12 @@ def _expanded(path: Path) -> list[Path]:
     known = suffixes()
     found = sorted(p for p in path.rglob("*") if p.suffix in known and p.is_file())
     if not found:
-        raise ConfigError(f"{path} holds no model: none of its files ends in {', '.join(known)}")
+        raise ConfigError(f"{path} has no models: none of its files ends in {', '.join(known)}")
     return found
 
 
 def _names(paths: Sequence[Path], short: bool) -> list[str]:
-    """Shortest names that differ: each file's, with as many of its folders as needed."""
+    """Shortest unique names: file names, preceded by as many folders as needed."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         parts = [path.with_suffix("").parts if short else path.parts for path in paths]
         names = [("-" if short else "/").join(p[-depth:]) for p in parts]
@@ -77,6 +77,6 @@ def _names(paths: Sequence[Path], short: bool) -> list[str]:
             return names
     raise ConfigError(
         "two models have the same name"
-        + (", apart from their endings" if short else "")
-        + f": {', '.join(map(str, paths))}; give each once"
+        + (", apart from their suffixes" if short else "")
+        + f": {', '.join(map(str, paths))}; pass each once"
     )

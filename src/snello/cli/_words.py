@@ -12,10 +12,10 @@ class UsageError(Exception):
 
 
 def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
-    """Index of the command; None where there is only an option such as ``--help``.
+    """Index of the command in the words; None if there are only options such as ``--help``.
 
     Raises:
-        UsageError: for a command that there is not.
+        UsageError: for an unknown command.
     """
     for place, word in enumerate(words):
         if not word.startswith("-"):
@@ -28,23 +28,22 @@ def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
 
 
 def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list[str], list[str]]:
-    """Divide what follows a command into its own words and options that it does not know.
+    """Separate the words after a command into its own ones and options of a recipe.
 
-    The parser of the standard library takes an option that it does not know for a positional
-    argument when its value holds a space, and a value that begins with a dash for an option; here
-    every word that begins with two dashes is an option, and what follows ``=`` or the next word is
-    its value, as it stands.
+    argparse treats an unknown option as a positional argument if its value contains a space, and a
+    value that begins with a dash as an option. Here every word that begins with two dashes is an
+    option, and the text after ``=`` or the next word is its value, unchanged.
 
     Args:
-        words: of the command line, behind the command.
-        takes_value: the options that the command knows, ``"--out"``, and whether each has a value.
+        words: words of the command line after the command.
+        takes_value: the command's own options, such as ``"--out"``, and whether each has a value.
 
     Returns:
-        The command's own words, and the others as ``--name=value``, or ``--name`` where no value is
-        given.
+        The command's own words; and the other options as ``--name=value``, or ``--name`` if no
+        value is given.
 
     Raises:
-        UsageError: for the value ``--``, which the standard library would lose.
+        UsageError: for the value ``--``, which argparse would drop.
     """
     own: list[str] = []
     others: list[str] = []
@@ -67,7 +66,7 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
             word = f"{name}={rest.pop(0)}"
         if word == f"{name}=--":
             raise UsageError(
-                f"the value '--' cannot be given to {name}: give another name, such as './--'"
+                f"{name} cannot have the value '--': choose another name, such as './--'"
             )
         (own if known else others).append(word)
     return own, others

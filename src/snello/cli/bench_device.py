@@ -1,4 +1,4 @@
-"""``snello bench-device``: a folder that times models on another device."""
+"""``snello bench-device``: write a folder (kit) that times models on another device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ._inputs import seed
 from ._own_code import add_own_code_argument
 from ._subjects import subjects
 
-HELP = "make a folder that times models on another device, with onnxruntime and numpy alone"
+HELP = (
+    "write a folder that times models on another device; it needs only onnxruntime and numpy there"
+)
 EPILOG = (
     "example: snello bench-device kit lean.pt dense.pt\n"
     "         copy the folder, run 'python bench.py' there, and read what it wrote:\n"
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export, quantise, write the folder."""
+    """Export and quantise the models, and write the folder."""
     from snello.lab.reporting import Table, busy, megabytes, show
 
     folder = check_new_folder(arguments.folder)
@@ -54,10 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Tensor] | None:
-    """Batches for all models alike; None for random inputs of each model's own shape."""
+    """Calibration batches shared by all models; None for random inputs of each model's shape."""
     shapes = sorted({tuple(x.shape[1:]) for subject in given for x in subject.inputs})
     if not shapes:
-        return None  # ONNX files alone: nothing is quantised
+        return None  # only ONNX files, which are not quantised
     if arguments.data is None:
         warn_random()
         return None

@@ -1,4 +1,4 @@
-"""``snello compress``: a model file becomes a bitstream."""
+"""``snello compress``: code a model file into a bitstream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="model.snello", help="the bitstream to write; default: model.snello"
     )
     parser.add_argument(
-        "--qp", type=int, help="quantisation parameter of weights; less is finer; default: -32"
+        "--qp", type=int, help="quantisation parameter of weights; lower is finer; default: -32"
     )
     parser.add_argument(
         "--nonweight-qp", type=int, default=-75, help="the same for biases and norms"
@@ -37,21 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uniform",
         action="store_true",
-        help="uniform instead of dependent quantisation: more bytes, but a zero stays a zero",
+        help="uniform instead of dependent quantisation: more bytes, but zeros stay exactly zero",
     )
     parser.add_argument(
-        "--codebook", action="store_true", help="with --uniform: list levels where that is smaller"
+        "--codebook", action="store_true", help="with --uniform: use codebooks where smaller"
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="write the plain NNC stream alone, for any NNC decoder: without the model's record, integers, digests",
+        help="write a plain NNC bitstream, for any decoder: without record, integers and digests",
     )
     add_rate_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compress, write, and report the sizes."""
+    """Code the model, write the bitstream and report the sizes."""
     from snello.lab.reporting import Table, busy, megabytes
 
     settings, found = _settings(arguments), None
@@ -95,22 +95,23 @@ def _out(arguments: argparse.Namespace) -> Path:
     """The file to write, checked before any work.
 
     Raises:
-        ConfigError: for a container of another suffix.
+        ConfigError: if the suffix is not that of a container.
         OutputError: if the file cannot be written.
     """
     if not arguments.raw and Path(arguments.out).suffix != Container.suffix:
         raise ConfigError(
-            f"--out={arguments.out}: a bitstream is named *{Container.suffix}; with --raw, a plain stream has any name"
+            f"--out={arguments.out}: a bitstream must be named *{Container.suffix}; only a plain "
+            "bitstream (--raw) may have another name"
         )
     return check_writable(arguments.out)
 
 
 def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
-    """Write the plain NNC stream; return a note on the parts that it leaves out."""
+    """Write the plain NNC bitstream; return a note on the omitted parts."""
     data = compress(model.state_dict(), settings)
     exact = sum(not entry.coded for entry in read_header(data).tensors)
     write_bytes(out, stream_of(data))
-    return f"Plain stream: without the model's record and {exact} integer or empty tensors."
+    return f"Plain bitstream: without the model's record and {exact} integer or empty tensors."
 
 
 def _found(found: RateSearch, metric: str) -> str:
@@ -125,11 +126,12 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
     if arguments.max_drop is None:
         if arguments.data is not None:
             raise ConfigError(
-                "--data is for the search: say how much worse the model may be, with --max-drop"
+                "--data is used by the rate search only: set the allowed drop with --max-drop"
             )
     elif arguments.qp is not None:
         raise ConfigError(
-            "--qp and --max-drop exclude each other: the search finds the quantisation parameters"
+            "--qp and --max-drop exclude each other: with --max-drop the quantisation parameters "
+            "are searched"
         )
     return CodecSettings(
         qp=-32 if arguments.qp is None else arguments.qp,

@@ -1,4 +1,4 @@
-"""``snello decompress``: a bitstream becomes a model file."""
+"""``snello decompress``: decode a bitstream into a model file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Decompress, rebuild the model, write it."""
+    """Decode the bitstream, rebuild the model and write it."""
     from snello.lab.reporting import Table, busy, megabytes
 
     out = check_model_file(arguments.out)
     trust, size = own_code(arguments), file_bytes(arguments.file)
     if not is_container(arguments.file):
         raise BitstreamError(
-            f"{arguments.file} is no .snello bitstream; snello inspect shows what a file holds"
+            f"{arguments.file} is not a .snello bitstream; 'snello inspect' shows the content of a "
+            "file"
         )
     with busy("decoding"):
         model, record = load(arguments.file, trust=trust)

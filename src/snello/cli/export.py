@@ -1,4 +1,4 @@
-"""``snello export``: a model file becomes a file of another runtime."""
+"""``snello export``: convert a model file to the format of another runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPILOG = (
     "example: snello export lean.pt --format=onnx-int8 --data=mnist --out=lean-int8.onnx"
 )
 INT8 = "onnx-int8"
-"""Name of the one variant that needs data."""
+"""Name of the variant that needs calibration data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", help="the file to write; default: model.onnx, model-int8.onnx, model.pt2 ..."
     )
     parser.add_argument(
-        "--batch", type=int, default=1, help="batch size of an executorch program, which has no other; default: 1"
+        "--batch", type=int, default=1, help="fixed batch size of an executorch program; default: 1"
     )  # fmt: skip
     add_calibration_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export and verify."""
+    """Export a model and verify the file against PyTorch."""
     from snello.lab.reporting import Table, busy, megabytes, percent
 
     model, record = read_model(arguments)
@@ -62,10 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _format(arguments: argparse.Namespace) -> Format:
-    """The format that ``--format`` names, or else the suffix of ``--out``.
+    """The format chosen by ``--format``, else by the suffix of ``--out``.
 
     Raises:
-        ConfigError: for a suffix of no format.
+        ConfigError: for an unknown suffix.
     """
     if arguments.format is None:
         return format_of(arguments.out or "model.onnx")

@@ -1,4 +1,4 @@
-"""``snello inspect``: the content of a model file, a bitstream or an exported file."""
+"""``snello inspect``: show the content of a model file, a bitstream or an exported file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from snello.codec import CodecSettings
 from snello.deploy import Footprint
 from snello.store import inspect
 
-HELP = "show what is in a model file, a bitstream or an exported file: record, tensors, sizes, settings, digests"
+HELP = (
+    "show record, tensors, sizes, settings and digests of a model file, bitstream or exported file"
+)
 EPILOG = "example: snello inspect lean.snello --json"
 _FACTS = ("bytes", "sha256", "record", "settings", "footprint")
 _TABLES = {
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Describe the file; nothing is decoded, and no model is built."""
+    """Describe a file without decoding tensors or building a model."""
     from snello.lab.reporting import as_json, show
 
     content = inspect(arguments.file)

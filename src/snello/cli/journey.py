@@ -1,4 +1,4 @@
-"""``snello journey``: the whole round trip."""
+"""``snello journey``: run the round trip on one recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Travel, show both tables, write the report."""
+    """Run the journey, show its tables and write the report."""
     need_training()
     require("matplotlib", "report", "drawing plots")
     require("nncodec", "nnc", "coding bitstreams")

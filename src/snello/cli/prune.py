@@ -1,4 +1,4 @@
-"""``snello prune``: cut channels out of a trained network, with fine-tuning in between."""
+"""``snello prune``: remove channels of a trained network, with fine-tuning in between."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._inputs import add_model_arguments, check_model_file, device, finish, read
 from ._own_code import named_code
 from ._rate import splits_for
 
-HELP = "remove the channels of a trained network that are worth least, and fine-tune what is left"
+HELP = "remove the least important channels of a trained network, and fine-tune the smaller network"
 EPILOG = (
     "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
 )
@@ -41,16 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="digits, mnist, cifar10, imagefolder, ...")
     add_data_arguments(parser)
     for name in ("macs", "parameters", "channels"):
-        parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, as 0.5")
+        parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, like 0.5")
     parser.add_argument(
         "--importance", default="taylor",
         help=f"one of {', '.join((*CHANNEL_IMPORTANCES, *CALIBRATED))}; default: taylor",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration", type=int, default=1000, help="training images that importance and "
-        "statistics are measured on; default: 1000",
+        "--calibration", type=int, default=1000, help="number of training images to measure "
+        "importances and BatchNorm statistics on; default: 1000",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=1, help="cut in so many steps; default: 1")
+    parser.add_argument("--steps", type=int, default=1, help="number of pruning steps; default: 1")
     parser.add_argument(
         "--finetune", type=int, default=0, metavar="EPOCHS", help="epochs of fine-tuning after each step; default: 0"
     )  # fmt: skip
@@ -61,21 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
     parser.add_argument(
-        "--distil", action="store_true", help="fine-tune towards the outputs of the dense network"
+        "--distil", action="store_true", help="distil from the dense network while fine-tuning"
     )
     parser.add_argument(
-        "--reconstruct", action="store_true", help="fit the readers of removed channels by least "
-        "squares before fine-tuning",
+        "--reconstruct", nargs="?", const=True, default=False, choices=(True, "biases"),
+        metavar="biases", help="fit the layers that used removed channels by least squares before "
+        "fine-tuning; 'biases' shifts the biases alone",
     )  # fmt: skip
     parser.add_argument(
-        "--max-drop", type=float, help="largest fall of the validation accuracy: 0.01 is one point"
+        "--max-drop", type=float, help="largest drop of the validation accuracy: 0.01 is one point"
     )
     parser.add_argument(
         "--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1"
     )
-    parser.add_argument("--exclude", default="", help="modules that keep their widths, with commas")
+    parser.add_argument("--exclude", default="", help="modules to leave unpruned, comma-separated")
     parser.add_argument(
-        "--folder", help="keep each step here, and go on with one that was interrupted"
+        "--folder", help="folder to save each step in, and to continue an interrupted run from"
     )
     parser.add_argument(
         "--out", default="lean.pt", help="the model file to write; default: lean.pt"
@@ -83,14 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prune, fine-tune, write, and report each step."""
+    """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.reporting import Table, percent
     from snello.lab.training import check_fits, evaluate
 
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
     if not arguments.data:
-        raise ConfigError("prune needs data to measure on: name a dataset with --data, as cifar10")
+        raise ConfigError(
+            "prune needs data to measure on: choose a dataset, such as --data=cifar10"
+        )
     if arguments.calibration < 1:
         raise ConfigError(f"--calibration={arguments.calibration}: at least 1 image is needed")
     model, record = read_model(arguments)
@@ -147,7 +150,7 @@ def _keep(arguments: argparse.Namespace) -> Keep:
     shares = {name: getattr(arguments, name) for name in ("macs", "parameters", "channels")}
     if all(share is None for share in shares.values()):
         raise ConfigError(
-            "say how much shall be left: --macs=0.5, --parameters=... or --channels=..."
+            "choose the share to keep: --macs=0.5, --parameters=... or --channels=..."
         )
     return Keep(**shares)
 
@@ -162,7 +165,8 @@ def _importance(
     if name not in CHANNEL_IMPORTANCES:
         known = (*CHANNEL_IMPORTANCES, *CALIBRATED)
         raise ConfigError(
-            f"--importance: there is no {name!r}{nearest(name, known)}; there are: {', '.join(known)}"
+            f"--importance: there is no {name!r}{nearest(name, known)}; choose one of: "
+            f"{', '.join(known)}"
         )
     return str(name)
 
@@ -170,7 +174,7 @@ def _importance(
 def _fit(
     arguments: argparse.Namespace, dense: nn.Module, splits: Splits
 ) -> Callable[[nn.Module], object] | None:
-    """Fine-tuning after a step; None for none."""
+    """Function that fine-tunes a network after a step; None for zero epochs."""
     from snello.lab.training import FineTuning, finetune
 
     settings = FineTuning(

@@ -1,4 +1,4 @@
-"""``snello recipes``: list them, get your own copy, check it."""
+"""``snello recipes``: list, copy and check recipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from snello.files import write_text
 
 from ._recipes import FIELDS, read_recipe
 
-HELP = "list the recipes that come with snello, copy one to change it, check one, or list the fields of a recipe"
+HELP = "list the recipes of snello, copy one to edit it, check one, or list the fields of a recipe"
 EPILOG = f"{FIELDS}\n\nexample: snello recipes cp digits mine.yaml, then snello recipes validate mine.yaml --epochs=3"
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, copy, or check."""
+    """List, copy or check recipes."""
     require("jsonargparse", "train", "reading recipes")
     from snello.lab.training import recipe_names, recipe_parser, recipe_path
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.action == "validate" and arguments.name:
         _validate(arguments)
     elif not arguments.name:
-        raise ConfigError(f"which recipe? one of: {', '.join(recipe_names())}")
+        raise ConfigError(f"name a recipe, one of: {', '.join(recipe_names())}")
     else:
         _copy(
             recipe_path(arguments.name),
@@ -60,12 +60,12 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 
 def _summary(path: Path) -> str:
-    """A recipe opens with one line on what it is."""
+    """The first comment line of a recipe, which describes it."""
     return path.read_text().splitlines()[0].lstrip("# ").rstrip(":")
 
 
 def _copy(source: Path, target: Path) -> None:
     if target.exists():
-        raise ConfigError(f"{target} exists already: give another name, or remove it first")
+        raise ConfigError(f"{target} already exists: choose another name, or remove it first")
     text = source.read_text()
     print(f"written: {write_text(target, text)}")

@@ -1,4 +1,4 @@
-"""``snello report``: measurements of this and other devices in one table."""
+"""``snello report``: tables of measurements from this and other devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ._inputs import check_writable
 HELP = "read results of 'snello measure' and of a kit's bench.py, and show them side by side"
 EPILOG = (
     "example: snello report measure.json pi3.json phone.json --out=report.md\n"
-    "A device's times stand in the row of the file that they were taken of, or that it was made from, by SHA-256."
+    "A device's times are shown in the row of the timed file, or of the file it was exported from, "
+    "matched by SHA-256."
 )
 
 
@@ -24,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "results",
         nargs="+",
-        help="JSON files; a device's column is called as its file (pi3.json: pi3)",
+        help="JSON files; a device's column is named after its file (pi3.json: pi3)",
     )
     parser.add_argument("--out", help="also write the table, as Markdown, into this file")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, show, write."""
+    """Read the results, show their tables and write them to a file."""
     out = check_writable(arguments.out) if arguments.out else None
     from snello.lab.reporting import markdown, show
 
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     names = [name for name, _ in devices]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"two devices are called {twice[0]!r}, as their files: rename one, as pi3.json"
+            f"two devices are called {twice[0]!r}, after their files: rename one file, such as "
+            "pi3.json"
         )
     tables = [paper_table("On paper", profiles)] if profiles else []
     tables.append(clock_table("On the clock", profiles, devices))
@@ -63,5 +65,5 @@ def _is_device(path: Path) -> bool:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
     return isinstance(data, dict) and "device" in data

@@ -1,4 +1,4 @@
-"""``snello reproduce``: the published tables, run again."""
+"""``snello reproduce``: reproduce the published tables."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from snello.files import check_writable
 from ._own_code import import_own_code
 from ._recipes import FIELDS, is_first, need_training, overrides
 
-HELP = (
-    "run the rows of a published table, or go on with them, and write paper, measured, difference"
-)
+HELP = "run or resume the rows of a published table, and report paper, measurement and difference"
 EPILOG = (
     f"{FIELDS}\n\n"
     "example: snello reproduce table2 --row resnet32-cifar10-neq --quick\n"
     "         torchrun --nproc-per-node=8 -m snello reproduce table1 --row vgg16-cifar10-serene\n"
-    "Rows that are finished are not run again; those that cannot be run say why. 'snello reproduce table1 --list'\n"
-    "names the rows."
+    "Finished rows are not run again; rows that cannot be run are reported with the reason.\n"
+    "'snello reproduce table1 --list' lists the rows."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument(
-        "table", choices=("table1", "table2"), help="1: pruning and coding; 2: cheaper training"
+        "table", choices=("table1", "table2"), help="1: pruning and coding; 2: training with NEq"
     )
     parser.add_argument(
-        "--row", metavar="NAME", help="run this row alone; the others are reported as they are"
+        "--row", metavar="NAME", help="run this row only; report the others if they are finished"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="small data and few steps: to see that it runs"
+        "--quick", action="store_true", help="small data and few steps, to check that it runs"
     )
-    parser.add_argument("--list", action="store_true", help="name the rows and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the rows and exit")
     parser.add_argument(
         "--out", help="folder of runs and report; default: runs/reproduce or runs/reproduce-quick"
     )
@@ -42,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run, show, write."""
+    """Run the rows, show the tables and write the report."""
     need_training()
     from snello.lab.training import published_table, reproduce
 

@@ -1,4 +1,4 @@
-"""``snello simplify``: take the dead neurons out of a model file."""
+"""``snello simplify``: remove the dead neurons of a model file."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Simplify, write, and report what was kept and what was left alone."""
+    """Simplify, write, and report the kept neurons and the layers left alone."""
     from snello.lab.reporting import Table, busy, percent
 
     out = check_model_file(arguments.out)
     model, record = read_model(arguments)
-    if arguments.model is not None:  # what a file holds has been loaded already
+    if arguments.model is not None:  # a model read from a file is known to be loadable
         check_loadable(model, record, str(out), trust=named_code(arguments))
     model, inputs = on_device(model, record.example_inputs(), arguments)
     with busy("simplifying and verifying"):

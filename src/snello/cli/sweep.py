@@ -1,4 +1,4 @@
-"""``snello sweep``: the pruning potential of a trained network."""
+"""``snello sweep``: measure the pruning potential of a trained network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from snello.pruning import CALIBRATED, IMPORTANCES, Importance, PotentialPoint, 
 from ._data import add_data_arguments
 from ._inputs import add_model_arguments, check_writable, device, finish, read_model
 
-HELP = "accuracy against pruned share: one-shot pruning of a trained network by several importances"
+HELP = (
+    "accuracy against pruning ratio: one-shot pruning of a trained network by several importances"
+)
 EPILOG = "example: snello sweep runs/digits/baseline/model.pt --data=digits --out=sweep.json"
 CALIBRATED_SCORES: dict[str, Callable[[Any], Importance]] = {
     **CALIBRATED,
@@ -35,21 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
     parser.add_argument(
         "--importances",
-        help=f"with commas, of {', '.join((*IMPORTANCES, *CALIBRATED_SCORES))}; default: all that fit the granularity",
+        help=f"comma-separated, of {', '.join((*IMPORTANCES, *CALIBRATED_SCORES))}; "
+        "default: all for the granularity",
     )
     parser.add_argument(
-        "--ratios", default=RATIOS, help=f"shares to prune, with commas; default: {RATIOS}"
+        "--ratios", default=RATIOS, help=f"pruning ratios, comma-separated; default: {RATIOS}"
     )
     parser.add_argument(
-        "--calibration", type=int, default=1000, help="training images that scores are taken on"
+        "--calibration",
+        type=int,
+        default=1000,
+        help="number of training images to compute scores on",
     )
     parser.add_argument(
-        "--out", default="sweep.json", help="the JSON file to write; the plot lies beside it"
+        "--out", default="sweep.json", help="the JSON file to write; the plot is saved next to it"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Sweep, show, write, plot."""
+    """Measure the potential, show the table, write JSON and plot."""
     out = check_writable(arguments.out)
     from snello.lab.reporting import Table, busy, percent, plot_potential
 
@@ -65,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     note = (
         f"Accuracy on {facts['images']} test images after pruning a share of the {arguments.granularity}s in one shot, "
-        f"without fine-tuning; scope {arguments.scope}, the head left whole, {facts['device']}."
+        f"without fine-tuning; scope {arguments.scope}, the head unpruned, {facts['device']}."
     )
     title = f"{facts['model']} on {arguments.data}: pruning potential"
     finish(Table(title, header, rows, note), {**facts, "points": points}, out)
@@ -118,14 +124,14 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
         **{n: make(calibration) for n, make in CALIBRATED_SCORES.items()},
     }
     if arguments.importances is None:
-        # 'bn-scale' needs a BatchNorm behind the layers: it is there for who asks for it.
+        # 'bn-scale' needs a BatchNorm after every layer, so that it is used only on request.
         same = {"bn-scale"} | ({"l2"} if arguments.granularity == "weight" else set())
         return {name: importance for name, importance in known.items() if name not in same}
     names = arguments.importances.split(",")
     if unknown := [name for name in names if name not in known]:
         hint = nearest(unknown[0], known)
         raise ConfigError(
-            f"--importances: there is no {unknown[0]!r}{hint}; there are: {', '.join(known)}"
+            f"--importances: there is no {unknown[0]!r}{hint}; choose from: {', '.join(known)}"
         )
     return {name: known[name] for name in names}
 
@@ -134,7 +140,9 @@ def _ratios(text: str) -> list[float]:
     try:
         ratios = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--ratios={text!r} must be numbers with commas, as {RATIOS}") from error
+        raise ConfigError(
+            f"--ratios={text!r} must be numbers separated by commas, such as {RATIOS}"
+        ) from error
     if not all(0 <= ratio < 1 for ratio in ratios):
-        raise ConfigError(f"--ratios={text!r}: every share lies in [0, 1)")
+        raise ConfigError(f"--ratios={text!r}: every ratio must be in [0, 1)")
     return ratios

@@ -1,4 +1,4 @@
-"""``snello train``: one method of a recipe."""
+"""``snello train``: train with one method of a recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snello.lab.methods import METHODS
 
 from ._recipes import FIELDS, add_recipe_arguments, is_first, need_training, read_recipe, run_folder
 
-HELP = "train one network by one method of a recipe"
+HELP = "train one network with one method of a recipe"
 EPILOG = f"{FIELDS}\n\nexample: snello train digits --method=serene --out=runs/serene"
 
 
@@ -18,21 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument(
         "--method", default="baseline", metavar="METHOD",
-        help=f"{', '.join(METHODS)}: any share after stochastic, any sensitivity before '+'",
+        help=f"{', '.join(METHODS)}; stochastic takes any share, '+' joins any sensitivity",
     )  # fmt: skip
     parser.add_argument(
         "--matched",
-        help="folder of the finished NEq run that stochastic-star imitates; default: neq beside --out",
+        help="folder of the NEq run that stochastic-star imitates; default: neq next to --out",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and say how it went."""
+    """Train the network and show its result."""
     need_training()
     from snello.lab.reporting import Table, percent, progress, show
     from snello.lab.training import train
 
-    # Only this method is going to run: what the recipe says of the others need not fit.
+    # Options of methods that do not run need not be valid for this number of epochs.
     arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]
     recipe, folder = read_recipe(arguments), run_folder(arguments)
     with progress(recipe.epochs) as line:

@@ -32,9 +32,9 @@ from ._settings import CodecSettings, check_names
 from ._stream import code_all, decode_each, join, prepared
 
 MAGIC = b"\x89SNL\r\n\x1a\n"  # like PNG's: it reveals transfers that drop the eighth bit or rewrite line ends
-VERSION = 2  # 1 had neither codebook and qp_of in its settings, nor QPs in its table
+VERSION = 2  # in version 1 there are no codebook and qp_of settings and no QP per tensor
 _FIXED = struct.Struct("<8sHHIQ")  # magic, version, reserved, manifest bytes, stream bytes
-_PREFIX = _FIXED.size + 32  # and the SHA-256 of these and the manifest
+_PREFIX = _FIXED.size + 32  # fixed fields, then the SHA-256 over them and the manifest
 
 _DEFAULTS = CodecSettings()
 _LIMITS = Limits()
@@ -47,7 +47,7 @@ class Decompressed:
 
     Attributes:
         tensors: name -> tensor on the CPU, with the shape, dtype and order it was given with.
-        record: the caller's record.
+        record: the JSON that the caller stored with the tensors.
         settings: the coding options.
     """
 
@@ -68,7 +68,8 @@ def compress(
     Args:
         tensors: name -> tensor of any shape and real dtype, on any device.
         settings: the coding options.
-        record: anything JSON can hold, handed back by :func:`decompress` (tuples as lists).
+        record: any JSON to store with the tensors (:func:`snello.save`: how to build the model);
+            tuples come back as lists.
 
     Returns:
         The bytes of the container.
@@ -125,18 +126,18 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
         ConfigError: if no child process can be started.
         MissingExtraError: without nncodec, if there is a stream to decode.
     """
-    header, stream = _open(data, limits)
-    check_sizes(header.tensors, limits)
+    header, stream = _parse(data, limits)
+    check_sizes(header.tensors, limits)  # _parse limits the manifest; this, what it would allocate
     coded = {entry.name: entry for entry in header.tensors if entry.coded}
-    decoded = {
-        entry.name: values
-        for entry, values in _matched(list(coded.values()), decode_each(stream, limits, isolated))
-    } if coded else {}  # fmt: skip
+    decoded: dict[str, Tensor] = {}
+    if coded:
+        parts = decode_each(stream, limits, isolated)
+        decoded = {entry.name: values for entry, values in _matched(list(coded.values()), parts)}
     if stream and not coded:
         raise BitstreamError(
             "the manifest lists no coded tensor, but there is an NNC stream; write the file again"
         )
-    tensors = {
+    tensors = {  # pop: each float32 tensor is freed once it is cast
         entry.name: _cast(entry, decoded.pop(entry.name)) if entry.coded else exact_tensor(entry)
         for entry in header.tensors
     }
@@ -146,7 +147,8 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
 def is_container(path: str | Path) -> bool:
     """Return true for a file with a container's first four bytes.
 
-    :func:`read_header` checks the rest of the magic number.
+    The rest of the magic number shows damage by a transfer: such a file is still recognised, and
+    :func:`read_header` names the damage.
 
     Raises:
         OSError: if the file cannot be read.
@@ -161,7 +163,7 @@ def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:
     Raises:
         BitstreamError: as :func:`decompress`.
     """
-    return _open(data, limits)[0]
+    return _parse(data, limits)[0]
 
 
 def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
@@ -170,10 +172,11 @@ def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
     Raises:
         BitstreamError: as :func:`read_header`.
     """
-    return _open(data, limits)[1]
+    return _parse(data, limits)[1]
 
 
-def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
+def _parse(data: bytes, limits: Limits) -> tuple[Header, bytes]:
+    """Header and stream of a container, after every check that needs no decoding."""
     data = bytes(data)
     if not data.startswith(MAGIC):
         raise BitstreamError(
@@ -198,12 +201,12 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
         raise BitstreamError(
             "damaged .snello file: the SHA-256 of header and manifest does not match"
         )
-    said = read_manifest(manifest, version, limits)
-    if hashlib.sha256(stream).hexdigest() != said.stream_sha256:
+    content = read_manifest(manifest, version, limits)
+    if hashlib.sha256(stream).hexdigest() != content.stream_sha256:
         raise BitstreamError("damaged .snello file: the SHA-256 of the NNC stream does not match")
     header = Header(
-        version, said.record, said.settings, said.tensors, manifest_bytes, stream_bytes,
-        digest.hexdigest(), said.stream_sha256,
+        version, content.record, content.settings, content.tensors, manifest_bytes, stream_bytes,
+        digest.hexdigest(), content.stream_sha256,
     )  # fmt: skip
     return header, stream
 
@@ -220,14 +223,15 @@ def _check_size(size: int, manifest_bytes: int, stream_bytes: int) -> None:
 def _matched(
     entries: list[TensorEntry], decoded: Iterator[tuple[str, int | None, Tensor]]
 ) -> Iterator[tuple[TensorEntry, Tensor]]:
-    """Row and values of each tensor of the stream, as long as stream and table agree."""
+    """Manifest entry and values of each decoded tensor; raises at the first disagreement."""
     expected = iter(entries)
     for name, qp, values in decoded:
         entry = next(expected, None)
         if entry is None or name != entry.name:
             raise _disagreement(name, "its name, or its place")
         if tuple(values.shape) != entry.stream_shape:
-            raise _disagreement(name, f"its shape, {tuple(values.shape)} and {entry.shape}")
+            raise _disagreement(name, f"its shape, {tuple(values.shape)} and {entry.stream_shape}")
+        # Version 1 lists no QPs.
         if entry.qp is not None and qp != entry.qp:
             raise _disagreement(name, f"its quantisation parameter, {qp} and {entry.qp}")
         yield entry, values
@@ -243,6 +247,7 @@ def _disagreement(name: str, what: str) -> BitstreamError:
 
 def _cast(entry: TensorEntry, values: Tensor) -> Tensor:
     dtype = DTYPES[entry.dtype]
-    # Quantisation may push the largest values of a narrow dtype beyond its range.
+    # Quantisation may push the largest values of a narrow dtype beyond its range; for a wider
+    # dtype the bound has to be finite in the dtype of the decoded values.
     limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
     return values.reshape(entry.shape).clamp(-limit, limit).to(dtype)

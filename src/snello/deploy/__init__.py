@@ -1,8 +1,8 @@
-"""Export a network to the formats of other runtimes, count its costs, time it.
+"""Export of networks to other runtimes, and measurement of their size, operations and latency.
 
-A format is known by the suffix of its files: :func:`export` writes ``.onnx``, ``.pt2``, ``.xml``
-and ``.pte``, and :func:`measure` and :func:`footprint` take such a file in place of a model. Each
-is one class (:class:`Format`); :data:`FORMATS` lists them.
+The suffix of a file determines its format: :func:`export` writes ``.onnx``, ``.pt2``, ``.xml`` and
+``.pte``, and :func:`measure` and :func:`footprint` accept such a file in place of a model. Each
+format is a subclass of :class:`Format`; :data:`FORMATS` lists them.
 
 >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), torch.randn(1, 1, 28, 28)
 >>> path = export(model, x, "net.onnx")            # verified against PyTorch before it appears
@@ -14,12 +14,12 @@ is one class (:class:`Format`); :data:`FORMATS` lists them.
 >>> footprint(path).macs
 7840
 
-Theoretical operations and measured time stand next to each other, with the conditions that are
-needed to repeat them: operations of one sample; median and spread of the time.
+Results contain theoretical operations (of one sample) and measured time (median and spread), with
+the conditions of the measurement.
 
-To compare models, time them in one run: :func:`latencies` takes turns between them, so that a noisy
-machine is noisy for all of them alike. :func:`compare` does so for models and files of every kind;
-:func:`device_kit` makes a folder that does it on another device.
+To compare models, time them in one run: :func:`latencies` interleaves them, so that disturbances of
+the machine affect all of them equally. :func:`compare` does so for models and exported files;
+:func:`device_kit` writes a folder that does so on another device.
 
 >>> x = torch.randn(64, 1, 28, 28)
 >>> export_int8(model, x, "int8.onnx", calibration=[x]).agreement > 0.9    # of real images, not noise

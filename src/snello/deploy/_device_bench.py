@@ -1,16 +1,16 @@
-"""Time ONNX models on the machine where this file lies; it needs onnxruntime and numpy alone.
+"""Time ONNX models on this machine; needs only onnxruntime and numpy.
 
     python bench.py                      writes device.json next to this file
     python bench.py --threads 4 --repeats 200
 
-The models are those of models.json. They are timed in turns: each repeat calls every model once, so
-that what slows the machine for a while slows all of them alike. Outputs are compared with those
-that the models gave where the kit was made. Take device.json back and read it with: snello report
-measure.json device.json
+The models are listed in models.json. Their timings are interleaved: each repeat calls every model
+once, so that a temporary slowdown affects all of them equally. Outputs are compared with those on
+the machine that created the kit. Copy device.json back and show it with: snello report measure.json
+device.json
 """
 
-# This file is copied into the kit as it is, so nothing of snello may be imported here; snello
-# itself uses the functions below. It must run on the old Pythons of small boards (3.8).
+# This file is copied into the kit unchanged and must not import snello; snello itself uses the
+# functions below. It must run on the old Python versions of small boards (3.8).
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from typing import Any, Callable, Sequence  # noqa: UP035
 
 FORMAT = "snello device 1"
 KIT = "snello device kit 1"
-# The smallest ONNX file, y = x for one float: what the runtime takes for itself is not a model's
-# memory.
+# A minimal ONNX file, y = x for one float: running it first keeps the runtime's own memory out of
+# the measurement of a model.
 IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808"
     "0112040a02080142040a00100d"
@@ -49,19 +49,19 @@ AGREES = 1e-3
 
 
 class KitError(ValueError):
-    """An error in the kit or the options, named in the message."""
+    """An error in the kit or the options, described in the message."""
 
 
 def take_turns(
     names: Sequence[str], milliseconds: Callable[[str], float], repeats: int, warmup: int
 ) -> dict[str, list[float]]:
-    """Time each name in turns; each round begins with the next one.
+    """Time several models, interleaved; each round begins with the next model.
 
     Args:
-        names: what to time.
-        milliseconds: runs the named one once and returns its time.
-        repeats: timed rounds.
-        warmup: untimed rounds before.
+        names: names of the models.
+        milliseconds: function that runs a model once and returns its time in milliseconds.
+        repeats: number of timed rounds.
+        warmup: number of untimed rounds before them.
     """
     # A copy of snello.timing.take_turns, which this file cannot import; a test compares the two.
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -75,7 +75,7 @@ def take_turns(
 
 
 def session_of(path: str | bytes, threads: int) -> Any:
-    """Open a session of ONNX Runtime on the CPU.
+    """Open an ONNX Runtime session on the CPU.
 
     Raises:
         KitError: for a file that ONNX Runtime cannot load.
@@ -84,19 +84,19 @@ def session_of(path: str | bytes, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # errors come as exceptions
+    options.log_severity_level = 4  # errors are raised as exceptions: do not log them as well
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has its own exceptions, without a public root
+    except Exception as error:  # onnxruntime's exceptions have no public base class
         name = path if isinstance(path, str) else "a model in memory"
         raise KitError(f"ONNX Runtime cannot load {name}: {error}") from error
 
 
 def random_feed(session: Any, batch: int) -> dict[str, Any]:
-    """Make inputs of the shapes that the file states: standard normal, zeros for integers.
+    """Build inputs with the shapes recorded in a file: standard normal, zeros for integers.
 
     Raises:
-        KitError: for an input of unknown type, or with an open dimension other than the batch.
+        KitError: for an input of unknown type, or with a dynamic dimension other than the batch.
     """
     import numpy
 
@@ -107,10 +107,11 @@ def random_feed(session: Any, batch: int) -> dict[str, Any]:
             shape[0] = batch
         if node.type not in DTYPES or not all(isinstance(n, int) for n in shape):
             raise KitError(
-                f"input {node.name!r} is {node.type} of shape {node.shape}; only the batch may be open"
+                f"input {node.name!r} is {node.type} of shape {node.shape}; only the batch may be "
+                "dynamic"
             )
         dtype = numpy.dtype(DTYPES[node.type])
-        # Zero is an index that every table has.
+        # Integers may be indices: zero is valid for every table.
         floating = dtype.kind == "f"
         feed[node.name] = (
             random.standard_normal(shape) if floating else numpy.zeros(shape)
@@ -125,7 +126,7 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
     try:
         child = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return None  # a terminal without processes of its own, or an emulated CPU
+        return None  # a system without child processes, or an emulated CPU
     if child.returncode:
         raise KitError(
             f"{path}: the process that measures memory failed: {child.stderr.strip()[-300:]}"
@@ -135,7 +136,7 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
 
 
 def _peak_here(path: str, threads: int, batch: int) -> int | None:
-    """Peak growth of this process; :func:`peak_memory` runs it in a new one."""
+    """Peak memory growth of this process; :func:`peak_memory` calls it in a new process."""
     import numpy
 
     session_of(IDENTITY, threads).run(None, {"x": numpy.ones(1, numpy.float32)})
@@ -153,7 +154,7 @@ def _peak_here(path: str, threads: int, batch: int) -> int | None:
 
 
 def _status(field: str) -> int | None:
-    """A line of /proc/self/status, in bytes."""
+    """A field of /proc/self/status in bytes; None if unavailable."""
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith(field + ":"):
@@ -168,20 +169,21 @@ def _read_kit(folder: Path) -> list[dict[str, Any]]:
         raise KitError(f"{folder / 'models.json'} cannot be read: {error}") from error
     if kit.get("format") != KIT:
         raise KitError(
-            f"{folder / 'models.json'} is of format {kit.get('format')!r}, this script reads {KIT!r}"
+            f"{folder / 'models.json'} has the format {kit.get('format')!r}, this script reads "
+            f"{KIT!r}"
         )
     for entry in kit["models"]:
         data = (folder / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise KitError(
-                f"{entry['file']} was changed or damaged on the way: copy the folder again"
+                f"{entry['file']} was changed or damaged during copying: copy the folder again"
             )
     models: list[dict[str, Any]] = kit["models"]
     return models
 
 
 def _difference(session: Any, check: Path) -> float:
-    """Largest difference to the outputs that lie in the kit, relative to the largest magnitude."""
+    """Largest difference from the kit's reference outputs, relative to the largest magnitude."""
     import numpy
 
     with numpy.load(check, allow_pickle=False) as saved:
@@ -204,7 +206,7 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
     """Time every model of a kit.
 
     Raises:
-        KitError: for a kit that is not whole, or options out of range.
+        KitError: for an incomplete or damaged kit, or options out of range.
     """
     import numpy
 
@@ -246,7 +248,7 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
 
 
 def describe() -> dict[str, Any]:
-    """Facts about this machine that a result must state."""
+    """Facts about this machine, for the result file."""
     import numpy
     import onnxruntime
 
@@ -264,7 +266,7 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Names of the board and the CPU, as far as the system gives them."""
+    """Names of the board and the CPU, if the system reports them."""
     board = _first_line("/proc/device-tree/model")
     names = []
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
@@ -277,8 +279,8 @@ def cpu_name() -> str:
 
 
 def temperature() -> float | None:
-    """Temperature of the first sensor in degrees Celsius; None where there is none."""
-    # A hot board lowers its clock, so a time without a temperature says little.
+    """Temperature of the first sensor in degrees Celsius; None without a sensor."""
+    # A hot board lowers its clock: times are comparable only at similar temperatures.
     text = _first_line("/sys/class/thermal/thermal_zone0/temp")
     return int(text) / 1000 if text and text.lstrip("-").isdigit() else None
 
@@ -295,7 +297,7 @@ def _print(result: dict[str, Any]) -> None:
     lines = [
         f"{device['cpu']}, {device['cores']} cores, ONNX Runtime {device['onnxruntime']}; "
         f"{result['threads']} thread(s), batch {result['batch']}, {result['warmup']} warm-up and "
-        f"{result['repeats']} timed runs, all models in turns"
+        f"{result['repeats']} timed runs, all models interleaved"
     ]
     for row in result["models"]:
         lines.append(
@@ -303,13 +305,14 @@ def _print(result: dict[str, Any]) -> None:
         )
         if row["precision"] == "float32" and not row["difference"] <= AGREES:
             lines.append(
-                f"    WARNING: outputs differ by {row['difference']:.2g} from where the kit was made"
+                f"    WARNING: outputs differ by {row['difference']:.2g} from the kit's reference "
+                "outputs"
             )
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def main() -> int:
-    """Parse, run, write."""
+    """Parse the options, time the models and write the result."""
     here = Path(__file__).absolute().parent
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -332,9 +335,9 @@ def main() -> int:
         sys.stderr.write(f"bench.py: error: {error}\n")
         return 1
     out = Path(options.out)
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(json.dumps(result, indent=1))
-    beside.replace(out)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(out)
     _print(result)
     sys.stdout.write(f"written: {out}\n")
     return 0

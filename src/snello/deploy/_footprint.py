@@ -19,12 +19,13 @@ class Footprint:
     """Counts of a model or a file.
 
     Attributes:
-        parameters: number of parameters, tied ones once.
-        nonzeros: how many of them are not zero.
+        parameters: number of parameters, tied ones counted once.
+        nonzeros: number of non-zero parameters.
         dead_neurons: neurons of Linear and convolution layers whose incoming weights are all zero.
         macs: multiply-accumulate operations of one sample's forward pass, without normalisation
             layers and activations (as torch counts: ResNet-18 at 224² has 1.814 G).
-        bytes: size of parameters and buffers as float32 (integers as they are), tied ones once.
+        bytes: size of parameters and buffers in float32 (integers in their own dtype), tied ones
+            counted once.
     """
 
     parameters: int
@@ -39,7 +40,7 @@ def model_footprint(model: nn.Module, example_inputs: Example) -> Footprint:
 
     Args:
         model: any module; its mode is restored.
-        example_inputs: positional inputs with the batch on dimension 0; one sample of it is run.
+        example_inputs: positional inputs with the batch on dimension 0; only one sample is run.
 
     Raises:
         ModelError: if the model does not run on the inputs.
@@ -65,27 +66,31 @@ def model_macs(model: nn.Module, example_inputs: Example) -> int:
 
 
 def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) -> int:
-    """Multiply-accumulate operations of one sample, for any callable of torch's operators.
+    """Multiply-accumulate operations of one sample, for any callable that uses torch operators.
+
+    Args:
+        call: the callable.
+        inputs: its inputs with the batch on dimension 0.
+        name: name of the callable, for messages.
 
     Raises:
-        ModelError: if it does not run on one sample.
+        ModelError: if the callable does not run on one sample.
     """
     sample = tuple(x[:1] for x in inputs)
     try:
         with counted() as counter:
             call(*sample)
-    except Exception as error:  # the model's own code may raise anything
+    except Exception as error:  # the model's own code may raise any exception
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
         raise ModelError(f"{name} does not run on one sample of shape {shapes}: {error}") from error
     return counter.get_total_flops() // 2
 
 
 def state_bytes(state: Iterable[object]) -> int:
-    """Bytes of the tensors of a ``state_dict``, floating-point ones as float32, tied ones once.
+    """Size of a ``state_dict`` in bytes: floating-point tensors in float32, tied ones once.
 
     Args:
-        state: its values, taken with ``keep_vars=True``: the tensors themselves, so that a tied one
-            is recognised.
+        state: values of ``state_dict(keep_vars=True)``, in which tied tensors are the same object.
     """
     tensors = {id(t): t for t in state if isinstance(t, Tensor)}
     return sum(

@@ -20,17 +20,16 @@ Method = Literal["tensors", "process"]
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak memory of one forward pass, and the method that found it.
+    """Peak memory of one forward pass, and the method of measurement.
 
-    The two methods answer different questions: compare like with like.
+    Results of the two methods are not comparable with each other.
 
     Attributes:
-        bytes: the peak.
-        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of the activations
-            that live at the same time, as torch's operators hand them out (the scratch space inside
-            an operator is not seen; the same on every machine). ``"process"``: growth of the
-            resident set of a process of its own while it loads the file and runs it three times
-            (with everything the runtime takes for it).
+        bytes: the peak in bytes.
+        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of simultaneously
+            live outputs of torch's operators. It excludes temporary memory inside an operator and
+            is equal on all machines. ``"process"``: growth of the resident set of a separate
+            process that loads the file and runs it three times, including the runtime's buffers.
     """
 
     bytes: int
@@ -38,7 +37,7 @@ class PeakMemory:
 
 
 def model_peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
-    """Count the memory of the tensors that live at the same time in one forward pass.
+    """Count the memory of simultaneously live tensors in one forward pass.
 
     Args:
         model: any module; its mode is restored.
@@ -55,7 +54,16 @@ def model_peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
 def peak_memory_of(
     call: Callable[..., object], state: Iterable[Tensor], inputs: tuple[Tensor, ...]
 ) -> PeakMemory:
-    """Count the same for a callable that runs torch's operators on a state of its own."""
+    """Count the memory as :func:`model_peak_memory`, for a callable with a given state.
+
+    Args:
+        call: callable that uses torch operators.
+        state: its parameters and buffers.
+        inputs: its inputs.
+
+    Raises:
+        ModelError: if the callable does not run on the inputs.
+    """
     resident = _storages([*state, *inputs])
     try:
         with torch.no_grad(), _Live(resident) as live:
@@ -69,7 +77,7 @@ def peak_memory_of(
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follow the storages that operators return, until they are freed."""
+    """Track the storages that operators return, until they are freed."""
 
     def __init__(self, known: Mapping[int, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -98,6 +106,6 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address -> bytes of every piece of memory behind the tensors, shared ones once."""
+    """Address -> bytes of the storages of the tensors, shared ones once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -1,4 +1,4 @@
-"""Runners: callables that run a model once, with a record of how."""
+"""Runners: callables that run a model once, with the conditions of the run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Runner:
     """A model and its inputs, ready to run.
 
     Attributes:
-        runtime: what runs it.
+        runtime: name of the runtime.
         batch: number of samples per call.
-        device: where it runs, as torch names it.
-        threads: threads that the runtime was built with; None where the caller's setting holds.
-        call: runs it once.
+        device: device of the runtime, as torch names it.
+        threads: number of threads of the runtime; None if torch's setting applies.
+        call: function that runs the model once.
     """
 
     runtime: str
@@ -39,10 +39,10 @@ class Runner:
 
 
 def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Runner:
-    """Make a model ready to run in PyTorch: evaluation mode, no autograd.
+    """Prepare a model to run in PyTorch, in evaluation mode and without autograd.
 
     Args:
-        model: any module; a copy of it as it is now is run.
+        model: any module; it is copied.
         inputs: positional inputs with the batch on dimension 0, on the device of the model.
 
     Raises:
@@ -61,23 +61,23 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
 def compiled_runner(
     model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1
 ) -> Runner:
-    """Compile a model with ``torch.compile``: one whole graph, for these shapes alone.
+    """Prepare a model to run under ``torch.compile``, as a single graph for fixed shapes.
 
-    It is compiled before it is timed, and for one number of threads, which torch writes into the
-    code.
+    The model is compiled here, before timing, for a fixed number of threads, which torch writes
+    into the generated code.
 
     Args:
-        model: any module; a copy of it as it is now is run.
+        model: any module; it is copied.
         inputs: positional inputs with the batch on dimension 0, on the device of the model.
-        threads: number of CPU threads that it will run with.
+        threads: number of CPU threads to run with.
 
     Raises:
         ModelError: if the model cannot be compiled as one graph, or does not run on the inputs.
-        ConfigError: where there is no C++ compiler, or for a number of threads below one.
+        ConfigError: without a C++ compiler, or for a number of threads below one.
     """
     check_threads(threads)
     arguments = as_inputs(inputs)
-    # A graph that breaks, or is compiled too often, would fall back to eager mode without a word.
+    # A graph break or too many recompilations would silently fall back to eager mode.
     compiled = torch.compile(copied(model).eval(), fullgraph=True, dynamic=False)
 
     def call() -> object:
@@ -87,17 +87,17 @@ def compiled_runner(
     with torch_threads(threads):
         try:
             call()
-        except Exception as error:  # torch.compile wraps whatever its back ends raise
+        except Exception as error:  # torch.compile wraps any exception of its back ends
             raise _not_compiled(error, type(model).__name__) from error
     return runner("torch.compile", arguments, threads, call, type(model).__name__)
 
 
 def _not_compiled(error: Exception, name: str) -> Exception:
-    # torch wraps the reason in an error of its own, by text alone.
+    # torch wraps the original error and keeps only its text.
     if "InvalidCxxCompiler" in str(error) or "No working C++ compiler" in str(error):
         return ConfigError(
-            "torch.compile needs a C++ compiler and finds none: install one (Debian: apt-get install g++), name it in "
-            "the environment variable CXX, or leave torch.compile out"
+            "torch.compile needs a C++ compiler and finds none: install one (Debian: apt-get "
+            "install g++), set the environment variable CXX to its path, or leave torch.compile out"
         )
     return ModelError(f"torch.compile cannot compile {name} as one graph: {first_line(error)}")
 
@@ -110,23 +110,23 @@ def runner(
     what: str,
     device: str | None = None,
 ) -> Runner:
-    """Make a runner of a callable, after trying it once.
+    """Build a runner from a callable, after one trial run.
 
     Args:
-        runtime: what runs it.
-        inputs: what it is run on, for the batch size and the messages.
-        threads: threads that the runtime was built with; None where the caller's setting holds.
-        call: runs it once.
-        what: the model or the file, for messages.
-        device: where it runs; None for where the inputs are.
+        runtime: name of the runtime.
+        inputs: inputs of the model, for the batch size and for messages.
+        threads: number of threads of the runtime; None if torch's setting applies.
+        call: function that runs the model once.
+        what: name of the model or the file, for messages.
+        device: device of the runtime; None for the device of the inputs.
 
     Raises:
-        ModelError: if it does not run.
+        ModelError: if the trial run fails.
     """
-    # Better once now than in the middle of a timing run.
+    # An error here names the model; later it would interrupt a timing run of several models.
     try:
         call()
-    except Exception as error:  # every runtime has exceptions of its own
+    except Exception as error:  # every runtime defines its own exceptions
         raise ModelError(
             f"{what} does not run on inputs of shape {[tuple(x.shape) for x in inputs]}: {error}"
         ) from error
@@ -134,14 +134,14 @@ def runner(
 
 
 def random_inputs(shapes: Iterable[Iterable[int]]) -> tuple[Tensor, ...]:
-    """Standard normal inputs of these shapes, always the same."""
+    """Standard normal inputs of these shapes, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(tuple(shape), generator=generator) for shape in shapes)
 
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Set torch's thread count within the block."""
+    """Set torch's number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""Comparison of an exported file with the model that it was made from."""
+"""Comparison of an exported file with the original model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from snello.graph import as_inputs
 from snello.wrappers import check_values, copied
 
 TOLERANCE = 1e-4
-"""Largest accepted difference to PyTorch in float32, relative to the largest output."""
+"""Largest accepted difference from PyTorch in float32, relative to the largest output."""
 
 _ROUNDINGS = 8
-"""Accepted difference in half precision, in roundings of the largest output."""
+"""Accepted difference in half precision, in units of rounding of the largest output."""
 
 
 def tolerance_of(model: nn.Module) -> float:
-    """Largest accepted difference to PyTorch, by the narrowest dtype that a model computes in."""
+    """Largest accepted difference from PyTorch, for the narrowest dtype of a model."""
     narrow = {t.dtype for t in model.state_dict().values() if isinstance(t, Tensor)} & {
         torch.float16,
         torch.bfloat16,
@@ -35,42 +35,43 @@ def tolerance_of(model: nn.Module) -> float:
 
 
 def check_batch_sizes(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
-    """Check that a model itself runs at every batch size that its export takes.
+    """Check that the original model runs at every batch size that its export accepts.
 
     Raises:
-        ModelError: if it does not.
+        ModelError: if it fails at one of them.
     """
     for batch in batches:
         _outputs(model, batch)
 
 
 def checked_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
-    """Example inputs on the CPU, each with a batch.
+    """Example inputs on the CPU, each with a batch on dimension 0.
 
     Raises:
-        ConfigError: if there is none, or one without a batch.
+        ConfigError: if there are no inputs, or one has no batch dimension.
     """
     inputs = as_inputs(example_inputs)
     if not inputs or not all(x.dim() and x.shape[0] for x in inputs):
         raise ConfigError(
-            f"example inputs of shape {shapes(inputs) or 'none'}: give each a batch of at least 1 on dimension 0"
+            f"example inputs of shape {shapes(inputs) or 'none'}: each needs a batch of at least 1 "
+            "on dimension 0"
         )
     return tuple(x.detach().cpu() for x in inputs)
 
 
 def shapes(inputs: Sequence[Tensor]) -> str:
-    """Shapes for a message."""
+    """Shapes as text, for messages."""
     return ", ".join(str(tuple(x.shape)) for x in inputs)
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode."""
+    """A copy of a model on the CPU, in evaluation mode."""
     check_values(model, "export")
     return copied(model).eval().cpu()
 
 
 def one_more(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same inputs with the first sample once more: another batch size."""
+    """The inputs with the first sample repeated, to test another batch size."""
     return tuple(torch.cat([x, x[:1]]) for x in inputs)
 
 
@@ -83,7 +84,7 @@ def dynamic_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[object,
 
 
 def batch_of(inputs: tuple[Tensor, ...]) -> int:
-    """Samples per call: dimension 0 of the first input, 1 where it has none."""
+    """Samples per call: dimension 0 of the first input; 1 for a scalar or no input."""
     return int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
 
 
@@ -96,36 +97,36 @@ def compare_outputs(
     """Run a model and its export on the same inputs, and compare the outputs.
 
     Args:
-        model: on the CPU, in evaluation mode.
-        inputs: on the CPU.
-        run: the exported model: inputs to the list of its outputs.
-        where: what runs the exported model, for messages.
+        model: the original model, on the CPU and in evaluation mode.
+        inputs: inputs on the CPU with the batch on dimension 0.
+        run: the exported model, a function from inputs to the list of outputs.
+        where: name of the runtime, for messages.
 
     Returns:
         The largest difference over the outputs, each relative to its largest magnitude.
 
     Raises:
         ModelError: if either does not run, or an output differs in shape or by more than 1e-4 of
-            its largest magnitude (in half precision by 8 roundings of it).
+            its largest magnitude (in half precision, by more than 8 units of rounding).
     """
     tolerance = tolerance_of(model)
     name, batch = type(model).__name__, batch_of(inputs)
     expected = _outputs(model, inputs)
     try:
         found = run(inputs)
-    except Exception as error:  # every runtime has exceptions of its own
+    except Exception as error:  # every runtime defines its own exceptions
         raise ModelError(
             f"the exported {name} does not run in {where} at batch size {batch}: {first_line(error)}{_way_out(model)}"
         ) from error
     if [y.shape for y in found] != [y.shape for y in expected]:
         raise ModelError(
             f"the exported {name} gives outputs of shape {[tuple(y.shape) for y in found]} in {where} at batch "
-            f"size {batch}; PyTorch gives {[tuple(y.shape) for y in expected]}"
+            f"size {batch}, but PyTorch gives {[tuple(y.shape) for y in expected]}"
         )
     worst = 0.0
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         difference = relative_difference(a, b)
-        # Negated, so that a NaN on either side is a failure too.
+        # The negated comparison also fails for NaN.
         if not difference <= tolerance:
             raise ModelError(
                 f"the exported {name} differs from PyTorch by {difference:.3g} of the largest magnitude in {where}, "
@@ -144,9 +145,9 @@ def _way_out(model: nn.Module) -> str:
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of ``expected``.
+    """Largest absolute difference divided by the largest magnitude of ``expected``.
 
-    Infinite where ``expected`` is zero and ``found`` is not.
+    Infinite if ``expected`` is all zero and ``found`` is not.
     """
     if expected.numel() == 0:
         return 0.0
@@ -159,23 +160,23 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     try:
         with torch.no_grad():
             outputs = model(*inputs)
-    except Exception as error:  # the model's own code may raise anything
+    except Exception as error:  # the model's own code may raise any exception
         raise ModelError(
-            f"{type(model).__name__} itself does not run at batch size {batch_of(inputs)}, so no export of it can: "
-            f"{first_line(error)}"
+            f"{type(model).__name__} itself does not run at batch size {batch_of(inputs)}, so its "
+            f"export cannot either: {first_line(error)}"
         ) from error
     return flat(outputs)
 
 
 def flat(outputs: object) -> list[Tensor]:
-    """Tensors and arrays in the outputs of a model or a runtime, in order, as tensors."""
+    """Flatten the outputs of a model or a runtime to a list of tensors, in order."""
     leaves = pytree.tree_leaves(outputs)
     return [torch.as_tensor(y) for y in leaves if isinstance(y, Tensor) or hasattr(y, "__array__")]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the prints, warnings and logs of exporters; their failures are exceptions."""
+    """Silence the prints, warnings and logs of exporters, which raise on failure anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -200,7 +201,7 @@ _ADVICE = re.compile(
 
 
 def first_line(error: BaseException) -> str:
-    """Cause of an error in one line: the first exception of its chain, without advice."""
+    """Cause of an error in one line: the first exception of its chain, without torch's hints."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = _CONTROL.sub("", str(error))

@@ -1,4 +1,4 @@
-"""The tracer: modules that stay one operation, and arguments that keep a constant value."""
+"""torch.fx's tracer, with modules that stay one node and arguments that keep a constant value."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .places import note_caller
 from .targets import TargetTable
 
 _LEAVES: TargetTable[None] = TargetTable()
+"""Classes added by :func:`register_leaf`. A set: a lookup gives one None for each match."""
 
 
 def register_leaf(target: type[nn.Module] | str) -> None:
@@ -51,11 +52,11 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in _CONTAINERS:
             return False
-        own = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
-        # A BatchNorm of one's own mostly calls the functional form, which tracing freezes in one
-        # mode.
-        own = own or is_batchnorm(m)
-        return own or super().is_leaf_module(m, module_qualified_name)
+        leaf = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
+        # A user's subclass of BatchNorm mostly calls F.batch_norm(..., self.training): traced into,
+        # the mode at capture would be a constant of the graph.
+        leaf = leaf or is_batchnorm(m)
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -68,7 +69,8 @@ class Tracer(fx.Tracer):
         is_module: bool,
         concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
     ) -> tuple[Any, list[Any]]:
-        # torch.fx's own concrete_args rename placeholders and add assertions to the graph.
+        # Constants are put in here: as concrete_args, torch.fx would rename their placeholders and
+        # assert their values in the graph.
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         if is_module:
             keep_signature(self.graph, self.root)

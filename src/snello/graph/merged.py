@@ -27,12 +27,14 @@ def one_of(*tensors: Tensor) -> Tensor:
 def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
     """Merge the calls of layers that are called several times.
 
-    1. All calls of such a layer are one step, the first. Calls that have other arguments than
-       tensors, which differ, stay apart.
-    2. So are operations that do the same with results of merged steps.
-    3. Where the calls read different tensors, the step reads :func:`one_of` them. Only the first
-       one is an operand of it, as the others may come from the layer itself, in a recurrence. They
-       are read at the end.
+    1. All calls of such a layer become one step, in the place of the first. Where an argument that
+       is no tensor differs between them, all stay apart.
+    2. Operations behind such calls become one step, too, if they call the same target with the
+       same arguments, results of merged steps counting as the same: the ReLU of each level.
+    3. Where the calls read different tensors, the step reads a :func:`one_of` in their place. Its
+       operand is the first tensor alone: in a recurrence, the others come from the layer itself,
+       and would close a circle. Another :func:`one_of`, just before the output, reads those, so
+       that they stay at full width as well.
 
     Args:
         tape: of the model.
@@ -62,10 +64,10 @@ def _without_value(leaf: Any) -> Any:
 
 
 def _classes(steps: Sequence[Step], names: set[str]) -> list[int]:
-    """For each step the first one that it is merged with: itself, if with none."""
+    """The class of each step: the number of the first step that it is merged with, or its own."""
     classes: list[int] = []
     known: dict[Hashable, int] = {}
-    several: set[int] = set()  # classes that may stand for several tensors
+    several: set[int] = set()  # classes whose result may stand for those of several steps
     for number, step in enumerate(steps):
         key: Hashable = number
         if step.kind == "call_module" and step.target in names:
@@ -80,26 +82,30 @@ def _classes(steps: Sequence[Step], names: set[str]) -> list[int]:
 
 
 def _of_classes(step: Step, classes: Sequence[int]) -> Any:
-    """Arguments with classes in place of steps."""
+    """Arguments of a step whose values name the class of a step instead of the step."""
     return renumbered((step.args, dict(step.kwargs)), classes)
 
 
 class _Merge:
-    """A tape in the making.
+    """The merged tape in the making.
 
     Attributes:
+        classes: the class of each step of the old tape.
         steps: one for each class, and one for each :func:`one_of`.
-        places: class -> the number of its step.
+        numbers: class -> the number of its step among these.
+        rest: what merged calls read, but for the first tensor of each operand; steps as classes.
     """
 
     def __init__(self, classes: Sequence[int]) -> None:
         self.classes = classes
         self.steps: list[Step] = []
-        self.places: dict[int, int] = {}
+        self.numbers: dict[int, int] = {}
         self.rest: list[Value] = []
 
     def add(self, number: int, members: Sequence[Step]) -> None:
-        """Add the step of a class, given in order of its first member."""
+        """Add the one step of a class. Classes come in the order of their first members, so that
+        the step of what a first member reads is there already.
+        """
         first = members[0]
         calls = zip(*(step.operands for step in members), strict=True)
         operands = iter([self._operand(values) for values in calls])
@@ -107,19 +113,19 @@ class _Merge:
             (first.args, dict(first.kwargs)),
             lambda leaf: next(operands) if isinstance(leaf, Value) else leaf,
         )
-        self.places[number] = len(self.steps)
+        self.numbers[number] = len(self.steps)
         self.steps.append(replace(first, args=args, kwargs=kwargs))
 
     def read_the_rest(self) -> None:
         """Add a step that reads what merged calls read, but for the first of each."""
         if self.rest:
-            values = tuple(self._placed(value) for value in self.rest)
+            values = tuple(self._renumbered(value) for value in self.rest)
             self.steps.append(Step("call_function", one_of, values, effect=True))
 
     def _operand(self, values: Sequence[Value]) -> Value:
-        """The operand of a merged step, given those of all calls."""
+        """One operand of a merged step, from the values that its calls have there."""
         distinct = list(dict.fromkeys(replace(v, step=self.classes[v.step]) for v in values))
-        first = self._placed(distinct[0])
+        first = self._renumbered(distinct[0])
         if len(distinct) == 1:
             return first
         self.rest += distinct[1:]
@@ -128,6 +134,6 @@ class _Merge:
         self.steps.append(Step("call_function", one_of, (first,), shapes=shapes))
         return Value(len(self.steps) - 1)
 
-    def _placed(self, value: Value) -> Value:
-        """A value by the place of its class instead of its class."""
-        return replace(value, step=self.places[value.step])
+    def _renumbered(self, value: Value) -> Value:
+        """The value in the merged tape, of one whose step is a class."""
+        return replace(value, step=self.numbers[value.step])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -12,18 +13,20 @@ import torch
 from torch import fx, nn
 
 _PLACE = "snello_place"
-_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-"""Folders of torch and of this package: their frames are not the user's code."""
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
+)
+"""Folders of torch and of this package. All other files are the user's code, timm's included."""
 
 
 def place_of(node: fx.Node) -> str | None:
-    """Return ``file.py:57``, where the model's code runs an operation; None where that is unknown."""
+    """Return ``folder/file.py:57``, where the model's code runs an operation; None if unknown."""
     place: str | None = node.meta.get(_PLACE)
     return place
 
 
 def at_place(node: fx.Node) -> str:
-    """Return `` (at file.py:57)``, to follow a reason; empty where the place is unknown."""
+    """Return `` (at folder/file.py:57)``, to follow a reason; empty where the place is unknown."""
     place = place_of(node)
     return f" (at {place})" if place else ""
 
@@ -53,16 +56,17 @@ def calling_place() -> str | None:
 
 
 def place_of_error(error: BaseException) -> str | None:
-    """Return ``file.py:57``, the innermost line of the user's code in a traceback; None if none is."""
+    """Return ``folder/file.py:57``, the innermost line of user code in a traceback, or None."""
     frames: Iterable[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_users(frame.filename)]
-    return _short(own[-1].filename, own[-1].lineno or 0) if own else None
+    users = [frame for frame in frames if _is_users(frame.filename)]
+    return _short(users[-1].filename, users[-1].lineno or 0) if users else None
 
 
 def module_of_error(error: BaseException, model: nn.Module) -> str | None:
-    """Return the name of the innermost submodule in whose forward an error was raised; None if none
-    was running.
+    """Return the name of the innermost submodule in whose forward an error was raised; None if only
+    the model's own was running.
     """
+    # A frame belongs to the module that it has as ``self``.
     names = {id(module): name for name, module in model.named_modules()}
     owners: Iterable[str | None] = (
         names.get(id(frame.f_locals.get("self")))
@@ -73,11 +77,14 @@ def module_of_error(error: BaseException, model: nn.Module) -> str | None:
 
 
 def _is_users(name: str) -> bool:
-    return not name.startswith(_OWN) and not name.startswith("<")
+    """True of a file of the user's code; code without a file has names such as ``<string>``."""
+    return not name.startswith(_LIBRARIES) and not name.startswith("<")
 
 
 def _short(name: str, line: int) -> str:
-    """The place without folders that differ from machine to machine."""
+    """The place without the folders that differ from machine to machine: the path below
+    site-packages, or the last folder and the file.
+    """
     path = Path(name)
     parts = path.parts
     if "site-packages" in parts:

@@ -17,22 +17,22 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
     """Run the graph once in evaluation mode and note the shape of every tensor on its node.
 
     Args:
-        module: the graph module; its modes are restored.
+        module: the graph module; afterwards each layer is in its own mode, training or not, again.
         arguments: placeholder -> its value. Placeholders that are left out have their default.
 
     Returns:
-        The tensors among the outputs.
+        The tensors among the outputs, with the same random numbers as in :func:`outputs_of` the
+        model, so that the two can be compared.
     """
-    copies = pytree.tree_map_only(
-        Tensor, torch.clone, dict(arguments)
-    )  # a graph may write on its inputs
+    # A graph may write on its inputs.
+    copies = pytree.tree_map_only(Tensor, torch.clone, dict(arguments))
     with evaluation(module), same_numbers():
         return tensors_of(_Shapes(module, copies).run())
 
 
 class ByName(fx.Interpreter):
-    """Runs a graph on arguments by the name of their placeholder; those left out have their
-    default.
+    """Runs a graph on a mapping, placeholder -> argument. A placeholder that is left out has its
+    default, or None without one.
     """
 
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def known_shape(node: fx.Node) -> tuple[int, ...]:
-    """:func:`shape_of` a node whose output is known to be one tensor."""
+    """As :func:`shape_of`, for a node whose output must be one tensor: never None."""
     shape = shape_of(node)
     assert shape is not None
     return shape

@@ -33,11 +33,13 @@ class Step:
     """One operation.
 
     Attributes:
-        kind, target, args, kwargs: as those of a node of torch.fx, with :class:`Value` for tensors.
+        kind, target, args, kwargs: as ``op``, ``target``, ``args`` and ``kwargs`` of a node of
+            torch.fx, with a :class:`Value` for each tensor.
         shapes: path in the result -> shape, of each tensor in it.
         owner: name of the innermost module whose forward calls the operation.
         place: file and line of the user's code that calls the operation.
-        effect: whether the operation counts even if nothing reads its result.
+        effect: whether the step stays even if no step reads its result: it gives no tensor
+            (``item``, ``bool``), or writes on a parameter or a buffer.
     """
 
     kind: str
@@ -61,7 +63,8 @@ class Tape:
 
     Attributes:
         steps: in order; the last one is the output.
-        constants: name -> tensor that neither the model holds nor the forward computes.
+        constants: name -> tensor that the forward reads, but that is no input, parameter or buffer
+            and no result of a step, such as a plain attribute.
     """
 
     steps: Sequence[Step]
@@ -105,7 +108,7 @@ def tensors_by_path(result: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor
 
 
 def renumbered(structure: Any, numbers: Sequence[int] | Mapping[int, int]) -> Any:
-    """The same structure with other numbers of steps in its values."""
+    """The same structure, in which a value of step ``i`` is one of step ``numbers[i]``."""
 
     def renamed(leaf: Any) -> Any:
         return replace(leaf, step=numbers[leaf.step]) if isinstance(leaf, Value) else leaf
@@ -121,20 +124,21 @@ def needed(tape: Tape) -> Tape:
             for operand in tape.steps[number].operands:
                 live[operand.step] = True
     kept = [number for number, lives in enumerate(live) if lives]
-    places = {number: place for place, number in enumerate(kept)}
+    numbers = {old: new for new, old in enumerate(kept)}
     steps = [tape.steps[number] for number in kept]
-    return replace(tape, steps=[_moved(step, places) for step in steps])
+    return replace(tape, steps=[_moved(step, numbers) for step in steps])
 
 
-def _moved(step: Step, places: Mapping[int, int]) -> Step:
-    args, kwargs = renumbered((step.args, dict(step.kwargs)), places)
+def _moved(step: Step, numbers: Mapping[int, int]) -> Step:
+    args, kwargs = renumbered((step.args, dict(step.kwargs)), numbers)
     return replace(step, args=args, kwargs=kwargs)
 
 
 def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
-    """Turn a tape into a graph module, for a look at it: it shares the layers of a model.
+    """Turn a tape into a graph module that is read, not run.
 
-    Shapes are those of the tape.
+    Layers and parameters are those of ``root`` itself, no copies. The constants of the tape are
+    buffers beside them; shapes are those that the tape has noted.
     """
     held = copy.copy(root)
     held._buffers = {**root._buffers, **tape.constants}
@@ -146,6 +150,7 @@ def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
             lambda leaf: _node(graph, nodes, tape, leaf) if isinstance(leaf, Value) else leaf,
         )
         node = graph.create_node(step.kind, step.target, args, kwargs)
+        # The entry that torch.fx's tracer makes, for the innermost module: read by Graph.owner.
         node.meta["nn_module_stack"] = {step.owner: (step.owner, None)} if step.owner else {}
         node.meta["snello_shape"] = step.shapes.get(())
         note(node, step.place)
@@ -154,7 +159,9 @@ def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
 
 
 def _node(graph: fx.Graph, nodes: dict[Value, fx.Node], tape: Tape, value: Value) -> fx.Node:
-    """Node of a value; of a part of a result, with the indexing in front."""
+    """The node that gives a value. For a part of a step's result, the ``getitem`` nodes that lead
+    to it are added, one for each key of its path.
+    """
     if value not in nodes:
         whole = _node(graph, nodes, tape, Value(value.step, value.path[:-1]))
         node = graph.call_function(operator.getitem, (whole, value.path[-1]))

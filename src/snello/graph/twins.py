@@ -1,4 +1,4 @@
-"""Comparison of a captured graph with the model that it was captured from."""
+"""The outputs of a model and of its twin, the captured graph: run alike, and compared."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ from .inputs import Inputs
 from .modes import evaluation
 
 TOLERANCE = 1e-3
-"""Largest difference relative to the largest output: the same operations, perhaps in another order."""
+"""Largest difference between equal outputs, as a part of the largest absolute value of the tensor:
+rounding of the same operations, perhaps in another order.
+"""
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Tensors among the outputs of a model, in evaluation mode. It may write on its inputs."""
+    """Tensors among the outputs of a model in evaluation mode. As a model may write on its inputs,
+    it is given copies.
+    """
     with evaluation(model), same_numbers():
         return tensors_of(inputs.map(torch.clone).call(model))
 
 
 @contextmanager
 def same_numbers() -> Iterator[None]:
-    """Draw the same random numbers each time, without gradients; the generator is left as it
-    was.
+    """Seed the generators, so that each run inside such a block draws the same random numbers; no
+    gradients are recorded. Afterwards the generators of the CPU and of CUDA are as they were.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    # torch.manual_seed would queue a seed for devices that are not initialised yet.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        for generator in (
+            torch.default_generator,
+            *(torch.cuda.default_generators[i] for i in devices),
+        ):
+            generator.manual_seed(0)
         yield
 
 
@@ -41,7 +51,8 @@ def tensors_of(output: object) -> list[Tensor]:
 
 def parts_of(output: object) -> dict[str, object] | None:
     """Items of a container by key, index or field name; None for anything else."""
-    if isinstance(output, Mapping):  # tracing makes a plain dict of every kind of mapping
+    # Before dataclasses: a ModelOutput of transformers is both, and a plain dict in its twin.
+    if isinstance(output, Mapping):
         return {repr(key): value for key, value in output.items()}
     if isinstance(output, (list, tuple)):
         return {str(index): value for index, value in enumerate(output)}
@@ -51,7 +62,7 @@ def parts_of(output: object) -> dict[str, object] | None:
 
 
 def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Return True if two lists of tensors are not the same but for rounding."""
+    """Return True if two lists of tensors differ by more than rounding, or in number or shape."""
     pairs = zip(expected, found, strict=False)
     return len(expected) != len(found) or any(not _close(a, b) for a, b in pairs)
 
@@ -59,8 +70,9 @@ def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if not a.is_floating_point():
+    if not (a.is_floating_point() or a.is_complex()):
         return bool((a == b).all())
     finite = a[a.isfinite()]
+    # Of the expected output alone; 1e-30 where it is zero or has no finite value.
     scale = float(finite.abs().max()) if len(finite) else 0.0
     return torch.allclose(a, b, rtol=0, atol=TOLERANCE * max(scale, 1e-30), equal_nan=True)

@@ -1,12 +1,12 @@
-"""snello inside other libraries' training loops.
+"""Callbacks that run snello inside other libraries' training loops.
 
-Callbacks are thin: each builds objects of the public API, drives them, and keeps their state in the
-library's own checkpoints. :mod:`snello.integrations.lightning` needs the extra ``train``,
-:mod:`snello.integrations.huggingface` the extra ``huggingface``; nothing is imported before it is
-asked for.
+Each callback builds objects of the public API, calls them from the training loop and saves their
+state in the library's own checkpoints. :mod:`snello.integrations.lightning` needs the extra
+``train``, :mod:`snello.integrations.huggingface` the extra ``huggingface``; neither is imported
+before its first use.
 """
 
 from ._scores import scores_of as scores_of
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = []

@@ -1,4 +1,4 @@
-"""The same masks on all processes."""
+"""Synchronisation of pruning masks across processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from snello.pruning import Pruner
 
 
 def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:
-    """Give every process the masks and the weights of the first one.
+    """Broadcast the masks and the weights of rank 0 to all processes.
 
-    All processes see the same averaged loss and hold the same weights, and so decide alike; but a
-    mask that differs on one rank would never be noticed, and this costs one broadcast in a pruning
-    step.
+    All processes have the same averaged loss and the same weights, and so should take the same
+    decisions. A mask that differs on one rank would go unnoticed, though, and the broadcast is
+    cheap: one per pruning step.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -25,7 +25,7 @@ def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:
     distributed.broadcast_object_list(masks)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            dense = tensor.detach().contiguous()  # channels_last weights are not
+            dense = tensor.detach().contiguous()  # broadcast refuses channels_last weights
             distributed.broadcast(dense, 0)
             tensor.copy_(dense)
     if rank:

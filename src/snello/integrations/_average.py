@@ -1,4 +1,4 @@
-"""A running average of the weights in training."""
+"""Exponential moving average of the weights during training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class WeightAverage(L.Callback):
     r"""Keep an exponential moving average of the weights: :math:`\bar w \leftarrow d\,\bar w + (1 -
     d)\,w`.
 
-    Training and validation use the weights themselves; :attr:`average` is for whoever ships the
-    network. Buffers are averaged too, so that the average has its own BatchNorm statistics. A
-    :class:`SensitivityPruning` in the same trainer has its masks applied to the average as well:
-    what is pruned is zero in both.
+    Training and validation use the current weights; :attr:`average` holds the averaged network, for
+    testing and export. Buffers are averaged too, so that the average has its own BatchNorm
+    statistics. A :class:`SensitivityPruning` in the same trainer applies its masks to the average
+    as well, so that pruned weights are zero in both.
 
     Args:
-        decay: share of the past, d, in (0, 1).
+        decay: weight d of the previous average, in (0, 1).
 
     Raises:
-        ConfigError: for another decay.
+        ConfigError: if the decay is not in (0, 1).
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -40,9 +40,13 @@ class WeightAverage(L.Callback):
         self.average: AveragedModel | None = None
 
     def start(self, model: nn.Module, steps: int) -> AveragedModel:
-        """The average, built when it is first asked for; a resumed run goes on with its own.
+        """Create the average on the first call, from the checkpoint's state if a run is resumed.
 
-        A second ``fit`` of the same model goes on averaging; another model starts a new average.
+        A second ``fit`` of the same model continues the average; another model starts a new one.
+
+        Args:
+            model: the network in training.
+            steps: number of optimizer steps taken so far.
         """
         if self._source is not None and self._source() is not model:
             self.average = None
@@ -57,22 +61,22 @@ class WeightAverage(L.Callback):
         return self.average
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copy the model as it is."""
+        """Create the average from the current weights."""
         self.start(inner_model(pl_module), trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """After a step of the optimizer: not after batches that only accumulate gradients."""
+        """Update the average after an optimizer step, not after merely accumulated gradients."""
         assert self.average is not None
         if trainer.global_step > self._steps:
             self.average.update_parameters(inner_model(pl_module))
         self._steps = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
+        """The state of the average, for Lightning's checkpoint."""
         return {} if self.average is None else dict(self.average.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint; taken in when training starts."""
+        """Keep the state from Lightning's checkpoint until training starts."""
         self._restored = state_dict or None
 
 

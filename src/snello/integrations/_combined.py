@@ -1,4 +1,4 @@
-"""Pruning and selective updates in one training."""
+"""Combination of pruning and selective updates in one training run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from snello.neurons import spread
 
 @contextmanager
 def frozen_rows_held(updates: SelectiveUpdate | None) -> Iterator[None]:
-    """Restore the neurons that are not updated when the block ends.
+    """Restore the weights of frozen neurons at the end of the block.
 
-    For a decay that reads the gradients of weights, as LOBSTER's: where none was computed it would
-    find the loss insensitive to every weight, and nothing is known about them.
+    For a decay that depends on weight gradients, such as LOBSTER's. A frozen neuron's gradient is
+    not computed; the decay would read it as zero sensitivity and shrink weights whose sensitivity
+    is unknown.
     """
     held = (
         [] if updates is None else [(p, rows, p.detach().clone()) for p, rows in _frozen(updates)]
@@ -29,7 +30,7 @@ def frozen_rows_held(updates: SelectiveUpdate | None) -> Iterator[None]:
 
 
 def _frozen(updates: SelectiveUpdate) -> Iterator[tuple[Tensor, Tensor]]:
-    """The parameters with frozen neurons, each with a boolean tensor that broadcasts over it."""
+    """Parameters with frozen neurons, each with a boolean mask broadcastable to its shape."""
     for name, mask in updates.frozen.items():
         if bool(mask.any()):
             layer = updates.model.get_submodule(name)

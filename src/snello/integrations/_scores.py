@@ -1,4 +1,4 @@
-"""The scores in what a network returned."""
+"""Extraction of the score tensor from a network's outputs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from snello.errors import ConfigError
 
 
 def scores_of(outputs: Any) -> Tensor:
-    """The tensor of scores in what a network returned.
+    """Extract the tensor of scores from the outputs of a network.
 
-    Torchvision's segmentation networks return a mapping with ``"out"``, others ``"logits"`` or an
-    object that has them.
+    Torchvision's segmentation networks return a mapping with ``"out"``; Hugging Face models return
+    an object or a mapping with ``"logits"``.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if the outputs contain no scores.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -26,6 +26,6 @@ def scores_of(outputs: Any) -> Tensor:
         if isinstance(found, Tensor):
             return found
     raise ConfigError(
-        f"the network returned a {type(outputs).__name__}, in which a sensitivity finds no scores: return a "
-        "tensor, or a mapping or an object with 'out' or 'logits'"
+        f"the network returned a {type(outputs).__name__} without scores: return a tensor, or a "
+        "mapping or an object with 'out' or 'logits'"
     )

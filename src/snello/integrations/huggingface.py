@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: sensitivity, pruning and selective updates as one callback."""
+"""Callback for Hugging Face's Trainer: sensitivity, pruning and selective updates."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
-    """Build a callback of transformers: ``Trainer(callbacks=[huggingface_callback(...)])``.
+    """Build a callback for transformers: ``Trainer(callbacks=[huggingface_callback(...)])``.
 
-    The sensitivity observes every training forward and decays after every step of the optimizer;
-    the pruner is asked after every evaluation, ``updates`` at the end of every epoch. State lies in
-    the Trainer's checkpoints; a second ``train()`` of the same model goes on from the first. The
-    masks stay in force after training.
+    The sensitivity observes every training forward pass and decays weights after every optimizer
+    step; the pruner steps after every evaluation, ``updates`` at the end of every epoch. Their
+    state is saved with the Trainer's checkpoints; a second ``train()`` of the same model continues
+    from the first. The masks stay in force after training.
 
     Args:
-        sensitivity: ``lambda model: SeReNe(model, 1e-4)``.
-        pruner: ``lambda model, optimizer: Pruner(model, optimizer, validation_loss)``.
-        updates: ``lambda model, optimizer: NEq(model, optimizer, probe)``.
-        monitor: the metric of an evaluation that the pruner looks at; it is a loss.
+        sensitivity: function that builds the sensitivity, such as
+            ``lambda model: SeReNe(model, 1e-4)``.
+        pruner: function that builds the pruner, such as
+            ``lambda model, optimizer: Pruner(model, optimizer, validation_loss)``.
+        updates: function that builds the selective update, such as
+            ``lambda model, optimizer: NEq(model, optimizer, probe)``.
+        monitor: name of the evaluation loss that is passed to the pruner.
 
     Raises:
-        ConfigError: when nothing is asked for; while training, if an evaluation lacks the metric.
+        ConfigError: if all three are None; during training, if an evaluation lacks the metric.
         MissingExtraError: without transformers.
     """
     if sensitivity is None and pruner is None and updates is None:
-        raise ConfigError("huggingface_callback: give a sensitivity, a pruner or updates")
+        raise ConfigError("huggingface_callback: pass a sensitivity, a pruner or updates")
     base: Any = require("transformers", "huggingface", "the Trainer's callback").TrainerCallback
 
     class SnelloCallback(base):  # type: ignore[misc]
@@ -57,7 +60,7 @@ def huggingface_callback(
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
             if "pruner" in getattr(self, "parts", {}):
-                self.parts["pruner"].remove()  # the new one begins with its masks
+                self.parts["pruner"].remove()  # the new pruner takes over its masks
             built = {
                 "sensitivity": sensitivity and sensitivity(model),
                 "pruner": pruner and pruner(model, optimizer),
@@ -71,7 +74,7 @@ def huggingface_callback(
                 found = archives.load(saved)
                 for name, part in self.parts.items():
                     part.load_state_dict(found[name])
-            elif self.last is not None and self.last[0]() is model:  # trained once more
+            elif self.last is not None and self.last[0]() is model:  # a second train()
                 for name, part in self.parts.items():
                     part.load_state_dict(self.last[1][name])
 
@@ -90,7 +93,8 @@ def huggingface_callback(
             if "pruner" in getattr(self, "parts", {}):
                 if monitor not in metrics:
                     raise ConfigError(
-                        f"no metric {monitor!r} in the evaluation; there are: {', '.join(metrics)}"
+                        f"the evaluation has no metric {monitor!r}; choose one of: "
+                        f"{', '.join(metrics)}"
                     )
                 self.parts["pruner"].step(float(metrics[monitor]))
 
@@ -112,7 +116,7 @@ def huggingface_callback(
                 {name: p.state_dict() for name, p in self.parts.items()},
             )
             for name, part in self.parts.items():
-                if name != "pruner":  # what is pruned stays pruned
+                if name != "pruner":  # its hooks keep pruned weights at zero after training
                     part.remove()
 
     return SnelloCallback()

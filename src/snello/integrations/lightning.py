@@ -1,12 +1,13 @@
-"""Lightning callbacks: they work in any Lightning project and use the public API alone.
+"""Lightning callbacks for any Lightning project, built on snello's public API.
 
 >>> trainer = L.Trainer(callbacks=[SensitivityPruning(  # doctest: +SKIP
 ...     lambda model: SeReNe(model, 1e-4), evaluate=validation_loss, granularity="neuron"
 ... )])
 
-Each builds its object when training starts, when the optimizer exists, and saves its state in
-Lightning's checkpoints, so that a resumed run goes on as if it had never stopped. So does a second
-``fit`` of the same model with the same callback; with a new callback, what is pruned stays pruned.
+Each callback builds its object at the start of training, when the optimizer exists, and saves its
+state in Lightning's checkpoints, so that a resumed run is equivalent to an uninterrupted one. A
+second ``fit`` of the same model with the same callback continues as well; with a new callback,
+pruned weights stay pruned.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
 from snello.pruning import Pruner, PrunerStep
@@ -35,7 +37,7 @@ from ._scores import scores_of
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
-    """Copies of the model in which other callbacks average its weights."""
+    """Averaged copies of the model that other callbacks keep."""
     expected = [(name, p.shape) for name, p in _model(pl_module).named_parameters()]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for value in vars(callback).values():
@@ -50,22 +52,22 @@ def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.M
 
 
 def monitored(trainer: L.Trainer, name: str) -> float:
-    """A logged metric of the epoch that just ended.
+    """The value of a logged metric at the end of an epoch.
 
     Raises:
-        ConfigError: if nothing logs it, with the names that are logged.
+        ConfigError: if the metric is not logged; the message lists the logged names.
     """
     metrics = trainer.callback_metrics
     if name not in metrics:
         known = ", ".join(sorted(metrics)) or "none"
         raise ConfigError(
-            f"no metric {name!r} is logged by the end of the epoch; logged are: {known}"
+            f"no metric {name!r} is logged by the end of the epoch; the logged metrics are: {known}"
         )
     return float(metrics[name])
 
 
 class _Attached(L.Callback):
-    """A callback that detaches from the model however training ends, and resumes from checkpoints."""
+    """Base class of callbacks that detach from the model when training ends or fails."""
 
     _restored: Mapping[str, Any] | None = None
 
@@ -76,7 +78,7 @@ class _Attached(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Detach from the model: an interrupted training leaves nothing behind either."""
+        """Detach from the model, so that an interrupted training leaves no hooks on it."""
         self._take_down()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,21 +90,22 @@ class _Attached(L.Callback):
 
 
 class SensitivityPruning(_Attached):
-    """Train with a sensitivity, prune on plateaus.
+    """Train with a sensitivity and prune on plateaus of the validation loss.
 
-    With several processes (DDP) every one of them has this callback: sensitivities and losses are
-    averaged, and after a pruning step the first process's masks and weights are everybody's. A
-    :class:`WeightAverage` in the same trainer is masked too, and so are the averages of Lightning's
-    own callbacks.
+    With several processes (DDP), sensitivities and losses are averaged over the processes, and
+    masks and weights of rank 0 are broadcast after a pruning step. The averages of a
+    :class:`WeightAverage` and of Lightning's own averaging callbacks in the same trainer are masked
+    too.
 
     After training the masks stay in force, also in a ``fit`` without this callback, until
     ``callback.pruner.remove()``.
 
     Args:
-        sensitivity: builds the sensitivity from the model, as ``lambda m: Lobster(m, 1e-4)``.
-        evaluate: returns the validation loss of a model; used while thresholds are searched.
-        epochs: decay and prune during this many epochs; the last of them ends with a pruning step,
-            and the epochs after it fine-tune what is left. None: all epochs.
+        sensitivity: function that builds the sensitivity from the model, such as
+            ``lambda m: Lobster(m, 1e-4)``.
+        evaluate: function that returns the validation loss of a model, for the threshold search.
+        epochs: number of epochs with decay and pruning; the last of them ends with a pruning step,
+            and further epochs only fine-tune. None: all epochs.
         monitor: name of the logged validation loss.
         options: arguments of :class:`snello.pruning.Pruner` (granularity, amount, schedule, ...).
     """
@@ -130,7 +133,7 @@ class SensitivityPruning(_Attached):
         return self._epochs is None or trainer.current_epoch < self._epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Build sensitivity and pruner, and restore them if the run is resumed or goes on."""
+        """Build sensitivity and pruner; restore their state in a resumed run or second ``fit``."""
         model = _model(pl_module)
         state = self._state_for(model)
         self._take_down()
@@ -150,7 +153,7 @@ class SensitivityPruning(_Attached):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to resume from: a checkpoint, once, or the last ``fit`` of this model."""
+        """The state to continue from: a loaded checkpoint, else the last ``fit`` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -166,21 +169,23 @@ class SensitivityPruning(_Attached):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the targets, if a batch is a pair: a specific sensitivity asks for them."""
+        """Keep the targets of a batch (inputs, targets), which a specific sensitivity needs."""
+        if curated(trainer):
+            batch, _ = batch  # the indices of the samples
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         self._targets = batch[1] if pair and isinstance(batch[1], Tensor) else None
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
-        """Let the sensitivity look at the outputs while their graph exists."""
+        """Pass the outputs to the sensitivity while their autograd graph exists."""
         sensitivity, outputs, self._outputs = self.sensitivity, self._outputs, None
         looks = sensitivity is not None and type(sensitivity).observe is not Sensitivity.observe
         if looks and outputs is not None and self._active(trainer):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Decay after a step of the optimizer, not after batches that only accumulate gradients."""
+        """Decay after an optimizer step, not after merely accumulated gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
             held = _updates(trainer) if self.sensitivity.by_gradient else None
@@ -188,7 +193,7 @@ class SensitivityPruning(_Attached):
                 self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prune on a plateau, and once more when the pruning epochs end."""
+        """Prune on a plateau, and at the end of the pruning epochs."""
         assert self.pruner is not None
         if not self._active(trainer):
             return
@@ -214,13 +219,55 @@ class SensitivityPruning(_Attached):
         return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
 
 
-class SelectiveUpdateCallback(_Attached):
-    """Skip the backward pass of the neurons that a selection names.
+class CurationCallback(L.Callback):
+    """Keep the epochs of a dynamic subset in step with a trainer, and its state in checkpoints.
+
+    The training loader is of ``keep``, with ``sampler=keep.sampler()``; its batches are
+    ``(batch, index)``, and ``training_step`` returns ``keep.weigh(losses, index)``. With several
+    processes nothing else is needed: Lightning leaves the sampler as it is.
+
+    Lightning asks for the number of batches once; this callback lets it ask before every epoch,
+    since epochs differ in length.
 
     Args:
-        probe: the fixed inputs on which outputs are compared, shape (B, ...).
-        selection: the rule that names the frozen neurons, of :mod:`snello.equilibrium`.
-        every: decide every so many steps of the optimizer; None: at the end of every epoch.
+        keep: of :mod:`snello.curation`.
+    """
+
+    def __init__(self, keep: DynamicSubset) -> None:
+        self.keep = keep
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the trainer ask for the number of batches before every epoch."""
+        if stage == "fit":
+            # Otherwise it validates after as many batches as the first epoch had.
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the epoch, also where batches were limited or dropped."""
+        self.keep.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return self.keep.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint."""
+        self.keep.load_state_dict(state_dict)
+
+
+def curated(trainer: L.Trainer) -> bool:
+    """Return True if the training batches are pairs of a batch and the indices of its samples."""
+    loader = trainer.train_dataloader
+    return isinstance(getattr(loader, "dataset", None), DynamicSubset)
+
+
+class SelectiveUpdateCallback(_Attached):
+    """Skip the weight gradients of the neurons that a selection freezes.
+
+    Args:
+        probe: fixed inputs on which a neuron's outputs are compared, shape (B, ...).
+        selection: rule of :mod:`snello.equilibrium` that chooses the frozen neurons.
+        every: number of optimizer steps between decisions; None: at the end of every epoch.
         options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
 
     Raises:
@@ -231,9 +278,7 @@ class SelectiveUpdateCallback(_Attached):
         self, probe: Tensor, selection: Selection, *, every: int | None = None, **options: Any
     ) -> None:
         if every is not None and every < 1:
-            raise ConfigError(
-                f"every is a number of steps of the optimizer, at least 1, not {every}"
-            )
+            raise ConfigError(f"every must be a number of optimizer steps, at least 1, not {every}")
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
         self._begin = copy.deepcopy(selection.state_dict())
         self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None
@@ -243,11 +288,11 @@ class SelectiveUpdateCallback(_Attached):
         self.last_step: EquilibriumStep | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the first reference, and restore the masks if the run is resumed or goes on."""
+        """Build the object; restore its masks in a resumed run or a second ``fit``."""
         probe, model = self._probe.to(pl_module.device), _model(pl_module)
         self._take_down()
         state = self._state_for(model)
-        if state is None:  # the selection may have seen another model
+        if state is None:  # the selection may hold the state of another model
             self._selection.load_state_dict(copy.deepcopy(self._begin))
         self.neq = SelectiveUpdate(
             model, trainer.optimizers or None, probe, self._selection, **self._options
@@ -270,17 +315,18 @@ class SelectiveUpdateCallback(_Attached):
             self.last_step = self.neq.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the probe, decide which neurons learn in the next epoch."""
+        """Evaluate the probe and decide which neurons are updated in the next epoch."""
         assert self.neq is not None
         self._spent = []
         if self._every is None:
             self.last_step = self.neq.step()
 
     def spent(self) -> tuple[float, float, float]:
-        """Means over the steps of the present epoch.
+        """Means over the steps of the current epoch.
 
-        Returns the share of neurons updated, the backward FLOPs and the dense backward FLOPs, per
-        sample in the paper's convention.
+        Returns:
+            The share of updated neurons in [0, 1], the backward FLOPs and the dense backward FLOPs,
+            both per sample in the NEq paper's convention.
         """
         assert self.last_step is not None
         steps = self._spent or [self.last_step]
@@ -290,16 +336,14 @@ class SelectiveUpdateCallback(_Attached):
         return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
     def _take_down(self) -> None:
-        """Unfreeze every layer; the state is kept for a next ``fit``."""
+        """Unfreeze every layer; the state is kept for another ``fit``."""
         if self.neq is not None and self._attached:
             self._last = ref(self.neq.model), self.neq.state_dict()
             self.neq.remove()
         self._attached = False
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to go on from: that of a checkpoint, once, or that of the last ``fit`` of this
-        model.
-        """
+        """The state to continue from: a loaded checkpoint, else the last ``fit`` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -315,19 +359,19 @@ class SelectiveUpdateCallback(_Attached):
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
-    """The object that selects the neurons to update in this trainer, or None."""
+    """The selective update of another callback in this trainer, or None."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
 
 
 class NEqCallback(SelectiveUpdateCallback):
-    """Skip the backward pass of neurons at equilibrium: the velocity rule.
+    """Skip the weight gradients of neurons at equilibrium, by the velocity rule of NEq.
 
     Args:
-        probe: the fixed inputs on which outputs are compared, shape (B, ...).
-        eps: bound on the velocity below which a neuron is at equilibrium.
-        mu: weight of the last velocity.
-        every: decide every so many steps of the optimizer; None: at the end of every epoch, as
+        probe: fixed inputs on which a neuron's outputs are compared, shape (B, ...).
+        eps: velocity below which a neuron counts as being at equilibrium.
+        mu: weight of the previous velocity (momentum coefficient).
+        every: number of optimizer steps between decisions; None: at the end of every epoch, as
             published.
         options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
     """

@@ -13,7 +13,7 @@ from snello.graph import capture, evaluation_mode, requiring_gradients
 from snello.neurons import iter_rows, plain_layers, rows, weighted_layers
 from snello.processes import sum_over_processes
 
-Granularity = Literal["weight", "neuron"]
+Granularity = Literal["weight", "neuron", "channel"]
 Chosen = TypeVar("Chosen")
 Importance = Callable[[nn.Module, Granularity], dict[str, Tensor]]
 """(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``. The lowest go

@@ -14,10 +14,10 @@ from snello.errors import ConfigError, nearest
 
 from ._importance import Granularity
 
-SHARES: dict[Granularity, float] = {"neuron": 0.1, "weight": 0.001}
+SHARES: dict[Granularity, float] = {"channel": 0.1, "neuron": 0.1, "weight": 0.001}
 """Share of a layer that stays by default. Layers live on few weights, but not on few neurons."""
 
-HEAVY: dict[Granularity, float] = {"neuron": 0.9, "weight": 0.99}
+HEAVY: dict[Granularity, float] = {"channel": 0.9, "neuron": 0.9, "weight": 0.99}
 """A plan warns where a layer would lose more than this share."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from snello.errors import ConfigError, DivergenceError
-from snello.graph import evaluation
+from snello.graph import Example, evaluation
 from snello.neurons import (
     LayerFilter,
     Masks,
@@ -25,8 +25,8 @@ from snello.processes import mean_over_processes, meet
 from snello.wrappers import computed_memo, unwrapped
 
 from ._amount import Amount, LossBound, Ratio
-from ._importance import Granularity, Importance, importance_of
-from ._layers import prunable
+from ._granularity import importance_for, units_for
+from ._importance import Granularity, Importance
 from ._limits import LayerLimits
 from ._normalise import Normalise, normalise_of
 from ._pin import Pin, pins_of, remember, remembered
@@ -38,8 +38,8 @@ from ._schedule import Cubic, Schedule
 from ._snapshot import revive, snapshot
 from ._threshold import ThresholdSearch
 from ._trial import ScoredTrial
-from ._units import Units
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
+from .channels import ChannelImportance
 
 Scope = Literal["global", "layer"]
 
@@ -70,12 +70,15 @@ class Pruner:
             gradients. Only :class:`LossBound` needs it.
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
             and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
-            is exactly zero.
+            is exactly zero; "channel" prunes what must go together for a layer to become narrower
+            (the channels of a residual stream, whole heads), with everything that writes, scales
+            or reads it: :func:`snello.simplify` then leaves no index operation.
         scope: "global" ranks the units of all layers together, by one threshold; "layer" takes the
             same share of every layer, as ``normalise="rank"`` does.
         importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han",
             "bn-scale", "random", or a function such as :func:`taylor`,
-            :func:`snello.sensitivity.serene_scores` return.
+            :func:`snello.sensitivity.serene_scores` return. For channels: those of
+            :mod:`snello.pruning.channels`.
         normalise: how scores are made comparable across layers: "mean", "max", "standard", "rank",
             or None for a threshold on the scores as they are; see :func:`comparable`. "auto" is
             None for :func:`taylor`, whose scores are all in units of the loss, or what an attribute
@@ -89,6 +92,7 @@ class Pruner:
         limits: what stays of every layer whatever the amount; see :class:`LayerLimits`.
         quality: a metric such as the accuracy: pruning waits while it is at chance, and ends when
             it has fallen too far; see :class:`QualityBound`.
+        example_inputs: inputs that the model runs on; only channels need them.
         on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Attributes:
@@ -112,24 +116,24 @@ class Pruner:
         *,
         granularity: Granularity = "weight",
         scope: Scope = "global",
-        importance: str | Importance = "l1",
+        importance: str | Importance | ChannelImportance = "l1",
         normalise: Normalise | Literal["auto"] | None = "auto",
         amount: Amount | None = None,
         schedule: Schedule | None = None,
         exclude: LayerFilter | None = None,
         limits: LayerLimits | None = None,
         quality: QualityBound | None = None,
+        example_inputs: Example | None = None,
         on_plan: Callable[[PruningPlan], object] | None = None,
         **renamed: Never,
     ) -> None:
         refuse_renamed(renamed)
-        if granularity not in ("weight", "neuron"):
-            raise ConfigError(f"granularity is 'weight' or 'neuron', not {granularity!r}")
         if scope not in ("global", "layer"):
             raise ConfigError(f"scope is 'global' or 'layer', not {scope!r}")
         self.model = model = unwrapped(model, "Pruner")
         self.granularity, self.scope = granularity, scope
-        self.importance, self.on_plan = importance_of(importance), on_plan
+        self.importance: Any = importance_for(granularity, importance)
+        self.on_plan = on_plan
         chosen = "rank" if scope == "layer" else normalise
         self.normalise = normalise_of(chosen, self.importance)
         self.amount: Amount = amount or LossBound()
@@ -138,7 +142,7 @@ class Pruner:
         self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
         self._check_options()
-        self._units = Units.of(model, prunable(model, exclude), granularity)
+        self._units = units_for(model, granularity, exclude, example_inputs)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snello.neurons import apply_masks, masked_parameters
 
 from ._amount import Cost
+from ._channel_units import ChannelUnits
 from ._units import Units
 
 
@@ -41,7 +42,11 @@ class ScoredTrial:
     """
 
     def __init__(
-        self, measurer: Measurer, units: Units, scores: dict[str, Tensor], dense: float = math.nan
+        self,
+        measurer: Measurer,
+        units: Units | ChannelUnits,
+        scores: dict[str, Tensor],
+        dense: float = math.nan,
     ) -> None:
         self._measurer, self._units, self._scores = measurer, units, scores
         self._dense = dense

@@ -75,6 +75,11 @@ class Units:
             }
         return found
 
+    @property
+    def weights(self) -> list[str]:
+        """Parameters whose zeros are pruned."""
+        return [qualified(name, "weight") for name in self.layers]
+
     def dead(self, name: str) -> Tensor:
         """Units of a layer that are zero already: boolean, shape of the weight or
         ``(neurons,)``.

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from snello.neurons import Masks, qualified
+from snello.neurons import Masks
 
+from ._channel_units import ChannelUnits
 from ._units import Units
 
 CHANCE = 1e-3
 """A share of zeros below this is taken for chance: single precision has some zeros among many random numbers."""
 
 
-def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None:
+def warn_of_unmasked_zeros(model: nn.Module, units: Units | ChannelUnits, masks: Masks) -> None:
     """Say so when weights of a model are zero and no mask holds them: it was pruned, and the masks
     are lost.
 
@@ -26,8 +27,7 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units, masks: Masks) -> None
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     free: dict[str, int] = {}
-    for layer in units.layers:
-        name = qualified(layer, "weight")
+    for name in units.weights:
         zeros = parameters[name].detach() == 0
         if not bool(zeros.all()):
             if name in masks:

@@ -1,7 +1,7 @@
-"""Search for the cheapest settings that keep a measured bound on the loss.
+"""Search for the cheapest settings within a measured bound on loss or accuracy.
 
 :func:`search_rate` finds the smallest bitstream, with a quantisation parameter for each tensor.
-:func:`prune` cuts channels out of a trained network, step by step.
+:func:`prune` removes channels of a trained network, step by step.
 """
 
 from .prune import Pruned as Pruned

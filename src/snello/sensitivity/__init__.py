@@ -35,6 +35,9 @@ With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with g
 observe every batch and step once; with DistributedDataParallel give the methods the wrapped model's
 ``.module`` and call them on every process: they measure the joined batch.
 
+:class:`GroupDecay` gives all that writes a channel one sensitivity, so that layers which can only get
+narrower together (a residual stream) lose the same channels.
+
 :func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data,
 for one-shot pruning.
 
@@ -46,6 +49,7 @@ Sensitivity-based regularization of neurons for structured sparsity in neural ne
 """
 
 from ._decay import Sensitivity as Sensitivity
+from ._groups import GroupDecay as GroupDecay
 from ._lobster import Lobster as Lobster
 from ._output import OutputSensitivity as OutputSensitivity
 from ._scores import lobster_scores as lobster_scores
@@ -53,6 +57,7 @@ from ._scores import serene_scores as serene_scores
 from ._serene import SeReNe as SeReNe
 
 __all__ = [
+    "GroupDecay",
     "Lobster",
     "OutputSensitivity",
     "SeReNe",

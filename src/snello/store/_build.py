@@ -1,4 +1,4 @@
-"""From a name and arguments to a network."""
+"""Construction of networks from a factory's name and arguments."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class ModelSpec:
     """A network as data, for recipes, checkpoints and model files.
 
     Attributes:
-        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a name of
-            torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
-        arguments: keyword arguments of the factory; plain values, so that they can be written as
-            JSON.
+        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a model
+            name of torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
+        arguments: keyword arguments of the factory, JSON values only.
     """
 
     name: str
@@ -40,20 +39,20 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """Name for titles and tables: the short one for a network of the papers."""
+        """Name for titles and tables; the papers' networks have a short one."""
         library, _, name = self.name.rpartition(":")
         return name.replace("_", "-") if library == REFERENCE else self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name": …, "arguments": {…}}``, ready for JSON."""
+        """The spec as a JSON mapping, ``{"name": …, "arguments": {…}}``."""
         return {"name": self.name, "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of :meth:`to_dict`; ``arguments`` may be left out.
+        """The inverse of :meth:`to_dict`; ``arguments`` may be missing.
 
         Raises:
-            ModelError: for a record with other keys or other types.
+            ModelError: for a record with other keys or types.
         """
         if unknown := sorted(set(record) - {"name", "arguments"}):
             raise ModelError(
@@ -62,38 +61,44 @@ class ModelSpec:
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ModelError(
-                f"a model record needs a text 'name' and a mapping 'arguments', got {dict(record)!r}"
+                "a model record needs a string 'name' and a mapping 'arguments', got "
+                f"{dict(record)!r}"
             )
         return cls(name, dict(arguments))
 
 
 def build(name_or_spec: str | ModelSpec, /, **arguments: Any) -> nn.Module:
-    """Make a network, randomly initialised unless the arguments say otherwise.
+    """Build a network, randomly initialised unless the arguments select weights.
 
     Args:
         name_or_spec: a network of the papers such as ``"resnet-32"``; a registered name of torchvision such as
             ``"resnet18"``; ``"timm:resnet18"``; ``"transformers:ViTForImageClassification"`` with
-            the argument ``config``, a mapping; ``"package.module:factory"`` for your own, which is
-            imported and called; or a :class:`ModelSpec`. For a name from a file that you did not
-            write, see :func:`snello.store.build_untrusted`.
-        arguments: passed to the factory; they override those of the spec. torchvision's networks
-            get ``weights=None`` (and ``weights_backbone=None``) and timm's ``pretrained=False``
-            unless given, so that nothing is downloaded.
+            the argument ``config``, a mapping; ``"package.module:factory"`` for your own factory,
+            which is imported and called; or a :class:`ModelSpec`. For a name from a file that you
+            did not write, use :func:`snello.store.build_untrusted`.
+        arguments: keyword arguments of the factory; they override those of the spec. Torchvision's
+            networks get ``weights=None`` (and ``weights_backbone=None``) and timm's
+            ``pretrained=False`` unless given, to avoid downloads.
 
     Raises:
-        ModelError: for an unknown name (with close matches), for arguments that the factory does
-            not take (with its signature), and when the factory fails.
-        MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
+        ModelError: for an unknown name (the message has close matches), for arguments that the
+            factory does not accept (with its signature), or if the factory fails.
+        MissingExtraError: if torchvision, timm or transformers is needed and not installed.
     """
     spec = ModelSpec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
     return build_with(import_factory(spec.name), spec.name, {**spec.arguments, **arguments})
 
 
 def build_with(factory: Factory, name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Call the factory of that name, and check what it returns.
+    """Call a factory and check its result.
+
+    Args:
+        factory: the factory.
+        name: its name, for messages.
+        arguments: its keyword arguments.
 
     Raises:
-        ModelError: if it fails, or returns anything but an ``nn.Module``.
+        ModelError: if the factory fails or does not return an ``nn.Module``.
     """
     model = _call(name, factory, arguments)
     if not isinstance(model, nn.Module):
@@ -104,22 +109,22 @@ def build_with(factory: Factory, name: str, arguments: dict[str, Any]) -> nn.Mod
 
 
 def import_factory(name: str) -> Factory:
-    """The factory of a name that the user gave; one of the user's own is imported.
+    """Find the factory of a name given by the user; the user's own modules are imported.
 
     Raises:
-        ModelError: if there is none.
-        MissingExtraError: if it is of a library that is not installed.
+        ModelError: if there is no such factory.
+        MissingExtraError: if it belongs to a library that is not installed.
     """
     known = find_known(name) if ":" not in name or name.rpartition(":")[0] in LIBRARIES else None
     return known or _own_factory(name)
 
 
 def find_known(name: str) -> Factory | None:
-    """Find a network of snello's or a registered model of a library; None for other factories.
+    """Find a network of snello or a registered model of a library; None for other factories.
 
     Raises:
-        ModelError: for a name without a colon that neither snello nor torchvision knows.
-        MissingExtraError: if it is of a library that is not installed.
+        ModelError: for a name without a colon that is unknown to snello and torchvision.
+        MissingExtraError: if it belongs to a library that is not installed.
     """
     if (reference := reference_factory(name)) is not None:
         return reference
@@ -129,7 +134,7 @@ def find_known(name: str) -> Factory | None:
         if ":" in name:
             raise
         raise MissingExtraError(
-            f"{error}; without it there are: {', '.join(reference_names())}"
+            f"{error}; the models available without it are: {', '.join(reference_names())}"
         ) from error
     if factory is None and ":" not in name:
         raise _unknown(name)
@@ -144,25 +149,25 @@ def _call(name: str, factory: Factory, arguments: dict[str, Any]) -> Any:
         return factory(**arguments)
     except SnelloError:
         raise
-    except Exception as error:  # the factory is other people's code: it may raise anything
+    except Exception as error:  # a user's factory may raise any exception
         asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         takes = "" if signature is None else f"; it takes {signature}"
         if "classes" in arguments and name not in reference_names() and ":" not in name:
-            takes += "; torchvision calls the number of classes 'num_classes'"
+            takes += "; torchvision's argument for the number of classes is 'num_classes'"
         raise ModelError(
             f"model {name!r} cannot be built with ({asked}): {error}{takes}"
         ) from error
 
 
 def _signature(factory: Factory) -> inspect.Signature | None:
-    # Annotations read better evaluated, where their names can be found.
+    # Evaluated annotations are easier to read, but their names may not be resolvable.
     for evaluated in (True, False):
         try:
             signature = inspect.signature(factory, eval_str=evaluated)
             return signature.replace(return_annotation=inspect.Signature.empty)
         except Exception:
             continue
-    return None  # factories written in C have none
+    return None  # builtin factories have no signature
 
 
 def _own_factory(name: str) -> Factory:
@@ -173,7 +178,8 @@ def _own_factory(name: str) -> Factory:
             found = getattr(found, part)
     except (AttributeError, ValueError) as error:
         raise ModelError(
-            f"model {name!r}: {error}; a model of your own is named 'package.module:factory'"
+            f"model {name!r}: {error}; the name of your own model has the form "
+            "'package.module:factory'"
         ) from error
     except Exception as error:  # importing runs the user's code
         raise ModelError(
@@ -192,6 +198,6 @@ def _unknown(name: str) -> ModelError:
     close = difflib.get_close_matches(name.lower(), [*reference_names(), *names], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return ModelError(
-        f"there is no model {name!r}; {hint}snello.lab.models.model_names() lists snello's own, "
-        "torchvision.models.list_models() lists torchvision's, 'package.module:factory' names yours"
+        f"there is no model {name!r}; {hint}snello.lab.models.model_names() lists snello's models, "
+        "torchvision.models.list_models() torchvision's; name your own as 'package.module:factory'"
     )

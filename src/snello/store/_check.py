@@ -1,4 +1,4 @@
-"""Refusal to write a file that could not be loaded."""
+"""Check that a model file could be loaded again, before it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .record import Record, from_dict, to_dict
 def check_loadable(
     model: nn.Module, record: Record, where: str, *, trust: str | Collection[str] = ()
 ) -> None:
-    """Refuse a record from which this model could not be loaded again.
+    """Check that a model could be loaded again from its record and weights.
 
     Args:
         model: the model.
@@ -26,8 +26,8 @@ def check_loadable(
         trust: as for :func:`snello.store.save`.
 
     Raises:
-        ModelError: naming the file, with the error of :func:`snello.store.load`.
-        ConfigError: if ``trust`` is not a name or several.
+        ModelError: with the file and the error that :func:`snello.store.load` would raise.
+        ConfigError: if ``trust`` is neither a string nor a collection of strings.
     """
     names = set(trusted_names(trust))
     if not isinstance(model, nn.Module) or not isinstance(record, Record):
@@ -38,15 +38,17 @@ def check_loadable(
     if names_own_code(record.model.name) and record.model.name not in names:
         factory = imported_factory(record.model.name)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-            return _check_plain_record(model, record, where)  # a function is not called unasked
+            return _check_plain_record(model, record, where)  # do not call an untrusted factory
         names.add(record.model.name)
     _check_plain_record(model, record, where)
     data = json.loads(json.dumps(to_dict(model, record)))
     try:
-        with torch.random.fork_rng(devices=()):  # its weights are thrown away
+        with torch.random.fork_rng(devices=()):  # the check must not advance the user's generator
             from_dict(data, model.state_dict(), "the file", trust=names)
     except ModelError as error:
-        raise ModelError(f"{where} is not written, for it could not be loaded: {error}") from error
+        raise ModelError(
+            f"{where} is not written, because it could not be loaded: {error}"
+        ) from error
 
 
 def _check_plain_record(model: nn.Module, record: Record, where: str) -> None:
@@ -54,7 +56,7 @@ def _check_plain_record(model: nn.Module, record: Record, where: str) -> None:
         json.dumps(to_dict(model, record))
     except (TypeError, ValueError) as error:
         raise ModelError(
-            f"{where} is not written: the record of the model holds what is no plain data: {error}"
+            f"{where} is not written: the record of the model is not plain JSON data: {error}"
         ) from error
     others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if others:

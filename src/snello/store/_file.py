@@ -1,4 +1,4 @@
-"""The base class of model files, which are written and read without building the model."""
+"""Base class of model files; subclasses write and read without building the model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Content = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class ModelFile(ABC):
-    """A kind of file with the record and the weights of a model.
+    """A file format for the record and the weights of a model.
 
     Attributes:
-        suffix: ending of its files.
+        suffix: suffix of its files.
     """
 
     suffix: ClassVar[str]
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
-        """Tell by its content whether a file is of this kind."""
+        """Return True if the content of a file is of this format."""
 
     @abstractmethod
     def write(
@@ -36,10 +36,10 @@ class ModelFile(ABC):
         state: Mapping[str, Tensor],
         settings: CodecSettings | None,
     ) -> Path:
-        """Write a file; the old one, if any, stays whole until the new one is.
+        """Write a file; an existing one is replaced only when the new one is complete.
 
         Raises:
-            ConfigError: for settings that this kind has no use for.
+            ConfigError: for settings that do not apply to this format.
             OutputError: if the file cannot be written.
         """
 

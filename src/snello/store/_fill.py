@@ -1,4 +1,4 @@
-"""Filling of a built model with the weights of a file."""
+"""Loading of a file's weights into a constructed model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from snello.neurons import qualified
 def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Cast a model's parameters and buffers, in place, to the floating dtypes of a file.
 
-    Buffers that no file holds follow where model and file have one dtype each; in a model of
-    several dtypes they stay as they are built. Parameters stay the same objects, so that what is
-    tied stays tied.
+    Buffers that are not in the file are cast if model and file have one floating dtype each; in a
+    model of several dtypes they keep theirs. Parameters stay the same objects, so that tied weights
+    stay tied.
     """
     wanted = {name: value.dtype for name, value in state.items() if value.is_floating_point()}
     own = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
@@ -32,7 +32,11 @@ def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights strictly, with one clear line if they belong to another model."""
+    """Load a state_dict strictly.
+
+    Raises:
+        ModelError: if the weights belong to another model, with torch's first complaint.
+    """
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

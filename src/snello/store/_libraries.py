@@ -1,8 +1,8 @@
 """Models of other libraries, looked up by name in the library's registry.
 
 A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such
-as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text behind the colon is
-a key of the registry; it is neither imported nor followed attribute by attribute.
+as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text after the colon is
+only used as a key of the registry, never imported or resolved by attribute access.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from snello.nested import entries
 Factory = Callable[..., nn.Module]
 
 REFERENCE = "snello.lab.models"
-"""Module of the papers' networks: a name in text, imported when one is asked for."""
+"""Module of the papers' networks, as a string because the core does not import snello.lab."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
-_TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)  # with the tag of its weights
+_TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)  # optional tag of weights
 _CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9_]*", re.ASCII)
 
-# Arguments that make a library read a file or download one. 'init_weights' of torchvision does not.
+# Arguments that make a library read or download a file; torchvision's 'init_weights' does not.
 _LOADING = re.compile(
     r"pretrained|(?<!init_)weights|checkpoint_path|cache_dir|state_dict|trust_remote_code|auto_map"
     r"|quantization_config|local_dir|hf_hub|url$|^file(name)?$|^revision$",
     re.IGNORECASE,
 )
-# Parts of a transformers config that name another model, which may lie on the hub.
+# Entries of a transformers config that name another model, possibly on the hub.
 _BACKBONE = re.compile(r"backbone", re.IGNORECASE)
-# Other implementations are fetched from the hub as compiled kernels.
+# Other implementations are downloaded from the hub as compiled kernels.
 _IMPLEMENTATION = re.compile(r"(attn|experts)_implementation")
 _OWN_IMPLEMENTATIONS = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
 
@@ -50,11 +50,11 @@ def library_factory(name: str) -> Factory | None:
     """Find a registered model of torchvision, timm or transformers.
 
     Returns:
-        Its factory; None if the name is none of theirs.
+        Its factory; None if no library has a model of this name.
 
     Raises:
         MissingExtraError: if the library is not installed.
-        ModelError: if the library would come from the working folder.
+        ModelError: if the library would be imported from the working folder.
     """
     library, colon, model = name.rpartition(":")
     look_up = LIBRARIES.get(library) if colon else _torchvision
@@ -62,11 +62,11 @@ def library_factory(name: str) -> Factory | None:
 
 
 def torchvision_names() -> list[str]:
-    """The names of torchvision's registered models.
+    """Names of torchvision's registered models.
 
     Raises:
-        MissingExtraError: without torchvision.
-        ModelError: if it would come from the working folder.
+        MissingExtraError: if torchvision is not installed.
+        ModelError: if it would be imported from the working folder.
     """
     models = _library(lambda: require("torchvision.models", "train", "a model of torchvision"))
     return list(models.list_models())
@@ -78,7 +78,7 @@ def reference_factory(name: str) -> Factory | None:
 
 
 def reference_names() -> tuple[str, ...]:
-    """Short names of the networks of the papers, which :mod:`snello.lab` brings."""
+    """Short names of the papers' networks in :mod:`snello.lab`."""
     return tuple(importlib.import_module(REFERENCE).model_names())
 
 
@@ -98,7 +98,7 @@ def _torchvision(name: str) -> Factory | None:
 
 def _timm(name: str) -> Factory | None:
     timm = _library(lambda: require("timm", "timm", "a model of timm"))
-    # A source such as 'hf-hub:...' has a colon and is no registered name.
+    # is_model would accept a hub address such as 'hf-hub:...'; the pattern excludes colons.
     if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
         return None
     return partial(timm.create_model, name, pretrained=False)
@@ -113,19 +113,19 @@ def _transformers(name: str) -> Factory | None:
     with installed_packages_only():
         try:
             found = getattr(transformers, name)
-        # A model may need a package of its own.
+        # A model may need a package that is not installed.
         except (ImportError, AttributeError, RuntimeError) as error:
             raise ModelError(f"transformers cannot import {name}: {error}") from error
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     config_class = getattr(found, "config_class", None)
     if not is_model or config_class is None or config_class.model_type.startswith("timm"):
-        return None  # wrappers of timm take names on the hub; 'timm:...' names timm's own models
+        return None  # wrappers of timm accept hub names; use 'timm:...' instead
     return partial(_from_config, found)
 
 
 def _from_config(cls: Any, /, *, config: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a transformers model, randomly initialised, from the values of its config."""
-    # The name of the checkpoint that a config came from says nothing about the structure.
+    # The checkpoint's name does not affect the structure, and could trigger a download.
     values = {
         key: value for key, value in (config or {}).items() if not key.endswith("name_or_path")
     }
@@ -141,15 +141,18 @@ LIBRARIES: dict[str, Callable[[str], Factory | None]] = {
     "timm.models": _timm,
     "transformers": _transformers,
 }
-"""Part of a name before the colon -> look-up in the registry of that library."""
+"""Prefix of a name -> function that looks up a model in the library's registry."""
 
 
 def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
-    """Find the first argument, at any depth, that would load or download something.
+    """Find the first argument, at any depth, that would load or download a file.
 
     Args:
         library: the part of the model's name before the colon.
         arguments: plain data.
+
+    Returns:
+        The name of the argument; None if there is none.
     """
     for key, value in entries(arguments):
         if library == "transformers":
@@ -165,13 +168,13 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """A value, or the values of a mapping."""
+    """The values of a mapping; for other values a list of the value itself."""
     return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 @contextmanager
 def installed_packages_only() -> Iterator[None]:
-    """Take the working folder off the import path: a file there may bear the name of a library."""
+    """Remove the working folder from the import path, where a file may shadow a library."""
     before, here = sys.path[:], _working_folder()
     sys.path[:] = [entry for entry in before if here is None or Path(entry).resolve() != here]
     try:
@@ -182,7 +185,7 @@ def installed_packages_only() -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep libraries that fetch parts of a model from the Hugging Face hub from doing so."""
+    """Prevent downloads of model parts from the Hugging Face hub inside the block."""
     constants = sys.modules.get("huggingface_hub.constants")
     before = getattr(constants, "HF_HUB_OFFLINE", None)
     if constants is None or before is None:
@@ -201,15 +204,15 @@ def _library(imported: Callable[[], ModuleType]) -> ModuleType:
             found = imported()
         except MissingExtraError:
             raise
-        except Exception as error:  # a broken installation raises anything
+        except Exception as error:  # a broken installation may raise any exception
             raise ModelError(f"a library of models cannot be imported: {error}") from error
     package = found.__name__.partition(".")[0]
-    # The user's own program may have imported it before, with the working folder on the path.
+    # The user's program may have imported it earlier, with the working folder on the path.
     origin, here = getattr(sys.modules[package], "__file__", None), _working_folder()
     if origin and here is not None and here in Path(origin).resolve().parents[:2]:
         raise ModelError(
             f"{package} was imported from the working folder ({origin}), not from an installed package: "
-            "rename what lies there, or work in another folder"
+            "rename that file or folder, or run from another folder"
         )
     return found
 

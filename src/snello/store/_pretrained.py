@@ -1,4 +1,4 @@
-"""Folders that a Hugging Face model's ``save_pretrained`` has written, lean or dense."""
+"""Folders written by a Hugging Face model's ``save_pretrained``, lean or dense."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ CONFIG = "config.json"
 
 
 def is_pretrained(path: str | Path) -> bool:
-    """Return True for a folder with a configuration of Hugging Face."""
+    """Return True for a folder with a Hugging Face configuration."""
     return Path(path, CONFIG).is_file()
 
 
 def load_pretrained(folder: str | Path) -> tuple[nn.Module, Record]:
-    """Load a model of Hugging Face from its folder, with the plan that made it lean.
+    """Load a Hugging Face model from its folder, with the plan that made it lean.
 
     ``save_pretrained`` of a lean model writes the plan into ``config.json``. The library's own
-    ``from_pretrained`` builds the full widths and refuses the narrow weights; here the
-    class is built lean first. No code of the folder is run, and nothing is downloaded.
+    ``from_pretrained`` builds the dense widths and refuses the smaller weights; this function
+    applies the plan first. It neither runs code from the folder nor downloads files.
 
     Args:
-        folder: holds ``config.json`` and weights in the format of safetensors, in one file or
-            several with an index.
+        folder: folder with ``config.json`` and safetensors weights, in one file or in several with
+            an index.
 
     Returns:
         The model in evaluation mode, on the CPU, and its record.
 
     Raises:
-        ModelError: if a file is missing or damaged, the class is none of transformers', or the
+        ModelError: if a file is missing or damaged, the class is not one of transformers', or the
             weights belong to another model.
         MissingExtraError: without transformers.
     """
@@ -68,18 +68,18 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path} holds a {type(found).__name__}, not a configuration")
+        raise ModelError(f"{path} contains a {type(found).__name__}, not a configuration")
     return found
 
 
 def _kind(spec: ModelSpec, folder: Path) -> type[Any]:
-    """The class that a folder names, looked up in the library's registry."""
+    """The class named in a folder's configuration, from the library's registry."""
     factory = checked_factory(spec, str(folder))
     return factory.args[0]  # type: ignore[attr-defined, no-any-return]  # partial(_from_config, class)
 
 
 def _narrowed(kind: type[Any], plan: SimplificationPlan) -> type[Any]:
-    """A class that is built lean, so that the library itself reads the weights."""
+    """A subclass that applies the plan on construction, so that the library loads the weights."""
 
     class Lean(kind):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models that a file names: only what is known, or what the user has named too."""
+"""Construction of models named in files: registered models, and factories the user trusts."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 def build_untrusted(
     spec: ModelSpec, trust: str | Collection[str] = (), *, where: str = "the record"
 ) -> nn.Module:
-    """Build the network that a file names; import or call nothing else of the file's choice.
+    """Build the network that a file names, without importing or calling untrusted code.
 
     Args:
-        spec: the name and the arguments from the file. Without trust the name is one of
+        spec: the name and the arguments from the file. Without trust the name must be one of
             :func:`snello.lab.models.model_names`, or a registered model of torchvision (``"resnet18"``), timm
             (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
-            with arguments that load nothing.
-        trust: names that may be any ``"package.module:factory"``: exactly these are imported and
-            called, with the arguments of the file.
-        where: what the spec was read from, for messages.
+            with arguments that do not load files.
+        trust: names of the form ``"package.module:factory"`` that may be imported and called with
+            the arguments of the file.
+        where: origin of the spec, for messages.
 
     Raises:
-        ModelError: if the name is none of these, if the arguments are not plain data or would load
-            a file or download one, or if the model cannot be built.
-        ConfigError: if ``trust`` is not a name or several.
-        MissingExtraError: for a model of torchvision, timm or transformers that is not installed.
+        ModelError: if the name is not among these, the arguments are not plain data or would load
+            or download a file, or the model cannot be built.
+        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        MissingExtraError: if torchvision, timm or transformers is needed and not installed.
     """
     names = trusted_names(trust)
     try:
@@ -65,34 +65,35 @@ def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
     """The names in ``trust``, as a set.
 
     Raises:
-        ConfigError: for anything but texts, such as True.
+        ConfigError: if ``trust`` is neither a string nor a collection of strings, such as True.
     """
     names = (trust,) if isinstance(trust, str) else trust
     if not isinstance(names, Collection) or not all(isinstance(n, str) and n for n in names):
         raise ConfigError(
-            f"trust={trust!r}: name the factories that a file may call, as trust='package.module:factory', "
-            "or several in a list; there is no trust in all of them"
+            f"trust={trust!r}: pass the name of a factory that a file may call, such as "
+            "trust='package.module:factory', or a list of names; trusting every factory is not "
+            "possible"
         )
     return frozenset(names)
 
 
 def names_own_code(name: str) -> bool:
-    """Return True for the name of a factory of the user's own, neither snello's nor a library's."""
+    """Return True if a name refers to a user's factory, neither snello's nor a library's."""
     library, colon, _ = name.rpartition(":")
     return bool(colon) and library not in LIBRARIES
 
 
 def imported_factory(name: str) -> Any:
-    """Find a factory in the modules that this process has imported; import nothing.
+    """Find a factory among the modules already imported by this process, without importing.
 
     Raises:
-        ModelError: if the module has no such name, or there is no such module.
+        ModelError: if the module does not exist or has no such attribute.
     """
     path, _, attribute = name.partition(":")
     if path not in sys.modules:
         if find_spec(path.partition(".")[0]) is None:
             raise ModelError(
-                f"its model is made by {_shown(name)}, but there is no module {_shown(path)}"
+                f"its model is built by {_shown(name)}, but there is no module {_shown(path)}"
             )
         return None
     found: Any = sys.modules[path]
@@ -100,20 +101,21 @@ def imported_factory(name: str) -> Any:
         found = getattr(found, part, None)
     if not callable(found):
         raise ModelError(
-            f"its model is made by {_shown(name)}, but {_shown(path)} has no function or class {attribute!r}"
+            f"its model is built by {_shown(name)}, but {_shown(path)} has no function or class "
+            f"{attribute!r}"
         )
     return found
 
 
 def checked_factory(spec: ModelSpec, where: str) -> Factory:
-    """The factory of a registered model of a library; it is not called.
+    """Find the factory of a library's registered model and check its arguments.
 
     Args:
         spec: the name and the arguments from a file.
         where: the file, for messages.
 
     Raises:
-        ModelError: if no library has such a model, or an argument would load or download something.
+        ModelError: if no library has such a model, or an argument would load or download a file.
         MissingExtraError: if the library is not installed.
     """
     try:
@@ -135,17 +137,19 @@ def _library_factory(spec: ModelSpec) -> Factory:
     library, colon, model = spec.name.rpartition(":")
     if not colon and not _BARE_NAME.fullmatch(model):
         raise ModelError(f"there is no model {_shown(model)}")
-    # Looked up before anything is called, and with the working folder off the import path.
+    # Looked up before any call and outside the working folder: a file must not choose code.
     factory = find_known(spec.name) if library in LIBRARIES or not colon else None
     if factory is None:
         raise ModelError(
-            f"its model is made by {_shown(spec.name)}, which is neither snello's nor a registered model of "
-            "torchvision, timm or transformers, so that it is not imported; " + _advice(spec.name)
+            f"its model is built by {_shown(spec.name)}, which is neither a network of snello nor "
+            "a registered "
+            "model of torchvision, timm or transformers, and is not imported; " + _advice(spec.name)
         )
     if (key := loading_argument(library, spec.arguments)) is not None:
         raise ModelError(
             f"its model {_shown(spec.name)} has the argument {_shown(key)}, which would load or download "
-            "something; a file holds its own weights: leave it out, or " + _advice(spec.name)
+            "a file; a model file has its own weights: remove the argument, or "
+            + _advice(spec.name)
         )
     return factory
 
@@ -154,7 +158,7 @@ def _advice(name: str) -> str:
     if len(name) > _LONG or not name.isprintable():
         return "such a name cannot be trusted"
     return (
-        "if the file comes from someone you trust, name it: "
+        "if you trust the source of the file, pass the name: "
         f"--own-code {_quoted(name)} (trust={name!r} in Python)"
     )
 
@@ -169,7 +173,7 @@ def _shown(name: str) -> str:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Refuse values that JSON does not have: :meth:`ModelSpec.from_dict` takes any mapping."""
+    """Raise ModelError for values outside JSON, which :meth:`ModelSpec.from_dict` accepts."""
     if depth > _MAX_DEPTH:
         raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
@@ -181,5 +185,5 @@ def _check_plain(value: Any, depth: int = 0) -> None:
             _check_plain(inner, depth + 1)
     elif value is not None and not isinstance(value, (str, int, float, bool)):
         raise ModelError(
-            f"the arguments of its model hold a {type(value).__name__}, which is no plain data"
+            f"the arguments of its model contain a {type(value).__name__}, which is not plain data"
         )

@@ -1,4 +1,4 @@
-"""Weights from a state_dict file or by torchvision's name, all of them or none."""
+"""Loading of weights from a state_dict file or by torchvision's name."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Fill a model with the weights of a file, all of them or none.
+    """Load the weights of a file into a model, either all of them or none.
 
-    The file is read with ``torch.load(weights_only=True)``, so it cannot run code. It holds a
-    ``state_dict``, or a mapping with one under ``"state_dict"``; a ``module.`` before every key
-    (left by ``DataParallel``) is dropped. Counters ``num_batches_tracked`` may be missing, as in
-    files of before 2018.
+    The file is read with ``torch.load(weights_only=True)``, so that it cannot run code. It contains
+    a ``state_dict``, or a mapping with one under ``"state_dict"``; the prefix ``module.`` of
+    ``DataParallel`` is removed. The counters ``num_batches_tracked`` may be missing, as in files
+    written before 2018.
 
     Args:
-        model: changed in place.
+        model: model to change in place.
         path: the file; or torchvision's name of pretrained weights, such as
-            ``"ResNet50_Weights.IMAGENET1K_V2"``, which torchvision downloads once and keeps in
+            ``"ResNet50_Weights.IMAGENET1K_V2"``, which torchvision downloads once and caches in
             ``$TORCH_HOME/hub/checkpoints``.
 
     Returns:
         The same model.
 
     Raises:
-        ModelError: for a missing or damaged file, for a name that torchvision does not know or
-            cannot fetch, and for weights of another model: how many keys are missing, unexpected or
-            of another shape, and the first of each.
-        MissingExtraError: for torchvision's name while torchvision is not installed.
+        ModelError: if the file is missing or damaged, torchvision does not know the name or cannot
+            download it, or the weights belong to another model; the message counts the keys that
+            are missing, unexpected or of another shape, and names the first of each.
+        MissingExtraError: for torchvision's name if torchvision is not installed.
     """
     own: dict[str, Any] = model.state_dict()
     state = _matching_prefix(_source(path), own)
@@ -46,7 +46,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} does not fit this {type(model).__name__}: {'; '.join(misfits)}; "
             "build the model with the name and arguments that the file was trained with"
         )
-    # The keys that may be missing keep the model's own value.
+    # Missing counters keep the model's values, so that a strict load succeeds.
     model.load_state_dict({**own, **state})
     return model
 
@@ -64,15 +64,15 @@ def _fetch(name: str) -> dict[str, Tensor]:
         weights = models.get_weight(name)
     except (AttributeError, KeyError, ValueError) as error:
         raise ModelError(
-            f"torchvision knows no weights {name!r}: {_first_line(error)}; "
+            f"torchvision has no weights {name!r}: {_first_line(error)}; "
             "torchvision.models.get_model_weights(model) lists those of a model"
         ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # no network, a wrong hash, a damaged file in the cache …
         raise ModelError(
-            f"the weights {name!r} cannot be fetched from {weights.url}: {_first_line(error)}; download the file "
-            "elsewhere and give its path"
+            f"the weights {name!r} cannot be downloaded from {weights.url}: {_first_line(error)}; "
+            "download the file on another machine and pass its path"
         ) from error
 
 
@@ -80,7 +80,7 @@ def _read(path: Path) -> object:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ModelError(
-            f"no weights in {path}: it {found}; give the path of a state_dict file (.pt, .pth, .th)"
+            f"no weights in {path}: it {found}; pass the path of a state_dict file (.pt, .pth, .th)"
         )
     return archives.load(path)
 
@@ -90,19 +90,20 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
         raise ModelError(
-            f"{path} holds a {type(content).__name__} without weights, not a state_dict"
+            f"{path} contains a {type(content).__name__} without weights, not a state_dict"
         )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ModelError(
-                f"{path} holds no state_dict: its entry {key!r} is a {type(value).__name__}"
+                f"{path} does not contain a state_dict: its entry {key!r} is a "
+                f"{type(value).__name__}"
             )
     return dict(content)
 
 
 def _matching_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
     prefixed = all(key.startswith("module.") for key in state)
-    # A model may have a child that is really called "module": its keys match as they are.
+    # A model may have a child named "module": then the keys match without removing the prefix.
     if not prefixed or any(key in own for key in state):
         return state
     return {key.removeprefix("module."): value for key, value in state.items()}

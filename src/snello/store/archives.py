@@ -1,8 +1,8 @@
-"""Files of ``torch.save`` with a digest of every byte, read without pickled code.
+"""Files of ``torch.save`` with a digest of all bytes, read without running pickled code.
 
-A sealed file is a zip archive as torch writes it, whose closing comment is ``snello sha256`` and
-the SHA-256 of all bytes before the digest. Every reader of zip archives skips the comment, so
-``torch.load`` still takes the file.
+A sealed file is a zip archive as written by torch, with an archive comment that contains ``snello
+sha256`` and the SHA-256 of all bytes before the digest. Zip readers ignore the comment, so that
+``torch.load`` can read the file too.
 
 >>> save("state.pt", {"weight": torch.zeros(3)})
 >>> load("state.pt")["weight"]
@@ -36,60 +36,61 @@ _PLAIN = ("collections.OrderedDict", "__builtin__.set", "builtins.set")
 
 
 def save(path: str | Path, content: Any) -> Path:
-    """Write a sealed file; the old one, if any, stays until the new one has been read back.
+    """Write a sealed file; an existing one is replaced only after the new one was read back.
 
     Args:
-        path: of the file.
-        content: tensors and plain data, as :func:`torch.save` takes them.
+        path: path of the file.
+        content: tensors and plain data, as accepted by :func:`torch.save`.
 
     Raises:
-        OutputError: if the file cannot be written, or other bytes are read back.
+        OutputError: if the file cannot be written, or the bytes read back differ.
     """
 
-    def check(beside: Path) -> None:
-        if not _fits(beside):
+    def check(temporary: Path) -> None:
+        if not _fits(temporary):
             raise OutputError(
-                f"cannot write {path}: other bytes are read back; the disk may be failing"
+                f"cannot write {path}: the bytes read back differ from those written; the disk may "
+                "be failing"
             )
 
-    return write_file(path, lambda beside: _write(beside, content), check)
+    return write_file(path, lambda temporary: _write(temporary, content), check)
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> Any:
     """Read a file of tensors and plain data; no code in it is run.
 
     Args:
-        path: of the file, sealed or not.
+        path: path of the file, sealed or not.
         map_location: as for :func:`torch.load`.
 
     Raises:
-        ModelError: if the file is damaged, of another kind, or holds pickled code, which is named.
+        ModelError: if the file is damaged, of another kind, or contains pickled code (named in the
+            message).
     """
     if not _fits(path):
         raise ModelError(
-            f"{path} is truncated, damaged or changed: its SHA-256 is not the one that it was written with; copy it "
-            "again from where it came from"
+            f"{path} is truncated, damaged or changed: its SHA-256 differs from the recorded one; "
+            "copy it again from its source"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the errors below say enough about other kinds of files
+            warnings.simplefilter("ignore")  # other kinds of files get the errors below
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged file
+    except Exception as error:  # torch raises various exceptions for a damaged file
         if names := _pickled_code(Path(path)):
             raise ModelError(
-                f"{path} holds pickled code ({', '.join(names[:3])}), which snello never runs: where you trust "
-                "the file, load it with torch and write model.state_dict() with torch.save, or snello.save"
+                f"{path} contains pickled code ({', '.join(names[:3])}), which snello never runs: "
+                "if you trust the file, load it with torch and save model.state_dict() with "
+                "torch.save, or the model with snello.save"
             ) from error
-        raise ModelError(f"{path} is truncated, damaged, or no file of weights") from error
+        raise ModelError(f"{path} is truncated, damaged, or not a file of weights") from error
     return content
 
 
 def _write(path: Path, content: Any) -> None:
     try:
         torch.save(content, path)
-    except RuntimeError as error:  # torch's zip writer reports a failed write, and not its cause
+    except RuntimeError as error:  # torch's zip writer does not report the cause of a failed write
         raise _cause(path, content, error) from error
     with open(path, "r+b") as file:
         size = file.seek(0, 2)
@@ -100,7 +101,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
-    """Operating system's error behind one of torch's, with the size of the whole file."""
+    """Find the operating system's error behind a failed write of torch."""
     needed = _size_of(content)
     try:
         with open(path, "r+b") as file:
@@ -115,14 +116,14 @@ def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
 
 
 def _size_of(content: Any) -> int:
-    """Bytes that a sealed file of this content takes."""
+    """Size in bytes of a sealed file with this content."""
     sink = _Counter()
     torch.save(content, sink)  # type: ignore[arg-type]
     return sink.size + len(_LABEL) + _DIGEST
 
 
 class _Counter:
-    """A file that counts its bytes and drops them."""
+    """A file object that counts the bytes written to it and discards them."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -132,11 +133,11 @@ class _Counter:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing; torch calls it at the end."""
+        """Do nothing; torch calls it after the last write."""
 
 
 def _fits(path: str | Path) -> bool:
-    """Compare the digest at the end of a file with its bytes; True for a file without one.
+    """Return True if a file's digest matches its bytes, or the file has no digest.
 
     Raises:
         ModelError: if the file cannot be read.
@@ -155,10 +156,10 @@ def _fits(path: str | Path) -> bool:
 
 
 def _is_torchs(file: BinaryIO, size: int) -> bool:
-    """Recognise torch's own files: no zip archive, or one that ends without a comment.
+    """Return True for a file without a digest: no zip archive, or an archive without a comment.
 
-    Torch writes no other comments, so an archive with one has a digest, though the label may be
-    damaged.
+    Torch writes no archive comments, so that an archive with a comment must be a sealed one, even
+    if its label is damaged.
     """
     if _read_at(file, 0, 2) != b"PK":
         return True
@@ -174,20 +175,20 @@ def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _sha256(file: BinaryIO, size: int) -> str:
-    """SHA-256 of the first bytes of a file, whose position is then behind them."""
+    """SHA-256 of the first ``size`` bytes of a file; leaves its position after them."""
     sha = hashlib.sha256()
     file.seek(0)
     while size:
         chunk = file.read(min(size, _CHUNK))
         if not chunk:
-            break  # the file was cut meanwhile
+            break  # the file was truncated while it was read
         sha.update(chunk)
         size -= len(chunk)
     return sha.hexdigest()
 
 
 def _pickled_code(path: Path) -> list[str]:
-    """Names of functions and classes in the pickles of a file, without those of tensors."""
+    """Names of functions and classes in the pickles of a file, except those of tensors."""
     try:
         return list(dict.fromkeys(name for data in _pickles(path) for name in _names_in(data)))
     except (OSError, zipfile.BadZipFile, ValueError, IndexError, KeyError, RuntimeError):
@@ -202,7 +203,7 @@ def _pickles(path: Path) -> list[bytes]:
 
 
 def _names_in(data: bytes) -> list[str]:
-    """Names of the globals in a row of pickles; nothing is run."""
+    """Names of the globals in a sequence of pickles, read without running them."""
     names, texts, stream = [], ["", ""], io.BytesIO(data)
     try:
         while stream.tell() < len(data):
@@ -210,16 +211,16 @@ def _names_in(data: bytes) -> list[str]:
                 if code.name == "GLOBAL":
                     names.append(str(argument).replace(" ", "."))
                 elif code.name == "STACK_GLOBAL":
-                    names.append(".".join(texts[-2:]))  # module and name were pushed just before
+                    names.append(".".join(texts[-2:]))  # the last two strings are module and name
                 elif isinstance(argument, str):
                     texts.append(argument)
     except (ValueError, IndexError, OverflowError):
-        pass  # in torch's old format the raw bytes of tensors follow
+        pass  # in torch's legacy format the raw bytes of tensors follow
     return [name for name in names if not _is_of_tensors(name)]
 
 
 def _is_of_tensors(name: str) -> bool:
-    """Recognise a name that every state_dict refers to."""
+    """Return True for a name that an ordinary state_dict refers to."""
     module, _, last = name.rpartition(".")
     if module == "torch":
         return last.endswith("Storage") or isinstance(

@@ -19,7 +19,7 @@ _PREFIX = 56  # bytes of a container before its manifest, see docs/format.md
 
 @final
 class Container(ModelFile):
-    """A container of :func:`snello.compress`; weights are quantised when it is written."""
+    """A container as written by :func:`snello.compress`; writing quantises the weights."""
 
     suffix: ClassVar[str] = ".snello"
 
@@ -41,7 +41,7 @@ class Container(ModelFile):
         return dict(coded.record), dict(coded.tensors)
 
     def inspect(self, path: Path) -> dict[str, Any]:
-        # The header alone is read: no tensor is decoded, and no codec is needed.
+        # Reading only the header works without nncodec and is fast on any size.
         header = read_header(path.read_bytes())
         return {
             "file": str(path),

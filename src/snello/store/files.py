@@ -1,4 +1,4 @@
-"""Saving, loading and inspecting of files of every kind, by their suffix.
+"""Save, load and inspect files of all formats, dispatched by suffix or content.
 
 >>> save("lean.pt", lean, Record(ModelSpec("lenet-5"), (1, 28, 28)))
 >>> model, record = load("lean.pt")
@@ -26,7 +26,7 @@ from .pt import Pt
 from .record import Record, from_dict, to_dict
 
 MODEL_FILES: tuple[ModelFile, ...] = (Container(), Pt())
-"""Kinds of model files; the first that recognises a file reads it."""
+"""Formats of model files; the first that recognises a file reads it."""
 
 
 def save(
@@ -37,20 +37,21 @@ def save(
     settings: CodecSettings | None = None,
     trust: str | Collection[str] = (),
 ) -> Path:
-    """Write a model file; the old one, if any, stays whole until the new one is.
+    """Write a model file; an existing one is replaced only when the new one is complete.
 
     Args:
-        path: ``*.snello`` for a bitstream, whose weights are quantised; ``*.pt``, or any other name
-            that is not an export's, for a file that keeps weights and dtypes as they are.
+        path: ``*.snello`` for a bitstream with quantised weights; ``*.pt``, or any other suffix
+            except those of exported files, for a file that keeps weights and dtypes exactly.
         model: the model.
-        record: the structure, checked before anything is written: :func:`load` must be able to
-            build it.
-        settings: of the codec, for a bitstream; None for its defaults.
-        trust: names of factories of your own that may be called for this check. Without it a record
-            that names a function of your own is written without comparing the architecture.
+        record: description of its structure; before writing it is checked that :func:`load` can
+            build the model from it.
+        settings: codec settings of a bitstream; None for the defaults.
+        trust: names of your own factories that may be called for this check. A record that names
+            another factory of your own is written without comparing the architecture.
 
     Raises:
-        ModelError: for a record that :func:`load` would refuse, or that is of another architecture.
+        ModelError: for a record that :func:`load` would refuse, or that describes another
+            architecture.
         ConfigError: for the suffix of an export, or settings with a ``.pt`` file.
         OutputError: if the file cannot be written.
         MissingExtraError: for a bitstream without nncodec.
@@ -58,8 +59,8 @@ def save(
     path = Path(path)
     if path.suffix in FORMATS:
         raise ConfigError(
-            f"{path}: a {FORMATS[path.suffix].label} file holds no record of the model; write it with snello.export, "
-            "and model files as *.pt or *.snello"
+            f"{path}: a {FORMATS[path.suffix].label} file cannot store the record of a model; "
+            "write it with snello.export, and model files as *.pt or *.snello"
         )
     kind = next((kind for kind in MODEL_FILES if kind.suffix == path.suffix), Pt())
     check_loadable(model, record, str(path), trust=trust)
@@ -71,20 +72,20 @@ def load(path: str | Path, *, trust: str | Collection[str] = ()) -> tuple[nn.Mod
     """Read a model file, a bitstream or a folder of Hugging Face's ``save_pretrained``.
 
     Args:
-        path: of the file or folder.
-        trust: names of factories of your own that the file may call, as for
+        path: path of the file or folder.
+        trust: names of your own factories that the file may name, as for
             :func:`snello.store.from_dict`.
 
     Returns:
         The model in evaluation mode, on the CPU, and its record.
 
     Raises:
-        ModelError: if the file is missing, damaged, or no model file, or names a factory that it
-            may not.
+        ModelError: if the file is missing, damaged or not a model file, or names an untrusted
+            factory.
         BitstreamError: if it is a damaged bitstream.
-        ConfigError: if ``trust`` is not a name or several.
-        MissingExtraError: if the model is of a library that is not installed, or to read a
-            bitstream without nncodec.
+        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        MissingExtraError: if the model belongs to a library that is not installed, or the file is a
+            bitstream and nncodec is not installed.
     """
     trusted_names(trust)
     if is_pretrained(path):
@@ -95,10 +96,10 @@ def load(path: str | Path, *, trust: str | Collection[str] = ()) -> tuple[nn.Mod
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the record and the weights of a model file or a bitstream; no model is built.
+    """Read the record and the weights of a model file or a bitstream, without building the model.
 
     Raises:
-        ModelError: if the file is missing, damaged, or no model file.
+        ModelError: if the file is missing, damaged or not a model file.
         BitstreamError: if it is a damaged bitstream.
     """
     path = Path(path)
@@ -108,15 +109,15 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Describe a model file, a bitstream or an exported file in plain values; no model is built.
+    """Describe a model file, a bitstream or an exported file, without building the model.
 
     Returns:
-        ``file``, ``format``, ``bytes``; of a model file also ``record`` and ``tensors``, of a
-        bitstream also ``settings`` and ``sha256``, of an exported file also ``sha256``, ``inputs``
-        and ``footprint``.
+        Plain values: ``file``, ``format``, ``bytes``; for a model file also ``record`` and
+        ``tensors``, for a bitstream also ``settings`` and ``sha256``, for an exported file also
+        ``sha256``, ``inputs`` and ``footprint``.
 
     Raises:
-        ModelError: if the file is missing, damaged, or of no kind that is known.
+        ModelError: if the file is missing, damaged or of an unknown format.
         BitstreamError: if it is a damaged bitstream.
         MissingExtraError: for an exported file without the packages that read it.
     """
@@ -128,5 +129,5 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _kind_of(path: Path) -> ModelFile:
-    # By content, not by suffix: a renamed file is still read.
+    # Dispatch by content, so that a renamed file can be read.
     return next(kind for kind in MODEL_FILES if kind.recognises(path))

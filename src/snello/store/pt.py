@@ -1,4 +1,4 @@
-"""The model file ``.pt``: a ``state_dict`` and a JSON record in a sealed archive."""
+"""The model file ``.pt``: a ``state_dict`` and a JSON record in an archive with a digest."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ FORMAT = "snello model 1"
 
 @final
 class Pt(ModelFile):
-    """A file of ``torch.save`` with a digest of all bytes (:mod:`snello.store.archives`).
+    """A ``torch.save`` file with a digest of all bytes (:mod:`snello.store.archives`).
 
-    ``torch.load(weights_only=True)`` reads it: ``format``, ``record`` (JSON) and ``state_dict``.
+    ``torch.load(weights_only=True)`` returns a dict of ``format``, ``record`` (JSON text) and
+    ``state_dict``.
     """
 
     suffix: ClassVar[str] = ".pt"
 
     def recognises(self, path: Path) -> bool:
-        return True  # reading says best what another file is
+        return True  # the last kind to be tried: reading raises the clearest error for other files
 
     def write(
         self,
@@ -40,8 +41,8 @@ class Pt(ModelFile):
     ) -> Path:
         if settings is not None:
             raise ConfigError(
-                f"settings of the codec are for *.snello files, and {path} would keep every weight as it is: name the "
-                "file *.snello, or leave the settings out"
+                f"codec settings apply to *.snello files only, and {path} would store the weights "
+                "uncompressed: name the file *.snello, or omit the settings"
             )
         content = {"format": FORMAT, "record": json.dumps(record), "state_dict": dict(state)}
         return archives.save(path, content)
@@ -50,14 +51,15 @@ class Pt(ModelFile):
         content = archives.load(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ModelError(
-                f"{path} is no snello model file; to use weights alone, give --model NAME and --weights {path}"
+                f"{path} is not a snello model file; to load its weights, use --model NAME "
+                f"--weights {path}"
             )
         try:
             data, state = json.loads(content["record"]), dict(content["state_dict"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ModelError(f"{path}: the state_dict holds other things than tensors")
+            raise ModelError(f"{path}: the state_dict contains values that are not tensors")
         return data, state
 
     def inspect(self, path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Record of a model: its architecture, plan, folds and input shape, as JSON.
+"""Record of a model: its architecture, plan, folded BatchNorms and input shape, as JSON.
 
-The record says how to build the architecture (:class:`snello.store.ModelSpec`), which plan made it
-lean, which BatchNorms were folded, and the shape of its input. A record names a network of snello's
-or a registered model of torchvision, timm or transformers; any other name is refused unless the
-reader gives it too, as ``trust="package.module:factory"``.
+The architecture is the name and the arguments of a factory (:class:`snello.store.ModelSpec`), the
+plan is the one by which :func:`snello.simplify` made it lean. A record may name a network of snello
+or a registered model of torchvision, timm or transformers; any other factory is refused unless the
+caller passes its name as ``trust="package.module:factory"``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ._fill import fill, take_dtypes
 from ._untrusted import build_untrusted
 
 _INTEGERS = {"int64": torch.int64, "int32": torch.int32}
-"""Dtypes of inputs that a record names."""
+"""Input dtypes that a record may name."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Description of a model: everything but its weights.
+    """Description of a model without its weights.
 
     Attributes:
         model: name and arguments of the factory that builds the architecture.
         input_shape: shape of one input, without the batch dimension.
-        dtype: of the inputs that the model takes: an integer one for token ids. A record that was
-            loaded has that of its weights otherwise.
+        dtype: dtype of the model's inputs, an integer dtype for token ids. A loaded record without
+            an integer dtype has the dtype of its weights.
     """
 
     model: ModelSpec
@@ -43,7 +43,7 @@ class Record:
     dtype: torch.dtype = field(default=torch.float32, compare=False)
 
     def example_inputs(self, batch: int = 2) -> Tensor:
-        """Random inputs of shape ``(batch, *input_shape)``, always the same; token ids are 0 and 1."""
+        """Random inputs of shape ``(batch, *input_shape)``, with a fixed seed; token ids 0 and 1."""
         generator, shape = torch.Generator().manual_seed(0), (batch, *self.input_shape)
         if not self.dtype.is_floating_point:
             return torch.randint(0, 2, shape, generator=generator, dtype=self.dtype)
@@ -51,7 +51,7 @@ class Record:
 
 
 def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
-    """The record of a model, with its plan and folds, as plain JSON values."""
+    """The record of a model with its plan and folded BatchNorms, as plain JSON values."""
     plan = plan_of(model)
     found = {
         "model": record.model.to_dict(),
@@ -59,7 +59,7 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
         "plan": plan.to_json() if plan else None,
         "folded_batchnorms": folds_of(model),
     }
-    # Floating inputs have the dtype of the weights, which need not be said.
+    # Floating-point inputs take the dtype of the weights when the record is loaded.
     if not record.dtype.is_floating_point:
         found["input_dtype"] = str(record.dtype).removeprefix("torch.")
     return found
@@ -72,21 +72,21 @@ def from_dict(
     *,
     trust: str | Collection[str] = (),
 ) -> tuple[nn.Module, Record]:
-    """Build a model from its record and fill in its weights: the inverse of :func:`to_dict`.
+    """Build a model from its record and load its weights: the inverse of :func:`to_dict`.
 
     Args:
         data: the record.
         state: the weights.
-        where: what the record was read from, for messages.
-        trust: names of factories of your own, ``"package.module:factory"``, that the record may
-            name: they are imported and called with the arguments in the record. Without trust a
-            record can only name what :func:`snello.store.build_untrusted` knows.
+        where: origin of the record, for messages.
+        trust: names of your own factories, ``"package.module:factory"``, that the record may name;
+            they are imported and called with the arguments of the record. Other names are limited
+            to those that :func:`snello.store.build_untrusted` accepts.
 
     Raises:
-        ModelError: if the record is damaged, the weights do not fit it, or it names a factory that
-            it may not.
-        ConfigError: if ``trust`` is not a name or several.
-        MissingExtraError: if the model is of a library that is not installed.
+        ModelError: if the record is damaged, the weights do not fit it, or it names an untrusted
+            factory.
+        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        MissingExtraError: if the model belongs to a library that is not installed.
     """
     try:
         record = Record(
@@ -96,7 +96,7 @@ def from_dict(
             data["plan"],
             _INTEGERS[data["input_dtype"]] if "input_dtype" in data else None,
         )
-        folds = dict(data.get("folded_batchnorms") or {})  # older files have none
+        folds = dict(data.get("folded_batchnorms") or {})  # files of older versions lack the key
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build_untrusted(record.model, trust, where=where)
@@ -113,15 +113,15 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     """Summarise a record in a few plain values, for display.
 
     Args:
-        data: a record as of :func:`to_dict`, or any other mapping: missing entries are left out.
+        data: a record from :func:`to_dict`, or any other mapping; missing entries are left out.
 
     Returns:
-        ``model``, ``input_shape``, ``plan`` (numbers of layers, of outputs before and after, and of
-        layers left alone; None for a dense model), ``folded_batchnorms``, a number, and
+        ``model``; ``input_shape``; ``plan`` (numbers of layers, of outputs before and after, and of
+        layers left alone; None for a dense model); ``folded_batchnorms``, their number; and
         ``other_keys``, the names of further entries.
 
     Raises:
-        ModelError: if there is a plan and it is damaged.
+        ModelError: if the plan is damaged.
     """
     found = {key: data[key] for key in ("model", "input_shape") if key in data}
     if "plan" in data:

@@ -6,7 +6,7 @@
 >>> file_runner(path, x)().shape
 torch.Size([1, 10])
 
-A format is a subclass of :class:`Format`; :data:`FORMATS` lists those that there are.
+A format is a subclass of :class:`Format`; :data:`FORMATS` lists the available ones.
 """
 
 from .format import Format as Format

@@ -20,9 +20,9 @@ from .program import captured
 @final
 @dataclass(frozen=True)
 class ExecuTorch(Format):
-    """An ExecuTorch program, delegated to XNNPACK where it can be.
+    """An ExecuTorch program, delegated to XNNPACK where possible.
 
-    Memory is planned ahead, so the program takes the batch size of the example and no other: give a
+    Memory is planned at export, so that the program only accepts the example's batch size: use a
     batch of one for a phone.
 
     Source: https://docs.pytorch.org/executorch
@@ -49,7 +49,7 @@ class ExecuTorch(Format):
                     program, partitioner=[xnnpack.XnnpackPartitioner()]
                 )
                 data = bytes(edge.to_executorch().buffer)
-        except Exception as error:  # the passes raise whatever they meet
+        except Exception as error:  # the lowering passes may raise any exception
             raise ModelError(
                 f"{type(model).__name__} cannot be lowered to ExecuTorch for inputs of shape {shapes(inputs)}: "
                 f"{first_line(error)}"
@@ -67,9 +67,7 @@ class ExecuTorch(Format):
         meta = self._loaded(path).method.metadata
         sizes = [meta.input_tensor_meta(i).sizes() for i in range(meta.num_inputs())]
         if sizes and batch not in (None, sizes[0][0]):
-            raise ConfigError(
-                f"{path} takes a batch of {sizes[0][0]} and no other; batch={batch} was asked for"
-            )
+            raise ConfigError(f"{path} only accepts a batch of {sizes[0][0]}, got batch={batch}")
         return random_inputs(sizes)
 
     def _loaded(self, path: Path) -> _Loaded:
@@ -81,16 +79,16 @@ class ExecuTorch(Format):
         except Exception as error:  # RuntimeError with a code
             raise ModelError(f"ExecuTorch cannot load {path}: {first_line(error)}") from error
         if method is None:
-            raise ModelError(f"{path} is no ExecuTorch program with a method 'forward'")
+            raise ModelError(f"{path} is not an ExecuTorch program with a method 'forward'")
         return _Loaded(method, program, data)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A method with its program and bytes, which it reads while it runs but does not keep alive.
+    """A method with references to its program and bytes, which the runtime does not keep alive.
 
-    Its outputs lie in memory of the runtime, and are valid as long as this object and until the
-    next call.
+    Its outputs are in memory of the runtime: they are valid during the lifetime of this object and
+    until the next call.
     """
 
     method: Any

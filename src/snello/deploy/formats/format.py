@@ -1,4 +1,4 @@
-"""The base class of file formats: a kind of file, and the runtime that runs it."""
+"""Base class of file formats and their runtimes."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from snello.graph import as_inputs
 Inputs: TypeAlias = tuple[Tensor, ...]
 Files: TypeAlias = tuple[Path, ...]
 Bind: TypeAlias = Callable[[Inputs], Callable[[], object]]
-"""A loaded file: from inputs to a call that runs them once and returns the runtime's outputs."""
+"""A loaded file: maps inputs to a function that runs them once and returns the outputs."""
 
 
 class Format(ABC):
-    """A file format that models are exported to, and the runtime that runs its files.
+    """A file format to export models to, with the runtime of its files.
 
-    To add one, write its class in a file of this folder (:meth:`write`, :meth:`load` and
-    :meth:`inputs_of`; the counts where the runtime lets them be read) and list an instance in
-    :data:`snello.deploy.FORMATS`. Exporting, verifying, timing and the commands follow. Options of
-    a format are the fields of its class.
+    To add a format, write a subclass in a file of this folder (:meth:`write`, :meth:`load` and
+    :meth:`inputs_of`; also the counts if the runtime allows it) and list an instance in
+    :data:`snello.deploy.FORMATS`. Export, verification, timing and the commands then support it.
+    Options of a format are the fields of its class.
 
     Attributes:
-        name: short name, as ``snello export --format`` takes it.
+        name: short name, for ``snello export --format``.
         label: name in messages.
-        suffix: ending of its files.
-        runtime: name of the runtime, as results show it.
-        extra: extra of snello that brings the packages; None where torch is enough.
-        writes_with: modules that exporting needs.
-        runs_with: modules that running needs.
-        any_batch: whether an exported file takes any batch size, or that of the example alone.
+        suffix: suffix of its files.
+        runtime: name of the runtime, as shown in results.
+        extra: extra of snello that installs the packages; None if torch is sufficient.
+        writes_with: modules needed for exporting.
+        runs_with: modules needed for running.
+        any_batch: True if an exported file accepts any batch size, False for the example's only.
     """
 
     name: ClassVar[str]
@@ -68,7 +68,7 @@ class Format(ABC):
         Args:
             model: a copy on the CPU, in evaluation mode.
             inputs: example inputs on the CPU.
-            files: where to write; the names have another suffix.
+            files: paths of the temporary files, with another suffix.
 
         Raises:
             ModelError: if the model cannot be exported.
@@ -78,41 +78,45 @@ class Format(ABC):
     def load(self, files: Files, threads: int) -> Bind:
         """Load files on the CPU.
 
+        Args:
+            files: the files, as listed by :meth:`files`.
+            threads: number of threads of the runtime.
+
         Raises:
-            ModelError: if they cannot be loaded.
+            ModelError: if the files cannot be loaded.
         """
 
     @abstractmethod
     def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
-        """Return random inputs of the shapes and dtypes that a file states.
+        """Return random inputs with the shapes and dtypes recorded in a file.
 
         Args:
             path: the file.
-            batch: samples; None for the file's own batch size, or 1 where it takes any.
+            batch: batch size; None for the file's own, or 1 if it accepts any.
 
         Raises:
-            ModelError: if the file cannot be loaded, or leaves a dimension other than the batch
-                open.
-            ConfigError: for a batch size that the file does not take.
+            ModelError: if the file cannot be loaded, or has a dynamic dimension other than the
+                batch.
+            ConfigError: for a batch size that the file does not accept.
         """
 
     def footprint(self, path: Path) -> Footprint | None:
-        """Count what a file costs; None where only its runtime can read it."""
+        """Count parameters, operations and bytes; None if only the runtime can read the file."""
         return None
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory | None:
-        """Measure the memory of one forward pass; None where that cannot be told."""
+        """Measure the memory of one forward pass; None if that is not possible."""
         return None
 
     def files(self, path: Path) -> Files:
-        """List the files that belong together, the one that names the others first."""
+        """List all files of an export; the first one is the file that refers to the others."""
         return (path,)
 
     def check(self, path: Path) -> None:
-        """Refuse a file that is missing, or that would not be safe to load.
+        """Check that a file exists and is safe to load.
 
         Raises:
-            ModelError: naming the file.
+            ModelError: if not, with the path of the file.
         """
         if not path.is_file():
             raise ModelError(f"there is no {self.label} file {path}")
@@ -135,7 +139,7 @@ class Format(ABC):
         batches = (inputs, one_more(inputs)) if self.any_batch else (inputs,)
         check_batch_sizes(clone, batches)
         with ExitStack() as stack:
-            # Left in reverse order: the first file never appears before those that it names.
+            # Contexts exit in reverse order: the first file appears after those it refers to.
             temporaries = tuple(stack.enter_context(writing(file)) for file in files)
             self.write(clone, inputs, temporaries)
             if verify:
@@ -144,15 +148,15 @@ class Format(ABC):
 
     @final
     def writable(self, path: str | os.PathLike[str]) -> Path:
-        """Check the name of a file to write, and that it can be written, before any work.
+        """Check the suffix of a file and that it can be written, before any work is done.
 
         Raises:
-            ConfigError: for another suffix.
-            OutputError: if it cannot be written.
+            ConfigError: for the suffix of another format.
+            OutputError: if the file cannot be written.
         """
         path = Path(path)
-        if path.suffix != self.suffix and not path.is_dir():  # a folder has an error of its own
-            raise ConfigError(f"{self.label} files are named *{self.suffix}; got {path}")
+        if path.suffix != self.suffix and not path.is_dir():  # a folder gets a clearer error below
+            raise ConfigError(f"{self.label} files are named *{self.suffix}, got {path}")
         for file in self.files(path):
             check_writable(file)
         return path
@@ -177,7 +181,7 @@ class Format(ABC):
         """Check and load a file.
 
         Raises:
-            ModelError: if it is missing, damaged or refused.
+            ModelError: if the file is missing, damaged or refused.
             ConfigError: for a number of threads below one.
             MissingExtraError: without the runtime.
         """
@@ -189,7 +193,7 @@ class Format(ABC):
 
     @final
     def size(self, path: Path) -> int:
-        """Size of all files that belong together."""
+        """Total size in bytes of the files of an export."""
         return sum(file.stat().st_size for file in self.files(path) if file.is_file())
 
     @final
@@ -220,12 +224,12 @@ class Format(ABC):
         """Import a module of the runtime.
 
         Raises:
-            MissingExtraError: naming the extra.
+            MissingExtraError: with the extra to install.
         """
         return require(module, self.extra or self.name, f"{purpose} of {self.label} files")
 
     def _verify(self, model: nn.Module, batches: tuple[Inputs, ...], files: Files) -> None:
-        # Loaded on the first call, where an error is reported with the model and the batch size.
+        # Loaded inside the first call, so that an error is reported with model and batch size.
         bind = functools.cache(lambda: self.load(files, threads=1))
         for batch in batches:
             compare_outputs(model, batch, lambda x: flat(bind()(x)()), self.runtime)

@@ -58,7 +58,7 @@ class Onnx(Format):
                 program.save(str(files[0]), external_data=False)
         except OSError:
             raise
-        except Exception as error:  # whatever the capture, the decomposition or ONNX raises
+        except Exception as error:  # capture, decomposition and ONNX raise various exceptions
             raise ModelError(
                 f"{type(model).__name__} cannot be exported to ONNX opset {self.opset} for inputs of shape "
                 f"{shapes(inputs)} with a free batch size: {first_line(error)}"
@@ -71,7 +71,7 @@ class Onnx(Format):
         def bind(inputs: Inputs) -> Any:
             if len(names) != len(inputs):
                 raise ConfigError(
-                    f"{files[0]} takes {len(names)} inputs ({', '.join(names)}); {len(inputs)} were given"
+                    f"{files[0]} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}"
                 )
             feed = dict(zip(names, (x.detach().cpu().numpy() for x in inputs), strict=True))
             return lambda: session.run(None, feed)
@@ -83,18 +83,18 @@ class Onnx(Format):
         try:
             feed = random_feed(session, 1 if batch is None else batch)
         except KitError as error:
-            raise ModelError(f"{path}: {error}. Give its inputs to file_runner yourself") from error
+            raise ModelError(f"{path}: {error}; pass its inputs to file_runner") from error
         return tuple(torch.from_numpy(value) for value in feed.values())
 
     def footprint(self, path: Path) -> Footprint:
         self.require("onnx", "counting")
-        onnx_session(path)  # its error says best what is wrong with a file
+        onnx_session(path)  # its error is the clearest for a damaged file
         return onnx_footprint(path)
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory | None:
         self.require("onnxruntime", "running")
         try:
-            # A process of its own, since the runtime's memory cannot be told apart from torch's.
+            # In a separate process, because the runtime's memory cannot be separated from torch's.
             growth = process_growth(str(path), threads, batch_of(inputs))
         except KitError as error:
             raise ModelError(str(error)) from error

@@ -17,7 +17,7 @@ from snello.errors import ModelError, require
 from snello.neurons import outputs_first
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators that multiply; the second input is the weight, where there is one."""
+"""Operators that count as MACs; their second input is the weight, if it is a constant."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Weights:
 
     Attributes:
         values: name -> value; quantised ones as the integers minus their zero point.
-        helpers: names of scales and zero points.
+        helpers: names of scales and zero points, which are not parameters.
     """
 
     values: dict[str, Tensor]
@@ -37,14 +37,14 @@ def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
     """Count the parameters, operations and bytes of an ONNX file.
 
     Args:
-        path: the file, float32 or quantised (QDQ). Its only open dimension may be the batch.
+        path: the file, float32 or quantised (QDQ). Only the batch dimension may be dynamic.
 
     Returns:
-        ``parameters`` and ``nonzeros`` of the constants that are floating point or quantised,
-        without scales and zero points. Exporters fold BatchNorm into convolutions, so they may be
-        below the model's own. ``macs`` of Conv, ConvTranspose, Gemm and MatMul for one sample, with
-        the shapes of a real run; ``dead_neurons`` of those four where the weight is a constant;
-        ``bytes`` of all constants as they are stored.
+        The counts. ``parameters`` and ``nonzeros`` refer to floating-point and quantised constants
+        without scales and zero points; they may be below the model's own, because exporters fold
+        BatchNorm into convolutions. ``macs`` are those of Conv, ConvTranspose, Gemm and MatMul for
+        one sample, with shapes from a run; ``dead_neurons`` are those of the same operators with
+        constant weights; ``bytes`` is the stored size of all constants.
 
     Raises:
         ModelError: if the file cannot be read or does not run on one sample.
@@ -76,7 +76,7 @@ def _constants(onnx: Any, graph: Any) -> _Weights:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             helpers.update(node.input[1:])
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
-            # What stands behind the node is the weight; its integers are zero at the zero point.
+            # The dequantised constant is the weight: zero where the integer equals the zero point.
             quantised, axis = values[node.input[0]].long(), _attribute(node, "axis", 1)
             zero = (
                 values[node.input[2]].long()
@@ -86,7 +86,7 @@ def _constants(onnx: Any, graph: Any) -> _Weights:
             shape = [-1 if i == axis and zero.dim() else 1 for i in range(quantised.dim())]
             values[node.input[0]] = quantised - (zero.reshape(shape) if quantised.dim() else zero)
     for node in graph.node:
-        # A consumer names the output of DequantizeLinear: an alias that is not counted again.
+        # Consumers refer to DequantizeLinear's output, an alias that must not be counted twice.
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
             values[node.output[0]] = values[node.input[0]]
             helpers.add(node.output[0])
@@ -98,12 +98,12 @@ def _attribute(node: Any, name: str, default: int) -> int:
 
 
 def _once(nodes: list[Any]) -> list[Any]:
-    """One node per weight: a layer that is called twice has its neurons once."""
+    """One node per weight, so that neurons of a layer called twice are counted once."""
     return list({node.input[1]: node for node in nodes if len(node.input) > 1}.values())
 
 
 def _dead(node: Any, values: Mapping[str, Tensor]) -> int:
-    """Neurons whose weights are all zero; 0 where the weight is computed."""
+    """Number of neurons whose weights are all zero; 0 if the weight is not a constant."""
     weight = values.get(node.input[1])
     if weight is None or weight.dim() < 2:
         return 0
@@ -128,7 +128,7 @@ def _macs(node: Any, sizes: Mapping[str, tuple[int, ...]]) -> int:
 def _shapes(
     onnx: Any, model: Any, nodes: list[Any], path: str | os.PathLike[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the nodes read and write, from a run on one sample."""
+    """Shapes of the nodes' inputs and outputs, from a run on one sample."""
     wanted = {name for node in nodes for name in (*node.input[:2], node.output[0])}
     sizes = {t.name: tuple(t.dims) for t in model.graph.initializer}
     known = {value.name for value in (*model.graph.input, *model.graph.output)}

@@ -1,4 +1,4 @@
-"""Int8 ONNX files: a float32 file, quantised with ranges from calibration data."""
+"""Int8 quantisation of float32 ONNX files, with ranges from calibration data."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .onnx import Onnx, onnx_session
 
 @dataclass(frozen=True)
 class Quantised:
-    """An int8 ONNX file and its differences to the float32 one.
+    """An int8 ONNX file and its differences from the float32 file.
 
     Attributes:
-        path: the file.
-        bytes: its size.
-        samples: number of samples that it was calibrated and compared on.
-        difference: largest absolute difference to the float32 outputs over the calibration samples,
-            relative to the largest magnitude of an output.
+        path: path of the file.
+        bytes: size of the file.
+        samples: number of samples for calibration and comparison.
+        difference: largest absolute difference from the float32 outputs over the calibration
+            samples, relative to the largest magnitude of an output.
         mean_difference: mean absolute difference, relative to the mean magnitude.
-        agreement: share of the samples whose largest output is the same one (of the first output;
-            for a classifier, its class).
+        agreement: share of samples with the same argmax of the first output (for a classifier, the
+            same class), in [0, 1].
     """
 
     path: Path
@@ -52,23 +52,23 @@ def quantise(
 ) -> Quantised:
     """Quantise an ONNX file to int8 (QDQ).
 
-    Activations are unsigned, weights signed with one scale per channel. The ranges of the
-    activations are the smallest and largest values seen on the calibration samples. The file is
-    loaded again and compared with the float32 one on the same samples before it appears; how much
-    accuracy is left is for the caller to measure on data of its own.
+    Activations are unsigned; weights are signed with one scale per channel. The ranges of the
+    activations are the smallest and largest values on the calibration samples. Before the file
+    appears it is loaded and compared with the float32 file on the same samples; measure its
+    accuracy on labelled data.
 
     Args:
         source: the float32 file.
-        path: the int8 file to write; missing folders are made.
-        calibration: batches of inputs, as the model will see them (normalised alike); 100 to 1000
-            samples are customary. They are kept in memory.
+        path: the int8 file to write; missing folders are created.
+        calibration: batches of inputs (B, ...), normalised as in deployment; 100 to 1000 samples
+            are customary. They are kept in memory.
         reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI, whose 16-bit sums may
             overflow.
 
     Raises:
         ConfigError: for calibration data that is empty or does not fit the file's inputs.
-        ModelError: if the file cannot be read, quantised (a layer that is known not to be is
-            named), or run, or its outputs are not finite.
+        ModelError: if the file cannot be read, quantised (the message names unsupported layers) or
+            run, or its outputs are not finite.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: without onnx or onnxruntime.
 
@@ -104,10 +104,10 @@ def export_int8(
     """Export a model to ONNX, verified, and :func:`quantise` it to int8.
 
     Args:
-        model: any module that torch.export can capture. It is not touched.
-        example_inputs: positional inputs; dimension 0 of each is the batch.
+        model: any module that torch.export can capture; it is not changed.
+        example_inputs: positional inputs with the batch on dimension 0.
         path: the int8 file to write; the float32 file is temporary.
-        calibration: batches of inputs, as the model will see them.
+        calibration: batches of inputs (B, ...), normalised as in deployment.
         reduce_range: see :func:`quantise`.
 
     Raises:
@@ -123,7 +123,7 @@ def export_int8(
 
 
 class _Reader:
-    """ONNX Runtime's calibration data reader: one feed after the other, then None."""
+    """Calibration data reader for ONNX Runtime: returns one feed per call, then None."""
 
     def __init__(self, names: list[str], batches: list[tuple[Tensor, ...]]) -> None:
         self._feeds: Iterator[dict[str, Any]] = (
@@ -140,26 +140,27 @@ def _checked(
     batches = [tuple(x.detach().cpu() for x in as_inputs(batch)) for batch in calibration]
     if not batches or not all(batch_of(batch) for batch in batches):
         raise ConfigError(
-            "calibration holds no sample: give batches of real inputs, 100 samples or more"
+            "calibration has no samples: pass batches of real inputs, 100 samples or more"
         )
     for batch in batches:
         if len(batch) != len(names):
             raise ConfigError(
                 f"calibration gives {len(batch)} inputs of shape {shapes(batch)}; the file takes {', '.join(names)}. "
-                "Batches of (image, label) need the label taken off"
+                "Remove the labels from batches of (image, label)"
             )
         if not all(bool(x.isfinite().all()) for x in batch):
             raise ConfigError(
-                "calibration holds values that are NaN or infinite: ranges cannot be taken from it"
+                "calibration contains NaN or infinite values, which have no range: remove those "
+                "samples"
             )
     return batches
 
 
 def _check_layers(source: Path, what: str) -> None:
-    """Refuse layers that ONNX Runtime's quantiser fails on without naming them.
+    """Check for layers on which ONNX Runtime's quantiser fails without naming them.
 
     Raises:
-        ModelError: naming the layers.
+        ModelError: with the names of the layers.
     """
     onnx = require("onnx", "onnx", "int8 quantisation")
     nodes = [node for node in onnx.load(str(source)).graph.node if node.op_type == "ConvTranspose"]
@@ -176,7 +177,7 @@ def _groups_of(node: Any) -> int:
 
 
 def _layer_of(node: Any) -> str:
-    """Name of a layer in the PyTorch model, by its weight; the node's own name for other files."""
+    """Name of a node's layer in the PyTorch model, from its weight; else the node's name."""
     weight = node.input[1]
     return str(
         weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.op_type
@@ -192,7 +193,7 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: 
             tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
         ):
             prepared = Path(folder) / "prepared.onnx"
-            # Shapes inferred, BatchNorm fused: what the quantiser sees is what will run.
+            # Infers shapes and fuses BatchNorm, so that ranges belong to the graph that will run.
             quantization.quant_pre_process(str(source), str(prepared))
             quantization.quantize_static(
                 prepared,
@@ -206,7 +207,7 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: 
             )
     except OSError:
         raise
-    except Exception as error:  # onnxruntime has its own exceptions, without a public root
+    except Exception as error:  # onnxruntime's exceptions have no public base class
         raise ModelError(f"{what} cannot be quantised to int8: {first_line(error)}") from error
 
 
@@ -236,7 +237,7 @@ def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> Tensor:
     bind = Onnx().load((file,), threads=1)
     try:
         outputs = (flat(bind(batch)())[0] for batch in batches)
-        # One row per sample, or one in all where the output has no batch.
+        # One row per sample; a single row for outputs without a batch dimension.
         return torch.cat([y.reshape(len(y) if y.dim() else 1, -1) for y in outputs])
     except ModelError:
         raise

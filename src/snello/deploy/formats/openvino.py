@@ -20,10 +20,10 @@ from .onnx import Onnx
 @final
 @dataclass(frozen=True)
 class OpenVino(Format):
-    """OpenVINO's pair of files, made by way of ONNX, with float32 weights.
+    """OpenVINO's pair of files, converted from ONNX, with float32 weights.
 
-    Left to itself, OpenVINO computes in bfloat16 on CPUs that can; compared with other runtimes
-    that would not be fair, so float32 is asked for.
+    By default OpenVINO computes in bfloat16 on CPUs that support it. Float32 is requested instead,
+    for comparable results across runtimes.
 
     Source: https://docs.openvino.ai
     """
@@ -44,7 +44,7 @@ class OpenVino(Format):
         with TemporaryDirectory(dir=files[0].parent, prefix=files[0].name) as folder:
             onnx = Path(folder) / "model.onnx"
             Onnx().write(model, inputs, (onnx,))
-            made = onnx.with_suffix(".xml")  # OpenVINO writes no files of other suffixes
+            made = onnx.with_suffix(".xml")  # OpenVINO refuses the temporary files' suffix
             openvino.save_model(openvino.convert_model(onnx), made, compress_to_fp16=False)
             for source, target in zip(self.files(made), files, strict=True):
                 source.replace(target)
@@ -66,8 +66,8 @@ class OpenVino(Format):
             first, *rest = node.get_partial_shape()
             if any(n.is_dynamic for n in rest) or node.get_element_type().to_string() != "f32":
                 raise ModelError(
-                    f"{path}: an input is {node}; only float32 with no open dimension but the batch can be made up. "
-                    "Give its inputs to file_runner yourself"
+                    f"{path}: an input is {node}; random inputs need float32 and fixed dimensions "
+                    "except the batch: pass its inputs to file_runner"
                 )
             sizes.append(
                 (
@@ -87,5 +87,5 @@ class OpenVino(Format):
         core = openvino.Core()
         try:
             return core.compile_model(core.read_model(*map(str, files)), "CPU", settings)
-        except Exception as error:  # openvino raises RuntimeError and its own
+        except Exception as error:  # openvino raises RuntimeError and its own exceptions
             raise ModelError(f"OpenVINO cannot load {files[0]}: {first_line(error)}") from error

@@ -23,10 +23,11 @@ from .program_check import check_program
 @final
 @dataclass(frozen=True)
 class Program(Format):
-    """A program of torch.export: it runs wherever torch does, ``torch.export.load(path).module()``.
+    """A program of torch.export, which runs in torch as ``torch.export.load(path).module()``.
 
-    torch unpickles parts of such a file and evaluates others. A file with more than :meth:`write`
-    writes is refused before torch reads it; that is a precaution, not a promise for hostile files.
+    torch unpickles parts of such a file and evaluates others. A file with contents other than those
+    of :meth:`write` is refused before torch reads it; this is a precaution, not a guarantee against
+    malicious files.
 
     Source: https://docs.pytorch.org/docs/stable/export.html
     """
@@ -43,6 +44,7 @@ class Program(Format):
             torch.export.save(program, files[0])
 
     def load(self, files: Files, threads: int) -> Bind:
+        # Format.runner has called check() before.
         module = _loaded(files[0]).module()
 
         def call(inputs: Inputs) -> object:
@@ -52,21 +54,24 @@ class Program(Format):
         return lambda inputs: partial(call, inputs)
 
     def check(self, path: Path) -> None:
+        """Refuse a file that is missing or holds anything that torch could run as code."""
         super().check(path)
         check_program(path)
 
     def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
+        """Random inputs of the recorded shapes; a batch size that the file fixes wins."""
         program = self.read(path)
         names = set(program.graph_signature.user_inputs)
         sizes = []
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in names:
                 value = node.meta["val"]
-                rest_open = not all(isinstance(n, int) for n in value.shape[1:])
-                if rest_open or value.dtype != torch.float32:
+                rest_is_dynamic = not all(isinstance(n, int) for n in value.shape[1:])
+                if rest_is_dynamic or value.dtype != torch.float32:
                     raise ModelError(
-                        f"{path}: input {node.name!r} is {value.dtype} of shape {tuple(value.shape)}; only float32 "
-                        "with no open dimension but the batch can be made up. Give its inputs to file_runner yourself"
+                        f"{path}: input {node.name!r} is {value.dtype} of shape "
+                        f"{tuple(value.shape)}; random inputs need float32 and fixed dimensions "
+                        "except the batch: give its inputs where it is run"
                     )
                 first = value.shape[0]
                 sizes.append((first if isinstance(first, int) else batch or 1, *value.shape[1:]))
@@ -74,7 +79,7 @@ class Program(Format):
 
     def footprint(self, path: Path) -> Footprint:
         program = self.read(path)
-        names = dict.fromkeys(program.graph_signature.parameters)
+        names = dict.fromkeys(program.graph_signature.parameters)  # a shared one counts once
         parameters = [program.state_dict[name] for name in names]
         return Footprint(
             parameters=sum(p.numel() for p in parameters),
@@ -85,14 +90,14 @@ class Program(Format):
         )
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory:
-        module = self.read(path).module()
+        module = self.read(path).module()  # threads do not change which tensors are alive
         return peak_memory_of(module, [*module.parameters(), *module.buffers()], inputs)
 
     def read(self, path: Path) -> torch.export.ExportedProgram:
         """Check and read a program.
 
         Raises:
-            ModelError: if the file is missing, damaged, no program, or holds what could run code.
+            ModelError: if the file is missing, damaged, not a program, or could run code.
         """
         self.check(path)
         return _loaded(path)
@@ -101,18 +106,23 @@ class Program(Format):
 def captured(
     model: nn.Module, inputs: Inputs, *, free_batch: bool = True
 ) -> torch.export.ExportedProgram:
-    """Capture a model as a graph of torch.export.
+    """Capture a model as a graph with torch.export.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        inputs: positional inputs with the batch on dimension 0.
+        free_batch: False fixes the batch size of the inputs, for runtimes that cannot vary it.
 
     Raises:
-        ModelError: if it cannot be captured.
+        ModelError: if the model cannot be captured.
     """
-    # A batch of one would be taken for a constant.
+    # torch.export treats a dimension of size 1 as a constant.
     sample = one_more(inputs) if free_batch and inputs[0].shape[0] == 1 else inputs
     dynamic = dynamic_batch(model, sample) if free_batch else None
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(model, sample, dynamic_shapes=dynamic)
-    except Exception as error:  # capture runs the model's own code
+    except Exception as error:  # capturing runs the model's own code
         batch = "with a free batch size" if free_batch else "with this batch size"
         raise ModelError(
             f"torch.export cannot capture {type(model).__name__} for inputs of shape {shapes(sample)} {batch}: "
@@ -124,21 +134,21 @@ def _loaded(path: Path) -> torch.export.ExportedProgram:
     try:
         with quiet():
             return torch.export.load(path)
-    except Exception as error:  # torch raises many kinds on a damaged file
+    except Exception as error:  # torch raises various exceptions for a damaged file
         raise ModelError(
-            f"{path} is damaged, or no program of torch.export: {first_line(error)}"
+            f"{path} is damaged, or not a program of torch.export: {first_line(error)}"
         ) from error
 
 
 def _dead(program: torch.export.ExportedProgram) -> int:
-    """Neurons of linear and convolution operators whose weights are all zero, each weight once."""
+    """Number of dead neurons (all weights zero) of linear layers and convolutions, tied once."""
     known = program.graph_signature.inputs_to_parameters
     weights = {}
     for node in program.graph.nodes:
         name = getattr(node.target, "__name__", "")
         if (
             node.op == "call_function"
-            and name.startswith(("linear.", "conv"))
+            and name.startswith(("linear.", "conv"))  # "linear.default", "conv2d.default", ...
             and len(node.args) > 1
         ):
             parameter = known.get(getattr(node.args[1], "name", ""))
@@ -150,6 +160,7 @@ def _dead(program: torch.export.ExportedProgram) -> int:
 
 
 def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
+    """Output channels that are all zero; a transposed weight is first brought to (out, in/groups)."""
     if transposed:
         weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return int((weight.flatten(1) == 0).all(1).sum())

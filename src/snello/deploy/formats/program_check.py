@@ -1,8 +1,8 @@
-"""Check of a ``.pt2`` archive before torch reads it: torch unpickles and evaluates parts of it.
+"""Check of a ``.pt2`` archive before torch unpickles and evaluates parts of it.
 
-Only what :class:`Program` writes passes: raw weights, operators of
-``torch.ops`` and of Python's ``operator``, and sizes made of symbols and integers. This refuses
-archives that run code by themselves; it is no proof that torch's reader is safe with any other.
+Only the contents that :class:`Program` writes are accepted: raw weights, operators of ``torch.ops``
+and of Python's ``operator``, and sizes made of symbols and integers. Archives that contain code are
+refused; this does not prove that torch's reader is safe for all other archives.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _CALLS = "Symbol Integer Float Rational Add Mul Pow Max Min Mod PythonMod FloorD
 
 
 def check_program(path: Path) -> None:
-    """Refuse an archive with pickled parts, foreign calls or text to evaluate.
+    """Check an archive for pickled parts, calls of other functions, and text to evaluate.
 
     Raises:
-        ModelError: naming the part.
+        ModelError: with the name of the refused part.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             found = next(_suspicious(archive), None)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is damaged, or no program of torch.export: {error}") from error
+        raise ModelError(f"{path} is damaged, or not a program of torch.export: {error}") from error
     if found is not None:
         raise ModelError(
-            f"{path} holds {found}, which could run code when torch reads it; if it comes from someone you "
-            "trust, load it with torch.export.load and measure its module"
+            f"{path} contains {found}, which could run code when torch reads it; if you trust its "
+            "source, load it with torch.export.load and measure its module"
         )
 
 
 def _suspicious(archive: zipfile.ZipFile) -> Iterator[str]:
     models = 0
     for info in archive.infolist():
-        # The archive holds one folder with any name.
+        # The archive contains a single folder with an arbitrary name.
         parts = PurePosixPath(info.filename).parts[1:]
         where = "/".join(parts)
         if re.fullmatch(r"data/(weights|constants)/\w+_config\.json", where, re.ASCII):
@@ -61,7 +61,7 @@ def _suspicious(archive: zipfile.ZipFile) -> Iterator[str]:
             models += 1
             yield from _graph(json.loads(archive.read(info)))
         elif re.fullmatch(r"data/(sample_inputs|weights|constants)/\w+\.pt", where, re.ASCII):
-            # Example inputs; in older releases of torch the weights, too.
+            # Example inputs; in older versions of torch also the weights.
             if info.file_size and not _tensors_alone(archive.read(info)):
                 yield f"pickled objects ({where})"
         elif not re.fullmatch(
@@ -72,13 +72,13 @@ def _suspicious(archive: zipfile.ZipFile) -> Iterator[str]:
         ):
             yield f"a part of another kind ({where[:60]!r})"
     if not models:
-        raise ValueError("it holds no graph")
+        raise ValueError("it has no graph")
 
 
 def _tensors_alone(data: bytes) -> bool:
     try:
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds on what it does not take
+    except Exception:  # torch raises various exceptions for data it refuses
         return False
     return True
 
@@ -106,7 +106,7 @@ def _graph(content: Any) -> Iterator[str]:
 
 
 def _plain_containers(text: Any) -> bool:
-    # A defaultdict, for one, names the module that its factory is imported from.
+    # A defaultdict, for example, names a module from which its factory would be imported.
     kinds = [value for key, value in entries(json.loads(text)) if key == "type"] if text else []
     return all(kind in _CONTAINERS for kind in kinds)
 
@@ -117,8 +117,8 @@ def _plain_names(value: Any) -> bool:
 
 
 def _arithmetic(text: Any) -> bool:
-    """Accept sums, products and the like of symbols and numbers alone."""
-    # sympy would evaluate any Python expression.
+    """Return True for arithmetic on symbols and numbers only."""
+    # sympy would evaluate any Python expression, including calls.
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The formats that there are, found by the suffix of a file."""
+"""Registry of formats, and export and loading by the suffix of a file."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .program import Program
 FORMATS: dict[str, Format] = {
     format.suffix: format for format in (Onnx(), Program(), OpenVino(), ExecuTorch())
 }
-"""Suffix -> format. Registering another here makes it known to every function and command."""
+"""Suffix -> format. A format registered here is available to every function and command."""
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
     """Find the format of a file by its suffix.
 
     Raises:
-        ConfigError: naming the suffixes that there are.
+        ConfigError: for an unknown suffix; the message lists the known ones.
     """
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise ConfigError(
-            f"{path}: no runtime here reads files that end in {suffix!r}; those that can be exported and run end "
-            f"in {', '.join(FORMATS)} (and snello.save writes .pt and .snello)"
+            f"{path}: no runtime is registered for the suffix {suffix!r}; files to export and run "
+            f"end in {', '.join(FORMATS)} (and snello.save writes .pt and .snello)"
         )
     return FORMATS[suffix]
 
@@ -45,7 +45,7 @@ def export(
     verify: bool = True,
     format: Format | None = None,
 ) -> Path:
-    """Export a model to the format that the suffix names: evaluation mode, on the CPU.
+    """Export a model, in evaluation mode and on the CPU, to the format of the file's suffix.
 
     ====== ============ ============================ ===========
     Suffix Format       Runtime                      Batch size
@@ -58,31 +58,32 @@ def export(
     ====== ============ ============================ ===========
 
     Args:
-        model: any module that torch.export can capture. It is not touched: a copy is exported.
-        example_inputs: positional inputs; dimension 0 of each is the batch.
-        path: the file to write; missing folders are made. It appears whole and verified, or not at
-            all.
-        verify: run the file in its runtime at the batch size of the example and at one more, and
-            compare with PyTorch; False skips it (then the runtime is not needed).
-        format: a format with options, such as ``Onnx(opset=18)``; None for the suffix's own.
+        model: any module that torch.export can capture; a copy of it is exported.
+        example_inputs: positional inputs with the batch on dimension 0.
+        path: the file to write; missing folders are created. The file appears only when it is
+            complete and verified.
+        verify: run the file in its runtime with the example's batch size and, where the batch is
+            dynamic, with one sample more, and compare the outputs with PyTorch; with False the runtime is not needed.
+        format: a format with options, such as ``Onnx(opset=18)``; None chooses it by the suffix.
 
     Returns:
         The path of the file.
 
     Raises:
-        ConfigError: for an unknown suffix, or if there is no input, or one without a batch.
-        ModelError: if the model cannot be exported, does not run at another batch size, or if the
-            file's outputs differ by more than 1e-4 of the largest magnitude (in half precision by 8
-            roundings of it), with the number.
+        ConfigError: for an unknown suffix, no inputs, or an input without a batch dimension.
+        ModelError: if the model cannot be exported or does not run with another batch size, or the
+            file's outputs differ by more than 1e-4 of the largest magnitude (in float16 and
+            bfloat16, by more than 8 times their ``torch.finfo(dtype).eps``); the message has the difference.
         OutputError: if the file cannot be written, with the path.
-        MissingExtraError: naming the extra that brings the format's packages.
+        MissingExtraError: with the extra that installs the format's packages.
 
     Sources: https://onnx.ai, https://docs.pytorch.org/docs/stable/export.html,
     https://docs.openvino.ai, https://docs.pytorch.org/executorch
     """
-    if format is None and not Path(path).is_dir():  # a folder has an error of its own
-        format = format_of(path)
-    return (format or Onnx()).export(model, example_inputs, path, verify=verify)
+    if format is None:
+        # Any format refuses a folder with the right error; a folder has no suffix to choose by.
+        format = Onnx() if Path(path).is_dir() else format_of(path)
+    return format.export(model, example_inputs, path, verify=verify)
 
 
 def file_runner(
@@ -90,15 +91,18 @@ def file_runner(
     inputs: tuple[Tensor, ...] | Tensor | None = None,
     threads: int = 1,
 ) -> Runner:
-    """Load a file of any format and make it ready to run on the CPU.
+    """Load a file of any format and prepare it to run on the CPU.
 
-    ExecuTorch has one pool of threads per process: the runner that was made last decides for all.
+    ExecuTorch has one thread pool per process, whose size is set by the last runner created.
 
     Args:
         path: the file.
-        inputs: its inputs in order, with the batch on dimension 0; None for random inputs of the
-            shapes that the file states.
+        inputs: its inputs in order, with the batch on dimension 0; None for random inputs with the
+            shapes recorded in the file.
         threads: number of threads of the runtime.
+
+    Returns:
+        A runner; each call of it is one forward pass of these inputs.
 
     Raises:
         ModelError: if the file is missing or damaged, or does not run on the inputs.

@@ -1,4 +1,4 @@
-"""Making of a kit: models and the script that times them, in a folder to copy."""
+"""Creation of a kit: a folder with models and the script that times them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def device_kit(
     int8: bool = True,
     calibration: Iterable[tuple[Tensor, ...] | Tensor] | None = None,
 ) -> Kit:
-    """Make a folder that times models on another device, with onnxruntime and numpy alone.
+    """Write a folder that times models on another device, with onnxruntime and numpy only.
 
     Args:
-        folder: the folder to make; it appears whole or not at all.
+        folder: the folder to create; it appears only when complete.
         subjects: models (exported and verified) and ONNX files (copied). Their names become file
             names.
         int8: add an int8 version of every model that is not an ONNX file.
-        calibration: batches of inputs for int8, for all models alike; None takes each model's own
-            inputs, which the README says.
+        calibration: batches of inputs (B, ...) for int8, shared by all models; None uses each
+            model's example inputs, which the README states.
 
     Raises:
-        ConfigError: for no model, equal or unusable names, or files other than ONNX.
+        ConfigError: without a model, for equal or invalid names, or for files other than ONNX.
         ModelError: if a model cannot be exported or does not run.
         OutputError: if the folder exists and is not empty, or cannot be written.
         MissingExtraError: without the extra ``onnx``.
@@ -69,8 +69,9 @@ def _check(subjects: Sequence[Subject]) -> None:
     for subject in subjects:
         if names.count(subject.name) > 1 or not re.fullmatch(r"\w[\w.-]*", subject.name):
             raise ConfigError(
-                f"a model of the kit is called {subject.name!r}: names become file names; they must differ, also from "
-                "the int8 version of another, and hold letters, digits, '-', '_' and '.' alone"
+                f"the name {subject.name!r} cannot be a file name of the kit: names must differ, "
+                "also from the int8 version of another model, and consist of letters, digits, '-', "
+                "'_' and '.' only"
             )
         if subject.model is None and (subject.file is None or subject.file.suffix != ".onnx"):
             raise ConfigError(
@@ -87,7 +88,7 @@ def _add(
     plain = inside / f"{subject.name}.onnx"
     if subject.model is None:
         assert subject.file is not None  # checked above
-        onnx_session(subject.file)  # its error says best what is wrong with a file
+        onnx_session(subject.file)  # reports a damaged file here instead of on the device
         shutil.copyfile(subject.file, plain)
         return [_entry(subject, plain, _precision(plain))]
     export(subject.model, subject.inputs, plain)

@@ -1,4 +1,4 @@
-"""A kit and its models."""
+"""Dataclasses of a kit and its models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class KitModel:
     """One ONNX file of a kit.
 
     Attributes:
-        name: of the model.
-        file: within the folder.
-        precision: of its weights and activations.
+        name: name of the model.
+        file: name of the file in the folder.
+        precision: precision of weights and activations.
         bytes: size of the file.
-        sha256: of the file.
-        source: what it was made from.
-        source_sha256: of that file; None where there was none.
-        check: the file with inputs and outputs that the device compares with.
+        sha256: SHA-256 of the file.
+        source: name of the file or model that it was exported from.
+        source_sha256: SHA-256 of that file; None for a model without a file.
+        check: file with inputs and reference outputs to compare with on the device.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Kit:
     """A folder that times models on another device.
 
     Attributes:
-        folder: what to copy.
-        models: what is in it.
-        random_calibration: whether int8 ranges were taken from random inputs: good for timing
-            alone.
+        folder: path of the folder.
+        models: its models.
+        random_calibration: True if int8 ranges were calibrated on random inputs, which is valid for
+            timing only.
     """
 
     folder: Path

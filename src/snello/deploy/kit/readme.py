@@ -1,4 +1,4 @@
-"""README of a kit."""
+"""README of a kit: a folder of models and a script that times them without snello."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from .models import KitModel
 
 _TEXT = """# Time these models on this device
 
-Copy this folder to the device. It needs Python 3.8 or newer with two packages, and nothing else:
+Copy this folder to the device, which needs Python 3.8 or newer and two packages:
 
     python -m pip install onnxruntime numpy
     python bench.py
 
-That takes about a minute and writes `device.json`; take the file back and read it beside what was measured
-elsewhere with `snello report measure.json device.json`.
+This takes about a minute and writes `device.json`. Copy this file back and compare it with other measurements:
+`snello report measure.json device.json`.
 
-- Raspberry Pi: a 64-bit system (`uname -m` says aarch64); there are no packages of ONNX Runtime for 32 bits.
-- Android: a terminal with a 64-bit Linux inside, such as Termux with `proot-distro install debian`.
-- `--threads 4`, `--batch 8`, `--repeats 200` change the conditions; they are written into the result.
-- A board without cooling slows down when it is hot: let it rest, and run twice. The temperature before and after
-  is in the result where the system tells it, and so is the frequency governor.
+- Raspberry Pi: use a 64-bit system (`uname -m` prints aarch64); ONNX Runtime has no 32-bit packages.
+- Android: use a terminal with a 64-bit Linux, such as Termux with `proot-distro install debian`.
+- `--threads 4`, `--batch 8`, `--repeats 200` change the conditions, which are recorded in the result.
+- A board without cooling slows down when it is hot: let it cool, and run twice. The result contains the temperature
+  before and after and the frequency governor, if the system reports them.
 
-Each repeat runs every model once, in turns, so that whatever slows the device for a while slows all models alike.
-`device.json` holds the name of the CPU, the number of cores, the versions, the conditions, and for each model the
-median, the 10th and the 90th percentile, the memory it takes, and how far its outputs are from those that the same
-file gave where this folder was made. {calibration}
+Each repeat runs every model once (interleaved), so that a temporary slowdown affects all models equally.
+`device.json` contains the name of the CPU, the number of cores, the versions, the conditions, and for each model the
+median, the 10th and the 90th percentile of the time, its memory, and the difference of its outputs from those of the
+same file on the machine that wrote this folder. {calibration}
 
 | File | Precision | Bytes | Made from |
 |---|---|---:|---|
 {rows}
 
-`models.json` lists the same for the script, with the SHA-256 of every file. Made by snello {version}.
+`models.json` lists the models for the script, with the SHA-256 of every file. Written by snello {version}.
 """
 
 
 def readme(models: Sequence[KitModel], random_calibration: bool) -> str:
-    """Text that tells how to use a kit, with a table of its models.
+    """Instructions for a kit, with a table of its models.
 
     Args:
         models: models of the kit.
-        random_calibration: whether int8 ranges were taken from random inputs.
+        random_calibration: True if the kit has int8 files calibrated on random inputs.
     """
     rows = [f"| {m.file} | {m.precision} | {m.bytes} | {m.source} |" for m in models]
     calibration = (
-        "The ranges of the int8 files were taken from random inputs: they tell how fast int8 is, not how accurate."
+        "The int8 files were calibrated on random inputs: they are valid for timing, not for "
+        "accuracy."
         if random_calibration
         else ""
     )

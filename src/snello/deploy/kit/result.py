@@ -1,4 +1,4 @@
-"""Results that a kit brings back from a device."""
+"""Results of a kit, read back from a device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class DeviceTime:
         median_ms: median over the repeats.
         p10_ms: 10th percentile.
         p90_ms: 90th percentile.
-        difference: largest difference to the outputs that lie in the kit, relative to the largest
-            magnitude.
-        peak_bytes: growth of a process of its own while it loads the file and runs it; None where
+        difference: largest difference from the reference outputs in the kit, relative to the
+            largest magnitude.
+        peak_bytes: memory growth of a separate process that loads and runs the file; None if
             unknown.
     """
 
@@ -67,13 +67,13 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
     """Read the result of ``bench.py``.
 
     Raises:
-        ConfigError: if there is no such file, or it is no such result.
+        ConfigError: if the file does not exist or is not such a result.
     """
     try:
         data = json.loads(Path(path).read_text())
         if data["format"] != bench.FORMAT:
             raise ConfigError(
-                f"{path} is of format {data['format']!r}; this version reads {bench.FORMAT!r}"
+                f"{path} has the format {data['format']!r}; this version reads {bench.FORMAT!r}"
             )
         keys = [f.name for f in fields(DeviceTime)]
         times = tuple(DeviceTime(**{key: row[key] for key in keys}) for row in data["models"])
@@ -85,5 +85,5 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{path} is no result of a kit's bench.py, or damaged: {error!r}"
+            f"{path} is not a result of a kit's bench.py, or damaged: {error!r}"
         ) from error

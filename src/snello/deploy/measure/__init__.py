@@ -1,1 +1,1 @@
-"""Measurement: counts, memory and time of models and of files of any format."""
+"""Measurement of counts, memory and latency of models and of files of any format."""

@@ -1,4 +1,4 @@
-"""Several models and files side by side, timed in one run."""
+"""Comparison of several models and files, timed in one run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .latency import Latency, latencies
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with its inputs, or a file that some runtime reads, to be measured.
+    """A model with its inputs, or an exported file, to be measured.
 
     Attributes:
         name: name in the result.
         model: a PyTorch model; None for a file of another runtime.
-        inputs: inputs with the batch to time on dimension 0; for a file, none for random ones.
-        file: where the model was read from, or what is run if there is no model.
-        bitstream: whether the file is a coded bitstream.
-        onnx: the model's export, where there is one already: it is timed in ONNX Runtime.
+        inputs: inputs with the batch to time on dimension 0; empty for random inputs of a file.
+        file: file that the model was read from, or the file to run if ``model`` is None.
+        bitstream: True if the file is a coded bitstream.
+        onnx: an existing ONNX export of the model, to be timed in ONNX Runtime.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Profile:
-    """A model or a file on paper and on the clock: one row of a comparison.
+    """Counts and latencies of a model or a file: one row of a comparison.
 
     Attributes:
-        name: of the subject.
-        file: its file, if there is one.
-        sha256: of the file's bytes, by which results of other devices are matched.
-        file_bytes: size of the file (with its weights in a second file, for OpenVINO).
-        bitstream_bytes: the same, where the file is a coded bitstream.
+        name: name of the subject.
+        file: path of its file; None without one.
+        sha256: SHA-256 of the file, used to match results of other devices.
+        file_bytes: size of the file (for OpenVINO, including the weights in a second file).
+        bitstream_bytes: size of the file if it is a coded bitstream.
         footprint: parameters, operations, bytes; None for files that only their runtime can read.
-        peak_memory: of one forward pass; None likewise, or where the system does not tell.
-        latencies: runtime -> time, taken in turns in one run.
+        peak_memory: peak memory of one forward pass; None if it cannot be measured.
+        latencies: runtime -> latency, interleaved with the others in one run.
     """
 
     name: str
@@ -75,24 +75,23 @@ def compare(
     warmup: int = 10,
     threads: int = 1,
 ) -> tuple[Profile, ...]:
-    """Count and time several models and files; all of them take turns in one run.
+    """Count and time several models and files, with interleaved timings in one run.
 
     Args:
-        subjects: what to measure; names must differ.
-        runtimes: what the PyTorch models are timed in: any of :func:`model_runtimes`. For the
-            runtime of a file format they are exported (and verified) into a temporary folder; for
-            int8 they are quantised with ranges taken from the inputs given here, which says how
-            fast int8 is, not how accurate.
-        batch: samples per call, for files; models have it from their inputs.
-        repeats: timed calls of each.
-        warmup: untimed calls before.
-        threads: threads of each runtime.
+        subjects: models and files to measure; names must differ.
+        runtimes: runtimes for the PyTorch models, any of :func:`model_runtimes`. For the runtime of
+            a file format, models are exported (and verified) into a temporary folder; for int8 they
+            are calibrated on the inputs given here, which is valid for timing, not for accuracy.
+        batch: batch size of files; the batch size of models is that of their inputs.
+        repeats: number of timed calls of each subject and runtime.
+        warmup: number of untimed calls before them.
+        threads: number of threads of each runtime.
 
     Returns:
         One row per subject, in their order.
 
     Raises:
-        ConfigError: for equal names, unknown runtimes or kinds of files, or counts out of range.
+        ConfigError: for equal names, unknown runtimes or file formats, or counts out of range.
         ModelError: if a model or a file does not run.
         MissingExtraError: naming the extra that a runtime needs.
     """
@@ -117,19 +116,20 @@ def _check(subjects: Sequence[Subject], runtimes: Sequence[str], batch: int) -> 
         raise ConfigError(f"batch={batch}: choose at least 1")
     if not subjects or not runtimes:
         raise ConfigError(
-            f"{len(subjects)} models and {len(runtimes)} runtimes: give at least one of each"
+            f"{len(subjects)} models and {len(runtimes)} runtimes: pass at least one of each"
         )
     for runtime in runtimes:
         if runtime not in model_runtimes():
             raise ConfigError(
-                f"runtime {runtime!r}: there is no such runtime; choose of: {', '.join(model_runtimes())}"
+                f"runtime {runtime!r}: there is no such runtime; choose from: "
+                f"{', '.join(model_runtimes())}"
             )
     names = [subject.name for subject in subjects]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two models are called {twice[0]!r}: give them different names")
     for subject in subjects:
         if subject.model is None:
-            format_of(subject.file or subject.name)  # an unknown suffix, before any work
+            format_of(subject.file or subject.name)  # refuse an unknown suffix before any work
 
 
 def _runners(
@@ -161,7 +161,7 @@ def _model_runner(runtime: str) -> ModelRunner:
 
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], format: Format, folder: Path) -> Path:
-    """Export a model into a folder, unless it is there."""
+    """Export a model into a folder, unless a previous runtime has exported it."""
     path = folder / f"float32{format.suffix}"
     return path if path.exists() else format.export(model, inputs, path)
 
@@ -180,7 +180,7 @@ MODEL_RUNNERS: dict[str, ModelRunner] = {
     "torch.compile": lambda model, inputs, threads, folder: compiled_runner(model, inputs, threads),
     "onnxruntime int8": _int8,
 }
-"""Runtime -> how a model is made ready for it, where exporting it to a format is not enough.
+"""Runtime -> function that prepares a model, for runtimes that are not a plain file format.
 
 Called with the model, its inputs, the number of threads and a folder for files.
 """

@@ -1,4 +1,4 @@
-"""Wall-clock time, measured so that ratios are honest."""
+"""Wall-clock latency of several models, interleaved so that ratios are comparable."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from snello.timing import spread_of, take_turns, timed
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of one call.
+    """Latency of one call, with the conditions of the measurement.
 
     Attributes:
-        runtime: what ran the model.
+        runtime: name of the runtime.
         median_ms: median over the repeats, in milliseconds.
-        p10_ms: 10th percentile.
-        p90_ms: 90th percentile.
-        batch: samples per call.
-        threads: threads of the runtime.
-        warmup: untimed calls before.
-        repeats: timed calls.
-        device: where it ran.
+        p10_ms: 10th percentile, in milliseconds.
+        p90_ms: 90th percentile, in milliseconds.
+        batch: number of samples per call.
+        threads: number of threads of the runtime.
+        warmup: number of untimed calls before the timed ones.
+        repeats: number of timed calls.
+        device: device that ran the model.
     """
 
     runtime: str
@@ -46,19 +46,19 @@ def latencies(
     batch: int = 1,
     device: str = "cpu",
 ) -> dict[str, Latency]:
-    """Time several models in one run, in turns.
+    """Time several models in one run, interleaved.
 
-    Each repeat calls every runner once, and each repeat begins with the next one: what slows the
-    machine for a while slows all of them, and none always runs after the same neighbour.
+    Each repeat calls every runner once, starting with the next runner, so that a temporary slowdown
+    of the machine affects all of them and no runner always follows the same one.
 
     Args:
-        runners: name -> what to time; from :func:`pytorch_runner` and :func:`file_runner`, or any
-            callable that runs PyTorch code.
-        repeats: timed calls of each.
-        warmup: untimed calls of each before.
-        threads: torch's thread count during the run (restored afterwards).
-        batch: samples per call, reported for plain callables; a :class:`Runner` knows its own.
-        device: likewise; the clock waits for an accelerator to finish.
+        runners: name -> runner from :func:`pytorch_runner` or :func:`file_runner`, or any callable
+            that runs PyTorch code.
+        repeats: number of timed calls of each.
+        warmup: number of untimed calls of each before them.
+        threads: torch's number of threads during the run (restored afterwards).
+        batch: samples per call, reported for plain callables; a :class:`Runner` has its own.
+        device: device of plain callables; timing synchronises with an accelerator.
 
     Returns:
         Name -> time, in the order of the runners.
@@ -74,8 +74,8 @@ def latencies(
     for name, runner in made.items():
         if runner.threads not in (None, threads):
             raise ConfigError(
-                f"runner {name!r} was built with {runner.threads} threads, the others run with {threads}; "
-                "build it with the same number, or the ratio says nothing"
+                f"runner {name!r} was built with {runner.threads} threads, the others run with "
+                f"{threads}: build it with the same number, otherwise the ratio is meaningless"
             )
     with torch_threads(threads):
         times = take_turns(list(made), lambda name: _time(made[name]), repeats, warmup)

@@ -1,4 +1,4 @@
-"""Profiles read back from JSON."""
+"""Reader for profiles stored as JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .latency import Latency
 
 
 def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:
-    """Read the rows of ``snello measure``: one object, or several under ``"models"``.
+    """Read a result of ``snello measure``: one profile, or several under ``"models"``.
 
     Raises:
-        ConfigError: if the file cannot be read, or is no such result.
+        ConfigError: if the file cannot be read or is not such a result.
     """
     try:
         data = json.loads(Path(path).read_text())
@@ -29,7 +29,7 @@ def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no result of 'snello measure', or damaged: {error!r}"
+            f"{path} is not a result of 'snello measure', or damaged: {error!r}"
         ) from error
 
 

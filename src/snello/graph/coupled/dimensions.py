@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from snello.errors import ConfigError, nearest
 
 
@@ -31,6 +34,15 @@ class Member:
     def of(self, removed: Iterable[int]) -> list[int]:
         """Indices along the axis that go with some indices of the dimension, sorted."""
         return sorted({i for index in removed for i in self.indices[index]})
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum over the slice of each index: of a tensor in the parameter's shape, shape ``(width,)``."""
+        along = values.transpose(0, self.axis).flatten(1).sum(1) if values.dim() > 1 else values
+        counts = torch.tensor([len(own) for own in self.indices])
+        owner = torch.repeat_interleave(torch.arange(len(self.indices)), counts)
+        places = torch.tensor([i for own in self.indices for i in own], dtype=torch.long)
+        found = torch.zeros(len(self.indices), dtype=along.dtype, device=along.device)
+        return found.index_add_(0, owner.to(found.device), along[places.to(found.device)])
 
 
 @dataclass(frozen=True)

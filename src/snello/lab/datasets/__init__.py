@@ -1,8 +1,8 @@
-"""Datasets of images, in memory or streamed from their files, in three parts.
+"""Image datasets, in memory or streamed from files, split into three parts.
 
 Thresholds are chosen on the validation part and accuracy is reported on the test part, so the two
-never share an image: the test part is the dataset's own and depends on nothing, the validation part
-is cut from the training part by a seed (class by class where every image has one).
+never share an image. The test part is the dataset's own and does not depend on the seed; the
+validation part is a random subset of the training part, stratified by class for classification.
 
 >>> from snello.lab.datasets import load_dataset, loader
 >>> splits = load_dataset("digits", validation=0.1, seed=0)
@@ -13,23 +13,23 @@ is cut from the training part by a seed (class by class where every image has on
 >>> images.shape, labels.dtype
 (torch.Size([32, 1, 8, 8]), torch.int64)
 
-Small sets (digits, MNIST, CIFAR) are decoded once: :class:`DataSplits` with :class:`Images`.
-ImageNet, COCO and large folders are streamed: :class:`StreamedSplits` with :class:`StreamedImages`,
-decoded and augmented by worker processes. Both have
-``name, train, validation, test, classes, mean, std, source, task, input_shape``, and one call makes
-batches of either::
+Small datasets (digits, MNIST, CIFAR) are decoded once into memory: :class:`DataSplits` with
+:class:`Images`. ImageNet, COCO and large folders are streamed: :class:`StreamedSplits` with
+:class:`StreamedImages`, decoded and augmented by worker processes. Both have the attributes
+``name, train, validation, test, classes, mean, std, source, task, input_shape``, and the same
+function builds a data loader for either::
 
     loader(part, splits, batch_size, shuffle=, seed=, augment=, limit=, replicas=, rank=, workers=)
 
 A batch is (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for the task ``"segmentation"`` (float32
-``(B, 3, H, W)``, int64 ``(B, H, W)``), where 255 marks a pixel without a class.
-``augment="crop-flip"`` is the random crop and mirror that goes with the set: 4 padded pixels in
-memory, a crop of random area and aspect for streamed classification, a random scale and crop for
-segmentation. ``"none"`` is the evaluation's view.
+``(B, 3, H, W)``, int64 ``(B, H, W)``), where 255 marks pixels without a class.
+``augment="crop-flip"`` is random cropping and horizontal flipping: with 4 pixels of padding for
+datasets in memory, with random area and aspect ratio for streamed classification, with a random
+scale for segmentation. ``"none"`` applies the evaluation transforms.
 
-The order of a shuffled loader and its augmentation are functions of the seed, of the epoch given to
-``batches.sampler.set_epoch(epoch)`` and of the image: not of the global random state, the batch
-size, the worker processes or the replicas. A resumed run sees the same batches.
+The order of a shuffled loader and its augmentation depend only on the seed, on the epoch passed to
+``batches.sampler.set_epoch(epoch)`` and on the image, not on the global random state, the batch
+size, the number of workers or the number of replicas. A resumed run gets the same batches.
 
 Sources: digits, scikit-learn's copy of the UCI optical digits; MNIST, LeCun et al., 1998; CIFAR-10,
 Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the crop-flip
@@ -47,7 +47,7 @@ from ._types import Splits as Splits
 from ._types import StreamedImages as StreamedImages
 from ._types import StreamedSplits as StreamedSplits
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
     "DataSplits", "Images", "Splits", "StreamedImages", "StreamedSplits", "dataset_names",
     "load_dataset", "loader",

@@ -1,15 +1,16 @@
-"""Batches whose order and augmentation are functions of the seed and the epoch."""
+"""Data loaders whose order and augmentation depend only on the seed and the epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DataError
 
 from ._splits import derived_seed, generator
@@ -27,7 +28,7 @@ Augment = Literal["none", "crop-flip"]
 T = TypeVar("T")
 
 PADDING = 4
-"""Black pixels added on every side before the random crop (He et al., 2016, section 4.2)."""
+"""Padding in pixels on every side before the random crop (He et al., 2016, section 4.2)."""
 
 
 def loader(
@@ -42,44 +43,46 @@ def loader(
     replicas: int = 1,
     rank: int = 0,
     workers: int = 0,
-) -> DataLoader[Batch]:
-    """Batches of one part of a dataset, normalised by the splits' channel statistics.
+    curate: Callable[[Dataset[Batch]], DynamicSubset] | None = None,
+) -> DataLoader[Any]:
+    """Build a data loader for one part of a dataset, normalised by the splits' channel statistics.
 
-    In memory a whole batch is fetched, augmented and normalised at once: there is no cost per image
-    in Python. Streamed images are decoded by worker processes. With ``shuffle`` or ``augment`` the
-    sampler is a ``DistributedSampler``; call ``sampler.set_epoch(epoch)`` before every epoch, as
-    Lightning does by itself, or every epoch is the first.
+    For images in memory, whole batches are indexed, augmented and normalised as tensors, without a
+    Python loop over images. Streamed images are decoded by worker processes. With ``shuffle`` or
+    ``augment`` the sampler is a ``DistributedSampler``: call ``sampler.set_epoch(epoch)`` before
+    every epoch, as Lightning does automatically; otherwise every epoch repeats the first one.
 
     Args:
         images: a part of the splits.
-        splits: what the part belongs to.
+        splits: the dataset of the part.
         batch_size: images per batch; the last batch may be smaller.
         shuffle: whether to draw a new order every epoch.
-        seed: decides, with the epoch, the order and the augmentation.
+        seed: seed of order and augmentation, combined with the epoch.
         augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the
-            original size and mirrors it with probability 1/2; streamed it crops a random area of
-            random aspect and mirrors it, or for segmentation scales by 0.5 … 2, mirrors and crops.
-            The draw belongs to (seed, epoch, image): it does not depend on the batch size, the
-            workers, the number of processes, or the global random state.
-        limit: use only the first so many images; the order of a part is random, so they are a fair
-            sample.
-        replicas: number of processes among which the images are dealt out. The last of them repeat
-            a few images where their number is not a multiple.
-        rank: this process, 0 … replicas − 1.
-        workers: processes that decode streamed images, 0 for none; images in memory need none and
-            start none.
+            original size and flips it horizontally with probability 1/2; for streamed
+            classification it crops a random area with a random aspect ratio and flips it; for
+            segmentation it scales by 0.5 … 2, flips and crops. The random numbers depend on (seed,
+            epoch, image) only.
+        limit: use only the first ``limit`` images; the order of a part is random, so they are an
+            unbiased sample.
+        replicas: number of processes over which the images are split. If the number of images is
+            not a multiple, the last processes repeat a few images.
+        rank: index of this process, 0 … replicas − 1.
+        workers: number of processes that decode streamed images; ignored for images in memory.
+        curate: builds a dynamic subset of the part, of :mod:`snello.curation`; with ``shuffle``.
 
     Returns:
         A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
-        ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 where there is no class). Segmented images
-        that keep their size, as they do without augmentation, are padded on the right and below to
-        the largest of the batch.
+        ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 for pixels without a class). Without
+        augmentation, segmentation images keep their size and are padded on the right and at the
+        bottom to the largest of the batch. With ``curate``, pairs of such a batch and the indices,
+        int64 ``(B,)``; the loader's ``dataset`` is the subset.
 
     Raises:
-        ConfigError: for a batch size or limit below 1, an unknown augmentation, an impossible rank,
-            or a part that is not of these splits.
-        DataError: when there are no images; while iterating, for one that cannot be decoded, naming
-            its file.
+        ConfigError: for a batch size or limit below 1, an unknown augmentation, a rank out of
+            range, or a part of other splits.
+        DataError: if there are no images; while iterating, for an image that cannot be decoded (the
+            message names its file).
     """
     _check(images, splits, batch_size, augment, limit, replicas, rank, workers)
     if limit is not None and limit < len(images):
@@ -92,7 +95,7 @@ def loader(
     else:
         assert isinstance(splits, DataSplits)
         batches, kind, workers = _Batches(images, splits, seed, augment), _EpochSampler, 0
-    sampler = None
+    sampler: DistributedSampler[Any] | None = None
     if shuffle or augment != "none" or replicas > 1:
         sampler = kind(
             batches,
@@ -101,8 +104,12 @@ def loader(
             shuffle=shuffle,
             seed=derived_seed(seed, "order"),
         )
+    data: Dataset[Any] = batches
+    if curate is not None:
+        keep = curate(batches)
+        data, sampler = keep, keep.sampler(sampler, shuffle=False)
     return DataLoader(
-        batches,
+        data,
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=_identity,
@@ -120,7 +127,8 @@ def _check(
 ) -> None:  # fmt: skip
     if isinstance(images, StreamedImages) != isinstance(splits, StreamedSplits):
         raise ConfigError(
-            f"{images!r} is no part of these {type(splits).__name__}: pass splits.train, for example"
+            f"{images!r} is not a part of these {type(splits).__name__}: pass splits.train, for "
+            "example"
         )
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1")
@@ -128,18 +136,18 @@ def _check(
         raise ConfigError(f"limit={limit} must be at least 1 image, or None for all of them")
     if augment not in get_args(Augment):
         raise ConfigError(
-            f"there is no augment={augment!r}; it is one of: {', '.join(get_args(Augment))}"
+            f"augment={augment!r} is unknown; choose one of: {', '.join(get_args(Augment))}"
         )
     if not 0 <= rank < replicas:
         raise ConfigError(f"rank={rank} must be one of 0 … replicas − 1, with replicas={replicas}")
     if workers < 0:
         raise ConfigError(f"workers={workers} must be 0 or more processes")
     if len(images) == 0:
-        raise DataError("there are no images to make batches of; this part of the dataset is empty")
+        raise DataError("there are no images to load: this part of the dataset is empty")
 
 
 class _Batches(Dataset[Batch]):
-    """One part of a dataset; indexed by a list, it returns a batch."""
+    """One part of a dataset in memory; indexing with a list returns a batch."""
 
     def __init__(self, images: Images, splits: DataSplits, seed: int, augment: Augment) -> None:
         self.images = images
@@ -153,7 +161,7 @@ class _Batches(Dataset[Batch]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw this epoch's crops and mirrors, for every image."""
+        """Draw the crops and flips of all images for an epoch."""
         if self.augment != "crop-flip":
             return
         random = generator(self.seed, f"crop-flip of epoch {epoch}")
@@ -176,25 +184,25 @@ class _Batches(Dataset[Batch]):
 
 
 def crop_flip(pixels: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
-    """Windows of the padded images, some of them mirrored left to right.
+    """Crop windows from padded images and flip some of them horizontally.
 
     Args:
-        pixels: shape ``(B, C, H, W)``.
+        pixels: images, shape ``(B, C, H, W)``.
         corners: int64, shape ``(B, 2)``: top and left of each window in the padded image, 0 … 8.
-        mirrored: boolean, shape ``(B,)``.
+        mirrored: boolean, shape ``(B,)``: the images to flip.
 
     Returns:
-        Shape ``(B, C, H, W)``.
+        The windows, shape ``(B, C, H, W)``.
     """
     height, width = pixels.shape[2:]
-    # All windows of all images as a view, (B, C, 9, 9, H, W); only the chosen ones are copied.
+    # unfold returns a view of all windows, (B, C, 9, 9, H, W): only the chosen ones are copied.
     windows = F.pad(pixels, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(pixels)), :, corners[:, 0], corners[:, 1]]
     return torch.where(mirrored.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
 class _EpochSampler(DistributedSampler[Batch]):
-    """Tells the dataset the epoch too, so that its augmentation follows."""
+    """Distributed sampler that passes the epoch on to the dataset, for its augmentation."""
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: torchvision's files, and CIFAR-10 also as folders of JPEG images."""
+"""CIFAR-10 and CIFAR-100 from torchvision's files; CIFAR-10 also from folders of JPEG images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_cifar10(request: Request) -> RawData:
 
 
 def read_cifar100(request: Request) -> RawData:
-    """``cifar-100-python``; the 100 fine classes."""
+    """Read CIFAR-100 from ``cifar-100-python``, with the 100 fine classes."""
     places = [root / TORCHVISION_FOLDERS["CIFAR100"] for root in request.roots]
     for root, place in zip(request.roots, places, strict=True):
         if place.is_dir():
@@ -69,7 +69,8 @@ def _images(cifar: Any) -> Images:
 def _folders(path: Path) -> RawData:
     if different := sorted(set(class_names(path / "train")) ^ set(CIFAR10)):
         raise DataError(
-            f"{path / 'train'} is not CIFAR-10: class {different[0]!r} is missing or does not belong"
+            f"{path / 'train'} is not CIFAR-10: class {different[0]!r} is missing or not one of "
+            "its classes"
         )
     raw = read_parts(path, None)
     found = len(raw.train), len(raw.test)
@@ -83,7 +84,7 @@ def _folders(path: Path) -> RawData:
 
 
 def _archived(archive: Path) -> RawData:
-    """Images of an archive, unpacked and decoded once, then read from the cache."""
+    """Read the images of an archive; they are unpacked and decoded once and then cached."""
     folder = unpacked(archive)
     file = folder.with_name(f"{folder.name}-decoded.pt")
     source = _with_train(folder, archive)
@@ -99,7 +100,7 @@ def _decoded(file: Path, source: Path) -> RawData:
     try:
         content = archives.load(file)
         train, test = (Images(*content[part]) for part in ("train", "test"))
-    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+    except Exception as error:  # a damaged file may raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{file} is damaged ({reason}); remove it to have the images decoded again"
@@ -108,10 +109,10 @@ def _decoded(file: Path, source: Path) -> RawData:
 
 
 def _with_train(folder: Path, archive: Path) -> Path:
-    """The folder with ``train`` inside: the unpacked one, or a single folder within it."""
+    """The folder that contains ``train``: the unpacked one or a single folder inside it."""
     for candidate in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         if (candidate / "train").is_dir():
             return candidate
     raise DataError(
-        f"{archive} holds no folder 'train'; it should hold train/CLASS/*.jpg and test/CLASS/*.jpg"
+        f"{archive} has no folder 'train'; it must contain train/CLASS/*.jpg and test/CLASS/*.jpg"
     )

@@ -1,9 +1,8 @@
 """COCO 2017 as semantic segmentation into the classes of Pascal VOC, as in torchvision.
 
-The rules are those of
-https://github.com/pytorch/vision/blob/main/references/segmentation/coco_utils.py: other categories
-are background, pixels of two instances are ignored, and a training image needs more than 1000
-annotated pixels.
+As in https://github.com/pytorch/vision/blob/main/references/segmentation/coco_utils.py, other
+categories are background, pixels where instances overlap are ignored, and training images with 1000
+or fewer annotated pixels are left out.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ VOC = {
     "cat": 17, "chair": 62, "cow": 21, "diningtable": 67, "dog": 18, "horse": 19, "motorbike": 4, "person": 1,
     "pottedplant": 64, "sheep": 20, "sofa": 63, "train": 7, "tvmonitor": 72,
 }  # fmt: skip
-"""Classes of Pascal VOC, in order of their labels, and the COCO category of each."""
+"""Pascal VOC class, in the order of labels -> COCO category."""
 
 SMALLEST_AREA = 1000
-"""Annotated pixels that a training image must exceed."""
+"""A training image must have more annotated pixels than this."""
 
 _LABELS = {category: label for label, category in enumerate(VOC.values()) if label}
 
 
 def read_coco(request: Request) -> RawStream:
-    """Read ``train2017`` and ``val2017`` with their annotations; the latter is the test part.
+    """Read ``train2017`` and ``val2017`` with their annotations; ``val2017`` is the test part.
 
     Raises:
-        DataError: for a dataset that is missing, and for annotations that cannot be read.
+        DataError: if the dataset is missing or its annotations cannot be read.
         MissingExtraError: without pycocotools.
     """
     _tools()
@@ -92,7 +91,7 @@ def _part(place: Path, part: str) -> StreamedImages:
 
 @dataclass
 class _Objects:
-    """Objects of VOC's classes in one image: total pixels, and (label, outline) of each."""
+    """Objects of VOC classes in one image: total number of pixels, and (label, outline) of each."""
 
     area: float
     shapes: list[tuple[int, Any]]
@@ -111,11 +110,11 @@ def _by_image(annotations: Iterable[dict[str, Any]], images: dict[int, str]) -> 
 
 @dataclass(frozen=True)
 class CocoMasks:
-    """Masks drawn from outlines when they are asked for.
+    """Segmentation masks drawn on access from COCO's outlines.
 
     Attributes:
-        files: the images, to be named in errors.
-        objects: per image a JSON list of (label, COCO segmentation).
+        files: paths of the images, for error messages.
+        objects: JSON list of (label, COCO segmentation) for each image.
     """
 
     files: Texts
@@ -129,13 +128,17 @@ class CocoMasks:
         return CocoMasks(self.files.subset(indices), self.objects.subset(indices))
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Uint8, shape ``(height, width)``; where instances overlap, 255."""
+        """Draw the mask of an image: uint8, shape ``(height, width)``, 255 where instances overlap.
+
+        Raises:
+            DataError: for an outline that cannot be drawn.
+        """
         classes = torch.zeros(height, width, dtype=torch.uint8)
         taken = torch.zeros(height, width, dtype=torch.bool)
         for label, segmentation in json.loads(self.objects[index]):
             try:
                 covered = _covered(segmentation, height, width)
-            except Exception as error:  # pycocotools raises many kinds for a bad outline
+            except Exception as error:  # pycocotools raises various exceptions for a bad outline
                 raise DataError(
                     f"{self.files[index]}: an object of class {list(VOC)[label]!r} has an outline that cannot be "
                     f"drawn: {error}; correct or remove its annotation"
@@ -146,7 +149,7 @@ class CocoMasks:
 
 
 def _covered(segmentation: Any, height: int, width: int) -> Tensor:
-    """Pixels of one instance, from polygons or a run-length code: boolean, ``(height, width)``."""
+    """Mask of one instance from polygons or run-length encoding: boolean, ``(height, width)``."""
     tools = _tools()
     coded = isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list)
     runs = segmentation if coded else tools.frPyObjects(segmentation, height, width)

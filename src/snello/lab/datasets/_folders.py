@@ -18,23 +18,23 @@ from ._types import Images, RawData
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 TEST_SHARE = 0.2
-"""Share of a dataset without a test part of its own that becomes one, always the same images."""
+"""Share of a dataset without a test part that is split off as one, always the same images."""
 
 
 def read_image_folder(path: Path, image_size: int | None) -> RawData:
     """Read ``path/{train,test[,val]}/CLASS/*`` or ``path/CLASS/*``.
 
     Args:
-        path: the folder. With ``train`` and ``test`` inside, they are the parts, and ``val``, where
-            it is there, is the validation part. Otherwise every folder is a class, and a fixed
-            fifth of each is the test part.
-        image_size: resize the shorter side to this and crop the centre; None when all have one
-            size.
+        path: the folder. If it contains ``train`` and ``test``, these are the parts, and ``val``,
+            if present, is the validation part. Otherwise every folder is a class, and a fixed fifth
+            of each class is the test part.
+        image_size: size in pixels to which the shorter side is resized before a centre crop; None
+            if all images have the same size.
 
     Raises:
-        DataError: for a folder that is missing, has no classes, a class without images, or an image
-            that cannot be decoded, naming it.
-        ConfigError: when the images differ in size and ``image_size`` is None.
+        DataError: if the folder is missing or has no classes, a class has no images, or an image
+            cannot be decoded (the message names it).
+        ConfigError: if the images differ in size and ``image_size`` is None.
     """
     check_folder(path)
     if (path / "train").is_dir():
@@ -46,11 +46,11 @@ def read_image_folder(path: Path, image_size: int | None) -> RawData:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a path that is no folder."""
+    """Raise DataError for a path that is not a folder."""
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise DataError(
-            f"no image folder in {path.absolute()}: it {found}; give path=/a/folder/of/images"
+            f"no image folder in {path.absolute()}: it {found}; pass path=/a/folder/of/images"
         )
 
 
@@ -70,7 +70,7 @@ def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
     if not (path / "test").is_dir():
         raise DataError(
             f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
-            f"or give path={path / 'train'} to have a fifth of it cut out as the test part"
+            f"or pass path={path / 'train'} to use a fifth of it as the test part"
         )
     folders = {part: path / part for part in ("train", "test", "val")}
     if not folders["val"].is_dir():
@@ -81,17 +81,19 @@ def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
 
 
 def check_same_classes(folder: Path, train: Path, classes: Sequence[str]) -> None:
-    """Refuse a folder whose classes are not those of the training part."""
+    """Raise DataError if a folder's classes differ from those of the training part."""
     if different := sorted(set(class_names(folder)) ^ set(classes)):
-        raise DataError(f"{folder} and {train} differ in class {different[0]!r}; both need it")
+        raise DataError(
+            f"{folder} and {train} differ in class {different[0]!r}: add it to both or remove it"
+        )
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted: the label of a class is its place in this order."""
+    """Sorted names of the class folders; the label of a class is its index."""
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise DataError(
-            f"{folder.absolute()} holds no class folders; put images into {folder / 'CLASS'}/"
+            f"{folder.absolute()} has no class folders; put images into {folder / 'CLASS'}/"
         )
     return tuple(names)
 
@@ -105,7 +107,7 @@ def read_classes(folder: Path, classes: Sequence[str], image_size: int | None) -
 def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
     """The files of ``folder/CLASS/**`` of every class and their labels, in a fixed random order.
 
-    Folders list one class after the other; shuffled once and for all, any slice is a fair sample.
+    Folders list one class after the other. The fixed shuffle makes any slice an unbiased sample.
     """
     files: list[str] = []
     labels: list[int] = []
@@ -113,7 +115,7 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
         found = image_files(folder / name)
         if not found:
             raise DataError(
-                f"class folder {(folder / name).absolute()} holds no images; fill or remove it"
+                f"class folder {(folder / name).absolute()} has no images; fill or remove it"
             )
         files += found
         labels += [label] * len(found)
@@ -122,12 +124,12 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
 
 
 def fixed_order(count: int) -> Tensor:
-    """A random order that is always the same: int64, shape ``(count,)``."""
+    """A random permutation with a fixed seed: int64, shape ``(count,)``."""
     return torch.randperm(count, generator=generator(0, "folder order"))
 
 
 def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and the folders within, sorted."""
+    """Sorted paths of the image files in a folder and its subfolders."""
     found = [
         os.path.join(where, name)
         for where, _, names in os.walk(folder)
@@ -153,30 +155,30 @@ def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
 
 
 def open_rgb(pil: Any, file: str) -> Any:
-    """One file as a PIL image of three channels; greyscale becomes three equal ones.
+    """Open a file as a PIL image with three channels; greyscale is repeated.
 
     Raises:
-        DataError: for a file that is missing, damaged, or has more than 8 bits per channel, naming
-            it.
+        DataError: if the file is missing, damaged, or has more than 8 bits per channel; the message
+            names it.
     """
     try:
         with pil.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                # Pillow would clip these to 8 bits without a word.
+                # Pillow would clip these to 8 bits without a warning.
                 raise DataError(
                     f"{os.path.abspath(file)} has more than 8 bits per channel; convert it to 8 bits"
                 )
             return image.convert("RGB")
     except DataError:
         raise
-    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+    except Exception as error:  # a damaged file may raise any exception
         raise DataError(
             f"image {os.path.abspath(file)} cannot be decoded: {error}; replace or remove it"
         ) from error
 
 
 def _open(pil: Any, file: str, image_size: int | None) -> Tensor:
-    """One file as uint8 ``(3, H, W)``."""
+    """Decode one file to uint8 ``(3, H, W)``."""
     image = open_rgb(pil, file)
     if image_size is not None:
         image = _resize(image, image_size)
@@ -190,7 +192,7 @@ def _resize(image: Any, size: int) -> Any:
         return image
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    bilinear = 2  # PIL.Image.Resampling.BILINEAR, antialiased when it shrinks
+    bilinear = 2  # PIL.Image.Resampling.BILINEAR, which Pillow antialiases when downscaling
     return image.crop((left, top, left + side, top + side)).resize((size, size), bilinear)
 
 
@@ -199,8 +201,8 @@ def _allocate(count: int, shape: torch.Size) -> Tensor:
     if memory is not None and needed > 0.8 * memory:
         raise DataError(
             f"{count} images of {shape[2]}×{shape[1]} pixels need {needed / 1e9:.0f} GB once decoded, and "
-            f"this machine has {memory / 1e9:.0f} GB of memory; give a smaller image_size, or leave them in their "
-            "files with --data.name=imagefolder-stream"
+            f"this machine has {memory / 1e9:.0f} GB of memory; choose a smaller image_size, or "
+            "stream them with --data.name=imagefolder-stream"
         )
     return torch.empty((count, *shape), dtype=torch.uint8)
 

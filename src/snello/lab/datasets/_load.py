@@ -1,4 +1,4 @@
-"""Datasets by name."""
+"""Loading of datasets by name."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ MNIST_FILES = tuple(
 )
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and deviation per channel that every pretrained network of torchvision expects."""
+"""Mean and standard deviation per channel that torchvision's pretrained networks expect."""
 
 _STREAMED_SIZES: dict[Task, tuple[int, int]] = {
     "classification": (224, 256),
     "segmentation": (480, 520),
 }
-"""Side of a crop, and shorter side of an image in evaluation, as in torchvision's reference scripts."""
+"""Crop size and, in evaluation, shorter side of an image, as in torchvision's reference scripts."""
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`load_dataset` knows."""
+    """Names of the datasets that :func:`load_dataset` accepts."""
     return tuple(_READERS)
 
 
@@ -57,44 +57,44 @@ def load_dataset(
     download: bool = False,
     path: str | Path | None = None,
 ) -> Splits:
-    """Find a dataset and cut it into training, validation and test parts.
+    """Find a dataset and split it into training, validation and test parts.
 
     Args:
-        name: in memory ``"digits"`` (1 797 images of 8×8, comes with scikit-learn), ``"mnist"``,
-            ``"cifar10"``, ``"cifar100"`` and ``"imagefolder"``; streamed from their files
-            ``"imagenet"``, ``"coco"`` (segmentation into the 21 classes of Pascal VOC),
-            ``"imagefolder-stream"`` and ``"maskfolder"``.
+        name: for images in memory ``"digits"`` (1 797 images of 8×8, comes with scikit-learn),
+            ``"mnist"``, ``"cifar10"``, ``"cifar100"`` or ``"imagefolder"``; for images streamed
+            from files ``"imagenet"``, ``"coco"`` (segmentation with the 21 classes of Pascal VOC),
+            ``"imagefolder-stream"`` or ``"maskfolder"``.
         root: folder that holds the dataset: ``root/MNIST/raw``, ``root/cifar-10-batches-py``,
             ``root/cifar10-jpeg/{train,test}/CLASS/*.jpg``,
             ``root/cifar10/{train,test}/CLASS/*.jpg``, ``root/cifar10-jpeg.tar.gz``,
             ``root/cifar-100-python``, ``root/imagenet/{train,val}/n01440764/*.JPEG`` or
             ``root/coco`` with ``train2017``, ``val2017`` and
             ``annotations/instances_{train,val}2017.json``; for the last two, ``root`` may be that
-            folder itself. None looks in the folders of the environment variable SNELLO_DATA
-            (several are separated as in PATH), else in ``./data``.
-        validation: share of the training images that becomes the validation part, in (0, 1); of
-            every class, except for segmentation. A folder of images with its own ``val`` keeps that
-            instead.
-        seed: chooses which images those are. The test part never depends on it: it is the official
-            validation part of ImageNet and COCO, whose test labels are not public.
-        image_size: side of the square that a network sees, in pixels. In memory all images are
-            resized to it, and None keeps them as they are. Streamed images are cropped to it after
-            resizing; None is 224 for classification and 480 for segmentation.
-        download: where MNIST or CIFAR is missing, have torchvision fetch it into the first root.
-        path: the folder of ``"imagefolder"`` and ``"imagefolder-stream"``: with ``train`` and
-            ``test`` (and perhaps ``val``) inside, or with one folder per class, of which a fixed
-            fifth becomes the test part. The folder of ``"maskfolder"``: ``train`` and ``test`` (and
-            perhaps ``val``), each with ``images/NAME.jpg`` and ``masks/NAME.png``, whose pixels are
-            places in the list ``classes.txt``, or 255.
+            folder itself. None searches the folders of the environment variable SNELLO_DATA
+            (several are separated as in PATH), else ``./data``.
+        validation: share of the training images that becomes the validation part, in (0, 1),
+            stratified by class except for segmentation. If an image folder contains ``val``, it is
+            used instead.
+        seed: seed of that random choice. The test part does not depend on it; for ImageNet and COCO
+            it is the official validation part, because their test labels are not public.
+        image_size: side of the network's square input, in pixels. Images in memory are resized to
+            it; None keeps their size. Streamed images are resized and cropped to it; None is 224
+            for classification and 480 for segmentation.
+        download: let torchvision download a missing MNIST or CIFAR into the first root.
+        path: for ``"imagefolder"`` and ``"imagefolder-stream"``, a folder with ``train`` and
+            ``test`` (and optionally ``val``), or with one folder per class, of which a fixed fifth
+            becomes the test part. For ``"maskfolder"``, a folder with ``train`` and ``test`` (and
+            optionally ``val``), each with ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of
+            a mask are indices into the list ``classes.txt``, or 255.
 
     Returns:
-        The parts, with channel statistics: :class:`DataSplits` in memory as uint8 with those of the
-        training part, or :class:`StreamedSplits` with those of ImageNet.
+        The parts with channel statistics: :class:`DataSplits` (uint8 in memory, statistics of the
+        training part) or :class:`StreamedSplits` (statistics of ImageNet).
 
     Raises:
-        ConfigError: for an unknown name or an impossible option.
-        DataError: for a dataset that is missing (with every place looked in and what to type),
-            incomplete or undecodable (naming the file).
+        ConfigError: for an unknown name or an option out of range.
+        DataError: if the dataset is missing (the message lists the searched places and the options
+            to set), incomplete or undecodable (the message names the file).
         MissingExtraError: for COCO without pycocotools, which draws its masks.
     """
     reader = _reader(name)
@@ -107,7 +107,7 @@ def load_dataset(
     if (path is None) == (name in _WITH_PATH):
         needs = "', '".join(_WITH_PATH)
         raise ConfigError(
-            f"path={path!r}: '{needs}' need a path, and no other dataset has one; got {name!r}"
+            f"path={path!r}: '{needs}' require a path, and other datasets accept none; got {name!r}"
         )
     raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
     if isinstance(raw, RawStream):
@@ -189,6 +189,6 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 }
 
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
-"""Datasets whose images have one size, which is changed on request only."""
+"""Datasets with images of equal size, resized only if ``image_size`` is given."""
 
 _WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")

@@ -1,4 +1,4 @@
-"""Folders of images and of masks: segmentation on your own data."""
+"""Folders of images and masks, for segmentation of user data."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def read_mask_folder(path: Path) -> RawStream:
     """Read ``path/{train,test[,val]}/{images,masks}/**`` and ``path/classes.txt``.
 
     Args:
-        path: the folder. An image and its mask have the same name but for the ending.
+        path: the folder. An image and its mask have the same name except for the suffix.
             ``classes.txt`` has the name of one class per line; the first is label 0.
 
     Raises:
-        DataError: for what is missing: the folder, the list of classes, a part, an image, or a
-            mask.
+        DataError: if the folder, the list of classes, a part, an image or a mask is missing.
     """
     check_folder(path)
     classes = _classes(path / "classes.txt")
@@ -58,7 +57,7 @@ def _part(folder: Path, classes: int) -> StreamedImages:
     if unpaired := sorted(set(images) ^ set(masks)):
         kind = "mask" if unpaired[0] in images else "image"
         raise DataError(
-            f"{folder.absolute()}: {unpaired[0]!r} has no {kind}; add it or remove the other"
+            f"{folder.absolute()}: {unpaired[0]!r} has no {kind}; add one or remove {unpaired[0]!r}"
         )
     names = sorted(images)
     files, drawn = (Texts(found[name] for name in names) for found in (images, masks))
@@ -70,13 +69,13 @@ def _by_name(folder: Path) -> dict[str, str]:
         os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
     }
     if not found:
-        raise DataError(f"{folder.absolute()} holds no image files; put them there")
+        raise DataError(f"{folder.absolute()} has no image files; put them there")
     return found
 
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """Masks in files whose pixels are labels, greyscale or with a palette.
+    """Masks in image files (greyscale or palette) whose pixel values are labels.
 
     Attributes:
         files: path of each mask.
@@ -94,11 +93,11 @@ class MaskFiles:
         return MaskFiles(self.files.subset(indices), self.classes)
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Uint8, shape ``(height, width)``.
+        """Read the mask of an image: uint8, shape ``(height, width)``.
 
         Raises:
-            DataError: for a mask that cannot be decoded, has colours, another size, or an unknown
-                label.
+            DataError: if the mask cannot be decoded, is an RGB image, differs in size from its
+                image, or has an unknown label.
         """
         file = self.files[index]
         mask = _decoded(file)
@@ -109,8 +108,8 @@ class MaskFiles:
         known = (mask < self.classes) | (mask == IGNORED)
         if not bool(known.all()):
             raise DataError(
-                f"mask {file} holds label {int(mask[~known][0])}; classes.txt names 0 … {self.classes - 1}, and "
-                f"{IGNORED} is no class"
+                f"mask {file} has the label {int(mask[~known][0])}; valid are the labels of "
+                f"classes.txt, 0 … {self.classes - 1}, and {IGNORED} for ignored pixels"
             )
         return mask
 
@@ -120,7 +119,7 @@ def _decoded(file: str) -> Tensor:
     try:
         with pil.open(file) as image:
             mode, size, content = image.mode, image.size, bytearray(image.tobytes())
-    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+    except Exception as error:  # a damaged file may raise any exception
         raise DataError(f"mask {file} cannot be decoded: {error}; replace or remove it") from error
     if mode not in ("L", "P"):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Folders that are searched for datasets, and the cache of unpacked archives."""
+"""Folders searched for datasets, and the cache of unpacked archives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE = "SNELLO_DATA"
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of :func:`snello.lab.datasets.load_dataset` that the readers need."""
+    """Arguments of :func:`snello.lab.datasets.load_dataset` that are passed to a reader."""
 
     roots: tuple[Path, ...]
     path: Path
@@ -28,7 +28,7 @@ class Request:
 
 
 def roots(root: str | Path | None) -> tuple[Path, ...]:
-    """The folders to look in: the given one, else those of SNELLO_DATA, else ``./data``."""
+    """The folders to search: the given one, else those of SNELLO_DATA, else ``./data``."""
     if root is not None:
         return (Path(root).expanduser(),)
     listed = os.environ.get(VARIABLE, "").split(os.pathsep)
@@ -38,24 +38,24 @@ def roots(root: str | Path | None) -> tuple[Path, ...]:
 def missing(
     what: str, places: Sequence[Path], first_root: Path, source: str | None = None
 ) -> DataError:
-    """The error for a dataset that is nowhere: every place looked in, and what to type.
+    """Build the error for a missing dataset: the searched places and the options to set.
 
     Args:
-        what: the dataset, with what belongs to it.
-        places: where it was looked for.
-        first_root: where a download would go.
-        source: where to get it, for a dataset that nothing here downloads.
+        what: description of the dataset and its files.
+        places: the paths that were searched.
+        first_root: folder that a download would be written to.
+        source: instructions to obtain a dataset that snello does not download; None if it does.
     """
     looked = "\n".join(f"  {place.absolute()}" for place in places)
     fetch = (
         f"To fetch it into {first_root.absolute()}, pass --data.download=true (download=True in Python)."
         if source is None
-        else f"It is not downloaded here: {source}."
+        else f"It is not downloaded automatically: {source}."
     )
     return DataError(
         f"{what} was not found. Looked for:\n{looked}\n"
-        f"If you have it, name the folder that holds it: set the environment variable "
-        f"{VARIABLE}=/that/folder, or pass --data.root=/that/folder (root= in Python). {fetch}"
+        f"If you have it, set the folder that contains it: with the environment variable "
+        f"{VARIABLE}=/that/folder or with --data.root=/that/folder (root= in Python). {fetch}"
     )
 
 
@@ -70,44 +70,44 @@ def cache_folder() -> Path:
 def unpacked(archive: Path) -> Path:
     """The folder with an archive's contents, unpacked on first use.
 
-    The folder is named by the archive's SHA-256, so a changed archive is never mistaken for the old
-    one.
+    The folder's name contains the archive's SHA-256, so that a changed archive is unpacked again.
 
     Raises:
-        DataError: for a damaged archive, for one whose members would land elsewhere, and for a
-            cache that cannot be written. No half-unpacked folder stays behind.
+        DataError: if the archive is damaged or has members outside its folder, or the cache cannot
+            be written. A partially unpacked folder is removed.
     """
     try:
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         target = cache_folder() / f"{archive.name.partition('.')[0]}-{digest[:16]}"
         if not target.is_dir():
-            _unpack_beside(archive, target)
+            _unpack_atomically(archive, target)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise DataError(
             f"{archive} cannot be unpacked: {error}; copy or download it again"
         ) from error
     except OSError as error:
         raise DataError(
-            f"{archive} cannot be unpacked into {cache_folder()}: {error}; if the cache is the trouble, set "
-            "SNELLO_CACHE to a folder that can be written; if the archive is, copy or download it again"
+            f"{archive} cannot be unpacked into {cache_folder()}: {error}; if the cache is not "
+            "writable, set SNELLO_CACHE to another folder; if the archive is damaged, copy or "
+            "download it again"
         ) from error
     return target
 
 
-def _unpack_beside(archive: Path, target: Path) -> None:
+def _unpack_atomically(archive: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         with tarfile.open(archive) as tar:
-            # The "data" filter refuses absolute paths, paths that climb out, links outside, and
-            # devices.
-            tar.extractall(beside, filter="data")
+            # An untrusted archive could write elsewhere: the "data" filter refuses absolute paths,
+            # "..", links that leave the folder, and devices.
+            tar.extractall(temporary, filter="data")
         try:
-            beside.rename(target)
+            temporary.rename(target)
         except OSError:
-            # Another process may have been quicker; its copy is as good as ours.
+            # Another process may have unpacked the same archive first; its copy is equivalent.
             if not target.is_dir():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

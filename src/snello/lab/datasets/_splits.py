@@ -1,4 +1,4 @@
-"""Cutting, measuring and resizing what is in memory."""
+"""Splits, channel statistics and resizing of images in memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from ._types import Images, StreamedImages
 PartT = TypeVar("PartT", Images, StreamedImages)
 
 CHUNK = 4096
-"""Images per step where uint8 has to become float32 for a moment."""
+"""Images per step when uint8 is temporarily converted to float32, to bound the memory."""
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for every purpose, so that no two streams of random numbers coincide."""
+    """Derive a seed per purpose, so that streams of random numbers are independent."""
     digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=6)
     return int.from_bytes(digest.digest(), "big")
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A random generator that depends on nothing but the seed and the purpose."""
+    """A random generator that depends on the seed and the purpose only."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose))
 
 
 def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Cut a share out of every class.
+    """Split off a random share of every class.
 
     Args:
         labels: int64, shape ``(N,)``.
-        fraction: share to cut out, in (0, 1). Every class with two images or more gives at least
-            one and keeps at least one.
-        seed: chooses which.
-        purpose: names the cut, so that two cuts with the same seed are independent.
+        fraction: share to split off, in (0, 1). For a class with two or more images, both sides get
+            at least one.
+        seed: seed of the random choice.
+        purpose: name of the split; splits with the same seed and different names are independent.
 
     Returns:
-        Indices that stay and indices that were cut out: disjoint, ascending, together all of them.
+        Indices that remain and indices that are split off: ascending, disjoint and complete.
 
     Raises:
-        DataError: when no class has two images.
+        DataError: if no class has two images.
     """
     random = generator(seed, purpose)
     cut = torch.zeros(len(labels), dtype=torch.bool)
@@ -60,9 +60,9 @@ def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tupl
 
 
 def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[PartT, PartT]:
-    """The images that stay and those that are cut out; see :func:`stratified`.
+    """The images that remain and those that are split off; see :func:`stratified`.
 
-    Images with segmentation masks count as one class: they show several.
+    Images with segmentation masks show several classes and are therefore not stratified.
     """
     masked = isinstance(images, StreamedImages) and not isinstance(images.targets, Tensor)
     labels = torch.zeros(len(images), dtype=torch.int64) if masked else images.labels
@@ -71,11 +71,14 @@ def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[Pa
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation per channel of uint8 ``(N, C, H, W)``, scaled to 0 … 1.
+    """Mean and population standard deviation per channel, with pixels scaled to 0 … 1.
 
-    Computed from the histogram: exact up to float64, and without a floating copy of the dataset. A
-    channel without any variation gets a deviation of 1, so that it normalises to zero rather than
-    to NaN.
+    Computed from the histogram: exact up to float64 rounding, and without a floating-point copy of
+    the dataset. A constant channel gets a standard deviation of 1, so that it normalises to zero
+    instead of NaN.
+
+    Args:
+        pixels: uint8, shape ``(N, C, H, W)``.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

@@ -1,4 +1,4 @@
-"""Batches of images that are decoded when they are asked for, here or in worker processes."""
+"""Batches of images decoded on access, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from snello.errors import require
 
 from ._folders import open_rgb
 from ._splits import derived_seed
+from ._transforms import image_transform
 from ._types import IGNORED, StreamedImages, StreamedSplits
-from ._views import view
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]
-"""Place of an image, with the epoch in front where an :class:`EpochKeys` gives it."""
+"""Index of an image, or (epoch, index) from an :class:`EpochKeys` sampler."""
 
 
 class StreamedBatches(Dataset[Batch]):
-    """One part of a streamed dataset; indexed by a list of keys, it returns a batch."""
+    """One part of a streamed dataset; indexing with a list of keys returns a batch."""
 
     def __init__(
         self, images: StreamedImages, splits: StreamedSplits, seed: int, augment: str
     ) -> None:
         self.images, self.seed, self.augment = images, seed, augment
-        self.view = view(splits, augment)
+        self.view = image_transform(splits, augment)
         mean, std = (
             torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
         )
@@ -58,7 +58,7 @@ class StreamedBatches(Dataset[Batch]):
             return self._seen(index)
 
     def _seen(self, index: int) -> Batch:
-        """Pixels, uint8 ``(3, H, W)``, and the label, ``()``, or the mask, ``(H, W)``."""
+        """The transformed pixels, uint8 ``(3, H, W)``, and the label ``()`` or mask ``(H, W)``."""
         image = open_rgb(
             require("PIL.Image", "train", "reading image files"), self.images.files[index]
         )
@@ -73,19 +73,19 @@ class StreamedBatches(Dataset[Batch]):
 
 
 class EpochKeys(DistributedSampler[Any]):
-    """Yield (epoch, place), so that workers that outlive an epoch know the next one."""
+    """Sampler of (epoch, index): persistent workers learn the epoch from the key."""
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
 
 
 def _plain(tensor: Any) -> Tensor:
-    """Without torchvision's subclass, whose every operation costs a detour through Python."""
+    """Convert torchvision's tensor subclass to a plain tensor, to avoid its dispatch in Python."""
     return torch.Tensor.as_subclass(tensor, torch.Tensor)
 
 
 def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
-    """One tensor; those smaller than the largest are padded on the right and below."""
+    """Stack tensors, padded on the right and at the bottom to the size of the largest."""
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(list(tensors))
     height, width = (max(tensor.shape[d] for tensor in tensors) for d in (-2, -1))
@@ -96,8 +96,8 @@ def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Seed random draws on the CPU inside the block; restore the generator after it."""
-    # Not torch.manual_seed: it would reseed the GPU as well.
+    """Seed the CPU's global generator inside the block and restore its state afterwards."""
+    # torch.manual_seed would reseed the GPU as well.
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:

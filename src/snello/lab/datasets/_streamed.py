@@ -1,4 +1,4 @@
-"""ImageNet and folders of classes, left in their files."""
+"""ImageNet and class folders, streamed from their files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARCHIVE = "ILSVRC2012_img_train.tar"
 
 
 def stream_image_folder(path: Path) -> RawStream:
-    """List the folders that ``read_image_folder`` takes, without decoding."""
+    """List a folder in the layout of ``read_image_folder``, without decoding its images."""
     check_folder(path)
     if not (path / "train").is_dir():
         classes = class_names(path)
@@ -51,7 +51,7 @@ def stream_classes(folder: Path, classes: Sequence[str]) -> StreamedImages:
 
 
 def read_imagenet(request: Request) -> RawStream:
-    """List ILSVRC2012, its ``train`` and ``val`` sorted into class folders as by torchvision."""
+    """List ILSVRC2012, with ``train`` and ``val`` in class folders as torchvision unpacks them."""
     places = [root / name for root in request.roots for name in ("imagenet", "ILSVRC2012", "")]
     for place in places:
         if (place / "train").is_dir() and (place / "val").is_dir():
@@ -87,14 +87,14 @@ def _imagenet(place: Path) -> RawStream:
 
 
 def _names(place: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """First English name of every class, from the file of torchvision; else WordNet ids."""
+    """First English name of each class from torchvision's file, else WordNet ids."""
     file = place / "meta.bin"
     if not file.is_file():
         return ids
     try:
         names = torch.load(file, weights_only=True)[0]
         return tuple(str(names[wnid][0]) for wnid in ids)
-    except Exception as error:  # a damaged file raises whatever its first broken byte leads to
+    except Exception as error:  # a damaged file may raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{file.absolute()} is not torchvision's list of ImageNet classes: {reason}; remove it to use "

@@ -1,4 +1,4 @@
-"""Millions of short texts, without a Python object for each."""
+"""Immutable list of strings stored in tensors, for millions of file names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Texts:
-    """An immutable list of texts in two tensors.
+    """An immutable list of strings in two tensors.
 
-    ImageNet has 1.3 million paths. As Python strings they are 200 MB, and every worker process
-    copies them page by page, because reading an object writes its reference count; a tensor is
-    shared for good.
+    ImageNet has 1.3 million paths. As Python strings they take 200 MB, and every worker process
+    copies their memory pages, because reading a Python object writes its reference count. The
+    memory of a tensor stays shared.
 
     >>> texts = Texts(["a/b.jpg", "c.jpg"])
     >>> texts[1], len(texts.subset(torch.tensor([1, 1, 0])))
@@ -21,7 +21,7 @@ class Texts:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        # Names of files need not be valid UTF-8; "surrogateescape" is how Python reads them.
+        # File names may be invalid UTF-8: Python decodes them with "surrogateescape".
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         self._bytes = torch.frombuffer(
             bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8

@@ -1,4 +1,4 @@
-"""The small datasets that torchvision reads and downloads."""
+"""Small datasets that torchvision reads and downloads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from snello.errors import DataError, require
 
 
 def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
-    """One part of a torchvision dataset.
+    """Read one part of a torchvision dataset.
 
     Raises:
-        DataError: if it cannot be read or fetched, with torchvision's reason.
+        DataError: if it cannot be read or downloaded; the message has torchvision's reason.
     """
     datasets = require("torchvision.datasets", "train", f"reading {kind}")
     try:
@@ -23,6 +23,6 @@ def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         doing = "fetched into" if download else "read from"
         raise DataError(
-            f"{kind} cannot be {doing} {root.absolute()}: {reason}; remove what is damaged there and pass "
-            "--data.download=true (download=True in Python), or copy it there by hand"
+            f"{kind} cannot be {doing} {root.absolute()}: {reason}; remove the damaged files there "
+            "and pass --data.download=true (download=True in Python), or copy the dataset there"
         ) from error

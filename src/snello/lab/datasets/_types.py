@@ -15,7 +15,7 @@ from ._texts import Texts
 Task = Literal["classification", "segmentation"]
 
 IGNORED = 255
-"""The label of a pixel that belongs to no class: borders, overlaps and padding."""
+"""Label of pixels without a class: borders, overlaps and padding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,10 +24,10 @@ class Images:
 
     Attributes:
         pixels: uint8, shape ``(N, C, H, W)``, 0 … 255.
-        labels: int64, shape ``(N,)``, indices of classes.
+        labels: int64, shape ``(N,)``, class indices.
 
     Raises:
-        DataError: for other types or shapes.
+        DataError: for other dtypes or shapes.
     """
 
     pixels: Tensor
@@ -59,18 +59,17 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class DataSplits:
-    """A dataset, cut into parts that share no image.
+    """A dataset in memory, split into disjoint parts.
 
     Attributes:
-        name: the name it was loaded by.
-        train: what the weights are learnt from.
-        validation: what thresholds and stopping times are chosen on.
-        test: what accuracy is reported on.
-        classes: name of each class, by label.
-        mean: per channel, of the training part, pixels scaled to 0 … 1.
-        std: population standard deviation per channel, likewise; 1 for a channel without any
-            variation.
-        source: where the images were read from.
+        name: name of the dataset.
+        train: images to train on.
+        validation: images to choose thresholds and stopping times on.
+        test: images to report accuracy on.
+        classes: names of the classes, by label.
+        mean: mean per channel of the training part, with pixels scaled to 0 … 1.
+        std: population standard deviation per channel, on the same scale; 1 for a constant channel.
+        source: path or package that the images were read from.
     """
 
     name: str
@@ -84,7 +83,7 @@ class DataSplits:
 
     @property
     def task(self) -> Task:
-        """The task: always one class per image."""
+        """``"classification"``: datasets in memory have one class per image."""
         return "classification"
 
     @property
@@ -95,12 +94,12 @@ class DataSplits:
 
 
 class MaskSource(Protocol):
-    """Source of the masks of a streamed part; pickled for worker processes."""
+    """Source of the masks of a streamed part; must be picklable, for worker processes."""
 
     def __len__(self) -> int: ...
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Class of each pixel of one image: uint8, ``(height, width)``, 255 for none."""
+        """The class of each pixel of an image: uint8, ``(height, width)``, 255 for none."""
         ...
 
     def subset(self, indices: Tensor) -> MaskSource:
@@ -110,14 +109,14 @@ class MaskSource(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StreamedImages:
-    """Images that stay in their files until a batch asks for them.
+    """Images that are decoded from their files when a batch is loaded.
 
     Attributes:
         files: path of each image.
         targets: for classification the labels, int64 of shape ``(N,)``; for segmentation the masks.
 
     Raises:
-        DataError: when there are not as many targets as files.
+        DataError: if the numbers of files and targets differ.
     """
 
     files: Texts
@@ -140,7 +139,7 @@ class StreamedImages:
         """Class of every image, int64, shape ``(N,)``.
 
         Raises:
-            DataError: for segmentation, where every pixel has its own.
+            DataError: for segmentation, which has a label per pixel.
         """
         if not isinstance(self.targets, Tensor):
             raise DataError(
@@ -157,18 +156,18 @@ class StreamedImages:
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplits:
-    """A dataset that is too large for memory, cut into parts that share no image.
+    """A dataset streamed from files, split into disjoint parts.
 
-    It has the attributes of :class:`DataSplits`, and :func:`snello.lab.datasets.loader` takes either.
+    It has the attributes of :class:`DataSplits`; :func:`snello.lab.datasets.loader` accepts both.
 
     Attributes:
         name, train, validation, test, classes, mean, std, source: as in :class:`DataSplits`. The
-            statistics are those of ImageNet, which pretrained networks expect; classes include a
-            segmentation's background.
+            statistics are those of ImageNet, which pretrained networks expect; for segmentation,
+            the classes include the background.
         task: ``"classification"`` or ``"segmentation"``.
-        input_shape: ``(C, H, W)`` of a training image, once it is cropped.
-        resize: in evaluation the shorter side of an image becomes this many pixels; a classified
-            image is then cropped to ``input_shape`` around its centre, a segmented one stays whole.
+        input_shape: ``(C, H, W)`` of a cropped training image.
+        resize: length in pixels of an image's shorter side in evaluation. For classification, the
+            image is then centre-cropped to ``input_shape``; for segmentation it is not cropped.
     """
 
     name: str
@@ -193,7 +192,7 @@ Splits = DataSplits | StreamedSplits
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """A dataset as its files have it; ``validation`` where the files bring their own."""
+    """A dataset as stored in its files; ``validation`` is None if the files do not define it."""
 
     train: Images
     test: Images
@@ -204,7 +203,7 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class RawStream:
-    """A streamed dataset as its files have it; ``validation`` where the files bring their own."""
+    """A streamed dataset as stored in files; ``validation`` is None if they do not define it."""
 
     train: StreamedImages
     test: StreamedImages

@@ -1,7 +1,7 @@
-"""Methods of training, as data: names, labels, colours, how each is built, and its options.
+"""Training methods as data: name, label, colour, constructor and options of each.
 
-:data:`METHOD_SPECS` is the one table. Recipes, runs, tables, plots and the command line read it, so
-that a row is all that a new sensitivity or selection needs to be run by name::
+Recipes, runs, tables, plots and the command line all read the table :data:`METHOD_SPECS`. Adding a
+row to it makes a new sensitivity or selection available by name::
 
     METHOD_SPECS["serene"].label                      # 'SeReNe'
     method_of("serene+stochastic-0.2").share          # 0.2
@@ -20,7 +20,7 @@ from ._table import METHOD_SPECS as METHOD_SPECS
 from ._table import MethodSpec as MethodSpec
 from ._table import Setting as Setting
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
     "METHODS", "METHOD_SPECS", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
     "method_of",

@@ -1,4 +1,4 @@
-"""Names of methods: one of the table, one with a share, or a sensitivity joined to a selection."""
+"""Parser for method names: ``serene``, ``stochastic-0.2`` (with a share), ``serene+neq``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._table import METHOD_SPECS, Kind, MethodSpec
 
 
 def _named(kind: Kind) -> tuple[str, ...]:
-    """Names of the methods of one kind; two examples of a name that takes a share."""
+    """Names of the methods of one kind; a method with a share is listed with two example shares."""
     names: list[str] = []
     for spec in METHOD_SPECS.values():
         if spec.kind == kind:
@@ -22,7 +22,8 @@ def _named(kind: Kind) -> tuple[str, ...]:
 METHODS = (
     *_named("baseline"), *_named("sensitivity"), *_named("selection"), "serene+neq",
 )  # fmt: skip
-"""Names of methods; any share P makes a ``stochastic-P``, ``+`` joins a sensitivity to a selection."""
+"""Method names. ``stochastic-P`` accepts any share P in [0, 1]; ``+`` joins a sensitivity to a
+selection."""
 
 JOURNEY_METHODS = ("baseline", "lobster", "serene", "neq")
 """Methods that a recipe runs by default."""
@@ -30,13 +31,13 @@ JOURNEY_METHODS = ("baseline", "lobster", "serene", "neq")
 
 @dataclass(frozen=True)
 class Method:
-    """A name that was read.
+    """A parsed method name.
 
     Attributes:
-        name: as it is written.
-        sensitivity: the method that the network is pruned with, or None.
-        selection: the method by which neurons skip their update, or None.
-        share: the frozen share of ``stochastic-P``.
+        name: the name as the user wrote it.
+        sensitivity: the method that decides the decay and the pruning, or None.
+        selection: the method that decides which neurons skip their update, or None.
+        share: frozen share of neurons in ``stochastic-P``, in [0, 1].
     """
 
     name: str
@@ -46,20 +47,20 @@ class Method:
 
     @property
     def block(self) -> str | None:
-        """Block of a recipe with the options of the sensitivity; None without one."""
+        """Recipe block that holds the sensitivity's options; None for a method without one."""
         return self.sensitivity.uses if self.sensitivity else None
 
     @property
     def uses(self) -> frozenset[str]:
-        """Blocks of a recipe that the method reads."""
+        """Recipe blocks that hold the options of the method."""
         return frozenset(spec.uses for spec in (self.sensitivity, self.selection) if spec)
 
 
 def method_of(name: str) -> Method:
-    """Read the name of a method: ``"serene+neq"``, ``"stochastic-0.35"``.
+    """Parse the name of a method: ``"serene+neq"``, ``"stochastic-0.35"``.
 
     Raises:
-        ConfigError: for an unknown name, with the nearest one.
+        ConfigError: for an unknown name; the message suggests the nearest valid one.
     """
     found: dict[str, MethodSpec] = {}
     share = 0.0
@@ -69,8 +70,8 @@ def method_of(name: str) -> Method:
             sensitivities = " or ".join(_named("sensitivity"))
             raise ConfigError(
                 f"methods: a method must be one of {', '.join(METHODS)}, not {name!r}"
-                f"{nearest(name, METHODS)}; any share makes a stochastic-P, and '+' joins "
-                f"{sensitivities} to one that updates less"
+                f"{nearest(name, METHODS)}; stochastic-P accepts any share P in [0, 1], and '+' "
+                f"joins {sensitivities} to a method that skips updates"
             )
         found[spec.kind] = spec
         share = share if given is None else given
@@ -78,7 +79,7 @@ def method_of(name: str) -> Method:
 
 
 def _part(part: str) -> tuple[MethodSpec | None, float | None]:
-    """The method and the share that a part of a name stands for; None for none."""
+    """Parse one part of a name into a method and its share; None where the part has none."""
     spec = METHOD_SPECS.get(part)
     if spec is not None and not spec.takes_share:
         return spec, None
@@ -95,8 +96,8 @@ def label_of(name: str, baseline: str = METHOD_SPECS["baseline"].label) -> str:
     """The label of a method in tables and plots.
 
     Args:
-        name: ``"serene+neq"``, ``"stochastic-0.2"``.
-        baseline: label of the baseline.
+        name: method name, such as ``"serene+neq"`` or ``"stochastic-0.2"``.
+        baseline: label to use for the baseline.
 
     Raises:
         ConfigError: for an unknown name.

@@ -1,4 +1,4 @@
-"""The options of methods: the blocks of a recipe that methods read."""
+"""Options of the training methods: one dataclass per kind of recipe block."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from snello.errors import check_option
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Training with a sensitivity and pruning under a bound on the validation loss.
+    """Options of sensitivity-driven training, with pruning under a bound on the validation loss.
 
     Attributes:
         lmbda: strength of the decay per step, not multiplied by the learning rate.
         granularity: unit of pruning: single weights or whole neurons.
-        twt: how much worse one pruning step may make the loss, as a share of it.
-        normalise: how scores are made comparable across layers; None is the papers' threshold on
-            the magnitudes themselves. See :class:`snello.pruning.Pruner`.
-        max_drop: how much of the validation accuracy pruning may cost altogether, since the dense
-            network; None: no bound. See :class:`snello.pruning.QualityBound`.
-        pwe: bad epochs to wait on a plateau before a pruning step.
-        finetune: number of last epochs without decay and without further pruning.
-        every: number of steps between two observations of a sensitivity that needs a pass of its
-            own (SeReNe, output sensitivity); in between, the latest one decides the decay. LOBSTER
-            reads the gradients of every step.
+        twt: relative increase of the validation loss that one pruning step may cause.
+        normalise: scaling that makes scores comparable across layers; None thresholds the raw
+            magnitudes, as the papers do. See :class:`snello.pruning.Pruner`.
+        max_drop: total drop of validation accuracy, relative to the dense network, that pruning may
+            cause, in [0, 1); None: no bound. See :class:`snello.pruning.QualityBound`.
+        pwe: plateau patience: number of epochs without improvement before a pruning step.
+        finetune: number of final epochs without decay and without further pruning.
+        every: number of steps between two observations of a sensitivity that needs an extra
+            backward pass (SeReNe, output sensitivity); the latest observation sets the decay in
+            between. LOBSTER uses the gradients of every step.
     """
 
     lmbda: float = 1e-4
@@ -50,19 +50,20 @@ class PruningConfig:
 
 @dataclass(frozen=True)
 class NEqConfig:
-    """Neurons at equilibrium, and the random baselines.
+    """Options of NEq and of its random baselines.
 
     Attributes:
-        eps: bound on the velocity below which a neuron is at equilibrium.
-        mu: weight of the last velocity.
-        warmup: decisions before anything is frozen: epochs, unless ``every`` says otherwise.
-        probe: number of training images on which outputs are compared.
+        eps: velocity below which a neuron counts as being at equilibrium.
+        mu: weight of the previous velocity (momentum coefficient).
+        warmup: number of decisions before neurons are frozen; one decision is an epoch unless
+            ``every`` is set.
+        probe: number of training images on which a neuron's outputs are compared.
         every: number of optimizer steps between two decisions; None: once an epoch, as published.
-        positions: number of positions per layer of the probe's outputs that are kept; None: all.
-        dispatch: way to decide whether a layer computes its active rows alone. "fixed" follows a
-            rule, so that the same seed gives the same weights and a resumed run ends in the weights
-            of an uninterrupted one; "measured" times both ways once, which is at least as fast, and
-            two runs may round differently.
+        positions: number of spatial positions per layer kept from the probe's outputs; None: all.
+        dispatch: how to decide whether a layer computes only its active rows. "fixed" follows a
+            rule, so that a seed determines the weights and a resumed run ends with the same weights
+            as an uninterrupted one; "measured" times both ways once and takes the faster one, so
+            that two runs may round differently.
     """
 
     eps: float = 1e-3

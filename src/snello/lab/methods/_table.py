@@ -24,15 +24,15 @@ Kind = Literal["baseline", "sensitivity", "selection"]
 
 @dataclass(frozen=True)
 class Setting:
-    """The facts of a run that a method may be built from.
+    """Inputs from which a run constructs a method.
 
     Attributes:
-        options: the block of the recipe that the method uses.
-        seed: of the recipe.
+        options: the method's block of the recipe.
+        seed: the recipe's seed.
         model: network (``nn.Module``) in training; None for a selection.
         share: the P of ``stochastic-P``, in [0, 1].
-        imitated: frozen share of every step of the run that ``imitates`` names; None if there is no
-            such run.
+        imitated: frozen share at every decision of the run that ``imitates`` names; None if there
+            is no such run.
     """
 
     options: Any
@@ -50,13 +50,13 @@ class MethodSpec:
         name: in recipes and on the command line.
         label: in tables and plots.
         kind: "sensitivity" (decays and prunes), "selection" (freezes neurons) or "baseline".
-        build: makes the sensitivity or the selection from a :class:`Setting`.
-        uses: block of the recipe that holds the options; empty for none.
-        colour: of its curve, for matplotlib; None takes the next one of the cycle.
+        build: function that constructs the sensitivity or the selection from a :class:`Setting`.
+        uses: recipe block that holds the options; empty for none.
+        colour: matplotlib colour of the curve; None takes the next one of the colour cycle.
         defaults: default values of the block, for a sensitivity.
-        scores: importance of a trained network from calibration batches, for one-shot pruning.
-        takes_share: a share follows the name, as in ``stochastic-0.2``.
-        imitates: name of the method whose finished run is imitated.
+        scores: function that computes importances from calibration batches, for one-shot pruning.
+        takes_share: True if a share follows the name, as in ``stochastic-0.2``.
+        imitates: name of the method whose frozen shares this one copies from a finished run.
     """
 
     name: str
@@ -72,7 +72,7 @@ class MethodSpec:
 
 
 def _nothing(setting: Setting) -> None:
-    """A baseline adds nothing to the training."""
+    """Build nothing: the baseline trains without a sensitivity or a selection."""
 
 
 def _lobster(setting: Setting) -> Sensitivity:
@@ -100,10 +100,11 @@ def _stochastic(setting: Setting) -> Selection:
 def _stochastic_star(setting: Setting) -> Selection:
     if setting.imitated is None:
         raise ConfigError(
-            "stochastic-star freezes as many neurons as a finished NEq run did: train with "
-            "--method=neq first, into the folder 'neq' next to this run's (or matched= in Python)"
+            "stochastic-star freezes as many neurons as a finished NEq run did: first train with "
+            "--method=neq into the folder 'neq' next to this run's folder (or pass matched= in "
+            "Python)"
         )
-    # The first steps, in which nothing is frozen, are those of both runs.
+    # This run has the same warm-up, during which the selection is not asked.
     shares = setting.imitated[setting.options.warmup :]
     return MatchedStochastic(shares or [0.0], seed=setting.seed)
 

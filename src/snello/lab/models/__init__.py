@@ -1,8 +1,8 @@
 """The networks of the papers.
 
-Each has a factory here, and is named by it: ``"snello.lab.models:resnet_32"`` in a recipe or a
-record, or ``"resnet-32"`` for short. :func:`snello.store.build` makes any network by name,
-:func:`snello.store.load_weights` fills it.
+Recipes and records refer to a network by its factory, ``"snello.lab.models:resnet_32"``, or by the
+short name ``"resnet-32"``. :func:`snello.store.build` constructs a network from such a name,
+:func:`snello.store.load_weights` loads its weights.
 
 >>> from snello.lab.models import model_names, resnet_20
 >>> model_names()[:3], model_names()[-2:]
@@ -57,5 +57,5 @@ def model_names() -> tuple[str, ...]:
     return tuple(name.replace("_", "-") for name in FACTORIES)
 
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = ["CifarAlexNet", "CifarResNet", "CifarVGG16", "LeNet5", "LeNet300", "model_names"]

@@ -11,10 +11,11 @@ class CifarAlexNet(nn.Module):
     """AlexNet with 3×3 kernels, without biases: 23 631 552 parameters for 100 classes.
 
     Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, in
-    the form that CIFAR implementations share: the first two kernels shrink to 3×3, the first stride
-    to 2, three poolings leave 2×2 positions, and two hidden layers of 4096 follow. The pruning
-    papers publish its size only, 94.53 MB in float32: that is this network without biases (94.526
-    MB). With them, as it is usually written, it has 23 640 996 parameters or 94.56 MB.
+    the form common to CIFAR implementations: 3×3 kernels in the first two convolutions, stride 2 in
+    the first, three poolings down to 2×2 positions, and two hidden layers of 4096 neurons. The
+    pruning papers publish only its size, 94.53 MB in float32, which matches this network without
+    biases (94.526 MB). With biases, as it is usually implemented, it has 23 640 996 parameters
+    (94.56 MB).
 
     Args:
         classes: number of outputs.

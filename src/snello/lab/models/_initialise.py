@@ -14,9 +14,9 @@ def kaiming(module: nn.Module) -> None:
 def lecun(module: nn.Module) -> None:
     """LeCun et al., "Efficient BackProp", 1998: variance 1/fan-in, biases zero.
 
-    For a network with dropout and without normalisation: with He's twice as much, SGD at a rate of
-    0.01 blows up in its first steps and leaves every rectifier dead; with PyTorch's sixth of that,
-    hundreds of steps pass in which nothing is learnt.
+    Meant for a network with dropout and without normalisation. With He's variance, 2/fan-in, SGD at
+    a learning rate of 0.01 diverges in its first steps and leaves every ReLU dead; with PyTorch's
+    default, 1/(3 fan-in), the loss does not move for hundreds of steps.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -17,7 +17,8 @@ class LeNet300(nn.Module):
         classes: number of outputs.
         in_channels: channels of the image.
         image_size: height and width of the image, in pixels.
-        in_features: number of inputs, for what is not a square image; overrides the two above.
+        in_features: number of inputs, for data other than square images; overrides ``in_channels``
+            and ``image_size``.
 
     Shape:
         Input ``(B, in_channels, image_size, image_size)`` or anything with as many values per
@@ -63,7 +64,7 @@ class LeNet5(nn.Module):
         Input ``(B, in_channels, image_size, image_size)``, output ``(B, classes)``.
 
     Raises:
-        ModelError: when the image is too small to survive both convolutions and poolings.
+        ModelError: if the image is too small for both convolutions and poolings.
     """
 
     def __init__(self, classes: int = 10, *, in_channels: int = 1, image_size: int = 28) -> None:

@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The block's input, at the shape of its output."""
+        """The block's input, subsampled and zero-padded to the shape of its output."""
         if self.stride == 1:
             return x
         # Option A as published: a stride of 2, for images of odd size too.

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file per run; data, not code.
+"""Recipes: one YAML file describes one run, without code.
 
 ``snello recipes ls`` lists them, ``snello recipes cp`` copies one.
 """

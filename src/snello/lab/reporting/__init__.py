@@ -1,10 +1,12 @@
-"""Reporting: results become tables, plots and pages here and nowhere else.
+"""Tables, plots and report pages of results.
 
-Results are frozen dataclasses from the other packages. A *table* is a title, a header and rows of
-text; it is drawn on the terminal with rich, or as Markdown; :func:`write_report` writes the pages
-of a journey.
+The results are frozen dataclasses of other packages. A :class:`Table` has a title, a header and
+rows of text, and is printed on the terminal with rich or written as Markdown. :func:`write_report`
+writes the report of a journey.
 """
 
+from ._curation import contact_sheet as contact_sheet
+from ._curation import plot_scores as plot_scores
 from ._equilibrium import cost_table as cost_table
 from ._equilibrium import plot_costs as plot_costs
 from ._equilibrium import plot_equilibrium as plot_equilibrium
@@ -27,9 +29,10 @@ from ._values import megabytes as megabytes
 from ._values import milliseconds as milliseconds
 from ._values import percent as percent
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "Table", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "Table", "contact_sheet", "cost_table", "markdown", "plot_costs", "plot_equilibrium", "plot_potential",
+    "plot_scores",
     "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",
     "training_table", "write_report", "write_reproduction",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The plots and the table of a selective update: who learns, what is measured, what it costs."""
+"""Plots and table of selective updates: updated share, similarity and velocity, cost of a step."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def plot_updated(
     """Plot the share of updated neurons over a training, one line per run.
 
     Args:
-        runs: label -> the updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep`
-            that each step returned; what a step decides holds from there on, and before the first
-            all neurons learn.
-        path: the PNG file.
-        title: above the plot.
-        xlabel: what is counted between two steps.
+        runs: label -> updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep`
+            returned by each step; a decision holds until the next one, and all neurons are updated
+            before the first.
+        path: PNG file to write.
+        title: title of the plot.
+        xlabel: unit of the horizontal axis.
 
     Raises:
-        ConfigError: for no run, or an empty one.
+        ConfigError: if there is no run, or a run is empty.
         OutputError: if the file cannot be written.
         MissingExtraError: without matplotlib (extra ``report``).
     """
     if empty := [label for label, run in runs.items() if not run] or ([] if runs else ["runs"]):
-        raise ConfigError(f"{empty[0]}: nothing to draw; give the steps of at least one run")
+        raise ConfigError(f"{empty[0]}: nothing to draw; pass the steps of at least one run")
     figure, axis = _figure(1)
     for label, run in runs.items():
         places, shares = zip(*_in_force(run), strict=True)
@@ -53,7 +53,7 @@ def plot_updated(
 
 
 def _in_force(run: Sequence[float | EquilibriumStep]) -> list[tuple[int, float]]:
-    """From where on which percentage of the neurons is updated."""
+    """Pairs (position, percentage of neurons updated from there on)."""
     steps = [step for step in run if isinstance(step, EquilibriumStep)]
     if not steps:
         shares = [100 * share for share in run if not isinstance(share, EquilibriumStep)]
@@ -70,31 +70,31 @@ def plot_equilibrium(
     *,
     eps: float | None = None,
 ) -> Path:
-    """Histograms of similarity and velocity over all neurons, as :class:`Velocity` shows them.
+    """Plot histograms of similarity and velocity over all neurons, as :class:`Velocity` has them.
 
-    Both count neurons on a logarithmic axis, for most sit in one bin; the velocity has a
-    logarithmic axis on either side of zero too, linear within ``eps`` (within 1e-3 without one).
+    The counts have a logarithmic axis, because most neurons fall into one bin. The velocity has a
+    symmetric logarithmic axis, linear within ``eps`` (within 1e-3 if ``eps`` is None).
 
     Args:
         phi: layer name -> similarities, shape ``(neurons,)``.
-        velocity: layer name -> velocities, same shapes.
-        path: the PNG file.
-        title: above the plot.
-        eps: the bound of the rule, drawn as the band whose neurons are frozen.
+        velocity: layer name -> velocities, shape ``(neurons,)``.
+        path: PNG file to write.
+        title: title of the plot.
+        eps: bound on the velocity below which neurons are frozen, drawn as a band.
 
     Raises:
-        ConfigError: if there is nothing to draw: no step has been taken yet.
+        ConfigError: if there are no values, because no step has been taken yet.
         OutputError: if the file cannot be written.
         MissingExtraError: without matplotlib (extra ``report``).
     """
     similarities, velocities = _values(phi), _values(velocity)
     if not similarities or not velocities:
         raise ConfigError(
-            "phi, velocity: there are no values to draw; take a step of the rule first"
+            "phi, velocity: there are no values to draw; call step() at least once first"
         )
     figure, _ = _figure(1)
     figure.clear()
-    above, below = figure.subplots(2, 1)  # two different horizontal axes
+    above, below = figure.subplots(2, 1)  # unshared: similarity and velocity differ in scale
     low = min(0.0, *similarities)
     above.hist(similarities, bins=60, range=(low, 1), color="tab:blue")
     above.set(xlabel="similarity φ", ylabel="neurons", yscale="log", title=title)
@@ -112,7 +112,7 @@ def _values(per_layer: Mapping[str, Tensor]) -> list[float]:
 
 
 def _symmetric_bins(linear: float, values: list[float]) -> list[float]:
-    """Bin edges that look equally wide: even within the linear part, geometric outside of it."""
+    """Bin edges for a symlog axis: linear spacing near zero, geometric spacing outside."""
     peak = max(linear * 10, *(abs(value) for value in values)) * 1.01
     outside = [linear * (peak / linear) ** (i / 20) for i in range(21)]
     inside = [linear * i / 4 for i in range(-3, 4)]
@@ -120,27 +120,27 @@ def _symmetric_bins(linear: float, values: list[float]) -> list[float]:
 
 
 def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> Path:
-    """Plot cost relative to a plain step, counted and measured: one group of bars per run.
+    """Plot counted and measured costs relative to a dense step, one group of bars per run.
 
     Args:
-        costs: label -> the cost of a step with frozen neurons.
-        path: the PNG file.
-        title: above the plot.
+        costs: label -> cost of a step with frozen neurons.
+        path: PNG file to write.
+        title: title of the plot.
 
     Raises:
-        ConfigError: if there is nothing to draw.
+        ConfigError: if ``costs`` is empty.
         OutputError: if the file cannot be written.
         MissingExtraError: without matplotlib (extra ``report``).
     """
     if not costs:
-        raise ConfigError("costs: there is nothing to draw; give the cost of at least one run")
+        raise ConfigError("costs: there is nothing to draw; pass the cost of at least one run")
     figure, axis = _figure(1)
     ratios = {label: cost.ratios for label, cost in costs.items()}
     names = list(next(iter(ratios.values())))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         places = [group + (i - (len(names) - 1) / 2) * width for group in range(len(ratios))]
-        # What was measured is told from what was counted by its colour.
+        # Measured times get colours and counted FLOPs get greys, to tell them apart.
         colour = f"C{i - 3}" if "time" in name else str(0.35 + 0.1 * i)
         bars = axis.bar(
             places,
@@ -157,7 +157,7 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)
     axis.legend(ncols=2, fontsize=8)
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def _frozen(cost: UpdateCost) -> str:
@@ -165,17 +165,17 @@ def _frozen(cost: UpdateCost) -> str:
 
 
 def cost_table(costs: Mapping[str, UpdateCost], title: str = "What a step costs") -> Table:
-    """FLOPs, times and memory of a step, each with what is left of the plain one.
+    """Table of FLOPs, times and memory of a step, each with its ratio to the dense step.
 
     Args:
-        costs: label -> the cost of a step with frozen neurons.
-        title: of the table.
+        costs: label -> cost of a step with frozen neurons.
+        title: title of the table.
 
     Raises:
-        ConfigError: if there is no cost.
+        ConfigError: if ``costs`` is empty.
     """
     if not costs:
-        raise ConfigError("costs: there is nothing to show; give the cost of at least one run")
+        raise ConfigError("costs: there is nothing to show; pass the cost of at least one run")
     timing = next(iter(costs.values())).timing
     return Table(
         title=title,
@@ -196,10 +196,11 @@ def cost_table(costs: Mapping[str, UpdateCost], title: str = "What a step costs"
             for label, cost in costs.items()
         ),
         note=(
-            "In brackets: relative to the plain step. Paper: per sample, one of the two products of a backward "
-            "pass; executed: torch's counter, for the batch. Times: median, plain and sparse steps in turns; "
-            f"{timing.repeats} repeats, batch {timing.batch}, {timing.threads} thread(s), {timing.device}. Saved: "
-            "activations that autograd keeps for the backward pass."
+            "In brackets: ratio to the dense step. Paper: FLOPs per sample, counting one of the "
+            "two matrix products of a backward pass; executed: torch's FLOP counter, for the "
+            "batch. Times: medians, dense and sparse steps interleaved; "
+            f"{timing.repeats} repeats, batch {timing.batch}, {timing.threads} thread(s), "
+            f"{timing.device}. Saved: activations that autograd keeps for the backward pass."
         ),
     )  # fmt: skip
 

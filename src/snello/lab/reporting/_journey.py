@@ -1,4 +1,4 @@
-"""The pages of a journey: two tables, two plots, and everything as JSON."""
+"""Report of a journey: tables, two plots, and all results as JSON."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # drawing a table must not need the training extra
 
 
 def shipping_table(result: JourneyResult) -> Table:
-    """Outward: accuracy, pruning ratio, megabytes and milliseconds of what is shipped."""
+    """Table of the shipped networks: accuracy, pruning ratio, size in MB, latency in ms."""
     latency = result.shipped[0].pytorch if result.shipped else None
     note = (
-        "Params left and lean MB: after physical removal of dead neurons, float32. Accuracy: last epoch, test images. "
-        "Decoded: after the round trip through the NNC stream. Latency: median (p10-p90) of the simplified "
-        "network, all networks in turns in one run"
+        "Params left and lean MB: after removal of dead neurons, in float32. Accuracy: last epoch, "
+        "test images. Decoded: network decoded from the NNC bitstream. Latency: median (p10-p90) "
+        "of the simplified network, all networks interleaved in one run"
     )
     if latency is not None:
         note += f"; batch {latency.batch}, {latency.threads} thread(s), {latency.device}, {latency.repeats} repeats"
@@ -52,7 +52,7 @@ def shipping_table(result: JourneyResult) -> Table:
 
 
 def training_table(result: JourneyResult) -> Table:
-    """Homeward: accuracy and the cost of the backward pass."""
+    """Table of the training runs: accuracy and cost of the backward pass."""
     rows, dense = result.trained, result.trained[0] if result.trained else None
     run = next(iter(result.runs.values()))
     return Table(
@@ -74,16 +74,17 @@ def training_table(result: JourneyResult) -> Table:
             for row in rows
         ),
         note=(
-            "FLOPs per sample, mean over epochs. Paper: the published convention, which counts one of the two "
-            "products of a backward pass; executed: torch's counter on a real step. Backward time: shortened "
-            "over full backward, timed in turns on the same batch, sum over epochs; ms/step and seconds are "
-            f"from separate runs. Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
+            "FLOPs per sample, mean over epochs. Paper: the published convention, which counts one "
+            "of the two matrix products of a backward pass; executed: torch's FLOP counter on a "
+            "training step. Backward time: sparse over dense backward pass, interleaved on the "
+            "same batch, sum over epochs; ms/step and seconds come from separate runs. "
+            f"Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
         ),
     )  # fmt: skip
 
 
 def round_trip_table(result: JourneyResult) -> Table | None:
-    """Both ways of the round trip in one table, where a method went both; None where none did."""
+    """Table of shipping and training together; None if no method both prunes and skips updates."""
     shipped, trained = {r.method: r for r in result.shipped}, {r.method: r for r in result.trained}
     methods = [method for method in result.runs if method in shipped and method in trained]
     if not any("+" in method for method in methods):
@@ -114,9 +115,10 @@ def round_trip_table(result: JourneyResult) -> Table | None:
             for method in methods
         ),
         note=(
-            "Changes are against the first row. FLOPs of the backward pass, per sample, mean over epochs, without the "
-            "extra pass that takes SeReNe's sensitivities; its time is in the seconds. Backward time: shortened over "
-            "full backward, in turns on the same batch; the seconds are of separate runs."
+            "Changes are relative to the first row. FLOPs of the backward pass, per sample, mean "
+            "over epochs, without the additional pass for SeReNe's sensitivities, whose time is "
+            "part of the seconds. Backward time: sparse over dense backward pass, interleaved on "
+            "the same batch; the seconds come from separate runs."
         ),
     )  # fmt: skip
 

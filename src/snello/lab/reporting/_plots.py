@@ -1,4 +1,4 @@
-"""The plots of a journey, and of a pruning potential."""
+"""Plots of a journey, of a pruning potential and of a reproduced table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def _style(method: str) -> dict[str, str]:
-    """Label of a method, and its colour if it has one."""
+    """Matplotlib keywords of a method: its label and, if it has one, its colour."""
     spec = METHOD_SPECS.get(method)
     colour = {"color": spec.colour} if spec and spec.colour else {}
     return {"label": label_of(method), **colour}
 
 
 def plot_pruning(result: JourneyResult, path: Path) -> Path:
-    """Validation loss above, share of pruned parameters below, over epochs."""
+    """Plot the validation loss above the share of pruned parameters, over epochs."""
     figure, (loss, sparsity) = _figure(2)
     for method, run in result.runs.items():
         epochs = [e.epoch for e in run.epochs]
@@ -57,7 +57,7 @@ def plot_updates(result: JourneyResult, path: Path) -> Path:
 
 def _relative_costs(run: TrainingResult, baseline: TrainingResult | None) -> dict[str, list[float]]:
     dense = baseline.epochs[0].executed_flops if baseline else run.epochs[0].executed_flops
-    timed = all(e.dense_ms for e in run.epochs)  # not with several processes
+    timed = all(e.dense_ms for e in run.epochs)  # runs of several processes are not timed
     return {
         "FLOPs, paper's convention": [e.paper_flops / e.paper_dense_flops for e in run.epochs],
         "FLOPs executed": [e.executed_flops / dense for e in run.epochs],
@@ -74,7 +74,7 @@ def _figure(rows: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # No pyplot: it has global state and chooses a screen.
+    # pyplot would change global state and may open a display.
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, 1, sharex=True)
@@ -85,7 +85,7 @@ def _finish(figure: Any, axes: Any, path: Path) -> Path:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def plot_potential(
@@ -96,17 +96,17 @@ def plot_potential(
     xlabel: str = "weights left [%]",
     ylabel: str = "test accuracy [%]",
 ) -> Path:
-    """The pruning potential: quality against pruned share, one line per method.
+    """Plot the pruning potential: quality against pruning ratio, one line per method.
 
-    The horizontal axis is the share that is *left*, logarithmic and falling, so that 90 %, 99 % and
-    99.9 % pruned are equally far apart.
+    The horizontal axis is the *remaining* share, logarithmic and descending, so that pruning ratios
+    of 90 %, 99 % and 99.9 % are equally far apart.
 
     Args:
-        curves: method -> pruned share in [0, 1) -> values in [0, 1], one per seed: their median is
-            the line, their range a band.
-        path: the PNG file.
-        title: above the plot.
-        xlabel, ylabel: what the shares and the values are.
+        curves: method -> pruning ratio in [0, 1) -> values in [0, 1], one per seed; the line is
+            their median, the band their range.
+        path: PNG file to write.
+        title: title of the plot.
+        xlabel, ylabel: labels of the axes.
     """
     figure, axis = _figure(1)
     for method, curve in curves.items():
@@ -125,9 +125,9 @@ def plot_potential(
 
 
 def plot_reproduction(result: Reproduction, path: Path) -> Path:
-    """Plot paper and measurement side by side, one panel per quantity.
+    """Plot published and measured numbers side by side, one panel per quantity.
 
-    Rows that were not run show the paper alone.
+    Rows that were not run show the published number only.
     """
     comparable = [q for q in result.table.quantities if not q.device]
     figure, panels = _figure(len(comparable))

@@ -1,4 +1,4 @@
-"""Progress: lines that stay, and a bar below them while the work goes on."""
+"""Progress on the terminal: permanent lines of text above a progress bar."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from snello.errors import require
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over ``total`` steps; the function that it yields prints a line and advances the bar.
+    """Show a bar over ``total`` steps; yields a function that prints a line and advances the bar.
 
-    Where there is no terminal, the lines alone are printed, each as soon as it is there.
+    Without a terminal only the lines are printed, unbuffered.
     """
     require("rich", "report", "drawing progress bars")
     from rich.console import Console
@@ -41,7 +41,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner while one long step goes on; nothing where there is no terminal."""
+    """Show a spinner during one long step; without a terminal, nothing."""
     require("rich", "report", "drawing progress bars")
     from rich.console import Console
 

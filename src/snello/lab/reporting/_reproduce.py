@@ -1,4 +1,4 @@
-"""A published table and the measurements: paper, measured, difference."""
+"""Comparison of a published table with measurements: paper, measured, difference."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ HERE = {
     },
     "table2": {"executed_gflops": "Executed here [GFLOP]", "backward_ratio": "Backward time here"},
 }  # fmt: skip
-"""Quantities that are measured here and were not published."""
+"""Quantities that are measured but not published."""
 
 
 def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
-    """Comparable columns, three for each quantity, and columns of this device alone.
+    """Build two tables: quantities comparable with the paper, and device-dependent quantities.
 
     Returns:
-        Paper, measured and difference of every quantity that does not depend on a device; and the
-        published devices' times with what is measured here alone, without differences.
+        A table with paper, measurement and difference of every device-independent quantity; and a
+        table without differences, with the published times of other devices and the quantities
+        measured on this device only.
     """
     table = result.table
     comparable = [q for q in table.quantities if not q.device]
     devices = [q for q in table.quantities if q.device]
-    beside = HERE[table.name]
+    unpublished = HERE[table.name]
     quick = (
-        " - QUICK: small data and few steps, which say nothing about the paper"
-        if result.quick
-        else ""
+        " - QUICK: small data and few steps, not comparable with the paper" if result.quick else ""
     )
     return (
         Table(
@@ -59,19 +58,19 @@ def reproduction_tables(result: Reproduction) -> tuple[Table, Table]:
         ),
         Table(
             title=f"{table.title}: not comparable with the paper{quick}",
-            header=("Row", *(f"{q.label}\npaper" for q in devices), *beside.values()),
+            header=("Row", *(f"{q.label}\npaper" for q in devices), *unpublished.values()),
             rows=tuple(
                 (
                     row.row.name,
                     *(_number(row.row.published[q.key], q.digits) for q in devices),
                     *(
                         _number(row.measured.get(key), 3) if row.measured else NOT_RUN
-                        for key in beside
+                        for key in unpublished
                     ),
                 )
                 for row in result.rows
             ),
-            note="Measured on the device named in the conditions below; the paper's devices are not here.",
+            note="Measured on the device named in the conditions below, not on the paper's.",
         ),
     )
 
@@ -111,7 +110,7 @@ def _page(result: Reproduction) -> str:
     parts = [f"# {result.table.title}: {name}", ""]
     if result.quick:
         parts += [
-            "These are the recipes' quick variants: they show that every row runs, and nothing more.",
+            "These are the recipes' quick variants: they only show that every row runs.",
             "",
         ]
     for table in reproduction_tables(result):

@@ -1,4 +1,4 @@
-"""Tables: drawn on the terminal or as Markdown."""
+"""Tables of text, printed on the terminal or written as Markdown."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Table:
     """Text in rows and columns.
 
     Attributes:
-        title: one line above it.
-        header: names of the columns; the first column is aligned left, all others right.
-        rows: as many texts each as there are columns.
-        note: the conditions under which the numbers were measured.
+        title: one line above the table.
+        header: names of the columns; the first column is left-aligned, all others right-aligned.
+        rows: one tuple of cells per row, as long as the header.
+        note: measurement conditions, shown below the table.
     """
 
     title: str
@@ -25,14 +25,14 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Draw a table on the terminal."""
+    """Print a table on the terminal."""
     require("rich", "report", "drawing tables")
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    # Square brackets are units here, not rich's markup.
+    # escape: rich would read units in square brackets as markup.
     drawn = RichTable(
         title=escape(table.title), title_justify="left",
         box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False,
@@ -42,10 +42,10 @@ def show(table: Table) -> None:
     for row in table.rows:
         drawn.add_row(*(escape(cell) for cell in row))
     console = Console()
-    if not console.is_terminal:  # piped into a file there is no screen to fit
+    if not console.is_terminal:  # rich would assume 80 columns and wrap the cells
         console = Console(width=100)
     console.print(drawn)
-    if table.note:  # below it and not rich's caption, which wraps at the width of a narrow table
+    if table.note:  # printed separately: rich wraps a caption at the width of the table
         console.print(
             table.note,
             style="table.caption",
@@ -56,7 +56,7 @@ def show(table: Table) -> None:
 
 
 def markdown(table: Table) -> str:
-    """A table in GitHub's Markdown, with its title above and its note below."""
+    """A table in GitHub-flavoured Markdown, with its title above and its note below."""
     lines = [
         f"### {table.title}",
         "",

@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Formatting of numbers as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snello.deploy import Latency
 
 
 def as_json(value: Any) -> str:
-    """A result as JSON text: dataclasses become objects, tuples arrays, paths texts."""
+    """A result as JSON text: dataclasses become objects, tuples arrays, paths strings."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False)
 
 
@@ -32,20 +32,20 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Bytes in decimal megabytes, three significant digits or more."""
+    """Bytes in megabytes (10^6 bytes), with about three significant digits."""
     mega = size / 1e6
     return f"{mega:.2f}" if mega >= 1 else f"{mega:.3f}" if mega >= 0.1 else f"{mega:.4f}"
 
 
 def milliseconds(latency: Latency) -> str:
-    """Median of a latency, and on a second line its 10th and 90th percentile."""
+    """Median of a latency in ms, and on a second line its 10th and 90th percentiles."""
     digits = 3 if latency.median_ms < 1 else 2
     low, high = (f"{value:.{digits}f}" for value in (latency.p10_ms, latency.p90_ms))
     return f"{latency.median_ms:.{digits}f}\n{low}-{high}"
 
 
 def flops(count: float) -> str:
-    """FLOPs with a unit: k, M, G."""
+    """FLOPs with a unit prefix: k, M, G."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"

@@ -1,7 +1,8 @@
 """Training: the runs that recipes describe.
 
-A recipe describes a whole run as data. :func:`train` runs one method of it, :func:`journey` the
-round trip, :func:`reproduce` a published table::
+A recipe describes a whole run as data. :func:`train` trains with one of its methods,
+:func:`journey` runs the round trip (train, prune, simplify, code, export, measure) and
+:func:`reproduce` runs the rows of a published table::
 
     result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
 
@@ -17,6 +18,8 @@ from snello.lab.methods import METHODS as METHODS  # noqa: E402
 
 from ._config import OptimizerConfig as OptimizerConfig  # noqa: E402
 from ._config import Recipe as Recipe  # noqa: E402
+from ._curate import Curated as Curated  # noqa: E402
+from ._curate import record_training as record_training  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
 from ._distributed import world as world  # noqa: E402
@@ -48,9 +51,9 @@ from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "TABLES", "Classification", "EpochRecord", "FineTuning", "JourneyResult", "Recipe", "Reproduction",
+    "TABLES", "Classification", "Curated", "EpochRecord", "FineTuning", "JourneyResult", "Recipe", "Reproduction",
     "Segmentation", "TrainingResult", "evaluate", "evaluate_segmentation", "finetune", "journey",
-    "load_recipe", "published_table", "recipe_names", "reproduce", "train", "validate",
+    "load_recipe", "published_table", "recipe_names", "record_training", "reproduce", "train", "validate",
 ]  # fmt: skip

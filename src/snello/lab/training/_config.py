@@ -1,4 +1,4 @@
-"""The parts of a recipe: typed data, each of which checks itself."""
+"""Dataclasses of a recipe; each validates its own values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, and the way they come in batches.
+    """The dataset and its batches.
 
     Attributes:
         name: one of :func:`snello.lab.datasets.dataset_names`: "digits", "cifar10", "imagenet",
@@ -31,15 +31,18 @@ class DataConfig:
         root: folder (or several, separated as in PATH) that holds the dataset; default:
             $SNELLO_DATA, ./data.
         path: the image folder, for "imagefolder".
-        image_size: side of the images in pixels, for sets that leave the choice.
+        image_size: side of the images in pixels, for datasets without a fixed size.
         batch_size: images per step, over all processes together.
-        validation: share of the training images that thresholds and plateaus are judged on.
+        validation: share of the training images held out to choose thresholds and detect plateaus,
+            in (0, 1).
         augment: "none" or "crop-flip".
         download: let torchvision download the dataset into the first root.
         limit: number of training images to use, for quick tries; None: all.
         test_limit: number of validation images and of test images to use, for quick tries; None:
             all.
-        workers: processes that decode images, for sets that are too large for memory.
+        workers: number of processes that decode images, for datasets too large for memory.
+        kept: index file of the training images to use, as :meth:`snello.curation.Kept.save` writes
+            it; None: all.
     """
 
     name: str = "digits"
@@ -53,6 +56,7 @@ class DataConfig:
     limit: int | None = None
     test_limit: int | None = None
     workers: int = 0
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         check_option(
@@ -79,16 +83,16 @@ class OptimizerConfig:
         lr: learning rate.
         momentum: for SGD.
         weight_decay: as in torch.optim.
-        schedule: how the learning rate falls: "multistep" (at the milestones), "step" (every
+        schedule: learning rate schedule: "multistep" (decays at the milestones), "step" (every
             step_size epochs), "poly" ((1 - t/T)^power, every step) or "cosine" (to zero, every
             step).
         milestones: epochs after which the learning rate is multiplied by gamma.
-        gamma: that factor.
-        step_size: epochs between two falls of "step".
+        gamma: the factor of "multistep" and "step".
+        step_size: number of epochs between two decays of "step".
         power: the exponent of "poly".
         warmup_epochs: number of first epochs in which the learning rate rises linearly, step by step.
         aux_lr_factor: factor on the learning rate of a segmentation network's auxiliary classifier.
-        clip: bound on the norm of the gradient; None leaves it as it is.
+        clip: bound on the norm of the gradient; None: no clipping.
     """
 
     name: Literal["SGD", "AdamW"] = "SGD"
@@ -132,13 +136,52 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class CurationConfig:
+    """Training images that an epoch leaves out: see :mod:`snello.curation`.
+
+    Attributes:
+        method: "none", "random", "infobatch" or "orderdp".
+        ratio: share left out: by "random" and "orderdp" of all images, by "infobatch" of those
+            whose loss is below the mean.
+        replacement: for "random": draw from all images in every epoch, also from those that were
+            used in the last.
+        anneal: for "infobatch": share of the epochs after which all images are used.
+        window: for "infobatch": number of batches whose mean loss is the bound; None: the mean of
+            all last losses.
+        rescaling: for "infobatch": "share" or "cumulative".
+        pool: for "orderdp": share of the images from which the hardest are taken; None: as
+            published.
+    """
+
+    method: Literal["none", "random", "infobatch", "orderdp"] = "none"
+    ratio: float = 0.5
+    replacement: bool = False
+    anneal: float = 0.875
+    window: int | None = None
+    rescaling: Literal["share", "cumulative"] = "share"
+    pool: float | None = None
+
+    def __post_init__(self) -> None:
+        check_option(0 <= self.ratio < 1, f"curation.ratio must be in [0, 1), not {self.ratio}")
+        check_option(0 <= self.anneal <= 1, f"curation.anneal must be in [0, 1], not {self.anneal}")
+        check_option(
+            self.window is None or self.window >= 1,
+            f"curation.window must be at least 1, not {self.window}",
+        )
+        check_option(
+            self.pool is None or 1 - self.ratio <= self.pool <= 1,
+            f"curation.pool must lie between 1 - ratio and 1, not at {self.pool}",
+        )
+
+
+@dataclass(frozen=True)
 class ShipConfig:
     """Options of coding and timing.
 
     Attributes:
-        qp: quantisation parameter of the weights in the NNC bitstream; less is finer.
-        repeats: timed forwards per network and runtime.
-        warmup: untimed forwards before them.
+        qp: quantisation parameter (QP) of the weights in the NNC bitstream; lower is finer.
+        repeats: number of timed forward passes per network and runtime.
+        warmup: number of untimed forward passes before them.
         threads: CPU threads while timing.
         batch: images per forward while timing.
     """
@@ -160,13 +203,13 @@ class ShipConfig:
 SENSITIVITY_BLOCKS: dict[str, PruningConfig] = {
     spec.uses: spec.defaults for spec in METHOD_SPECS.values() if spec.kind == "sensitivity"
 }
-"""Blocks of a recipe that hold the options of sensitivities -> their defaults."""
+"""Recipe block with the options of a sensitivity -> default options."""
 
 
 def _with_sensitivity_blocks(kind: type[T]) -> type[T]:
-    """Add a field for each block of sensitivities, before a class becomes a dataclass.
+    """Add one field per sensitivity to a class, before it becomes a dataclass.
 
-    A new sensitivity is then a block of recipes without an edit here.
+    A row added to the table of methods becomes a recipe block without an edit here.
     """
     for name, defaults in SENSITIVITY_BLOCKS.items():
         kind.__annotations__[name] = PruningConfig
@@ -177,30 +220,32 @@ def _with_sensitivity_blocks(kind: type[T]) -> type[T]:
 @dataclass(frozen=True)
 @_with_sensitivity_blocks
 class Recipe:
-    """One round trip.
+    """The full description of a run: model, data, optimizer, methods and shipping.
 
-    A recipe also has a :class:`~snello.lab.methods.PruningConfig` for each sensitivity, under its
-    name: ``lobster``, ``serene``, ``output``.
+    In addition to the attributes below, a recipe has one
+    :class:`~snello.lab.methods.PruningConfig` per sensitivity, under the sensitivity's name:
+    ``lobster``, ``serene``, ``output``.
 
     Attributes:
         model: the network, by name and arguments.
-        weights: a file of weights to start from, as :func:`snello.store.load_weights` reads it;
-            None: random.
+        weights: file of initial weights, in a format that :func:`snello.store.load_weights` reads;
+            None: random initialisation.
         data: the images.
         optimizer: optimizer and schedule, the same for every method.
         epochs: passes over the training images, the same for every method.
-        accumulate: batches whose gradients are summed before a step of the optimizer.
-        ema: share of the past in a running average of the weights, such as 0.999; the average is
-            then what is tested and written. None: no average.
+        accumulate: number of batches whose gradients are accumulated before an optimizer step.
+        ema: decay of an exponential moving average of the weights, such as 0.999; the averaged
+            weights are then tested and saved. None: no average.
+        curation: training images that each epoch leaves out, the same for every method.
         neq: options of the methods that freeze neurons.
-        ship: coding and timing.
-        methods: rows of the tables to run.
-        seed: decides initial weights, batches, augmentation and draws.
+        ship: options of coding and timing.
+        methods: methods to train with, one row of the result tables each.
+        seed: seed of the initial weights, batch order, augmentation and random selections.
         device: "auto", "cpu" or "cuda".
         precision: "32-true", "bf16-mixed" or, on a GPU, "16-mixed".
         channels_last: memory format of convolutional networks.
-        sync_batchnorm: on several GPUs, batch statistics over all of them.
-        log: loggers of the epochs' figures, in addition to the history in the results: "csv",
+        sync_batchnorm: compute batch statistics over all GPUs.
+        log: loggers that receive the metrics of each epoch, in addition to the result file: "csv",
             "tensorboard".
     """
 
@@ -211,6 +256,7 @@ class Recipe:
     epochs: int = 30
     accumulate: int = 1
     ema: float | None = None
+    curation: CurationConfig = field(default_factory=CurationConfig)
     neq: NEqConfig = field(default_factory=NEqConfig)
     ship: ShipConfig = field(default_factory=ShipConfig)
     methods: tuple[str, ...] = JOURNEY_METHODS
@@ -231,7 +277,8 @@ class Recipe:
             len(self.methods) > 0, "methods must name at least one of: " + ", ".join(METHODS)
         )
         for method in map(method_of, self.methods):
-            # Only a method that is going to run needs room for fine-tuning.
+            # The blocks of methods that do not run are not checked: their defaults may need more
+            # epochs than a short run has.
             finetune = self.pruning(method).finetune if method.block else 0
             check_option(
                 finetune < self.epochs,
@@ -248,7 +295,7 @@ class Recipe:
         """Options of a method's sensitivity.
 
         Args:
-            method: one that prunes.
+            method: a method with a sensitivity.
         """
         assert method.block is not None
         options: PruningConfig = getattr(self, method.block)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snello.curation import DynamicSubset, InfoBatch, Kept, OrderDP, RandomSubset
 from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
@@ -16,11 +18,11 @@ from ._config import Recipe
 from ._distributed import World, share_of
 
 EVALUATED = 500
-"""Images per batch where no gradients are kept, for images that are small."""
+"""Batch size of an evaluation on small images, where no activations are kept for gradients."""
 
 
 def load_data(recipe: Recipe) -> Splits:
-    """The images of a recipe. Errors as :func:`snello.lab.datasets.load_dataset`."""
+    """Load the dataset of a recipe, with the errors of :func:`snello.lab.datasets.load_dataset`."""
     data = recipe.data
     return load_dataset(
         data.name,
@@ -37,8 +39,8 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
     """The recipe's network with its initial weights, checked against the data.
 
     Raises:
-        ModelError: if it does not run on the images, or has another number of outputs than there
-            are classes.
+        ModelError: if the network does not run on the images, or its number of outputs differs from
+            the number of classes.
     """
     torch.manual_seed(recipe.seed)
     model = build(recipe.model)
@@ -57,13 +59,13 @@ def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
         splits: the data.
 
     Raises:
-        ModelError: if it does not.
-        DataError: if there is one class, between which and nothing there is no choice.
+        ModelError: if the model fails on the images or has a wrong output shape.
+        DataError: if the dataset has a single class.
     """
     if len(splits.classes) < 2:
         raise DataError(
-            f"{splits.name} ({splits.source}) has the class {splits.classes[0]!r} alone: a classifier needs two "
-            "classes or more, each in a folder of its own"
+            f"{splits.name} ({splits.source}) has only the class {splits.classes[0]!r}: a "
+            "classifier needs two classes or more, each in a folder of its own"
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = torch.zeros(2, *splits.input_shape, device=device)
@@ -93,36 +95,49 @@ def _check_outputs(name: str, outputs: Any, splits: Splits) -> None:
 
 
 class Batches:
-    """The parts of a dataset in batches, dealt out to the processes of a run.
+    """Data loaders of a dataset's parts, split across the processes of a run.
 
     Attributes:
-        train: shuffled and augmented; this process's share of every batch.
-        validation: this process's share; every process has as many.
-        test: all of it, for the one process that tests.
+        train: this process's share of every training batch, shuffled and augmented.
+        validation: this process's share of the validation images; all shares have equal size.
+        test: all test images, for the single process that tests.
+        keep: the dynamic subset behind ``train``; None without curation. Its batches are pairs of a
+            batch and the indices of the images.
+
+    Args:
+        recipe: options of the data, the curation and the seed.
+        splits: the dataset.
+        world: rank and number of the processes.
+        always: number of first training images that curation never leaves out.
 
     Raises:
-        ConfigError: for a batch that cannot be dealt out evenly, and whatever else the loader
-            complains about.
+        ConfigError: if the batch cannot be split evenly over the processes, or an option of
+            :func:`snello.lab.datasets.loader` is out of range.
+        DataError: for an index file of another dataset.
     """
 
-    def __init__(self, recipe: Recipe, splits: Splits, world: World) -> None:
+    def __init__(self, recipe: Recipe, splits: Splits, world: World, *, always: int = 0) -> None:
         self._recipe, self._splits = recipe, splits
         data = recipe.data
         self.batch_size = share_of(data.batch_size, world.size)
         places = {"replicas": world.size, "rank": world.rank}
+        self._train_part = _kept_part(recipe, splits)
+        curated = recipe.curation.method != "none"
+        curate = partial(subset_of, recipe, always=always) if curated else None
         self.train = self._loader(
-            splits.train, self.batch_size,
-            shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, **places,
+            self._train_part, self.batch_size,
+            shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, curate=curate, **places,
         )  # fmt: skip
+        self.keep: DynamicSubset | None = self.train.dataset if curated else None
         few = data.test_limit
         self.validation = self._loader(splits.validation, self._evaluated, limit=few, **places)
         self.test = self._loader(splits.test, self._evaluated, limit=few)
 
     @property
     def _evaluated(self) -> int:
-        """Batch size of an evaluation: one for segmentation, a training batch for large images."""
+        """Batch size of an evaluation; large images keep the training batch size, to fit memory."""
         if self._splits.task == "segmentation":
-            return 1  # whole images, each of its own size
+            return 1  # uncropped images differ in size and cannot be stacked
         height, width = self._splits.input_shape[1:]
         return max(self.batch_size, EVALUATED) if height * width <= 64 * 64 else self.batch_size
 
@@ -132,8 +147,45 @@ class Batches:
         return loader(part, self._splits, batch_size, **options)
 
     def sample(self, images: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first training images and their targets, under evaluation transforms."""
+        """The first training images and their targets, with the evaluation transforms.
+
+        Args:
+            images: number of images; None: one batch.
+
+        Returns:
+            Images (B, channels, H, W) and targets: labels (B,) or label maps (B, H, W).
+        """
         count = images or self.batch_size
-        part = loader(self._splits.train, self._splits, count, limit=count)
+        part = loader(self._train_part, self._splits, count, limit=count)
         first: tuple[Tensor, Tensor] = next(iter(part))
         return first
+
+
+def subset_of(recipe: Recipe, images: Any, always: int = 0) -> DynamicSubset:
+    """The dynamic subset of a recipe's training images.
+
+    Args:
+        recipe: with another curation than "none".
+        images: a map-style dataset.
+        always: number of first images that are never left out.
+    """
+    config = recipe.curation
+    common: dict[str, Any] = {
+        "seed": recipe.seed, "always": range(min(always, len(images)))
+    }  # fmt: skip
+    if config.method == "random":
+        return RandomSubset(images, config.ratio, replacement=config.replacement, **common)
+    if config.method == "orderdp":
+        return OrderDP(images, config.ratio, pool=config.pool, **common)
+    return InfoBatch(
+        images, config.ratio, epochs=recipe.epochs, anneal=config.anneal, window=config.window,
+        rescaling=config.rescaling, **common,
+    )  # fmt: skip
+
+
+def _kept_part(recipe: Recipe, splits: Splits) -> Part:
+    if recipe.data.kept is None:
+        return splits.train
+    kept = Kept.load(recipe.data.kept)
+    kept.check(len(splits.train))
+    return splits.train.subset(kept.indices)

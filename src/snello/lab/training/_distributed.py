@@ -1,7 +1,7 @@
-"""One run, several processes: who am I, how many are we, and what must all of us agree on.
+"""Rank, world size and synchronisation of the processes of a run.
 
-``torchrun`` starts the processes and says in the environment which one each is; Lightning joins
-them.
+``torchrun`` starts the processes and passes rank and world size in environment variables;
+Lightning initialises the process group.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class World:
     """The processes of a run.
 
     Attributes:
-        rank: the number of this process among all, from 0.
-        size: how many there are.
-        local_size: how many of them run on this machine.
+        rank: global index of this process, from 0.
+        size: number of processes (world size).
+        local_size: number of processes on this machine.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class World:
 
 
 def world() -> World:
-    """The processes that torchrun started; a world of one without torchrun.
+    """The processes that torchrun started; a single process without torchrun.
 
     Raises:
         ConfigError: if the machines run different numbers of processes.
@@ -51,22 +51,22 @@ def world() -> World:
     found = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     if found.size % found.local_size:
         raise ConfigError(
-            f"{found.size} processes, {found.local_size} of them here: start as many on every machine "
-            "(torchrun --nproc-per-node)"
+            f"{found.size} processes, {found.local_size} of them on this machine: start equally "
+            "many on every machine (torchrun --nproc-per-node)"
         )
     return found
 
 
 def restarted() -> bool:
-    """Return True if torchrun has started these processes again, after one was lost."""
+    """Return True if torchrun has restarted these processes after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def rejoin(device: str) -> None:
-    """Rejoin the other processes under a new name, after a restart by torchrun.
+    """Initialise the process group under a new key prefix, after a restart by torchrun.
 
-    torchrun keeps one store for all its attempts, in which the addresses of the processes that are
-    gone still stand: those that meet there again may wait for the dead.
+    torchrun keeps one key-value store for all its attempts. It still holds the addresses of the
+    failed processes, and a new process that reads them may wait for a peer that no longer exists.
     """
     if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -81,20 +81,25 @@ def rejoin(device: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come to this point."""
+    """Block until every process has reached this point; do nothing in a single process."""
     if rank_and_size()[1] > 1:
         distributed.barrier()
 
 
 def share_of(batch_size: int, processes: int, name: str = "data.batch_size") -> int:
-    """The images of one process in a batch of all.
+    """Number of images per process in a batch that all processes share.
+
+    Args:
+        batch_size: images of all processes together.
+        processes: number of processes.
+        name: name of the option, for messages.
 
     Raises:
-        ConfigError: if they cannot be dealt out evenly: gradients would be weighted unevenly.
+        ConfigError: if the batch cannot be split evenly, which would weight gradients unequally.
     """
     if batch_size % processes:
         raise ConfigError(
-            f"{name}={batch_size} counts the images of all processes together and cannot be dealt out to "
-            f"{processes}: choose a multiple of {processes}"
+            f"{name}={batch_size} counts the images of all processes together and cannot be split "
+            f"evenly over {processes}: choose a multiple of {processes}"
         )
     return batch_size // processes

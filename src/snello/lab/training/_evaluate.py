@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network, outside of any trainer."""
+"""Loss and accuracy of a network, computed without a trainer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from snello.neurons import input_dtype
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a model on some images.
+    """Loss and accuracy of a model on a set of images.
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: share of images classified rightly, in [0, 1].
-        images: how many there were.
+        accuracy: share of correctly classified images, in [0, 1]; mean IoU for segmentation.
+        images: number of images.
     """
 
     loss: float
@@ -41,12 +41,12 @@ def evaluate(
 
     Args:
         model: maps images (B, channels, H, W) to logits (B, C).
-        batches: pairs of images and labels.
-        autocast: compute in bfloat16, or in the dtype given, where torch's autocast does.
-        channels_last: memory format of the images.
+        batches: pairs of images (B, channels, H, W) and labels (B,).
+        autocast: True runs the model under torch.autocast in bfloat16; a dtype selects another one.
+        channels_last: use the channels-last memory format for the images.
 
     Raises:
-        DataError: if there is no image, or a label that the model has no output for.
+        DataError: if there are no images, or a label exceeds the number of outputs.
     """
     loss, right, total = 0.0, 0, 0
     for logits, labels in _answers(model, batches, autocast, channels_last):
@@ -62,13 +62,13 @@ def evaluate(
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2 or len(logits) != len(labels):
         raise DataError(
-            f"the model gives outputs of shape {tuple(logits.shape)} for {len(labels)} images: one row of logits for "
-            "each is expected"
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(labels)} images: "
+            "expected one row of logits per image"
         )
     if len(labels) and not 0 <= (highest := int(labels.max())) < logits.shape[1]:
         raise DataError(
-            f"the data hold the label {highest}, and the model has {logits.shape[1]} outputs: name the dataset that "
-            "it was trained on"
+            f"the data contain the label {highest}, but the model has {logits.shape[1]} outputs: "
+            "use the dataset that it was trained on"
         )
 
 
@@ -86,17 +86,17 @@ def evaluate_segmentation(
     Args:
         model: maps images (B, channels, H, W) to scores (B, C, H, W), or to a mapping that holds
             them as "out".
-        batches: pairs of images and labels (B, H, W).
-        classes: C.
-        ignored: the label of pixels that do not count.
+        batches: pairs of images and label maps (B, H, W).
+        classes: number of classes, C.
+        ignored: label of the pixels to ignore.
         autocast, channels_last: as for :func:`evaluate`.
 
     Returns:
-        The mean cross-entropy of a pixel, and as accuracy the mean over classes of intersection
-        over union; a class that is neither there nor predicted does not count.
+        The mean cross-entropy per pixel and, as accuracy, the mean over classes of intersection
+        over union (mIoU). Classes that are neither present nor predicted are left out of the mean.
 
     Raises:
-        DataError: if there is no pixel with a class.
+        DataError: if every pixel is ignored.
     """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     loss, images = 0.0, 0
@@ -107,7 +107,9 @@ def evaluate_segmentation(
         confusion += torch.bincount(pairs.cpu(), minlength=classes**2).view(classes, classes)
         images += len(labels)
     if not confusion.any():
-        raise DataError("there are no pixels with a class to evaluate the model on")
+        raise DataError(
+            "every pixel is ignored: there is no labelled pixel to evaluate the model on"
+        )
     both = confusion.diagonal().double()
     either = confusion.sum(0) + confusion.sum(1) - both
     return Evaluation(
@@ -121,14 +123,13 @@ def _answers(
     autocast: bool | torch.dtype,
     channels_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores in single precision or better, and labels on the same device."""
+    """Yield scores in float32 or float64 with labels on the same device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     own = input_dtype(model)
     dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
     for images, labels in batches:
-        # Mode and precision are put back between batches: what reads them is not this loop's
-        # business.
+        # While this generator is suspended, mode and autocast must not leak into the caller.
         with evaluation(model), torch.autocast(device.type, dtype, enabled=bool(autocast)):
             scores = scores_of(model(images.to(device, own, memory_format=memory_format)))
         yield scores.float(), labels.to(device)

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pruned network: a plain loop, for networks whose parameters are new."""
+"""Fine-tuning of a pruned network in a plain loop, without callbacks that hold old parameters."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from snello.pruning.recovery import distillation
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Stochastic gradient descent with Nesterov momentum and a cosine schedule.
+    """Settings of SGD with Nesterov momentum and a cosine schedule.
 
     Attributes:
-        epochs: passes over the training images.
-        lr: learning rate at the start.
+        epochs: number of passes over the training images.
+        lr: peak learning rate.
         batch_size: images per step.
-        weight_decay: of every parameter.
-        warmup: share of the steps in which the learning rate rises.
-        distil: weight of the distillation from the dense network, in [0, 1]; the rest is
-            cross-entropy.
-        temperature: of the distillation.
+        weight_decay: weight decay of every parameter.
+        warmup: share of the steps during which the learning rate rises, in [0, 1).
+        distil: weight of the distillation loss against the dense network, in [0, 1]; the
+            cross-entropy has the weight 1 - distil.
+        temperature: softmax temperature of the distillation.
         augment: "crop-flip" or "none".
-        precision: "bf16" computes in bfloat16 where torch's autocast does.
+        precision: "32", or "bf16" for torch.autocast in bfloat16.
         limit: number of training images; None: all.
-        seed: of the order, the augmentation and dropout.
+        seed: seed of batch order, augmentation and dropout.
 
     Raises:
-        ConfigError: for numbers outside their range.
+        ConfigError: for a value outside its range.
     """
 
     epochs: int = 5
@@ -71,21 +71,21 @@ def finetune(
     """Train a network on a dataset, in place.
 
     Args:
-        model: on the device where it is to be trained.
+        model: network, on the device to train on; maps images (B, channels, H, W) to logits (B, C).
         splits: the dataset.
-        settings: of the training.
-        teacher: the dense network, for the distillation; in evaluation mode, on the same device.
+        settings: settings of the training.
+        teacher: the dense network for distillation, in evaluation mode and on the same device.
         report: called after each epoch with its number, from 1, and its mean loss.
 
     Returns:
         The same network, in evaluation mode.
 
     Raises:
-        ConfigError: if ``distil`` is positive and there is no teacher.
-        DivergenceError: if the loss is not finite.
+        ConfigError: if ``distil`` is positive without a teacher.
+        DivergenceError: if the loss becomes NaN or infinite.
     """
     if settings.distil and teacher is None:
-        raise ConfigError("distil needs a teacher, the network before pruning")
+        raise ConfigError("distil needs a teacher: pass the network before pruning as teacher=")
     device = next(model.parameters()).device
     batches = loader(
         splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
@@ -148,7 +148,7 @@ def _factor(done: float, warmup: float) -> float:
 
 
 def _laid_out(images: torch.Tensor) -> torch.Tensor:
-    """Images in the layout in which convolutions are fastest; the network's weights stay as they are."""
+    """Images in channels-last layout, in which convolutions are fastest; weights keep theirs."""
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 

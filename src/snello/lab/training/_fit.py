@@ -1,4 +1,4 @@
-"""One training run: a recipe, a method, a folder, resumed from the last finished epoch."""
+"""Training of one method of a recipe in a folder, resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from snello.lab.methods import method_of
 
 from ._config import Recipe
 from ._data import load_data
+from ._device import device_of
 from ._distributed import rejoin, restarted, wait_for_all, world
 from ._folder import check_same_run, claimed, finished_epochs, write_note
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
-from ._run import Progress, Run, device_of
+from ._run import Progress, Run
 from ._stop import Halt, StopSignals
 
 
@@ -35,34 +36,34 @@ def train(
 ) -> TrainingResult:
     """Train a recipe's network with one method.
 
-    Under ``torchrun`` every process calls this; the batch is dealt out among them, the first one
-    writes.
+    Under ``torchrun`` every process calls this function; each processes its share of every batch,
+    and rank 0 writes the files.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         method: one of :data:`snello.lab.methods.METHODS`, such as "serene+neq".
-        folder: where checkpoint, model file and ``result.json`` go.
-        splits: the data, if it is loaded already.
-        resume: go on from the folder's checkpoint, or return its result if it is finished. Settings
-            that this method does not read (another method's, those of shipping) may differ. The
-            weights at the end are those of a run that was never interrupted, bit for bit on the
-            CPU. With other ``epochs``, or another ``finetune`` of its method, a finished or stopped
-            run goes on if it would have come to the same weights so far. A run that torchrun starts
-            again after a process was lost resumes by itself.
+        folder: folder for the checkpoint, the model file and ``result.json``.
+        splits: the data, if already loaded.
+        resume: continue from the folder's checkpoint, or return its result if the run is finished.
+            Settings that the method does not use (those of other methods and of shipping) may
+            differ. The final weights equal those of an uninterrupted run, bit for bit on the CPU. A
+            run may also be extended with other ``epochs`` or another ``finetune``, if the finished
+            epochs would have been the same. A run restarted by torchrun after a process failed
+            resumes without this option.
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq``
             next to ``folder``.
 
     Raises:
-        ConfigError: for an unknown method, for a folder that holds a run already while ``resume``
-            is false, or one of another method or recipe, naming what differs, or one that cannot
-            have so many epochs; and for a folder that another process has.
-        OutputError: for a full disk; the finished epochs are kept.
-        Stopped: for SIGTERM or SIGINT, in the main thread: the step was finished, and ``resume``
-            trains the epoch that was under way again. A second signal is not waited for.
-        SnelloError: for the errors of the data, the model and the training.
+        ConfigError: for an unknown method; for a folder that already holds a run while ``resume``
+            is false, that holds a run with another method or recipe (the message names the
+            differences) or one that cannot be extended; for a folder in use by another process.
+        OutputError: if the disk is full; the finished epochs are kept.
+        Stopped: on SIGTERM or SIGINT in the main thread, after the current step; ``resume`` repeats
+            the interrupted epoch. A second signal stops at once.
+        SnelloError: for errors of the data, the model and the training.
     """
-    replace(recipe, methods=(method,))  # whether the recipe can be trained by this very method
+    replace(recipe, methods=(method,))  # validates the recipe for this method alone
     folder, resume = Path(folder), resume or restarted()
     with (
         StopSignals() as signals,
@@ -97,7 +98,7 @@ def _train(
     splits = splits or load_data(recipe)
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
     trainer = run.trainer(folder, signals)
-    if run.world.is_first:  # not before: what was wrong until here has started no run
+    if run.world.is_first:  # only now: an error above must not leave a folder that looks started
         write_note(folder, recipe, method)
     rejoin(device_of(recipe))
     started = time.perf_counter()
@@ -115,11 +116,11 @@ def _train(
 
 @contextmanager
 def _going_on(recipe: Recipe, folder: Path, signals: StopSignals) -> Iterator[None]:
-    """Say how to go on with a run that a signal or a full disk ends.
+    """Add to the error of a stopped run the saved epochs and the way to resume.
 
     Raises:
         Stopped: after a signal.
-        OutputError: where there is no room.
+        OutputError: if the disk is full.
     """
     try:
         yield
@@ -127,26 +128,26 @@ def _going_on(recipe: Recipe, folder: Path, signals: StopSignals) -> Iterator[No
         done = _saved_epochs(folder)
         saved = f"{done} of {recipe.epochs} epochs are saved in {folder}"
         raise Stopped(
-            f"stopped at epoch {max(signals.epoch, done)}; go on with --resume ({saved})",
+            f"stopped at epoch {max(signals.epoch, done)}; continue with --resume ({saved})",
             signals.received,
         ) from None
     except OutputError as error:
         raise OutputError(f"{error}; {_kept(folder)}") from error
     except OSError as error:
-        # A logger, say; what the run itself writes comes with a better message.
+        # Raised by a logger, for example; snello's own writers raise OutputError.
         if not is_full(error):
             raise
         free = shutil.disk_usage(folder).free
         raise OutputError(
-            f"cannot write to the run folder {folder}: {error.strerror}; it has {free:,} bytes free: make room there; "
-            f"{_kept(folder)}"
+            f"cannot write to the run folder {folder}: {error.strerror}; its disk has {free:,} "
+            f"bytes free: make room there; {_kept(folder)}"
         ) from error
 
 
 def _kept(folder: Path) -> str:
     done = _saved_epochs(folder)
     return (
-        f"{done} finished epochs are kept in {folder}, go on with --resume"
+        f"{done} finished epochs are kept in {folder}, continue with --resume"
         if done
         else "nothing is lost"
     )
@@ -160,16 +161,16 @@ def _saved_epochs(folder: Path) -> int:
 
 
 def validate(recipe: Recipe, splits: Splits | None = None) -> Splits:
-    """Check a recipe before the first training step, for all of its methods.
+    """Check a recipe for all of its methods before the first training step.
 
-    Data are found and read, the model is built and run on two images, optimizer, schedule,
-    sensitivities, pruners and probes are built and taken down again.
+    Loads the data, builds the model and runs it on two images, then builds and removes optimizer,
+    schedule, sensitivity, pruner and probe of each method.
 
     Returns:
         The data.
 
     Raises:
-        SnelloError: the first thing that is wrong.
+        SnelloError: for the first error found.
     """
     splits = splits or load_data(recipe)
     for method in recipe.methods:
@@ -185,6 +186,7 @@ def _finished(folder: Path) -> TrainingResult | None:
 def _check_extensible(folder: Path) -> None:
     if not (folder / CHECKPOINT).is_file():
         raise ConfigError(
-            f"{folder} holds a finished run without its {CHECKPOINT}, which more epochs would start from: choose "
-            f"another --out, and start from its weights with --weights={folder / MODEL}"
+            f"{folder} holds a finished run without its {CHECKPOINT}, which is needed to train "
+            "more epochs: choose another --out and start from its weights with "
+            f"--weights={folder / MODEL}"
         )

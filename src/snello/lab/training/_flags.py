@@ -1,4 +1,4 @@
-"""Marks for rows of a report whose accuracy says that pruning went wrong."""
+"""Warnings for report rows whose accuracy shows that pruning damaged the network."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def flag_of(
     pruned: float | None = None,
     max_drop: float | None = None,
 ) -> str:
-    """The mark of a row, empty where there is nothing to say.
+    """The warning of a row; empty if its accuracy is unsuspicious.
 
     Args:
-        accuracy: share of the test images that are classified rightly.
-        classes: number of classes; None where the metric is no accuracy.
+        accuracy: share of correctly classified test images, in [0, 1].
+        classes: number of classes; None if the metric is not an accuracy.
         samples: number of test images.
         dense: validation accuracy before the first pruning step.
         pruned: validation accuracy of the last epoch.
-        max_drop: the bound on the fall from ``dense`` to ``pruned``.
+        max_drop: bound on the drop from ``dense`` to ``pruned``.
     """
     if classes is not None and at_chance(accuracy, 1 / classes, samples):
         return AT_CHANCE

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and the same run again."""
+"""The folder of a run: locked by one process, and resumed only with the same settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snello.lab.methods import METHOD_SPECS, method_of
 from snello.store import archives
 
 from ._checkpoints import epochs_in
-from ._config import Recipe
+from ._config import CurationConfig, Recipe
 from ._distributed import restarted, world
 from ._extend import refusal
 from ._result import CHECKPOINT, MODEL, NOTE, RESULT, TrainingResult
@@ -29,13 +29,12 @@ _DYING = 7.0
 def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
     """Create a run folder and lock it against other processes.
 
-    Of several processes of one run the first does so.
-
-    The lock is the operating system's: it ends with the process, however that ends.
+    With several processes per run, rank 0 does so. The operating system releases the lock when the
+    process ends, even after a crash.
 
     Raises:
-        ConfigError: if another process has the folder.
-        OutputError: if the folder cannot be made or written to.
+        ConfigError: if the folder is in use by another process.
+        OutputError: if the folder cannot be created or written to.
     """
     if not world().is_first:
         yield
@@ -67,33 +66,35 @@ def claimed(folder: Path, *, resume: bool = False) -> Iterator[None]:
 
 
 def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, done: int) -> None:
-    """Check that the run in a folder, if there is one, may be gone on with.
+    """Check that the run in a folder, if there is one, may be resumed with these settings.
 
     Args:
-        folder: of the run.
-        recipe: what is asked for now.
-        method: the same.
-        resume: whether to go on at all.
-        done: epochs that the run has finished.
+        folder: folder of the run.
+        recipe: the recipe to resume with.
+        method: the method to resume with.
+        resume: whether an existing run may be resumed at all.
+        done: number of epochs that the run has finished.
 
     Raises:
-        ConfigError: if it may not, naming what differs, or why it cannot get other epochs.
+        ConfigError: if it may not; the message names the settings that differ, or the reason why
+            the run cannot be extended.
     """
     note = folder / NOTE
     if not (note.is_file() and holds_run(folder)):
         return
     if not resume:
         raise ConfigError(
-            f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
+            f"{folder} already holds a run: add --resume to continue it, or choose another --out"
         )
     there, asked = (
         {"method": method, **_read(note)},
         _asked(recipe, method),
-    )  # notes of before have no method
+    )  # notes written by older versions have no method
     if differences := _differences(there, asked, _unused(method), _length(method)):
         raise ConfigError(
             f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
-            f"{' ...' if differences[3:] else ''}: choose another --out, or resume with its own"
+            f"{' ...' if differences[3:] else ''}: choose another --out, or resume with the run's "
+            "own settings"
         )
     if (reason := refusal(there, recipe, method, done)) is not None:
         raise ConfigError(
@@ -102,12 +103,12 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
 
 
 def holds_run(folder: Path) -> bool:
-    """Return True if a run has left something in a folder that can be gone on with."""
+    """Return True if a folder holds a run that can be resumed."""
     return any((folder / name).is_file() for name in (RESULT, CHECKPOINT))
 
 
 def finished_epochs(folder: Path) -> int:
-    """Number of epochs in the checkpoint of a folder, or else in the result; 0 without either.
+    """Number of finished epochs in a folder's checkpoint, else in its result; 0 without either.
 
     Raises:
         ModelError: if the checkpoint is damaged.
@@ -121,48 +122,57 @@ def finished_epochs(folder: Path) -> int:
     except ModelError as error:
         if "pickled code" in str(error):
             raise ModelError(
-                f"{error}; no run of snello wrote it: remove it to start this run again"
+                f"{error}; it was not written by a run of snello: remove it to start this run again"
             ) from error
         raise ModelError(f"{path} is damaged: remove it to start this run again") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is no checkpoint of a run: remove it to start this run again"
+            f"{path} is not a checkpoint of a run: remove it to start this run again"
         ) from error
 
 
 def write_note(folder: Path, recipe: Recipe, method: str) -> None:
-    """Keep what a run was asked for.
+    """Write the recipe and the method of a run to its folder.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the file cannot be written.
     """
     write_text(folder / NOTE, json.dumps(_asked(recipe, method), indent=1))
 
 
 def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
-    """Request that a run folder notes, as JSON has it: a tuple comes back as a list."""
+    """Settings of a run as JSON returns them: a round trip turns tuples into lists."""
     asked: dict[str, Any] = json.loads(json.dumps({"method": method, **asdict(recipe)}))
     return asked
 
 
 def _read(note: Path) -> dict[str, Any]:
     try:
-        asked: dict[str, Any] = json.loads(note.read_text())
-        return dict(asked)
+        asked: dict[str, Any] = dict(json.loads(note.read_text()))
+        return _completed(asked)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{note} is damaged: choose another --out, or remove the run and start again"
         ) from error
 
 
+def _completed(asked: dict[str, Any]) -> dict[str, Any]:
+    """A note of before there was curation has none."""
+    return {
+        **asked,
+        "curation": asked.get("curation", asdict(CurationConfig())),
+        "data": {"kept": None, **asked.get("data", {})},
+    }
+
+
 def _unused(method: str) -> set[str]:
-    """Parts of a recipe that say nothing about the weights that a method trains."""
+    """Parts of a recipe without influence on the weights that a method trains."""
     blocks = {spec.uses for spec in METHOD_SPECS.values()}
     return {"methods", "ship", *blocks} - method_of(method).uses
 
 
 def _length(method: str) -> set[str]:
-    """Settings of the length of a run, which may change where :func:`refusal` returns None."""
+    """Settings of a run's length, which may differ if :func:`refusal` returns None."""
     return {"epochs", f"{method_of(method).block}.finetune"}
 
 
@@ -173,7 +183,7 @@ def _differences(
     allowed: Collection[str] = (),
     within: str = "",
 ) -> list[str]:
-    """Settings that differ, by their dotted names, with both values."""
+    """Descriptions of the settings that differ: dotted name and both values."""
     found = []
     for name in sorted({*there, *here} - {*skip}):
         old, new, dotted = there.get(name), here.get(name), f"{within}{name}"

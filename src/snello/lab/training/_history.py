@@ -1,4 +1,4 @@
-"""Records of the epochs, kept in checkpoints, and the time of backward passes."""
+"""Metrics of each epoch, kept in checkpoints, and timing of backward passes."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import backward_flops, time_backward
 from snello.integrations.lightning import SelectiveUpdateCallback, monitored
 from snello.neurons import count_parameters
 from snello.timing import now
 
 PROFILE_REPEATS = 3
-"""Interleaved dense and sparse backward passes per epoch, of which the median is kept."""
+"""Number of interleaved dense and sparse backward passes timed per epoch, for their median."""
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch, as it was trained: with the masks that were in force during it.
+    """Metrics of one epoch, with the masks that were in force during it.
 
     Attributes:
         epoch: counted from 1.
         seconds: wall-clock time of the epoch, validation included.
-        train_loss, val_loss, val_accuracy: means over the images of each part; for segmentation the
-            last one is the mean intersection over union.
+        train_loss, val_loss, val_accuracy: means over the images of each part; ``val_accuracy`` is
+            the mean intersection over union for segmentation.
         pruned: share of all parameters that are exactly zero.
         updated: share of the watched neurons that were updated; 1 without NEq.
         backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
-        executed_flops: FLOPs that one sample's backward pass executes (torch's counter on a real
-            step).
-        paper_flops, paper_dense_flops: backward FLOPs per sample in the convention of the NEq
-            paper, and the same with nothing frozen. Zero without NEq.
-        dense_ms, sparse_ms: medians of the full and of the shortened backward on the same batch,
-            taken in turns, with the masks that the epoch ended with. Zero without NEq, and with
+        executed_flops: executed FLOPs of the backward pass per sample, from torch's FLOP counter.
+        paper_flops, paper_dense_flops: backward FLOPs per sample in the NEq paper's convention,
+            with the epoch's frozen neurons and with none. Zero without NEq.
+        dense_ms, sparse_ms: median times of the dense and of the sparse backward pass on the same
+            batch, interleaved, with the masks at the end of the epoch. Zero without NEq and with
             several processes.
+        kept: share of the training images that the epoch trained on; 1 without curation.
     """
 
     epoch: int
@@ -54,16 +55,17 @@ class EpochRecord:
     paper_dense_flops: float
     dense_ms: float
     sparse_ms: float
+    kept: float = 1.0
 
 
 class EpochSeed(L.Callback):
-    """Seed every epoch from (seed, epoch, rank), so that a resumed run repeats it."""
+    """Seed every epoch from (seed, epoch, rank), so that a resumed run repeats it exactly."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed torch's global generators; processes with other images drop other units."""
+        """Seed torch's global generators; each rank gets its own dropout masks."""
         torch.manual_seed(
             self._seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 40)
         )
@@ -72,14 +74,14 @@ class EpochSeed(L.Callback):
 class BackwardTimer(L.Callback):
     """Time every ``loss.backward()``.
 
-    Give it to the trainer last, so that it times nothing else.
+    It must be the trainer's last callback, so that other callbacks are not part of the time.
     """
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the last epoch."""
+        """Discard the times of the previous epoch."""
         self.times = []
 
     def on_before_backward(
@@ -94,21 +96,22 @@ class BackwardTimer(L.Callback):
 
     @property
     def median_ms(self) -> float:
-        """Median of the present epoch; 0 before its first step."""
+        """Median of the current epoch in milliseconds; 0 before its first step."""
         return statistics.median(self.times) if self.times else 0.0
 
 
 class History(L.Callback):
     """Keep an :class:`EpochRecord` per epoch.
 
-    Give it to the trainer before the methods' own callbacks.
+    It must precede the methods' callbacks, which change masks at the end of an epoch.
 
     Args:
         timer: the trainer's backward timer.
         sample: images and labels of one training batch, on which backward passes are profiled.
-        neq: the trainer's NEq callback, or any other that skips updates, if it has one.
-        metric: name of the logged figure that an epoch's ``val_accuracy`` is.
+        neq: the callback that skips updates, such as NEq's; None without one.
+        metric: name of the logged metric to store as ``val_accuracy``.
         report: called with each record as soon as it is complete.
+        keep: the dynamic subset of the training images, if there is one.
     """
 
     def __init__(
@@ -118,9 +121,10 @@ class History(L.Callback):
         neq: SelectiveUpdateCallback | None = None,
         report: Callable[[EpochRecord], None] | None = None,
         metric: str = "val_accuracy",
+        keep: DynamicSubset | None = None,
     ) -> None:
         self._timer, self._sample, self._neq, self._report = timer, sample, neq, report
-        self._metric = metric
+        self._metric, self._keep = metric, keep
         self.records: list[EpochRecord] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -140,10 +144,11 @@ class History(L.Callback):
             pruned=1 - nonzero / total,
             backward_ms=self._timer.median_ms,
             executed_flops=self._executed(pl_module),
+            kept=1.0 if self._keep is None else self._keep.share,
             **self._equilibrium(trainer, pl_module),
         )
         self.records.append(record)
-        # For the progress bar and the loggers, as the loss and the accuracy that the task logs.
+        # The task logs loss and accuracy; the shares are known here only.
         for name in ("pruned", "updated"):
             pl_module.log(name, getattr(record, name), prog_bar=True, rank_zero_only=True)
         if self._report is not None:
@@ -169,9 +174,8 @@ class History(L.Callback):
         images, labels = self._batch(module)
         loss: Callable[[Any, Any], Tensor] = module.loss  # type: ignore[assignment]
         if trainer.world_size > 1:
-            # DistributedDataParallel counts a parameter as used wherever its gradient arrives: a
-            # backward pass of our own would make it wait for gradients that the next step does not
-            # have.
+            # An additional backward pass would run DistributedDataParallel's gradient hooks and
+            # leave its reducer waiting for gradients that the next step does not produce.
             return dict(zip(_EQUILIBRIUM, (*self._neq.spent(), 0.0, 0.0), strict=True))
         with trainer.precision_plugin.forward_context():
             timing = time_backward(self._neq.neq, images, labels, loss, PROFILE_REPEATS)
@@ -179,11 +183,11 @@ class History(L.Callback):
         return dict(zip(_EQUILIBRIUM, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
+        """The records of all epochs, for Lightning's checkpoint."""
         return {"records": [asdict(record) for record in self.records]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint."""
+        """Restore the records from Lightning's checkpoint."""
         self.records = [EpochRecord(**record) for record in state_dict["records"]]
 
 

@@ -1,4 +1,4 @@
-"""The round trip on one recipe: train, prune, simplify, code, export, measure; and NEq."""
+"""The round trip on one recipe: train with all methods, simplify, code, export and measure."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from ._run import Progress, Run
 
 @dataclass(frozen=True)
 class ShippedRow:
-    """One network, all the way out: a row of the table of the MPEG-7 part 17 pipeline.
+    """One shipped network: a row in the table of the ISO/IEC 15938-17 (NNC) pipeline.
 
     Attributes:
-        method: how it was trained.
-        test_accuracy: of the simplified network, in float32, on the test part.
-        decoded_accuracy: of the network decoded from the bitstream.
-        pruned: share of the original parameters that are exactly zero: the pruning ratio.
-        parameters: parameters left after simplification.
-        removed: share of the original parameters that are physically gone.
+        method: name of the training method.
+        test_accuracy: test accuracy of the simplified network in float32, in [0, 1].
+        decoded_accuracy: test accuracy of the network decoded from the bitstream.
+        pruned: pruning ratio: share of the original parameters that are exactly zero.
+        parameters: number of parameters after simplification.
+        removed: share of the original parameters removed by simplification.
         macs: multiply-accumulates per sample after simplification.
-        simplified_bytes: float32 parameters and buffers after simplification.
-        bitstream_bytes: the ``.snello`` file.
-        pytorch, onnxruntime: latencies of the simplified network, all networks timed in turns in
-            one run.
-        flag: why the accuracy is not to be trusted with a saving; see :class:`TrainingResult`.
+        simplified_bytes: size of parameters and buffers in float32 after simplification.
+        bitstream_bytes: size of the ``.snello`` file.
+        pytorch, onnxruntime: latencies of the simplified network; the timings of all networks are
+            interleaved in one run.
+        flag: warning about the accuracy, empty for none; see :class:`TrainingResult`.
     """
 
     method: str
@@ -63,20 +63,20 @@ class ShippedRow:
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """One way of training: a row of the NEq table.
+    """One training run: a row of the NEq table.
 
     Attributes:
-        method: how it was trained.
-        test_accuracy: of the last epoch, on the test part.
+        method: name of the training method.
+        test_accuracy: test accuracy after the last epoch, in [0, 1].
         paper_flops: backward FLOPs per sample in the paper's convention (weight gradients only,
-            with normalisation layers), mean over epochs.
-        executed_flops: FLOPs that a backward pass really executes per sample, mean over epochs.
-        backward_ms: median over epochs of the median time of a step's backward pass.
-        backward_ratio: shortened over full backward, timed in turns on the same batch with each
-            epoch's masks, summed over the epochs. 1 where nothing was skipped; None where it was
-            not timed, with several processes.
+            normalisation layers included), mean over epochs.
+        executed_flops: executed FLOPs of the backward pass per sample, mean over epochs.
+        backward_ms: median over epochs of the median backward time of a step, in milliseconds.
+        backward_ratio: time of the sparse over the dense backward pass, interleaved on the same
+            batch with each epoch's masks and summed over the epochs. 1 for a method that skips no
+            update; None if not timed (several processes).
         seconds: wall-clock time of the training.
-        flag: as in :class:`TrainingResult`.
+        flag: warning about the accuracy; see :class:`TrainingResult`.
     """
 
     method: str
@@ -91,11 +91,11 @@ class TrainedRow:
 
 @dataclass(frozen=True)
 class JourneyResult:
-    """Everything that a journey measured.
+    """The measurements of a round trip.
 
     Attributes:
-        recipe: what was done.
-        data_source: where the images came from.
+        recipe: the recipe.
+        data_source: origin of the images.
         images: number of training, validation and test images that were used.
         runs: the training runs, by method.
         shipped, trained: the two tables.
@@ -114,18 +114,18 @@ class JourneyResult:
 def journey(
     recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: Progress | None = None
 ) -> JourneyResult:
-    """Run the round trip; every finished part of it is kept in the folder.
+    """Run the round trip; finished parts are kept in the folder and can be resumed.
 
     Args:
-        recipe: what to do.
-        folder: gets one folder per method, with the files to ship next to its checkpoint.
-        resume: go on with what the folder holds.
+        recipe: the recipe.
+        folder: output folder; each method gets a folder in it, with checkpoint and shipped files.
+        resume: continue from the finished parts in the folder.
         progress: called with lines of text.
 
     Raises:
-        ConfigError: if another process has the folder.
-        SnelloError: for the errors of the data, the model, the training and the shipping.
-        Stopped: for SIGTERM or SIGINT while a network is trained.
+        ConfigError: if the folder is in use by another process.
+        SnelloError: for errors of the data, the model, the training and the shipping.
+        Stopped: on SIGTERM or SIGINT during training.
     """
     with claimed(Path(folder), resume=resume):
         return _journey(recipe, Path(folder), resume, progress)
@@ -135,14 +135,16 @@ def _journey(
     recipe: Recipe, folder: Path, resume: bool, progress: Progress | None
 ) -> JourneyResult:
     say = progress or (lambda line: None)
-    splits = validate(recipe)  # what is wrong is found before the first epoch of anything
+    splits = validate(
+        recipe
+    )  # an error in the last method must not surface after hours of training
     runs: dict[str, TrainingResult] = {
         method: train(
             recipe, method, folder / method, splits=splits, resume=resume, progress=progress
         )
         for method in recipe.methods
     }
-    # Where a method goes both ways, all are held against each other both ways.
+    # If one method both prunes and skips updates, both tables list all methods for comparison.
     both = any(is_shipped(m) and is_trained(m) and m != "baseline" for m in runs)
     shipped: tuple[ShippedRow, ...] = ()
     if world().is_first:
@@ -163,7 +165,7 @@ def _journey(
 
 
 def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """Numbers of training, validation and test images within the recipe's limits."""
+    """Numbers of training, validation and test images, within the recipe's limits."""
 
     def count(part: Part, limit: int | None) -> int:
         return len(part) if limit is None else min(len(part), limit)
@@ -177,19 +179,19 @@ def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
 
 
 def is_shipped(method: str) -> bool:
-    """Return True for a method that makes a network lean, and for the baseline."""
+    """Return True for a method that prunes, and for the baseline."""
     return method == "baseline" or method_of(method).sensitivity is not None
 
 
 def is_trained(method: str) -> bool:
-    """Return True for a method that makes training cheaper, and for the baseline."""
+    """Return True for a method that skips updates, and for the baseline."""
     return method == "baseline" or method_of(method).selection is not None
 
 
 def ship(
     recipe: Recipe, folder: Path, methods: list[str], splits: Splits
 ) -> tuple[ShippedRow, ...]:
-    """Simplify, code, export and measure the finished runs of some methods, timed in turns."""
+    """Simplify, code, export and measure finished runs; their timings are interleaved."""
     nets = {method: _simplified(folder / method, recipe) for method in methods}
     times = _time(recipe, folder, nets)
     return tuple(
@@ -205,8 +207,7 @@ class _Net:
 
 
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
-    # A folder that is resumed may hold a stranger's file: the recipe's model is all that it may
-    # name.
+    # A resumed folder may contain an untrusted file: it may only name the recipe's own model.
     original, record = load(folder / "model.pt", trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
@@ -216,7 +217,7 @@ def _simplified(folder: Path, recipe: Recipe) -> _Net:
 
 
 def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, Latency]:
-    """Every network in both runtimes, in turns."""
+    """Latencies of every network in both runtimes, interleaved."""
     ship = recipe.ship
     runners = {}
     for method, net in nets.items():
@@ -260,12 +261,15 @@ def _classes(splits: Splits) -> int | None:
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:
-    """Rows of finished runs.
+    """Rows of the NEq table for finished runs.
 
-    ``dense`` counts a backward pass with nothing frozen, in the paper's convention.
+    Args:
+        runs: the finished runs.
+        dense: returns the backward FLOPs per sample with no neuron frozen, in the paper's
+            convention.
     """
     rows = [_trained_row(run) for run in runs]
-    # A run without NEq watches no layers, and so has no count in the paper's convention.
+    # A run without NEq does not count FLOPs in the paper's convention: nothing of it is frozen.
     return tuple(row if row.paper_flops else replace(row, paper_flops=dense()) for row in rows)
 
 

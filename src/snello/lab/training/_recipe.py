@@ -16,7 +16,7 @@ from ._config import Recipe
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with snello, by name."""
+    """Names of the recipes that come with snello."""
     return sorted(
         path.name.removesuffix(".yaml")
         for path in recipe_folder().iterdir()
@@ -25,10 +25,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Path of a recipe: a file of the user's, or one that comes with snello.
+    """Path of a recipe: a user's file, or a recipe that comes with snello.
 
     Raises:
-        ConfigError: if there is no such recipe, with the names that exist.
+        ConfigError: if there is no such recipe; the message lists the existing names.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -44,26 +44,26 @@ def recipe_path(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
     """Read and check a recipe.
 
-    Two keys of the file are no fields of a :class:`Recipe`: ``extends`` names a recipe whose values
-    hold where this one is silent, and ``quick`` holds the values of a quick try.
+    Two keys of the file are not fields of :class:`Recipe`: ``extends`` names a recipe that provides
+    the values missing here, and ``quick`` holds the values of a quick trial run.
 
     Args:
         name_or_path: a name from :func:`recipe_names` or a YAML file.
         overrides: options as on the command line, ``["--epochs=3", "--data.root=/data"]``.
-        quick: take the values of ``quick``, which the overrides still have the last word over.
+        quick: apply the values of ``quick``; overrides take precedence over them.
 
     Raises:
-        ConfigError: for an unknown key, a value of the wrong type, or one out of range.
+        ConfigError: for an unknown key, or a value of the wrong type or out of range.
     """
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     values = recipe_values(name_or_path, quick=quick)
     _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
     _check_comment(name_or_path, overrides)
     parser = recipe_parser()
-    # jsonargparse 4.49 renamed it.
+    # jsonargparse 4.49 renamed instantiate_classes.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
-        # JSON is YAML, and reaches the parser as the file itself would.
+        # JSON is valid YAML, so the merged values go through the parser like a recipe file.
         parsed = instantiate(parser.parse_args([f"--recipe={json.dumps(values)}", *overrides]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
@@ -71,11 +71,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
 
 
 def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
-    """The values of a recipe file over those of the recipes that it extends.
+    """The values of a recipe file, merged over those of the recipes that it extends.
 
     Raises:
-        ConfigError: for a file that is no mapping, one that extends itself, or one without a quick
-            variant.
+        ConfigError: if the file is not a mapping, extends itself, or has no quick variant although
+            ``quick`` is true.
     """
     values = _extended(name_or_path, ())
     smaller = values.pop("quick", None)
@@ -83,8 +83,8 @@ def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
         return values
     if not isinstance(smaller, Mapping):
         raise ConfigError(
-            f"recipe {name_or_path} has no quick variant: give it a mapping 'quick:' of the values that "
-            "make it small, as 'quick: {epochs: 2, data: {limit: 200}}'"
+            f"recipe {name_or_path} has no quick variant: add a mapping 'quick:' with smaller "
+            "values, such as 'quick: {epochs: 2, data: {limit: 200}}'"
         )
     return _merged(values, smaller)
 
@@ -93,14 +93,14 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = recipe_path(name_or_path).resolve()
     if path in seen:
         raise ConfigError(
-            f"recipe {name_or_path} extends itself, by way of {' and '.join(map(str, seen))}"
+            f"recipe {name_or_path} extends itself, through {' and '.join(map(str, seen))}"
         )
     values = _read(path, name_or_path)
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"recipe {name_or_path}: 'extends' names one recipe, not {base!r}")
+        raise ConfigError(f"recipe {name_or_path}: 'extends' must name one recipe, not {base!r}")
     neighbour = path.parent / base  # a file in the same folder, or a name
     return _merged(
         _extended(str(neighbour) if neighbour.is_file() else base, (*seen, path)), values
@@ -108,7 +108,7 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def option_names() -> tuple[str, ...]:
-    """The options of a recipe by their dotted names: ``"epochs"``, ``"data.batch_size"`` ..."""
+    """Dotted names of a recipe's options: ``"epochs"``, ``"data.batch_size"`` ..."""
     return tuple(_options_of(Recipe))
 
 
@@ -130,18 +130,18 @@ def _dotted(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 _FREE = "model.arguments"
-"""Arguments that the model alone judges."""
+"""Block whose keys are not checked here: they are arguments of the model's factory."""
 
 
 def check_option_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Check that a recipe has options of these dotted names.
+    """Check that dotted names are options of a recipe.
 
     Args:
-        names: of the options.
-        others: names that may have been meant as well.
+        names: dotted names of options.
+        others: further names to suggest as the nearest one.
 
     Raises:
-        ConfigError: for the first that it has not, with the nearest name.
+        ConfigError: for the first unknown name; the message suggests the nearest one.
     """
     known = option_names()
     for name in names:
@@ -161,13 +161,13 @@ def _override_name(override: str) -> str:
 
 
 def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
-    """The parser reads every value as YAML, in which this one would be a comment, and be lost."""
+    """Refuse a value that starts with #: the YAML parser would drop it as a comment."""
     for override in overrides:
         name, _, value = override.partition("=")
         if value.lstrip().startswith("#"):
             raise ConfigError(
-                f"recipe {recipe}: {name} has the value {value!r}, which YAML takes for a comment; a path may be "
-                f"{'./' + value.lstrip()!r}"
+                f"recipe {recipe}: {name} has the value {value!r}, which YAML reads as a comment; "
+                f"write a path as {'./' + value.lstrip()!r}"
             )
 
 
@@ -178,22 +178,26 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"recipe {name} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe {name} is no mapping of options, but a {type(values).__name__}")
+        raise ConfigError(
+            f"recipe {name} must be a mapping of options, not a {type(values).__name__}"
+        )
     return values
 
 
 @cache
 def _loader() -> Any:
-    """YAML's safe loader, which keeps the last of two equal keys; this one refuses them."""
+    """PyYAML's safe loader, made to refuse duplicate keys instead of keeping the last one."""
     yaml = require("yaml", "train", "reading recipes")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
-        """Refuses a mapping with two equal keys."""
+        """Safe loader that refuses a mapping with duplicate keys."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            """Check the keys as they are written: merged ones (``<<``) may be overridden."""
+            """Check the keys written in the file; keys merged with ``<<`` may be overridden."""
             seen: dict[Any, Any] = {}
             for key, _ in node.value:
                 name = (key.tag, getattr(key, "value", None))
@@ -209,9 +213,9 @@ def _loader() -> Any:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``over`` laid over those of ``base``, mapping by mapping.
+    """Merge ``over`` into ``base``, recursively.
 
-    Another model brings its own arguments: those of the base would not be its.
+    Where ``over`` names another model, the base's model arguments are dropped.
     """
     result = dict(base)
     for key, value in over.items():

@@ -1,4 +1,4 @@
-"""The published tables, run again: every row is a recipe and a method."""
+"""Reproduction of published tables: every row is a recipe and a method."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Quantity:
     """A column of a published table.
 
     Attributes:
-        key: its name in the rows.
-        label: its name for readers, with the unit.
-        digits: decimal places.
-        device: whether it was timed on a device that is not here, so that no difference would mean
-            anything.
+        key: name in the rows.
+        label: column header, with the unit.
+        digits: number of decimal places.
+        device: True if it was timed on the paper's device, so that a difference to a measurement on
+            another machine has no meaning.
     """
 
     key: str
@@ -47,13 +47,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a published table, and how it is run.
+    """A row of a published table, with the recipe and the method that reproduce it.
 
     Attributes:
-        name: what ``snello reproduce --row`` calls it.
-        recipe, method: how it is run.
-        network, dataset, approach: what it is, as published.
-        published: key of a quantity -> published number, None where there is none.
+        name: name of the row for ``snello reproduce --row``.
+        recipe, method: names of the recipe and the method that reproduce it.
+        network, dataset, approach: the row's description, as published.
+        published: key of a quantity -> published number; None where nothing is published.
     """
 
     name: str
@@ -71,10 +71,10 @@ class PublishedTable:
 
     Attributes:
         name: "table1" or "table2".
-        title: what it is about.
-        source: where it was published.
-        quantities: its columns.
-        rows: its rows.
+        title: caption of the table.
+        source: the publication.
+        quantities: the columns.
+        rows: the rows.
     """
 
     name: str
@@ -84,10 +84,10 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
 
     def row(self, name: str) -> PublishedRow:
-        """A row by its name.
+        """The row of this name.
 
         Raises:
-            ConfigError: if there is none, with the names that there are.
+            ConfigError: for an unknown name; the message lists the names of the rows.
         """
         for row in self.rows:
             if row.name == name:
@@ -102,11 +102,11 @@ class ReproducedRow:
 
     Attributes:
         row: the published row.
-        measured: key -> number, in the units of the published one; beside its quantities
-            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None: it was
-            not run.
-        conditions: what the numbers depend on: device, threads, precision, epochs, images, ...
-        why_not: why it was not run, where something stood in the way.
+        measured: key -> number, in the units of the published one; in addition to its quantities
+            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None if the row
+            was not run.
+        conditions: conditions of the measurement: device, threads, precision, epochs, images, ...
+        why_not: error message that kept the row from being run; empty for none.
     """
 
     row: PublishedRow
@@ -121,8 +121,8 @@ class Reproduction:
 
     Attributes:
         table: as it was published.
-        quick: whether the recipes' quick variants were run, whose numbers say nothing about the
-            published ones.
+        quick: True if the recipes' quick variants were run, whose numbers are not comparable with
+            the published ones.
         rows: in the published order.
     """
 
@@ -133,15 +133,15 @@ class Reproduction:
 
 @cache
 def published_table(name: str) -> PublishedTable:
-    """A published table, from the file that holds the numbers.
+    """Read a published table from the file of published numbers.
 
     Raises:
-        ConfigError: for a table that there is not.
+        ConfigError: for an unknown table.
     """
     if name not in TABLES:
         hint = nearest(name, TABLES)
         raise ConfigError(
-            f"there is no table {name!r}{hint} to reproduce; there are: {', '.join(TABLES)}"
+            f"there is no table {name!r}{hint} to reproduce; choose one of: {', '.join(TABLES)}"
         )
     data = json.loads((recipe_folder() / "published.json").read_text())[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
@@ -158,21 +158,21 @@ def reproduce(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Run the rows of a published table, or go on with them; what is finished is not run again.
+    """Run the rows of a published table; finished rows are not run again, stopped ones resume.
 
     Args:
         name: "table1" or "table2".
-        folder: gets one folder per recipe, with one folder per method.
-        row: run this row alone (and the NEq run that ``stochastic-star`` imitates); the others are
-            reported as the folder has them. None: all rows; one that cannot be run says why, and
-            the next one is run.
+        folder: output folder, with one folder per recipe and in it one per method.
+        row: run this row only (and the NEq run that ``stochastic-star`` imitates); other rows are
+            reported if the folder holds their results. None: all rows; an error of one is reported
+            in its row, and the next one is run.
         quick: run the recipes' quick variants.
         overrides: options of the recipes, as on the command line.
         progress: called with lines of text.
 
     Raises:
         ConfigError: for an unknown table or row.
-        SnelloError: what keeps a row that was asked for by name from being run.
+        SnelloError: if the row requested by ``row`` cannot be run.
     """
     table, folder = published_table(name), Path(folder)
     wanted = [table.row(row)] if row is not None else list(table.rows)
@@ -206,10 +206,14 @@ class _Group:
         self._splits: Splits | None = None
 
     def run(self, wanted: Iterable[PublishedRow], *, tolerant: bool) -> dict[str, str]:
-        """Train what is wanted and not finished yet.
+        """Train the requested rows that are not finished yet.
+
+        Args:
+            wanted: rows to train.
+            tolerant: collect errors instead of raising the first one.
 
         Returns:
-            Name of a row -> what kept it from being run; without ``tolerant`` that is raised.
+            Name of a failed row -> error message.
         """
         failed: dict[str, str] = {}
         for row in wanted:
@@ -232,7 +236,7 @@ class _Group:
         )
 
     def results(self, failed: Mapping[str, str]) -> dict[str, ReproducedRow]:
-        """All rows, with what is finished of them. The first process alone measures."""
+        """All rows, with the measurements of the finished ones; only rank 0 measures."""
         runs = {
             row.name: TrainingResult.read(path)
             for row in self._rows
@@ -250,7 +254,7 @@ class _Group:
         }
 
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
-        """Row name -> numbers; kept in the folder, taken again when another run has finished."""
+        """Row name -> numbers, cached in the folder until another run of it finishes."""
         note = self._folder / f"{self._table}.json"
         finished = max(
             (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
@@ -281,7 +285,8 @@ class _Group:
         return {names[row.method]: _trained_numbers(row) for row in rows}
 
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:
-        # What the run was asked for then, not what is asked for now; timing alone is today's.
+        # Training settings come from the run's note: they may differ from the present recipe. Only
+        # timing uses the present one.
         asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
         data = asked["data"]
         return {

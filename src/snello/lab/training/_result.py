@@ -11,7 +11,7 @@ from snello.errors import ModelError
 from ._history import EpochRecord
 
 NOTE, CHECKPOINT, MODEL, RESULT = "recipe.json", "last.ckpt", "model.pt", "result.json"
-"""The files of a run's folder: what was asked for, the last finished epoch, the network and its figures."""
+"""Files of a run's folder: settings, last checkpoint, trained network and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class TrainingResult:
     """A finished run.
 
     Attributes:
-        method: what it was trained with.
-        model: the model file, in the run's folder.
-        test_accuracy, test_loss: of the last epoch's weights, in float32; for segmentation the
-            first is the mean intersection over union.
-        epochs: one record each.
-        seconds: wall-clock time of training, over all its attempts if it was resumed.
-        device, threads, precision: where and how it ran.
-        processes: how many processes shared every batch.
-        flag: "at chance" or "beyond max_drop", where the network is no better than a guess or has
-            lost more than the recipe allows; else empty.
+        method: name of the training method.
+        model: path of the model file, in the run's folder.
+        test_accuracy, test_loss: results of the last epoch's weights in float32; for segmentation
+            ``test_accuracy`` is the mean intersection over union.
+        epochs: one record per epoch.
+        seconds: wall-clock time of training, summed over resumed attempts.
+        device, threads, precision: device, number of CPU threads and precision of the training.
+        processes: number of processes that shared every batch.
+        flag: "at chance" if the network is no better than guessing, "beyond max_drop" if it lost
+            more accuracy than the recipe allows; else empty.
     """
 
     method: str
@@ -45,7 +45,7 @@ class TrainingResult:
 
     @staticmethod
     def read(path: Path) -> TrainingResult:
-        """From the JSON file of a finished run.
+        """Read the JSON file of a finished run.
 
         Raises:
             ModelError: if the file is damaged.

@@ -1,4 +1,4 @@
-"""Everything that one training run puts together."""
+"""Construction of the task, callbacks and trainer of one training run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
-from snello.errors import ConfigError, require
+from snello.errors import require
 from snello.files import write_text
-from snello.integrations.lightning import SelectiveUpdateCallback, SensitivityPruning, WeightAverage
+from snello.integrations.lightning import (
+    CurationCallback,
+    SelectiveUpdateCallback,
+    SensitivityPruning,
+    WeightAverage,
+)
 from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
@@ -30,6 +36,7 @@ from snello.store import Record, save
 from ._checkpoints import SealedCheckpoints
 from ._config import Recipe
 from ._data import Batches, initial_model
+from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
@@ -44,17 +51,17 @@ Progress = Callable[[str], None]
 
 
 class Run:
-    """A recipe, a method, data: the task, its callbacks and its trainer.
+    """One training run: the task, callbacks and trainer for a recipe, a method and data.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         method: name of the method.
         splits: the data.
         matched: the finished NEq run that ``stochastic-star`` imitates.
         progress: called with a line of text after each epoch.
 
     Raises:
-        SnelloError: for the errors of the model, the data and the options.
+        SnelloError: for errors of the model, the data and the options.
     """
 
     def __init__(
@@ -74,15 +81,16 @@ class Run:
         )
         self._matched, self._progress = matched, progress
         check_device(recipe)
-        self.batches = Batches(recipe, splits, self.world)
+        probed = recipe.neq.probe if self.method.selection is not None else 0
+        self.batches = Batches(recipe, splits, self.world, always=probed)
         self.model = initial_model(recipe, splits)
-        self.task = _task(recipe, splits, self.model)
+        self.task = _task(recipe, splits, self.model, self.batches.keep)
 
     def check(self) -> None:
         """Build the objects of a method and remove them again, to find errors before training.
 
         Raises:
-            SnelloError: for the errors of optimizer, sensitivity, pruner and selection.
+            SnelloError: for errors of optimizer, sensitivity, pruner and selection.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
         _loggers(self.recipe, Path())
@@ -98,13 +106,13 @@ class Run:
             self._watched(optimizer).remove()
 
     def dense_flops(self) -> float:
-        """Backward FLOPs per sample in the paper's convention, with nothing frozen."""
+        """Backward FLOPs per sample in the NEq paper's convention, with no neuron frozen."""
         watched = self._watched(build_optimizer(self.recipe.optimizer, self.model))
         watched.remove()
         return watched.status().dense_flops
 
     def _watched(self, optimizer: torch.optim.Optimizer) -> SelectiveUpdate:
-        """The model with its neurons watched on two images, enough to count and to check."""
+        """Attach the selection to the model with a probe of two images, enough for a check."""
         probe, _ = self.batches.sample(min(self.recipe.neq.probe, 2))
         return SelectiveUpdate(
             self.model, optimizer, self._on_model(probe), Stochastic(0.0), **self._update_options
@@ -115,7 +123,7 @@ class Run:
         return "miou" if self.splits.task == "segmentation" else "accuracy"
 
     def _setting(self, spec: MethodSpec, model: nn.Module | None = None) -> Setting:
-        """The facts of this run that a method may be built from."""
+        """The inputs from which this run constructs a method."""
         epochs = None if self._matched is None else self._matched.epochs
         return Setting(
             options=getattr(self.recipe, spec.uses),
@@ -133,7 +141,7 @@ class Run:
         return built
 
     def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
-        # Of single weights the head's may go too, as in the papers; its neurons are the classes.
+        # The papers prune weights of the head too; its neurons are the classes and must stay.
         exclude = () if config.granularity == "weight" else None
         return {
             "granularity": config.granularity,
@@ -145,7 +153,7 @@ class Run:
         }
 
     def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
-        """Pruning waits while a classifier is at chance; a mean IoU has no such level."""
+        """Bound on the drop of quality; chance level exists for accuracy only, not for mean IoU."""
         classes = self._classes
         if classes is None and config.max_drop is None:
             return None
@@ -201,13 +209,11 @@ class Run:
         return images.to(memory_format=self.task.memory_format)
 
     def validation_loss(self, model: nn.Module) -> float:
-        """Mean loss on this process's share of the validation part, in the precision of the
-        training.
-        """
+        """Mean validation loss on this process's share, in the precision of the training."""
         return self._validated(model).loss
 
     def validation_quality(self, model: nn.Module) -> float:
-        """Accuracy (of a segmentation the mean IoU) on the same images in the same precision."""
+        """Validation accuracy (mean IoU for segmentation) on the images of the validation loss."""
         return self._validated(model).accuracy
 
     def _validated(self, model: nn.Module) -> Evaluation:
@@ -217,7 +223,7 @@ class Run:
     def evaluate(
         self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
     ) -> Evaluation:
-        """Evaluate a model; the accuracy of a segmentation is its mean IoU."""
+        """Evaluate a model; for segmentation the accuracy is the mean IoU."""
         last = self.recipe.channels_last
         if self.splits.task == "segmentation":
             classes = len(self.splits.classes)
@@ -227,24 +233,26 @@ class Run:
         return evaluate(model, batches, autocast=autocast, channels_last=last)
 
     def trainer(self, folder: Path, signals: StopSignals) -> L.Trainer:
-        """A Lightning trainer: a checkpoint after every epoch, one device per process."""
+        """Build the Lightning trainer: a checkpoint after every epoch, one device per process."""
         recipe = self.recipe
         self.timer = BackwardTimer()
         update = self._update_callback()
         report = self._report if self._progress is not None and self.world.is_first else None
         self.history = History(
-            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}"
-        )
+            self.timer, self.batches.sample(), update, report, metric=f"val_{self._metric}",
+            keep=self.batches.keep,
+        )  # fmt: skip
+        curation = None if self.batches.keep is None else CurationCallback(self.batches.keep)
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         self.pruning = self._pruning_callback()
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
-        # In this order: the epoch is recorded, then pruned, then probed; the average starts before
-        # the masks.
+        # The order matters: an epoch is recorded before pruning and probing change its masks, and
+        # the weight average must exist before masks are applied to it.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, self.average, self.pruning, update, self.timer,
+            EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -259,7 +267,7 @@ class Run:
                     self.world, device_of(recipe), self.method.selection is not None
                 ),
                 sync_batchnorm=recipe.sync_batchnorm,
-                use_distributed_sampler=False,  # the loaders deal out the images themselves
+                use_distributed_sampler=False,  # the loaders already split images across processes
                 precision=recipe.precision,
                 plugins=SealedCheckpoints(),
                 callbacks=[callback for callback in callbacks if callback is not None],
@@ -281,11 +289,11 @@ class Run:
         self._progress(line + figures)
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
-        """Test the last epoch's weights, write the model file, then the result (first process)."""
+        """Test the last epoch's weights, then write model file and result (rank 0 only)."""
         model: nn.Module = self.task.model
         if self.average is not None:
-            # A run that was stopped after its last epoch trains nothing when it is resumed, and so
-            # has not begun its average: it is the one in the checkpoint.
+            # A run stopped after its last epoch trains no step when resumed, so that no training
+            # hook has created the average: create it from the checkpoint's state.
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         test = self.evaluate(model, self.batches.test)
@@ -319,41 +327,11 @@ class Run:
         )
 
 
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precision of a recipe -> dtype of torch's autocast."""
-
-
-def device_of(recipe: Recipe) -> str:
-    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(recipe: Recipe) -> None:
-    """Refuse devices that Lightning would replace with a warning, or refuse after the data are loaded.
-
-    Raises:
-        ConfigError: for a GPU that is not there, and for what only a GPU can do.
-    """
-    device = device_of(recipe)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no GPU: use --device=cpu or --device=auto"
-        )
-    if device == "cpu" and recipe.precision == "16-mixed":
-        raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
-    if device == "cpu" and recipe.sync_batchnorm:
-        raise ConfigError(
-            "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
-        )
-
-
 def _strategy(world: World, device: str, partly: bool) -> Any:
     if world.size == 1:
         return "auto"
     backend = "gloo" if device == "cpu" else "nccl"
-    # The weights of a layer that is frozen whole are no part of the backward pass.
+    # A fully frozen layer gets no gradient: without this option DDP would wait for it.
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
 
 
@@ -361,17 +339,21 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
     kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
     if "tensorboard" in recipe.log:
         require("tensorboard", "tensorboard", "logging for TensorBoard")
-    # Every attempt at a run has its own version: a resumed run keeps the figures of the one before.
+    # Loggers number their versions, so that a resumed run keeps the logs of earlier attempts.
     return [kinds[name](folder / "logs", name=name) for name in recipe.log]
 
 
-def _task(recipe: Recipe, splits: Splits, model: nn.Module) -> Classification | Segmentation:
+def _task(
+    recipe: Recipe, splits: Splits, model: nn.Module, keep: DynamicSubset | None
+) -> Classification | Segmentation:
     kind = Segmentation if splits.task == "segmentation" else Classification
-    return kind(model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last)
+    return kind(
+        model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last, keep=keep
+    )
 
 
 class _quiet:  # noqa: N801 - reads as a verb in a with statement
-    """Lightning's hints about hardware and loader workers are not about this run."""
+    """Suppress Lightning's hints about hardware and loader workers, which do not apply here."""
 
     def __enter__(self) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
@@ -380,9 +362,9 @@ class _quiet:  # noqa: N801 - reads as a verb in a with statement
         warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
         warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
-        # A run folder may be moved, or copied, and gone on with.
+        # A run folder may be moved or copied before it is resumed.
         warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
-        # What every process counts alike needs no averaging.
+        # Values that are equal on all processes need no synchronisation.
         warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,9 @@
-"""The learning rate: one number per moment of the training, as a function and not as a history."""
+"""Learning rate as a closed-form function of the epoch, without scheduler state."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,22 +12,22 @@ from ._config import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
-    """The learning rate at a moment of the training, as a share of ``config.lr``.
+    """The learning rate at a given epoch, relative to ``config.lr``.
 
     Args:
         config: optimizer and schedule.
-        epoch: epochs trained so far, with fractions.
-        epochs: epochs of the whole training.
+        epoch: number of epochs trained so far, may be fractional.
+        epochs: number of epochs of the whole training.
 
     Returns:
-        A factor in [0, 1]: 0 where "poly" and "cosine" end. During ``warmup_epochs`` it rises
-        linearly to 1; "poly" and "cosine" then fall over the epochs that are left, "step" and
-        "multistep" keep to the count of all epochs.
+        A factor in [0, 1]. During ``warmup_epochs`` it rises linearly to 1; "poly" and "cosine"
+        then fall to 0 over the remaining epochs, while "step" and "multistep" count epochs from the
+        start of training.
     """
     warmup = config.warmup_epochs
     if epoch < warmup:
         return epoch / warmup
-    # The last step of an epoch must not be counted to the next one by a rounding error.
+    # The tolerance keeps rounding from delaying a milestone by one step.
     whole = math.floor(epoch + 1e-9)
     if config.schedule == "multistep":
         return math.prod(config.gamma for milestone in config.milestones if milestone <= whole)
@@ -44,7 +45,7 @@ def moves_within_epochs(config: OptimizerConfig) -> bool:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a model; its auxiliary classifier, if it has one, is a group of its own."""
+    """Build the optimizer of a model; an auxiliary classifier gets its own parameter group."""
     aux = getattr(model, "aux_classifier", None)
     apart = {id(p) for p in aux.parameters()} if isinstance(aux, nn.Module) else set()
     if config.aux_lr_factor == 1:
@@ -63,9 +64,22 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 
 def build_scheduler(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: float
+    config: OptimizerConfig,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: float,
+    moment: Callable[[], float] | None = None,
 ) -> dict[str, object]:
-    """The schedule as Lightning takes it: called every step, or every epoch if that suffices."""
+    """Build the schedule for Lightning, updated per step or, if sufficient, per epoch.
+
+    Args:
+        config: optimizer and schedule.
+        optimizer: made by :func:`build_optimizer`.
+        epochs: of the whole training.
+        steps_per_epoch: steps of the first epoch.
+        moment: number of epochs trained so far, for epochs of different lengths; None: all epochs
+            have ``steps_per_epoch`` steps.
+    """
     if not moves_within_epochs(config):
         by_epoch = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda e: lr_factor(config, e, epochs)
@@ -73,7 +87,11 @@ def build_scheduler(
         return {"scheduler": by_epoch, "interval": "epoch"}
 
     def at_step(step: int) -> float:
-        # The first steps of a warm-up would otherwise not move at all.
+        # Without the offset the first step of a warm-up would have a learning rate of zero.
+        if moment is not None:
+            trained = moment()
+            ahead = 1 if trained < config.warmup_epochs else 0
+            return lr_factor(config, trained + ahead / steps_per_epoch, epochs)
         ahead = 1 if step < config.warmup_epochs * steps_per_epoch else 0
         return lr_factor(config, (step + ahead) / steps_per_epoch, epochs)
 

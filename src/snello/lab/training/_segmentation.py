@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from snello.curation import DynamicSubset
 from snello.integrations import scores_of
 
 from ._config import OptimizerConfig
@@ -19,25 +20,28 @@ from ._task import configured, logged
 
 
 class Segmentation(L.LightningModule):
-    """Cross-entropy training of any network that gives a class to every pixel.
+    """Cross-entropy training of a semantic segmentation network.
 
-    As torchvision's reference: the auxiliary classifier's loss counts half, pixels of label 255 do
-    not count. Logs ``train_loss``, ``val_loss``, ``val_miou``, ``val_pixel_accuracy`` and the same
-    three for the test. The losses of evaluation are means over pixels; mIoU is the mean over
-    classes of intersection over union, where a class that is neither there nor predicted does not
-    count. Chen et al., "Rethinking atrous convolution for semantic image segmentation", 2017,
-    https://arxiv.org/abs/1706.05587, train with the polynomial schedule, power 0.9:
+    As in torchvision's reference training, the auxiliary classifier's loss has the weight 0.5 and
+    pixels of label 255 are ignored. Logs ``train_loss``, ``val_loss``, ``val_miou``,
+    ``val_pixel_accuracy`` and the same three metrics for the test part. The losses of evaluation
+    are means over pixels; mIoU is the mean over classes of intersection over union, without the
+    classes that are neither present nor predicted. Chen et al., "Rethinking atrous convolution for
+    semantic image segmentation", 2017, https://arxiv.org/abs/1706.05587, train with the polynomial
+    schedule, power 0.9:
     ``OptimizerConfig(schedule="poly", aux_lr_factor=10)``.
 
     Args:
         model: maps images (B, 3, H, W) to scores (B, C, H, W), or to a mapping that holds them as
-            ``"out"`` and perhaps those of an auxiliary classifier as ``"aux"``, as torchvision's
+            ``"out"`` and optionally those of an auxiliary classifier as ``"aux"``, as torchvision's
             networks do.
-        classes: C.
+        classes: number of classes, C.
         optimizer: optimizer and schedule.
-        aux_weight: what the auxiliary classifier's loss is multiplied by.
-        ignored: the label of pixels that do not count.
-        channels_last: memory format of the images.
+        aux_weight: weight of the auxiliary classifier's loss.
+        ignored: label of the pixels to ignore.
+        channels_last: use the channels-last memory format for the images.
+        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``; the loss is
+            then the mean over images of their mean over pixels.
     """
 
     def __init__(
@@ -49,11 +53,12 @@ class Segmentation(L.LightningModule):
         aux_weight: float = 0.5,
         ignored: int = 255,
         channels_last: bool = False,
+        keep: DynamicSubset | None = None,
     ) -> None:
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)
-        self._config, self.memory_format = optimizer, memory_format
+        self._config, self.memory_format, self._keep = optimizer, memory_format, keep
         self.aux_weight, self.ignored = aux_weight, ignored
         self.val_metrics, self.test_metrics = (
             _metrics(classes, ignored, part) for part in ("val", "test")
@@ -70,35 +75,52 @@ class Segmentation(L.LightningModule):
         """Mean cross-entropy over pixels.
 
         Args:
-            outputs: what the model returned: scores (B, C, H, W), or a mapping with "out" and
-                perhaps "aux".
-            labels: (B, H, W).
+            outputs: output of the model: scores (B, C, H, W), or a mapping with "out" and
+                optionally "aux".
+            labels: label maps (B, H, W).
 
         Returns:
-            A scalar, the auxiliary classifier's part included; zero where no pixel counts.
+            A scalar that includes the auxiliary loss; zero if every pixel is ignored.
         """
         loss = self._pixel_loss(scores_of(outputs), labels)
         aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
         return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
 
+    def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
+        """The loss of each image, (B,)."""
+        losses = self._image_losses(scores_of(outputs), labels)
+        aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
+        return losses if aux is None else losses + self.aux_weight * self._image_losses(aux, labels)
+
+    def _image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        losses = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="none")
+        counted = (labels != self.ignored).flatten(1).sum(1)
+        return losses.flatten(1).sum(1) / counted.clamp(min=1)
+
     def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        # In single precision or better, also under autocast.
+        # Autocast may return bfloat16 scores, too coarse for a sum over pixels.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         total = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="sum")
-        # A crop of nothing but ignored pixels would otherwise be 0/0.
+        # If every pixel of a crop is ignored, the mean would be 0/0.
         return total / self._counted(labels).clamp(min=1)
 
     def _counted(self, labels: Tensor) -> Tensor:
         return (labels != self.ignored).sum()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        images, labels = batch
-        loss = self.loss(self._outputs(images), labels)
+        if self._keep is None:
+            images, labels = batch
+            loss = self.loss(self._outputs(images), labels)
+        else:
+            (images, labels), index = batch
+            outputs = self._outputs(images)
+            loss = self._keep.weigh(self._losses(outputs, labels), index)
         return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -113,15 +135,15 @@ class Segmentation(L.LightningModule):
         images, labels = batch
         scores = self(images)
         metrics.update(scores.argmax(1), labels)
-        # Weighted by pixels: images differ in how many count.
+        # Weighted by pixels: the number of labelled pixels differs between images.
         pixels = int(self._counted(labels))
         loss = self._pixel_loss(scores, labels)
         self.log(f"{part}_loss", loss, batch_size=pixels, prog_bar=True, sync_dist=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=pixels, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule, with a learning rate for the auxiliary classifier."""
-        return configured(self._config, self.model, self.trainer)
+        """Build optimizer and schedule, with a learning rate for the auxiliary classifier."""
+        return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def _metrics(classes: int, ignored: int, part: str) -> MetricCollection:

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: the step is finished, what is saved stays, and the run says how to go on.
+"""Handling of SIGTERM and SIGINT: finish the step, keep the checkpoint, tell how to resume.
 
-Lightning turns the first into an exit with status 0 and the second into one with status 1, both
-without a word; so its handlers are replaced while it trains.
+Lightning exits with status 0 on SIGTERM and with status 1 on SIGINT, both without a message; its
+handlers are therefore replaced during training.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Halt(BaseException):
-    """End a training from within.
+    """Raised inside the training to end it.
 
-    It is no KeyboardInterrupt, which Lightning answers with ``sys.exit(1)``.
+    Not a KeyboardInterrupt, which Lightning would turn into ``sys.exit(1)``.
     """
 
 
 class StopSignals:
-    """Receive SIGTERM and SIGINT within a ``with`` block; earlier handlers come back after it.
+    """Handle SIGTERM and SIGINT within a ``with`` block; restore the earlier handlers after it.
 
-    Outside of steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and
-    :meth:`end_steps` the first one is only noted, and the second ends the process (SIGTERM) or the
-    training (SIGINT) at once. Signals that are ignored, as in jobs in the background of a shell,
-    stay ignored. In threads other than the main one nothing happens: Python has no signals there.
+    Outside of training steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and
+    :meth:`end_steps` the first signal is only recorded; a second one ends the process (SIGTERM) or
+    the training (SIGINT) at once. Ignored signals, as in background jobs of a shell, stay ignored.
+    Does nothing outside the main thread, where Python cannot install signal handlers.
 
     Attributes:
-        received: the number of the first signal; None before it.
-        epoch: the epoch that is under way or has just ended, from 1.
+        received: number of the first signal; None before it.
+        epoch: the current or last finished epoch, from 1.
     """
 
     def __init__(self) -> None:
@@ -55,15 +55,15 @@ class StopSignals:
             signal.signal(number, handler)
 
     def begin_steps(self) -> None:
-        """Only note signals from now on; replace handlers that were installed in the meantime."""
+        """Only record signals from now on; replace handlers installed since ``__enter__``."""
         self._stepping = True
         self._take()
 
     def end_steps(self) -> None:
-        """From now on a signal ends what is going on.
+        """Let signals raise :class:`Halt` at once again.
 
         Raises:
-            Halt: if one has come in the meantime.
+            Halt: if a signal was recorded since :meth:`begin_steps`.
         """
         self._stepping = False
         self._take()
@@ -81,34 +81,34 @@ class StopSignals:
         if first and self._stepping:
             return
         if number == signal.SIGTERM and not first:
-            os._exit(128 + number)  # a second signal asks for an end at once
+            os._exit(128 + number)  # a second signal means: do not wait for the step
         raise Halt
 
 
 class StopBetweenSteps(L.Callback):
-    """End the training after the step, or the epoch, in which a signal came.
+    """End the training after the step in which a signal was received.
 
-    After the last step of an epoch the epoch is completed and saved first. With several processes
-    all of them stop at the same step.
+    If it was the last step of an epoch, the epoch is completed and saved first. With several
+    processes, all of them stop at the same step.
 
     Args:
-        signals: what receives them.
+        signals: the signal handler.
     """
 
     def __init__(self, signals: StopSignals) -> None:
         self._signals = signals
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over from Lightning."""
+        """Replace Lightning's signal handlers."""
         self._signals.begin_steps()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """End here, unless the epoch ends here too."""
+        """Stop after a signal, except after an epoch's last step, so that it is saved first."""
         if self._wanted(trainer) and not trainer.is_last_batch:
             raise Halt
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End before the next epoch, after the last one was saved."""
+        """Stop after a signal, once the previous epoch is saved."""
         if self._wanted(trainer):
             raise Halt
         self._signals.epoch = trainer.current_epoch + 1

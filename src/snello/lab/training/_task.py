@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DivergenceError
 
 from ._config import OptimizerConfig
@@ -17,15 +18,16 @@ from ._schedule import build_optimizer, build_scheduler, moves_within_epochs
 
 
 class Classification(L.LightningModule):
-    """Cross-entropy training of any classifier.
+    """Cross-entropy training of an image classifier.
 
     Logs ``train_loss``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``.
 
     Args:
         model: maps images (B, channels, H, W) to logits (B, C).
-        classes: C.
+        classes: number of classes, C.
         optimizer: optimizer and schedule.
-        channels_last: memory format of the images.
+        channels_last: use the channels-last memory format for the images.
+        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``.
 
     Raises:
         ConfigError: for fewer than two classes.
@@ -38,13 +40,14 @@ class Classification(L.LightningModule):
         optimizer: OptimizerConfig,
         *,
         channels_last: bool = False,
+        keep: DynamicSubset | None = None,
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ConfigError(f"classes={classes}: a classifier needs two classes or more")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-        self._config, self.memory_format = optimizer, memory_format
+        self._config, self.memory_format, self._keep = optimizer, memory_format, keep
         self.val_accuracy, self.test_accuracy = (
             MulticlassAccuracy(classes, average="micro") for _ in range(2)
         )
@@ -57,14 +60,19 @@ class Classification(L.LightningModule):
         """Mean cross-entropy of logits (B, C) and labels (B,)."""
         return F.cross_entropy(logits, labels)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
         """
-        images, labels = batch
-        loss = self.loss(self(images), labels)
+        if self._keep is None:
+            images, labels = batch
+            loss = self.loss(self(images), labels)
+        else:
+            (images, labels), index = batch
+            losses = F.cross_entropy(self(images), labels, reduction="none")
+            loss = self._keep.weigh(losses, index)
         return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -86,20 +94,21 @@ class Classification(L.LightningModule):
         self.log(f"{part}_accuracy", accuracy, batch_size=len(labels), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule."""
-        return configured(self._config, self.model, self.trainer)
+        """Build the optimizer and its schedule."""
+        return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int) -> Tensor:
-    """The loss of a training step, logged as the mean over the epoch.
+    """Log the loss of a training step as a mean over the epoch, and return it.
 
     Raises:
         DivergenceError: if it is NaN or infinite.
     """
     if not torch.isfinite(loss):
         raise DivergenceError(
-            f"the training loss is {float(loss.detach())} at epoch {module.current_epoch + 1}, step {batch_idx + 1}: "
-            "lower optimizer.lr, or look for bad values in the data"
+            f"the training loss is {float(loss.detach())} at epoch {module.current_epoch + 1}, "
+            f"step {batch_idx + 1}: lower optimizer.lr, or look for NaN or infinite values in the "
+            "data"
         )
     module.log(
         "train_loss",
@@ -113,11 +122,14 @@ def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int)
     return loss
 
 
-def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
+def configured(
+    config: OptimizerConfig, model: nn.Module, trainer: L.Trainer, keep: DynamicSubset | None = None
+) -> dict[str, Any]:
     """Result of ``configure_optimizers``: the optimizer of a model and its schedule.
 
     Raises:
-        ConfigError: if the schedule ends with the training, and the training has no end.
+        ConfigError: if the schedule depends on the number of epochs and the trainer has no
+            ``max_epochs``.
     """
     optimizer, epochs = build_optimizer(config, model), trainer.max_epochs
     if not moves_within_epochs(config):
@@ -127,7 +139,8 @@ def configured(config: OptimizerConfig, model: nn.Module, trainer: L.Trainer) ->
             f"the schedule {config.schedule!r} needs a trainer with max_epochs, not {epochs}"
         )
     steps = trainer.estimated_stepping_batches / epochs
+    moment = None if keep is None else lambda: keep.moment
     return {
         "optimizer": optimizer,
-        "lr_scheduler": build_scheduler(config, optimizer, epochs, steps),
+        "lr_scheduler": build_scheduler(config, optimizer, epochs, steps, moment),
     }

@@ -18,19 +18,19 @@ ICML 2021 (Fisher); Liu et al., "Learning efficient convolutional networks throu
 slimming", ICCV 2017 (BatchNorm scale).
 """
 
-from ._importance import CHANNEL_IMPORTANCES as CHANNEL_IMPORTANCES
-from ._importance import ChannelImportance as ChannelImportance
-from ._importance import activation as activation
-from ._importance import group_fisher as group_fisher
-from ._importance import group_taylor as group_taylor
-from ._importance import magnitude as magnitude
-from ._importance import neuron_scores as neuron_scores
-from ._importance import norm_scale as norm_scale
 from ._plan import ChannelPlan as ChannelPlan
 from ._plan import Keep as Keep
 from ._plan import plan_channels as plan_channels
 from ._size import Size as Size
 from ._size import measured_size as measured_size
+from .importances import CHANNEL_IMPORTANCES as CHANNEL_IMPORTANCES
+from .importances import ChannelImportance as ChannelImportance
+from .importances import activation as activation
+from .importances import group_fisher as group_fisher
+from .importances import group_taylor as group_taylor
+from .importances import magnitude as magnitude
+from .importances import neuron_scores as neuron_scores
+from .importances import norm_scale as norm_scale
 
 __all__ = [
     "CHANNEL_IMPORTANCES",

@@ -16,8 +16,8 @@ from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
 
-from ._importance import ChannelImportance, importance_of
 from ._size import Size, SizeModel
+from .importances import ChannelImportance, importance_of, positive
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def plan_channels(
         raise ConfigError(f"round_to: must be at least 1, not {round_to}")
     found = groups or coupling(model, example)
     measure = importance_of(importance)
-    scores = comparable(_positive(measure(model, found)), normalise_of(normalise, measure))
+    scores = comparable(positive(measure(model, found)), normalise_of(normalise, measure))
     _check_names(found, exclude)
     scores = {name: score for name, score in scores.items() if not _excluded(found, name, exclude)}
     if not scores:
@@ -252,17 +252,6 @@ class _Choice:
         if whole <= self._round_to:
             return whole if self._round_to > 1 else width
         return max(self._round_to, round(width / self._round_to) * self._round_to)
-
-
-def _positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores above zero, which comparable() keeps for what is pruned already."""
-    found = {}
-    for name, score in scores.items():
-        value = score.detach().double().cpu()
-        if not torch.isfinite(value).all() or bool((value < 0).any()):
-            raise ConfigError(f"the scores of dimension {name!r} must be finite and not negative")
-        found[name] = value.clamp_min(torch.finfo(torch.float64).tiny)
-    return found
 
 
 def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:

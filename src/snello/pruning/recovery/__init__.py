@@ -1,8 +1,9 @@
 """Recover what pruning has cost, before and during fine-tuning.
 
-Three steps, from free to cheap, none of which needs labels or gradients::
+Steps from free to cheap, none of which needs labels or gradients::
 
     reconstruct(pruned, dense, batches)      # least squares, layer by layer: readers make up for what went
+    correct_biases(pruned, dense, batches)   # or, cheaper: only the means, through the biases
     recalibrate(pruned, batches)             # BatchNorm statistics of the pruned network
     loss = distillation(outputs, teacher(inputs), temperature=4)    # while fine-tuning
 
@@ -10,14 +11,24 @@ What is exactly zero stays zero in all of them.
 
 Sources: He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", ICCV 2017
 (least squares); Li et al., "EagleEye: fast sub-net evaluation for efficient neural network
-pruning", ECCV 2020 (statistics); Hinton, Vinyals and Dean, "Distilling the knowledge in a neural
-network", 2015; Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017 (features).
+pruning", ECCV 2020 (statistics); Nagel et al., "Data-free quantization through weight equalization
+and bias correction", ICCV 2019 (biases); Hinton, Vinyals and Dean, "Distilling the knowledge in a
+neural network", 2015; Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017
+(features).
 """
 
+from ._biases import correct_biases as correct_biases
 from ._distil import FeatureDistillation as FeatureDistillation
 from ._distil import distillation as distillation
 from ._recalibrate import recalibrate as recalibrate
 from ._reconstruct import Reconstruction as Reconstruction
 from ._reconstruct import reconstruct as reconstruct
 
-__all__ = ["FeatureDistillation", "Reconstruction", "distillation", "recalibrate", "reconstruct"]
+__all__ = [
+    "FeatureDistillation",
+    "Reconstruction",
+    "correct_biases",
+    "distillation",
+    "recalibrate",
+    "reconstruct",
+]

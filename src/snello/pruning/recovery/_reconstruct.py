@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from snello.errors import ConfigError, DataError
-from snello.graph import Example, Inputs, evaluation
+from snello.errors import ConfigError
+from snello.graph import Example
 from snello.neurons import (
     LayerFilter,
     dead_neurons,
@@ -26,7 +25,7 @@ from snello.neurons import (
 )
 from snello.wrappers import unwrapped
 
-from ._recalibrate import inputs_only
+from ._alike import calls, check_alike, joined, run_hooked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -94,16 +93,16 @@ def reconstruct(
     if not damping > 0:
         raise ConfigError(f"reconstruct: damping must be positive, not {damping}")
     model, reference = unwrapped(model, "reconstruct"), unwrapped(reference, "reconstruct")
-    _check_alike(model, reference)
-    inputs = _joined(model, batches)
+    check_alike(model, reference, "reconstruct")
+    inputs = joined(model, batches, "reconstruct")
     layers, left = plain_layers(weighted_layers(model))
     chosen = select_layers(layers, exclude, "reconstruct")
     left |= {name: why for name, m in chosen.items() if (why := _odd(m)) is not None}
-    counts = _calls(reference, chosen, inputs)
+    counts = calls(reference, chosen, inputs)
     left |= {n: f"it runs {c} times in a forward pass" for n, c in counts.items() if c != 1}
     fits = {name: _Fit(m, damping, samples, seed) for name, m in chosen.items() if name not in left}
-    _run(reference, inputs, {name: fit.see_reference for name, fit in fits.items()})
-    _run(model, inputs, {name: fit.solve for name, fit in fits.items()})
+    run_hooked(reference, inputs, {name: fit.see_reference for name, fit in fits.items()})
+    run_hooked(model, inputs, {name: fit.solve for name, fit in fits.items()})
     return Reconstruction({name: fit.errors for name, fit in fits.items()}, left)
 
 
@@ -214,50 +213,3 @@ def _odd(layer: nn.Module) -> str | None:
         if len(live) and not (live[:, (live != 0).any(0)] != 0).all():
             return "its neurons have lost different inputs"
     return None
-
-
-def _check_alike(model: nn.Module, reference: nn.Module) -> None:
-    ours = {name: p.shape for name, p in model.named_parameters()}
-    theirs = {name: p.shape for name, p in reference.named_parameters()}
-    if odd := [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]:
-        raise ConfigError(
-            f"reconstruct: parameter {min(odd)!r} differs in shape or is missing in one of the two "
-            "networks: give the masked network, before it is simplified, and the dense one"
-        )
-
-
-def _joined(model: nn.Module, batches: Iterable[Example]) -> Inputs:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    taken = [inputs_only(batch).map(lambda tensor: tensor.to(device)) for batch in batches]
-    if not taken:
-        raise DataError("reconstruct: there is no batch to fit the weights on")
-    leaves = [pytree.tree_flatten((batch.args, dict(batch.kwargs))) for batch in taken]
-    parts: Sequence[Any] = [
-        torch.cat(together) if isinstance(together[0], Tensor) else together[0]
-        for together in zip(*(flat for flat, _ in leaves), strict=True)
-    ]
-    args, kwargs = pytree.tree_unflatten(list(parts), leaves[0][1])
-    return Inputs(args, kwargs)
-
-
-def _calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, int]:
-    counts = dict.fromkeys(layers, 0)
-
-    def counting(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            counts[name] += 1
-
-        return hook
-
-    _run(model, inputs, {name: counting(name) for name in layers})
-    return counts
-
-
-def _run(model: nn.Module, inputs: Inputs, hooks: Mapping[str, Any]) -> None:
-    handles = [model.get_submodule(n).register_forward_hook(hook) for n, hook in hooks.items()]
-    try:
-        with evaluation(model):
-            inputs.call(model)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""Removed channels as a plan: what model files record."""
+"""Conversion of removed channels to the plan that model files record."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from snello.simplification.ir.plan import Slice
 
 
 def as_plan(model: nn.Module, channels: ChannelPlan, example: Example) -> SimplificationPlan:
-    """The removal of channels as a plan that files carry and :func:`snello.load` applies.
+    """Convert a removal of channels to a plan that files store and :func:`snello.load` applies.
 
     Args:
         model: the network that the channels were chosen for.
-        channels: what goes.
-        example: its example inputs.
+        channels: the channels to remove.
+        example: example inputs of the network.
     """
     tensors = named_tensors(model)
     slices: dict[str, tuple[Slice, ...]] = defaultdict(tuple)

@@ -1,4 +1,4 @@
-"""The verb: measure, cut, recover, fine-tune, once or in several steps."""
+"""Channel pruning of a trained network in steps: rank, remove, recover, fine-tune."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from snello.graph import Example, Inputs, evaluation
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
-from snello.pruning.recovery import recalibrate, reconstruct
+from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
 from snello.simplification import SimplificationPlan, apply, plan_of
 from snello.store import archives
 from snello.wrappers import copied, unwrapped
@@ -28,14 +28,14 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class PruningStep:
-    """One step.
+    """Result of one pruning step.
 
     Attributes:
-        step: its number, from 1; 0 is the dense network.
-        macs, parameters: share of the dense network's that is left.
-        channels: number of channels that this step has removed.
-        cut: quality right after the cut and the recovery, before fine-tuning.
-        quality: quality after fine-tuning. Both are None without ``evaluate``.
+        step: number of the step, from 1; 0 is the dense network.
+        macs, parameters: remaining share of the dense network's, in (0, 1].
+        channels: number of channels removed by this step.
+        cut: quality after removal and recovery, before fine-tuning; None without ``evaluate``.
+        quality: quality after fine-tuning; None without ``evaluate``.
     """
 
     step: int
@@ -51,9 +51,9 @@ class Pruned:
     """Result of :func:`prune`.
 
     Attributes:
-        model: the narrower network, of the class of the one that was given, in its mode.
-        steps: the dense network, then one entry per step.
-        stopped: why the last step was undone; None if all were taken.
+        model: the smaller network, of the same class and in the same mode as the original.
+        steps: an entry for the dense network, then one per step.
+        stopped: reason why the last step was undone; None if all steps were taken.
     """
 
     model: nn.Module
@@ -83,7 +83,7 @@ def prune(
     steps: int = 1,
     max_drop: float | None = None,
     calibration: Iterable[Example] = (),
-    reconstruction: bool = False,
+    reconstruction: bool | Literal["biases"] = False,
     normalise: Any = "auto",
     limits: LayerLimits | None = None,
     round_to: int = 1,
@@ -91,43 +91,43 @@ def prune(
     folder: str | Path | None = None,
     on_step: Callable[[PruningStep], object] | None = None,
 ) -> Pruned:
-    """Remove channels from a trained network until a share of it is left.
+    """Remove channels from a trained network until a given share of it is left.
 
-    Each step measures the importance of the channels, removes those that are worth least with
-    everything that reads and writes them, recovers without training, and fine-tunes. The steps are
-    geometric: each keeps the same share of what the one before has left.
+    Each step computes the importance of the channels, removes the least important ones together
+    with the weights that produce and consume them, recovers without training (BatchNorm statistics,
+    least squares) and fine-tunes. The steps are geometric: each keeps the same share of the network
+    left by the previous one.
 
     Args:
         model: a trained network; it is not changed.
-        example_inputs: of its real shape.
-        amount: what shall be left at the end.
-        importance: of channels; see :func:`snello.pruning.channels.plan_channels`. It is measured
-            again before each step.
-        fit: fine-tunes the network that it is given, in place. It builds its own optimizer, for the
-            parameters are new after each cut. None: no fine-tuning.
-        evaluate: returns the quality of a network, higher is better, on validation data; called in
-            evaluation mode without gradients.
+        example_inputs: inputs with the shape used in deployment.
+        amount: share to keep after the last step.
+        importance: importance of channels, recomputed before each step; see
+            :func:`snello.pruning.channels.plan_channels`.
+        fit: function that fine-tunes its argument, a network, in place. It must build its own
+            optimizer, because each step creates new parameters. None: no fine-tuning.
+        evaluate: function that returns the quality of a network on validation data, higher is
+            better; called in evaluation mode without gradients.
         steps: number of steps.
-        max_drop: largest fall of the quality below the dense network's; a step that exceeds it is
-            undone and ends the pruning. It needs ``evaluate``.
-        calibration: inputs without targets. With them, BatchNorm statistics are estimated again
-            after each cut.
-        reconstruction: also fit the weights that read removed channels by least squares on the
-            calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. Not where a norm
-            takes its statistics over removed channels.
+        max_drop: largest allowed drop of the quality below the dense network's; a step that exceeds
+            it is undone and ends the pruning. Requires ``evaluate``.
+        calibration: inputs without targets, to re-estimate BatchNorm statistics after each removal.
+        reconstruction: also fit the weights that consumed removed channels by least squares on the
+            calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. "biases" shifts the
+            biases alone; see :func:`snello.pruning.recovery.correct_biases`. Not possible if a
+            normalisation layer computes its statistics over removed channels.
         normalise, limits, round_to, exclude: see :func:`snello.pruning.channels.plan_channels`.
-        folder: where each step is kept, written whole or not at all; with the steps of an earlier,
-            interrupted call in it, that one is gone on with. None: nothing is written.
-        on_step: called with every step; ``print`` shows it.
+        folder: folder in which each step is saved (atomically); if it holds the steps of an
+            interrupted call, that call is continued. None: nothing is written.
+        on_step: called with every step, for example ``print``.
 
     Returns:
-        The network and a table. ``plan_of(result.model)`` is its plan, so that :func:`snello.save`
-        and :func:`snello.compress` take it.
+        The network and a table of the steps. ``plan_of(result.model)`` is its plan, so that
+        :func:`snello.save` and :func:`snello.compress` accept it.
 
     Raises:
-        ConfigError: for numbers outside their range, ``max_drop`` without ``evaluate``,
-            ``reconstruction`` without calibration inputs, a folder of another run, and a bound that
-            cannot be reached.
+        ConfigError: for numbers out of range, ``max_drop`` without ``evaluate``, ``reconstruction``
+            without calibration inputs, a folder of another run, or a share that cannot be reached.
         ModelError: if the model does not run on the example inputs.
     """
     _check(steps, max_drop, evaluate, calibration, reconstruction)
@@ -169,7 +169,7 @@ def _check(
     max_drop: float | None,
     evaluate: object,
     calibration: Iterable[Example],
-    reconstruction: bool,
+    reconstruction: bool | str,
 ) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"prune: steps is a number of steps, at least 1, not {steps!r}")
@@ -178,7 +178,11 @@ def _check(
             "prune: max_drop needs evaluate, a function from a network to its quality"
         )
     if max_drop is not None and not max_drop >= 0:
-        raise ConfigError(f"prune: max_drop is a fall of the quality, at least 0, not {max_drop}")
+        raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop}")
+    if reconstruction not in (False, True, "biases"):
+        raise ConfigError(
+            f"prune: reconstruction is True, False or 'biases', not {reconstruction!r}"
+        )
     if reconstruction and calibration == ():
         raise ConfigError("prune: reconstruction needs calibration, batches of inputs")
 
@@ -188,18 +192,20 @@ def _recovered(
     plan: ChannelPlan,
     example: Example,
     batches: Sequence[Example],
-    reconstruction: bool,
+    reconstruction: bool | str,
 ) -> nn.Module:
-    """The network without the channels, made up for what training does not need to."""
+    """The network without the channels, recovered as far as possible without training."""
     source = model
     if reconstruction:
         if normed := [n for n in plan.removed if plan.removed[n] and plan.coupling[n].norms]:
             raise ConfigError(
-                f"prune: reconstruction is not for dimension {normed[0]!r}, over which "
-                f"{plan.coupling[normed[0]].norms[0][0]!r} takes its statistics; leave it out"
+                f"prune: reconstruction is not possible for dimension {normed[0]!r}, over which "
+                f"{plan.coupling[normed[0]].norms[0][0]!r} computes its statistics; use "
+                "reconstruction=False"
             )
         source = plan.zeroed(model)
-        reconstruct(source, model, batches)
+        recover = correct_biases if reconstruction == "biases" else reconstruct
+        recover(source, model, batches)
     narrow = apply(as_plan(model, plan, example), source)
     if batches:
         recalibrate(narrow, batches)
@@ -224,7 +230,7 @@ def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> s
 
 
 class _Run:
-    """One call: the dense network's size, and the folder that steps are kept in."""
+    """State of one call: the dense network's size, and the folder for the steps."""
 
     def __init__(
         self,
@@ -240,17 +246,19 @@ class _Run:
         self._settings = {"amount": asdict(amount), "steps": steps}
         self.dense = size_of(model, example)
         if not self.dense.macs:
-            raise ModelError(f"{type(model).__name__} multiplies nothing on the example inputs")
+            raise ModelError(
+                f"{type(model).__name__} has no multiply-accumulates on the example inputs"
+            )
 
     def quality(self, model: nn.Module) -> float | None:
-        """Evaluate a network by the caller's function."""
+        """Evaluate a network with the caller's function; None without one."""
         if self._evaluate is None:
             return None
         with evaluation(model):
             return float(self._evaluate(model))
 
     def relative(self, model: nn.Module, target: Keep) -> Keep:
-        """Bounds on the dense network as bounds on the one that is there now."""
+        """Convert a share of the dense network to a share of the current one."""
         now = size_of(model, self._example)
         shares = {
             "macs": now.macs / self.dense.macs,
@@ -276,15 +284,15 @@ class _Run:
         write_text(self._folder / "steps.json", json.dumps(table, indent=1))
 
     def resumed(self) -> tuple[nn.Module, list[PruningStep]]:
-        """The network after the last step that was kept, and the table; or the dense network."""
+        """The network and the table after the last saved step, or the dense network."""
         fresh = copied(self._model)
         if self._folder is None or not (self._folder / "steps.json").is_file():
             return fresh, []
         table = json.loads((self._folder / "steps.json").read_text())
         if table["settings"] != json.loads(json.dumps(self._settings)):
             raise ConfigError(
-                f"{self._folder} holds another pruning ({table['settings']}): give another folder, "
-                "or remove it"
+                f"{self._folder} holds a pruning with other settings ({table['settings']}): choose "
+                "another folder, or remove it"
             )
         taken = [PruningStep(**entry) for entry in table["steps"]]
         content = archives.load(self._folder / f"step-{taken[-1].step}.pt")

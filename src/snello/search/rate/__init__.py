@@ -1,9 +1,9 @@
-"""Rate search: the smallest bitstream whose decoded model is still good enough.
+"""Rate search: the smallest bitstream whose decoded model stays within a bound.
 
-:func:`search_rate` evaluates decoded models to find how coarsely the weights may be quantised. One
-quantisation parameter for all weights is found by bisection. Then every tensor gets its own, such
-that one byte more would gain the same accuracy in any of them (reverse water-filling): layers that
-the output hardly depends on are rounded coarsely, and important ones get more bytes.
+:func:`search_rate` evaluates decoded models to find how coarsely the weights may be quantised.
+First, one quantisation parameter (QP) for all weights is found by bisection. Then every tensor gets
+its own QP, chosen such that one more byte would reduce the output error equally in every tensor
+(reverse water-filling): layers with little influence on the output are quantised coarsely.
 
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 >>> inputs = torch.randn(256, 16)
@@ -14,8 +14,8 @@ the output hardly depends on are rounded coarsely, and important ones get more b
 True
 >>> data = snello.compress(found.model.state_dict(), found.settings)        # what to ship
 
-The result was decoded and evaluated, never estimated; it lists all trials. Choose on validation
-data, report on test data.
+The returned setting has been decoded and evaluated, not estimated, and all trials are listed. Use
+validation data for the search and report results on test data.
 
 Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE
 Trans. ASSP, 1988; Choi et al., "Towards the limit of network quantization", ICLR 2017,
@@ -27,5 +27,5 @@ from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
 from ._trial import RateTrial as RateTrial
 
-# Other names are for the packages of snello.
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = ["RateSearch", "search_rate"]

@@ -1,12 +1,13 @@
 """Bit allocation: a quantisation parameter for each tensor, from tables of bytes and costs.
 
-Let a tensor have the cost ``c(q)`` (the error that its quantisation causes in the outputs) and take
-``r(q)`` bytes at quantisation parameter q. The smallest sum of bytes at a given sum of costs has
-one *price* λ for all tensors: each takes the q that minimises ``c(q) + λ r(q)`` (Shoham and Gersho,
-"Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP, 1988). At high
-rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits, so that this is reverse water-filling (Cover
-and Thomas, "Elements of Information Theory", 10.3.3): ``a Δ² / n`` is the same everywhere, and a
-change of the price moves all the parameters by the same amount.
+At quantisation parameter q, let a tensor have the cost ``c(q)`` (the error in the outputs caused by
+its quantisation) and the size ``r(q)`` in bytes. To minimise the total size for a given total cost,
+all tensors share one *price* λ (a Lagrange multiplier), and each takes the q that minimises
+``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers",
+IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits plus a
+constant, which gives reverse water-filling (Cover and Thomas, "Elements of Information Theory",
+10.3.3): ``a Δ² / n`` is equal for all tensors, and changing the price shifts all parameters by the
+same amount.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Table = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Quantisation parameters of all tensors at one price.
+    """Quantisation parameters of all tensors at a given price.
 
     Attributes:
         qp_of: tensor name -> quantisation parameter.
@@ -44,13 +45,13 @@ class Allocation:
 
 
 def coarsest_qp(tensor: Tensor) -> int:
-    """The least quantisation parameter at which every value of a tensor rounds to zero.
+    """The smallest quantisation parameter at which every value of a tensor rounds to zero.
 
     Args:
-        tensor: floating, not empty. For zeros alone it is the smallest parameter.
+        tensor: floating-point, not empty. For an all-zero tensor the result is ``QP_MIN``.
     """
     largest = float(tensor.detach().abs().max())
-    # A value rounds to zero if it is below half a step: the step must exceed twice the largest.
+    # A value rounds to zero below half a step: the step must exceed twice the largest magnitude.
     found = bisect_left(range(QP_MIN, QP_MAX + 1), 2 * largest * (1 + 1e-6), key=step_size)
     return min(QP_MIN + found, QP_MAX)
 
@@ -69,11 +70,11 @@ def byte_table(
     The tensor is coded once per octave; sizes in between are interpolated.
 
     Args:
-        tensor: floating, not empty.
-        settings: the coding options; their quantisation parameters are not used.
+        tensor: floating-point, not empty.
+        settings: codec settings; their quantisation parameters are ignored.
         octaves: as for :func:`candidate_qps`.
-        sample: of a tensor with more elements than this, evenly spaced rows are coded, and their
-            bytes are scaled up.
+        sample: for a tensor with more elements than this, only evenly spaced rows are coded, and
+            their bytes are scaled to the whole tensor.
 
     Raises:
         ConfigError: as :func:`snello.codec.encode`.
@@ -86,20 +87,20 @@ def byte_table(
 
 
 def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> dict[int, float]:
-    """Costs to second order, from the variance Δ² / 12 of evenly distributed rounding errors.
+    """Second-order costs, from the variance Δ² / 12 of uniformly distributed rounding errors.
 
-    Zeros have no error. Steps that round most weights to zero are overrated, as the error of a
-    weight cannot exceed the weight itself. That is intended: the second order underrates the loss
-    of a whole layer.
+    Zero weights have no error. For steps that round most weights to zero, the estimate is too high,
+    because the error of a weight cannot exceed the weight itself. This is intended: it compensates
+    for the second-order approximation, which underestimates the loss of a whole layer.
 
     Args:
-        tensor: floating, not empty.
-        curvature: second derivative of the cost with respect to each weight alone, in the
-            tensor's shape.
-        qps: parameters at which the costs are wanted.
+        tensor: floating-point, not empty.
+        curvature: second derivative of the cost with respect to each weight, with the tensor's
+            shape.
+        qps: parameters to compute the costs at.
 
     Raises:
-        ConfigError: for a curvature of another shape.
+        ConfigError: if the shapes of tensor and curvature differ.
     """
     if curvature.shape != tensor.shape:
         raise ConfigError(
@@ -111,22 +112,20 @@ def curvature_costs(tensor: Tensor, curvature: Tensor, qps: Iterable[int]) -> di
 
 
 def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
-    """Costs at every parameter, from some that were measured.
+    """Costs at every parameter, interpolated from measurements.
 
-    Between measurements the interpolation is geometric; beyond them costs are proportional to Δ². A
-    measured cost below that of a finer step is noise, and is raised to it.
+    Interpolation is geometric; extrapolation is proportional to Δ². A measured cost below that of a
+    finer step is noise and is raised to the latter.
 
     Args:
-        probes: parameter -> measured cost, none negative; at least one.
-        qps: parameters at which the costs are wanted.
+        probes: parameter -> measured cost, not negative; at least one.
+        qps: parameters to compute the costs at.
 
     Raises:
         ConfigError: without a measured cost.
     """
     if not probes:
-        raise ConfigError(
-            "probed_costs: there is no measured cost to go by; probe at least one parameter"
-        )
+        raise ConfigError("probed_costs: there is no measured cost; measure at least one parameter")
     rising: dict[int, float] = {}
     for qp in sorted(probes):
         rising[qp] = max([probes[qp], _TINY, *rising.values()])
@@ -138,15 +137,15 @@ def allocate(
 ) -> Allocation:
     """Choose for each tensor the parameter that minimises ``cost + price * bytes``.
 
-    Of equal ones the coarser is taken.
+    Ties go to the coarser parameter.
 
     Args:
         byte_tables: tensor name -> bytes at each parameter.
         cost_tables: the same names and parameters -> cost.
-        price: cost that one byte is worth, above 0. A higher price gives fewer bytes.
+        price: cost per byte, above 0. A higher price gives fewer bytes.
 
     Raises:
-        ConfigError: for tables that do not belong together, or a price that is not above 0.
+        ConfigError: if the tables differ in names or parameters, or the price is not above 0.
     """
     if not price > 0:
         raise ConfigError(f"allocate: price={price!r} must be above 0")
@@ -155,7 +154,7 @@ def allocate(
         costs = cost_tables.get(name, {})
         if not sizes or sizes.keys() != costs.keys():
             raise ConfigError(
-                f"allocate: bytes and costs of tensor {name!r} are not of the same parameters"
+                f"allocate: bytes and costs of tensor {name!r} have different parameters"
             )
         qp_of[name] = min(sizes, key=lambda qp: (costs[qp] + price * sizes[qp], -qp))
     total = sum(byte_tables[name][qp] for name, qp in qp_of.items())
@@ -170,7 +169,7 @@ def _coded_bytes(tensor: Tensor, qp: int, settings: CodecSettings) -> int:
 
 
 def _sampled(tensor: Tensor, limit: int) -> tuple[Tensor, float]:
-    """Evenly spaced rows with about ``limit`` elements, and the factor to the whole tensor."""
+    """Evenly spaced rows with about ``limit`` elements, and the ratio of the whole to them."""
     if tensor.numel() <= limit or tensor.dim() < 2:
         return tensor, 1.0
     count = max(1, tensor.shape[0] * limit // tensor.numel())

@@ -1,8 +1,8 @@
 """Correction of biases and BatchNorm statistics after quantisation.
 
-The error of a weight shifts the mean of its neuron's output, most of all where the inputs are not
-centred, as after a ReLU. The shift against the model *before* quantisation is measured on
-calibration inputs, layer after layer, each with the layers before it already corrected. Only this
+Quantisation errors of weights shift the mean of a neuron's output, in particular if its inputs are
+not centred, as after a ReLU. The shift relative to the model *before* quantisation is measured on
+calibration inputs, layer by layer, after the preceding layers have been corrected. Only this
 difference is corrected: without quantisation nothing changes, even if the calibration inputs differ
 from the data that the statistics were estimated on.
 
@@ -39,14 +39,14 @@ class Correction:
         reference: the model before quantisation, in the state in which it will be quantised.
         batches: calibration inputs, of which the first
             :data:`snello.search.rate._probe.MOST_INPUTS` are run.
-        bias: correct the bias of every layer that has one, and the running mean of every BatchNorm.
+        bias: correct the bias of every layer with a bias, and the running mean of every BatchNorm.
         batchnorm: correct running mean and running variance of every BatchNorm.
     """
 
     def __init__(
         self, reference: nn.Module, batches: Sequence[Batch], *, bias: bool, batchnorm: bool
     ) -> None:
-        # One batch: a layer's shift has to be known before the next layer runs.
+        # A layer's shift must be known before the next layer runs: all inputs form one batch.
         self._inputs = joined(batches)
         self._biased = [
             n for n, m in weighted_layers(reference).items() if bias and m.bias is not None
@@ -62,12 +62,12 @@ class Correction:
             self._run(reference)
 
     def corrected(self, twin: nn.Module, original: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """New values of biases and statistics, not quantised yet.
+        """Compute new values of biases and statistics, not yet quantised.
 
         Args:
-            twin: the quantised model. It runs with the new values already in force, layer after
-                layer, and keeps the new BatchNorm statistics.
-            original: tensors of the reference by name, as :func:`coded_tensors` gives them.
+            twin: the quantised model. It is run once; each layer already uses its new values, and
+                the new BatchNorm statistics stay in it.
+            original: tensors of the reference by name, from :func:`coded_tensors`.
 
         Returns:
             Tensor name -> value, of the original's shape and dtype.
@@ -75,7 +75,7 @@ class Correction:
         changed: dict[str, Tensor] = {}
 
         def correct(name: str, module: Any, found: Moments) -> Tensor | None:
-            # Several calls have several shifts, but there is only one bias.
+            # A layer called several times has several shifts but only one bias.
             if len(self._expected.get(name, ())) != 1:
                 return None
             if name in self._norms:
@@ -97,7 +97,7 @@ class Correction:
         old = {key: original[f"{name}.{key}"] for key in ("running_mean", "running_var")}
         new = {"running_mean": old["running_mean"].double() + found[0] - mean}
         if self._variance:
-            # A constant channel has no ratio of variances.
+            # For a constant channel the ratio of variances is undefined.
             ratio = torch.where((variance > 0) & (found[1] > 0), found[1] / variance, 1.0)
             new["running_var"] = old["running_var"].double() * ratio
         with torch.no_grad():
@@ -121,9 +121,9 @@ def _watching(
     norms: Sequence[str],
     see: Callable[[str, Any, Moments], Tensor | None],
 ) -> Iterator[None]:
-    """Call ``see`` with the moments of layers' outputs and of norms' inputs.
+    """Call ``see`` with the moments of layers' outputs and of norms' inputs, inside the block.
 
-    A shift that it returns is added to the layer's output.
+    If ``see`` returns a shift, it is added to the layer's output.
     """
 
     def before(name: str) -> Callable[..., None]:

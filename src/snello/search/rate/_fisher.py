@@ -1,10 +1,10 @@
-"""The diagonal of the Fisher information: the cost of an error in each weight, to second order.
+"""Diagonal of the Fisher information: second-order cost of an error in each weight.
 
-An error e in the weights changes the class probabilities by a Kullback-Leibler divergence of
-½ eᵀFe. Rounding errors of different weights are independent, so only the diagonal of F counts: the
-mean square of ∂ log p(y | x) / ∂w with y drawn from the model's own probabilities. It needs no
-labels, and one backward pass serves all weights. For outputs that are not classes, random signs in
-place of y give the mean squared difference.
+To second order, an error e in the weights changes the class probabilities by a Kullback-Leibler
+divergence of ½ eᵀFe. Rounding errors of different weights are assumed independent, so that only the
+diagonal of F matters: the mean square of ∂ log p(y | x) / ∂w, with y sampled from the model's own
+probabilities. It needs no labels, and one backward pass covers all weights. For outputs that are
+not classes, a sum with random signs replaces log p, which gives the mean squared difference.
 
 Source: Choi et al., "Towards the limit of network quantization", ICLR 2017,
 https://arxiv.org/abs/1612.01543, section 3 (there the diagonal of the Hessian of the loss); drawing
@@ -27,16 +27,16 @@ from snello.wrappers import copied
 from ._probe import Batch, float_tensors
 
 CHUNK = 32
-"""Inputs per backward pass: one draw per pass, so small passes give a better average."""
+"""Inputs per backward pass. Each pass has one random draw: small passes average over more draws."""
 
 
 def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict[str, Tensor]:
-    """Second derivative of the outputs' distance (see :class:`Probe`) by each weight alone.
+    """Second derivative of the outputs' distance (see :class:`Probe`) with respect to each weight.
 
     Args:
-        model: it is copied.
-        batches: calibration inputs; the batch is their first dimension.
-        seed: seed of the draws; torch's generators are not touched.
+        model: the model, which is copied.
+        batches: calibration inputs with the batch on dimension 0.
+        seed: seed of the random draws; torch's global generators do not change.
 
     Returns:
         Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. It holds
@@ -63,16 +63,17 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
             count += len(inputs[0])
     found = {name: value / count for name, value in total.items()}
     for name, parts in statistics.items():
-        # The chain rule from the scale s to the variance, squared like the gradients.
+        # Chain rule from the scale s to the variance, squared because gradients are squared.
         found[f"{name}.running_var"] *= parts.variance_factor.double().cpu().square()
     return {name: found[name] for name in model.state_dict(keep_vars=True) if name in found}
 
 
 class _Statistics:
-    """Stand-ins for the statistics of a BatchNorm, for which torch computes no gradient.
+    """Auxiliary variables for BatchNorm statistics, for which torch computes no gradient.
 
-    With input μ + (1 + s)(x - μ) - m in the place of x, the slope of m is that of the running mean,
-    and that of s, times -1 / (2 (σ² + ε)), is that of the running variance.
+    The input x is replaced by μ + (1 + s)(x - μ) - m. At m = s = 0, the derivative by m equals the
+    one by the running mean, and the derivative by s times -1 / (2 (σ² + ε)) equals the one by the
+    running variance.
     """
 
     def __init__(self, module: Any) -> None:
@@ -94,7 +95,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Tensor]:
-    """Tensors to differentiate by, under all their names in the ``state_dict``."""
+    """Tensors to differentiate with respect to, under all their names in the ``state_dict``."""
     leaves = {
         name: parameter.requires_grad_()
         for name, parameter in twin.named_parameters(remove_duplicate=False)
@@ -106,14 +107,14 @@ def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Te
 
 
 def _draw(output: Tensor, generator: torch.Generator) -> Tensor:
-    """A random scalar, the mean square of whose gradients is the second derivative."""
+    """A random scalar; the mean square of its gradients is the second derivative."""
     if output.dim() == 2 and output.shape[1] > 1:
         log_p = output.double().log_softmax(1)
         chosen = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(
             output.device
         )
         return log_p.gather(1, chosen).sum()
-    # The mean square of a sum with random signs is the sum of squares.
+    # With independent random signs, the mean square of the sum is the sum of squares.
     signs = (
         torch.randint(0, 2, output.shape, generator=generator).to(output.device, torch.float64) * 2
         - 1

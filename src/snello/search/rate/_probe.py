@@ -21,11 +21,11 @@ Batch = Tensor | tuple[Tensor, ...]
 
 
 MOST_INPUTS = 256
-"""Number of calibration inputs that probes and corrections run, as one batch: the first ones."""
+"""Number of calibration inputs that probes and corrections use; the first ones, as one batch."""
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-    """The first :data:`MOST_INPUTS` inputs of some batches, as one."""
+    """The first :data:`MOST_INPUTS` inputs of some batches, concatenated."""
     return tuple(
         torch.cat(parts)[:MOST_INPUTS] for parts in zip(*map(as_inputs, batches), strict=True)
     )
@@ -34,20 +34,20 @@ def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
 class Probe:
     """Distance between the outputs of a model before and after a change of some tensors.
 
-    The distance is the Kullback-Leibler divergence of the classes for outputs of shape ``(B, C)``,
-    C > 1, and the mean squared difference, over the variance of the reference, for all others. It
-    needs no labels, and on a few hundred inputs it is less noisy than a loss.
+    The distance is the Kullback-Leibler divergence of the class probabilities for outputs of shape
+    ``(B, C)``, C > 1, and the mean squared difference divided by the variance of the reference for
+    all others. It needs no labels, and on a few hundred inputs it is less noisy than a loss.
 
     Args:
-        model: the reference; it is copied.
+        model: the reference, which is copied.
         batches: calibration inputs; each a tensor, or a tuple of positional arguments. See
             :data:`MOST_INPUTS`.
 
     Attributes:
-        runs: number of runs of the calibration inputs.
+        runs: number of forward passes over the calibration inputs.
 
     Raises:
-        ConfigError: without a batch, or if the model returns no floating tensor.
+        ConfigError: without a batch, or if the model returns no floating-point tensor.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
@@ -83,8 +83,8 @@ class Probe:
             found = float_tensors(self._model(*(x.to(device) for x in self._inputs)))
         if not found:
             raise ConfigError(
-                f"calibration: {type(self._model).__name__} returned no floating tensor to compare; it may "
-                "return a tensor, or tuples, lists and mappings of them"
+                f"calibration: {type(self._model).__name__} returned no floating-point tensor to "
+                "compare; return a tensor, or tuples, lists and mappings of tensors"
             )
         return found
 
@@ -103,7 +103,7 @@ def distance(reference: Tensor, output: Tensor) -> float:
 
 
 def float_tensors(output: object) -> list[Tensor]:
-    """Floating tensors in nested tuples, lists and mappings, in order."""
+    """Floating-point tensors in nested tuples, lists and mappings, in order."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""Rate search: one quantisation parameter for all weights, then one per tensor."""
+"""Rate search with one quantisation parameter for all weights, then with one per tensor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ._workbench import Form, Workbench, check_bound, first_below, measured
 _DEFAULTS = CodecSettings()
 _ONE_QP_OCTAVES = 12
 LARGE = 0.01
-"""Share of the bytes above which a tensor's costs are measured, not only computed."""
+"""Share of the bytes above which a tensor's costs are measured instead of estimated."""
 
 _FINENESS = 8
 _PRICES = range(-100 * _FINENESS, 50 * _FINENESS)  # from 1e-30 to 1e15 per byte, 8 to an octave
@@ -68,32 +68,33 @@ def search_rate(
 ) -> RateSearch:
     """Find the smallest bitstream whose decoded model is worse by at most ``max_drop``.
 
-    First one quantisation parameter for all weights is found by bisection; then one for every
-    tensor, vectors included, by the cost of its quantisation on the calibration inputs. The
-    smallest stream of both that keeps the bound is returned, decoded and evaluated. The result is
+    First, one quantisation parameter for all weights is found by bisection; then one for every
+    tensor, vectors included, from the cost of its quantisation on the calibration inputs. The
+    smaller stream within the bound is returned; it has been decoded and evaluated. The result is
     deterministic if ``evaluate`` is.
 
     Args:
         model: the model to code; it is not changed.
-        evaluate: loss or accuracy of a model on validation data (not the test data). It is given a
-            copy of the model with decoded weights, in evaluation mode, on the model's device.
+        evaluate: function that returns the loss or accuracy of a model on validation data (not on
+            test data). Its argument is a copy of the model with decoded weights, in evaluation
+            mode, on the model's device.
         max_drop: largest allowed loss of the value, in the unit of ``evaluate``.
         higher_is_better: true if ``evaluate`` returns an accuracy, false for a loss.
         calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several
-            arguments); no labels. A few hundred inputs are enough. Without it, only one
-            quantisation parameter is searched, and the model is coded unchanged.
-        per_tensor: search one parameter per tensor; None: if there is ``calibration``.
-        fold: fold BatchNorms into their layers before coding; None tries both, if there is
-            ``calibration``, and takes the smaller stream.
+            arguments), without labels. A few hundred inputs are enough. Without it, only one
+            quantisation parameter is searched, and the model is neither folded nor corrected.
+        per_tensor: search one parameter per tensor; None: if ``calibration`` is given.
+        fold: fold BatchNorms into their layers before coding; None tries both if ``calibration`` is
+            given, and takes the smaller stream.
         dependent_quantisation: dependent (true) or uniform (false) quantisation; None tries both
             and takes the smaller stream.
-        keep_zeros: weights that are zero stay zero, as needed for a pruned model: uniform
-            quantisation only.
-        correct_bias: after quantisation, correct biases and running means so that the means inside
-            the network are the original's on the calibration inputs; None: if there is
-            ``calibration``.
-        refresh_batchnorm: correct running means and variances of BatchNorms likewise; None: if
-            there is ``calibration``.
+        keep_zeros: keep zero weights exactly zero, as needed for a pruned model; restricts the
+            search to uniform quantisation.
+        correct_bias: after quantisation, correct biases and running means so that the mean
+            activations on the calibration inputs equal the original's; None: if ``calibration`` is
+            given.
+        refresh_batchnorm: also correct running means and variances of BatchNorms; None: if
+            ``calibration`` is given.
         settings: the other coding options. With one parameter for all weights, vectors use its
             ``nonweight_qp``.
 
@@ -101,9 +102,9 @@ def search_rate(
         The model and settings to code, the size, and all trials.
 
     Raises:
-        ConfigError: for options that contradict each other, an invalid ``max_drop``, an
-            ``evaluate`` that does not return a number; and if even the finest quantisation does not
-            keep the bound, with its value.
+        ConfigError: for contradictory options, an invalid ``max_drop``, an ``evaluate`` that does
+            not return a number, or if even the finest quantisation exceeds the bound (the message
+            has its value).
         ModelError: if ``fold=True`` and the model cannot be traced.
         MissingExtraError: without nncodec.
 
@@ -138,9 +139,9 @@ def search_rate(
 
 def _check(model: nn.Module, options: _Options) -> None:
     if options.settings.qp_of:
-        raise ConfigError("settings.qp_of is what the search is to find: pass settings without it")
+        raise ConfigError("settings.qp_of is the result of the search: pass settings without it")
     if not any(p.is_floating_point() and p.numel() for p in model.state_dict().values()):
-        raise ConfigError(f"{type(model).__name__} has no floating tensor to quantise")
+        raise ConfigError(f"{type(model).__name__} has no floating-point tensor to quantise")
 
 
 def _wanted(choice: bool | None, batches: Sequence[Batch], name: str) -> bool:
@@ -162,8 +163,9 @@ def _batches(calibration: Tensor | Sequence[Batch] | None) -> tuple[Batch, ...]:
     for batch in batches:
         if not all(isinstance(x, Tensor) and x.dim() and len(x) for x in as_inputs(batch)):
             raise ConfigError(
-                "calibration holds a batch that is no tensor with a first dimension of at least 1, and no tuple of "
-                f"such, but a {type(batch).__name__}; pass inputs alone, without labels"
+                "every batch of calibration must be a tensor with a first dimension of at least 1, "
+                f"or a tuple of such tensors, not a {type(batch).__name__}; pass inputs without "
+                "labels"
             )
     return tuple(batches)
 
@@ -171,8 +173,8 @@ def _batches(calibration: Tensor | Sequence[Batch] | None) -> tuple[Batch, ...]:
 def _dependent(choice: bool | None, keep_zeros: bool) -> tuple[bool, ...]:
     if keep_zeros and choice:
         raise ConfigError(
-            "keep_zeros=True with dependent_quantisation=True: dependent quantisation moves some zeros by a step or "
-            "two; switch one of the two off"
+            "keep_zeros=True with dependent_quantisation=True: dependent quantisation does not "
+            "keep zeros exact; switch one of the two off"
         )
     if keep_zeros:
         return (False,)
@@ -180,7 +182,7 @@ def _dependent(choice: bool | None, keep_zeros: bool) -> tuple[bool, ...]:
 
 
 def _tools(settings: CodecSettings, dependent: bool) -> CodecSettings:
-    # The standard has codebooks for uniform quantisation only.
+    # The NNC standard defines codebooks for uniform quantisation only.
     return replace(
         settings, dependent_quantisation=dependent, codebook=settings.codebook and not dependent
     )
@@ -226,13 +228,13 @@ def _search_one_qp(bench: Workbench, form: Form, tools: CodecSettings) -> None:
 
 
 def _search_per_tensor(bench: Workbench, form: Form, options: _Options) -> int:
-    """Bisect for the price that all tensors share; return the number of probes."""
+    """Bisect for the price that all tensors share; return the number of cost measurements."""
     curvature = fisher(form.model, options.calibration)
     probe = Probe(form.model, options.calibration)
     for dependent in _promising(bench, options):
         tools = _tools(options.settings, dependent)
         tensors = _basis(bench, form, tools)
-        # Tensors of zeros are the same at any precision.
+        # An all-zero tensor decodes to zeros at any precision: it needs no parameter of its own.
         groups = [names for names in form.groups if tensors[names[0]].any()]
         sizes = _sizes(tensors, groups, tools)
         costs = _costs(
@@ -249,7 +251,7 @@ def _promising(bench: Workbench, options: _Options) -> tuple[bool, ...]:
 
 
 def _basis(bench: Workbench, form: Form, tools: CodecSettings) -> Mapping[str, Tensor]:
-    """Approximate tensors to be coded: biases corrected for the best single parameter."""
+    """Approximation of the tensors to code, with biases corrected for the best single parameter."""
     best = bench.best_of("one qp")
     return form.decode(tools if best is None else replace(tools, qp=best.settings.qp))[0]
 
@@ -275,12 +277,12 @@ def _costs(
     tools: CodecSettings,
     target: int | None,
 ) -> dict[str, Table]:
-    """Costs of every group: to second order, and measured for those that take many bytes.
+    """Costs of every group: estimated to second order, and measured for the largest groups.
 
-    With coarse quantisation, costs rise much faster than the second order predicts (with LeNet-5 by
-    a factor of 25, where it predicts 4). So each large tensor is quantised alone, at parameters
-    around the one that the second order suggests and at the coarsest. Tensors without a derivative
-    are measured at every second octave.
+    For coarse quantisation, costs grow much faster than the second-order estimate (for LeNet-5 by a
+    factor of 25 instead of 4). Therefore the cost of each large tensor is measured by quantising it
+    alone, with parameters around the second-order optimum and with the coarsest one. Tensors
+    without a derivative are measured at every second octave.
     """
     costs: dict[str, Table] = {}
     for name, table in sizes.items():
@@ -294,7 +296,7 @@ def _costs(
         around = [q for q in (qp - OCTAVE, qp, qp + OCTAVE, max(sizes[name])) if q in sizes[name]]
         fine = (
             qp - 3 * OCTAVE
-        )  # here the second order is accurate, and a measurement would be noise
+        )  # at fine steps the estimate is accurate, and a measurement is mostly noise
         known = {fine: costs[name][fine]} if name in curvature and fine in sizes[name] else {}
         costs[name] = _probed(form, name, sizes[name], around, probe, tools, known)
     return costs
@@ -303,9 +305,9 @@ def _costs(
 def _sketch(
     sizes: Mapping[str, Table], costs: Mapping[str, Table], target: int | None
 ) -> dict[str, int]:
-    """Parameters of the large tensors by the second order, for a stream of the target size.
+    """Second-order estimate of the large tensors' parameters, for a stream of the target size.
 
-    Without a target, for a third of the finest stream: about four bits per weight.
+    The default target is a third of the finest stream, about four bits per weight.
     """
     limit = sum(max(table.values()) for table in sizes.values()) / 3 if target is None else target
     index = first_below(lambda i: _at_price(sizes, costs, i).bytes, limit, _PRICES)
@@ -323,7 +325,7 @@ def _probed(
     tools: CodecSettings,
     known: Table,
 ) -> dict[int, float]:
-    """Costs of a group, measured at ``qps`` with it alone quantised, and given in ``known``."""
+    """Costs of a group: those in ``known``, and measurements at ``qps`` with only it quantised."""
     names = next(names for names in form.groups if names[0] == name)
     return probed_costs(
         {qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table
@@ -362,9 +364,10 @@ def _result(bench: Workbench, before: float, bound: float, probes: int) -> RateS
     if best is None:
         finest = max(bench.trail, key=lambda trial: trial.bytes)
         raise ConfigError(
-            f"no quantisation keeps the bound: evaluate says {before:.6g} before, {bound:.6g} is allowed, and with "
-            f"the finest tried (qp {finest.settings.qp}, {finest.bytes} bytes) it says {finest.value:.6g}; raise "
-            "max_drop, or lower settings.nonweight_qp"
+            f"no quantisation is within the bound: evaluate returns {before:.6g} before coding, "
+            f"{bound:.6g} is allowed, and the finest quantisation (qp {finest.settings.qp}, "
+            f"{finest.bytes} bytes) has {finest.value:.6g}; raise max_drop, or lower "
+            "settings.nonweight_qp"
         )
     form = bench.form_of(best)
     coded, _ = form.decode(best.settings)

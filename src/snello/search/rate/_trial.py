@@ -16,15 +16,15 @@ Method = Literal["one qp", "per tensor"]
 
 @dataclass(frozen=True)
 class RateTrial:
-    """One setting that was tried.
+    """One evaluated setting of the codec.
 
     Attributes:
         method: how the quantisation parameters were chosen.
         folded: true if the BatchNorms were folded first.
-        settings: the settings.
-        bytes: size of the NNC stream.
+        settings: the codec settings.
+        bytes: size of the NNC bitstream.
         value: value of the decoded model, from ``evaluate``.
-        passed: true if the value keeps the bound.
+        passed: true if the value is within the bound.
     """
 
     method: Method
@@ -37,7 +37,7 @@ class RateTrial:
 
 @dataclass(frozen=True, eq=False)
 class RateSearch:
-    """The smallest bitstream found that keeps the bound.
+    """The smallest bitstream found whose decoded model is within the bound.
 
     Attributes:
         model: the model to code: a copy, with its BatchNorms folded and its biases corrected if
@@ -54,8 +54,8 @@ class RateSearch:
         per_tensor: the best trial with one per tensor; None if none passed, or none was smaller
             than ``one_qp``.
         trail: all trials, in order.
-        evaluations: number of calls of ``evaluate``, including that of the original model.
-        probes: number of runs of the calibration inputs to measure costs.
+        evaluations: number of calls of ``evaluate``, including the one for the original model.
+        probes: number of forward passes over the calibration inputs to measure costs.
     """
 
     model: nn.Module = field(repr=False)
@@ -73,12 +73,12 @@ class RateSearch:
     probes: int
 
     def decoded(self) -> nn.Module:
-        """A copy of ``model`` with decoded weights: the model that was evaluated."""
+        """A copy of ``model`` with decoded weights, as it was evaluated."""
         return with_tensors(self.model, quantised(coded_tensors(self.model), self.settings))
 
 
 def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that go into the NNC stream: floating and not empty."""
+    """Parameters and buffers to code in the NNC bitstream: floating-point and not empty."""
     return {
         name: value.detach()
         for name, value in model.state_dict().items()
@@ -102,7 +102,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def passes(value: float, bound: float, higher_is_better: bool) -> bool:
-    """Return true if a value keeps the bound; NaN never does."""
+    """Return true if a value is within the bound; NaN never is."""
     return value >= bound if higher_is_better else value <= bound
 
 

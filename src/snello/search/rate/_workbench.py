@@ -1,4 +1,4 @@
-"""Forms of a model, and trials of settings on them."""
+"""Forms in which a model can be coded, and trials of codec settings on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ._trial import Evaluate, Method, RateTrial, coded_tensors, fill, passes
 
 @dataclass(eq=False)
 class Form:
-    """A form in which the model can be coded: as it is, or with its BatchNorms folded.
+    """A form in which the model can be coded: unchanged, or with folded BatchNorms.
 
     Attributes:
         model: the weights before quantisation; never changed.
         folded: true if its BatchNorms are folded.
-        correction: correction of biases after quantisation, if wanted.
+        correction: correction of biases and statistics after quantisation; None for none.
         tensors: name -> tensor to code.
-        groups: names of tensors, those of tied weights in one group.
+        groups: names of the tensors, with tied weights in one group.
     """
 
     model: nn.Module
@@ -56,12 +56,12 @@ class Form:
         return coded, self._twin
 
     def size(self, settings: CodecSettings) -> int:
-        """Bytes of the stream, before any correction."""
+        """Size of the bitstream in bytes, before any correction."""
         return len(encode(self.tensors, settings))
 
 
 CHANCES = 3
-"""Number of settings, from the finest that beats the best size on, that may fail in a row."""
+"""Number of consecutive settings to try, starting at the finest that would be a smaller stream."""
 
 
 class Workbench:
@@ -118,8 +118,8 @@ class Workbench:
         Args:
             form: what to quantise.
             settings_at: index -> settings, from fine to coarse.
-            size_at: index -> bytes, exact or estimated, falling with the index.
-            indices: at least one.
+            size_at: index -> bytes, exact or estimated, decreasing with the index.
+            indices: range of indices, not empty.
             method: recorded in the trials.
         """
 
@@ -130,9 +130,9 @@ class Workbench:
         if self.best is None:
             _bisect(passed, first - 1, last + 1)
             return
-        # Sizes fall with the index: settings before this one are not smaller than the best.
+        # Sizes decrease with the index: earlier settings cannot be smaller than the best.
         first = first_below(size_at, self.best.bytes, indices)
-        # evaluate is noisy: where the finest setting just fails, the next may still pass.
+        # evaluate is noisy: if the finest setting just fails, the next may still pass.
         distinct = _first_distinct(settings_at, range(first, last + 1), CHANCES)
         start = next((index for index in distinct if passed(index)), None)
         if start is not None:
@@ -142,7 +142,7 @@ class Workbench:
 def _first_distinct(
     settings_at: Callable[[int], CodecSettings], indices: range, count: int
 ) -> Iterator[int]:
-    """The first few indices whose settings differ from those of the index before."""
+    """The first ``count`` indices whose settings differ from those of the previous index."""
     before = None
     for index in indices:
         settings = settings_at(index)
@@ -192,7 +192,7 @@ def measured(evaluate: Evaluate, model: nn.Module) -> float:
     """Evaluate a model in evaluation mode and return a float.
 
     Raises:
-        ConfigError: if it is no number.
+        ConfigError: if ``evaluate`` does not return a number.
     """
     with evaluation(model):
         value = evaluate(model)
@@ -208,7 +208,7 @@ def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float
     """Compute the worst value allowed.
 
     Raises:
-        ConfigError: for an invalid ``max_drop``, or a model whose own value is no finite number.
+        ConfigError: for an invalid ``max_drop``, or if the original model's value is not finite.
     """
     if (
         isinstance(max_drop, bool)
@@ -216,11 +216,12 @@ def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float
         or not 0 <= max_drop < math.inf
     ):
         raise ConfigError(
-            f"max_drop={max_drop!r}: give how much worse the value may become, 0 or more, in the unit of "
-            "evaluate (0.002 for 0.2 points of an accuracy in [0, 1])"
+            f"max_drop={max_drop!r} must be the allowed loss of the value, 0 or more, in the unit "
+            "of evaluate (0.002 for 0.2 points of an accuracy in [0, 1])"
         )
     if not math.isfinite(before):
         raise ConfigError(
-            f"evaluate says {before} of the model before compression; there is nothing to keep"
+            f"evaluate returns {before} for the model before compression: a finite value is needed "
+            "as reference"
         )
     return before - max_drop if higher_is_better else before + max_drop

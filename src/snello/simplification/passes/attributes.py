@@ -20,16 +20,17 @@ _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
 def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict[str, int] | None:
-    """Find the attributes by which a model's own code takes the numbers that a plan would write
-    into a graph.
+    """Find the attributes, such as ``num_heads``, that a model's own forward takes its sizes from.
 
-    1. A number belongs to a view in the forward of some module. The integers of that module that
-      have the
-       number's old value, and a name that speaks of heads or of a width, take the new one.
-    2. Where a view splits channels into heads, names of counts come into question, elsewhere names
-      of widths.
+    With new values in them, the model can keep its class: no literal is written into a graph.
 
-    Whether they are the right ones shows when the narrowed model is verified.
+    1. A number of the plan is an argument of a view, a split or ``F.group_norm`` in the forward of
+       some module. The integer attributes of that module which have the number's old value, and
+       a name that fits, take the new one.
+    2. A name fits that speaks of a count (``num_heads``) where channels become heads or groups, and
+       of a width (``dim``) elsewhere.
+
+    This is a guess by value and name: verification of the narrowed model shows whether it holds.
 
     Requires:
         ``operations`` and ``axes``.
@@ -42,6 +43,7 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
     found: dict[str, int] = {}
     numbers = plan.edits_of(SetNumber)
     for edit in numbers:
+        # Position -1 is no argument, but a size that the forward reads: it has no attribute.
         names = _mirrors(model, facts, nodes[edit.node], edit) if edit.position >= 0 else []
         if any(found.get(name, edit.value) != edit.value for name in names):
             return None
@@ -50,20 +52,22 @@ def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict
 
 
 def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> list[str]:
+    """Qualified names of the attributes that the number of an edit may come from."""
     old = size_arguments(node)[edit.position]
-    if type(old) is not int:
+    if type(old) is not int:  # computed in the graph: its value is the measured width
         old = known_shape(node)[facts.axes[node]]
-    counted = isinstance(facts.operations[node], (SplitChannels, ZerosByHead))
-    counted = counted or node.target is F.group_norm
+    counts = isinstance(facts.operations[node], (SplitChannels, ZerosByHead))
+    counts = counts or node.target is F.group_norm
     owner = facts.graph.owner(node)
     held = vars(model.get_submodule(owner)).items()
     names = [
-        name for name, value in held if type(value) is int and value == old and _fits(name, counted)
+        name for name, value in held if type(value) is int and value == old and _fits(name, counts)
     ]
     return [qualified(owner, name) for name in names]
 
 
-def _fits(name: str, splits: bool) -> bool:
+def _fits(name: str, counts: bool) -> bool:
+    """True of names of counts, or else of widths. A ``head_dim`` is a width."""
     width = any(part in name for part in _WIDTHS)
     count = any(part in name for part in _COUNTS) or name in ("h", "nh")
-    return count and not width if splits else width
+    return count and not width if counts else width

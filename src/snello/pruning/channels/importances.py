@@ -12,6 +12,7 @@ from snello.errors import ConfigError, DataError
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
 from snello.neurons import is_batchnorm, named_tensors
+from snello.processes import rank_and_size, sum_over_processes
 from snello.pruning._importance import chosen_importance
 
 Reduce = Literal["sum", "mean", "max", "first"]
@@ -41,7 +42,7 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
         parameters = named_tensors(model)
         return _by_dimension(
             coupling,
-            lambda member: per_index(parameters[member.name].detach().abs() ** p, member),
+            lambda member: member.sums(parameters[member.name].detach().abs() ** p),
             reduce,
             roles=("write", "read"),
         )
@@ -66,7 +67,7 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
     }
     found = {}
     for dimension in coupling.free:
-        own = [per_index(scales[m.name], m) for m in dimension.members if m.name in scales]
+        own = [m.sums(scales[m.name]) for m in dimension.members if m.name in scales]
         if own:
             found[dimension.name] = torch.stack(own).mean(0)
     if not found:
@@ -144,6 +145,7 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
         finally:
             for handle in handles:
                 handle.remove()
+        sums = {name: _over_processes(total, total.device) for name, total in sums.items()}
         scaled = {name: total / total.mean().clamp_min(1e-30) for name, total in sums.items()}
         return _of_writers(coupling, scaled)
 
@@ -185,14 +187,15 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
     return chosen_importance(given, CHANNEL_IMPORTANCES)
 
 
-def per_index(values: Tensor, member: Member) -> Tensor:
-    """Sum of a parameter-shaped tensor over the slice of each index: shape ``(width,)``."""
-    axis_sums = values.transpose(0, member.axis).flatten(1).sum(1) if values.dim() > 1 else values
-    counts = torch.tensor([len(own) for own in member.indices])
-    owner = torch.repeat_interleave(torch.arange(len(member.indices)), counts)
-    places = torch.tensor([i for own in member.indices for i in own], dtype=torch.long)
-    found = torch.zeros(len(member.indices), dtype=axis_sums.dtype, device=axis_sums.device)
-    return found.index_add_(0, owner.to(found.device), axis_sums[places.to(found.device)])
+def positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores above zero, which comparable() keeps for what is pruned already."""
+    found = {}
+    for name, score in scores.items():
+        value = score.detach().double().cpu()
+        if not torch.isfinite(value).all() or bool((value < 0).any()):
+            raise ConfigError(f"the scores of dimension {name!r} must be finite and not negative")
+        found[name] = value.clamp_min(torch.finfo(torch.float64).tiny)
+    return found
 
 
 def _gradient_scores(
@@ -214,12 +217,14 @@ def _gradient_scores(
             products = _products(model, [parameters[n] for n in names], batch, measure)
             by_name = dict(zip(names, products, strict=True))
             for name, members in used.items():
-                own = [each(per_index(by_name[m.name], m)) for m in members]
+                own = [each(m.sums(by_name[m.name])) for m in members]
                 summed = torch.stack([value.cpu().double() for value in own]).sum(0)
                 totals[name] = totals[name] + (whole(summed) if whole else summed)
+        device = next(iter(parameters.values())).device
+        count = int(_over_processes(torch.tensor(count), device))
         if not count:
             raise DataError("there is no batch to calibrate the scores on")
-        return {name: total / count for name, total in totals.items()}
+        return {n: _over_processes(total, device) / count for n, total in totals.items()}
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
     return scores
@@ -278,7 +283,7 @@ def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str,
     found = {}
     for dimension in coupling.free:
         own = [
-            per_index(by_layer[layer].cpu(), _flat(member))
+            _flat(member).sums(by_layer[layer].cpu())
             for member in dimension.members
             if member.role == "write"
             and (layer := member.name.rpartition(".")[0]) in by_layer
@@ -308,6 +313,11 @@ def _reduced(values: Tensor, how: Reduce) -> Tensor:
 def _check_reduce(reduce: str) -> None:
     if reduce not in ("sum", "mean", "max", "first"):
         raise ConfigError(f"reduce is one of sum, mean, max, first, not {reduce!r}")
+
+
+def _over_processes(total: Tensor, device: torch.device) -> Tensor:
+    """The sum over all processes, on the device that they communicate from."""
+    return sum_over_processes(total.to(device)).cpu() if rank_and_size()[1] > 1 else total
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:

@@ -1,0 +1,190 @@
+"""``snello curate``: the samples of a dataset, by what a short training shows of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from snello.errors import ConfigError
+from snello.lab.datasets import dataset_names
+from snello.lab.models import model_names
+
+from ._data import add_data_arguments
+from ._inputs import check_writable, finish
+
+HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
+EPILOG = "example: snello curate digits --epochs=10 --keep=ccs --ratio=0.5 --kept=kept.json --out=digits.json"
+KEEPS = ("ccs", "dual", "el2n", "forgetting", "random")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("data", help=f"one of: {', '.join(dataset_names())}")
+    add_data_arguments(parser)
+    parser.add_argument("--validation", type=float, default=0.1,
+                        help="share of the training images that is not looked at, as in recipes")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="look at the first so many training images")
+    parser.add_argument(
+        "--model",
+        choices=model_names(),
+        help="default: resnet-20, for images below 16 pixels lenet-300-100",
+    )
+    parser.add_argument("--arguments", help="arguments of the network as a JSON object")
+    parser.add_argument("--epochs", type=int, default=12, help="of the training that is recorded")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate at its start")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--augment", choices=("none", "crop-flip"), default="none")
+    parser.add_argument(
+        "--count", type=int, default=32, help="images on a sheet, and pairs of duplicates"
+    )
+    parser.add_argument("--keep", choices=KEEPS, default="ccs", help="selection for --kept")
+    parser.add_argument(
+        "--ratio", type=float, default=0.5, help="share of the images that it leaves out"
+    )
+    parser.add_argument("--kept", help="index file to write, for data.kept of a recipe")
+    parser.add_argument(
+        "--out",
+        default="curate.json",
+        help="the JSON file to write; plots and sheets lie beside it",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, record, show, write."""
+    out = check_writable(arguments.out)
+    arguments.seed = arguments.seed or 0
+    if arguments.count < 1:
+        raise ConfigError(f"--count={arguments.count} must be at least 1")
+    if arguments.epochs < 1:
+        raise ConfigError(f"--epochs={arguments.epochs}: at least 1 is recorded")
+    if not 0 <= arguments.ratio < 1:
+        raise ConfigError(f"--ratio={arguments.ratio} is the share left out, in [0, 1)")
+    if arguments.keep == "dual" and arguments.epochs < 10:
+        raise ConfigError("--keep=dual looks at windows of 10 epochs: use --epochs=10 or more")
+    if arguments.kept and arguments.limit:
+        raise ConfigError("--kept is for the whole training part: leave out --limit")
+    if arguments.kept:
+        check_writable(arguments.kept)
+    _report(arguments, Path(out))
+
+
+def _report(arguments: argparse.Namespace, out: Path) -> None:
+    from snello.curation import aum, el2n, forgetting, near_duplicates, noise
+    from snello.lab.datasets import load_dataset
+    from snello.lab.reporting import Table, busy, contact_sheet, plot_scores
+
+    splits = load_dataset(
+        arguments.data, arguments.data_root, validation=arguments.validation, seed=arguments.seed,
+        image_size=arguments.image_size, path=arguments.data_path,
+    )  # fmt: skip
+    with busy(f"training on {splits.name}"):
+        seen = _recorded(arguments, splits)
+    recording, labels = seen.recording, seen.recording.labels
+    scores = {"AUM": aum(recording), "EL2N": el2n(recording), "forgetting": forgetting(recording)}
+    order = noise(recording).argsort(descending=True, stable=True)
+    # The network believes another class in most epochs.
+    suspects = order[: int((scores["AUM"] < 0).sum())][: arguments.count]
+    usual = recording.margin[-1]
+    pairs, likeness = near_duplicates(seen.features, arguments.count)
+    sheets = {
+        "hardest": el2n(recording).argsort(descending=True, stable=True)[: arguments.count],
+        "easiest": order.flip(0)[: arguments.count],
+        **({"suspects": suspects} if len(suspects) else {}),
+        "duplicates": pairs.flatten()[: 2 * arguments.count],
+    }
+    written = [
+        plot_scores(scores, Path(f"{out}.png"), f"{splits.name}: {len(labels)} training images")
+    ]
+    for name, indices in sheets.items():
+        captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
+        title = f"{splits.name}: {name}"
+        written.append(
+            contact_sheet(splits, indices.tolist(), captions, Path(f"{out}.{name}.png"), title)
+        )
+    rows = [
+        ("training images", str(len(labels))),
+        ("right in the last epoch", f"{float((usual > 0).float().mean()):.1%}"),
+        ("never right", str(int((recording.margin <= 0).all(0).sum()))),
+        ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
+        ("forgotten at least once", str(int((scores["forgetting"] > 0).sum()))),
+        (
+            "pairs above 0.999 likeness",
+            f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest",
+        ),
+        (
+            "cost of recording",
+            f"{recording.seconds:.1f} s, {recording.presentations} presentations",
+        ),
+    ]
+    result = {
+        "data": splits.name, "source": splits.source, "epochs": recording.epochs,
+        "seconds": recording.seconds, "presentations": recording.presentations,
+        "suspects": [{"index": int(i), "label": splits.classes[int(labels[i])], "aum": float(scores["AUM"][i])}
+                     for i in suspects],
+        "duplicates": [{"indices": pair.tolist(), "likeness": float(value)}
+                       for pair, value in zip(pairs, likeness, strict=True)],
+        "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
+    }  # fmt: skip
+    note = "Indices count the training part, after the validation images were set aside."
+    finish(Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note), result, out)
+    if arguments.kept:
+        written.append(_selected(arguments, recording, scores).save(arguments.kept))
+    for path in written:
+        print(f"written: {path}")
+
+
+def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:
+    from snello.lab.training import FineTuning, check_fits, record_training
+    from snello.store import ModelSpec, build
+
+    channels, height, width = splits.input_shape
+    small = min(height, width) < 16
+    name = arguments.model or ("lenet-300-100" if small else "resnet-20")
+    fitting = {"classes": len(splits.classes)}
+    if name == "lenet-300-100":
+        fitting["in_features"] = channels * height * width
+    else:
+        fitting["in_channels"] = channels
+    if name == "lenet-5":
+        fitting["image_size"] = height
+    spec = ModelSpec(
+        f"snello.lab.models:{name.replace('-', '_')}", {**fitting, **_given(arguments)}
+    )
+    import torch
+
+    torch.manual_seed(arguments.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(spec).to(device)
+    check_fits(name, model.eval(), splits)
+    settings = FineTuning(
+        epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch_size,
+        augment=arguments.augment, limit=arguments.limit, seed=arguments.seed,
+    )  # fmt: skip
+    return record_training(model, splits, settings)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        given = json.loads(arguments.arguments or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--arguments={arguments.arguments!r} is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"--arguments={arguments.arguments!r} must be a JSON object")
+    return given
+
+
+def _selected(arguments: argparse.Namespace, recording: Any, scores: Any) -> Any:
+    from snello.curation import keep_covering, keep_dual, keep_highest, keep_random
+
+    ratio, seed = arguments.ratio, arguments.seed
+    if arguments.keep == "random":
+        return keep_random(recording.labels, ratio, seed=seed)
+    if arguments.keep == "ccs":
+        return keep_covering(recording, ratio, seed=seed)
+    if arguments.keep == "dual":
+        return keep_dual(recording, ratio, seed=seed)
+    values = scores["EL2N" if arguments.keep == "el2n" else "forgetting"]
+    cost = {"seconds": recording.seconds, "presentations": recording.presentations}
+    return keep_highest(values, ratio, arguments.keep, **cost)

@@ -1,0 +1,455 @@
+"""A dataset of which every epoch leaves out other samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, default_collate
+
+from snello.errors import ConfigError, DataError, check_option
+from snello.processes import meet, rank_and_size
+
+from ._losses import LossScores
+from ._plan import Plan, planned
+from ._samplers import SubsetBatchSampler, SubsetSampler
+from ._seeds import generator
+from ._source import Source, place_of, places_of
+
+
+class DynamicSubset(Dataset[Any]):
+    """A dataset with the choice of the samples that each epoch trains on.
+
+    An element is ``(sample, index)``, so a batch is ``(batch, index)``. The choice is a function of
+    the seed, the epoch and the losses seen: no global random state is read or changed.
+
+    The epochs are counted: the next iteration of a sampler is the next epoch if the last one was
+    gone through or trained on, and the same again if it was not. ``set_epoch`` overrides the count.
+
+    With several processes all decide alike, and each gets as many samples as any other and none of
+    another's. A remainder, smaller than the number of processes, comes first in the next epoch.
+
+    Args:
+        dataset: any map-style dataset of N samples.
+        seed: decides the draws.
+        always: indices that are never left out, such as those of NEq's probe.
+        smoothing: share of the past in a running average of each sample's loss, in [0, 1); None:
+            0 for losses of samples (the last loss), 0.8 for mean losses of batches.
+
+    Raises:
+        DataError: for an iterable or empty dataset, or one without a length.
+        ConfigError: for options out of range.
+    """
+
+    _window: int | None = None
+
+    def __init__(
+        self,
+        dataset: Dataset[Any] | Sequence[Any],
+        *,
+        seed: int = 0,
+        always: Iterable[int] | Tensor = (),
+        smoothing: float | None = None,
+    ) -> None:
+        samples = _length(dataset)
+        check_option(
+            smoothing is None or 0 <= smoothing < 1, f"smoothing must be in [0, 1), not {smoothing}"
+        )
+        self.dataset, self.seed = dataset, seed
+        self._always = _mask(always, samples)
+        self._scores = LossScores(samples, smoothing, self._window)
+        self._uses = torch.zeros(samples, dtype=torch.int64)
+        self._source = Source(None, samples, shuffle=True, seed=seed)
+        self._plan: Plan | None = None
+        self._carried = torch.empty(0, dtype=torch.int64)
+        self._asked: int | None = None
+        self._done = 0  # samples of the plan trained on by this process
+        self._begun = self._finished = self._resumed = self._walked = False
+        self._rounds = self._kept = self._offered = 0
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def _choose(self, places: Tensor, epoch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The samples to train on.
+
+        Args:
+            places: indices of the samples offered, int64 ``(M,)``.
+            epoch: number of the epoch.
+            random: for all draws.
+
+        Returns:
+            bool ``(M,)``, true for those to keep, and the weights of all samples, float64 ``(N,)``.
+        """
+        raise NotImplementedError
+
+    # The dataset
+
+    def __len__(self) -> int:
+        return len(self._always)
+
+    def __getitem__(self, key: Any) -> tuple[Any, int]:
+        return self.dataset[key], place_of(key)
+
+    def __getitems__(self, keys: Sequence[Any]) -> Any:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        if fetch is None:
+            return [self[key] for key in keys]
+        found, places = fetch(keys), [place_of(key) for key in keys]
+        if isinstance(found, list):
+            return list(zip(found, places, strict=True))
+        return found, torch.tensor(places)  # a batch that the dataset has put together itself
+
+    def collate(self, collate_fn: Callable[[list[Any]], Any] = default_collate) -> Any:
+        """A ``collate_fn`` for the DataLoader around one that is written for the dataset.
+
+        Returns:
+            A function of a list of ``(sample, index)`` that returns ``(collate_fn(samples),
+            indices)``, int64 ``(B,)``.
+        """
+        return _Collate(collate_fn)
+
+    def sampler(
+        self,
+        inner: Iterable[Any] | None = None,
+        *,
+        shuffle: bool = True,
+        replicas: int | None = None,
+        rank: int | None = None,
+    ) -> SubsetSampler:
+        """The ``sampler=`` of a DataLoader.
+
+        Args:
+            inner: a sampler whose order is kept, also a ``DistributedSampler``; it may yield an
+                index many times, or not at all, or tuples that end with the index. None: all
+                samples.
+            shuffle: without ``inner``, whether every epoch has a new order.
+            replicas: processes among which the samples are dealt out; None: those of the
+                ``DistributedSampler`` or of ``torch.distributed``. 1 where the DataLoader is going
+                to be split by others, as by Accelerate.
+            rank: this process, 0 … replicas − 1; given with ``replicas``.
+
+        Raises:
+            ConfigError: for an impossible rank, or a batch sampler.
+        """
+        if isinstance(inner, BatchSampler):
+            raise ConfigError("that is a batch sampler: use batch_sampler=keep.batch_sampler(…)")
+        self._source = Source(
+            inner, len(self), shuffle=shuffle, seed=self.seed, replicas=replicas, rank=rank
+        )
+        return SubsetSampler(self)
+
+    def batch_sampler(
+        self,
+        inner: Iterable[Sequence[Any]],
+        *,
+        regroup: bool = True,
+        replicas: int | None = None,
+        rank: int | None = None,
+    ) -> SubsetBatchSampler:
+        """The ``batch_sampler=`` of a DataLoader.
+
+        Args:
+            inner: yields the batches of one process as lists.
+            regroup: form batches of the full size from what is kept. False: only shrink each batch,
+                so that samples that were not together do not meet; for one process.
+            replicas: as for :meth:`sampler`.
+            rank: likewise.
+
+        Raises:
+            ConfigError: for an impossible rank, or batches that are not regrouped with several
+                processes, whose batches would have different sizes.
+        """
+        places = {"replicas": replicas, "rank": rank}
+        common: dict[str, Any] = {"shuffle": False, "seed": self.seed, **places}
+        if type(inner) is BatchSampler and regroup:
+            # Its batches are no more than pieces of its sampler's order.
+            self._source = Source(inner.sampler, len(self), **common)
+            return SubsetBatchSampler(self, inner.batch_size, drop_last=inner.drop_last)
+        self._source = Source(inner, len(self), batches=True, **common)
+        if not regroup:
+            if self._source.place()[1] > 1:
+                raise ConfigError(
+                    "regroup=False with several processes would give them batches of different sizes: leave it out"
+                )
+            return SubsetBatchSampler(self, None, drop_last=False)
+        size = getattr(inner, "batch_size", None) or len(next(iter(inner), ()))
+        if not size:
+            raise DataError(f"the batch sampler {type(inner).__name__} yields no batch")
+        return SubsetBatchSampler(self, size, drop_last=bool(getattr(inner, "drop_last", False)))
+
+    # Training
+
+    def weigh(self, losses: Tensor, index: Tensor) -> Tensor:
+        """The loss to minimise, and a record of the losses.
+
+        Args:
+            losses: ``(B,)``, one per sample, as with ``reduction="none"``; or ``()``, the mean of
+                the batch, where there is no loss per sample (Fu et al., 2026, arXiv:2604.04681).
+            index: ``(B,)``, as the DataLoader gives it.
+
+        Returns:
+            ``()``: mean of weight × loss over the batch, not divided by the sum of the weights. A
+            mean loss is multiplied with the mean weight.
+
+        Raises:
+            ConfigError: for other shapes.
+        """
+        self.record(losses, index)
+        weights = self.weights(index, losses)
+        return losses * weights.mean() if losses.dim() == 0 else (losses * weights).mean()
+
+    def record(self, losses: Tensor, index: Tensor) -> None:
+        """Note the losses of a batch, as :meth:`weigh` does."""
+        if index.dim() != 1:
+            raise ConfigError(f"index must have the shape (B,), not {tuple(index.shape)}")
+        if losses.dim() and losses.shape != index.shape:
+            raise ConfigError(
+                f"losses of shape {tuple(losses.shape)} for {len(index)} samples: reduce them to one per sample, as by "
+                "losses.flatten(1).mean(1), or give the mean of the batch"
+            )
+        self._scores.add(losses, index)
+        if self._plan is not None:
+            self._done += len(index)
+            self._finished = self._finished or self._done >= self._length
+
+    def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
+        """Weights of samples in this epoch, ``(B,)``.
+
+        Args:
+            index: ``(B,)``.
+            like: a tensor whose dtype and device the weights get; default: float64 on the CPU.
+        """
+        like = torch.empty(0, dtype=torch.float64) if like is None else like
+        if self._plan is None:
+            return torch.ones(len(index), dtype=like.dtype, device=like.device)
+        place = (like.device, like.dtype)
+        if place not in self._on_device:
+            self._on_device[place] = self._plan.weights.to(like)
+        return self._on_device[place][index.to(like.device)]
+
+    def finish(self) -> None:
+        """End the epoch; for loops that leave it early, and loaders that drop their last batch.
+
+        Not needed where every sample of the epoch is weighed.
+        """
+        self._finished = self._plan is not None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of an epoch, from its start."""
+        self._asked = epoch
+
+    # Epochs
+
+    def begin(self) -> tuple[Tensor, Tensor | None]:
+        """Begin an epoch, or go on with one that was restored; samplers call it.
+
+        Returns:
+            Keys of this process, and the numbers of their batches, if they come in batches.
+        """
+        plan, asked, start = self._plan, self._asked, 0
+        self._asked = None
+        if asked is not None:
+            renew = plan is None or plan.epoch != asked or self._finished
+            epoch = asked
+        else:
+            renew = plan is None or self._finished or (not self._resumed and self._used)
+            epoch = 0 if plan is None else plan.epoch + 1
+            start = self._done if self._resumed else 0
+        if renew:
+            plan, start = self._renew(epoch), 0
+        assert plan is not None
+        self._source.set_epoch(plan.epoch)
+        self._begun, self._resumed, self._walked, self._done = True, False, False, start
+        batch = None if plan.batch is None else plan.batch[start:]
+        return plan.share(*self._source.place())[start:], batch
+
+    @property
+    def _used(self) -> bool:
+        return self._walked or self._done > 0
+
+    @property
+    def _length(self) -> int:
+        assert self._plan is not None
+        return len(self._plan) // self._source.place()[1]
+
+    def exhausted(self) -> None:
+        """Note that a sampler has come to its end; it calls this."""
+        self._walked = True
+
+    def coming(self) -> int:
+        """Samples of this process in the epoch under way, or after its end in the next one."""
+        if self._plan is None or self._finished:
+            following = 0 if self._plan is None else self._plan.epoch + 1
+            self._renew(following if self._asked is None else self._asked)
+        return self._length - (self._done if self._resumed else 0)
+
+    def coming_batches(self) -> int:
+        """Batches in the same epoch, where they are not regrouped."""
+        self.coming()
+        batch = None if self._plan is None else self._plan.batch
+        assert batch is not None
+        return len(torch.unique(batch[self._done if self._resumed else 0 :]))
+
+    def _renew(self, epoch: int) -> Plan:
+        """Draw the samples of an epoch; every process has to."""
+        self._settle()
+        self._scores.end_epoch()
+        offer, (_, size) = self._source.offer(epoch), self._source.place()
+        random = generator(self.seed, f"{type(self).__name__} of epoch {epoch}")
+        kept, weights = self._choose(offer.places, epoch, random)
+        plan = planned(
+            epoch, offer, kept | self._forced[offer.places], weights, self._carried, size
+        )
+        if not len(plan):
+            raise DataError(
+                f"epoch {epoch} has {len(plan.left)} samples for {size} process(es): leave out fewer, or use fewer "
+                "processes"
+            )
+        meet(f"{type(self).__name__}, epoch {epoch}", f"samples {plan.digest()}")
+        self._plan, self._on_device = plan, {}
+        self._done = 0
+        self._begun = self._finished = self._resumed = self._walked = False
+        return plan
+
+    def _settle(self) -> None:
+        """Count the epoch that is over; one that was only looked at leaves no trace."""
+        plan = self._plan
+        if plan is None or not self._begun:
+            return
+        self._uses[torch.unique(plan.places)] += 1
+        self._carried = plan.left
+        self._rounds += 1
+        self._kept, self._offered = self._kept + len(plan), self._offered + plan.offered
+
+    @property
+    def _forced(self) -> Tensor:
+        """Samples that must not be left out in this epoch, bool ``(N,)``."""
+        forced = self._always.clone()
+        forced[places_of(self._carried)] = True
+        return forced
+
+    @property
+    def _ones(self) -> Tensor:
+        return torch.ones(len(self), dtype=torch.float64)
+
+    # Results
+
+    @property
+    def scores(self) -> Tensor:
+        """Last loss of every sample that this process knows, float64 ``(N,)``; NaN: not seen yet."""
+        return self._scores.values.clone()
+
+    @property
+    def kept(self) -> float:
+        """Share of the samples offered so far that were trained on, in (0, 1]; 1 before training."""
+        plan, kept, offered = self._plan, self._kept, self._offered
+        if plan is not None and self._begun:
+            kept, offered = kept + len(plan), offered + plan.offered
+        return kept / offered if offered else 1.0
+
+    @property
+    def share(self) -> float:
+        """Share of the samples offered that the present epoch trains on; 1 before the first."""
+        return 1.0 if self._plan is None else len(self._plan) / self._plan.offered
+
+    @property
+    def moment(self) -> float:
+        """Epochs trained so far, with the share of the real steps of this one.
+
+        A learning rate that is a function of ``moment / epochs`` ends where the training ends,
+        whatever number of steps each epoch has.
+        """
+        if self._plan is None:
+            return 0.0
+        return self._plan.epoch + (1.0 if self._finished else min(self._done / self._length, 1.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epochs depend on; with several processes each has to call it.
+
+        An epoch under way goes on behind the samples whose losses were recorded, or from its start
+        where ``set_epoch`` is called before it is iterated.
+        """
+        if rank_and_size()[1] > 1:
+            meet(f"{type(self).__name__}.state_dict")
+        return {
+            "method": type(self).__name__,
+            "scores": self._scores.state_dict(),
+            "uses": self._uses.clone(),
+            "carried": self._carried.clone(),
+            "plan": None if self._plan is None else self._plan.state_dict(),
+            "source": self._source.state_dict(),
+            "done": self._done,
+            "begun": self._begun,
+            "finished": self._finished,
+            "counts": [self._rounds, self._kept, self._offered],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; the next iteration goes on where it was taken.
+
+        Raises:
+            ConfigError: for a state of another method or of another number of samples.
+        """
+        missing = {"method", "scores", "uses", "carried", "plan", "counts"} - set(state)
+        check_option(
+            not missing, f"not a state of {type(self).__name__}: without {sorted(missing)}"
+        )
+        check_option(
+            state["method"] == type(self).__name__,
+            f"the state is of {state['method']}, not of {type(self).__name__}: resume with that method",
+        )
+        self._scores.load_state_dict(state["scores"])
+        self._uses, self._carried = state["uses"].cpu().clone(), state["carried"].cpu().clone()
+        self._plan = None if state["plan"] is None else Plan.from_state(state["plan"])
+        self._source.load_state_dict(state["source"])
+        self._done, self._begun, self._finished = state["done"], state["begun"], state["finished"]
+        self._rounds, self._kept, self._offered = state["counts"]
+        self._resumed = self._plan is not None and not self._finished
+        self._asked, self._on_device = None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_on_device": {}}  # worker processes have no use for it
+
+
+class _Collate:
+    """A collate function that can be sent to worker processes, if the inner one can."""
+
+    def __init__(self, inner: Callable[[list[Any]], Any]) -> None:
+        self.inner = inner
+
+    def __call__(self, pairs: Any) -> tuple[Any, Tensor]:
+        if isinstance(pairs, tuple):  # a batch that the dataset has put together itself
+            return self.inner(pairs[0]), pairs[1]
+        samples, places = zip(*pairs, strict=True)
+        return self.inner(list(samples)), torch.tensor(places)
+
+
+def _length(dataset: Any) -> int:
+    name = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"{name} is an iterable dataset: its samples have no index, so none can be left out before it is read, nor "
+            "be told from another when its loss is known; use a map-style dataset (__getitem__ and __len__)"
+        )
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{name} has no __getitem__ or no __len__: samples are left out by their index; use a map-style dataset"
+        )
+    samples = len(dataset)
+    if samples < 1:
+        raise DataError(f"{name} is empty: there is nothing to leave out")
+    return samples
+
+
+def _mask(always: Iterable[int] | Tensor, samples: int) -> Tensor:
+    chosen = (
+        torch.as_tensor(always if isinstance(always, Tensor) else list(always)).long().flatten()
+    )
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < samples:
+        raise ConfigError(
+            f"always= has indices {int(chosen.min())} … {int(chosen.max())}, and the dataset has {samples} samples"
+        )
+    mask = torch.zeros(samples, dtype=torch.bool)
+    mask[chosen] = True
+    return mask

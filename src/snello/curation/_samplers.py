@@ -1,0 +1,93 @@
+"""Samplers of what a dynamic subset keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DistributedSampler, Sampler
+
+from ._source import keys_of
+
+if TYPE_CHECKING:
+    from ._dynamic import DynamicSubset
+
+
+# Of this class, since Lightning and others put a DistributedSampler around any other sampler.
+class SubsetSampler(DistributedSampler[Any]):
+    """Yield what a :class:`DynamicSubset` keeps, to this process.
+
+    Made by :meth:`DynamicSubset.sampler`. Its length is that of the coming epoch.
+    """
+
+    def __init__(self, keep: DynamicSubset) -> None:
+        super().__init__(keep, num_replicas=1, rank=0)  # the subset deals out the samples itself
+        self.keep = keep
+
+    def __iter__(self) -> Iterator[Any]:
+        keys, _ = self.keep.begin()
+        return _walk(self.keep, keys_of(keys))
+
+    def __len__(self) -> int:
+        return self.keep.coming()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch from its start. Without a call the epochs are counted."""
+        self.keep.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the subset."""
+        return self.keep.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of the subset."""
+        self.keep.load_state_dict(state)
+
+
+class SubsetBatchSampler(Sampler[list[Any]]):
+    """Yield batches of what a :class:`DynamicSubset` keeps, to this process.
+
+    Made by :meth:`DynamicSubset.batch_sampler`. Its length is that of the coming epoch.
+    """
+
+    def __init__(self, keep: DynamicSubset, size: int | None, *, drop_last: bool) -> None:
+        self.keep, self.batch_size, self.drop_last = keep, size, drop_last
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        keys, batch = self.keep.begin()
+        rows = keys_of(keys)
+        if self.batch_size is not None:
+            end = len(rows) - (len(rows) % self.batch_size if self.drop_last else 0)
+            return _walk(self.keep, _chunks(rows[:end], self.batch_size))
+        assert batch is not None
+        groups: dict[int, list[Any]] = {}
+        for row, number in zip(rows, batch.tolist(), strict=True):
+            groups.setdefault(number, []).append(row)
+        return _walk(self.keep, list(groups.values()))
+
+    def __len__(self) -> int:
+        samples = self.keep.coming()
+        if self.batch_size is None:
+            return self.keep.coming_batches()
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch from its start. Without a call the epochs are counted."""
+        self.keep.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the subset."""
+        return self.keep.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of the subset."""
+        self.keep.load_state_dict(state)
+
+
+def _chunks(rows: list[Any], size: int) -> list[list[Any]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _walk(keep: DynamicSubset, items: list[Any]) -> Iterator[Any]:
+    yield from items
+    keep.exhausted()

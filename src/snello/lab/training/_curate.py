@@ -1,0 +1,111 @@
+"""A short training that is recorded, to look at the samples of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.curation import RandomSubset, Recorder, Recording
+from snello.errors import DataError, DivergenceError
+from snello.integrations import scores_of
+from snello.lab.datasets import Splits, loader
+
+from ._finetune import FineTuning
+
+
+@dataclass(frozen=True, eq=False)
+class Curated:
+    """The samples of a training part as a network saw them.
+
+    Attributes:
+        recording: of the training.
+        features: inputs of the network's last linear layer after it, float32 ``(N, F)``; of a
+            network without one, its outputs.
+    """
+
+    recording: Recording
+    features: Tensor
+
+
+def record_training(
+    model: nn.Module,
+    splits: Splits,
+    settings: FineTuning,
+    report: Callable[[int, float], object] | None = None,
+) -> Curated:
+    """Train a classifier on all samples in every epoch, and record it.
+
+    Args:
+        model: on the device where it is to be trained.
+        splits: the dataset.
+        settings: epochs, learning rate with a cosine schedule, batch size, augmentation, limit.
+        report: called after each epoch with its number, from 1, and its mean loss.
+
+    Raises:
+        DataError: for segmentation, whose samples have no label.
+        DivergenceError: if the loss is not finite.
+    """
+    if splits.task != "classification":
+        raise DataError(f"{splits.name} has a label per pixel: the scores need one label per image")
+    device = next(model.parameters()).device
+    everything = partial(RandomSubset, ratio=0.0, seed=settings.seed)
+    batches = loader(
+        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
+        augment=settings.augment, limit=settings.limit, curate=everything,
+    )  # fmt: skip
+    samples: int = len(batches.dataset)  # type: ignore[arg-type]
+    recorder = Recorder(samples)
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay
+    )
+    steps = max(1, settings.epochs * len(batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    torch.manual_seed(settings.seed)
+    for epoch in range(settings.epochs):
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        model.train()
+        total = 0.0
+        for (images, labels), index in batches:
+            outputs, labels = scores_of(model(images.to(device))).float(), labels.to(device)
+            recorder.record(outputs, labels, index)
+            loss = F.cross_entropy(outputs, labels)
+            if not torch.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss is {float(loss)} in epoch {epoch + 1}: lower the learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(labels)
+        recorder.step()
+        if report is not None:
+            report(epoch + 1, total / samples)
+    plain = loader(splits.train, splits, settings.batch_size, limit=settings.limit)
+    return Curated(recorder.recording(), _features(model.eval(), plain, device))
+
+
+@torch.no_grad()
+def _features(model: nn.Module, batches: Any, device: torch.device) -> Tensor:
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(inputs[0].detach().flatten(1).float().cpu())
+
+    hook = heads[-1].register_forward_pre_hook(keep) if heads else None
+    try:
+        for images, _ in batches:
+            outputs = scores_of(model(images.to(device)))
+            if hook is None:
+                found.append(outputs.flatten(1).float().cpu())
+    finally:
+        if hook is not None:
+            hook.remove()
+    return torch.cat(found)

@@ -1,0 +1,74 @@
+"""A pruned network and the dense one, run on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from snello.errors import ConfigError, DataError
+from snello.graph import Example, Inputs, evaluation
+
+from ._recalibrate import inputs_only
+
+
+def check_alike(model: nn.Module, reference: nn.Module, verb: str) -> None:
+    """Refuse networks of different architectures.
+
+    Raises:
+        ConfigError: naming a parameter that differs.
+    """
+    ours = {name: p.shape for name, p in model.named_parameters()}
+    theirs = {name: p.shape for name, p in reference.named_parameters()}
+    if odd := [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]:
+        raise ConfigError(
+            f"{verb}: parameter {min(odd)!r} differs in shape or is missing in one of the two "
+            "networks: give the masked network, before it is simplified, and the dense one"
+        )
+
+
+def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
+    """All batches as one, on the model's device.
+
+    Raises:
+        DataError: if there is no batch.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    taken = [inputs_only(batch).map(lambda tensor: tensor.to(device)) for batch in batches]
+    if not taken:
+        raise DataError(f"{verb}: there is no batch to compare the two networks on")
+    leaves = [pytree.tree_flatten((batch.args, dict(batch.kwargs))) for batch in taken]
+    parts: Sequence[Any] = [
+        torch.cat(together) if isinstance(together[0], Tensor) else together[0]
+        for together in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(list(parts), leaves[0][1])
+    return Inputs(args, kwargs)
+
+
+def calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, int]:
+    """Number of runs of each layer in a forward pass."""
+    counts = dict.fromkeys(layers, 0)
+
+    def counting(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    run_hooked(model, inputs, {name: counting(name) for name in layers})
+    return counts
+
+
+def run_hooked(model: nn.Module, inputs: Inputs, hooks: Mapping[str, Any]) -> None:
+    """Run a model once, in evaluation mode, with a forward hook on some layers."""
+    handles = [model.get_submodule(n).register_forward_hook(hook) for n, hook in hooks.items()]
+    try:
+        with evaluation(model):
+            inputs.call(model)
+    finally:
+        for handle in handles:
+            handle.remove()

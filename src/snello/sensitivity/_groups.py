@@ -1,0 +1,113 @@
+"""The decay of whole channels: one sensitivity per group of slices that can only go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snello.graph.coupled import Coupling, Dimension, Member
+from snello.neurons import named_tensors
+from snello.wrappers import unwrapped
+
+from ._decay import Sensitivity, insensitivity
+
+
+class GroupDecay(Sensitivity):
+    r"""Decay channels by the sensitivity of their group, towards a network that gets narrower.
+
+    A channel of a residual stream is written by several layers and can be removed only when all of
+    them are zero there. Its sensitivity :math:`S_g` is the largest of its writers' mean
+    sensitivities, and everything that writes or scales it decays alike:
+    :math:`w \leftarrow w - \lambda\, w \max(0, 1 - S_g)`. Parameters that belong to no group do not
+    decay. Prune with ``Pruner(granularity="channel")`` in between or afterwards.
+
+    The protocol is that of the method inside::
+
+        decay = GroupDecay(SeReNe(model, lmbda=1e-4), model, coupling(model, images))
+
+    Args:
+        method: measures the sensitivity: :class:`Lobster`, :class:`SeReNe` or
+            :class:`OutputSensitivity`; its ``lmbda`` is used, its own decay is not applied.
+        model: the model that ``method`` observes.
+        groups: its channels, from :func:`snello.graph.coupled.coupling`; pinned dimensions are
+            left out.
+
+    Source: the sensitivities of Tartaglione et al. (2018, 2021, 2022); group-wise penalties for
+    coupled channels: Fang et al., "DepGraph", CVPR 2023, section 3.3.
+    """
+
+    def __init__(self, method: Sensitivity, model: nn.Module, groups: Coupling) -> None:
+        super().__init__(method.lmbda)
+        self.by_gradient = method.by_gradient
+        self._method, self._groups = method, groups
+        self._parameters = {
+            name: value
+            for name, value in named_tensors(unwrapped(model, "GroupDecay")).items()
+            if isinstance(value, nn.Parameter)
+        }
+
+    def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
+        """Take in the network's outputs, as the method inside does."""
+        self._method.observe(outputs, targets)
+
+    def sensitivity(self) -> dict[str, Tensor]:
+        """Name of a dimension -> sensitivity of its channels, shape ``(width,)``."""
+        measured = self._method.sensitivity()
+        found = {}
+        for dimension in self._groups.free:
+            means = [
+                _mean(member, measured) for member in dimension.members if member.role == "write"
+            ]
+            known = [mean for mean in means if mean is not None]
+            if known:
+                found[dimension.name] = torch.stack(known).amax(0)
+        return found
+
+    def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
+        self._method._weights_and_insensitivities()  # ends its observation
+        measured = self.sensitivity()
+        if not all(bool(s.isfinite().all()) for s in measured.values()):
+            return [], []  # a gradient scaler has overflowed: the optimizer skips this step, too
+        factors: dict[int, tuple[Tensor, Tensor]] = {}
+        for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
+            for parameter, factor in self._written(self._groups[name], share):
+                if id(parameter) in factors:  # tied, or of several dimensions: the smaller share
+                    factor = torch.minimum(factors[id(parameter)][1], factor)
+                factors[id(parameter)] = (parameter, factor)
+        return [p for p, _ in factors.values()], [factor for _, factor in factors.values()]
+
+    def _written(self, dimension: Dimension, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters that write or scale the channels, with the share of each of their rows."""
+        for member in dimension.members:
+            parameter = self._parameters.get(member.name)
+            if parameter is None or not parameter.requires_grad or member.role == "read":
+                continue
+            rows = parameter.new_zeros(parameter.shape[member.axis])
+            for index, own in enumerate(member.indices):
+                rows[list(own)] = share[index].to(rows)
+            shape = [-1 if axis == member.axis else 1 for axis in range(parameter.dim())]
+            yield parameter, rows.reshape(shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._method.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._method.load_state_dict(state)
+
+    def remove(self) -> None:
+        self._method.remove()
+
+
+def _mean(member: Member, measured: dict[str, Tensor]) -> Tensor | None:
+    """Mean sensitivity of the slice of each index; None if the method does not measure it."""
+    if member.name in measured:  # per weight
+        values = measured[member.name]
+        return member.sums(values) / member.sums(torch.ones_like(values)).clamp_min(1)
+    neurons = measured.get(member.name.rpartition(".")[0])
+    if neurons is None or len(neurons) <= max(i for own in member.indices for i in own):
+        return None
+    flat = Member(member.name, 0, member.role, member.indices)
+    return flat.sums(neurons) / flat.sums(torch.ones_like(neurons)).clamp_min(1)

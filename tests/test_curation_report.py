@@ -1,0 +1,83 @@
+"""``snello curate``: planted wrong labels and copies are found, and its file trains a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from snello.curation import Kept, near_duplicates
+from snello.errors import ConfigError
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from snello.cli import main
+
+
+@pytest.mark.parametrize("samples", [5, 2500])
+def test_planted_copies_are_the_closest_pairs(samples: int) -> None:
+    """Also where they lie in different chunks."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(samples, 8, generator=random)
+    copies = {(1, 3)} if samples == 5 else {(10, 20), (3, 1500), (1200, 2400), (7, 2499)}
+    for first, second in copies:
+        features[second] = 2 * features[first]
+    pairs, likeness = near_duplicates(features, len(copies))
+    assert {tuple(pair) for pair in pairs.tolist()} == copies
+    assert torch.allclose(likeness, torch.ones(len(copies)))
+    unit = torch.nn.functional.normalize(features[:50].double(), dim=1)
+    every, values = near_duplicates(features[:50], 10_000)
+    count = min(samples, 50)
+    assert len(every) == count * (count - 1) // 2
+    similar = (unit @ unit.T)[every[:, 0], every[:, 1]]
+    assert torch.allclose(values.double(), similar, atol=1e-5)
+    with pytest.raises(ConfigError, match="count"):
+        near_duplicates(features, 0)
+
+
+def test_the_command_reports_and_selects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kept = tmp_path / "digits.json", tmp_path / "kept.json"
+    words = [
+        "curate", "digits", "--epochs=3", "--count=8", f"--out={out}", f"--kept={kept}", "--ratio=0.7"
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert "label suspects" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["presentations"] == 3 * len(result["scores"]["AUM"])
+    assert len(result["duplicates"]) == 8
+    sheets = {path.name for path in tmp_path.glob("*.png")}
+    assert {f"digits.json{part}.png" for part in ("", ".hardest", ".easiest")} <= sheets
+    chosen = Kept.load(kept)
+    assert len(chosen) == round((1 - 0.7) * chosen.samples)
+    assert chosen.presentations == result["presentations"]
+    run = ["train", "digits", "--method=baseline", "--epochs=1", f"--data.kept={kept}"]
+    assert main([*run, f"--out={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ratio=1"], "--ratio"),
+        (["--count=0"], "--count"),
+        (["--keep=dual", "--epochs=4"], "--epochs=10"),
+        (["--limit=50", "--kept=kept.json"], "--limit"),
+        (["--arguments=["], "no JSON"),
+        (["--epochs=0"], "epochs"),
+    ],
+)
+def test_wrong_options_end_in_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["curate", "digits", *words]) == 1
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert len(complaint.splitlines()) == 1
