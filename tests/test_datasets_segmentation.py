@@ -340,7 +340,10 @@ def _one_class(path: Path) -> None:
         (_no_mask, r"train: '2' has no mask"),
         (_other_size, r"masks/0\.png is 7×5, its image 30×24"),
         (_colours, r"masks/0\.png has mode 'RGB'"),
-        (_unknown_label, r"masks/0\.png has the label 3; valid are the labels of classes.txt, 0 … 2"),
+        (
+            _unknown_label,
+            r"masks/0\.png has the label 3; valid are the labels of classes.txt, 0 … 2",
+        ),
         (_broken, r"masks/0\.png cannot be decoded"),
         (_no_list, "no list of classes in"),
         (_one_class, "names 1 classes"),
