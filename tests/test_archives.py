@@ -200,7 +200,7 @@ def test_a_disk_that_loses_bits_is_found_before_the_old_file_goes(
         path.write_bytes(data)
 
     monkeypatch.setattr(archives, "_write", losing)
-    with pytest.raises(OutputError, match="other bytes are read back"):
+    with pytest.raises(OutputError, match="bytes read back differ from those written"):
         archives.save(sealed, {"w": torch.ones(100)})
     monkeypatch.undo()
     _assert_content(archives.load(sealed))

@@ -161,7 +161,7 @@ def test_compressed_run_lengths_are_read_too() -> None:
 @needs_coco
 def test_faults_of_coco_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"(?s)instances_.*/coco\n.*not downloaded here: get train2017.zip"
+        DataError, match=r"(?s)instances_.*/coco\n.*not downloaded automatically: get train2017.zip"
     ):
         load_dataset("coco", root=tmp_path)
     write_coco(tmp_path, coco_parts())
@@ -340,7 +340,10 @@ def _one_class(path: Path) -> None:
         (_no_mask, r"train: '2' has no mask"),
         (_other_size, r"masks/0\.png is 7×5, its image 30×24"),
         (_colours, r"masks/0\.png has mode 'RGB'"),
-        (_unknown_label, r"masks/0\.png holds label 3; classes.txt names 0 … 2"),
+        (
+            _unknown_label,
+            r"masks/0\.png has the label 3; valid are the labels of classes.txt, 0 … 2",
+        ),
         (_broken, r"masks/0\.png cannot be decoded"),
         (_no_list, "no list of classes in"),
         (_one_class, "names 1 classes"),

@@ -164,7 +164,7 @@ def test_no_norms_no_batches_and_targets() -> None:
     assert recalibrate(nn.Linear(3, 2), [torch.randn(4, 3)]) == 0
     with pytest.raises(DataError, match="no batch"):
         recalibrate(nn.BatchNorm1d(3), [])
-    with pytest.raises(ConfigError, match="inputs and targets as it seems"):
+    with pytest.raises(ConfigError, match="apparently inputs and targets"):
         recalibrate(nn.BatchNorm1d(3), [(torch.randn(4, 3), torch.zeros(4))])
     with pytest.raises(DataError, match="no batch"):
         reconstruct(nn.Linear(3, 2), nn.Linear(3, 2), [])

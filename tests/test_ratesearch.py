@@ -401,7 +401,7 @@ def test_nan_never_passes() -> None:
 
     for higher in (True, False):
         calls.clear()
-        with pytest.raises(ConfigError, match="returns nan"):
+        with pytest.raises(ConfigError, match=r"\) has nan; raise"):
             search_rate(network(), then_nan, max_drop=1.0, higher_is_better=higher)
 
 

@@ -209,3 +209,24 @@ def test_dead_heads_go_from_a_class_of_ones_own(
     assert all(len(getattr(lean[1], name).weight) == 8 * left for name in "qkv")
     for y in (x, torch.randn(3, 4, 5, dtype=torch.float64, generator=generator(3))):
         assert_same_outputs(model, lean, y, tolerance=1e-9)
+
+
+def test_a_lean_graph_that_another_size_breaks_gives_way_to_the_own_class() -> None:
+    """Two operands are of one shape on the example, and broadcast on smaller inputs."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.a(F.adaptive_avg_pool2d(x, 2)) + self.b(F.max_pool2d(x, 4)))
+
+    model = randomise(Pooled().double().eval(), generator(1))
+    dead(model.a, neurons=[0, 1, 2])
+    dead(model.b, neurons=[2, 3, 4])
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    for side in (8, 6):
+        y = torch.randn(2, 3, side, side, dtype=torch.float64, generator=generator(side))
+        assert_same_outputs(model, lean, y, tolerance=1e-9)

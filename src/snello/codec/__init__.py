@@ -13,7 +13,7 @@ True
 >>> decompress(data).record
 {'model': 'fc'}
 
-Decoding runs in a child process behind :class:`Limits`: a damaged or hostile file ends in an error.
+Decoding runs in a child process with :class:`Limits`: a damaged or hostile file raises an error.
 The codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
 :func:`read_header` does not.
 

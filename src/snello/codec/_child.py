@@ -1,8 +1,8 @@
-"""Decoding in a child process, behind limits of time and memory.
+"""Decoding in a child process, with limits on time and memory.
 
 The decoder is native code that does not check its input. If it crashes, loops or exhausts memory in
-a process of its own, the parent only sees the child end, and raises one error. This protects
-against accidents and exhaustion; it is no sandbox against code that takes over the decoder.
+a child process, the parent only sees that the child has ended, and raises an error. This protects
+against accidents and exhaustion; it is not a sandbox against code that takes over the decoder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _EndOfReplies(Exception):  # noqa: N818 - control flow: the child has ende
 
 
 class _Clock:
-    """A timer that kills the child when its time is up."""
+    """A timer that kills the child at the end of its time."""
 
     def __init__(self, child: subprocess.Popen[bytes], limits: Limits) -> None:
         self._child = child
@@ -125,6 +125,7 @@ def _close(pipe: IO[bytes] | None) -> None:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and its subprocesses."""
     if child.poll() is not None:
         return
     try:
@@ -150,7 +151,7 @@ def _converse(
     child.stdin.write(len(text).to_bytes(4, "little") + text)
     child.stdin.write(stream)
     child.stdin.close()
-    # Names and shapes are in the stream, so its size bounds that of a reply.
+    # A reply contains names and shapes of the stream, so that the stream's size bounds its size.
     cap = 2**16 + 32 * len(stream)
     reply = _read_reply(child.stdout, cap, "claims")
     claims = _checked_claims(reply)
@@ -159,7 +160,7 @@ def _converse(
     left = sum(claim.values for claim in claims)
     while (reply := _read_reply(child.stdout, cap, "tensor", "done"))["kind"] == "tensor":
         name, shape, qp = _checked_tensor(reply)
-        # The limits were checked against the claims, so more values than claimed are refused.
+        # The limits were checked for the claimed values, so that there must not be more of them.
         left -= prod(shape)
         if left < 0:
             raise _garbage(f"more values than were claimed, at tensor {name[:80]!r}")
@@ -271,11 +272,12 @@ def _checked_tensor(reply: dict[str, Any]) -> tuple[str, tuple[int, ...], int | 
 
 def _garbage(what: str) -> BitstreamError:
     return BitstreamError(
-        f"the decoder process answered with garbage ({what}): the NNC stream is damaged"
+        f"the decoder process sent an invalid reply ({what}): the NNC stream is damaged"
     )
 
 
 def _obituary(child: subprocess.Popen[bytes], clock: _Clock) -> str:
+    """Why a child ended without a reply: time, processor time, a signal or an exit status."""
     if clock.expired:
         return (
             f"decoding the NNC stream took longer than {clock.seconds:.0f} s, which its size and its claims do "

@@ -46,7 +46,7 @@ class Decompressed:
     """The content of a container.
 
     Attributes:
-        tensors: name -> tensor on the CPU, with the shape, dtype and order it was given with.
+        tensors: name -> tensor on the CPU, with the shape, dtype and order of the input.
         record: the JSON that the caller stored with the tensors.
         settings: the coding options.
     """
@@ -63,7 +63,7 @@ def compress(
 ) -> bytes:
     """Pack tensors into a ``.snello`` container. The same input gives the same bytes.
 
-    Non-empty floating tensors go through NNC; integer, boolean and empty ones are carried exactly.
+    Non-empty floating tensors are coded by NNC; integer, boolean and empty ones are stored exactly.
 
     Args:
         tensors: name -> tensor of any shape and real dtype, on any device.
@@ -113,12 +113,12 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
     Args:
         data: the bytes of :func:`compress`.
         limits: sizes, memory and time that decoding may take; see :class:`Limits`.
-        isolated: False decodes in this process, which is faster for small files: for trusted files
-            only. Only the limits on sizes are enforced then.
+        isolated: False decodes in this process, which is faster for small files. Use it for trusted
+            files only: of the limits, only those on sizes are then enforced.
 
     Returns:
-        Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast
-        back to the dtype they came with; all others are exact.
+        Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast to
+        their original dtype; all others are exact.
 
     Raises:
         BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of
@@ -147,8 +147,8 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
 def is_container(path: str | Path) -> bool:
     """Return true for a file with a container's first four bytes.
 
-    The rest of the magic number shows damage by a transfer: such a file is still recognised, and
-    :func:`read_header` names the damage.
+    A file whose magic number was damaged after these bytes by a transfer in text mode is still
+    recognised, and :func:`read_header` raises the error.
 
     Raises:
         OSError: if the file cannot be read.
@@ -223,7 +223,11 @@ def _check_size(size: int, manifest_bytes: int, stream_bytes: int) -> None:
 def _matched(
     entries: list[TensorEntry], decoded: Iterator[tuple[str, int | None, Tensor]]
 ) -> Iterator[tuple[TensorEntry, Tensor]]:
-    """Manifest entry and values of each decoded tensor; raises at the first disagreement."""
+    """Manifest entry and values of each decoded tensor.
+
+    Raises:
+        BitstreamError: at the first difference between stream and manifest.
+    """
     expected = iter(entries)
     for name, qp, values in decoded:
         entry = next(expected, None)
@@ -241,7 +245,7 @@ def _matched(
 
 def _disagreement(name: str, what: str) -> BitstreamError:
     return BitstreamError(
-        f"NNC stream and manifest disagree about the tensor {name[:80]!r}: {what}; write the file again"
+        f"NNC stream and manifest differ for the tensor {name[:80]!r}: {what}; write the file again"
     )
 
 

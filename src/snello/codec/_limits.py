@@ -11,13 +11,13 @@ from snello.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that turn a damaged or hostile file into an error.
+    """Limits on the resources for decoding; a file that exceeds them raises an error.
 
-    The sizes that a file claims are compared with them before anything is allocated.
+    The sizes that a file claims are compared with them before any memory is allocated.
 
     Attributes:
         decoded_bytes: maximum bytes of all tensors together, in the larger of their own dtype and
-            float32; 4 GiB is a network of a thousand million parameters.
+            float32; 4 GiB is a network of a billion (10^9) parameters.
         tensors: maximum number of tensors.
         manifest_bytes: maximum bytes of the inflated manifest; the format's own limit is 64 MiB.
         memory_bytes: maximum memory that decoding may add to the child process; None derives it

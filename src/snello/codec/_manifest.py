@@ -20,10 +20,10 @@ from ._limits import Limits
 from ._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
 
 MAX_MANIFEST = 64 * 2**20
-"""Cap on the manifest, in bytes of JSON: a reader never allocates more for a header."""
+"""Largest size of the manifest, in bytes of JSON: a reader never allocates more for a header."""
 
 MAX_VALUES = 4_000_000
-"""Cap on commas, colons and brackets of the manifest: each takes a reader about 70 bytes."""
+"""Largest number of commas, colons and brackets of the manifest: each takes about 70 bytes."""
 
 # The writer never escapes \ud800 ... \udfff; a lone one makes a text that cannot be encoded.
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
@@ -157,7 +157,7 @@ def write_manifest(
 
     Raises:
         ConfigError: if the record is not JSON, a name has no UTF-8 form, or the whole exceeds the
-            caps.
+            limits.
     """
     if not isinstance(record, Mapping):
         raise ConfigError(f"record is a {type(record).__name__}; pass a mapping with string keys")
@@ -198,10 +198,10 @@ class Manifest:
 
 
 def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
-    """Read a manifest. Its size is capped, and no tensor is allocated.
+    """Read a manifest. Its size is limited, and no tensor is allocated.
 
     Raises:
-        BitstreamError: if it is no manifest. (Damage was already detected by its digest.)
+        BitstreamError: if it is not a manifest. (Damage was already detected by its digest.)
     """
     try:
         text = _inflate(data, min(MAX_MANIFEST, limits.manifest_bytes))
@@ -285,6 +285,7 @@ def _check_shape(name: str, shape: list[int]) -> None:
 
 
 def _check_kind(entry: TensorEntry, version: int) -> None:
+    """Check that dtype, quantisation parameter and exact bytes of an entry are consistent."""
     dtype = DTYPES[entry.dtype]
     if entry.coded != (dtype.is_floating_point and entry.values > 0):
         raise ValueError(f"tensor {entry.name!r}: floating values are coded, and nothing else is")

@@ -1,8 +1,8 @@
 """Names of tensors, escaped for the stream.
 
-The stream ends a name with a zero byte, and nncodec takes ``_G`` and ``_H`` for the factors of a
-decomposed weight. These, and the percent sign used to escape them, are written as ``%00``,
-``%5FG``, ``%5FH`` and ``%25``; all other characters stay as they are.
+In the stream a name ends with a zero byte, and nncodec interprets ``_G`` and ``_H`` as the factors
+of a decomposed weight. These, and the percent sign used to escape them, are written as ``%00``,
+``%5FG``, ``%5FH`` and ``%25``; all other characters are unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def escape(name: str) -> str:
     """The name as it is written in the stream.
 
     Raises:
-        ConfigError: for a name that is no string or has no UTF-8 form (a lone surrogate).
+        ConfigError: for a name that is not a string or has no UTF-8 form (a lone surrogate).
     """
     if not isinstance(name, str):
         raise ConfigError(f"tensor name {name!r}: names are strings, not {type(name).__name__}")

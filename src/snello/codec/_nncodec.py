@@ -35,7 +35,7 @@ def core(module: str) -> Any:
     Raises:
         MissingExtraError: without nncodec.
     """
-    # The package first: its modules import each other through it.
+    # The package first, because its modules import each other through it.
     require("nncodec.nnc_core", "nnc", "NNC coding")
     return require(f"nncodec.nnc_core.{module}", "nnc", "NNC coding")
 
@@ -68,8 +68,8 @@ def quantise(key: str, array: Any, index: int, qp: int, settings: CodecSettings)
 
     Args:
         key: its name in the stream.
-        array: at least one dimension.
-        index: its place in the stream.
+        array: float32 array with at least one dimension.
+        index: its position in the stream.
         qp: its quantisation parameter.
         settings: the coding options.
     """
@@ -110,7 +110,7 @@ def _code(tensor: Quantised, settings: CodecSettings) -> bytes:
 
 
 def _with_codebook(tensor: Quantised) -> Quantised | None:
-    """The levels as indices into a list of distinct levels; None where that is not exact."""
+    """The tensor with levels as indices into a codebook; None if that is not exact or too long."""
     numpy = require("numpy", "nnc", "NNC coding")
     key, levels = tensor.key, tensor.data["parameters"][tensor.key]
     listed, indices, counts = numpy.unique(levels, return_inverse=True, return_counts=True)
@@ -136,7 +136,15 @@ def _with_codebook(tensor: Quantised) -> Quantised | None:
 
 
 def call(what: str, action: Callable[[], Any]) -> Any:
-    """Call nncodec; turn anything it raises, SystemExit included, into a BitstreamError."""
+    """Call nncodec.
+
+    Args:
+        what: description of the call, for the error.
+        action: the call.
+
+    Raises:
+        BitstreamError: for any exception, SystemExit included.
+    """
     try:
         return action()
     except (Exception, SystemExit) as error:

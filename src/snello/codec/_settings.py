@@ -17,13 +17,13 @@ QP_MIN, QP_MAX = -128, 127
 """Range of the parameter in the stream: a signed number of 6 + QP_DENSITY bits."""
 
 MAX_LEVEL = 2**30
-"""Largest integer level used: half the range of the coder's int32, to be safe."""
+"""Largest integer level: half the range of the coder's int32, as a safety margin."""
 
 MAX_DIMENSIONS = 32
-"""Most dimensions of a tensor, those of numpy 1."""
+"""Largest number of dimensions of a tensor, as in numpy 1."""
 
 MAX_CODEBOOK = 256
-"""Most entries of a codebook: with more, the list of levels costs more than it saves."""
+"""Largest number of entries of a codebook: a longer one costs more bytes than it saves."""
 
 
 class QPTable(Mapping[str, int]):
@@ -62,7 +62,7 @@ class CodecSettings:
         dependent_quantisation: trellis-coded quantisation with two interleaved quantisers. Fewer
             bytes at the same ``qp``; an error of up to two steps, mostly below one, instead of half
             a step. Some zeros between other weights become one or two steps (about one in a hundred
-            at 50 % sparsity): switch it off where pruned weights must stay zero.
+            at 50 % sparsity): switch it off if pruned weights must stay zero.
         row_skipping: rows whose levels are all zero cost one bit.
         codebook: also code tensors of at most :data:`MAX_CODEBOOK` distinct levels with a codebook,
             the list of those levels, and keep the smaller result. It saves bytes where weights are
@@ -118,10 +118,10 @@ def _check_qp(name: str, value: object) -> None:
 
 
 def check_names(settings: CodecSettings, names: Collection[str]) -> None:
-    """Raise an error for a ``qp_of`` that names tensors which are not coded, as typing errors do.
+    """Check that ``qp_of`` only names tensors that are coded, to find misspelt names.
 
     Raises:
-        ConfigError: with the first such name.
+        ConfigError: for another name.
     """
     odd = [name for name in settings.qp_of if name not in names]
     if odd:
@@ -141,14 +141,14 @@ def step_size(qp: int) -> float:
 def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -> int:
     """The quantisation parameter of one tensor, raised until its levels fit.
 
-    It is the tensor's own, or that of its kind. Levels beyond int32 would overflow in the coder, so
-    it is raised until the largest level is at most 2^30: steps are still finer than the spacing of
-    float32 at that value.
+    It is that in ``qp_of``, or that of its kind. Levels beyond int32 would overflow in the coder,
+    so that it is raised until the largest level is at most 2^30: steps are still finer than the
+    spacing of float32 at that value.
 
     Args:
-        name: of the tensor, as in ``qp_of``.
+        name: name of the tensor, as in ``qp_of``.
         tensor: float32, not empty.
-        settings: the parameters of the two kinds, and of single tensors.
+        settings: the coding options.
 
     Raises:
         ConfigError: if the largest value needs a step size beyond what the stream can carry (about

@@ -53,8 +53,8 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
 
 def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple[bytes, int]]:
-    """Code each tensor of :func:`prepared` by itself: its stream and quantisation parameter."""
-    # Given several tensors, nncodec copies all of them for each: quadratic in the model's size.
+    """Code each tensor of :func:`prepared` separately: its stream and quantisation parameter."""
+    # Separately, because nncodec copies all tensors for each tensor: quadratic in the model's size.
     return [
         _code_one(index, name, tensor, settings)
         for index, (name, tensor) in enumerate(ready.items())
@@ -63,7 +63,7 @@ def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple
 
 def join(parts: list[tuple[bytes, int]]) -> bytes:
     """Join the streams of single tensors."""
-    # Each opens with the same three units; the whole needs them once.
+    # Each starts with the same three units, which the joined stream needs once.
     units = [list(_worker.split_units(stream)) for stream, _ in parts]
     header = b"".join(units[0][:_HEADER_UNITS])
     return header + b"".join(unit for part in units for unit in part[_HEADER_UNITS:])
@@ -86,8 +86,8 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
     Args:
         stream: the bytes of :func:`encode`, or of another NNC encoder.
         limits: sizes, memory and time that decoding may take.
-        isolated: False decodes in this process, which is faster for small streams: for trusted
-            streams only. Only the limits on sizes are enforced then.
+        isolated: False decodes in this process, which is faster for small streams. Use it for
+            trusted streams only: of the limits, only those on sizes are then enforced.
 
     Returns:
         Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape
@@ -107,7 +107,7 @@ def decode_each(
     """Name, quantisation parameter (None if the stream has none) and values of each tensor.
 
     Raises:
-        BitstreamError: as :func:`decode`, and for a name that comes twice.
+        BitstreamError: as :func:`decode`, and for a name that occurs twice.
     """
     try:
         units = list(_worker.split_units(stream))
@@ -139,8 +139,8 @@ def quantised(
 ) -> dict[str, Tensor]:
     """The exact values that the decoder will return, without coding anything.
 
-    Computed by the quantiser and its inverse alone, so that ``decode(encode(x)) == quantised(x)``
-    tests the coder.
+    They are computed by the quantiser and its inverse, so that ``decode(encode(x)) ==
+    quantised(x)`` tests the coder.
 
     Args:
         tensors: as for :func:`encode`.
@@ -165,8 +165,8 @@ def step_sizes(
 ) -> dict[str, float]:
     """The quantisation step size of each tensor.
 
-    It follows from ``qp_of``, ``qp`` or ``nonweight_qp``; it is larger for values so large that
-    their levels would exceed 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors too.
+    It follows from ``qp_of``, ``qp`` or ``nonweight_qp``; it is larger for tensors whose levels
+    would exceed 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors, too.
 
     Raises:
         ConfigError: as :func:`encode`.
@@ -205,7 +205,7 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         raise ConfigError(
             f"tensor {name!r} of dtype {tensor.dtype} and shape {tuple(tensor.shape)}: an NNC stream carries "
-            "non-empty floating tensors; compress() stores the others beside it"
+            "non-empty floating tensors; compress() also stores the others"
         )
     if tensor.dim() > MAX_DIMENSIONS:
         raise ConfigError(

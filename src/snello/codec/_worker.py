@@ -29,7 +29,7 @@ START, PARAMETERS, LAYER_PARAMETERS, TOPOLOGY, NDU = 0, 1, 2, 3, 5
 
 
 class BudgetError(Exception):
-    """A stream claims more bytes than the limit allows."""
+    """The tensors that a stream claims exceed the limit on bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Claim:
     """Names, shape and size that a unit states in its header.
 
     Attributes:
-        names: of its tensors, as in the stream.
-        shape: of its one tensor; None for a block of tensors.
+        names: names of its tensors, as in the stream.
+        shape: shape of its tensor; None for a block of tensors.
         values: upper bound on the number of values.
     """
 
@@ -50,13 +50,13 @@ class Claim:
 def split_units(stream: bytes) -> Iterator[bytes]:
     """Split a stream into its units.
 
-    Each opens with its size: one flag bit, then 15 bits, or 31 if the flag is set.
+    Each starts with its size in bytes: one flag bit, then 15 bits, or 31 if the flag is set.
 
     Raises:
         ValueError: if the sizes do not fill the stream.
     """
     position = 0
-    # An empty stream enters the loop once, to fail there.
+    # An empty stream enters the loop once, to raise the error there.
     while position < len(stream) or position == 0:
         width = 4 if stream[position : position + 1] >= b"\x80" else 2
         size = int.from_bytes(stream[position : position + width], "big") & (
@@ -75,8 +75,8 @@ def read_claims(units: list[bytes]) -> list[Claim]:
     """Read names, shapes and numbers of values from the headers of units, without native code.
 
     Raises:
-        ValueError: for a sequence of units that is no stream.
-        Exception: of many kinds, where nncodec cannot parse a unit.
+        ValueError: for a sequence of units that is not a stream.
+        Exception: of various classes, if nncodec cannot parse a unit.
     """
     from nncodec.nnc_core import hls
 
@@ -268,7 +268,7 @@ def memory_for(claims: list[Claim], stream_bytes: int) -> int:
 
 
 def seconds_for(claims: list[Claim], stream_bytes: int) -> float:
-    """Time that decoding may take: about twenty times that on a desktop computer."""
+    """Seconds that decoding may take: about twenty times those on a desktop computer."""
     return 20 + (sum(claim.values for claim in claims) + 4 * stream_bytes) / 500_000
 
 

@@ -1,9 +1,9 @@
-"""NEq: neurons that have stopped learning skip their part of the backward pass.
+"""NEq: no weight gradients for neurons whose outputs have stopped changing.
 
-A neuron is at *equilibrium* when its outputs on a fixed probe set have stopped changing: phi, the
-similarity of its outputs at consecutive epochs, has a velocity close to zero. While that lasts, it
-gets no weight gradient, and the optimizer leaves its weights exactly as they are. The gradient of
-the input is always exact, so all other neurons train as usual.
+A neuron is at *equilibrium* if its outputs on a fixed probe set have stopped changing: phi, the
+similarity of its outputs at consecutive epochs, has a velocity close to zero. At equilibrium it
+gets no weight gradient, and its weights are kept exactly as they are through optimizer steps. The
+gradient of the input is always exact, so that all other neurons train as usual.
 
 >>> import torch
 >>> from torch import nn

@@ -17,7 +17,7 @@ from ._selection import Formula, Velocity, WatchedLayer
 
 
 class Stochastic:
-    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn afresh each step.
+    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn again at each step.
 
     Args:
         p: share of each layer to freeze, in [0, 1].
@@ -147,7 +147,7 @@ class FreezeOut:
 
     Attributes:
         steps: steps of the whole training.
-        t0: when the layers start to stop, as a share of the training, in (0, 1].
+        t0: time at which the first layer stops, as a share of the training, in (0, 1].
         cubed: stop each layer at the cube of its linear time ``t0 + (1 - t0) i / layers``, so that
             the first layers stop earlier: from ``t0 ** 3`` on.
 
@@ -226,8 +226,8 @@ class Prefix:
 class ParameterBudget:
     """Update a fixed number of parameters: those of the neurons with most velocity per parameter.
 
-    The neurons of all layers are ranked by velocity per parameter. From the top, they learn until
-    the next one would exceed the budget.
+    The neurons of all layers are ranked by velocity per parameter. The highest-ranked neurons are
+    updated, as many as the budget allows.
 
     Args:
         budget: parameters that may learn (a whole number), or their share of all parameters of

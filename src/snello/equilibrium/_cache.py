@@ -1,4 +1,4 @@
-"""Outputs of resting layers, kept from epoch to epoch."""
+"""Outputs of resting layers (layers that are frozen as a whole), kept from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CacheStatus:
     """The present state of a :class:`FeatureCache`.
 
     Attributes:
-        layers: names of the layers in front of the cut.
-        bytes_per_sample: size of the features of one sample as they are stored.
-        stored: samples whose features are there.
-        reason: why nothing is kept; None if features are.
+        layers: names of the layers before the cut.
+        bytes_per_sample: size of the stored features of one sample.
+        stored: number of samples whose features are stored.
+        reason: why no features are stored; None if they are.
     """
 
     layers: tuple[str, ...] = ()
@@ -38,33 +38,33 @@ class CacheStatus:
 
 
 class FeatureCache:
-    """Train behind the resting layers: their outputs are computed once per sample, not once per epoch.
+    """Store the outputs of the resting layers, computed once per sample instead of in every epoch.
 
-    Call it in the place of the model, with the indices of the samples::
+    Call it instead of the model, with the indices of the samples::
 
         neq = SelectiveUpdate(model, optimizer, probe, Settled(Velocity()))
         cache = FeatureCache(neq, len(dataset))
         for index, inputs, targets in loader:            # the dataset returns its index, too
             loss = criterion(cache(inputs, index), targets)
 
-    A front of the network is cut off as soon as all of its layers rest whole. It runs in evaluation
-    mode: BatchNorm statistics stand still and dropout is off, for a feature must not depend on the
-    epoch or on the other samples of its batch. When the layers that rest change, the features are
-    computed again.
+    A layer rests if all of its neurons are frozen. The front, the first part of the network, is cut
+    off if all of its layers rest. It runs in evaluation mode (BatchNorm statistics are fixed,
+    dropout is off), because a feature must not depend on the epoch or on the other samples of its
+    batch. When the set of resting layers changes, the features are computed again.
 
-    Samples must come back the same in each epoch: no random augmentation, or one that depends on the
-    index alone. :meth:`check` refuses a dataset that returns something else the second time.
+    Samples must be the same in each epoch: without random augmentation, or with one that depends on
+    the index alone. :meth:`check` raises an error if a sample of a dataset differs when read twice.
 
     Args:
-        update: decides which layers rest.
+        update: the selective update, which decides which layers rest.
         samples: number of samples; indices are in [0, samples).
-        folder: of the files, on a fast disk; None: a temporary folder, removed with the cache.
-        limit: bytes that the files may take; with more to store, nothing is kept.
-        dtype: in which features are stored, such as ``torch.bfloat16``, half the size and rounded;
-            None: as they are computed, so that a run with the cache is the run without it, bit for
-            bit.
-        measured: keep features only if reading them is faster than computing them, timed once per
-            cut.
+        folder: folder for the temporary files, on a fast disk; None for the system's. The files are
+            removed with the cache.
+        limit: largest size of the files in bytes; if the features need more, none are stored.
+        dtype: dtype of the stored features, such as ``torch.bfloat16`` for half the size; None for
+            the dtype in which they are computed, for bit-identical results with and without cache.
+        measured: whether to store features only if reading them is faster than computing them,
+            which is timed once per cut.
 
     Raises:
         ConfigError: for a number of samples below one, or a folder that does not exist.
@@ -99,11 +99,13 @@ class FeatureCache:
         self._reason: str | None = "no layer in front rests whole yet"
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...], index: Tensor | Sequence[int]) -> Any:
-        """Outputs of the model, in its present mode, with gradients behind the cut.
+        """Compute the outputs of the model, with gradients only for the layers after the cut.
+
+        In evaluation mode the model itself is run, and ``index`` is ignored.
 
         Args:
             inputs: a batch, or the model's positional arguments.
-            index: of each sample of the batch, shape (B,).
+            index: index of each sample of the batch in the dataset, shape (B,).
 
         Raises:
             ConfigError: for another number of indices than samples, or one outside the dataset.
@@ -120,7 +122,7 @@ class FeatureCache:
 
     @property
     def status(self) -> CacheStatus:
-        """The layers kept now, or the reason why nothing is."""
+        """The layers whose features are stored now, or the reason why none are."""
         if self._prefix is None:
             return CacheStatus(reason=self._reason)
         size = sum(store[0].numel() * store.itemsize for store in self._stores)
@@ -129,14 +131,14 @@ class FeatureCache:
 
     @staticmethod
     def check(dataset: Any, samples: int = 8) -> None:
-        """Refuse a dataset whose samples differ when they are asked for twice.
+        """Check that the samples of a dataset are the same when they are read twice.
 
         Args:
-            dataset: anything with ``len`` and integer keys.
-            samples: how many are tried.
+            dataset: an object with ``len`` and integer keys.
+            samples: number of samples to check, evenly spread.
 
         Raises:
-            ConfigError: naming the first sample that differs.
+            ConfigError: for a sample that differs, with its index.
         """
         for index in range(0, len(dataset), max(1, len(dataset) // samples)):
             first, second = (torch.utils._pytree.tree_leaves(dataset[index]) for _ in range(2))
@@ -166,7 +168,7 @@ class FeatureCache:
         return where
 
     def _look(self, args: Sequence[Tensor]) -> None:
-        """Cut again if other layers rest than at the last look, or their weights have moved."""
+        """Cut again if the resting layers, their weights or the input shapes have changed."""
         if self._state(args) == self._key:
             return
         self._drop()
@@ -184,9 +186,9 @@ class FeatureCache:
         self._key = self._state(args)
 
     def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
-        """State that the cut depends on: layers, shapes, and every write in front of it."""
+        """Key of the cut: resting layers, input shapes, and versions of the tensors before it."""
         freezer = self._update.freezer
-        if self._prefix is None:  # statistics move with every batch, and nothing is kept yet
+        if self._prefix is None:  # without buffers: statistics change with every batch
             layers = [freezer.layers[name] for name in freezer.resting]
             tensors: list[Tensor] = [p for m in layers for p in m.parameters(recurse=False)]
         else:
@@ -238,7 +240,7 @@ class FeatureCache:
                 self._stores = ()
                 self._reason = "computing the features is faster than reading them"
                 return found
-        # As they will be read: rounded alike in every epoch.
+        # Read back, so that the first epoch has the same rounding as the later ones.
         return found if self._dtype is None else self._read(where, args[0].device)
 
     def _read(self, where: Tensor, device: torch.device) -> tuple[Tensor, ...]:

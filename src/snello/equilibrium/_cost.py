@@ -17,7 +17,7 @@ from ._timing import StepTiming, time_step
 
 @dataclass(frozen=True)
 class UpdateCost:
-    """Cost of one training step with the neurons that are frozen now, and of the plain step.
+    """Cost of one training step with the neurons frozen at present, and of the plain step.
 
     Attributes:
         status: the frozen share of each layer, and the FLOPs in the paper's convention, per sample.

@@ -1,9 +1,9 @@
-"""The faster of two ways to compute a weight gradient: all rows, or the active rows alone.
+"""The choice between two ways to compute a weight gradient: all rows, or only the active rows.
 
-Computing the active rows alone (slicing) saves part of one product, and costs a gather and, in a
+Computing only the active rows (slicing) saves part of one product, but needs a gather and, in a
 convolution, a second call. The gain depends on the shape, the layout, the share of frozen rows, the
 machine and the library: on one x86 thread the time of a layer's backward changed by factors between
-0.5 and 1.6. It is therefore measured, on the tensors of the run, once for each kind of work.
+0.5 and 1.6. It is therefore measured on the tensors of the run, once for each kind of work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ and gave 1.0 to 1.15 always."""
 
 FIXED_FAN_IN = 128
 """Incoming weights below which, in channels_last, at most a quarter of the blocks may be active.
-The gather copies single entries there and pays only beside a large product: with 64 incoming
+The gather copies single entries there and only pays off with a large product: with 64 incoming
 weights (1x1), slicing took 1.07 times as long at 50 % active, 0.9 times at 75 %."""
 
 

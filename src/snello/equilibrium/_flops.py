@@ -40,22 +40,22 @@ class ForwardUse:
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     """Layers that the probe calls, in order, and their MACs.
 
-    Normalisation layers count 2 per output entry, as usual. Products of activations (attention)
-    belong to no neuron and are not counted. The input projection of a ``MultiheadAttention``, which
-    is not a layer of its own, counts under the name ``in_proj``.
+    Normalisation layers count 2 per output entry. Products of activations (attention) belong to no
+    neuron and are not counted. The input projection of a ``MultiheadAttention``, which is not a
+    submodule, is counted under the name ``in_proj``.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
     used: dict[str, float] = {}
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x = inputs[0] if inputs else output  # only a transposed convolution asks for it
+        x = inputs[0] if inputs else output  # only used for transposed convolutions
         called[name] = called.get(name, 0.0) + layer_macs(layers[name], x, output) / probe.samples
 
     def count_use(name: str, macs: int) -> None:
         used[name] = used.get(name, 0.0) + macs / probe.samples
 
-    # Modules count by their hooks; weights that another module uses count by that use.
+    # Called layers are counted by hooks, weights that another module uses by the products.
     with _WeightUses(weighted_layers(model), count_use):
         probe.read(layers, count)
     return ForwardUse(tuple(called), used | called)
@@ -138,7 +138,7 @@ class StepFlops:
     Attributes:
         forward: FLOPs of the forward pass.
         input_gradient: FLOPs that carry the gradient from the loss to the layers.
-        weight_gradient: FLOPs that make the gradients of the weights.
+        weight_gradient: FLOPs that compute the gradients of the weights.
     """
 
     forward: int
@@ -190,7 +190,7 @@ def step_flops(
             id(p) for m in weighted_layers(model).values() for p in m.parameters(recurse=False)
         }
         others = [p for p in parameters if id(p) not in weighted]
-        # The other half: gradients of inputs, and of parameters outside layers with weights.
+        # The rest are gradients of inputs, and of parameters outside layers with weights.
         with input_gradients_only():
             to_inputs = _counted(loss, [*edges, *others])
     return StepFlops(int(counter.get_total_flops()), to_inputs, total - to_inputs)
@@ -224,8 +224,8 @@ def loss_of(
 
 @contextmanager
 def _gradient_edges(model: nn.Module, edges: list[GradientEdge]) -> Iterator[None]:
-    """Collect the graph edge behind the output of each layer with neurons."""
-    # The edge, not the tensor: an in-place activation would make the tensor its own output.
+    """Collect the autograd edge of the output of each layer with neurons."""
+    # The edge, not the tensor, because an in-place activation changes the tensor's edge.
 
     def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:

@@ -58,7 +58,7 @@ class Freezer:
         return {name: mask.clone() for name, mask in self._frozen.items()}
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
-        """Impose masks; a layer without one is free.
+        """Freeze neurons by masks; all neurons of a layer without a mask are unfrozen.
 
         Raises:
             ConfigError: for an unknown layer, or a mask that is not boolean of shape
@@ -83,7 +83,7 @@ class Freezer:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Use the plain layers inside the block; the optimizer still holds the frozen rows."""
+        """Use the plain layers inside the block; optimizer steps still keep the frozen rows."""
         self._detach()
         try:
             yield

@@ -19,6 +19,8 @@ from ._rows import Rows
 
 
 class Geometry(NamedTuple):
+    """Arguments of ``aten.convolution`` after the bias, in its order."""
+
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -32,10 +34,10 @@ _weight_gradients = True
 
 @contextmanager
 def input_gradients_only() -> Iterator[None]:
-    """Let the sparse layers skip all weight gradients, to count the input gradients alone.
+    """Skip all weight gradients of sparse layers, to count only the input gradients.
 
-    In plain layers autograd skips weight gradients that are not asked for; a custom function is not
-    told which those are.
+    In plain layers autograd skips weight gradients that ``torch.autograd.grad`` is not asked for; a
+    custom function has no information about that.
     """
     global _weight_gradients  # noqa: PLW0603 - the backward of an accelerator runs in another thread
     _weight_gradients = False
@@ -75,7 +77,7 @@ class ConvRows(torch.autograd.Function):
         dispatch: Dispatch,
         work: Work,
     ) -> Tensor:
-        # Without an active row the weight comes detached, and the input is not needed any more.
+        # If no row is active, the weight is detached, and the input need not be saved.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows, ctx.geometry, ctx.like = rows, geometry, (x.shape, x.stride())
         ctx.dispatch, ctx.work = dispatch, work
@@ -88,7 +90,7 @@ class ConvRows(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         wanted = [need and (i == 0 or _weight_gradients) for i, need in enumerate(needs)]
-        if x is None:  # only its shape and layout matter now
+        if x is None:  # only its shape and layout are used
             x = torch.empty_strided(*ctx.like, dtype=weight.dtype, device=weight.device)
 
         def dense() -> Gradients:
@@ -106,7 +108,7 @@ class ConvRows(torch.autograd.Function):
 
 
 def _faster(ctx: Any, dense: Any, sliced: Any) -> Gradients:
-    """Gradients, computed in the faster way; measure both ways where none is known yet."""
+    """Gradients, computed in the faster way, which is measured if it is not known yet."""
     decision = None if ctx.work is None else ctx.dispatch.decision(ctx.work)
     if decision is None and can_measure() and _weight_gradients:
         found: Gradients = ctx.dispatch.measure(ctx.work, dense, sliced)
@@ -130,14 +132,14 @@ def _conv_backward(
 def _conv_rows(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rows: Rows, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight and bias for the active rows, among zeros."""
+    """Gradients of weight and bias, computed for the active rows and zero in the others."""
     axis = 1 if geometry.transposed else 0
     index = rows.active
     if geometry.groups > 1:
         # Groups with an active row are computed whole; their frozen rows are set to zero later.
         index, inputs, groups = _active_groups(index, weight.shape[0], x.shape[1], geometry.groups)
         x, geometry = _channels(x, inputs), geometry._replace(groups=groups)
-    # Only the shape of the weight matters here, so a view of its first rows is enough.
+    # Only the shape of the weight is used here, so that a view of its first rows is enough.
     head = weight.narrow(axis, 0, len(index))
     _, part, bias = _conv_backward(_channels(grad, index), x, head, geometry, [False, *wanted[1:]])
     return _scattered(part, bias, weight, index, axis)
@@ -160,7 +162,7 @@ def _active_groups(
 def _scattered(
     part: Tensor | None, bias: Tensor | None, weight: Tensor, index: Tensor, axis: int = 0
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of some rows of weight and bias, among zeros."""
+    """Gradients of weight and bias from those of some rows, zero in the others."""
     return (
         None if part is None else torch.zeros_like(weight).index_copy_(axis, index, part),
         None if bias is None else bias.new_zeros(weight.shape[axis]).index_copy_(0, index, bias),

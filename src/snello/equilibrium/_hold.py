@@ -16,7 +16,7 @@ from snello.optimizers import follow_steps, parameters_of, unfollow_steps
 from ._rows import by_neuron
 
 MOMENTUM = frozenset({"momentum_buffer", "exp_avg"})
-"""Optimizer state that is erased in frozen rows: it would move them once they learn again."""
+"""Optimizer state that is erased in frozen rows: it would change them as soon as they thaw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class _Aside:
 
 
 _NESTED = 4
-"""Most open steps to remember of one optimizer: one that raised an error stays open for ever."""
+"""Largest number of open steps kept per optimizer, because a step that raised is never closed."""
 
 
 class RowHold:
@@ -70,18 +70,18 @@ class RowHold:
     gradient from outside the layer (a penalty, for example) can change them.
 
     Args:
-        optimizers: those known to train the parameters. Others are noticed at their first step.
+        optimizers: optimizers of the parameters. Others are added at their first step.
     """
 
     def __init__(self, optimizers: Iterable[Optimizer] = ()) -> None:
         self._optimizers = WeakSet(optimizers)
         self._held: list[HeldRows] = []
-        # A stack: a subclass that calls its base class's step() has one step inside the other.
+        # A stack, because step() of a subclass may call that of its base class.
         self._aside: WeakKeyDictionary[Optimizer, list[_Aside]] = WeakKeyDictionary()
         follow_steps(self)
 
     def set(self, held: Iterable[HeldRows]) -> None:
-        """Hold these rows, and no others, from now on, and erase their momentum."""
+        """Replace the held rows by these, and erase their momentum."""
         self._held = list(held)
         with torch.no_grad():
             for optimizer in self._optimizers:
@@ -95,7 +95,7 @@ class RowHold:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the optimizers step inside the block as if nothing were held."""
+        """Hold no rows inside the block."""
         unfollow_steps(self)
         try:
             yield
@@ -106,7 +106,7 @@ class RowHold:
         """Copy the held rows that an optimizer is about to change."""
         if not self._held:
             return
-        self._held = [held.local() for held in self._held]  # the model may have moved
+        self._held = [held.local() for held in self._held]  # the model may be on another device
         own = {id(parameter) for parameter in parameters_of(optimizer)}
         # An optimizer skips a parameter without a gradient, so no copy is needed; but a closure
         # computes gradients within the step.

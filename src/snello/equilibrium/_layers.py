@@ -103,7 +103,7 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
     if not isinstance(module, _WATCHABLE):
         return f"{type(module).__name__} is not watched"
     if isinstance(module, TRANSPOSED) and module.groups > 1:
-        # Axis 1 of its weight counts within a group, so that no index on it stands for one neuron.
+        # Axis 1 of its weight is an index within a group, which does not identify a neuron.
         return "the neurons of a grouped transposed convolution are on no axis of its weight"
     if reason := computed(module):
         return reason

@@ -1,4 +1,4 @@
-"""The object for the training loop: run the probe, select neurons, freeze them, once a step."""
+"""The object for the training loop, which runs the probe, selects neurons and freezes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ._selection import Formula, Selection, Velocity, WatchedLayer
 
 
 class UpdateOptions(TypedDict, total=False):
-    """Options of :class:`SelectiveUpdate` by keyword; it describes them and holds their defaults."""
+    """Types of the keyword options of :class:`SelectiveUpdate`, where they are described."""
 
     warmup: int
     exclude: Iterable[str]
@@ -39,13 +39,13 @@ class SelectiveUpdate:
 
     The time between two calls of :meth:`step` may be an epoch or any number of iterations.
 
-    Frozen neurons keep their weights bit for bit, through momentum and weight decay. In the forward
-    pass they compute as usual, and BatchNorm statistics are still updated. The masks stay in force
-    until :meth:`remove`.
+    The weights of frozen neurons stay bit-identical, also with momentum and weight decay. The
+    forward pass does not change, and BatchNorm statistics are still updated. Masks are kept until
+    the next step or :meth:`remove`.
 
     In distributed training every process calls :meth:`step` and runs the probe, so that each can
-    save and restore its state, but all ranks use the similarities and masks of the first one. The
-    other ranks' probes may even hold other samples.
+    save and restore its state, but all ranks use the similarities and masks of the first rank. The
+    probes of the other ranks may have different samples.
 
     Args:
         model: the model in training. Its parameters are never replaced. It may be wrapped in
@@ -53,26 +53,26 @@ class SelectiveUpdate:
             ``find_unused_parameters=True``.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
-            are held through the steps of any optimizer, also of one that is made later.
+            are kept through the steps of any optimizer, also of one that is created later.
         probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors,
             the same during the whole training. The outputs of all watched layers on it are kept in
             memory.
-        selection: the rule that names the frozen neurons.
-        warmup: number of first steps in which every neuron learns, at least 1.
-        exclude: names of layers that always learn. The head always does.
-        kinds: kinds of layers to watch, some of "conv" (transposed ones too), "batchnorm",
-            "layernorm" and "linear"; None for all. The others always learn.
+        selection: the rule that decides which neurons are frozen.
+        warmup: number of first steps in which all neurons are updated, at least 1.
+        exclude: names of layers that are always updated, in addition to the head.
+        kinds: kinds of layers to watch, some of "conv" (also transposed), "batchnorm", "layernorm"
+            and "linear"; None for all. The others are always updated.
         positions: number of spatial positions to keep of every probe output, instead of all; see
-            :func:`snello.equilibrium.sketch` for the memory saved and the error made.
-        dispatch: "measured" finds out by timing, once per shape, whether computing the active rows
-            alone is faster than masking the dense gradient; "fixed" decides by a rule, so that two
-            runs give the same bits.
+            :func:`snello.equilibrium.sketch` for the memory that it saves and the error.
+        dispatch: "measured" times once per shape whether computing only the active rows is faster
+            than masking the dense gradient; "fixed" decides by a rule, so that two runs are
+            bit-identical.
 
     Attributes:
         model: the model, unwrapped.
         optimizers: the optimizers given, without their wrappers.
         optimizer: the first of them, or None.
-        left_alone: layer name -> why its neurons always learn.
+        left_alone: layer name -> why its neurons are always updated.
 
     Raises:
         ConfigError: for an impossible option, sharded parameters, an optimizer of another model,
@@ -126,11 +126,11 @@ class SelectiveUpdate:
         return self.freezer.frozen
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
-        """Impose masks until the next :meth:`step`.
+        """Freeze neurons by masks until the next :meth:`step`.
 
         Args:
-            frozen: layer name -> boolean tensor of shape ``(neurons,)``; layers without one are
-                free.
+            frozen: layer name -> boolean tensor of shape ``(neurons,)``, true where frozen; all
+                neurons of layers without one are updated.
 
         Raises:
             ConfigError: for an unknown layer or a mask of another shape or dtype.
@@ -138,7 +138,7 @@ class SelectiveUpdate:
         self.freezer.apply(frozen)
 
     def step(self) -> EquilibriumStep:
-        """Decide which neurons learn until the next call; call it once an epoch, or more often.
+        """Decide which neurons are frozen until the next call; call it once an epoch or more often.
 
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
@@ -151,7 +151,7 @@ class SelectiveUpdate:
         return self.status()
 
     def status(self) -> EquilibriumStep:
-        """The share of each layer that learns now, and the cost of training until the next step."""
+        """The share of each layer that is updated, and the FLOPs until the next step."""
         masks = self.freezer.frozen
         learning = {name: len(mask) - int(mask.sum()) for name, mask in masks.items()}
         updated = {name: count / len(masks[name]) for name, count in learning.items()}
@@ -164,10 +164,10 @@ class SelectiveUpdate:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the coming masks depend on, as tensors and primitives.
+        """The state on which the next masks depend, as tensors and primitives.
 
-        It holds the probe outputs of the last step, and is therefore as large as the probe's
-        activations, or as their sketch.
+        It contains the probe outputs of the last step, and is therefore as large as the activations
+        of the probe, or as their sketch.
         """
         return {
             "step": self._step,
@@ -178,7 +178,7 @@ class SelectiveUpdate:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; the model and the optimizer load their own.
+        """Restore a saved state. Those of the model and the optimizer are loaded separately.
 
         Raises:
             ConfigError: if it belongs to other layers, another probe or other positions.
@@ -204,7 +204,7 @@ class SelectiveUpdate:
         now = self._probe.outputs(self.freezer.layers)
         own = {name: similarity(outputs, self._reference[name]) for name, outputs in now.items()}
         phi = from_first_rank(own, self._device)
-        for name, values in phi.items():  # after they were sent: all ranks stop, or none
+        for name, values in phi.items():  # after the broadcast, so that all ranks raise or none
             if not torch.isfinite(values).all():
                 raise DivergenceError(
                     f"layer {name!r}: its outputs on the probe are not finite at step {self._step + 1}; "

@@ -1,4 +1,4 @@
-"""A network in two parts: what is in front of everything that learns, and the rest."""
+"""A network in two parts: the nodes before all layers that are updated, and the rest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _RANDOM = {
 
 @dataclass(frozen=True, eq=False)
 class RestingPrefix:
-    """A network cut behind its resting layers.
+    """A network cut after its resting layers, of which all neurons are frozen.
 
     Attributes:
-        front: from the inputs to the features, a tuple of tensors with the batch on their first
-            axis.
-        rest: from the features, and the inputs that it reads itself, to the outputs.
+        front: computes the features from the inputs: a tuple of tensors with the batch on their
+            first axis.
+        rest: computes the outputs from the features, and from the inputs that it reads itself.
         modules: names of the modules in ``front`` that have parameters.
         features: shape of each feature without the batch, and its dtype.
         inputs: positions of the model's inputs that ``rest`` reads.
@@ -46,10 +46,7 @@ class RestingPrefix:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Evaluation mode in the front: its statistics stop and its dropout is off.
-
-        Every module has its own mode again afterwards.
-        """
+        """Set the front to evaluation mode (fixed statistics, no dropout) inside the block."""
         with evaluation_mode(self.front):
             yield
 
@@ -67,19 +64,19 @@ class RestingPrefix:
 def resting_prefix(
     model: nn.Module, frozen: Collection[str], inputs: Sequence[Tensor]
 ) -> RestingPrefix | None:
-    """Cut a network behind the layers that rest.
+    """Cut a network after its resting layers.
 
     Args:
-        model: in the mode in which it trains, without wrappers.
-        frozen: names of layers none of whose neurons learn.
+        model: the model without wrappers, in the mode in which it is trained.
+        frozen: names of the layers of which all neurons are frozen.
         inputs: a small batch, the model's positional arguments.
 
     Returns:
-        The two parts, which share every module with the model; None if no layer in front of all
-        that learns rests.
+        The two parts, which share every module with the model; None if there is no resting layer
+        before the layers that are updated.
 
     Raises:
-        ModelError: if torch.fx cannot trace the model, or the two parts compute something else.
+        ModelError: if torch.fx cannot trace the model, or if the two parts have other outputs.
     """
     graph = capture(model)
     shapes = _Shapes(graph.module, len(inputs[0]))
@@ -109,7 +106,7 @@ def resting_prefix(
 
 
 class _Shapes(fx.Interpreter):
-    """Remember the tensors that hold one entry per sample."""
+    """An interpreter that notes the tensors whose first axis is the batch."""
 
     def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
@@ -126,7 +123,7 @@ class _Shapes(fx.Interpreter):
 def _resting(
     model: nn.Module, graph: fx.Graph, frozen: Collection[str], tensors: Collection[fx.Node]
 ) -> dict[fx.Node, None]:
-    """The nodes that compute the same as long as the frozen layers stand still, in order."""
+    """The nodes whose values do not change while the frozen layers are frozen, in order."""
     found: dict[fx.Node, None] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -142,9 +139,9 @@ def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[str]) -> b
     if node.op == "call_function":
         return node.target not in _RANDOM
     if node.op == "get_attr":
-        return False  # it holds no sample
+        return False  # it has no batch axis
     if node.op == "call_method":
-        # What writes in place would write into the features of the next epoch.
+        # An in-place method would overwrite the stored features.
         return not str(node.target).endswith("_")
     module, name = _module(model, node), str(node.target)
     if getattr(module, "inplace", False) and node.all_input_nodes[0].op == "placeholder":

@@ -23,7 +23,7 @@ class Probe:
     """The fixed inputs on which the neurons' outputs are compared, epoch after epoch.
 
     Args:
-        model: the model; its mode, BatchNorm statistics and the random generators stay as they are.
+        model: the model; its mode, BatchNorm statistics and the random generators are restored.
         inputs: one input tensor, or the tuple of the model's positional arguments.
         positions: number of spatial positions of every output to keep, see :func:`sketch`; None for
             all.
@@ -60,7 +60,7 @@ class Probe:
 
         def keep(name: str, _inputs: tuple[Any, ...], output: Tensor) -> None:
             answers = by_channel(layers[name], output)
-            # The copy outlives an activation that works in place.
+            # A copy, because an in-place activation may overwrite the output.
             kept = answers.clone() if self.positions is None else sketch(answers, self.positions)
             found.setdefault(name, []).append(kept)
 
@@ -107,7 +107,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
         stack.enter_context(evaluation(model))
         stack.enter_context(eagerly())
         for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
-            # The precision of phi must not depend on where in the loop step() is called.
+            # The precision of phi must not depend on whether step() is called under autocast.
             stack.enter_context(torch.autocast(kind, enabled=False))
         # torch's fused transformer path would not call the layers, and their hooks would not run.
         torch.backends.mha.set_fastpath_enabled(False)
@@ -155,7 +155,7 @@ def similarity(now: Tensor, before: Tensor) -> Tensor:
 
 def _unit(outputs: Tensor) -> Tensor:
     """Scale each channel to length one; channels of zeros stay zero."""
-    # Scaling by the largest entry first: squares of very small or large outputs stay representable.
+    # Divide by the largest entry first, so that squares neither overflow nor underflow.
     peak = outputs.abs().amax(dim=2, keepdim=True)
     scaled = outputs / torch.where(peak == 0, 1, peak)
     length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)

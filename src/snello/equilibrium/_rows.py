@@ -23,7 +23,7 @@ class Rows:
 
     @classmethod
     def of(cls, mask: Tensor) -> Rows:
-        """From a boolean mask, true where frozen."""
+        """Make the indices from a boolean mask, true where frozen, shape (neurons,)."""
         return cls(mask.nonzero().flatten(), (~mask).nonzero().flatten())
 
     @cached_property
@@ -49,8 +49,8 @@ def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
     """A view of a parameter, its gradient or its optimizer state with the neurons on dimension 0.
 
     Args:
-        tensor: of the parameter's shape.
-        axis: of the layer that the parameter belongs to; see :func:`snello.neurons.neuron_axis`.
+        tensor: a tensor of the parameter's shape.
+        axis: the neuron axis of the layer; see :func:`snello.neurons.neuron_axis`.
     """
     if axis is None:
         return tensor.view(-1)

@@ -49,7 +49,7 @@ class Selection(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next decisions depend on: tensors and primitives."""
+        """The state on which the next decisions depend, as tensors and primitives."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""

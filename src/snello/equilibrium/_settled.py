@@ -1,4 +1,4 @@
-"""A selection that turns rest into time: whole layers from the input on."""
+"""A selection that freezes whole layers from the input on, which saves more time."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from ._selection import Selection, WatchedLayer
 
 
 class Settled:
-    """Freeze whole layers from the input on, once most of their neurons rest by another rule.
+    """Freeze whole layers from the input on, once another rule freezes most of their neurons.
 
-    A neuron that rests alone saves its weight gradient. A layer that rests whole, with all layers
-    below it, saves its part of the backward pass, needs no stored activations, and its outputs can
-    be kept from epoch to epoch (:class:`FeatureCache`). So the layers settle in the order of the
-    forward pass:
+    A single frozen neuron saves its weight gradient. If a whole layer and all layers before it are
+    frozen, their part of the backward pass and their stored activations are saved, and their
+    outputs can be kept from epoch to epoch (:class:`FeatureCache`). Layers therefore settle, that
+    is, are frozen whole, in the order of the forward pass:
 
-    1. a layer settles when the layers below it have settled and at least ``share`` of its neurons
-       have rested for ``patience`` steps;
-    2. it thaws, with all layers above it, when less than ``share - slack`` of them rest;
-    3. all layers thaw when the learning rate falls below half of what it was when they settled;
-    4. layers that have not settled follow the rule neuron by neuron, or learn whole.
+    1. a layer settles if the layers before it have settled and the rule has frozen at least
+       ``share`` of its neurons in ``patience`` consecutive steps;
+    2. it is unfrozen, with all layers after it, if the rule freezes less than ``share - slack``;
+    3. all layers are unfrozen if the learning rate falls below half of its highest value since the
+       last time;
+    4. in layers that have not settled, the rule freezes single neurons, or none (``scattered``).
 
     Args:
-        rule: says which neurons rest, such as :class:`Velocity`.
+        rule: rule for single neurons, such as :class:`Velocity`.
         share: share of a layer's neurons, in (0, 1].
         slack: hysteresis, in [0, share].
-        patience: consecutive steps, at least 1.
-        scattered: neurons of layers that have not settled follow the rule. False: they all learn,
-            which costs no bookkeeping in the backward pass.
-        optimizer: whose learning rate is watched; None: it is not.
+        patience: number of consecutive steps, at least 1.
+        scattered: whether the rule freezes neurons of layers that have not settled. If False, all
+            of them are updated, which avoids the cost of masks in the backward pass.
+        optimizer: optimizer whose learning rate is watched; None to ignore learning rates.
 
     Raises:
         ConfigError: for a value outside these bounds.
@@ -66,18 +67,18 @@ class Settled:
 
     @property
     def observes(self) -> bool:
-        """True where the rule looks at similarities."""
+        """True if the rule uses similarities."""
         return self.rule.observes
 
     @property
     def settled(self) -> tuple[str, ...]:
-        """The layers that rest whole, from the input on."""
+        """The layers that are frozen whole, from the input on."""
         return tuple(self._settled)
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Ask the rule, settle and thaw; see :class:`Selection`."""
+        """Apply the rule, settle and unfreeze layers; see :class:`Selection`."""
         masks = self.rule.select(layers, similarities)
         resting = {name: _share_of(masks.get(name)) for name in layers}
         for name, share in resting.items():
@@ -105,7 +106,7 @@ class Settled:
         return found
 
     def _fell(self) -> bool:
-        """True when the learning rate is below half of the highest since the last thaw."""
+        """True if the learning rate is below half of its highest since this was last true."""
         rates = [float(group["lr"]) for o in self._optimizers for group in o.param_groups]
         if not rates:
             return False
@@ -115,7 +116,7 @@ class Settled:
         return fell
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's state, what has settled, and the learning rate seen."""
+        """State of the rule, settled layers, counts of steps, and the highest learning rate."""
         return {
             "rule": self.rule.state_dict(),
             "rested": dict(self._rested),

@@ -12,8 +12,8 @@ GOLDEN = 0.6180339887498949
 def sketch(outputs: Tensor, positions: int) -> Tensor:
     """Keep a few spatial positions of every sample's outputs, the same ones at every call.
 
-    The positions follow one evenly spread sequence that runs through all samples, so each sample
-    keeps others and the errors of the samples cancel in their mean. The choice is deterministic: no
+    The positions are consecutive parts of one evenly spread sequence, so that each sample has other
+    positions and the errors of the samples cancel in their mean. The choice is deterministic: no
     state has to be saved.
 
     Measured with ResNet-20 on CIFAR-10, 50 probe images, 12 steps of 40 iterations, where all

@@ -1,16 +1,16 @@
 """A backward pass that computes the weight gradient of the active rows only.
 
-A layer with frozen neurons changes its class to a subclass with another ``forward``, as
-``torch.nn.utils.parametrize`` does: its parameters stay the very same objects, and ``isinstance``
-still holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, because no
-optimizer holds the rows of the copy.
+The class of a layer with frozen neurons is changed to a subclass with another ``forward``, as
+``torch.nn.utils.parametrize`` does: its parameters stay the same objects, and ``isinstance`` still
+holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, because frozen rows are
+not kept in the parameters of the copy.
 
-Three cases:
+There are three cases:
 
 - all neurons are frozen: the layer runs with detached parameters. No gradient is computed for them,
-  a convolution keeps no input, and where no layer below learns the backward pass ends.
-- some are, and slicing pays (see ``_dispatch.py``): only the active rows are computed.
-- some are, and slicing does not pay: the plain layer runs, and its gradient is masked.
+  a convolution saves no input, and the backward pass ends here if no layer before is updated.
+- some are frozen, and slicing is faster (see ``_dispatch.py``): only active rows are computed.
+- some are frozen, and slicing is slower: the plain layer runs, and its gradient is masked.
 
 Freezing output neurons saves weight gradients only. The gradient of the input is always computed in
 full, because the layers below need it.
@@ -54,7 +54,7 @@ _attached: WeakKeyDictionary[nn.Module, _Attached] = WeakKeyDictionary()
 
 
 def _operand_dtype(x: Tensor) -> torch.dtype:
-    """dtype that autocast gives to an operand; it does not do so in a custom function."""
+    """dtype to which autocast would cast an operand; it does not cast in a custom function."""
     if (
         torch.is_autocast_enabled(x.device.type)
         and x.is_floating_point()
@@ -65,7 +65,7 @@ def _operand_dtype(x: Tensor) -> torch.dtype:
 
 
 def _work(layer: Any, kind: tuple[Any, ...], x: Tensor, positions: int, last: bool) -> Work | None:
-    """The work of the layer's backward; None if slicing is known not to pay."""
+    """The work of the layer's backward; None if slicing is known to be slower."""
     attached = _attached[layer]
     rows = attached.rows
     work = Work(
@@ -149,13 +149,13 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _in_force(layer: Any) -> _Attached | None:
-    """The frozen rows of a layer, on its device; None where the plain forward has to run.
+    """The frozen rows of a layer, on its device; None if the plain forward has to run.
 
-    That is without gradients, in a replica of DataParallel, and under ``torch.func``.
+    This is so without gradients, in a replica of DataParallel, and under ``torch.func``.
     """
     if torch._C._are_functorch_transforms_active():
         return (
-            None  # torch.func has parameters of its own; the optimizer still holds the frozen rows
+            None  # torch.func uses its own parameters; optimizer steps still keep the frozen rows
         )
     attached = _attached.get(layer) if torch.is_grad_enabled() else None
     if attached is not None:
@@ -164,7 +164,7 @@ def _in_force(layer: Any) -> _Attached | None:
 
 
 def _layout(layer: Any, x: Tensor) -> bool:
-    """Return true if a convolution runs in channels_last, because one of its operands is."""
+    """Return true if a convolution runs in channels_last, as it does if one operand has it."""
     return (x.dim() == layer.weight.dim() and is_channels_last(x)) or (
         layer.weight.shape[1] > 1 and is_channels_last(layer.weight)
     )
@@ -251,7 +251,7 @@ def _sparse_class(plain: Any) -> Any:
 
 
 def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
-    """Let a layer skip the gradient of its frozen rows; nothing frozen restores the layer.
+    """Skip the weight gradient of the frozen rows of a layer; without any, restore the layer.
 
     Gradients that reach ``.grad`` in the frozen rows, from the layer or from elsewhere (a penalty
     on the weights), are set to zero as soon as they are accumulated.
@@ -260,7 +260,7 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
         module: a Linear, convolution, transposed convolution without groups, BatchNorm or
             LayerNorm.
         frozen: boolean, shape ``(neurons,)``.
-        dispatch: decides whether slicing pays.
+        dispatch: decides whether to slice.
         owner: kept alive as long as the rows are frozen; it must not refer to the module.
     """
     detach(module)
@@ -280,6 +280,8 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
 
 
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
+    """A hook that sets the gradient of a parameter to zero in the frozen rows."""
+
     @torch.no_grad()
     def erase(parameter: Tensor) -> None:
         # None if an optimizer that steps during the backward pass has already used it.
@@ -290,7 +292,7 @@ def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:
 
 
 def detach(module: nn.Module) -> None:
-    """Give a layer its own class back."""
+    """Restore the class of a layer, and remove its hooks."""
     module.__class__ = getattr(type(module), "_snello_plain", type(module))
     attached = _attached.pop(module, None)
     if attached is not None:

@@ -72,7 +72,7 @@ def time_backward(
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
 ) -> BackwardTiming:
-    """Time the backward pass, dense and sparse in turns, with the neurons frozen now.
+    """Time the backward pass with the present frozen neurons, dense and sparse in turns.
 
     Gradients, BatchNorm statistics and random generators are restored; no optimizer step is taken.
 
@@ -160,7 +160,7 @@ def time_step(
             passes = _passes(neq, args, loss)
             stepping = plain_ones if dense else neq.optimizers
             elapsed = (*passes, _update_ms(stepping, args[0].device))
-        weights_back()  # many steps on the same batch could end in infinities
+        weights_back()  # many steps on the same batch could diverge
         return elapsed
 
     with undisturbed(neq.model), _put_back(neq.optimizers) as weights_back:

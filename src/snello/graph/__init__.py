@@ -1,15 +1,16 @@
 """The graph of a model: its operations in order, what each one reads, and their shapes.
 
 :func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is
-every functional call. Where torch.fx cannot trace a model, or computes something else, what runs
-on the example inputs is recorded, in the same words. Example inputs add the shape of every output::
+every functional call. Where torch.fx cannot trace a model, or computes something else, the operations
+that run on the example inputs are recorded as the same kinds of node. Example inputs also give the
+shape of every output::
 
     graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 9, 9))
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
-:func:`coupling` finds the channels that go together, whatever code computes them, and :func:`cut`
-removes some of them from a copy of the model, against which :func:`reference` is exact.
+:func:`coupling` finds the channels that can only be removed together, :func:`cut` removes some of
+them from a copy of the model, and :func:`reference` computes the outputs that the copy must have.
 
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
 any nesting (:class:`Inputs`).

@@ -18,9 +18,9 @@ _LEAVES: TargetTable[None] = TargetTable()
 
 
 def register_leaf(target: type[nn.Module] | str) -> None:
-    """Let a class of modules stay one operation of every graph, instead of being traced into.
+    """Keep a class of modules as one operation of every graph, instead of tracing into it.
 
-    For one's own class, the attribute ``snello_leaf = True`` does the same.
+    In a class of your own, set the attribute ``snello_leaf = True`` to the same effect.
 
     Args:
         target: the class, its qualified name (it need not be importable) or its bare name;
@@ -40,7 +40,7 @@ class Tracer(fx.Tracer):
     """torch.fx's tracer, with snello's leaves and constant arguments.
 
     Args:
-        constants: placeholder -> the value that the forward sees instead of a traced one. The
+        constants: placeholder -> the value that is passed to the forward instead of a proxy. The
             placeholder stays in the graph, unused, so that the signature is the model's.
     """
 

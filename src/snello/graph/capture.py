@@ -1,4 +1,4 @@
-"""From a model to its graph."""
+"""Capture of a model's graph: by torch.fx, or by recording a run."""
 
 from __future__ import annotations
 
@@ -35,35 +35,36 @@ def capture(
 ) -> Graph:
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
-    torch.fx comes first: it keeps the model's own code for sizes. Where it cannot trace a model, or
-    takes another path through it than the model itself (their outputs are compared), the operations
-    that run on the example inputs are recorded, values and all; see :attr:`Graph.runnable`. Calls
-    of one layer with several tensors, such as the levels of a pyramid, are one node then.
+    torch.fx is tried first, because its graph computes sizes from its inputs as the model does.
+    Where it cannot trace a model, or takes another path through it than the model itself (their
+    outputs are compared), the operations that run on the example inputs are recorded, with the
+    sizes of this run as literals; see :attr:`Graph.runnable`. Several calls of one layer, for
+    example on the levels of a pyramid, are then merged into one node.
 
-    Example inputs also settle the arguments that select a path through the forward: None, booleans
-    and strings, given or left out, keep their value, so that ``if mask is not None`` takes the
-    branch that really runs. Other defaults that are left out stay arguments of the graph where
-    torch.fx can trace them, and keep their value where it cannot. The captured module has the
-    signature of the model and ignores the arguments that keep their value: they are listed in
-    :attr:`Graph.constants`.
+    Example inputs also fix the arguments that select a branch of the forward: None, booleans and
+    strings, passed or left to their default, keep their value, so that ``if mask is not None``
+    takes the branch that the model takes. Other arguments left to their default stay arguments of
+    the graph if torch.fx can trace the forward with them, and otherwise keep their value. The
+    captured module has the signature of the model and ignores the arguments that keep their value:
+    they are listed in :attr:`Graph.constants`.
 
     Args:
-        model: any module. It is neither changed nor copied. Without example inputs, one that
-            torch.fx can trace.
+        model: a module, which is neither changed nor copied. Without example inputs it must be
+            one that torch.fx can trace.
         args: inputs of the real shape and of any batch size: a tensor, a tuple or list of
             positional arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in
             evaluation mode is run. None for a graph without shapes, in which every argument is
             traced.
         kwargs: keyword arguments, in addition to those in ``args``.
-        constants: arguments that keep a value where no example inputs settle them, as in
-            :attr:`Graph.constants` of an earlier capture: the same path is captured again.
+        constants: argument -> value that it keeps, where example inputs do not fix it. Pass
+            :attr:`Graph.constants` of an earlier capture to capture the same branches again.
 
     Returns:
         The graph. Shapes are read with :func:`shape_of`.
 
     Raises:
-        ModelError: if the model does not run on the example inputs; if torch.fx cannot trace it,
-            and its output holds no numbers.
+        ModelError: if the model does not run on the example inputs; if torch.fx cannot trace it
+            and there are no example inputs, or a run cannot be recorded, or its output is empty.
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "capture")
@@ -100,8 +101,8 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
     """Capture by running the model, where torch.fx cannot.
 
     Raises:
-        ModelError: with the reason of torch.fx, if a run cannot be recorded either, or has no
-            result.
+        ModelError: if a run cannot be recorded either (with the reason of torch.fx), or if no
+            output tensor has an element.
     """
     try:
         tape = needed(record(model, inputs))
@@ -130,6 +131,7 @@ def _told(error: BaseException) -> str:
 
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    """The empty output of a model, for an error message."""
     return f"empty tensors, {', '.join(map(str, shapes))}," if shapes else "no tensor"
 
 
@@ -165,7 +167,16 @@ Traced = tuple[fx.GraphModule, dict[str, Any]]
 def _traced(
     model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any]
 ) -> Traced:
-    """The graph module, and the arguments that are constant in it."""
+    """Trace a model.
+
+    Args:
+        model: the model.
+        arguments: placeholder -> example argument; None to trace every argument.
+        known: placeholder -> value to keep, unless the example arguments fix another.
+
+    Returns:
+        The graph module, and the arguments that are constant in it.
+    """
     defaults = {} if arguments is None else left_out(model, arguments)
     constants = {**known, **selecting({**defaults, **(arguments or {})})}
     try:
@@ -173,8 +184,8 @@ def _traced(
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         if defaults.keys() <= constants.keys():
             raise _cannot_trace(model, error) from error
-        # A number that is left out stays an argument of the graph where that is possible. Here it
-        # is not: the forward counts with it, as in "for _ in range(steps)".
+        # Defaults stay arguments of the graph where torch.fx can trace them. Here it cannot: the
+        # forward needs the number itself, as in "for _ in range(steps)".
         constants |= defaults
         try:
             graph = Tracer(constants).trace(model)
@@ -215,7 +226,7 @@ def _where(model: nn.Module, error: Exception) -> str:
 
 
 def _inner_wrapper(model: nn.Module) -> str:
-    """The way out, if a part of the model is wrapped."""
+    """Advice to unwrap a submodule, if one is a wrapper such as DataParallel; else empty."""
     for name, module in model.named_modules():
         inside = _INSIDE.get(type(module).__name__)
         if name and inside is not None:
@@ -229,11 +240,11 @@ def _inner_wrapper(model: nn.Module) -> str:
 _INSIDE = {
     "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
 }  # fmt: skip
-"""Wrapper -> the attribute that holds the module inside. The outermost ones are looked through."""
+"""Wrapper -> attribute with the wrapped module. :func:`capture` itself unwraps the whole model."""
 
 
 def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:
-    """Module name -> the nodes that call it."""
+    """Module name -> the nodes that call it, in order of execution."""
     calls: dict[str, list[fx.Node]] = {}
     names = {id(layer): name for name, layer in neuron_layers(module).items()}
     for node in module.graph.nodes:

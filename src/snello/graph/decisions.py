@@ -1,8 +1,8 @@
-"""Choices that a model makes by values: the boxes it keeps, the largest scores, a comparison.
+"""Integer and boolean results of floating-point values: kept boxes, largest scores, comparisons.
 
-Two models that compute the same but for rounding can choose differently among equal scores. So the
-choices of the one are given to the other, together with the values that they were made by: where
-these agree, any difference that is left is one of computation.
+Two models that agree up to rounding can select different entries among equal scores. Therefore the
+decisions of one model are repeated in the other. If the floating-point values that each decision
+reads agree, any remaining difference of the outputs is a real one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """An operation that makes integers or booleans of floating-point numbers.
+    """An operation that computes integers or booleans from floating-point tensors.
 
     Attributes:
         read: the floating-point tensors that it reads.
-        result: the tensors that it gives.
+        result: the tensors that it returns.
     """
 
     read: tuple[Tensor, ...]
@@ -30,15 +30,17 @@ class Decision:
 
 
 class Decisions(TorchFunctionMode):
-    """Notes the decisions of a model while it runs, or lets it make those of another run.
+    """Records the decisions of a model while it runs, or repeats those of another run.
 
     Args:
-        known: decisions to repeat, in order. An operation takes the integers and booleans of the
-            known one if both read tensors of the same shapes; floating-point results stay its own.
+        known: decisions to repeat, in order; None to only record. If an operation reads tensors of
+            the same shapes as the known decision, its integer and boolean results are replaced by
+            the known ones; floating-point results are kept unless their shape differs.
 
     Attributes:
-        taken: the decisions of this run. Of one that reads tensors of another shape than the known
-            one, such as narrowed activations, the known one: there is nothing to compare.
+        taken: the decisions of this run. Where an operation reads other shapes than the known
+            decision, for example narrowed activations, the known decision is listed in its place,
+            because there is nothing to compare.
     """
 
     def __init__(self, known: Sequence[Decision] | None = None) -> None:
@@ -90,8 +92,8 @@ def _repeated(result: Any, known: Decision) -> Any:
         if not isinstance(leaf, Tensor):
             continue
         before = next(decided, leaf)
-        # Values that come with indices (sort, topk) are those of this run unless their number
-        # differs.
+        # The values of sort and topk are those of this run, unless the known decision has another
+        # number of them: later operations expect as many values as indices.
         if not leaf.is_floating_point() or leaf.shape != before.shape:
             leaves[place] = before.clone()
     return pytree.tree_unflatten(leaves, structure)

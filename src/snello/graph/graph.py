@@ -19,13 +19,13 @@ class Graph:
         module: the model as a graph module; it shares every submodule and parameter with the
             original.
         calls: module name -> the nodes that call it, in order of execution.
-        tied: names of the modules that have a parameter which also lives elsewhere.
-        constants: arguments of the forward that the graph ignores -> the value that it was captured
-            with.
-        runnable: whether the graph module can take the model's place: it has the model's signature
-            and outputs, and follows its mode. Else it shows what the model computes.
-        reason: why it is not runnable: what torch.fx could not trace, with file and line; else
-            empty.
+        tied: names of the modules that share a parameter with another module.
+        constants: argument of the forward that the graph ignores -> the value with which it was
+            captured.
+        runnable: whether the graph module can replace the model: it has the model's signature and
+            outputs, in training and in evaluation mode. If False, the graph only describes one run.
+        reason: why the graph is not runnable: the error of torch.fx, with file and line. Empty if
+            it is.
     """
 
     module: fx.GraphModule
@@ -45,9 +45,7 @@ class Graph:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def owner(self, node: fx.Node) -> str:
-        """Name of the innermost module whose forward has the operation; empty for the model
-        itself.
-        """
+        """Name of the innermost module whose forward calls the operation; empty for the model."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return str(stack[-1][0]) if stack else ""
 

@@ -15,7 +15,7 @@ from snello.errors import ConfigError
 # Tensors have no truth value, so that a generated __eq__ would raise.
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arguments of one call of a model, which may nest tensors in lists and dictionaries.
+    """The arguments of one call of a model; tensors may be nested in lists and dictionaries.
 
     Attributes:
         args: positional arguments.
@@ -30,7 +30,7 @@ class Inputs:
 
     @staticmethod
     def of(example: Example) -> Inputs:
-        """Arguments from the short forms that users write.
+        """Make arguments from the short forms that users write.
 
         Args:
             example: a tensor, one positional argument; a tuple or list, positional arguments; a
@@ -83,12 +83,12 @@ Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs
 
 
 class Positional(nn.Module):
-    """A model that is called with the tensors among its arguments, flat.
+    """A model that is called with the tensors among its arguments, as one flat list.
 
     Args:
         model: the model.
-        inputs: arguments of the structure to rebuild; other values than tensors are taken from
-            here.
+        inputs: arguments with the structure that the model expects, and the values of all
+            arguments that are not tensors.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -104,9 +104,10 @@ class Positional(nn.Module):
 
 
 def positional(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a model with example inputs as a tuple of tensors.
+    """Return a model that takes its tensors as positional arguments, and these tensors.
 
-    The model itself where its arguments are tensors one by one; else :class:`Positional`.
+    If all arguments are positional tensors already, it is the model itself; else a
+    :class:`Positional`.
     """
     inputs = Inputs.of(example)
     if not inputs.kwargs and all(isinstance(value, Tensor) for value in inputs.args):

@@ -1,8 +1,8 @@
-"""Layers that a model calls several times become one call each.
+"""Merging of the calls of a layer that a model calls several times.
 
 A detection head runs on every level of a pyramid with the same weights. A channel of such a layer
-can go if it is dead in all calls. So the calls are merged to one node, which stands for the
-tensors of all of them: what holds for the node holds for each.
+can be removed if it is dead in all calls. The calls are merged into one node, which represents the
+tensors of all calls: a fact about the node is one about each of them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .tape import Step, Tape, Value, mapped, renumbered
 
 
 def one_of(*tensors: Tensor) -> Tensor:
-    """Stand for the tensors that one layer reads in several calls.
+    """Represent the tensors that one layer reads in several calls.
 
-    A node of recorded graphs, never run. No rule knows it: its operands stay at full width.
+    A node of recorded graphs that is never run. It has no rule, so that its operands keep their
+    full width.
     """
     raise NotImplementedError
 
@@ -37,7 +38,7 @@ def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
        that they stay at full width as well.
 
     Args:
-        tape: of the model.
+        tape: the recorded run of the model.
         repeated: names of the layers to merge.
     """
     names = {name for name in repeated if _alike(tape.steps, name)}
@@ -54,7 +55,7 @@ def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
 
 
 def _alike(steps: Sequence[Step], name: str) -> bool:
-    """True if all calls of a layer have the same arguments, but for the tensors."""
+    """True if all calls of a layer have the same arguments apart from tensors."""
     calls = (step for step in steps if step.kind == "call_module" and step.target == name)
     return len({repr(mapped((c.args, dict(c.kwargs)), _without_value)) for c in calls}) == 1
 
@@ -117,7 +118,7 @@ class _Merge:
         self.steps.append(replace(first, args=args, kwargs=kwargs))
 
     def read_the_rest(self) -> None:
-        """Add a step that reads what merged calls read, but for the first of each."""
+        """Add a step that reads :attr:`rest`, so that these values are used, at full width."""
         if self.rest:
             values = tuple(self._renumbered(value) for value in self.rest)
             self.steps.append(Step("call_function", one_of, values, effect=True))

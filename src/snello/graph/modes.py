@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in its own mode again."""
+    """Set a model to evaluation mode; after the block every module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        # One by one: model.train() would also wake layers that were frozen in evaluation mode.
+        # One by one: model.train() would also change layers that the user keeps in eval mode.
         for module, training in modes.items():
             module.training = training
 
@@ -31,7 +31,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def requiring_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients recorded inside the block, also for parameters that the user has frozen."""
+    """Record gradients inside the block, also of parameters that the user has frozen."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)

@@ -48,7 +48,7 @@ def calling_place() -> str | None:
     while frame is not None:
         name = frame.f_code.co_filename
         if frame.f_code.co_name == "trace" and name.endswith("_symbolic_trace.py"):
-            return None  # what called the tracer is not the model
+            return None  # frames further out belong to the caller of the tracer, not to the model
         if _is_users(name):
             return _short(name, frame.f_lineno)
         frame = frame.f_back

@@ -1,10 +1,10 @@
 """Capture by running the model: every operation of torch that it calls on real tensors, in order.
 
-The forward runs once, as Python runs it, with every branch and loop that depends on values. Layers
-of torch stay one call each. Numbers that the forward computes are literals of the graph; an
-operation that turns values into numbers (``item``, ``bool``, ``tolist``) is a node that reads its
-operand and that no rule knows. The graph shows what the model computes on one example; it cannot
-take the model's place.
+The forward runs once in Python, with every branch and loop that depends on values. Each call of a
+layer of torch is one node. Numbers that the forward computes are literals of the graph; an
+operation that turns values into numbers (``item``, ``bool``, ``tolist``) is a node without a rule,
+so that its operand keeps its full width. The graph describes one run on one example; it cannot
+replace the model.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .twins import same_numbers, tensors_of
 
 
 def record(model: nn.Module, inputs: Inputs) -> Tape:
-    """Run a model once in evaluation mode and write down what it does.
+    """Run a model once in evaluation mode and record its operations.
 
     Raises:
-        Exception: whatever the forward raises.
+        Exception: any error of the forward.
     """
     given = inputs.map(torch.clone)
     with evaluation(model), same_numbers():
@@ -62,15 +62,15 @@ def _without_fused_layers() -> Iterator[None]:
 
 
 def overwritten(before: Tensor, written: Tensor) -> Tensor:
-    """Stand for a tensor after an operation has written on memory that it shares.
+    """Represent a tensor after an operation has written to memory that it shares.
 
-    A node of recorded graphs, never run.
+    A node of recorded graphs that is never run.
     """
     raise NotImplementedError
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes a tape while a model runs."""
+    """Records a tape while a model runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.owners = [""]
         self.inside = 0  # calls of layers that are running: their operations are not recorded
-        # Weak: activations are freed as the model frees them.
+        # Weak keys, so that activations are freed as early as without recording.
         self.values = WeakTensorKeyDictionary()
         self.held = WeakTensorKeyDictionary()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -96,13 +96,13 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         call = _Running(self, args, kwargs)
         result = func(*args, **kwargs)
-        # What gives its operand back (``contiguous``, ``to``) does nothing on this example.
+        # An operation that returns its operand (``contiguous``, ``to``) is left out of the graph.
         if not call.gives_back(result):
             call.finish(*_in_words_of_fx(func, *call.written), result)
         return result
 
     def add(self, step: Step, result: Any) -> Value:
-        """Append a step. The tensors in its result are known from now on."""
+        """Append a step, and note that the tensors in its result come from it."""
         self.steps.append(step)
         number = len(self.steps) - 1
         for path, tensor in tensors_by_path(result):
@@ -110,7 +110,7 @@ class _Recorder(TorchFunctionMode):
         return Value(number)
 
     def value(self, tensor: Tensor) -> Value:
-        """The value that a tensor is known by; a constant if no operation has given it."""
+        """The value of a tensor; if no recorded step returned it, a get_attr step is added."""
         if tensor not in self.values:
             if tensor in self.held:
                 name = self.held[tensor]
@@ -122,7 +122,7 @@ class _Recorder(TorchFunctionMode):
         return known
 
     def overwrite(self, tensor: Tensor, value: Value) -> None:
-        """Note that an operation has written on a tensor, and on all that share its memory."""
+        """Note that an operation has written to a tensor, and to all that share its memory."""
         memory = tensor.untyped_storage().data_ptr()
         for other in {id(t): t for t in (*self.values, *self.held)}.values():
             if other is not tensor and other.untyped_storage().data_ptr() == memory:
@@ -133,13 +133,16 @@ class _Recorder(TorchFunctionMode):
         self.values[tensor] = value
 
     def holds(self, tensor: Tensor) -> bool:
-        """True if a tensor lies in the memory of a parameter or a buffer."""
+        """True if a tensor shares the memory of a parameter or a buffer."""
         memory = tensor.untyped_storage().data_ptr()
         return any(own.untyped_storage().data_ptr() == memory for own in self.held)
 
 
 class _Running:
-    """One operation from before it runs until after: what it reads, and what it overwrites."""
+    """An operation that is running: the tensors that it reads, and those that it overwrites.
+
+    It is made before the operation runs, because an overwritten tensor is found by its version.
+    """
 
     def __init__(
         self, recorder: _Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -157,13 +160,13 @@ class _Running:
         return [tensor for tensor, version in pairs if tensor._version != version]
 
     def gives_back(self, result: Any) -> bool:
-        """True if the result is an operand, as it was."""
+        """True if the result is an operand that was not overwritten."""
         return any(result is tensor for tensor in self.read) and not self.changed
 
     def finish(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Write the operation down, unless it has nothing to do with tensors."""
+        """Record the operation, unless it neither reads nor returns tensors."""
         changed = self.changed
         shapes = {path: tuple(tensor.shape) for path, tensor in tensors_by_path(result)}
         if not (self.read or shapes):
@@ -190,14 +193,14 @@ _LITERAL = (
 
 @contextmanager
 def _hooked(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Let the layers of torch be one step each; note whose forward an operation is in."""
+    """Record each layer of torch as one step, and note in which module's forward the others run."""
     tracer = Tracer()
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             layer = name and tracer.is_leaf_module(module, name)
             before, after = (_layer if layer else _inner)(recorder, name)
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            # In front of hooks of the user's own, whose operations are recorded.
+            # Before the user's own hooks, so that their operations are recorded as steps.
             hook = module.register_forward_hook(after, with_kwargs=True, prepend=True)
             hooks.callback(hook.remove)
         yield
@@ -207,6 +210,7 @@ _Hooks = tuple[Callable[..., None], Callable[..., None]]
 
 
 def _layer(recorder: _Recorder, name: str) -> _Hooks:
+    """Hooks that record a call of a layer as one step."""
     calls: list[_Running] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -225,6 +229,8 @@ def _layer(recorder: _Recorder, name: str) -> _Hooks:
 
 
 def _inner(recorder: _Recorder, name: str) -> _Hooks:
+    """Hooks that note that a module's forward is running."""
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorder.owners.append(name)
 
@@ -240,7 +246,7 @@ _ABOUT_SIZES = frozenset({
     "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_same_size", "is_tensor",
     "is_inference", "is_shared", "is_pinned", "result_type", "can_cast", "register_hook",
 })  # fmt: skip
-"""Functions and methods that tell something about a tensor without a look at its values."""
+"""Functions and methods whose result does not depend on the values of a tensor."""
 
 _TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "grad"})
 """Attributes of a tensor that are tensors."""
@@ -274,7 +280,7 @@ _REVERSED: Mapping[str, Callable[..., Any]] = {
 def _in_words_of_fx(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
-    """Kind of node, target and arguments with which torch.fx would have written a call."""
+    """Kind of node, target and arguments that torch.fx would use for a call."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return "call_function", getattr, (*args, _attribute(function)), {}

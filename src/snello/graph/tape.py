@@ -20,7 +20,7 @@ class Value:
     """A tensor of a tape.
 
     Attributes:
-        step: number of the step that gives it.
+        step: number of the step that returns it.
         path: indices and keys that lead to it in the result of the step.
     """
 
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Tape:
-    """Everything that a model did in one forward.
+    """The record of one forward of a model.
 
     Attributes:
         steps: in order; the last one is the output.
@@ -77,7 +77,7 @@ class Tape:
 
 
 def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to what tuples, lists, mappings and slices hold."""
+    """Apply a function to every leaf of nested tuples, lists, mappings and slices."""
     if isinstance(structure, (tuple, list)):
         parts = [mapped(part, function) for part in structure]
         return parts if isinstance(structure, list) else tuple(parts)
@@ -91,7 +91,7 @@ def mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def leaves(structure: Any) -> list[Any]:
-    """The contents of tuples, lists, mappings and slices, in order."""
+    """The leaves of nested tuples, lists, mappings and slices, in order."""
     found: list[Any] = []
     mapped(structure, found.append)
     return found
@@ -117,7 +117,7 @@ def renumbered(structure: Any, numbers: Sequence[int] | Mapping[int, int]) -> An
 
 
 def needed(tape: Tape) -> Tape:
-    """Leave out the steps whose results nothing needs."""
+    """Remove the steps that do not contribute to an output or an effect."""
     live = [step.effect or step.kind in ("placeholder", "output") for step in tape.steps]
     for number in reversed(range(len(live))):
         if live[number]:

@@ -23,8 +23,8 @@ class TargetTable(Generic[V]):
        itself, which need not be importable;
     4. a bare name, ``"view"``: the tensor method, or any class, of that name.
 
-    Lookups return every match. Those of the most derived class come first; among equals, the latest
-    added, so that users can override what is built in.
+    Lookups return every match. Those of the most derived class come first; for one class, the
+    latest added comes first, so that users can override built-in entries.
 
     >>> table = TargetTable[str]()
     >>> table.add(nn.Module, "any module")
@@ -67,7 +67,7 @@ class TargetTable(Generic[V]):
         return self._latest_first(name)
 
     def _latest_first(self, *keys: object) -> list[V]:
-        """Values of several keys of one and the same target."""
+        """Values of the keys under which one target may be registered, latest first."""
         found = [entry for key in keys if _hashable(key) for entry in self._entries.get(key, ())]
         return [value for _, value in sorted(found, key=lambda entry: entry[0], reverse=True)]
 

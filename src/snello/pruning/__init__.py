@@ -1,8 +1,8 @@
-"""Pruning: what goes, how much, and when.
+"""Pruning: the units that are removed, how many of them, and when.
 
 A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving,
-prune, train on. *When* is decided by :class:`Plateau` (PWE, the number of bad epochs to wait), *how much*
-by :class:`LossBound` (TWT, how much worse the loss may get)::
+prune, continue training. :class:`Plateau` decides when (PWE, the number of epochs to wait without
+improvement), :class:`LossBound` how much (TWT, how much worse the loss may get)::
 
     pruner = Pruner(model, optimizer, evaluate=validation_loss,
                     amount=LossBound(0.05), schedule=Plateau(5))
@@ -10,26 +10,26 @@ by :class:`LossBound` (TWT, how much worse the loss may get)::
         train_one_epoch()
         print(pruner.step())        # evaluates; on a plateau restores the best weights and prunes
 
-What was pruned stays exactly zero: it is set to zero again after every step of every optimizer, so
-that momentum and weight decay cannot revive it. Give the pruner all optimizers of the model, in a
-list if there are several: it refuses when one is missing.
+Pruned weights stay exactly zero: they are set to zero again after every step of every optimizer, so
+that momentum and weight decay cannot change them. Give the pruner all optimizers of the model, in a
+list if there are several: it raises an error if one is missing.
 
-Each of the three questions has other answers, and they combine::
+Importance, amount and schedule are independent options::
 
     from snello.pruning import Budget, Cubic, Pruner, Ratio, nonzero_macs, taylor
 
-    # one-shot, a trained network: the neurons that a loss would miss least, until half of the MACs are left
+    # one-shot, a trained network: the neurons with the least effect on the loss, down to 5 M MACs
     pruner = Pruner(model, None, granularity="neuron", importance=taylor(batches),
                     amount=Budget(5e6, nonzero_macs(images)))
-    print(pruner.plan())            # what would go, layer by layer; nothing has changed yet
+    print(pruner.plan())            # the effect on each layer; nothing has changed yet
     pruner.prune()
 
-    # 90 % of the weights of every layer, little by little over 10 epochs
+    # 90 % of the weights of every layer, gradually over 10 epochs
     pruner = Pruner(model, optimizer, scope="layer", amount=Ratio(0.9), schedule=Cubic(over=10))
 
-No layer is emptied. Scores are brought to one scale across layers (``normalise``), every layer
-keeps a minimum (:class:`LayerLimits`), and :class:`QualityBound` stops pruning where the accuracy has
-fallen too far, and lets it wait while the network guesses::
+No layer loses all of its units. Scores are normalised to be comparable across layers
+(``normalise``), every layer keeps a minimum (:class:`LayerLimits`), and :class:`QualityBound` ends
+pruning if the accuracy has fallen too far, and postpones it while the network is at chance::
 
     guard = QualityBound(accuracy, max_drop=0.02, chance=0.1, samples=5000)
     pruner = Pruner(model, optimizer, validation_loss, quality=guard)
@@ -43,11 +43,11 @@ when           ``schedule``: :class:`Plateau` (PWE), :class:`OneShot`, :class:`C
 =============  ==================================================================================================
 
 :func:`import_masks` and :func:`export_masks` exchange masks with ``torch.nn.utils.prune``;
-:func:`pruning_potential` draws the curve of quality against pruned share.
+:func:`pruning_potential` measures the curve of quality against the pruned share.
 
 Sources: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS
-2015; Tartaglione et al. (2021, 2022) for PWE and TWT; the bisection here returns a threshold that
-was tested.
+2015; Tartaglione et al. (2021, 2022) for PWE and TWT. Unlike the published one, the bisection here
+only returns a threshold that was tested.
 """
 
 from ._amount import Amount as Amount

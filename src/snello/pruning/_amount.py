@@ -1,4 +1,4 @@
-"""Amounts to prune: by what the loss allows, by a share, or by a budget."""
+"""Amounts to prune: up to a bound on the loss, a share of the units, or down to a budget."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Cost = Callable[[nn.Module], float]
 
 
 class Trial(Protocol):
-    """The questions that an amount may ask before it names a threshold. Nothing it asks changes the model."""
+    """The measurements with which an amount finds a threshold. None of them changes the model."""
 
     @property
     def scores(self) -> Tensor:
-        """The score of every unit, one dimension; zeros are already pruned, infinities never are."""
+        """Score of each unit, one dimension: 0 if already pruned, infinite if protected."""
 
     @property
     def start(self) -> float:
-        """A threshold to begin with."""
+        """The first threshold to test."""
 
     def loss(self, threshold: float = 0.0) -> float:
         """The validation loss with everything below the threshold pruned; NaN without an
@@ -36,14 +36,14 @@ class Trial(Protocol):
         """
 
     def bounded_loss(self, threshold: float) -> float:
-        """The same; infinite where a :class:`QualityBound` is broken at that threshold."""
+        """:meth:`loss`; infinite if a :class:`QualityBound` is broken at that threshold."""
 
     def cost(self, measure: Cost, threshold: float) -> float:
         """The cost of the model with everything below the threshold pruned."""
 
 
 class Amount(Protocol):
-    """The amount that one pruning step takes."""
+    """The amount that one pruning step removes."""
 
     needs_loss: bool
 
@@ -51,16 +51,17 @@ class Amount(Protocol):
         """Find a threshold and test it.
 
         Args:
-            trial: the model at hand.
-            progress: how far along the schedule is, in (0, 1]; 1 means all of the amount.
+            trial: scores and measurements of the model.
+            progress: share of the amount that the schedule asks for by now, in (0, 1].
+                :class:`LossBound` and :class:`Budget` ignore it.
         """
 
 
 @dataclass(frozen=True)
 class LossBound:
-    """TWT: as much as the validation loss allows, ``(1 + twt)`` times what it is.
+    """TWT: the largest amount with a validation loss of at most ``(1 + twt)`` times the present.
 
-    The published threshold is one for the raw magnitudes of all layers: ``Pruner(...,
+    The published method has one threshold on the magnitudes of all layers: ``Pruner(...,
     normalise=None)``.
 
     Attributes:
@@ -77,7 +78,7 @@ class LossBound:
             )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """By bisection; see :func:`search_threshold`."""
+        """Bisect; see :func:`search_threshold`. ``progress`` is ignored."""
         loss = trial.loss()
         return search_threshold(
             trial.scores,
@@ -93,10 +94,10 @@ class Ratio:
     """A share of the units (weights or neurons) of the layers that may be pruned.
 
     Attributes:
-        share: in [0, 1]. Never more than this; less where ties would have to be broken, and where
-            layers are at the minimum that :class:`LayerLimits` leaves them.
-        of_rest: count the units that are left now, and not all: 0.2 takes a fifth of them each
-            time.
+        share: in [0, 1]. The pruned share never exceeds it; it is smaller in the case of ties, and
+            if layers reach the minimum of :class:`LayerLimits`.
+        of_rest: whether the share is one of the units that are left, not of all units: 0.2 then
+            removes a fifth of the remaining units in each step.
     """
 
     share: float
@@ -108,7 +109,7 @@ class Ratio:
             raise ConfigError(f"a pruning ratio is a share: 0 <= share <= 1, not {self.share}")
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """By counting."""
+        """Find the threshold from the order of the scores."""
         units, left = len(trial.scores), int((trial.scores > 0).sum())
         share = self.share * progress
         # A share times a count may fall short of a whole number by rounding alone.
@@ -120,12 +121,12 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Budget:
-    """As little as brings a cost down to a limit.
+    """The smallest amount for which the cost of the model is within a limit.
 
     Attributes:
-        limit: what the model may cost, in the units of ``cost``.
+        limit: largest cost of the model, in the units of ``cost``.
         cost: measures a model whose pruned weights are zero: :func:`nonzero_parameters`,
-            :func:`nonzero_macs`, or anything of yours, such as the latency of the simplified model:
+            :func:`nonzero_macs`, or your own function, such as the latency of the simplified model:
             ``lambda model: snello.measure(snello.simplify(model, x), x).latencies["pytorch"].median_ms``.
     """
 
@@ -140,8 +141,9 @@ class Budget:
             )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """By bisection over the number of units; the threshold returned was measured to be within
-        the budget.
+        """Bisect over the number of units. The model is measured at the threshold that is returned.
+
+        ``progress`` is ignored.
 
         Raises:
             ConfigError: if the model costs more even with everything pruned.
@@ -176,8 +178,11 @@ def nonzero_parameters(model: nn.Module) -> float:
 
 
 def _below(live: Tensor, taken: int) -> float:
-    """The threshold below which the ``taken`` smallest of the sorted scores lie (fewer where there
-    are ties).
+    """The threshold below which there are ``taken`` of the scores, or fewer if there are ties.
+
+    Args:
+        live: scores in ascending order.
+        taken: number of scores.
     """
     if taken <= 0 or not len(live):
         return 0.0

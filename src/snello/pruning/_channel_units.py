@@ -1,4 +1,4 @@
-"""Channels as the units of pruning: each with every slice that writes, scales or reads it."""
+"""Channels as the units of pruning: each with all slices that write, scale or read it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ChannelUnits:
         model: the model they belong to.
         coupling: all dimensions of the model.
         layers: the dimensions that may be pruned, by name.
-        left_alone: dimension -> why it keeps its width, though nobody excluded it.
+        left_alone: dimension that was not excluded -> why it keeps its width.
     """
 
     model: nn.Module
@@ -132,5 +132,5 @@ class ChannelUnits:
             if member.role == "write"
         ]
         dead = torch.stack(sizes).sum(0) == 0
-        # A dimension that is zero as a whole was initialised so, and is still to be trained.
+        # A dimension that is zero as a whole was probably initialised so, and is not yet trained.
         return dead & ~dead.all()

@@ -15,15 +15,14 @@ from ._amount import Cost
 
 
 def nonzero_macs(example_inputs: Example) -> Cost:
-    """A cost: multiply-accumulates of one sample that involve neither a zero weight nor a dead
-    input channel.
+    """A cost: the MACs of one sample with neither a zero weight nor a dead input channel.
 
-    An input channel counts as dead when it is exactly zero everywhere on the example inputs. Linear
-    and convolution layers count, without biases.
+    An input channel is taken to be dead if it is exactly zero in all examples, at all positions.
+    Only Linear layers and convolutions are counted, without biases.
 
     Args:
-        example_inputs: positional inputs with the batch on dimension 0; two samples or more tell
-            dead channels from those that happen to be zero on one.
+        example_inputs: inputs with the batch on dimension 0, preferably two samples or more, so
+            that a channel that happens to be zero on one of them is not taken to be dead.
     """
     structure = Inputs.of(example_inputs)
     inputs = structure.tensors()

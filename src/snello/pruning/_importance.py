@@ -1,4 +1,4 @@
-"""Importances: the worth of a weight or a neuron in a network as it is."""
+"""Importances: scores of the weights or neurons of a network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from snello.processes import sum_over_processes
 Granularity = Literal["weight", "neuron", "channel"]
 Chosen = TypeVar("Chosen")
 Importance = Callable[[nn.Module, Granularity], dict[str, Tensor]]
-"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``. The lowest go
-first. Layers without scores are left alone."""
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``.
+Units with low scores are pruned first. Layers without scores are left alone."""
 
 
 def l1(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
@@ -39,10 +39,10 @@ def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 
 
 def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-    """Magnitude in units of the layer's spread: a threshold on it is the "quality" of Han et al.
+    """Magnitude divided by the layer's standard deviation: a threshold is Han et al.'s "quality".
 
-    ``|w| < quality * std(w)``, with the standard deviation of the layer's weights that are not
-    zero. One threshold over all layers then is another one in each.
+    A weight is pruned if ``|w| < quality * std(w)``, with the standard deviation of the layer's
+    nonzero weights: one threshold on these scores is another threshold on ``|w|`` in each layer.
 
     Source: Han et al., "Learning both weights and connections for efficient neural networks",
     NeurIPS 2015, section 3.
@@ -51,7 +51,7 @@ def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     for name, module in weighted_layers(model).items():
         live = _weight(module)[_weight(module) != 0]
         spread = live.std() if len(live) > 1 else live.abs().sum()
-        # A layer whose weights are all alike has no spread: they are worth as much as they can be.
+        # If all weights of a layer are equal, the deviation is 0 and the scores get very large.
         scores[name] = scores[name] / spread.clamp_min(torch.finfo(spread.dtype).tiny)
     return scores
 
@@ -84,10 +84,10 @@ def bn_scale(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 
 
 def random(seed: int = 0) -> Importance:
-    """Nothing at all: scores drawn uniformly, the baseline that must be beaten.
+    """Uniformly random scores, the baseline that every importance must beat.
 
     Args:
-        seed: the same seed draws the same scores, whatever was pruned in between.
+        seed: the same seed draws the same scores, also after units were pruned.
     """
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
@@ -104,12 +104,14 @@ def random(seed: int = 0) -> Importance:
 def taylor(
     batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Importance:
-    """First order in the loss: ``|w dL/dw|`` per weight, ``|sum w dL/dw|`` over a neuron's weights.
+    """First-order change of the loss: ``|w dL/dw|`` per weight, ``|sum w dL/dw|`` per neuron.
+
+    The returned importance raises DataError if there is no batch.
 
     Args:
-        batches: calibration data, pairs of inputs and targets; gone through once per call, the
+        batches: calibration data, pairs of inputs and targets, iterated once per call with the
             model in evaluation mode. The magnitudes are averaged over batches.
-        loss: of outputs and targets; default: cross-entropy.
+        loss: function of outputs and targets; default: cross-entropy.
 
     Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
     inference", ICLR 2017, eq. 7-8.
@@ -129,7 +131,7 @@ def taylor(
             raise DataError("there is no batch to calibrate the scores on")
         return {name: sum_over_processes(value) / total for name, value in sums.items()}
 
-    # One unit in all layers, the loss: a scale per layer would lose what is known of it.
+    # The scores of all layers are changes of the same loss, and need no normalisation per layer.
     scores.normalise = None  # type: ignore[attr-defined]
     return scores
 
@@ -161,11 +163,11 @@ IMPORTANCES: dict[str, Importance] = {
 
 
 CALIBRATED: dict[str, Callable[[Iterable[tuple[Tensor, Tensor]]], Importance]] = {"taylor": taylor}
-"""Importances that are made from calibration batches, by name."""
+"""Name -> function from calibration batches to an importance."""
 
 
 def importance_of(given: str | Importance) -> Importance:
-    """An importance by its name, or as it is.
+    """The importance of a name; a function is returned unchanged.
 
     Raises:
         ConfigError: for an unknown name, with those that exist.
@@ -174,7 +176,7 @@ def importance_of(given: str | Importance) -> Importance:
 
 
 def chosen_importance(given: str | Chosen, known: Mapping[str, Chosen]) -> Chosen:
-    """A function by its name in a table, or as it is.
+    """The function of a name in a table; a function is returned unchanged.
 
     Raises:
         ConfigError: for an unknown name, with those that exist.

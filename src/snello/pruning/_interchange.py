@@ -15,11 +15,11 @@ from ._pin import remember, remembered
 
 @torch.no_grad()
 def import_masks(model: nn.Module) -> Masks:
-    """Take over the masks of ``torch.nn.utils.prune``, and make its parameters plain again.
+    """Convert the masks of ``torch.nn.utils.prune`` to masks of snello, and remove them there.
 
     ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that
     the optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model
-    afterwards begins with these masks; without one, :func:`pin` keeps the zeros where they are.
+    afterwards starts with these masks; without a pruner, :func:`pin` keeps the zeros.
 
     Args:
         model: changed in place, before a pruner is made for it.
@@ -43,7 +43,7 @@ def import_masks(model: nn.Module) -> Masks:
 
 
 def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
-    """Hand masks over to ``torch.nn.utils.prune``: the inverse of :func:`import_masks`.
+    """Convert masks to those of ``torch.nn.utils.prune``: the inverse of :func:`import_masks`.
 
     Args:
         model: changed in place: every masked ``weight`` becomes ``weight_orig`` (the same
@@ -64,7 +64,7 @@ def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
             raise ConfigError(
                 f"{name} has a mask of torch.nn.utils.prune already: import_masks(model) first"
             )
-    apply_masks(inner, masks)  # refuses those that do not fit
+    apply_masks(inner, masks)  # raises for masks that do not fit
     for name, mask in masks.items():
         module, key = owners[name], name.rpartition(".")[2]
         prune.custom_from_mask(module, key, mask)  # type: ignore[no-untyped-call]

@@ -9,7 +9,11 @@ from snello.neurons import LayerFilter, head, select_layers, weighted_layers
 
 
 def prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Module]:
-    """The layers with weights but for those excluded; by default the head."""
+    """The layers with weights, except the excluded ones; None excludes the head.
+
+    Raises:
+        ConfigError: if no layer is left.
+    """
     layers = weighted_layers(model)
     default = [name] if (name := head(model)) is not None else []
     kept = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")

@@ -1,4 +1,4 @@
-"""The least that stays of every layer."""
+"""Lower limits on the number of units that every layer keeps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from snello.errors import ConfigError, nearest
 from ._importance import Granularity
 
 SHARES: dict[Granularity, float] = {"channel": 0.1, "neuron": 0.1, "weight": 0.001}
-"""Share of a layer that stays by default. Layers live on few weights, but not on few neurons."""
+"""Share of a layer that is kept by default. Layers work with few weights, not with few neurons."""
 
 HEAVY: dict[Granularity, float] = {"channel": 0.9, "neuron": 0.9, "weight": 0.99}
-"""A plan warns where a layer would lose more than this share."""
+"""A plan warns if a layer would lose more than this share."""
 
 
 @dataclass(frozen=True)
 class LayerLimits:
-    """The least that stays of every layer, whatever amount is asked for. At least one unit always does.
+    """Lower limits on what every layer keeps, for any amount. At least one unit is always kept.
 
     Attributes:
-        keep_at_least: a share of the layer's weights or neurons in [0, 1), or a number of them
-            (an int); None: a tenth of the neurons, a thousandth of the weights.
+        keep_at_least: a share of the layer's units in [0, 1), or their number (an int); None: a
+            tenth of the neurons or channels, a thousandth of the weights.
         max_ratio: the largest share of a layer that may be pruned, in [0, 1]: one for all layers,
-            or layer name -> share. A name may be that of a module that holds layers.
+            or layer name -> share. A name may be that of a module that contains layers.
 
     Raises:
         ConfigError: for numbers outside their range.
@@ -48,10 +48,10 @@ class LayerLimits:
                 raise ConfigError(f"max_ratio{where} is a share: a number in [0, 1], not {ratio!r}")
 
     def check_names(self, layers: Iterable[str]) -> None:
-        """Refuse a name in ``max_ratio`` that is no prunable layer and holds none.
+        """Check the names in ``max_ratio``.
 
         Raises:
-            ConfigError: with the names that exist.
+            ConfigError: for a name that is neither a prunable layer nor a module with one.
         """
         known = list(layers)
         for name in self.max_ratio if isinstance(self.max_ratio, Mapping) else ():
@@ -62,9 +62,15 @@ class LayerLimits:
                 )
 
     def least(self, name: str, units: int, granularity: Granularity) -> int:
-        """Number of units that must stay of a layer of so many units."""
+        """Number of units that a layer must keep.
+
+        Args:
+            name: the layer.
+            units: number of its units.
+            granularity: kind of the units, for the default.
+        """
         given = SHARES[granularity] if self.keep_at_least is None else self.keep_at_least
-        # A share times a count may exceed a whole number by rounding alone.
+        # Rounding can make a share times a count slightly larger than a whole number.
         kept = given if isinstance(given, int) else math.ceil(given * units - 1e-6)
         spared = units - math.floor(self._ratio(name) * units + 1e-6)
         return min(units, max(1, kept, spared))
@@ -72,17 +78,18 @@ class LayerLimits:
     def _ratio(self, name: str) -> float:
         if not isinstance(self.max_ratio, Mapping):
             return self.max_ratio
-        # The longest name is the closest: a layer's own comes before that of a module around it.
+        # The longest name is the most specific one: a layer's own precedes that of its parent.
         found = [given for given in self.max_ratio if _within(name, given)]
         return self.max_ratio[max(found, key=len)] if found else 1.0
 
 
 def protected(score: Tensor, least: int) -> Tensor:
-    """The highest ``least`` scores of a layer at infinity, which no threshold reaches.
+    """Scores with the ``least`` highest ones set to infinity, so that no threshold prunes them.
 
     Args:
-        score: of each unit, any shape; zero where it is pruned already. Ties go by place.
-        least: how many units must stay. Fewer are protected where fewer are left.
+        score: score of each unit, any shape; zero if it is pruned already. Of equal scores the
+            first are protected.
+        least: number of units that must be kept; if fewer are left, all of them are protected.
     """
     flat = score.flatten()
     highest = flat.cpu().argsort(descending=True, stable=True)[:least].to(flat.device)

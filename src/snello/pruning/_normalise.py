@@ -1,4 +1,4 @@
-"""Scores that are comparable across layers, so that one threshold ranks the units of all."""
+"""Normalisation of scores across layers, so that one threshold can be applied to all layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from snello.errors import ConfigError
 
 Normalise = Literal["mean", "max", "standard", "rank"]
-"""Ways to bring the scores of one layer to the scale of the others; see :func:`comparable`."""
+"""Ways to normalise the scores of each layer; see :func:`comparable`."""
 
 MAGNITUDES: Normalise = "mean"
-"""Meaning of "auto", unless the importance has an attribute ``normalise`` that says otherwise, as
-Taylor scores do: they have one unit, the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
+"""Value of "auto" for importances without an attribute ``normalise``. Taylor scores have one, None:
+they are all changes of the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
 
 
 def normalise_of(given: str | None, importance: object) -> Normalise | None:
-    """The name of a normalisation, or None; "auto" is what fits the importance.
+    """Resolve the name of a normalisation; "auto" is the one that fits the importance.
 
     Raises:
         ConfigError: for an unknown name, with those that exist.
@@ -33,16 +33,16 @@ def normalise_of(given: str | None, importance: object) -> Normalise | None:
 
 
 def comparable(scores: dict[str, Tensor], how: Normalise | None) -> dict[str, Tensor]:
-    """Scores on a scale that all layers (or other sets of units) share; the order within one stays.
+    """Normalise the scores of each layer (or other set of units), keeping the order within it.
 
     The statistics are those of the units that are not pruned yet, except for "rank".
 
     Args:
-        scores: layer name -> score of each unit: zero where it is pruned already, else positive.
+        scores: layer name -> score of each unit: zero if it is pruned already, else positive.
         how: "mean" and "max" divide by the mean and the largest score of the layer; "standard"
-            subtracts the mean and divides by the standard deviation; "rank" takes the rank as a
-            share of the layer's units, so that one threshold takes the same share of every layer;
-            None changes nothing.
+            subtracts the mean and divides by the standard deviation; "rank" is the rank divided by
+            the number of the layer's units, so that one threshold prunes the same share of every
+            layer; None changes nothing.
 
     Returns:
         The same names and shapes; zero where it was zero, else positive.
@@ -76,7 +76,7 @@ def _standardised(score: Tensor) -> Tensor:
 
 
 def _raised(scores: dict[str, Tensor], scaled: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Standardised scores shifted by one number, so that the lowest of all is just above zero."""
+    """Standardised scores shifted by one number, so that the lowest of all layers is positive."""
     lows = [float(value[scores[name] > 0].min()) for name, value in scaled.items()
             if bool((scores[name] > 0).any())]  # fmt: skip
     low = min(lows, default=0.0)
@@ -84,13 +84,13 @@ def _raised(scores: dict[str, Tensor], scaled: dict[str, Tensor]) -> dict[str, T
 
 
 def _ranks(score: Tensor) -> Tensor:
-    """Rank of each value as a share of their number, in (0, 1]; ties in order of their place."""
+    """Rank of each value divided by their number, in (0, 1]; ties are ranked by position."""
     flat = score.flatten()
     ranks = torch.empty(len(flat), dtype=torch.float64, device="cpu")
     ranks[flat.cpu().argsort(stable=True)] = torch.arange(
         1, len(flat) + 1, dtype=torch.float64
     ) / len(flat)
-    # Single precision holds 24 bits: enough for the ranks of 16 million weights, not of more.
+    # In float64, because float32 has 24 bits: too few for the ranks of over 16 million weights.
     return ranks.reshape(score.shape).to(score.device)
 
 

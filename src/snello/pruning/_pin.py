@@ -1,4 +1,4 @@
-"""Pinning: what was pruned stays exactly zero, whatever the optimizers do."""
+"""Pinning: pruned weights stay exactly zero through the steps of any optimizer."""
 
 from __future__ import annotations
 
@@ -37,26 +37,25 @@ _remembered: WeakKeyDictionary[nn.Module, Masks] = WeakKeyDictionary()
 def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Masks]) -> Pin:
     """Apply the masks again after every step of any optimizer, and after every ``load_state_dict``.
 
-    Momentum, weight decay and Adam's moments all write to a pruned weight; none of them gets
-    through. A step that a gradient scaler skips changes no weight and needs no pinning. Optimizers
-    that are made later, that replace another or are given more parameters are followed too. A copy
-    of the model keeps the masks that were in force when it was copied; ``unpin(copy)`` lets its
-    weights move.
+    Momentum, weight decay and Adam's moments would otherwise change a pruned weight. This also
+    holds for optimizers that are created later, replace another or get more parameters. A copy of
+    the model keeps the masks of the time when it was copied; ``unpin(copy)`` removes them.
 
     Args:
-        model: the model whose parameters the masks name. ``DataParallel``,
-            ``DistributedDataParallel`` and ``torch.compile`` are looked through: the names are
-            those of the model inside.
+        model: the model with the parameters in ``masks``. ``DataParallel``,
+            ``DistributedDataParallel`` and ``torch.compile`` are unwrapped: the names are those of
+            the inner model.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
-            yet. They are checked: every masked parameter that is trained must be in one of them.
+            yet. Every masked parameter that is trained must be in one of them. They are only
+            checked, not stored.
         masks: the masks, or a function that returns the present ones.
 
     Returns:
-        The pin; ``pin.remove()`` lets the weights move again.
+        The pin; after ``pin.remove()`` the weights can change again.
 
     Raises:
-        ConfigError: for an optimizer of another model or one too few, for masks that do not fit the
-            model, and for a model whose parameters are sharded.
+        ConfigError: for an optimizer of another model, a trained parameter in none of them, masks
+            that do not fit the model, and a model whose parameters are sharded.
     """
     model = unwrapped(model, "pin")
     present = masks() if callable(masks) else masks
@@ -73,21 +72,19 @@ def _holds_some(optimizers: tuple[Optimizer, ...], parameters: dict[str, nn.Para
 
 
 def unpin(model: nn.Module) -> None:
-    """Let all pruned weights of a model move again: those of a copy that has no pruner of its own,
-    too.
-    """
+    """Remove all pins of a model or of a copy of it, so that pruned weights can change again."""
     for pin in pins_of(unwrapped(model, "unpin")):
         pin.remove()
 
 
 def pins_of(model: nn.Module) -> list[Pin]:
-    """The pins in force on a model."""
+    """The active pins of a model."""
     hooks = list(model._load_state_dict_post_hooks.values())
     return [hook.pin for hook in hooks if isinstance(hook, _Loaded) and hook.pin is not None]
 
 
 class Pin:
-    """Masks in force on a model. It lives as long as the model does, or until :meth:`remove`.
+    """Masks that are kept on a model, until :meth:`remove` or until the model is deleted.
 
     Args:
         model: the model, unwrapped.
@@ -96,10 +93,10 @@ class Pin:
 
     def __init__(self, model: nn.Module, masks: Masks | Callable[[], Masks]) -> None:
         self.source = masks
-        self.inherited = False  # True: it came with a copy of the model, and has no owner
+        self.inherited = False  # True if it was copied with its model, so that no pruner owns it
         self.overwritten: dict[str, Tensor] = {}
         self._model = ref(model)
-        # The hooks keep this object alive; it must not keep the model alive in turn.
+        # A weak reference, because the model's hooks refer to this object.
         self._active = True
         self._handles: list[RemovableHandle] = [
             module.register_load_state_dict_post_hook(_Loaded(self, prefix))
@@ -110,11 +107,11 @@ class Pin:
 
     @property
     def masks(self) -> Masks:
-        """The masks in force."""
+        """The present masks."""
         return self.source() if callable(self.source) else self.source
 
     def remove(self) -> None:
-        """Let the weights move again."""
+        """Remove the hooks, so that pruned weights can change again."""
         self._active = False
         unfollow_steps(self)
         for handle in self._handles:
@@ -122,10 +119,10 @@ class Pin:
         self._handles, self.overwritten = [], {}
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
-        """Nothing: weights are set to zero after they have moved."""
+        """Do nothing: weights are set to zero after a step."""
 
     def after(self, optimizer: Optimizer) -> None:
-        """Apply the masks of the parameters that an optimizer has moved."""
+        """Apply the masks of the parameters that an optimizer has updated."""
         model, masks = self._model(), self.masks
         if model is None or not masks:
             return
@@ -141,7 +138,10 @@ class Pin:
 
     @torch.no_grad()
     def loaded(self, module: nn.Module, prefix: str) -> None:
-        """Apply the masks of a module whose weights have just been loaded, and say so."""
+        """Apply the masks of a module whose weights have just been loaded.
+
+        If weights changed by this, a warning is given once the whole model is loaded.
+        """
         model = self._model()
         if not self._active or model is None or _submodule(model, prefix) is not module:
             return  # a copy, or a part of one
@@ -155,20 +155,20 @@ class Pin:
             warnings.warn(
                 f"load_state_dict brought back weights that are pruned, in {next(iter(self.overwritten))!r} for "
                 "one: they are zero again. If these weights belong to other masks, load the pruner's "
-                "state_dict too; to let them stay, call remove() of the pruner, or of the pin, before",
+                "state_dict too; to keep them, call remove() of the pruner or pin before loading",
                 stacklevel=4,
             )
 
     def _zero_loaded(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
         if bool((parameter.detach()[~mask] != 0).any()):
-            # Until the next step they can be had back: the pruner's own state may be loaded after
-            # this.
+            # Kept until the next step, because the pruner's state with other masks may be loaded
+            # after the weights; see give_back.
             self.overwritten[name] = parameter.detach().clone()
             parameter.masked_fill_(~mask, 0)
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Undo what was set to zero since weights were loaded; before other masks are applied."""
+        """Restore weights that were set to zero when they were loaded, before other masks apply."""
         model = self._model()
         parameters = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
         for name, value in self.overwritten.items():
@@ -176,13 +176,13 @@ class Pin:
         self.overwritten = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pin | None:
-        """A pin of the copied model with masks of its own; None where there is no such model."""
+        """A pin of the copied model with copies of the masks; None if the model is not copied."""
         model = self._model()
         copied = memo.get(id(model))
         if model is None or not self._active or not isinstance(copied, nn.Module):
             return None
         if any(memo.get(id(p)) is p for p in model.parameters()):
-            return None  # it shares the parameters, and this pin holds them
+            return None  # the copy shares the parameters, which this pin already masks
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.source = {name: mask.clone() for name, mask in self.masks.items()}
@@ -202,8 +202,9 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 
 class _Loaded:
-    """The hook of a module: masks what is loaded into it. Copies by pickle, or of a part, do
-    nothing.
+    """Hook of a module that masks loaded weights.
+
+    After pickling, or in a copy of a part of the model, the hook does nothing.
     """
 
     def __init__(self, pin: Pin | None = None, prefix: str = "") -> None:
@@ -221,13 +222,14 @@ class _Loaded:
 
 
 def remember(model: nn.Module, masks: Masks) -> None:
-    """Note what is pruned in a model, for the pruner that comes after this one."""
+    """Store the masks of a model, for a later pruner of the model."""
     _remembered[model] = masks
 
 
 def remembered(model: nn.Module) -> Masks:
-    """Masks of earlier pruners of this model or parts of it, as far as what they prune is zero
-    still.
+    """Masks of earlier pruners of this model or of its submodules.
+
+    Entries whose weight is not zero any more are dropped from the masks.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {
@@ -244,12 +246,10 @@ def remembered(model: nn.Module) -> Masks:
 
 
 def zero_masks(model: nn.Module) -> Masks:
-    """Masks that prune what is exactly zero in a model: those of a pruned model whose masks are
-    lost.
+    """Masks of the exact zeros of a model, for a pruned model whose masks are lost.
 
-    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without any zero weight are left
-    out, as are those whose weights are all zero: they were more likely initialised so, to be
-        trained.
+    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without zero weights are left out,
+    and so are layers whose weights are all zero, as these were probably initialised to zero.
 
     Returns:
         Masks of the weights of Linear layers and convolutions.

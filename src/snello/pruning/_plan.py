@@ -18,10 +18,10 @@ class LayerShare:
 
     Attributes:
         name: the layer.
-        units: how many weights or neurons it has.
-        before: how many of them are pruned already.
-        after: how many will be.
-        least: how many must stay, by :class:`LayerLimits`.
+        units: number of its units (weights, neurons or channels).
+        before: number of units that are pruned already.
+        after: number of units that will be pruned after the step.
+        least: number of units that must be kept; see :class:`LayerLimits`.
     """
 
     name: str
@@ -36,10 +36,10 @@ class PruningPlan:
     """The effect of a pruning step before it is taken. Printed, it is a table.
 
     Attributes:
-        granularity: what the units are.
-        search: the threshold, and the loss and cost that were measured at it.
+        granularity: kind of the units.
+        search: the threshold, with the loss and cost that were measured at it.
         layers: one row per layer that may be pruned.
-        masks: what will be kept.
+        masks: masks after the step.
     """
 
     granularity: Granularity
@@ -64,8 +64,10 @@ class PruningPlan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for all layers that lose nearly everything in this step (over 90 % of the
-        neurons, over 99 % of the weights), and one where no layer may lose more.
+        """Warnings about the step.
+
+        One is for layers that lose nearly all units in this step (over 90 % of the neurons or
+        channels, over 99 % of the weights), one for the case that no layer may lose more.
         """
         share = HEAVY[self.granularity]
         heavy = [row for row in self.layers if row.before < row.after > share * row.units + 1e-6]
@@ -112,8 +114,8 @@ class PrunerStep:
     Attributes:
         loss: the validation loss that was measured; NaN without ``evaluate``.
         improved: whether it is the best of this stage by the tolerance.
-        search: how the threshold was found, if a pruning step was due; None otherwise. Its
-            ``note`` says why nothing was pruned, where the quality forbade it.
+        search: the search for the threshold if a pruning step was due, else None. Its ``note`` is
+            the reason if a :class:`QualityBound` prevented the step.
         pruned: share of all the model's parameters that are exactly zero now.
     """
 

@@ -12,7 +12,7 @@ from ._state import Stateful
 
 @dataclass
 class Plateau(Stateful):
-    """Counts bad epochs: those whose loss does not improve on the best by the tolerance.
+    """A schedule that counts bad epochs, whose loss does not improve on the best by the tolerance.
 
     Attributes:
         pwe: plateau waiting epochs; the plateau is reached after this many bad epochs in a row.
@@ -38,7 +38,7 @@ class Plateau(Stateful):
             )
 
     def update(self, loss: float) -> bool:
-        """Take in one epoch's loss; true if it is an improvement."""
+        """Count an epoch with this loss; return True if it is an improvement."""
         if loss < self.best * (1 - self.tolerance):
             self.best, self.bad = loss, 0
             return True
@@ -52,14 +52,14 @@ class Plateau(Stateful):
 
     @property
     def progress(self) -> float:
-        """Every plateau takes the whole amount."""
+        """1: every plateau asks for the whole amount."""
         return 1.0
 
     @property
     def done(self) -> bool:
-        """Another plateau may always come; the pruner ends when nothing more could be pruned."""
+        """Always False: the pruner itself finishes when nothing more can be pruned."""
         return False
 
     def reset(self, loss: float) -> None:
-        """Start waiting anew from this loss: the network is another one after a pruning step."""
+        """Start counting again from this loss, which is that after a pruning step."""
         self.best, self.bad = loss, 0

@@ -1,4 +1,4 @@
-"""The pruning potential of a network: how well it does, against how much is gone."""
+"""The pruning potential of a network: its quality against the pruned share."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class PotentialPoint:
     """One point of a curve.
 
     Attributes:
-        method: whose curve.
-        ratio: the share of units that was asked for.
+        method: name of the curve.
+        ratio: the requested share of units.
         pruned: share of all the model's parameters that are exactly zero.
         dead_neurons: share of the neurons of Linear and convolution layers whose weights are all
             zero.
-        value: what was measured, such as the accuracy.
+        value: the measured quality, such as the accuracy.
     """
 
     method: str
@@ -64,17 +64,17 @@ def pruning_potential(
 
     Args:
         model: the trained network; it is not changed.
-        measure: what to plot, such as the accuracy on test data; called in evaluation mode without
-            gradients.
-        importances: a name for each curve -> as in ``Pruner(importance=...)``.
-        ratios: shares of the weights or neurons to prune, each from the whole network.
+        measure: returns the quality of a model, such as the accuracy on test data; called in
+            evaluation mode without gradients.
+        importances: name of a curve -> importance, as in ``Pruner(importance=...)``.
+        ratios: shares of the weights or neurons to prune, each starting from the dense network.
         granularity: as for :class:`Pruner`.
         scope: as for :class:`Pruner`.
         normalise: as for :class:`Pruner`.
         exclude: as for :class:`Pruner`.
-        limits: as for :class:`Pruner`; a ratio that they do not allow takes as much as they do.
-        finetune: trains the pruned copy on before it is measured; attach its optimizer to the
-            pruner (``pruner.attach(optimizer)``) so that nothing revives.
+        limits: as for :class:`Pruner`; a ratio above them is reduced to what they allow.
+        finetune: function that trains the pruned copy before it is measured. Call
+            ``pruner.attach(optimizer)`` in it, so that its optimizer is checked.
 
     Returns:
         One point for every importance and ratio, in this order.
@@ -103,9 +103,7 @@ def pruning_potential(
 def potential_point(
     model: nn.Module, method: str, ratio: float, measure: Callable[[nn.Module], float]
 ) -> PotentialPoint:
-    """One point of a curve, measured on a model as it is; for curves along a training of your
-    own.
-    """
+    """Measure one point of a curve on the present model, for curves in your own training loop."""
     with evaluation(model):
         value = float(measure(model))
     total, nonzero = count_parameters(model)

@@ -1,4 +1,4 @@
-"""The pruner: schedule, amount, masks and their pinning, in one stateful object."""
+"""The pruner, which holds schedule, amount, masks and their pin."""
 
 from __future__ import annotations
 
@@ -45,60 +45,61 @@ Scope = Literal["global", "layer"]
 
 
 class Pruner:
-    """Prune a network: what is worth least goes, as much as is asked, when the schedule says so.
+    """Prune the units with the lowest scores of a network, in steps that a schedule decides on.
 
-    Without options it is the template of the sensitivity papers, with scores that are comparable
-    across layers: on a plateau of the loss, restore the best weights and prune by magnitude as much
-    as the loss allows. ``normalise=None`` is the papers' threshold on the magnitudes themselves.
+    The default options are the method of the sensitivity papers, with normalised scores: on a
+    plateau of the loss, restore the best weights and prune by magnitude as much as the bound on the
+    loss allows. ``normalise=None`` is the papers' threshold on the magnitudes themselves.
 
     With several processes (DistributedDataParallel) call it on all of them: losses and costs are
-    averaged, so that all prune alike.
+    averaged, so that the masks are the same on all of them.
 
-    What was pruned stays exactly zero through the steps of every optimizer, also of one that is
-    made later, through ``load_state_dict`` of other weights (with a warning) and in copies of the
-    model, until :meth:`remove`. The next pruner of the same model begins with these masks. Copies
-    of the weights that were made before, such as running averages, have to be followed; see
+    Pruned weights stay exactly zero through the steps of every optimizer, also of one that is
+    created later, through ``load_state_dict`` of other weights (with a warning) and in copies of
+    the model, until :meth:`remove`. The next pruner of the same model starts with these masks.
+    Earlier copies of the weights, such as running averages, have to be registered with
     :meth:`follow`.
 
     Args:
         model: the model; its parameters are masked in place and never replaced. ``DataParallel``,
-            ``DistributedDataParallel`` and ``torch.compile`` are looked through.
+            ``DistributedDataParallel`` and ``torch.compile`` are unwrapped.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
-            yet. They are checked: every prunable parameter that is trained must be in one of them.
-            Wrappers with an attribute ``optimizer`` (Accelerate, Lightning) are looked through.
+            yet. Every prunable parameter that is trained must be in one of them. Wrappers with an
+            attribute ``optimizer`` (Accelerate, Lightning) are unwrapped.
         evaluate: returns the validation loss of a model; called in evaluation mode without
             gradients. Only :class:`LossBound` needs it.
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
             and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
-            is exactly zero; "channel" prunes what must go together for a layer to become narrower
-            (the channels of a residual stream, whole heads), with everything that writes, scales
-            or reads it: :func:`snello.simplify` then leaves no index operation.
-        scope: "global" ranks the units of all layers together, by one threshold; "layer" takes the
-            same share of every layer, as ``normalise="rank"`` does.
-        importance: what a unit is worth: "l1" (mean magnitude, for neurons), "l2", "han",
-            "bn-scale", "random", or a function such as :func:`taylor`,
+            is exactly zero; "channel" prunes coupled channels (of a residual stream, or whole
+            heads), with all slices that write, scale or read them, so that :func:`snello.simplify`
+            needs no index operation.
+        scope: "global" has one threshold for the units of all layers; "layer" prunes the same share
+            of every layer: it is ``normalise="rank"``, and the argument ``normalise`` is ignored.
+        importance: scores of the units: "l1" (for neurons, the mean magnitude), "l2", "han",
+            "bn-scale", "random", or a function such as those that :func:`taylor` and
             :func:`snello.sensitivity.serene_scores` return. For channels: those of
             :mod:`snello.pruning.channels`.
-        normalise: how scores are made comparable across layers: "mean", "max", "standard", "rank",
-            or None for a threshold on the scores as they are; see :func:`comparable`. "auto" is
-            None for :func:`taylor`, whose scores are all in units of the loss, or what an attribute
-            ``normalise`` of your function says, and "mean" for all others.
-        amount: how much one step takes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
+        normalise: normalisation of the scores across layers: "mean", "max", "standard", "rank", or
+            None for a threshold on the scores themselves; see :func:`comparable`. "auto" is the
+            attribute ``normalise`` of the function if it has one (None for :func:`taylor`, whose
+            scores are all in units of the loss), else "mean".
+        amount: how much one step removes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
             Default: ``LossBound(0.05)``.
         schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`. Default:
             ``Plateau(5)``.
         exclude: layers that are never pruned: their names or types, or a function of name and
             module. The default is the head.
-        limits: what stays of every layer whatever the amount; see :class:`LayerLimits`.
-        quality: a metric such as the accuracy: pruning waits while it is at chance, and ends when
-            it has fallen too far; see :class:`QualityBound`.
-        example_inputs: inputs that the model runs on; only channels need them.
+        limits: lower limits on what every layer keeps; see :class:`LayerLimits`.
+        quality: a bound on a metric such as the accuracy: pruning is postponed while the metric is
+            at chance, and ends when it has fallen too far; see :class:`QualityBound`.
+        example_inputs: inputs on which the model runs; only used for the granularity "channel".
         on_plan: called with the plan before every pruning step; ``print`` shows it.
 
     Attributes:
-        masks: what is kept of each parameter with pruned entries.
+        masks: parameter with pruned entries -> boolean mask of its kept entries.
         left_alone: layer name -> why it is never pruned: its weight is computed (weight norm, other
-            parametrisations, masks of ``torch.nn.utils.prune``).
+            parametrisations, masks of ``torch.nn.utils.prune``), or its channels are pinned.
+        finished: True once no further step will prune anything.
 
     Raises:
         ConfigError: for numbers outside their range, unknown names, and keywords of earlier
@@ -137,7 +138,7 @@ class Pruner:
         chosen = "rank" if scope == "layer" else normalise
         self.normalise = normalise_of(chosen, self.importance)
         self.amount: Amount = amount or LossBound()
-        # Schedules have state: that of this pruner is its own, also where options are shared.
+        # A copy, because schedules have state and options may be shared by several pruners.
         self.schedule: Schedule = copy.deepcopy(schedule) if schedule else Plateau()
         self.limits, self.quality = limits or LayerLimits(), quality
         self._evaluate = evaluate
@@ -178,8 +179,7 @@ class Pruner:
     # Keeping pruned weights at zero
 
     def attach(self, optimizer: Optimizers) -> None:
-        """Train on with other optimizers than those given first; or pin again what :meth:`remove`
-        let go.
+        """Use other optimizers than those given first; after :meth:`remove`, also pin again.
 
         Raises:
             ConfigError: for an optimizer of another model, and optimizers that leave out a prunable
@@ -190,7 +190,7 @@ class Pruner:
         self._pin_now()
 
     def remove(self) -> None:
-        """Let go: pruned weights may move again."""
+        """Remove the pin: pruned weights can change again. The masks are kept."""
         if self._pin is not None:
             self._pin.remove()
         self._pin = None
@@ -208,10 +208,10 @@ class Pruner:
             self._pin = Pin(self.model, lambda: self.masks)
 
     def follow(self, model: nn.Module) -> None:
-        """Mask another model of the same parameters too, now and after every pruning step.
+        """Also mask another model with the same parameters, now and after every pruning step.
 
-        For a running average of the weights, ``torch.optim.swa_utils.AveragedModel``: it would
-        otherwise keep a memory of what the pruned weights were. From then on it averages zeros.
+        This is for a running average of the weights (``torch.optim.swa_utils.AveragedModel``),
+        which would otherwise still contain earlier values of the pruned weights.
 
         Raises:
             ConfigError: if the masks do not fit the model.
@@ -223,7 +223,7 @@ class Pruner:
             self._followers.append(inner)
 
     def adopt(self, masks: Masks) -> None:
-        """Prune what these masks prune, in addition; see :func:`import_masks`.
+        """Add masks to those of the pruner; see :func:`import_masks` and :func:`zero_masks`.
 
         Raises:
             ConfigError: for a mask that does not fit the model.
@@ -232,6 +232,7 @@ class Pruner:
         self._set_masks(masks)
 
     def _set_masks(self, masks: Masks) -> None:
+        """Add masks: an entry that is pruned already stays pruned."""
         grown = {
             name: mask & self.masks[name] if name in self.masks else mask
             for name, mask in masks.items()
@@ -248,11 +249,12 @@ class Pruner:
     # Pruning
 
     def step(self, loss: float | None = None) -> PrunerStep:
-        """Once per epoch: prune if the schedule says so; on a plateau, restore the best weights
-        first.
+        """Update the schedule, and prune if a step is due. Call it once per epoch.
+
+        With a :class:`Plateau`, the best weights are restored before a pruning step.
 
         Args:
-            loss: the validation loss of the model as it is, if it has been measured already.
+            loss: the present validation loss, if it has been measured already.
 
         Raises:
             DivergenceError: if the validation loss is NaN or infinite.
@@ -270,9 +272,9 @@ class Pruner:
         return PrunerStep(loss, improved, search, self.pruned)
 
     def plan(self) -> PruningPlan:
-        """Plan a pruning step of the model as it is. Nothing changes.
+        """Plan a pruning step of the present model, without changing it.
 
-        Warns where a layer would lose nearly everything, or where no layer may lose more.
+        Warns if a layer would lose nearly all of its units, or if no layer may lose more.
         """
         scores = self._units.scores(self.model, self.importance, self.normalise, self.limits)
         trial = ScoredTrial(self, self._units, scores, self._dense_quality())
@@ -292,19 +294,18 @@ class Pruner:
         return plan
 
     def prune(self, plan: PruningPlan | None = None) -> ThresholdSearch:
-        """One pruning step now. One-shot pruning is this call alone.
+        """Take a pruning step now, whatever the schedule. One-shot pruning is this call alone.
 
-        When nothing more could be pruned, or the schedule has come to its end, :attr:`finished`
-        becomes true. It does too when the quality has fallen below its bound: then the last pruning
-        step is undone, and no other is taken.
+        :attr:`finished` becomes True if nothing more can be pruned, if this was the last step of
+        the schedule, or if the quality is below its bound; then the last step is undone.
 
         Args:
-            plan: take this step. Default: restore the best weights of this stage (if the schedule
-                does), ask whether the quality allows a step, and plan it.
+            plan: the step to take, without a check of the quality. Default: restore the best
+                weights of this stage (if the schedule does so), check the quality, and plan.
 
         Returns:
-            The search; its threshold is 0 where nothing was pruned, with a ``note`` where the
-            quality forbade it.
+            The search. Its threshold is 0 if nothing was pruned, with a ``note`` if the quality
+            was the reason.
         """
         if plan is None:
             if note := self._refusal():
@@ -316,7 +317,7 @@ class Pruner:
         whole = self.schedule.progress >= 1
         if search.threshold:
             if self.quality is not None and self.quality.max_drop is not None:
-                # An undo needs the network as it was: one more copy of the weights.
+                # One more copy of the weights, to be able to undo the step.
                 self._dense = self._dense_quality()
                 self._before = {"weights": snapshot(self.model), "masks": dict(self.masks)}
             self._set_masks(plan.masks)
@@ -336,13 +337,14 @@ class Pruner:
 
     @property
     def dense_quality(self) -> float | None:
-        """Quality of the dense network, which the bound counts from; None before the first pruning
-        step, and without a :class:`QualityBound`.
+        """Quality of the dense network, the reference of the bound.
+
+        None before the first pruning step, and without a :class:`QualityBound`.
         """
         return self._dense
 
     def _dense_quality(self) -> float:
-        """The quality of the dense network; the present one's, before the first pruning step."""
+        """Quality of the dense network (the present one before the first step); NaN if unused."""
         if self._dense is not None:
             return self._dense
         if self.quality is None or self.quality.max_drop is None:
@@ -350,7 +352,7 @@ class Pruner:
         return self.measure(self.quality.measure)
 
     def _refusal(self) -> str:
-        """Restore the best weights, and say why they must not be pruned; empty if they may."""
+        """Restore the best weights; return why they must not be pruned, or an empty text."""
         if self._ended:
             return "the bound on the quality was reached before: pruning has ended"
         present = None if self._best is None or self.quality is None else snapshot(self.model)
@@ -360,7 +362,7 @@ class Pruner:
             return ""
         value = self.measure(self.quality.measure)
         if self.quality.at_chance(value):
-            if present is not None:  # what has been learnt since the best epoch is not thrown away
+            if present is not None:  # no step is taken: keep the progress since the best epoch
                 self._load(present)
             return (
                 f"waiting: a quality of {value:.4g} is not above chance ({self.quality.chance:.4g})"
@@ -379,7 +381,7 @@ class Pruner:
         apply_masks(self.model, self.masks)
 
     def _end(self) -> None:
-        """Undo the last pruning step, and take no other."""
+        """Undo the last pruning step, and end pruning."""
         self._ended = self.finished = True
         if self._before is not None:
             pruned, self.masks = self.masks, self._before["masks"]
@@ -395,8 +397,10 @@ class Pruner:
     # Measuring
 
     def bounded_loss(self, dense: float) -> float:
-        """The validation loss of the model as it is; infinite if its quality is more than
-        ``max_drop`` below that of the dense network.
+        """The present validation loss; infinite if the quality breaks the bound.
+
+        Args:
+            dense: quality of the dense network, the reference of the bound.
         """
         loss = self.measure()
         if self.quality is None or self.quality.max_drop is None:
@@ -404,8 +408,7 @@ class Pruner:
         return math.inf if self.quality.broken(self.measure(self.quality.measure), dense) else loss
 
     def loss(self) -> float:
-        """The validation loss of the model as it is, averaged over the processes; NaN without
-        ``evaluate``.
+        """The present validation loss, averaged over the processes; NaN without ``evaluate``.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
@@ -413,8 +416,10 @@ class Pruner:
         return self.measure() if self._evaluate is None else _finite(self.measure())
 
     def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
-        """The value of ``evaluate`` or another function for the model as it is, averaged over the
-        processes.
+        """Measure the present model in evaluation mode, averaged over the processes.
+
+        Args:
+            cost: the function to measure; None for ``evaluate``. NaN if there is neither.
         """
         function = cost or self._evaluate
         if function is None:
@@ -441,20 +446,20 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; the model's weights are loaded by whoever saved them."""
+        """Restore :meth:`state_dict`. The weights of the model are not part of it."""
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
         self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]
-        # States of earlier versions know of no bound on the quality.
+        # States of earlier versions have no entries for the bound on the quality.
         self._dense = state.get("dense", self._dense)
         self._before, self._ended = state.get("before"), bool(state.get("ended", False))
         self._apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of the copied model and of the copied optimizers: copy them together."""
+        """A pruner of the copied model and optimizers; copy all of them in one ``deepcopy``."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         if id(self.model) not in memo:
@@ -467,7 +472,7 @@ class Pruner:
         }
         for name, value in vars(self).items():
             setattr(twin, name, shared[name] if name in shared else copy.deepcopy(value, memo))
-        if twin._pin is not None:  # it came with the copy of the model
+        if twin._pin is not None:  # it was copied with the model, with fixed masks
             twin._pin.source = lambda: twin.masks
         remember(twin.model, twin.masks)
         return twin

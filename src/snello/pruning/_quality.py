@@ -1,4 +1,4 @@
-"""A bound on the quality of the network over the whole run, and the quality of guessing."""
+"""A bound on the quality of the network over the whole run, and the quality at chance."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ MARGIN = 3.0
 
 @dataclass(frozen=True)
 class QualityBound:
-    """A metric such as the accuracy, and how much of it pruning may cost altogether.
+    """A metric such as the accuracy, and the largest loss of it over all pruning steps.
 
-    Two rules beside the amount. *Waiting*: nothing is pruned while the network is at chance, that
-    is not above ``chance + 3 * sqrt(chance * (1 - chance) / samples)``, three standard errors of
-    the accuracy of a guess. *Ending*: when a pruning step is due and the network, as trained since
-    the last one, is more than ``max_drop`` below the dense network, the last pruning is undone and
-    no other follows. :class:`LossBound` tests its thresholds against ``max_drop`` too, so that its
-    steps keep the bound before any fine-tuning.
+    It adds two rules. *Waiting*: nothing is pruned while the network is at chance, that is, while
+    the metric is not above ``chance + 3 * sqrt(chance * (1 - chance) / samples)`` (three standard
+    errors of the accuracy of a random guess). *Ending*: if a pruning step is due and the network,
+    after the training since the last step, is more than ``max_drop`` below the dense network, the
+    last step is undone and no other follows. :class:`LossBound` also tests its thresholds against
+    ``max_drop``, so that its steps keep the bound even before fine-tuning.
 
     Attributes:
         measure: returns the metric of a model on validation data, higher is better; called in
             evaluation mode without gradients, averaged over the processes.
-        max_drop: the largest fall since the dense network, in the units of the metric (0.01 is one
+        max_drop: the largest drop below the dense network, in the units of the metric (0.01 is one
             point of accuracy); None: no bound.
-        chance: the metric of a network that has learnt nothing: for an accuracy 1 / classes, or
-            the share of the most frequent class; None: pruning never waits.
-        samples: number of validation samples the metric is measured on; it decides how far above
-            chance is no accident.
+        chance: the metric of an untrained network: for an accuracy 1 / classes, or the share of the
+            most frequent class; None: pruning never waits.
+        samples: number of validation samples on which the metric is measured, for the standard
+            error.
         dense: the metric of the dense network. Default: measured at the first pruning step.
 
     Raises:
@@ -70,7 +70,7 @@ class QualityBound:
 
     def broken(self, value: float, dense: float) -> bool:
         """Return True if a quality is more than ``max_drop`` below the dense network's, or NaN."""
-        # One part in a billion: 0.9 - 0.88 is a little more than 0.02.
+        # A tolerance for rounding: 0.9 - 0.88 is slightly more than 0.02.
         return self.max_drop is not None and not dense - value <= self.max_drop + 1e-9
 
 
@@ -78,8 +78,8 @@ def at_chance(value: float, chance: float, samples: int) -> bool:
     """Return True if an accuracy is within three standard errors above that of a guess, or NaN.
 
     Args:
-        value: share of samples that are classified rightly.
-        chance: the share that a guess achieves.
-        samples: on how many samples it was measured.
+        value: share of correctly classified samples.
+        chance: the share for a random guess.
+        samples: number of samples of the measurement.
     """
     return not value > chance + MARGIN * math.sqrt(chance * (1 - chance) / samples)

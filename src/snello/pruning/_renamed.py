@@ -11,11 +11,16 @@ NEW_SPELLING = {
     "pwe": "schedule=Plateau({})",
     "tolerance": "schedule=Plateau(pwe, tolerance={})",
 }
-"""Keywords of earlier versions -> how to say the same now."""
+"""Keyword of an earlier version -> its present spelling."""
 
 
 def refuse_renamed(given: dict[str, Any]) -> None:
-    """Refuse keywords that are not known, old ones with their new spelling."""
+    """Raise an error for unknown keywords.
+
+    Raises:
+        ConfigError: for a keyword of an earlier version, with its present spelling.
+        TypeError: for any other keyword.
+    """
     for name, value in given.items():
         if name in NEW_SPELLING:
             new = NEW_SPELLING[name].format(value)

@@ -1,4 +1,4 @@
-"""When pruning happens: once, on plateaus, or little by little."""
+"""Schedules of pruning steps: once, or gradually (plateaus are in ``_plateau``)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ._state import Stateful
 
 
 class Schedule(Protocol):
-    """Asked once per epoch whether to prune."""
+    """The decision when to prune, updated once per epoch."""
 
     restores: bool
     """True if the best weights since the last pruning step are restored before the next."""
 
     def update(self, loss: float) -> bool:
-        """Take in one epoch's loss; true if it is the best since the last pruning step."""
+        """Count an epoch with this loss; return True if it is the best since the last step."""
 
     @property
     def reached(self) -> bool:
@@ -25,17 +25,17 @@ class Schedule(Protocol):
 
     @property
     def progress(self) -> float:
-        """Share of the amount to reach by now, in (0, 1]."""
+        """Share of the amount that is due by now, in (0, 1]."""
 
     @property
     def done(self) -> bool:
         """Return True if no further pruning step will come."""
 
     def reset(self, loss: float) -> None:
-        """A pruning step was taken; the loss after it."""
+        """Note that a pruning step was taken, with the loss after it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """The state as plain numbers."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
@@ -50,24 +50,24 @@ class _Counter(Stateful):
     best: float = float("inf")
 
     def update(self, loss: float) -> bool:
-        """Take in one epoch's loss; true if it is the best since the last pruning step."""
+        """Count an epoch with this loss; return True if it is the best since the last step."""
         self.epochs += 1
         improved = loss < self.best
         self.best = loss if improved else self.best
         return improved
 
     def reset(self, loss: float) -> None:
-        """A pruning step was taken; the loss after it."""
+        """Note that a pruning step was taken, with the loss after it."""
         self.steps += 1
         self.best = loss
 
 
 @dataclass
 class OneShot(_Counter):
-    """One pruning step, after so many epochs; what follows is fine-tuning.
+    """One pruning step after a number of epochs; the rest of the training is fine-tuning.
 
     Attributes:
-        after: epochs before it.
+        after: number of epochs before the step.
         epochs, steps, best: the state.
     """
 
@@ -87,7 +87,7 @@ class OneShot(_Counter):
 
     @property
     def progress(self) -> float:
-        """All at once."""
+        """1: the step asks for the whole amount."""
         return 1.0
 
     @property
@@ -98,13 +98,14 @@ class OneShot(_Counter):
 
 @dataclass
 class Cubic(_Counter):
-    r"""Little by little, fast at first: :math:`s_t = s_f (1 - (1 - t / n)^3)`, t epochs after
-    ``begin``.
+    r"""A gradually increasing share, :math:`s_t = s_f (1 - (1 - t / n)^3)` after t epochs.
+
+    Epochs are counted from ``begin``.
 
     Attributes:
-        over: epochs :math:`n` until the whole amount is reached.
-        begin: epochs before the first of them.
-        every: epochs between two pruning steps.
+        over: number n of epochs until the whole amount is reached.
+        begin: number of epochs before the increase starts.
+        every: number of epochs from one pruning step to the next.
         epochs, steps, best, complete: the state.
 
     Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
@@ -145,6 +146,6 @@ class Cubic(_Counter):
         return self.complete
 
     def reset(self, loss: float) -> None:
-        """A pruning step was taken; the loss after it."""
+        """Note that a pruning step was taken, with the loss after it."""
         super().reset(loss)
         self.complete = self._since >= self.over

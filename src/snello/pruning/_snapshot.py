@@ -1,4 +1,4 @@
-"""Weights of a model set aside, and put back."""
+"""Copies of the weights of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def revive(follower: nn.Module, model: nn.Module, pruned: Masks, kept: Masks) -> None:
-    """Copy what is no longer pruned from the model into a running average of it."""
+    """Copy weights that are no longer pruned from a model into a running average of it.
+
+    Args:
+        follower: the running average, changed in place.
+        model: the model.
+        pruned: masks before.
+        kept: masks now, which prune less.
+    """
     averages = dict(follower.named_parameters(remove_duplicate=False))
     for name, mask in pruned.items():
         average, present = averages[name], model.get_parameter(name).detach()

@@ -1,4 +1,4 @@
-"""State that checkpoints hold: the fields of a dataclass."""
+"""State for checkpoints: the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass
 class Stateful:
-    """A dataclass whose fields, plain numbers, are its state."""
+    """A dataclass whose state is all of its fields, which are plain numbers."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """The fields by name."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""TWT: prune as much as the loss allows. Bisection over the threshold."""
+"""TWT: bisection for the largest threshold within a bound on the loss."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ThresholdSearch:
         threshold: the largest threshold that was tested and whose loss was within the bound; 0 if
             none was.
         loss: the loss that was measured at this threshold.
-        bound: what the loss was not to exceed.
+        bound: largest loss allowed.
         trials: number of thresholds tested.
-        cost: what the model costs at this threshold, where a budget asked for it.
-        note: the reason why nothing was pruned, where a :class:`QualityBound` forbade it.
+        cost: the cost of the model at this threshold, for a :class:`Budget`; else None.
+        note: why nothing was pruned, if a :class:`QualityBound` was the reason.
     """
 
     threshold: float
@@ -31,8 +31,9 @@ class ThresholdSearch:
 
 
 def prunable(scores: Tensor) -> Tensor:
-    """The scores that a threshold decides on, ascending: zeros are pruned already, infinities
-    never are.
+    """The scores of the units that may be pruned, ascending.
+
+    Zeros are pruned already, infinities are protected.
     """
     return scores[(scores > 0) & scores.isfinite()].sort().values
 
@@ -49,13 +50,13 @@ def search_threshold(
     """The largest threshold T such that pruning every score below T keeps the loss within the
     bound.
 
-    The search starts at ``start``, goes on above it if the bound holds there and below it if not,
-    and stops when no score lies between the bracket's ends, when the loss is within 5 % of the
-    allowance under the bound, or when the bracket is narrower than 1e-10. What is returned was
-    tested: the published procedure returns the last midpoint untested and can break its own bound.
+    The search starts at ``start``, continues above it if the bound holds there and below it if not,
+    and stops if no score lies inside the bracket, if the distance to the bound is below 5 % of the
+    allowed increase, or if the bracket is narrower than 1e-10. The returned threshold was tested;
+    the published procedure returns the last midpoint untested and can exceed its bound.
 
     Args:
-        scores: all scores, one dimension; zeros are already pruned, infinities never are.
+        scores: all scores, one dimension; zeros are pruned already, infinities are protected.
         loss_at: measures the loss with everything below a threshold pruned.
         loss: the loss with nothing more pruned (threshold 0).
         bound: the loss allowed.
@@ -83,5 +84,5 @@ def search_threshold(
 
 
 def _between(live: Tensor, low: float, threshold: float, high: float) -> bool:
-    """Return True if a score lies in [low, high): else every threshold in between prunes the same."""
+    """True if a score lies in [low, high); if not, all thresholds in it prune the same units."""
     return int((live < high).sum()) > int((live < low).sum()) and threshold > low

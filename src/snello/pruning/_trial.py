@@ -1,4 +1,4 @@
-"""Trying thresholds on a model, and leaving it as it was."""
+"""Measurements of a model at trial thresholds, after which its weights are restored."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from ._units import Units
 
 
 class Measurer(Protocol):
-    """A model and how to measure it."""
+    """A model with functions that measure it."""
 
     model: nn.Module
 
     def loss(self) -> float:
-        """The loss of the model as it is; refuses NaN and infinity."""
+        """The present loss of the model.
+
+        Raises:
+            DivergenceError: if it is NaN or infinite.
+        """
 
     def measure(self, cost: Callable[[nn.Module], float] | None = None) -> float:
-        """The loss, or a cost, of the model as it is."""
+        """The present loss of the model, or a cost."""
 
     def bounded_loss(self, dense: float) -> float:
-        """The loss of the model as it is; infinite where its quality breaks a bound."""
+        """The present loss of the model; infinite if its quality breaks a bound."""
 
 
 class ScoredTrial:
     """The trial of an amount, on scored units; see :class:`snello.pruning.Trial`.
 
     Args:
-        measurer: the model.
-        units: what may be pruned in it.
+        measurer: the model and its measurements.
+        units: its units.
         scores: layer name -> score of each unit.
         dense: quality of the dense network; NaN without a bound on the quality.
     """
@@ -61,14 +65,16 @@ class ScoredTrial:
 
     @property
     def start(self) -> float:
-        """The mean over layers of the mean score of what may be pruned and is not yet."""
+        """The mean over layers of the mean score of the units that may be pruned."""
         live = [score[(score > 0) & score.isfinite()] for score in self._scores.values()]
         means = [float(score.mean()) for score in live if len(score)]
         return sum(means) / len(means) if means else 0.0
 
     def loss(self, threshold: float = 0.0) -> float:
-        """The loss with everything below the threshold pruned. NaN is an answer, but not at
-        threshold 0.
+        """The loss with everything below the threshold pruned; it may be NaN or infinite.
+
+        Raises:
+            DivergenceError: at threshold 0, if it is NaN or infinite.
         """
         return self._at(threshold, self._measurer.measure) if threshold else self._measurer.loss()
 
@@ -83,6 +89,7 @@ class ScoredTrial:
         return self._at(threshold, lambda: self._measurer.measure(measure))
 
     def _at(self, threshold: float, measured: Callable[[], float]) -> float:
+        """Measure with everything below the threshold pruned, then restore the weights."""
         model = self._measurer.model
         masks = self._units.masks(self._scores, threshold)
         parameters = masked_parameters(model, masks)

@@ -30,10 +30,10 @@ class Units:
     """The weights or neurons that may be pruned.
 
     Attributes:
-        granularity: which of the two.
+        granularity: "weight" or "neuron".
         layers: the layers, by name.
-        norms: layer name -> the affine BatchNorm that alone reads it; for neurons.
-        left_alone: layer name -> why it is not pruned, though nobody excluded it.
+        norms: layer name -> the affine BatchNorm that is its only reader; empty for weights.
+        left_alone: name of a layer that was not excluded -> why it is not pruned.
     """
 
     granularity: Granularity
@@ -58,9 +58,7 @@ class Units:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Qualified names of the parameters that masks may name -> the layer they are masked
-        for.
-        """
+        """Qualified name of a parameter that may be masked -> the layer of its units."""
         found = {qualified(name, "weight"): name for name in self.layers}
         if self.granularity == "neuron":
             found |= {
@@ -81,9 +79,7 @@ class Units:
         return [qualified(name, "weight") for name in self.layers]
 
     def dead(self, name: str) -> Tensor:
-        """Units of a layer that are zero already: boolean, shape of the weight or
-        ``(neurons,)``.
-        """
+        """Units of a layer that are zero already: boolean, shape of the weight or (neurons,)."""
         module = self.layers[name]
         return _weight(module) == 0 if self.granularity == "weight" else dead_neurons(module)
 
@@ -118,7 +114,7 @@ class Units:
         return _weight(module).numel() if self.granularity == "weight" else neuron_count(module)
 
     def least(self, name: str, limits: LayerLimits) -> int:
-        """Number of units of a layer that must stay."""
+        """Number of units that a layer must keep."""
         return limits.least(name, self.count(name), self.granularity)
 
     def _checked(self, name: str, score: Tensor) -> Tensor:
@@ -139,7 +135,7 @@ class Units:
         return score
 
     def masks(self, scores: dict[str, Tensor], threshold: float) -> Masks:
-        """Masks of the units above a threshold. Zeros stay pruned, whatever the threshold."""
+        """Masks that keep the units at or above a threshold; units with score 0 stay pruned."""
         masks: Masks = {}
         for name, score in scores.items():
             keep, module = (score >= threshold) & (score > 0), self.layers[name]
@@ -157,7 +153,7 @@ class Units:
 
 
 def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Layer name -> the affine BatchNorm that alone reads it."""
+    """Layer name -> the affine BatchNorm that is its only reader."""
     graph = capture(model)
     found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
     return {

@@ -1,4 +1,4 @@
-"""Warnings about weights that a pruner cannot hold."""
+"""Warnings about pruned weights that no mask keeps at zero."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from ._channel_units import ChannelUnits
 from ._units import Units
 
 CHANCE = 1e-3
-"""A share of zeros below this is taken for chance: single precision has some zeros among many random numbers."""
+"""A smaller share of zeros is ignored: float32 has exact zeros among many random numbers."""
 
 
 def warn_of_unmasked_zeros(model: nn.Module, units: Units | ChannelUnits, masks: Masks) -> None:
-    """Say so when weights of a model are zero and no mask holds them: it was pruned, and the masks
-    are lost.
+    """Warn if weights of a model are zero without a mask: its masks may have been lost.
 
-    Layers whose weights are all zero were more likely initialised so, and count as trained.
+    Layers whose weights are all zero are ignored, as these were probably initialised to zero.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     free: dict[str, int] = {}
@@ -45,11 +44,14 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units | ChannelUnits, masks:
 
 
 def warn_of_averages(model: nn.Module, followed: Sequence[nn.Module]) -> None:
-    """Say so when there is a running average that looks like one of this model, and is not masked
-    with it.
+    """Warn if there is a running average of a model that is not masked with it.
 
-    Averages are told by their shape: a module around a copy of the model, called ``module``, as
-    torch's AveragedModel and timm's ModelEma have it.
+    A running average is recognised as a module whose only child ``module`` has the class and the
+    parameter shapes of the model, as in torch's AveragedModel and timm's ModelEma.
+
+    Args:
+        model: the model.
+        followed: averages that are masked already.
     """
     shapes = _shapes(model)
     for found in gc.get_objects():
@@ -69,11 +71,11 @@ def warn_of_averages(model: nn.Module, followed: Sequence[nn.Module]) -> None:
 
 def _averaged(found: object) -> nn.Module | None:
     """The copy inside an average; None for anything else."""
-    # By type(): isinstance would ask objects that only pretend to have a class.
+    # By type(), because isinstance runs code of proxy objects that define __class__.
     kind = type(found)
     if not issubclass(kind, nn.Module) or issubclass(kind, (DataParallel, DistributedDataParallel)):
         return None
-    children = vars(found).get("_modules") or {}  # one that is being made has none yet
+    children = vars(found).get("_modules") or {}  # missing while __init__ runs
     inner = children.get("module") if len(children) == 1 else None
     return inner if isinstance(inner, nn.Module) else None
 

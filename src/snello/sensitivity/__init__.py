@@ -1,8 +1,8 @@
-"""Sensitivity of the outputs or of the loss, and the weight decay that follows from it.
+"""Sensitivity of the outputs or of the loss, and weight decay by sensitivity.
 
-Weights that hardly influence the result are driven towards zero while the network trains. Each
-method measures a sensitivity S, turns it into an *insensitivity* ``max(0, 1 - S)``, and after every
-optimizer step shrinks
+Weights with little influence on the outputs or the loss are driven towards zero during training.
+Each method measures a sensitivity S and, after every optimizer step, shrinks the weights by their
+*insensitivity* ``max(0, 1 - S)``:
 
     w  <-  w - lmbda * w * max(0, 1 - S)
 
@@ -23,7 +23,7 @@ share one protocol, which fits any training loop::
 =========================  ===========================================  ======================================
 method                     sensitivity of                               cost per training step
 =========================  ===========================================  ======================================
-:class:`Lobster`           the loss to a weight                         none: it uses the gradient at hand
+:class:`Lobster`           the loss to a weight                         none: it uses the gradients of training
 :class:`SeReNe`            the outputs to a neuron                      a pass without weight gradients, every
                                                                         4th step (C passes for
                                                                         ``"full"``)
@@ -31,12 +31,12 @@ method                     sensitivity of                               cost per
                                                                         (C passes for ``"full"``)
 =========================  ===========================================  ======================================
 
-With a gradient scaler call ``scaler.step(optimizer)`` before ``step()``; with gradient accumulation
-observe every batch and step once; with DistributedDataParallel give the methods the wrapped model's
-``.module`` and call them on every process: they measure the joined batch.
+With a gradient scaler, call ``scaler.step(optimizer)`` before ``step()``. With gradient
+accumulation, observe every batch and step once. With DistributedDataParallel, call the methods on
+every process: they measure the joined batch.
 
-:class:`GroupDecay` gives all that writes a channel one sensitivity, so that layers which can only get
-narrower together (a residual stream) lose the same channels.
+:class:`GroupDecay` has one sensitivity for all slices that write a channel, so that layers that can
+only be narrowed together (on a residual stream) lose the same channels.
 
 :func:`lobster_scores` and :func:`serene_scores` measure a *trained* network on calibration data,
 for one-shot pruning.

@@ -14,17 +14,18 @@ from snello.errors import ConfigError
 
 
 class Sensitivity(ABC):
-    """A sensitivity of the outputs or of the loss, and the decay that follows from it.
+    """A sensitivity of the outputs or of the loss, and weight decay by it.
 
-    The protocol is ``observe`` → ``sensitivity`` → ``step``: take in the outputs before the
-    backward pass, measure, and shrink after the optimizer's step.
+    The protocol is ``observe`` → ``sensitivity`` → ``step``: pass the outputs before the backward
+    pass, measure, and shrink the weights after the optimizer's step.
 
     Args:
         lmbda: strength of the decay per optimizer step, in [0, 1); not multiplied by the learning
             rate.
 
     Attributes:
-        by_gradient: reads the gradients of the loss, which a frozen neuron does not have.
+        by_gradient: whether the method uses the gradients of the loss, which are missing for
+            neurons frozen by NEq.
     """
 
     by_gradient = False
@@ -37,7 +38,7 @@ class Sensitivity(ABC):
         self.lmbda = lmbda
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:  # noqa: B027 - optional: not every method looks at the outputs
-        """Take in the network's outputs, shape (B, C), before ``loss.backward()``.
+        """Observe the network's outputs, shape (B, C), before ``loss.backward()``.
 
         Does nothing by default.
         """
@@ -59,7 +60,7 @@ class Sensitivity(ABC):
         accumulated batch.
 
         Raises:
-            ConfigError: by a method that observes, if it has not observed anything yet.
+            ConfigError: for a method that needs observations, if there has been none.
         """
         weights, insensitivities = self._weights_and_insensitivities()
         if weights:
@@ -77,7 +78,7 @@ class Sensitivity(ABC):
 
 
 def nothing_observed(method: str) -> ConfigError:
-    """The error of a step before any observation."""
+    """The error for a step before the first observation."""
     return ConfigError(
         f"{method}.step: nothing has been observed yet: call {method.lower()}.observe(outputs) between the forward "
         "pass and loss.backward(), as in docs/own-loop.md"
@@ -87,8 +88,8 @@ def nothing_observed(method: str) -> ConfigError:
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
     """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place.
 
-    Every operation is rounded once, in the order of the formula: the result does not depend on
-    whether the machine has a fused multiply-add.
+    Multiplication and subtraction are separate operations, each rounded, so that the result does
+    not depend on whether the machine has a fused multiply-add.
     """
     shrinkage = torch._foreach_mul(list(weights), lmbda)
     torch._foreach_mul_(shrinkage, list(insensitivities))

@@ -1,8 +1,8 @@
 """Four estimators of the sensitivity of the outputs to a neuron.
 
-Each is a pair of functions. ``tap`` is given a layer's pre-activation in the forward pass and
-returns what ``measure`` will need of it; ``measure`` turns the scores of the outputs and the taps
-into one value per neuron, for each call of a layer.
+Each is a pair of functions. ``tap`` maps a layer's pre-activation, in the forward pass, to the data
+that ``measure`` needs of it; ``measure`` maps the scores of the outputs and the taps to one value
+per neuron, for each call of a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Estimator:
     """A way to measure the sensitivity of neurons.
 
     Attributes:
-        tap: maps a pre-activation to what is kept of it until the outputs are known.
+        tap: maps a pre-activation to the data that is kept until the outputs are known.
         measure: maps scores and taps to values; see :data:`Measure`.
         finish: maps the mean over all observations to the sensitivity.
         needs_graph: true if the pre-activation must be attached to a graph.
@@ -41,7 +41,7 @@ class Estimator:
 
 
 def _edge(module: nn.Module, output: Tensor) -> Any:
-    # The edge, not the tensor: an in-place activation that follows would make the tensor its own.
+    # The edge, not the tensor, because an in-place activation changes the tensor's edge.
     return get_gradient_edge(output)
 
 
@@ -68,7 +68,7 @@ def _magnitudes(taps: Sequence[Tap], gradients: Sequence[Tensor | None]) -> list
 def _sampled(
     scores: Tensor, taps: Sequence[Tap], draw: Callable[[], Tensor], _: int
 ) -> list[Tensor]:
-    # One class per example in one sum: the gradient keeps the examples apart.
+    # The sum over examples needs one pass, and its gradient still has one row per example.
     drawn = scores.gather(1, draw().to(scores.device))
     return _magnitudes(taps, _gradients(drawn.sum(), taps))
 
@@ -128,8 +128,8 @@ def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
 
 
 def _other_axes(module: nn.Module, tensor: Tensor) -> list[int]:
-    """All dimensions but that of the neurons."""
-    # Counted from the end: classes may come first, and the batch may be missing.
+    """All dimensions except that of the neurons."""
+    # Counted from the end, because a dimension of classes may be added and the batch be missing.
     behind = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
     axis = tensor.dim() - 1 - behind
     return [d for d in range(tensor.dim()) if d != axis]

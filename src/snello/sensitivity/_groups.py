@@ -1,4 +1,4 @@
-"""The decay of whole channels: one sensitivity per group of slices that can only go together."""
+"""The decay of whole channels: one sensitivity per group of slices that are removed together."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ._decay import Sensitivity, insensitivity
 
 
 class GroupDecay(Sensitivity):
-    r"""Decay channels by the sensitivity of their group, towards a network that gets narrower.
+    r"""Decay channels by the sensitivity of their group, so that layers can be narrowed.
 
-    A channel of a residual stream is written by several layers and can be removed only when all of
-    them are zero there. Its sensitivity :math:`S_g` is the largest of its writers' mean
-    sensitivities, and everything that writes or scales it decays alike:
+    A channel of a residual stream is written by several layers and can be removed only if the
+    slices of all of them are zero. Its sensitivity :math:`S_g` is the largest of its writers' mean
+    sensitivities, and all slices that write or scale it decay by the same factor:
     :math:`w \leftarrow w - \lambda\, w \max(0, 1 - S_g)`. Parameters that belong to no group do not
-    decay. Prune with ``Pruner(granularity="channel")`` in between or afterwards.
+    decay. Prune with ``Pruner(granularity="channel")`` during or after training.
 
-    The protocol is that of the method inside::
+    The protocol is that of ``method``::
 
         decay = GroupDecay(SeReNe(model, lmbda=1e-4), model, coupling(model, images))
 
     Args:
-        method: measures the sensitivity: :class:`Lobster`, :class:`SeReNe` or
-            :class:`OutputSensitivity`; its ``lmbda`` is used, its own decay is not applied.
+        method: method that measures the sensitivity: :class:`Lobster`, :class:`SeReNe` or
+            :class:`OutputSensitivity`. Its ``lmbda`` is used; its own decay is not applied.
         model: the model that ``method`` observes.
         groups: its channels, from :func:`snello.graph.coupled.coupling`; pinned dimensions are
             left out.
@@ -50,7 +50,7 @@ class GroupDecay(Sensitivity):
         }
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
-        """Take in the network's outputs, as the method inside does."""
+        """Observe the network's outputs; see that of the method."""
         self._method.observe(outputs, targets)
 
     def sensitivity(self) -> dict[str, Tensor]:
@@ -67,20 +67,20 @@ class GroupDecay(Sensitivity):
         return found
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        self._method._weights_and_insensitivities()  # ends its observation
+        self._method._weights_and_insensitivities()  # so that the method starts a new observation
         measured = self.sensitivity()
         if not all(bool(s.isfinite().all()) for s in measured.values()):
             return [], []  # a gradient scaler has overflowed: the optimizer skips this step, too
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
             for parameter, factor in self._written(self._groups[name], share):
-                if id(parameter) in factors:  # tied, or of several dimensions: the smaller share
+                if id(parameter) in factors:  # tied, or in several dimensions: the smaller factor
                     factor = torch.minimum(factors[id(parameter)][1], factor)
                 factors[id(parameter)] = (parameter, factor)
         return [p for p, _ in factors.values()], [factor for _, factor in factors.values()]
 
     def _written(self, dimension: Dimension, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters that write or scale the channels, with the share of each of their rows."""
+        """Parameters that write or scale the channels, with factors that broadcast over them."""
         for member in dimension.members:
             parameter = self._parameters.get(member.name)
             if parameter is None or not parameter.requires_grad or member.role == "read":

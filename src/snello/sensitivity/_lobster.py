@@ -18,12 +18,11 @@ class Lobster(Sensitivity):
 
     .. math:: S(L, w) = \left| \frac{\partial L}{\partial w} \right|
 
-    The gradient is the one that ``loss.backward()`` has already left in ``weight.grad``, so the
-    method costs no extra pass. Call :meth:`step` after ``optimizer.step()`` and before the
-    gradients are zeroed: the gradient is then that of the whole effective batch, accumulated,
-    averaged over the processes of DistributedDataParallel, and unscaled by
-    ``scaler.step(optimizer)``. Clipped gradients are used as they are. A parameter without a
-    gradient does not decay.
+    The gradient is that in ``weight.grad`` after ``loss.backward()``, so that the method needs no
+    extra pass. Call :meth:`step` after ``optimizer.step()`` and before the gradients are zeroed:
+    the gradient is then that of the whole effective batch, accumulated, averaged over the processes
+    of DistributedDataParallel, and unscaled by ``scaler.step(optimizer)``. If gradients are
+    clipped, the clipped ones are used. A parameter without a gradient does not decay.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
@@ -64,8 +63,8 @@ class Lobster(Sensitivity):
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
-        # A gradient scaler that finds an overflow skips the optimizer step, so the decay has to be
-        # skipped too. A factor of zero does it without waiting for the device.
+        # After an overflow the gradient scaler skips the optimizer step, so that the decay has to
+        # be skipped, too. A factor of zero does so without synchronising with the device.
         sound = torch.stack(
             [n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)]
         )

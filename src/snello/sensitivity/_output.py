@@ -19,7 +19,7 @@ Kind = Literal["unspecific", "specific"]
 
 
 class OutputSensitivity(Sensitivity):
-    r"""Sensitivity of the outputs to a weight, the ancestor of LOBSTER and SeReNe.
+    r"""Sensitivity of the outputs to a weight, the method that preceded LOBSTER and SeReNe.
 
     The unspecific kind averages over all outputs; the specific one uses the output of the target
     class :math:`k^\star` alone:
@@ -35,11 +35,11 @@ class OutputSensitivity(Sensitivity):
         model: the weights of its Linear and convolution layers decay.
         lmbda: strength of the decay per step.
         kind: "unspecific", or "specific" (then :meth:`observe` needs the targets).
-        estimate: "sampled" or "full"; it makes no difference to the specific kind.
-        every: observe on every n-th call only; in between, the latest sensitivity stands.
+        estimate: "sampled" or "full"; ignored for the specific kind.
+        every: observe only every n-th call; in between, the latest sensitivity is used.
         class_dim: the dimension of the classes in the outputs; see :class:`SeReNe`.
         ignore_index: positions with this target are left out.
-        seed: decides the classes drawn, with the number of the observation.
+        seed: seed of the drawn classes, together with the number of the observation.
         exclude: layers that do not decay: their names or types, or a function of name and module.
         group: the processes that share a batch; default: all, where torch.distributed is
             initialised.
@@ -92,7 +92,8 @@ class OutputSensitivity(Sensitivity):
         Args:
             outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is
                 kept.
-            targets: class indices (B,) or one per position; needed by the specific kind.
+            targets: class indices (B,) or one per position; needed by the specific kind, ignored
+                by the unspecific one.
 
         Raises:
             ConfigError: for outputs or targets of another shape, or without a graph.

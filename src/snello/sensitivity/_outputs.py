@@ -12,13 +12,13 @@ from snello.processes import Group, rank_and_size
 def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     """One score per example and class: shape (B, C), attached to the graph.
 
-    With an output at every pixel or token, the score of a class is the mean over positions, as in a
-    classifier that ends in global average pooling.
+    If there is an output at every pixel or token, the score of a class is the mean over positions,
+    as after global average pooling.
 
     Args:
         outputs: (B, C), (B, C, ...) with ``class_dim=1``, or (B, ..., C) with ``class_dim=-1``.
         class_dim: the dimension of the classes.
-        who: the caller, for the error.
+        who: name of the caller, for the error.
 
     Raises:
         ConfigError: for outputs without a graph, or without such a dimension.
@@ -73,7 +73,7 @@ def target_scores(outputs: Tensor, targets: Tensor, class_dim: int, ignore_index
 
 def generator(seed: int, call: int) -> torch.Generator:
     """Generator for one observation, seeded by the run's seed and the observation's number."""
-    # No state survives the observation, so a checkpoint needs none.
+    # Seeded for each observation, so that a checkpoint needs no state of a generator.
     return torch.Generator().manual_seed(seed * 1_000_003 + call)
 
 

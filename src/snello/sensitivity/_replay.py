@@ -15,14 +15,13 @@ from snello.wrappers import OwnHook, eagerly
 class Replay:
     """A second forward of a batch's first examples, in evaluation mode and with gradients.
 
-    A hook keeps the inputs of the model's own forward until :meth:`run` is called.
-
-    The second forward neither moves the statistics of BatchNorm nor draws from torch's generators.
+    A hook keeps the inputs of the model's own forward until :meth:`run` is called. The second
+    forward neither updates BatchNorm statistics nor uses torch's random generators.
 
     Args:
-        model: the model whose inputs are remembered.
+        model: the model whose inputs are kept.
         examples: number of examples of a batch to run again.
-        wanted: returns true if the forward about to begin will be run again.
+        wanted: called before each forward; returns true if its inputs are to be kept.
     """
 
     def __init__(self, model: nn.Module, examples: int, wanted: Callable[[], bool]) -> None:
@@ -37,7 +36,7 @@ class Replay:
             return
         self._inputs = (args, kwargs)
         kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
-        # The second forward has to run in the precision of the first.
+        # The second forward has to run with the autocast state of the first.
         self._autocast = {
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),

@@ -29,12 +29,13 @@ def lobster_scores(
 
     Args:
         batches: calibration data, pairs of inputs and targets; iterated once per call.
-        loss: of outputs and targets; default: cross-entropy.
+        loss: function of outputs and targets; default: cross-entropy.
 
     Returns:
-        A function of model and granularity, as ``Pruner(importance=...)`` takes it. It runs the
-        model in evaluation mode and leaves ``.grad`` alone. Per weight, the mean over batches of
-        the magnitude; per neuron, the mean of its weights' scores.
+        A function of model and granularity for ``Pruner(importance=...)``. It runs the model in
+        evaluation mode and does not change ``.grad``. The score of a weight is the mean magnitude
+        over batches, that of a neuron the mean over its weights. It raises DataError if there is no
+        batch.
     """
     measure = loss or nn.functional.cross_entropy
 
@@ -75,9 +76,10 @@ def serene_scores(
         seed: seed of the classes drawn.
 
     Returns:
-        A function of model and granularity, as ``Pruner(importance=...)`` takes it. Per neuron, the
-        sensitivity S; per weight, ``S |w|``, the first-order bound on what the outputs lose with
-        the weight. The head's neurons are scored too, by 1/C.
+        A function of model and granularity for ``Pruner(importance=...)``. The score of a neuron is
+        its sensitivity S, that of a weight ``S |w|``, a first-order bound on the change of the
+        outputs without the weight. Neurons of the head have the score 1/C. It raises DataError if
+        there is no batch.
     """
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:

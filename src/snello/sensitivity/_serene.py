@@ -35,20 +35,20 @@ class SeReNe(Sensitivity):
     \right|
 
     with :math:`p_{n,i}` the pre-activation of neuron i of layer n, averaged over the batch and over
-    positions. Four estimates of it:
+    positions. There are four estimates of it:
 
     ``"sampled"`` (the default) draws one class :math:`k_b` uniformly for each example; one pass
     yields :math:`\left| \partial / \partial p \sum_b y_{b,k_b} \right|`, whose expectation is the
-    sum (exactly so where examples do not mix, that is without batch statistics). The pass computes
-    gradients of activations only, none of weights.
+    sum (exactly, if the examples of a batch are independent, without batch statistics). The pass
+    computes only gradients of activations, not of weights.
 
     ``"full"`` is the definition, at C such passes; several classes are vectorised into one pass.
 
     ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial
     p|`: one pass, no randomness, never above the sum.
 
-    ``"local"`` takes no pass: a neuron is insensitive (S = 0) if its mean pre-activation is not
-    positive, and S = 1 otherwise. It is meant for ReLU.
+    ``"local"`` needs no pass: S = 0 if the mean pre-activation of a neuron is not positive, else
+    S = 1. It is meant for ReLU.
 
     Args:
         model: the neurons of its Linear and convolution layers decay: every weight that feeds them,
@@ -56,23 +56,23 @@ class SeReNe(Sensitivity):
             ``torch.compile``, and may have run before.
         lmbda: strength of the decay per step.
         estimate: one of the four above.
-        every: observe on every n-th call only; in between, the latest sensitivity is used. The
-            estimate stays unbiased for the step it was taken at, but the variance of the
-            accumulated decay is n times that of ``every=1``: the same draw acts n times in a row.
+        every: observe only every n-th call; in between, the latest sensitivity is used. The
+            estimate is unbiased for the step of the observation, but the variance of the
+            accumulated decay is n times that of ``every=1``, because each draw is used n times.
         examples: observe only this many examples of a batch, in a second forward in evaluation
             mode; the variance grows as ``batch / examples``. None: all of them, in the forward of
             the training step.
         class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1
-            for tokens (B, T, C). A dense output counts by its mean over positions.
-        classes_per_pass: how many classes ``"full"`` vectorises into one pass; memory grows with
-            it.
-        seed: with the number of the observation, it decides the classes drawn; torch's global
-            generator is not touched.
+            for tokens (B, T, C). Of an output at every position, the mean over positions is used.
+        classes_per_pass: number of classes that ``"full"`` vectorises into one pass, with
+            proportional memory; the other estimates ignore it.
+        seed: seed of the drawn classes, together with the number of the observation; torch's global
+            generator is not used.
         exclude: layers that do not decay: their names or types, or a function of name and module.
-            The default is the head alone: the sensitivity of an output to itself is always 1/C and
-            says nothing about its neuron.
+            The default is the head alone, because the sensitivity of an output to itself is always
+            1/C.
         group: the processes that share a batch; default: all, where torch.distributed is
-            initialised. Each must observe as often, on as many examples.
+            initialised. All must observe equally often, with equally many examples.
 
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
@@ -210,7 +210,7 @@ class SeReNe(Sensitivity):
             self._counts[name] = self._counts.get(name, 0.0) + examples
 
     def _part(self, parts: dict[str, Tensor], name: str, like: Tensor, batch: int) -> Tensor:
-        """The sum of one layer, and the number of examples behind it."""
+        """The sum of one layer followed by the number of its examples: shape (neurons + 1,)."""
         if name in parts:
             return torch.cat([parts[name].to(like), like.new_full((1,), batch)])
         return like.new_zeros(neuron_count(self._layers[name]) + 1)

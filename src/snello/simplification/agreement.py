@@ -23,9 +23,9 @@ class Agreement:
     """Result of the comparison.
 
     Attributes:
-        domain: what was compared.
-        fault: the inputs on which the graph has other outputs than the model; None if there are
-            none.
+        domain: the sizes and modes that were compared.
+        fault: a sentence that names the inputs on which the graph differs from the model; None if
+            it does not.
     """
 
     domain: Domain
@@ -33,15 +33,15 @@ class Agreement:
 
 
 def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
-    """Compare a graph with its model at another batch size, at another resolution or length, and in
-    training mode.
+    """Compare a graph with its model at other sizes and in training mode.
 
-    A size that the model itself refuses is not compared. A graph that cannot take the model's place
-    is not compared either: then the model's own forward stays, and only its sizes are found out.
+    The sizes are another batch size, and another resolution or length. A size at which the model
+    itself raises is skipped. A graph that is not runnable is not compared, because the model's own
+    forward is kept; only the sizes that the model accepts are determined.
 
     Args:
-        model: in evaluation mode; it is neither changed nor run in training mode itself.
-        graph: of the model, captured on the example inputs and equal to it there.
+        model: the model in evaluation mode. It is not changed; training mode is run on a copy.
+        graph: graph of the model, captured on the example inputs, where their outputs agree.
         inputs: the example inputs.
     """
     example = shapes_of(model, inputs)
@@ -52,7 +52,7 @@ def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
         if other.shapes == inputs.shapes or all(checked.get(part) for part in label.split("+")):
             continue
         try:
-            # On a copy: some models adapt to the size, and keep what they have set (Swin's windows).
+            # On a copy, because some models store values that depend on the size (Swin's windows).
             expected = _run(sharing_parameters(model), other)
         except Exception:  # whatever the model's own code raises on a size that it does not take
             continue
@@ -76,7 +76,7 @@ def shapes_of(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
 
 
 def _others(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
-    """Inputs of other sizes: first all at once, then one after the other."""
+    """Inputs of other sizes, with the kinds of size that change: first both, then each alone."""
     yield "batch+positions", inputs.map(lambda x: more_examples(smaller(x)))
     yield "batch", inputs.map(more_examples)
     yield "positions", inputs.map(smaller)
@@ -85,7 +85,7 @@ def _others(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
 
 
 def _same(change: Callable[[Tensor], Tensor], inputs: Inputs) -> bool:
-    """True if a change of size leaves the inputs as they are: there is no such axis."""
+    """True if a change of size leaves the inputs unchanged, because they have no such axis."""
     return all(change(tensor).shape == tensor.shape for tensor in inputs.tensors())
 
 
@@ -112,7 +112,7 @@ def _fault(module: fx.GraphModule, inputs: Inputs, expected: list[Tensor]) -> st
 
 
 def _in_training(model: nn.Module, graph: Graph, inputs: Inputs) -> Training:
-    """Compare in training mode, on copies: running statistics would move."""
+    """Compare in training mode, on copies, because running statistics are updated."""
     try:
         expected = _run(sharing_parameters(model).train(), inputs)
     except Exception:  # a batch that is too small for its statistics, targets that are missing
@@ -128,6 +128,6 @@ def _in_training(model: nn.Module, graph: Graph, inputs: Inputs) -> Training:
 
 
 def _twin(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy a graph module but for its parameters."""
+    """Copy a graph module that shares its parameters with the original."""
     shared = {id(parameter): parameter for parameter in module.parameters()}
     return copy.deepcopy(module, computed_memo(module) | shared)

@@ -1,9 +1,9 @@
-"""Folding of BatchNorm into the layer next to it: in evaluation mode both are affine, and so is
-their product.
+"""Folding of BatchNorm into the layer before or after it.
 
-With scale s = gamma / sqrt(var + eps) and shift t = beta - mean * s, a layer W, b followed by the
-norm is the layer sW, sb + t; a norm followed by a layer that pads with nothing of its own is the
-layer Ws, b + Wt. The arithmetic is done in float64.
+In evaluation mode a norm is affine, so that its composition with a linear layer is one linear
+layer. With scale s = gamma / sqrt(var + eps) and shift t = beta - mean * s, a layer (W, b) followed
+by the norm is the layer (sW, sb + t); a norm followed by a layer (W, b) without zero padding is the
+layer (Ws, b + Wt). The arithmetic is done in float64.
 
     folded = fold_batchnorm(model, example_inputs)
     torch.save(folded.state_dict(), "folded.pt"); json.dump(folds_of(folded), file)
@@ -37,7 +37,7 @@ from .verify import TOLERANCE, compare, difference, outputs
 
 
 class FoldedBatchNorm(nn.Identity):
-    """Identity in the place of a BatchNorm that was folded.
+    """Identity that replaces a BatchNorm that was folded.
 
     Args:
         layer: name of the layer that the norm was folded into.
@@ -55,7 +55,7 @@ class FoldedBatchNorm(nn.Identity):
 
 @dataclass(frozen=True)
 class _Fold:
-    """A norm, the layer that takes it in, and whether the norm comes first."""
+    """A norm, the layer that it is folded into, and whether the norm comes first."""
 
     norm: str
     layer: str
@@ -63,16 +63,16 @@ class _Fold:
 
 
 def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
-    """Copy a model without the BatchNorms that a layer can take in; the outputs in evaluation mode
-    stay.
+    """Copy a model with its BatchNorms folded into neighbouring layers where possible.
 
-    A norm is folded into the Linear, convolution or transposed convolution that alone feeds it, or
-    into the Linear or convolution without zero padding that alone reads it. Shared, tied and
+    The outputs in evaluation mode stay the same. A norm is folded into the Linear, convolution or
+    transposed convolution before it if nothing else reads that layer, or into the Linear or
+    convolution without zero padding after it if nothing else reads the norm. Shared, tied and
     parametrised layers, layers with hooks and norms without running statistics are left alone. In
-    training mode the copy computes what a model with frozen norms does.
+    training mode the copy behaves like a model whose norms are frozen.
 
     Args:
-        model: a model that torch.fx can trace, or a lean one; it is not changed.
+        model: a model that can be captured, or a lean one; it is not changed.
         example_inputs: inputs of the real shape, batch first.
 
     Returns:
@@ -80,14 +80,15 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
         norm.
 
     Raises:
-        ModelError: if the model cannot be traced or does not run on the example inputs.
+        ModelError: if the model cannot be captured, does not run on the example inputs, or has
+            branches that depend on values.
         SimplifyError: if the outputs differ in float64, naming the first layer that does.
     """
     model = unwrapped(model, "fold_batchnorm")
     inputs = Inputs.of(example_inputs)
     folded = copied(model)
     folds = _fold_all(folded, inputs)
-    # Folded weights are rounded to the model's dtype: exactness is shown on a float64 twin.
+    # Folded weights are rounded to the model's dtype; exactness is checked on a copy in float64.
     reference = copied(model).double().eval()
     twin = copied(reference)
     _fold_all(twin, inputs)
@@ -101,9 +102,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
 
 
 def folds_of(model: nn.Module) -> dict[str, str]:
-    """Name of each folded norm -> name of the layer that has taken it in. Empty for a model without
-    any.
-    """
+    """Name of each folded norm -> name of the layer that it is folded into."""
     return {name: m.layer for name, m in model.named_modules() if isinstance(m, FoldedBatchNorm)}
 
 
@@ -133,7 +132,7 @@ def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
 
 
 def _fold_all(model: nn.Module, inputs: Inputs) -> list[_Fold]:
-    """Fold in place until there is nothing left: behind a folded norm there may be another one."""
+    """Fold in place, repeatedly: after a folded norm there may be another one."""
     done: list[_Fold] = []
     with evaluation(model):
         example = inputs.map(lambda x: _like(x, model))
@@ -161,11 +160,13 @@ def _replace(model: nn.Module, norm: str, layer: str) -> None:
 
 
 _DECISIONS = {"__bool__", "__float__", "__index__", "__int__", "item", "tolist"}
-"""Methods by which Python code takes a path that depends on values."""
+"""Tensor methods that Python code calls for a branch that depends on values."""
 
 
 def _unbranched(graph: Graph, model: nn.Module) -> Graph:
-    """Refuse a model whose path depends on values: another path may read a layer without its norm.
+    """Return the graph, unless the model has branches that depend on values.
+
+    On a branch that did not run, a layer may be read without its norm.
 
     Raises:
         ModelError: naming the operation.
@@ -180,7 +181,7 @@ def _unbranched(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _candidates(graph: Graph) -> list[_Fold]:
-    """Folds that one capture shows; no layer and no norm twice."""
+    """Folds that are possible in one graph; each layer and each norm occurs once."""
     taken: set[str] = set()
     folds = []
     for node in graph.nodes:
@@ -211,7 +212,7 @@ def _is_free(graph: Graph, node: fx.Node) -> bool:
 
 
 def _into_source(graph: Graph, norm: fx.Node) -> _Fold | None:
-    """Fold into the layer that the norm alone reads."""
+    """The fold into the layer before a norm; None if something else reads that layer, too."""
     source = norm.all_input_nodes[0]
     while isinstance(graph.layer(source), nn.Identity) and len(source.users) == 1:
         source = source.all_input_nodes[0]
@@ -225,7 +226,7 @@ def _into_source(graph: Graph, norm: fx.Node) -> _Fold | None:
 
 
 def _into_reader(graph: Graph, norm: fx.Node) -> _Fold | None:
-    """Fold into the layer that alone reads the norm, if it does not pad with zeros."""
+    """The fold into the only layer that reads a norm; None if it pads with zeros."""
     if len(norm.users) != 1:
         return None
     reader = next(iter(norm.users))
@@ -238,9 +239,7 @@ def _into_reader(graph: Graph, norm: fx.Node) -> _Fold | None:
 
 
 def _has_channels_on_axis_1(node: fx.Node, layer: nn.Module) -> bool:
-    """True if the output has a norm's channels on axis 1: not for Linear on tokens, nor
-    unbatched.
-    """
+    """True if the output is batched with channels on axis 1, unlike that of a Linear on tokens."""
     dimensions = 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2  # type: ignore[arg-type]
     return len(shape_of(node) or ()) == dimensions
 
@@ -250,7 +249,7 @@ def _first_difference(
 ) -> str:
     places = [fold.layer if fold.norm_first else fold.norm for fold in folds]
     expected, found = _record(reference, places, batch), _record(folded, places, batch)
-    # In the order in which the reference calls them.
+    # In order of execution, so that the first difference is found.
     for place, output in expected.items():
         if not difference(output, found[place]) <= TOLERANCE:
             return next(

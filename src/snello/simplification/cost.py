@@ -1,7 +1,7 @@
-"""Cost models: the criterion by which dead neurons that cost index operations go or stay.
+"""Cost models, which decide whether removing a dead neuron is worth the index operations it takes.
 
 >>> simplify(model, x, prefer="latency")                  # a name
->>> simplify(model, x, prefer=LatencyCost(my_timings))        # timings of one's own machine
+>>> simplify(model, x, prefer=LatencyCost(my_timings))        # timings of your own machine
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from .work import Saving, Work
 
 
 class CostModel(ABC):
-    """A criterion for the choices that simplification leaves open."""
+    """A criterion for the decisions of simplification that do not change the outputs."""
 
     widens: ClassVar[bool] = True
-    """True if dead neurons may be kept at all to avoid an index operation."""
+    """True if dead neurons may be kept to avoid an index operation."""
 
     widens_in_part: ClassVar[bool] = False
-    """True if the operands of one operation are widened one by one, even if some of them cannot be."""
+    """True if dead neurons are kept in those operands of an operation that allow it, even if the
+    other operands do not; else in all of them or in none."""
 
     @abstractmethod
     def accepts(self, saving: Saving) -> bool:
-        """Return True if a bypass with this effect is worth it."""
+        """Return True if a bypass with this effect is to be used."""
 
     @abstractmethod
     def keeps_dead(self, computed: Work, moved: Work) -> bool:
-        """Return True if dead neurons had better stay.
+        """Return True if dead neurons are to be kept.
 
         Args:
-            computed: their computation.
-            moved: the index operation without them.
+            computed: the work of computing them.
+            moved: the work of the index operations that their removal takes.
         """
 
 
 class BytesCost(CostModel):
-    """Fewest numbers in the file: every dead neuron goes. Times are never looked at."""
+    """Fewest stored numbers: every dead neuron is removed, even if index operations cost time."""
 
     widens = False
 
@@ -52,7 +53,7 @@ class BytesCost(CostModel):
 
 @dataclass(frozen=True)
 class Timings:
-    """Nanoseconds on one machine. They only have to tell which of two amounts of work takes longer.
+    """Nanoseconds on one machine, precise enough to tell which of two amounts of work is longer.
 
     Attributes:
         measured_on: machine, threads, batch size, dtype, and the script that measured.
@@ -92,10 +93,10 @@ X86_CPU = Timings(
 
 @dataclass(frozen=True)
 class LatencyCost(CostModel):
-    """Least time: a dead neuron goes if that saves more than the index operations that it takes.
+    """Least time: a dead neuron is removed if this saves more than its index operations take.
 
     Attributes:
-        timings: of the machine that the network will run on.
+        timings: timings of the machine that the network will run on.
     """
 
     timings: Timings = X86_CPU
@@ -109,9 +110,9 @@ class LatencyCost(CostModel):
 
 
 class PlainCost(CostModel):
-    """No index operation that a layer can avoid by keeping dead neurons, and no bypass.
+    """Fewest index operations: dead neurons are kept where this avoids one, and no bypass is used.
 
-    For int8 runtimes and compilers, whose fused graphs index operations break apart.
+    For int8 runtimes and compilers, because index operations prevent the fusion of operations.
     """
 
     widens_in_part = True
@@ -132,7 +133,7 @@ COST_MODELS: dict[str, CostModel] = {
 
 
 def cost_model(prefer: str | CostModel) -> CostModel:
-    """Return a cost model by name, or as it is.
+    """Return the cost model of a name; a cost model is returned unchanged.
 
     Raises:
         ConfigError: for another name.

@@ -1,4 +1,4 @@
-"""From a model to a plan, and from a plan to a verified lean model: the sequence of the passes."""
+"""The sequence of the passes: from a model to a plan, and to a verified lean model."""
 
 from __future__ import annotations
 
@@ -50,37 +50,38 @@ def simplify(
     """Remove every dead neuron that can be removed; the outputs in evaluation mode stay the same.
 
     The result is verified in float64 on the example inputs, and at another batch size and
-    resolution where the model takes them, before it is returned.
+    resolution if the model accepts them, before it is returned.
 
     Args:
-        model: any model that runs on the example inputs; it is not changed.
+        model: a model that runs on the example inputs; it is not changed.
         example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional
             arguments, a mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any
             nesting.
         optimizer: an optimizer of the model's parameters, or a list of several: its groups are
-            rebound to the lean parameters, and its state (momentum, Adam's moments) is cut to the
-            rows and columns that are kept, so that training goes on. It is changed only once
+            rebound to the lean parameters, and its state (momentum, Adam's moments) is narrowed to
+            the kept rows and columns, so that training can continue. It is changed only after
             everything else has succeeded.
-        prefer: "bytes" removes every dead neuron; "latency" leaves those where they are whose
-            removal would cost more time in index operations and tables than it saves; "plain"
-            leaves those whose removal would need any of these, for int8 runtimes and compilers,
-            whose fused graphs they break apart. Or a :class:`CostModel`: ``LatencyCost(timings)`` with
-            the timings of another machine.
+        prefer: "bytes" removes every dead neuron; "latency" keeps dead neurons whose removal would
+            cost more time in index operations and tables than it saves; "plain" keeps those whose
+            removal would need any of these, for int8 runtimes and compilers, because index
+            operations prevent the fusion of operations. Or a :class:`CostModel`, such as
+            ``LatencyCost(timings)`` with the timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped
-            convolutions are multiples of this, for hardware that likes such counts.
+            convolutions are multiples of this number, for hardware that is faster at multiples.
         keep_class: keep dead neurons wherever their removal would change more than layers, so that
-            the result is of the model's own class, with its own forward.
+            the result is of the model's own class, with its own forward. Implies the choices of
+            "plain"; ``prefer`` is then only checked.
 
     Returns:
-        A new module with the original layer names. ``plan_of(lean)`` lists the removals. It is of
-        the model's own class, with narrowed layers in it, where that is enough: always if torch.fx
-        cannot trace the model, and with ``keep_class``. Else it is a captured graph with index
-        operations; ``plan_of(lean).representation`` tells the two apart. Where there is nothing to
-        remove, it computes what the original computes, operation by operation.
+        A new module with the original layer names. ``plan_of(lean)`` lists the removals. If
+        narrowing layers is enough, it is of the model's own class; this is always so with
+        ``keep_class``, and if torch.fx cannot trace the model. Else it is a captured graph with
+        index operations; see ``plan_of(lean).representation``. If there is nothing to remove, it
+        computes the same operations as the original.
 
     Raises:
-        ModelError: if the model does not run on the example inputs, gives nothing that could be
-            verified, or holds a NaN.
+        ModelError: if the model does not run on the example inputs, has an output that cannot be
+            verified, or contains a NaN.
         ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
             parameters which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is
@@ -90,8 +91,8 @@ def simplify(
     inputs = Inputs.of(example_inputs)
     source = sharing_parameters(model).eval()
     optimizers = optimizers_of(optimizer, "simplify")
-    # Folded constants are rounded to the model's dtype: exactness is shown on a float64 twin.
-    # Never the source itself: some models keep what they have set for the size of an input.
+    # Folded constants are rounded to the model's dtype; exactness is checked on a copy in float64.
+    # A copy even if the model is in float64: some models store values for the size of an input.
     reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
     chosen = next((c for c in candidates if _holds(c, reference, inputs)), None)
@@ -99,7 +100,7 @@ def simplify(
         raise _not_verifiable(reference, inputs)
     lean = chosen.build(source)
     plan = chosen.plan
-    if _stored(lean) > _stored(source):  # a constant or two can take more than a tiny neuron
+    if _stored(lean) > _stored(source):  # folded constants can take more than small neurons
         plan = _left_as_it_is(plan, "it would only have grown")
         lean = apply(plan, source)
     lean.train(model.training)
@@ -122,7 +123,11 @@ def make_plan(
 
 
 def _checked_model(model: nn.Module, what: str) -> nn.Module:
-    """Look through wrappers; refuse sharded and scripted models, and a NaN among the weights."""
+    """Unwrap a model.
+
+    Raises:
+        ModelError: for a sharded or scripted model, or a NaN among its weights.
+    """
     model = unwrapped(model, what)
     check_finite(model, type(model).__name__)
     return model
@@ -133,9 +138,9 @@ class _Candidate:
     """A way to simplify a model.
 
     Attributes:
-        plan, values: the plan, and the constants that it folds.
-        layouts, axes: channels of each node that the lean model has, and their axis; empty for a
-            candidate that is dropped without a word if it does not hold.
+        plan, values: the plan, and the values of the folded constants.
+        layouts, axes: layout of each node in the lean model, and the axis of its channels, for
+            error messages; empty for the representation "module".
     """
 
     plan: SimplificationPlan
@@ -151,13 +156,18 @@ class _Candidate:
 
 
 def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
-    """Verify a candidate.
+    """True if the outputs of a candidate agree with those of the original.
 
     Raises:
-        SimplifyError: if its outputs differ and there is no other one.
+        SimplifyError: if those of a captured graph differ: it is the last candidate.
     """
     if candidate.plan.representation == "graph":
-        verify(reference, candidate.build(reference), candidate.layouts, candidate.axes, inputs)
+        try:
+            verify(reference, candidate.build(reference), candidate.layouts, candidate.axes, inputs)
+        except SimplifyError:
+            raise
+        except Exception:  # an index that does not fit another size: the model's own forward may
+            return False
         return True
     try:
         compare(
@@ -174,14 +184,14 @@ def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
 
 
 def _not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
-    """The reason why not even an unchanged copy of a model holds."""
+    """The error for a model whose unchanged copy does not have the same outputs."""
     name = type(reference).__name__
     try:
         compare(reference, reference, inputs, "outputs", lambda _: "the output", decisions=True)
     except SimplifyError:
         return ModelError(
             f"{name} gives other outputs each time it runs in evaluation mode, so that no change of "
-            "it can be verified. A usual cause are random numbers that are drawn in forward()."
+            "it can be verified. A usual cause is that forward() draws random numbers."
         )
     except Exception as error:  # whatever an operation raises that has no float64
         reason = str(error).partition("\n")[0]
@@ -194,7 +204,13 @@ def _not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
 def _candidates(
     model: nn.Module, inputs: Inputs, cost: CostModel, round_to: int, keep_class: bool
 ) -> Iterator[_Candidate]:
-    """Ways to simplify a model, best first. The last one always holds, or says what is wrong."""
+    """Ways to simplify a model, best first.
+
+    The last one has the outputs of the original for every model that can be verified.
+
+    Raises:
+        ConfigError: for a ``round_to`` below 1.
+    """
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
     graph = capture(model, inputs)
@@ -221,6 +237,9 @@ def _candidates(
             yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
     yield _because(lean, run.why_graph(decision.plan))
+    other = _Passes(model, recorded, inputs, PlainCost(), round_to, True, agreed)
+    for candidate in _of_own_class(other):
+        yield _because(candidate, "the lean graph does not run at every size that the model takes")
 
 
 _OF_BATCHES = {torch.bmm, "bmm", torch.baddbmm, "baddbmm"}
@@ -240,7 +259,8 @@ def _because(candidate: _Candidate, reason: str) -> _Candidate:
 
 def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     """Ways to simplify a model without a change to its forward."""
-    # A recorded graph has numbers where the code may compute them: first without a look at those.
+    # A recorded graph has literal sizes where the code may compute them. First assume that it does;
+    # verification shows whether that is right.
     _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         if mirrored := attributes(run.model, run.facts, decision.plan):
@@ -259,7 +279,10 @@ def _as_module(decision: Decision, attributes: Mapping[str, int] | None = None) 
 
 
 class _Passes:
-    """The passes in order, on one captured model. A rule that fails leaves its node alone."""
+    """The passes in order, on one captured model.
+
+    If a rule fails, its node is marked as refused and all passes are repeated without the rule.
+    """
 
     def __init__(
         self,
@@ -289,11 +312,11 @@ class _Passes:
 
     @property
     def unreached(self) -> bool:
-        """True if modules go because evaluation mode never calls them."""
+        """True if modules are removed because they are not called in evaluation mode."""
         return bool(unreached(self.model, self.graph))
 
     def why_graph(self, plan: SimplificationPlan) -> str:
-        """Say what of a plan the model's own forward cannot express."""
+        """The first change of a plan that the model's own forward cannot express, as a reason."""
         changed = [edit for edit in plan.edits if not isinstance(edit, SetNumber)]
         for edit, what in (
             *((edit, "channels are put in place for {!r}") for edit in changed),
@@ -345,7 +368,11 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def _checked(constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fixed arguments of the forward if a plan can hold them as JSON."""
+    """Return fixed arguments of the forward.
+
+    Raises:
+        ModelError: for a value that cannot be written into a plan as JSON.
+    """
     for name, value in constants.items():
         if not isinstance(value, _PLAIN) and value not in ((), {}):
             raise ModelError(
@@ -373,5 +400,5 @@ def _is_double(model: nn.Module) -> bool:
 
 
 def _stored(model: nn.Module) -> int:
-    """Number of numbers in the model's file."""
+    """Number of elements in the model's ``state_dict``."""
     return sum(value.numel() for value in model.state_dict().values())

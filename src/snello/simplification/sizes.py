@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def more_examples(x: Tensor) -> Tensor:
-    """Make another batch: one example more, three at most."""
+    """Make a batch with one more example, or the last three examples if there are more.
+
+    The new example is the first one flipped along its last axis, halved if it is floating point.
+    """
     if not x.dim():
         return x
     other = x[:1].flip(-1)
@@ -15,11 +18,11 @@ def more_examples(x: Tensor) -> Tensor:
 
 
 def smaller(x: Tensor, numerator: int = 3, denominator: int = 4) -> Tensor:
-    """Cut a tensor to a part of its resolution, or of its length if it holds indices.
+    """Crop a tensor to a fraction of its resolution, or of its length if it contains indices.
 
     Args:
-        x: the batch is axis 0; axis 1 of numbers has their channels.
-        numerator, denominator: of the part.
+        x: batch on axis 0; a floating-point tensor has channels on axis 1, which are kept.
+        numerator, denominator: the fraction.
     """
     first = 2 if x.is_floating_point() else 1
     for axis in range(first, x.dim()):
@@ -28,6 +31,6 @@ def smaller(x: Tensor, numerator: int = 3, denominator: int = 4) -> Tensor:
 
 
 def shorter(x: Tensor) -> Tensor:
-    """Cut sequences of vectors, or of indices, to three quarters of their length: that is axis 1."""
+    """Crop sequences of vectors (N, L, C) or indices (N, L) to three quarters of their length."""
     sequence = x.dim() == 3 or (x.dim() > 1 and not x.is_floating_point())
     return x.narrow(1, 0, max(1, 3 * x.shape[1] // 4)).contiguous() if sequence else x

@@ -1,6 +1,4 @@
-"""Verification in float64: a lean model must give the outputs of the original before it is
-returned.
-"""
+"""Verification in float64: a lean model is only returned if it has the outputs of the original."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ TOLERANCE = 1e-9
 ROUNDING, LOOSEST = 100.0, 1e-6
 """Allowance for networks that amplify rounding.
 
-A difference is also allowed up to a hundred times the effect of one unit in the last place of the inputs on
-the original's outputs (rounding enters at every operation, not at the inputs alone), below a millionth.
+A difference is also allowed up to ``ROUNDING`` times the effect of one unit in the last place of
+the inputs on the original's outputs, at most ``LOOSEST``. The factor accounts for rounding at every
+operation, not only at the inputs.
 """
 
 
@@ -49,8 +48,8 @@ def verify(
 
     Args:
         reference, lean: both in float64 and in evaluation mode.
-        layouts, axes: channels of each node of the reference's graph that the lean model has, and
-            their axis.
+        layouts, axes: node of the reference's graph -> the layout of its output in the lean model,
+            and the axis of its channels.
         inputs: the example inputs, of any dtype.
 
     Raises:
@@ -74,17 +73,17 @@ def compare(
     *,
     decisions: bool = False,
 ) -> None:
-    """Compare outputs on the example inputs and, where the model takes it, at another size.
+    """Compare outputs on the example inputs and, if the model accepts it, at another size.
 
     Args:
         reference, candidate: both in float64 and in evaluation mode.
         inputs: the example inputs, of any dtype.
         what: name of the candidate's outputs, for the error.
         where: function that names the first layer whose output differs on a batch.
-        advice: a way out, for the error.
-        decisions: whether to compare what the models decide by, too, and to give the decisions of
-            the original to the candidate, which rounding could turn where scores are equal. For a
-            candidate that runs the code of the original.
+        advice: a suggestion for the user, for the error.
+        decisions: whether to repeat the decisions of the original in the candidate, because
+            rounding can change them where scores are equal, and to compare the values that they
+            read. For a candidate that runs the code of the original.
 
     Raises:
         SimplifyError: if the outputs differ by more than rounding explains, or have another
@@ -110,7 +109,7 @@ def compare(
 
 
 _Result = tuple[object, Sequence[Decision]]
-"""An output, and the decisions on the way to it."""
+"""An output, and the decisions made while computing it."""
 
 _Run = Callable[[nn.Module, Inputs, Sequence[Decision] | None], _Result]
 """Runs a model on a batch, with the decisions of another run if there are any."""
@@ -127,7 +126,7 @@ def _deciding(model: nn.Module, batch: Inputs, known: Sequence[Decision] | None 
 
 
 def _error(expected: _Result, found: _Result) -> float:
-    """Largest difference of outputs and of what decisions were made by."""
+    """Largest difference of the outputs and of the values that the decisions read."""
     if len(expected[1]) != len(found[1]):
         return math.inf
     before, after = ([d.read for d in decisions] for _, decisions in (expected, found))
@@ -135,8 +134,9 @@ def _error(expected: _Result, found: _Result) -> float:
 
 
 def _batches(reference: nn.Module, inputs: Inputs, run: _Run) -> Iterator[tuple[Inputs, _Result]]:
-    """Batches to compare on: the example inputs and, where the model takes it, another one; with
-    outputs.
+    """Batches for the comparison, with the outputs of the original.
+
+    These are the example inputs and, if the model accepts it, a batch of another size.
     """
     first = inputs.map(_double)
     yield first, run(reference, first, None)
@@ -144,14 +144,14 @@ def _batches(reference: nn.Module, inputs: Inputs, run: _Run) -> Iterator[tuple[
         other = first.map(lambda x, resize=resize: _resized(x, resize))  # type: ignore[misc]
         try:
             expected = run(reference, other, None)
-        except Exception:  # this model takes one resolution, or one batch size
+        except Exception:  # the model accepts one resolution, or one batch size
             continue
         yield other, expected
         return
 
 
 def _rounding(reference: nn.Module, batch: Inputs, expected: _Result, run: _Run) -> float:
-    """Difference that rounding explains: see :data:`ROUNDING`."""
+    """Largest difference that rounding explains: see :data:`ROUNDING`."""
     nudged = batch.map(lambda x: x * (1 + 2**-52) if x.is_floating_point() else x)
     effect = _error(expected, run(reference, nudged, expected[1]))
     return min(ROUNDING * effect, LOOSEST)
@@ -168,14 +168,15 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, resize: bool) -> Tensor:
-    """Make another batch, at three quarters of the resolution, or of the number of indices."""
-    # Batch size and resolution that were baked into the lean graph show at another size.
+    """Make a batch of another size, and of three quarters of the resolution or length if asked."""
+    # Another size reveals a batch size or resolution that is fixed in the lean graph.
     return more_examples(smaller(x) if resize else x)
 
 
 def structure(output: object) -> str:
-    """Describe the structure of an output: ``(tensor, None)``, ``{'out': tensor}``; all but tensors
-    by value.
+    """Describe the structure of an output, such as ``(tensor, None)`` or ``{'out': tensor}``.
+
+    Numbers, strings and None are described by their value, other objects by their type.
     """
     if isinstance(output, Tensor):
         return "tensor"
@@ -189,9 +190,9 @@ def structure(output: object) -> str:
 
 
 def worst_difference(expected: object, found: object) -> float:
-    """Return the largest :func:`difference` of two outputs' tensors; NaN if one of them is.
+    """Return the largest :func:`difference` of the tensors of two outputs; NaN if any is NaN.
 
-    Both must have one :func:`structure`.
+    Both outputs must have the same :func:`structure`.
     """
     pairs = zip(tensors_of(expected), tensors_of(found), strict=True)
     differences = [difference(a, b) for a, b in pairs]
@@ -199,10 +200,13 @@ def worst_difference(expected: object, found: object) -> float:
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """Return the largest difference over the largest deviation from the batch's mean.
+    """Return the largest difference, divided by the largest deviation from the batch's mean.
 
-    Some outputs hardly vary with the input, and a plain relative error would hide a fault in the
-    part that does.
+    Some outputs hardly depend on the input; an error relative to the output itself would hide an
+    error in the part that does.
+
+    Returns:
+        A ratio; infinite for other shapes. For integers and booleans, 1 if any element differs.
     """
     if expected.shape != found.shape:
         return float("inf")
@@ -217,13 +221,13 @@ def difference(expected: Tensor, found: Tensor) -> float:
     error = (expected - found).abs().max()
     largest = expected.abs().max()
     spread = (expected - expected.mean(0, keepdim=True)).abs().max() if expected.dim() else largest
-    # Outputs that hardly depend on the input vary by little more than rounding.
+    # A lower bound, because the deviation of such outputs may be little more than rounding.
     scale = torch.maximum(spread, 1e-4 * largest)
     return float(error / scale) if scale > 0 else float(error)
 
 
 class _Recorder(ByName):
-    """Keeps the output of every node."""
+    """An interpreter that keeps a copy of the output of every node."""
 
     def __init__(self, module: fx.GraphModule, arguments: Mapping[str, Any]) -> None:
         super().__init__(module, arguments)

@@ -1,4 +1,4 @@
-"""Amounts of computation, counted without a machine in mind."""
+"""Amounts of computation, independent of the machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Work:
     """Computation for one example.
 
     Attributes:
-        calls: operations in the graph.
-        macs: multiply-accumulates.
-        elementwise: elements through normalisation and activation.
-        moved: elements copied, selected or added by index, where the positions of a channel follow
-            each other in memory.
+        calls: number of operations in the graph.
+        macs: number of multiply-accumulates.
+        elementwise: number of elements that pass through norm and activation.
+        moved: number of elements that are copied, selected or added by index, where the positions
+            of a channel are contiguous in memory.
         moved_innermost: the same where the channels are innermost in memory (tokens).
     """
 
@@ -45,11 +45,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Saving:
-    """Effect of a change on what is stored and on what is computed.
+    """Effect of a change on storage and on computation.
 
     Attributes:
-        numbers_before, numbers_after: numbers stored.
-        work_before, work_after: for one example.
+        numbers_before, numbers_after: number of stored values.
+        work_before, work_after: computation for one example.
     """
 
     numbers_before: int

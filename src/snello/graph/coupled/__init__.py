@@ -1,16 +1,17 @@
-"""Channels that go together: groups of slices of parameters that can be removed as one.
+"""Coupled channels: groups of slices of parameters that can only be removed together.
 
-A channel is read by several layers, scaled by norms and added to other channels; to remove it from
-a network without index operations, every slice that belongs to it has to go. :func:`coupling` runs
-the model once, eagerly, while each axis of each tensor carries labels: a movement (view, slice,
-concatenation) moves them, an operation element by element joins those of elements that meet, a
-contraction joins those of the input with the columns of the weight. What ends in one class is one
-channel. No tracing is needed, so that every model that runs can be analysed; what has no rule is
-pinned, with its place in the user's code.
+A channel is read by several layers, scaled by norms and added to other channels. To remove it from
+a network without index operations, every slice that belongs to it has to be removed.
+:func:`coupling` runs the model once, eagerly, with a label on every index of every axis of its
+tensors. Views, slices and concatenations move labels; an elementwise operation joins the labels of
+the elements that it combines; a contraction joins the labels of the input with those of the
+weight's columns. Labels that were joined, directly or not, are one channel. No tracing is needed,
+so that every model that runs can be analysed. The operands of an operation without a rule are
+pinned: they keep their width, and the reason names the line of the user's code.
 
-An axis that a view splits into (heads, head dimension) is a grid: a whole head can go, or one
-dimension of every head, each a :class:`Dimension` of its own. A norm whose statistics are taken
-over the channels is taken over the kept ones after a cut: the pruned network is defined so. ::
+An axis that a view splits into (heads, head dimension) is a grid: a whole head can be removed, or
+one dimension of every head; each is a :class:`Dimension`. After a cut, a norm over the channels
+computes its statistics over the kept ones: this is how the pruned network is defined. ::
 
     groups = coupling(model, images)
     print(groups)
@@ -52,16 +53,16 @@ def coupling(
     *,
     trial: bool = True,
 ) -> Coupling:
-    """Find the channels of a model that go together.
+    """Find the channels of a model that can only be removed together.
 
     Args:
-        model: any module. It is neither changed nor kept.
+        model: a module. It is not changed, and the result holds no reference to it.
         args: example inputs: a tensor, a tuple or list of positional arguments, a mapping of
             keyword arguments, or :class:`snello.graph.Inputs`. They are run in evaluation mode.
         kwargs: keyword arguments, in addition to those in ``args``.
         trial: whether to cut some channels out of a copy and compare it with the masked one, in
             float64. It takes three more forwards and pins the dimensions whose width is fixed in
-            the user's code. Without it, such a dimension shows when it is cut.
+            the user's code. Without it, :func:`cut` finds them if it is given example inputs.
 
     Returns:
         Every dimension, with the slices that belong to each index.

@@ -1,9 +1,10 @@
 """The rule of scaled dot-product attention.
 
-1. Query and key share the axis that they are contracted over. Its default scale follows the width,
-   and so is a statistic of the kept channels.
-2. Key and value share positions; all of them, the mask and the output share heads.
-3. Where there are fewer heads of keys than of queries, each goes together with its queries.
+1. Query and key share the axis over which they are contracted. The default scale depends on its
+   width and is computed from the number of kept channels.
+2. Key and value share positions; query, key, value, mask and output share heads.
+3. With fewer heads of keys than of queries (grouped-query attention), each head of keys is removed
+   together with the heads of queries that use it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def rescaled(
 
 
 def _scale(run: Run, q: Tensor, k: Tensor, given: float | None) -> float:
+    """The user's scale, or ``1 / sqrt(d)`` for the number d of kept channels of a head."""
     if given is not None:
         return given
     kept = run.kept(run.of(q).axes[-1] or run.of(k).axes[-1])
@@ -71,7 +73,7 @@ def _heads(
     k: Tensor,
     i: int,
 ) -> Axis:
-    """The labels of one axis of the batch: heads, or images."""
+    """The labels of axis i of the output, counted from its end: an axis of heads, or of images."""
     a, b, c = (axes[i] if len(axes) >= -i else None for axes in (qs, ks, vs))
     if not (a or b or c):
         return None

@@ -30,13 +30,13 @@ def cut(model: M, coupling: Coupling, removed: Removed, example: Example | None 
     """Remove channels from a copy of a model.
 
     Every parameter and buffer that reads, writes or scales the channels gets narrower, and integer
-    attributes that mirror a width follow; the class and its forward stay as they are.
+    attributes that hold a width are reduced with it; the class and its forward stay as they are.
 
     Args:
         model: the model that was analysed.
         coupling: its coupling.
         removed: dimension -> indices to remove.
-        example: inputs to run the result on, to see whether its shapes fit.
+        example: inputs on which the result is run as a check of its shapes; None for no check.
 
     Returns:
         The narrower model.
@@ -76,15 +76,19 @@ def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
 def removed_slices(
     coupling: Coupling, removed: Removed, *, sizes: bool = False
 ) -> dict[tuple[str, int], set[int]]:
-    """(parameter or buffer, axis) -> the indices that go; or (attribute, position), with sizes."""
+    """(parameter or buffer, axis) -> the indices to remove; (attribute, position), with ``sizes``.
+
+    Raises:
+        ConfigError: as :func:`cut`.
+    """
     return _slices(coupling, _checked(coupling, removed), sizes=sizes)
 
 
 def kept_indices(name: str, axis: int, width: int, gone: set[int]) -> list[int]:
-    """The indices of an axis that stay.
+    """The indices of an axis that stay, sorted.
 
     Raises:
-        ConfigError: if none do.
+        ConfigError: if none would stay.
     """
     if len(gone) == width:
         raise ConfigError(
@@ -95,7 +99,13 @@ def kept_indices(name: str, axis: int, width: int, gone: set[int]) -> list[int]:
 
 
 def shortened(value: Any, position: int, less: int) -> Any:
-    """A width that an attribute mirrors, or a tuple of widths, after a cut."""
+    """The value of an attribute that holds a width after ``less`` indices were removed.
+
+    Args:
+        value: the width, or a tuple or list of numbers.
+        position: index of the width in the tuple or list; -1 if the value is the width.
+        less: number of removed indices.
+    """
     if position < 0:
         return value - less
     return type(value)([n - less if i == position else n for i, n in enumerate(value)])
@@ -121,7 +131,7 @@ def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
 def _slices(
     coupling: Coupling, chosen: Mapping[str, list[int]], *, sizes: bool
 ) -> dict[tuple[str, int], set[int]]:
-    """(parameter, axis) -> the indices that go, from all dimensions together."""
+    """(parameter, axis) -> the indices to remove, from all dimensions together."""
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
     for name, gone in chosen.items():
         for member in coupling[name].members:
@@ -155,6 +165,7 @@ def check_runs(model: nn.Module, inputs: Inputs) -> object:
 
 
 def _place(error: Exception) -> str:
+    """File and line of the innermost frame outside of torch and snello, or of the last frame."""
     frames = traceback.extract_tb(error.__traceback__)
     library = f"{Path(torch.__file__).parent}{os.sep}"
     own = [

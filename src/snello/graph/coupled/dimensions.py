@@ -1,4 +1,4 @@
-"""The result: dimensions of a model, and the slices of parameters that belong to each index."""
+"""The result of the analysis: dimensions, and the slices that belong to each of their indices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from snello.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Member:
-    """The part of a parameter, buffer or attribute that goes with the indices of a dimension.
+    """The slices of a parameter, buffer or attribute that are removed with indices of a dimension.
 
     Attributes:
-        name: qualified name of a parameter or buffer, or of an integer attribute that mirrors a
+        name: qualified name of a parameter or buffer, or of an integer attribute that holds a
             width.
         axis: axis of the parameter; of an attribute, the position in a tuple, or -1.
         role: ``"write"`` for rows that compute channels, ``"read"`` for columns that use them,
-            ``"scale"`` for what is combined with them element by element (norms, biases,
-            embeddings of positions), ``"size"`` for an attribute.
-        indices: for each index of the dimension, the indices along the axis that go with it.
+            ``"scale"`` for parameters that are combined with them element by element (norms,
+            biases, embeddings of positions), ``"size"`` for an attribute.
+        indices: for each index of the dimension, the indices along the axis that belong to it.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Member:
     indices: tuple[tuple[int, ...], ...]
 
     def of(self, removed: Iterable[int]) -> list[int]:
-        """Indices along the axis that go with some indices of the dimension, sorted."""
+        """Indices along the axis that belong to the removed indices of the dimension, sorted."""
         return sorted({i for index in removed for i in self.indices[index]})
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum over the slice of each index: of a tensor in the parameter's shape, shape ``(width,)``."""
+        """Sum a tensor of the parameter's shape over the slice of each index: shape (width,)."""
         along = values.transpose(0, self.axis).flatten(1).sum(1) if values.dim() > 1 else values
         counts = torch.tensor([len(own) for own in self.indices])
         owner = torch.repeat_interleave(torch.arange(len(self.indices)), counts)
@@ -47,7 +47,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Dimension:
-    """A width of the model that can shrink by itself: index i is removed from all members or none.
+    """A width of the model that can be reduced independently of the others.
+
+    Index i is removed from all members or from none.
 
     Attributes:
         name: name of the first module that writes the channels; with ``:heads`` or ``:head_dim``
@@ -56,9 +58,9 @@ class Dimension:
             ``"head_dim"`` or ``"groups"`` (of a convolution).
         width: number of indices.
         members: the slices and attributes that go with each index.
-        norms: (module, operation) of every norm, mean or sum that is taken over these channels:
-            without some of them it is taken over the others.
-        pinned: why no index can be removed; None where each can, as long as one is left.
+        norms: (module, operation) of every norm, mean or sum over these channels; after a cut it
+            is one over the kept channels.
+        pinned: why no index can be removed; None if any can, as long as one is left.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Coupling:
-    """The channels of a model that go together.
+    """The channels of a model that can only be removed together, by dimension.
 
     Attributes:
         dimensions: every width that was found, in order of execution.
@@ -96,7 +98,7 @@ class Coupling:
 
     @property
     def free(self) -> tuple[Dimension, ...]:
-        """The dimensions that can shrink."""
+        """The dimensions from which indices can be removed."""
         return tuple(dimension for dimension in self.dimensions if dimension.pinned is None)
 
     def __getitem__(self, name: str) -> Dimension:

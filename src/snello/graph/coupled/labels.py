@@ -1,4 +1,4 @@
-"""Labels of channels: classes of labels, axes that are grids, and reasons why a label must stay."""
+"""Labels of channels: classes of labels, axes that are grids, and reasons to pin a label."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from math import prod
 from typing import TypeAlias
 
 Vector: TypeAlias = tuple[int, ...]
-"""The labels along one axis of a tensor: a positive number for a channel, 0 for an index of fixed
-meaning, -1 for an index of a value that was broadcast, which fits any width."""
+"""The labels along one axis of a tensor: a positive number for a channel, 0 for an index that is
+not a channel and must stay, -1 for an index of a broadcast value, which fits any width."""
 
 Axis: TypeAlias = Vector | None
 """The labels along one axis; None where all of them are 0."""
 
 Reason: TypeAlias = Callable[[], str]
-"""Finds the words for a pin; called only where something is pinned."""
+"""Returns the reason for a pin; called only where a label is pinned, as it walks the stack."""
 
 HEADS, HEAD_DIM, GROUPS = "heads", "head_dim", "groups"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An axis whose index ``r * len(columns) + c`` exists while row r and column c do.
+    """An axis of rows and columns: its index ``r * len(columns) + c`` is row r, column c.
+
+    An index is removed with its row or its column.
 
     Attributes:
         cells: labels of the axis.
@@ -46,14 +48,14 @@ class Grid:
 class Labels:
     """The labels of one run, with the classes that they form.
 
-    Two labels are in one class if they name the same channel. A pinned label must stay; its first
-    reason counts.
+    Two labels are in one class if they are the same channel. A pinned label must stay; of several
+    reasons the first is kept.
 
     Attributes:
         allocated: the axes for which labels were made, in order.
         grids: the axes that were divided or joined by a view.
         pins: label -> why it must stay.
-        flags: label -> the part that its axis plays, such as ``"heads"``.
+        flags: label -> kind of its axis, such as ``"heads"``.
     """
 
     def __init__(self) -> None:
@@ -66,7 +68,7 @@ class Labels:
         self._products: dict[tuple[Vector, Vector], Vector] = {}
 
     def fresh(self, count: int) -> Vector:
-        """Labels for an axis, each in a class of its own."""
+        """New labels for an axis of this length, each in a class of its own."""
         start = len(self._parent)
         labels = tuple(range(start, start + count))
         self._parent.extend(labels)
@@ -82,11 +84,11 @@ class Labels:
         return label
 
     def roots(self) -> list[int]:
-        """The representative of every label, by label."""
+        """The representative of each label; the list is indexed by label."""
         return [self.find(label) for label in range(len(self._parent))]
 
     def pin(self, axis: Axis, reason: Reason) -> None:
-        """Keep the labels of an axis where they are."""
+        """Mark the labels of an axis as channels that must stay, with the reason."""
         labels = [label for label in axis or () if label > 0]
         if labels:
             why = reason()
@@ -94,7 +96,7 @@ class Labels:
                 self.pins.setdefault(label, why)
 
     def flag(self, axis: Axis, part: str) -> None:
-        """Note the part that an axis plays; the first note counts."""
+        """Note the kind of an axis, such as ``"heads"``; of several notes the first is kept."""
         for label in axis or ():
             if label > 0:
                 self.flags.setdefault(label, part)
@@ -102,7 +104,7 @@ class Labels:
     def unify(self, a: Axis, b: Axis, reason: Reason) -> Axis:
         """Join corresponding labels of two axes of one length, and return the labels of the result.
 
-        A label that meets an index of fixed meaning is pinned.
+        A label is pinned where the other axis has an index that must stay (0).
         """
         if a is None or b is None:
             known = b if a is None else a
@@ -115,7 +117,7 @@ class Labels:
         return self.join(a, b)
 
     def join(self, a: Vector, b: Vector) -> Vector:
-        """Like :meth:`unify`, but an index of fixed meaning pins nothing."""
+        """Like :meth:`unify`, but without pinning the labels that correspond to 0."""
         for x, y in zip(a, b, strict=True):
             if x > 0 and y > 0 and x != y:
                 x, y = self.find(x), self.find(y)
@@ -123,13 +125,14 @@ class Labels:
         return tuple(x if x > 0 else y if y > 0 else min(x, y) for x, y in zip(a, b, strict=True))
 
     def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-        """Labels of the axes into which a view divides an axis."""
+        """Labels of the axes of these sizes into which a view divides an axis."""
         if axis is None or len(sizes) == 1:
             return [axis, *[None] * (len(sizes) - 1)]
         row, column = self._split(axis, sizes[0])
         return [row, *self.split(column, sizes[1:])]
 
     def _split(self, axis: Vector, rows: int) -> tuple[Axis, Axis]:
+        """Labels of rows and columns; a grid, unless the labels repeat along one of the two."""
         columns = len(axis) // rows
         if rows == 1 or columns == 1:
             return (None, axis) if rows == 1 else (axis, None)
@@ -147,9 +150,9 @@ class Labels:
         return self._factors[key]
 
     def merge(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
-        """Labels of the axis into which a view joins several."""
+        """Labels of the axis into which a view joins several axes of these sizes."""
         merged, length = axes[-1], sizes[-1]
-        # From the right, as split divides from the left: what was divided is found again.
+        # From the right, because split divides from the left: merging undoes a split exactly.
         for axis, size in zip(reversed(axes[:-1]), reversed(sizes[:-1]), strict=True):
             merged = self._merge(axis, size, merged, length)
             length *= size
@@ -187,7 +190,7 @@ class Labels:
         return result
 
     def balance(self, axis: Axis, parts: int, reason: Reason) -> None:
-        """Let the same indices go from each of several equal parts of an axis."""
+        """Keep the number of equal parts of an axis: an index can only leave all parts at once."""
         if axis is not None and parts > 1 and len(axis) % parts == 0:
             self.pin(self._split(axis, parts)[0], reason)
 
@@ -201,8 +204,7 @@ def _repeated(axis: Vector, times: int) -> Vector:
 
 
 def matching(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
-    """Groups of axes that hold the same elements before and after a view, without those of
-    length 1.
+    """Groups of axes with the same elements before and after a view; axes of length 1 are left out.
 
     >>> list(matching([2, 6, 1, 5], [2, 2, 3, 5]))
     [([0], [0]), ([1], [1, 2]), ([3], [3])]

@@ -1,4 +1,4 @@
-"""The masked network against which a cut one is exact."""
+"""The outputs that a network with removed channels must have, from the masked network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def masked_outputs(
 ) -> list[Tensor]:
     """:func:`reference` with the units of an earlier run on inputs of these shapes.
 
-    Labels are numbered in order of execution, and so are the same in every run.
+    Labels are numbered in order of execution, so that they are the same in every run.
     """
     gone: set[int] = set()
     for (name, axis), indices in removed_slices(coupling, removed).items():

@@ -66,7 +66,7 @@ class Run:
         removed: labels of removed channels; statistics are computed over the others. None to only
             record.
         labels: the labels of all tensors.
-        roles: label of a parameter's axis -> ``"read"`` or ``"write"``.
+        roles: label of a parameter's axis -> ``"read"`` or ``"write"``; none where it only scales.
         statistics: (module, operation, axis) of every reduction over labelled channels.
         mirrors: attributes that held the length of a labelled axis.
         outputs: the tensors that the model returned.
@@ -89,7 +89,7 @@ class Run:
         self._shadows: Any = WeakIdKeyDictionary()
         self.parameters: dict[str, Shadow] = {}
 
-    # --- what rules ask -----------------------------------------------------------------------
+    # --- called by rules ----------------------------------------------------------------------
 
     def of(self, tensor: Tensor) -> Shadow:
         """The labels of a tensor; labels are made for a parameter at its first use."""
@@ -100,6 +100,7 @@ class Run:
         return found  # type: ignore[no-any-return]
 
     def _first_sight(self, tensor: Tensor) -> Shadow:
+        """New labels for a parameter, found by identity or memory; none for other tensors."""
         name = self._names.get(id(tensor))
         if name is None and tensor.numel():
             held = self._storages.get((tensor.data_ptr(), tensor.shape))
@@ -112,7 +113,11 @@ class Run:
         return self.parameters[name]
 
     def keep(self, tensor: Tensor, shadow: Shadow) -> None:
-        """Note the labels of a tensor."""
+        """Store the labels of a tensor, and pin those along an axis of length 1.
+
+        Raises:
+            AssertionError: if a rule returned another number of labels than the axis has indices.
+        """
         for size, axis in zip(tensor.shape, shadow.axes, strict=True):
             if size == 1:
                 self.labels.pin(axis, self.reason("a single index is used by itself"))
@@ -123,7 +128,7 @@ class Run:
         self._shadows[tensor] = Shadow(plain, shadow.weight)
 
     def reason(self, text: str) -> Reason:
-        """Words that say where in the user's code something happens."""
+        """A reason for a pin, with the module and the line of the user's code that are running."""
         return lambda: f"{text}{self._where()}"
 
     def _where(self) -> str:
@@ -133,17 +138,17 @@ class Run:
 
     @property
     def path(self) -> str:
-        """Qualified name of the module whose forward runs."""
+        """Qualified name of the module whose forward is running."""
         return self._stack[-1] if self._stack else ""
 
     def role(self, axis: Axis, role: str) -> None:
-        """Note that an axis of a weight reads or writes channels; the first note counts."""
+        """Note that an axis of a weight reads or writes channels; the first note is kept."""
         for label in axis or ():
             if label > 0:
                 self.roles.setdefault(label, role)
 
     def statistic(self, axis: Axis, operation: str) -> None:
-        """Note that channels share a statistic."""
+        """Note that an operation, such as a norm, reduces over channels."""
         if axis is not None and any(label > 0 for label in axis):
             self.statistics.append((self.path, operation, axis))
 
@@ -152,8 +157,8 @@ class Run:
 
         Args:
             axis: labels of the axis.
-            names: the names that come into question; without any, all integers but those of
-                torch's layers.
+            names: names of the attributes to check; if empty, every integer attribute whose name
+                is like that of a size, except those of torch's layers.
         """
         if axis is None or not any(label > 0 for label in axis):
             return
@@ -164,7 +169,7 @@ class Run:
                         self.mirrors.append(Mirror(self.path, name, position, axis))
 
     def kept(self, axis: Axis) -> list[bool] | None:
-        """The kept indices of an axis; None if all are."""
+        """For each index of an axis, whether it is kept; None if all are."""
         if axis is None or not self.removed:
             return None
         kept = [label not in self.removed for label in axis]
@@ -196,7 +201,7 @@ class Run:
         return self
 
     def _join_equal_widths(self) -> None:
-        """Join head dimensions whose width is one attribute, such as that of keys and values."""
+        """Join head dimensions whose width is in one attribute, as for keys and values."""
         known: dict[tuple[str, str, int], Vector] = {}
         flags = {self.labels.find(x): flag for x, flag in self.labels.flags.items()}
         for mirror in self.mirrors:
@@ -208,9 +213,13 @@ class Run:
                 self.labels.join(first, mirror.axis)
 
     def tie(self, name: str) -> None:
-        """Join the columns of a weight with its rows, where its inner width must be its outer one.
+        """Join the columns of a square weight with its rows, so that both keep one width.
 
-        A weight of three times as many rows makes queries, keys and values.
+        A weight with three times as many rows as columns computes queries, keys and values: its
+        columns are joined with the rows of each. Other weights are left alone.
+
+        Args:
+            name: qualified name of the weight.
         """
         axes = self.parameters[name].axes if name in self.parameters else ()
         if len(axes) != 2 or axes[0] is None or axes[1] is None:
@@ -224,6 +233,8 @@ class Run:
 
     @contextmanager
     def _paths(self) -> Iterator[None]:
+        """Keep the stack of the modules whose forward is running, by hooks."""
+
         def enter(name: str) -> Callable[..., None]:
             return lambda *_: self._stack.append(name)
 
@@ -309,8 +320,10 @@ class Watch(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
-    """Takes some functions as one operation: attention, which is lowered differently for each device,
-    and circular padding, which writes into an empty tensor.
+    """Applies one rule to some functions as a whole, instead of to the operators they call.
+
+    These are attention, which is lowered differently for each device, and circular padding, which
+    writes into an empty tensor.
     """
 
     def __init__(self, watch: Watch) -> None:

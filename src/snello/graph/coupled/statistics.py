@@ -1,8 +1,8 @@
 """Statistics over channels, computed over the kept ones alone.
 
-A removed channel of a masked network is zero, and would still count in the mean and the variance of
-a norm. The network without it normalises over the kept channels; that is how a pruned network is
-defined, and so the masked one has to compute it, too.
+A removed channel of a masked network is zero, but would still count in the mean and the variance of
+a norm. A pruned network is defined to normalise over its kept channels, so that the masked network,
+its reference, has to do the same.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ def _mask(run: Run, x: Tensor, dims: Sequence[int]) -> Tensor | None:
 
 
 def _count(mask: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
+    """The number of kept elements that a reduction over these axes sums, a scalar."""
     sizes = [x.shape[i] if i in dims else 1 for i in range(x.dim())]
     return mask.expand([max(a, b) for a, b in zip(mask.shape, sizes, strict=True)]).sum()
 
 
 def _reduce(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Operand, axes, mask and keepdim of a reduction; None if it keeps every element."""
     x, dims = args[0], reduced_axes(args, kwargs)
     mask = _mask(run, x, dims)
     if mask is None:
@@ -79,6 +81,7 @@ def _norm(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _var(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Variance, mean (with keepdim), axes and keepdim; None if every element is kept."""
     found = _reduce(run, args, kwargs)
     if found is None:
         return None

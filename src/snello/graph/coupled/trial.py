@@ -1,4 +1,4 @@
-"""Trial cuts: they find the dimensions that a model's own code holds at their width."""
+"""Trial cuts, which find the dimensions whose width is fixed in the model's own code."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from .run import Run
 from .units import Units, families
 
 ROUNDING = 1000
-"""Largest difference, in multiples of what a change of the weights in their last digits makes."""
+"""Largest accepted difference, in multiples of :func:`_rounding`."""
 
 
 def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:
     """The coupling of a run, with the dimensions pinned that cannot be cut.
 
-    A few indices are removed from every dimension of a copy with random weights, in float64, and
-    its outputs compared with those of the masked copy. Where they differ, or the copy does not run,
-    halves of the dimensions are tried by themselves, down to the ones at fault.
+    A quarter of the indices is removed from every dimension of a copy with random weights, in
+    float64, and its outputs are compared with those of the masked copy. If they differ, or the copy
+    does not run, each half of the dimensions is tried separately, down to the ones at fault.
     """
     trial = Trial(model, inputs, run)
     blocked = trial.blocked([d.name for d in trial.coupling.free])
     heads = [trial.coupling[name] for name in blocked if ":head" in name]
     if heads:
-        # Code such as reshape(B, N, C) takes the width of the heads from that of the stream.
+        # Code such as reshape(B, N, C) after attention works only if the heads together stay as
+        # wide as the input of the block.
         for name in dict.fromkeys(name for d in heads for name in d.writers):
             run.tie(name)
         tied = Trial(model, inputs, run)
@@ -63,16 +64,16 @@ class Trial:
             return {names[0]: why}
         half = len(names) // 2
         found = {**self.blocked(names[:half]), **self.blocked(names[half:])}
-        # Dimensions that fail only together: all but the first are held.
+        # Each half passes by itself, but not both together: pin all dimensions but the first.
         return found or dict.fromkeys(names[1:], why)
 
     def freed(self, blocked: Mapping[str, str]) -> int:
-        """The number of slices of parameters that can be cut."""
+        """The number of slices of parameters that can be cut if some dimensions are blocked."""
         free = [d for d in self.coupling.free if d.name not in blocked]
         return sum(len(m.of(range(d.width))) for d in free for m in d.parameters)
 
     def fails(self, names: Sequence[str]) -> str | None:
-        """Why a cut of these dimensions together does not compute what it should."""
+        """Cut these dimensions together; return why the result is wrong, or None if it is exact."""
         removed = {name: _some(self.coupling[name]) for name in names}
         try:
             lean = cut(self.model, self.coupling, removed)
@@ -102,10 +103,10 @@ def _differ(expected: Tensor, found: Tensor, limit: float) -> bool:
 
 
 def _rounding(model: nn.Module, inputs: Inputs) -> float:
-    """Difference of the outputs where the last digits of all weights change.
+    """Largest change of the outputs if all weights change in their last digits.
 
-    A bound relative to the outputs would not do: those of some deep networks hardly depend on the
-    input, and a wrong channel changes them as little.
+    A bound relative to the outputs would be too loose: those of some deep networks hardly depend
+    on the input, so that a wrong channel also changes them little.
     """
     generator = torch.Generator().manual_seed(0)
     other = copied(model)
@@ -129,7 +130,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """A copy with random weights, in float64 where it runs there, with the inputs for it."""
-    # Layers that were initialised to zero, or to a tiny scale, would hide what happens behind them.
+    # A layer initialised to zero, or to a tiny scale, would hide errors in the layers before it.
     random = randomised(copied(model).eval())
     wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
     double = copied(random).double()
@@ -142,7 +143,10 @@ def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Give random values to the parameters of a model that are constant, and to its statistics."""
+    """Replace the parameters and buffers that are constant or tiny by random values.
+
+    The values are uniform in [0.5, 1.5), with a fixed seed; the model is changed in place.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -1,4 +1,4 @@
-"""From the labels of a run to dimensions: the smallest sets of labels that can go together."""
+"""From the labels of a run to dimensions: the smallest sets of labels that can be removed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .run import LAYER_SIZES, READ, SCALE, SIZE, WRITE, Mirror, Run, is_count
 
 @dataclass(frozen=True)
 class Unit:
-    """Classes of labels that go together.
+    """Classes of labels that can only be removed together.
 
     Attributes:
-        seeds: the classes that are cells of no grid; they name the unit.
+        seeds: the classes that are not cells of a grid; they identify the unit.
         classes: all classes.
-        pinned: why they must stay; None if they can go.
+        pinned: why they must stay; None if they can be removed.
     """
 
     seeds: frozenset[int]
@@ -32,8 +32,9 @@ class Unit:
 class Units:
     """The units of a run.
 
-    A label that is a cell of a grid (a channel of an axis that is split into heads) cannot go by
-    itself: a tensor has no holes. A row or a column can, and takes its cells along.
+    A label that is a cell of a grid (a channel of an axis that is split into heads) cannot be
+    removed by itself, because the axis could no longer be viewed as rows and columns. A whole row
+    or column can, with its cells.
     """
 
     run: Run
@@ -48,7 +49,7 @@ class Units:
 
     @property
     def classes(self) -> list[int]:
-        """The class of every label, by label."""
+        """The class of each label; the list is indexed by label."""
         return self._roots[:-1]
 
     def root(self, label: int) -> int:
@@ -61,7 +62,7 @@ class Units:
 
     @cached_property
     def grids(self) -> list[Grid]:
-        """The grids of the run, by classes."""
+        """The grids of the run without duplicates, with classes in place of labels."""
         found = {
             Grid(self.roots(g.cells), self.roots(g.rows), self.roots(g.columns)): None
             for g in self.run.labels.grids
@@ -90,11 +91,11 @@ class Units:
         return found
 
     def closure(self, seed: int) -> frozenset[int]:
-        """The classes that go if one does.
+        """The classes that have to be removed if one is.
 
-        1. With a row or column of a grid, its cells go.
-        2. A row or column whose cells all go goes, too.
-        3. A cell takes its whole row along, or its whole column: whichever are fewer cells.
+        1. With a row or column of a grid, its cells are removed.
+        2. A row or column is removed if all its cells are.
+        3. With a cell, its whole row or its whole column is removed, whichever takes fewer cells.
         """
         if seed not in self._factors:
             return frozenset((seed,))
@@ -114,7 +115,7 @@ class Units:
         return frozenset(gone)
 
     def completed(self, gone: set[int]) -> set[int]:
-        """Classes that go, with the rows and columns of grids that have no cell left."""
+        """Removed classes, with the rows and columns of grids that rules 2 and 3 add."""
         for grid in self.grids:
             gone |= _completed(grid, gone)
         return gone
@@ -139,13 +140,13 @@ class Units:
         return {
             seeds: unit
             for seeds, unit in units.items()
-            # Parts that cannot go, and hold all heads or all head dimensions, say nothing new.
+            # A pinned unit that also contains other units repeats their reasons: leave it out.
             if unit.pinned is None or len(seeds) == 1 or single.isdisjoint(seeds)
         }
 
 
 def _completed(grid: Grid, gone: set[int]) -> set[int]:
-    """Rows and columns of a grid that go with its cells."""
+    """Rows and columns of a grid that have to be removed with its removed cells."""
     rows, columns = range(len(grid.rows)), range(len(grid.columns))
     whole = [all(x in gone or x < 0 for x in grid.row(r)) for r in rows]
     full = [all(x in gone or x < 0 for x in grid.column(c)) for c in columns]
@@ -190,7 +191,7 @@ def families(units: Units) -> list[tuple[Dimension, list[Unit]]]:
 
 
 def _disjoint(family: list[Unit]) -> list[Unit]:
-    """Units of one dimension, with those merged that share classes: each goes by itself."""
+    """Merge the units of one dimension that share classes: the result is disjoint."""
     found: list[Unit] = []
     at: dict[int, int] = {}
     for unit in family:
@@ -220,7 +221,8 @@ def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
             n = parent[n]
         return n
 
-    # Labels of columns and of norms were made for what they read: two concatenated axes stay two.
+    # Only axes that write channels and axes of grids define dimensions. A layer that reads a
+    # concatenation has one axis for several dimensions, which must stay separate.
     made = [axis for axis in units.run.labels.allocated if units.run.roles.get(axis[0]) == WRITE]
     made += [axis for grid in units.run.labels.grids for axis in (grid.rows, grid.columns)]
     known = {axis[0] for axis in made}
@@ -241,6 +243,7 @@ def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
 def _chain(
     axis: Vector, units: Units, of: dict[int, int], parent: list[int], find: Callable[[int], int]
 ) -> None:
+    """Join the units of an axis, in a union-find over their numbers."""
     numbers = [of[x] for x in units.roots(axis) if x in of]
     for a, b in pairwise(numbers):
         x, y = find(a), find(b)
@@ -277,7 +280,7 @@ class _Builder:
             self._add(_Place(module, 0, operation), axis)
 
     def _plausible(self, mirror: Mirror) -> bool:
-        """Return True if an attribute's name suits the axis: counts for heads, else widths."""
+        """True if an attribute's name fits the axis: a count for heads, a width for the others."""
         first = next(label for label in mirror.axis if label > 0)
         is_heads = self._flags.get(self.units.root(first)) == HEADS
         return mirror.attribute in LAYER_SIZES or is_heads == is_count(mirror.attribute)
@@ -295,7 +298,7 @@ class _Builder:
         return {self.units.root(x): flag for x, flag in self.units.run.labels.flags.items()}
 
     def dimension(self, units: list[Unit], pinned: str | None) -> Dimension:
-        """One dimension; index i of it is unit i."""
+        """Make a dimension whose index i is unit i."""
         positions: dict[int, list[set[int]]] = {}
         for number, unit in enumerate(units):
             for label in unit.classes:

@@ -1,13 +1,14 @@
-"""Whole channels out of a trained network, with everything that reads and writes them.
+"""Removal of whole channels from a trained network, with all slices that read and write them.
 
-A residual stream, the heads of an attention or the hidden units of a layer go as one, so that what
-is left is an ordinary narrower network of the same class: no index operation, no mask. ::
+The coupled channels of a residual stream, the heads of an attention or the hidden units of a layer
+are removed together, so that the result is a narrower network of the same class, without index
+operations or masks. ::
 
     from snello.pruning.channels import Keep, group_taylor, plan_channels
 
     plan = plan_channels(model, images, Keep(macs=0.5), importance=group_taylor(batches))
     print(plan)                       # widths before and after, what is pinned and why
-    lean = plan.cut(model)            # fine-tune it: what went has to be made up for
+    lean = plan.cut(model)            # then fine-tune it
 
 :func:`snello.prune` does this in several steps, with fine-tuning in between.
 

@@ -1,4 +1,4 @@
-"""The plan of a removal of channels: analysed once, then cut."""
+"""The plan of a removal of channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from .importances import ChannelImportance, importance_of, positive
 
 @dataclass(frozen=True)
 class Keep:
-    """Bounds on what is left of a network, as shares of what it has now; all bounds that are given hold.
+    """Upper bounds on the size of a network after pruning, as shares of its present size.
+
+    If several bounds are given, all of them hold.
 
     Attributes:
         macs: share of the multiply-accumulates, in (0, 1].
@@ -46,11 +48,21 @@ class Keep:
             raise ConfigError("Keep(): give macs=, parameters= or channels=, a share in (0, 1]")
 
     def after(self, share_of_way: float) -> Keep:
-        """The bounds of an early step: geometric steps from the whole to the share."""
+        """The bounds of an earlier step, in a geometric sequence from 1 to the final shares.
+
+        Args:
+            share_of_way: in [0, 1]; 1 for the final bounds.
+        """
         return Keep(**{k: None if v is None else v**share_of_way for k, v in vars(self).items()})
 
     def holds(self, size: Size, dense: Size, channels: float) -> bool:
-        """Return True if a size keeps the bounds."""
+        """Return True if a size is within the bounds.
+
+        Args:
+            size: size of the pruned network.
+            dense: size of the network before pruning.
+            channels: share of the channels that is kept.
+        """
         return (
             (self.macs is None or size.macs <= self.macs * dense.macs)
             and (self.parameters is None or size.parameters <= self.parameters * dense.parameters)
@@ -66,7 +78,7 @@ class ChannelPlan:
         coupling: the dimensions of the network.
         removed: dimension -> indices to remove, sorted.
         before, after: estimated sizes.
-        warnings: what deserves a look, such as a dimension that loses nearly everything.
+        warnings: one line for each dimension that loses nearly all of its channels.
     """
 
     coupling: Coupling
@@ -88,7 +100,7 @@ class ChannelPlan:
         return cut(model, self.coupling, self.removed, example)
 
     def zeroed(self, model: nn.Module) -> nn.Module:
-        """A copy of the model with every slice of the removed channels at zero."""
+        """A copy of the model with all slices of the removed channels set to zero."""
         return zeroed(model, self.coupling, self.removed)
 
     def __str__(self) -> str:
@@ -122,23 +134,22 @@ def plan_channels(
     exclude: Collection[str] = (),
     groups: Coupling | None = None,
 ) -> ChannelPlan:
-    """Choose the channels that are worth least until what is left keeps the bounds.
+    """Choose the channels with the lowest scores, as few as the bounds on the size need.
 
     Args:
         model: a trained network; it is not changed.
         example: example inputs.
-        keep: what shall be left.
-        importance: of the channels: "l1", "l2", "norm-scale", "random", or a function such as
-            :func:`group_taylor` and :func:`group_fisher` return.
-        normalise: how scores of different dimensions are made comparable: "mean", "max",
-            "standard", "rank", or None; "auto" is None for scores that share a unit, such as those
-            of gradients, else "mean".
-        limits: least width and largest loss of each dimension; default: a tenth stays.
-        round_to: widths are rounded to multiples of this, for hardware that likes such widths;
-            the bounds hold after rounding. Dimensions that are narrower keep their width.
-        exclude: names of dimensions, or of modules, that keep their width; a module's are all
-            that it writes or reads.
-        groups: the coupling, where it is known already.
+        keep: bounds on the size.
+        importance: importance of the channels: "l1", "l2", "norm-scale", "random", or a function
+            such as those that :func:`group_taylor` and :func:`group_fisher` return.
+        normalise: normalisation of the scores across dimensions: "mean", "max", "standard", "rank",
+            or None; "auto" is None for scores in one unit, such as those of gradients, else "mean".
+        limits: lower limits on the width of each dimension; default: a tenth is kept.
+        round_to: widths are rounded to multiples of this number, for hardware that is faster at
+            multiples; the bounds hold after rounding. Narrower dimensions keep their width.
+        exclude: names of dimensions that keep their width, or of modules: all dimensions that the
+            module writes, scales or reads.
+        groups: the coupling of the model if it is known already; else it is computed.
 
     Returns:
         The plan.
@@ -178,7 +189,7 @@ def plan_channels(
             f"{least.parameters / dense.parameters:.3f} of the parameters; keep more, or give "
             "limits=LayerLimits(keep_at_least=...)"
         )
-    low, high = 0, choice.most  # the smallest count that holds
+    low, high = 0, choice.most  # bisection for the smallest count that is within the bounds
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -192,12 +203,12 @@ def plan_channels(
 
 
 class _Choice:
-    """The channels in the order in which they go, within the limits.
+    """The channels of all dimensions in the order of their removal, within the limits.
 
     Args:
         scores: dimension -> positive scores.
-        limits: what stays.
-        round_to: multiple of the widths.
+        limits: lower limits on the widths.
+        round_to: number of which widths are multiples.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], limits: LayerLimits, round_to: int) -> None:
@@ -225,11 +236,11 @@ class _Choice:
 
     @property
     def most(self) -> int:
-        """The largest number of channels that may go."""
+        """The largest number of channels that may be removed."""
         return len(self._turns)
 
     def removed(self, count: int) -> dict[str, tuple[int, ...]]:
-        """The ``count`` channels that are worth least, widths rounded."""
+        """The ``count`` channels with the lowest scores, before widths are rounded."""
         each = torch.bincount(self._turns[:count], minlength=len(self._names)).tolist()
         found = {}
         for name, gone in zip(self._names, each, strict=True):
@@ -240,7 +251,7 @@ class _Choice:
         return found
 
     def share_left(self, removed: Mapping[str, tuple[int, ...]]) -> float:
-        """Share of all channels that stays."""
+        """Share of all channels that is kept."""
         return 1 - sum(map(len, removed.values())) / self._total
 
     def _up(self, width: int, whole: int) -> int:
@@ -248,13 +259,14 @@ class _Choice:
         return min(whole, math.ceil(width / self._round_to) * self._round_to)
 
     def _near(self, width: int, whole: int) -> int:
-        """A width, rounded to the nearest multiple; narrow dimensions stay as they are."""
+        """A width, rounded to the nearest multiple; narrow dimensions keep their whole width."""
         if whole <= self._round_to:
             return whole if self._round_to > 1 else width
         return max(self._round_to, round(width / self._round_to) * self._round_to)
 
 
 def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
+    """True if a dimension is excluded by its name, or by a module or parameter of its members."""
     members = [member.name for member in found[name].members]
     return any(
         item == name or any(m == item or m.startswith(f"{item}.") for m in members)

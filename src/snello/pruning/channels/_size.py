@@ -23,7 +23,7 @@ class Size:
 
     Attributes:
         macs: multiply-accumulate operations of one sample.
-        parameters: number of them.
+        parameters: number of parameters.
     """
 
     macs: float
@@ -33,8 +33,8 @@ class Size:
 class SizeModel:
     """Sizes of a network for any set of removed channels.
 
-    A weight costs its number of entries times the positions at which it is used; products of two
-    activations, as in attention, are not followed.
+    The MACs of a weight are its number of entries times the number of positions at which it is
+    used; products of two activations, as in attention, are not counted.
 
     Args:
         model: the network; it is not changed.
@@ -58,7 +58,7 @@ class SizeModel:
 
 
 def measured_size(model: nn.Module, example: Example) -> Size:
-    """Size of a network, its operations counted as torch runs them.
+    """Size of a network, with the operations that torch runs counted, products in attention too.
 
     Raises:
         ModelError: if it does not run on the example inputs.
@@ -75,7 +75,7 @@ def measured_size(model: nn.Module, example: Example) -> Size:
 
 
 def _positions(model: nn.Module, inputs: Inputs) -> dict[str, float]:
-    """Parameter name -> how often each of its entries is multiplied for one sample."""
+    """Parameter name -> number of multiplications by each of its entries for one sample."""
     counts: dict[str, float] = defaultdict(float)
     batch = max(1, len(inputs.tensors()[0])) if inputs.tensors() else 1
 

@@ -1,4 +1,4 @@
-"""Importances of the channels of a dimension: reductions over the slices that go together."""
+"""Importances of the channels of a dimension: reductions over the slices of each channel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from snello.pruning._importance import chosen_importance
 
 Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
-"""(model, coupling) -> dimension name -> scores of shape ``(width,)``. The lowest go first; dimensions
-without scores keep their width."""
+"""(model, coupling) -> dimension name -> scores of shape ``(width,)``. Channels with low scores are
+removed first; dimensions without scores keep their width."""
 
 Batch = tuple[Any, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -29,7 +29,8 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
 
     Args:
         p: 1 or 2.
-        reduce: over weights that write and read a channel; "first" takes the first writer alone.
+        reduce: reduction over the weights that write and read a channel; "first" only uses the
+            first of them, which is a writer.
 
     Source: Li et al., "Pruning filters for efficient ConvNets", ICLR 2017; by group: Fang et al.,
     "DepGraph", CVPR 2023, eq. 5.
@@ -51,7 +52,7 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
 
 
 def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-    r"""Size of :math:`|\gamma|` of the BatchNorms over a channel, their mean.
+    r"""Mean of :math:`|\gamma|` over the BatchNorms of a channel.
 
     Dimensions without a BatchNorm keep their width.
 
@@ -78,14 +79,14 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
 
 
 def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
-    r"""First order in the loss: :math:`\sum_m |\sum_{w \in m} w\,\partial L/\partial w|`.
+    r"""First-order change of the loss: :math:`\sum_m |\sum_{w \in m} w\,\partial L/\partial w|`.
 
-    The inner sum is over the slice of one parameter, the outer one over the members. Means over
-    batches, with the model in evaluation mode.
+    The inner sum is over the slice of one parameter, the outer one over the members. The scores are
+    means over batches, with the model in evaluation mode.
 
     Args:
         batches: calibration data, pairs of inputs and targets.
-        loss: of outputs and targets; default: cross-entropy.
+        loss: function of outputs and targets; default: cross-entropy.
 
     Source: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8;
     by group: Fang et al., "DepGraph", CVPR 2023.
@@ -100,8 +101,9 @@ def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelI
     one sample it is the empirical Fisher information of a scale on the channel.
 
     Args:
-        batches: calibration data, pairs of inputs and targets; the smaller the batches, the closer.
-        loss: of outputs and targets; default: cross-entropy.
+        batches: calibration data, pairs of inputs and targets; smaller batches are closer to the
+            Fisher information.
+        loss: function of outputs and targets; default: cross-entropy.
 
     Source: Liu et al., "Group Fisher pruning for practical network compression", ICML 2021, eq. 8.
     """
@@ -153,19 +155,19 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
 
 
 def neuron_scores(scores: Mapping[str, Tensor]) -> ChannelImportance:
-    """Scores of neurons, as SeReNe's, carried over to channels: the mean over the writers.
+    """Scores of channels from scores of neurons, such as SeReNe's: the mean over the writers.
 
     Args:
-        scores: layer name -> score of each neuron, shape ``(neurons,)``; each layer is divided by
-            its mean. As :func:`snello.sensitivity.serene_scores` and ``lobster_scores`` return them
-            for the granularity "neuron".
+        scores: layer name -> score of each neuron, shape ``(neurons,)``, as returned by the
+            functions of :func:`snello.sensitivity.serene_scores` and ``lobster_scores`` for the
+            granularity "neuron". The scores of each layer are divided by their mean.
     """
     scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
     return lambda model, coupling: _of_writers(coupling, scaled)
 
 
 def random(seed: int = 0) -> ChannelImportance:
-    """Scores drawn uniformly: the baseline that must be beaten.
+    """Uniformly random scores, the baseline that every importance must beat.
 
     Args:
         seed: the same seed draws the same scores.
@@ -179,7 +181,7 @@ def random(seed: int = 0) -> ChannelImportance:
 
 
 def importance_of(given: str | ChannelImportance) -> ChannelImportance:
-    """An importance by its name, or as it is.
+    """The importance of a name; a function is returned unchanged.
 
     Raises:
         ConfigError: for an unknown name, with those that exist.
@@ -188,7 +190,11 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
 
 
 def positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores above zero, which comparable() keeps for what is pruned already."""
+    """Scores as float64 on the CPU, raised above zero, because zero means pruned.
+
+    Raises:
+        ConfigError: for scores that are negative or not finite.
+    """
     found = {}
     for name, score in scores.items():
         value = score.detach().double().cpu()
@@ -204,6 +210,14 @@ def _gradient_scores(
     each: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor] | None = None,
 ) -> ChannelImportance:
+    """Importance from the products ``w dL/dw``, summed over the slice of each channel.
+
+    Args:
+        batches: pairs of inputs and targets.
+        loss: function of outputs and targets; None for cross-entropy.
+        each: applied to the sum over the slice of each parameter.
+        whole: applied to the sum over all parameters; None for the identity.
+    """
     measure: Loss = loss or _cross_entropy
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
@@ -316,7 +330,7 @@ def _check_reduce(reduce: str) -> None:
 
 
 def _over_processes(total: Tensor, device: torch.device) -> Tensor:
-    """The sum over all processes, on the device that they communicate from."""
+    """The sum over all processes, communicated from the given device and returned on the CPU."""
     return sum_over_processes(total.to(device)).cpu() if rank_and_size()[1] > 1 else total
 
 

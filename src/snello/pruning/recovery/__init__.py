@@ -1,13 +1,13 @@
-"""Recover what pruning has cost, before and during fine-tuning.
+"""Recovery of the accuracy after pruning, before and during fine-tuning.
 
-Steps from free to cheap, none of which needs labels or gradients::
+None of the steps needs labels, and only the last one needs gradients::
 
-    reconstruct(pruned, dense, batches)      # least squares, layer by layer: readers make up for what went
+    reconstruct(pruned, dense, batches)      # least squares for each layer, for removed inputs
     correct_biases(pruned, dense, batches)   # or, cheaper: only the means, through the biases
     recalibrate(pruned, batches)             # BatchNorm statistics of the pruned network
     loss = distillation(outputs, teacher(inputs), temperature=4)    # while fine-tuning
 
-What is exactly zero stays zero in all of them.
+Weights that are exactly zero stay zero, in distillation if a pruner or a pin keeps them.
 
 Sources: He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", ICCV 2017
 (least squares); Li et al., "EagleEye: fast sub-net evaluation for efficient neural network

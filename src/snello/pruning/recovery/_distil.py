@@ -1,4 +1,4 @@
-"""Losses towards the dense network."""
+"""Distillation losses: distances of a network from its dense teacher."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
 
     .. math:: T^2 \, \mathrm{KL}\big(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T)\big)
 
-    The factor keeps gradients at the scale of cross-entropy whatever the temperature.
+    The factor keeps gradients at the scale of cross-entropy for every temperature.
 
     Args:
         student: scores, shape ``(B, classes, ...)``.
         teacher: scores of the same shape; no gradient flows into them.
-        temperature: T, positive; the higher, the more the small probabilities count.
+        temperature: T, positive; small probabilities have more weight at higher temperatures.
 
     Returns:
         The mean over batch and positions, a scalar.
@@ -47,11 +47,11 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
 
 
 class FeatureDistillation:
-    r"""Distance between what two networks attend to inside.
+    r"""Distance between the attention maps of two networks.
 
-    A map of attention is the mean of the squared activations over channels, normalised per sample;
-    the loss is the mean squared distance of two maps. It needs no equal widths, so that a lean
-    network can learn from the dense one::
+    An attention map is the mean of the squared activations over channels, normalised per sample;
+    the loss is the mean squared distance of two maps. The widths of the networks need not be equal,
+    so that a lean network can be trained with the dense one as its teacher::
 
         features = FeatureDistillation(lean, dense, ["layer1", "layer2", "layer3"])
         loss = criterion(lean(x), y)
@@ -62,10 +62,10 @@ class FeatureDistillation:
     Args:
         student: the network that is trained.
         teacher: the network that it learns from.
-        layers: names of modules whose outputs are compared, equal in both; or a mapping from names
-            in the student to names in the teacher. Outputs have shape ``(B, C, ...)``, or
-            ``(B, tokens, C)`` with ``channels_last``.
-        channels_last: channels are on the last axis.
+        layers: names of the modules whose outputs are compared, if they are the same in both; or a
+            mapping from names in the student to names in the teacher. Outputs have shape
+            ``(B, C, ...)``, or ``(B, tokens, C)`` with ``channels_last``.
+        channels_last: whether channels are on the last axis.
 
     Raises:
         ConfigError: for a name that one of the networks does not have.
@@ -106,6 +106,8 @@ class FeatureDistillation:
     def loss(self) -> Tensor:
         """Distance of the maps of the last forward passes, summed over layers: a scalar.
 
+        The stored outputs are released, so that both networks must run again before the next call.
+
         Raises:
             ConfigError: before both networks have run, or if their maps differ in shape.
         """
@@ -131,13 +133,13 @@ class FeatureDistillation:
         return F.normalize(output.square().mean(self._axis).flatten(1), dim=1)
 
     def remove(self) -> None:
-        """Take the hooks out."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
 class _Keep:
-    """Keep the last output of a module."""
+    """Hook that keeps the last output of a module."""
 
     def __init__(self, seen: dict[str, Tensor], name: str) -> None:
         self._seen, self._name = seen, name
@@ -145,6 +147,6 @@ class _Keep:
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
             raise ConfigError(
-                f"FeatureDistillation: {self._name!r} returns a {type(output).__name__}, no tensor"
+                f"FeatureDistillation: {self._name!r} gives a {type(output).__name__}, not a tensor"
             )
         self._seen[self._name] = output

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a network that has changed."""
+"""BatchNorm statistics of a network after pruning."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
 
     Args:
         model: changed in place; its modes are restored.
-        batches: inputs without targets, each as the model takes them; some thousand samples are
-            plenty.
+        batches: inputs without targets, in a form that the model accepts; a few thousand samples
+            are enough.
 
     Returns:
         The number of BatchNorms estimated. Zero, without a forward pass, for a network that has
         none.
 
     Raises:
-        ConfigError: if the batches hold targets too.
+        ConfigError: if the batches seem to contain targets.
         DataError: if there is no batch.
 
     Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning",
@@ -58,7 +58,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
 
 
 def inputs_only(batch: Example) -> Inputs:
-    """Inputs of a model in one batch of calibration data.
+    """Inputs of a model from one batch of calibration data.
 
     Raises:
         ConfigError: for a pair whose second tensor looks like targets.
@@ -69,6 +69,6 @@ def inputs_only(batch: Example) -> Inputs:
         if tensors and second.dim() <= 1 < first.dim():
             raise ConfigError(
                 f"batches hold pairs of shapes {tuple(first.shape)} and {tuple(second.shape)}, "
-                "inputs and targets as it seems; give the inputs alone: (x for x, _ in loader)"
+                "apparently inputs and targets; give only the inputs: (x for x, _ in loader)"
             )
     return Inputs.of(batch)

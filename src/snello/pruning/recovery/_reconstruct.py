@@ -1,4 +1,4 @@
-"""Weights that make up for pruned inputs, by least squares."""
+"""Least-squares fit of weights, which compensates for pruned inputs."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def reconstruct(
     samples: int = 8192,
     seed: int = 0,
 ) -> Reconstruction:
-    r"""Fit the weights that are left to the outputs of the network before pruning, in place.
+    r"""Fit the remaining weights to the outputs of the network before pruning, in place.
 
-    Layer after layer, in the order of the forward pass and each behind the layers fitted before, a
-    layer's weights W move to
+    In the order of the forward pass, with the inputs that the layers fitted before compute, the
+    weights W of each layer are set to
 
     .. math:: \arg\min_{W'} \|Y - X W'^\top\|^2 + \lambda \|W' - W\|^2
 
@@ -71,17 +71,18 @@ def reconstruct(
     Args:
         model: the pruned network, changed in place, before it is simplified.
         reference: the same architecture with the weights before pruning.
-        batches: inputs without targets; all are run at once, 256 to 1024 samples are plenty.
+        batches: inputs without targets. They are concatenated and run at once; 256 to 1024 samples
+            are enough.
         exclude: layers that keep their weights.
-        damping: pull towards the present weights, positive.
-        samples: rows of X for each layer; positions of feature maps are drawn until there are so
-            many, and at least twice as many as a neuron has weights.
-        seed: of that draw.
+        damping: strength of the pull towards the present weights, positive.
+        samples: number of rows of X for each layer, at least twice the number of weights of a
+            neuron. Positions of feature maps are drawn at random to reach it.
+        seed: seed of that draw.
 
     Returns:
-        Errors before and after. Left alone are layers that run more than once per forward or not at
-        all, whose weight is computed or shared, transposed convolutions, and layers whose neurons
-        have lost different inputs (single weights).
+        Errors before and after. Layers are left alone if they do not run exactly once per forward,
+        if their weight is computed or shared, if they are transposed convolutions, or if their
+        neurons have lost different inputs (pruning of single weights).
 
     Raises:
         ConfigError: for a reference of another architecture, or a damping that is not positive.
@@ -107,7 +108,7 @@ def reconstruct(
 
 
 class _Fit:
-    """One layer: the outputs it should have, then the weights for them."""
+    """The fit of one layer: hooks that record its target outputs, then solve for its weights."""
 
     def __init__(self, layer: nn.Module, damping: float, samples: int, seed: int) -> None:
         self._damping, self._seed = damping, seed
@@ -118,6 +119,7 @@ class _Fit:
         self.errors = (0.0, 0.0)
 
     def see_reference(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Hook of the reference's layer: draw positions, and store the outputs there."""
         space = output.shape[2:] if isinstance(layer, _CONVOLUTIONS) else output.shape[1:-1]
         wanted = min(prod(space), -(-self._samples // max(1, output.shape[0])))
         generator = torch.Generator().manual_seed(self._seed)
@@ -127,11 +129,11 @@ class _Fit:
         self._targets = self._at_positions(layer, output)
 
     def _at_positions(self, layer: nn.Module, output: Tensor) -> Tensor:
-        """Outputs at the positions that were drawn: shape (positions · B, neurons)."""
+        """Outputs at the drawn positions: shape (positions · B, neurons)."""
         return torch.cat([output[at] for at in self._indices(layer)]).double()
 
     def _indices(self, layer: nn.Module) -> list[Any]:
-        """Index of each position in an output: space is last in a convolution's, else in between."""
+        """Index of each position in an output; channels are second in that of a convolution."""
         channels = (slice(None),) if isinstance(layer, _CONVOLUTIONS) else ()
         return [(slice(None), *channels, *where) for where in self._positions]
 
@@ -156,6 +158,7 @@ class _Fit:
         return joined.reshape(len(joined), layer.groups, -1).transpose(0, 1)
 
     def solve(self, layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Hook of the pruned layer: fit its weights, and return the output that they compute."""
         alive = ~dead_neurons(layer)
         groups = getattr(layer, "groups", 1)
         residual = self._targets - self._at_positions(layer, output)
@@ -189,8 +192,8 @@ class _Fit:
         return fitted
 
     def _least_squares(self, read: Tensor, residual: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-        """Change of weights (neurons, inputs) and of biases (neurons,) that explains a residual."""
-        # With a bias the means are free: the rest is a regression of what varies.
+        """Changes of weights (neurons, inputs) and biases (neurons,) that explain a residual."""
+        # A bias accounts for the means: only deviations from them are fitted by weights.
         centre = read.mean(0) if bias else torch.zeros_like(read[0])
         height = residual.mean(0) if bias else torch.zeros_like(residual[0])
         varying = read - centre
@@ -204,6 +207,7 @@ class _Fit:
 
 
 def _odd(layer: nn.Module) -> str | None:
+    """Reason why a layer is not fitted; None if it is."""
     if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
         return f"a {type(layer).__name__} is not fitted"
     weight = rows(layer, layer.weight.detach())

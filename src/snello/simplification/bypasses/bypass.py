@@ -23,7 +23,7 @@ class Found:
     Attributes:
         graph: with shapes.
         operations: node -> its operation.
-        signals: node -> its constants.
+        signals: node -> the constant channels of its output.
     """
 
     graph: Graph
@@ -36,8 +36,8 @@ class Skipped:
     """Records of the plan for a bypass.
 
     Attributes:
-        fold: the constants that the reader takes in place of the channels.
-        edits: the operands that it needs for that.
+        fold: the constants that the reader adds in place of the channels.
+        edits: the changes to the graph that give the reader further operands for it.
     """
 
     fold: FoldedIn
@@ -56,12 +56,17 @@ class Bypass:
 
     @property
     def choices(self) -> Sequence[Bypass]:
-        """Variants, best first; the first one that is worth it is used."""
+        """Variants, best first; the first one that the cost model accepts is used."""
         return (self,)
 
     def skips(self, read: Tensor) -> Tensor:
-        """Return the channels that the reader can skip among those it would read: boolean, shape
-        (C,).
+        """Return which of the channels that the reader would read it can skip.
+
+        Args:
+            read: boolean, shape (C,).
+
+        Returns:
+            Boolean, shape (C,).
         """
         raise NotImplementedError
 
@@ -75,8 +80,10 @@ class Bypass:
         raise NotImplementedError
 
     def accepted(self, skipped: Tensor) -> Accepted:
-        """Return everything that changes once the reader skips some channels: boolean, shape
-        (C,).
+        """Return everything that changes once the reader skips some channels.
+
+        Args:
+            skipped: boolean, shape (C,).
         """
         return Accepted(self)
 
@@ -94,10 +101,10 @@ class Accepted:
     """Effects of a bypass that is used.
 
     Attributes:
-        bypass: with the channels that are skipped.
-        follows: a second bypass that comes with it, of a reader further up.
-        read: node -> channels that are read because of it.
-        unmade: node of a product -> channels that are not computed any more.
+        bypass: the bypass, restricted to the channels that are skipped.
+        follows: a second bypass that it requires, of a layer further up the graph.
+        read: node -> channels that are read because of the bypass, boolean, shape (C,).
+        unmade: node of a product -> channels that are no longer computed, boolean, shape (C,).
     """
 
     bypass: Bypass
@@ -112,15 +119,13 @@ _finders: list[Finder] = []
 
 
 def finder(search: Finder) -> Finder:
-    """Register a search: for a pointwise convolution, return the bypass that it may use, or
-    None.
-    """
+    """Register a search, which returns a bypass for a pointwise convolution, or None."""
     _finders.append(search)
     return search
 
 
 def candidates(found: Found) -> Iterator[Bypass]:
-    """All bypasses that pointwise convolutions may use; at most one for each."""
+    """The bypasses that pointwise convolutions may use, at most one for each convolution."""
     for operation in found.operations.values():
         if isinstance(operation, Weighted) and operation.is_pointwise:
             bypasses = (search(operation, found) for search in _finders)
@@ -140,7 +145,7 @@ def columns_of(reader: Weighted, neurons: Layout, channels: Tensor) -> Tensor:
 
     Args:
         reader: the convolution.
-        neurons: those that it keeps.
-        channels: indices.
+        neurons: layout of its output: rows are its kept neurons, in order.
+        channels: indices of input channels, an integer tensor.
     """
     return reader.taps[0, :, :, 0][neurons.order][:, channels].to(torch.float64)

@@ -1,12 +1,13 @@
 """Bypass by the gate: squeeze-and-excitation of dead channels, up to a pointwise convolution.
 
 A gate is one number per example and channel. Where it multiplies a constant channel, the product is
-the same at every position and the map is not needed: the pointwise convolution that reads it takes
-the gate itself, with its columns times the constants, and adds the result everywhere.
+the same at every position, so that the feature map is not needed. The pointwise convolution after
+the product reads the gate instead, with its columns multiplied by the constants, and adds the
+result at every position.
 
-The channel may also depend on the position (see :mod:`.table`). It has few values then, which are
-computed once per resolution: the pointwise convolution takes the gate times each of these, and the
-layer that reads the average over the positions is given the average.
+The channel may also depend on the position alone (see :mod:`.table`). It then has few distinct
+values, which are computed once per resolution: the pointwise convolution reads the gate times each
+of these, and the first layer of the squeeze-and-excitation is given the averages of the channel.
 """
 
 from __future__ import annotations
@@ -37,17 +38,16 @@ _AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """Channels that depend on the position alone, between a padding convolution and a
-    squeeze-and-excitation.
+    """Channels between a padding convolution and a gate that depend on the position alone.
 
     Attributes:
         source: the convolution.
         average: the node that averages over the positions.
-        squeeze: the pointwise convolution that alone reads the average.
-        activations: names of the modules behind convolution and norms.
+        squeeze: the pointwise convolution that is the only reader of the average.
+        activations: names of the activation modules after the convolution and its norms.
         channels: boolean, shape (C,).
-        taps: float64, shape (C, kernel positions + 1): the constants that reach each channel
-            through each position of the kernel, and its bias, norms included.
+        taps: float64, shape (C, kernel positions + 1): the sum of weight times constant input for
+            each kernel position, and the bias in the last column, with the norms folded in.
     """
 
     source: Weighted
@@ -60,16 +60,16 @@ class Padded:
 
 @dataclass(frozen=True, eq=False)
 class GateBypass(Bypass):
-    """The product of a map and a gate, and the pointwise convolution that alone reads it.
+    """The product of a feature map and a gate, and the pointwise convolution that alone reads it.
 
     Attributes:
         product: the multiplication.
-        gate: the node.
-        channels: boolean, shape (C,): the channels in which the gate alone depends on the input.
-        varying: boolean, shape (C,): the channels in which the map depends on it, too.
-        values: float64, shape (C,): the factor of the gate in :attr:`channels`, where it is one
-            constant.
-        padded: the part of :attr:`channels` that depends on the position, if there is any.
+        gate: node of the gate.
+        channels: boolean, shape (C,): the channels in which only the gate depends on the input.
+        varying: boolean, shape (C,): the channels in which the map depends on the input.
+        values: float64, shape (C,): the constant that the gate multiplies; 1 where it depends on
+            the position.
+        padded: the part of :attr:`channels` that depends on the position; None if there is none.
     """
 
     product: Elementwise
@@ -93,29 +93,30 @@ class GateBypass(Bypass):
         )
 
     def skips(self, read: Tensor) -> Tensor:
-        # None if no other channel would be left: a convolution reads something.
+        # Nothing is skipped if no channel would remain: a convolution needs at least one input.
         return read & self.channels & (read & self.varying).any()
 
     def saving(self, neurons: int, channels: int) -> Saving:
         written = positions(self.reader.node)
-        # The map is given its constants; then map, product and columns are computed.
+        # Without the bypass, the constant channels are inserted into the map, multiplied and read.
         before = Work(
             calls=1, macs=channels * written * neurons, elementwise=channels * written,
             moved=channels * written,
         )  # fmt: skip
         if self.padded is None:
-            # Channels of the gate are chosen and multiplied by columns, and the result is added.
+            # Channels of the gate are selected and multiplied by columns; the result is added.
             after = Work(calls=3, macs=channels * neurons, moved=neurons * written)
         else:
             taps, padded = self.padded.source.taps.shape[3], int(self.padded.channels.sum())
             before += Work(calls=1, macs=padded * written * taps, elementwise=padded * written)
-            # Each channel has one value per tap, or fewer; the results are chosen by position and
-            # added.
+            # An upper bound of the values per channel: one per tap. The results are selected by
+            # position and added.
             values = min(taps, written)
             after = Work(
                 calls=6, macs=neurons * values * (channels + written), moved=2 * neurons * written
             )
-        # The columns stay; the constants of the channels, or their filters and norms, go.
+        # The columns are still stored; the constants (or filters and norms) of the channels and
+        # their columns in the convolution are not.
         return Saving(channels * (neurons + 1), channels * neurons, before, after)
 
     def accepted(self, skipped: Tensor) -> Accepted:
@@ -157,12 +158,12 @@ class GateBypass(Bypass):
 
 @dataclass(frozen=True, eq=False)
 class AverageBypass(Bypass):
-    """The squeeze layer of a gate: it is given the averages of channels that are not computed.
+    """The squeeze layer of a gate, which is given the averages of channels that are not computed.
 
-    It comes with a :class:`GateBypass`, which records both.
+    It follows from a :class:`GateBypass`, which also records it in the plan.
 
     Attributes:
-        padded: the channels.
+        padded: the channels that are not computed.
     """
 
     padded: Padded
@@ -178,12 +179,11 @@ class AverageBypass(Bypass):
 
 @finder
 def gate_bypass(reader: Weighted, found: Found) -> GateBypass | None:
-    """Find the product before a pointwise convolution in which a gate multiplies channels that do
-    not vary.
-    """
+    """Find a product of a gate and constant channels that only a pointwise convolution reads."""
     (product,) = reader.operands
     operation = found.operations.get(product)
-    # Right behind the product: nothing can overwrite the gate before the reader sees it.
+    # The reader must follow the product directly, so that no in-place operation can overwrite the
+    # gate in between.
     if (
         not isinstance(operation, Elementwise)
         or not _is_gated(operation)
@@ -217,10 +217,15 @@ def _is_gated(operation: Elementwise) -> bool:
 
 
 def _spatial(node: fx.Node) -> int:
+    """Number of positions of a feature map; 1 for a gate."""
     return math.prod(known_shape(node)[2:])
 
 
 def _padded(gate: fx.Node, gated: fx.Node, found: Found) -> Padded | None:
+    """Find the channels of a gated map that depend on the position alone; None if there are none.
+
+    The gate has to be computed from the averages of the map, which is then read by nothing else.
+    """
     squeeze, path = _squeeze(gate, gated, found), path_to(gated, found.operations)
     if squeeze is None or path is None:
         return None
@@ -240,10 +245,10 @@ def _padded(gate: fx.Node, gated: fx.Node, found: Found) -> Padded | None:
 def _taps_behind(
     source: Weighted, steps: tuple[Operation, ...], found: Found
 ) -> tuple[Tensor, tuple[str, ...]] | None:
-    """Taps of a convolution with its norms folded in, and names of the activations behind.
+    """Taps of a convolution with its norms folded in, and names of the activations after it.
 
-    None where a step is neither: a function without a module, or one with parameters behind an
-        activation.
+    None if a step is neither a norm before the activations nor an activation module: for example a
+    functional call, or a norm after an activation.
     """
     signal = signal_of(found.signals, source.operands[0], 1)
     taps = torch.cat([source.contribution(signal.value), source.bias[:, None]], 1)
@@ -261,8 +266,9 @@ def _taps_behind(
 
 
 def _squeeze(gate: fx.Node, gated: fx.Node, found: Found) -> Weighted | None:
-    """Find the first layer on the way from the averages of a map to its gate; None for another kind
-    of gate.
+    """Find the first layer after the average over a map from which its gate is computed.
+
+    None if the gate is computed in another way.
     """
     node, layer = gate, None
     while len(node.users) == 1 and (operation := found.operations.get(node)) is not None:

@@ -1,10 +1,10 @@
 """Bypass by a table: channels that depend on the position alone, up to a pointwise convolution.
 
-A convolution that pads with zeros makes of a constant input one value inside and other values at
-the border; the value depends on the number of taps cut off on each side, and on nothing else.
-Normalisations and activations map those few values one by one, and a pointwise convolution adds
-them up. It can therefore hold the sums in a small table, with one column per border pattern, which
-is valid at every resolution; the channels are not computed any more. In MobileNets these are the
+On a constant input, a convolution that pads with zeros has one output value in the interior and
+others at the border, which depend only on the number of taps cut off on each side. Norms and
+activations map each of these few values, and a pointwise convolution sums them over channels. The
+sums are therefore stored in a small table, with one column per border pattern, which is valid at
+every resolution; the channels themselves are no longer computed. In MobileNets these are the
 depthwise filters whose input is dead.
 """
 
@@ -34,8 +34,7 @@ Path = tuple[Weighted, tuple[Operation, ...]]
 
 @dataclass(frozen=True, eq=False)
 class TableBypass(Bypass):
-    """A padding convolution, elementwise operations, and the pointwise convolution that alone reads
-    them.
+    """A padding convolution, elementwise operations, and the pointwise convolution after them.
 
     Attributes:
         source: the convolution that pads.
@@ -56,7 +55,7 @@ class TableBypass(Bypass):
         taps = self.source.taps[0, 0].numel()
         norms = sum(4 for step in self.steps if isinstance(step, Affine))
         read, written = positions(self.source.operands[0]), positions(self.reader.node)
-        # Without a table the source is given its constants, too: one more operation.
+        # Without a table, the constants of the source are inserted, too: one more operation.
         computed = Work(
             calls=1, macs=channels * written * (taps + neurons), elementwise=channels * written,
             moved=channels * read,
@@ -67,8 +66,8 @@ class TableBypass(Bypass):
         )
 
     def received(self, layout: Layout) -> Layout:
-        # Absent channels have another value at every position: none of them is the layout's to
-        # give.
+        # Absent channels differ from position to position, so that the layout has no value for
+        # them: the table adds it.
         return Layout(layout.order, layout.absent.masked_fill(self.channels, 0))
 
     def lower(self, layouts: Mapping[fx.Node, Layout]) -> Skipped | None:
@@ -88,7 +87,7 @@ class TableBypass(Bypass):
 
 @finder
 def table_bypass(reader: Weighted, found: Found) -> TableBypass | None:
-    """Find the padding convolution before a pointwise one whose outputs no other node reads."""
+    """Find a padding convolution whose outputs only reach the given pointwise convolution."""
     (operand,) = reader.operands
     path = path_to(operand, found.operations) if len(operand.users) == 1 else None
     if path is None:
@@ -98,7 +97,7 @@ def table_bypass(reader: Weighted, found: Found) -> TableBypass | None:
 
 
 def path_to(node: fx.Node, operations: Mapping[fx.Node, Operation]) -> Path | None:
-    """Find the padding convolution whose outputs reach a node, and no other, element by element."""
+    """Find the padding convolution that feeds only this node, through elementwise operations."""
     steps: list[Operation] = []
     while (step := operations.get(node)) is not None and step.is_step:
         steps.insert(0, step)
@@ -111,11 +110,11 @@ def path_to(node: fx.Node, operations: Mapping[fx.Node, Operation]) -> Path | No
 def position_dependent(
     source: Weighted, steps: Sequence[Operation], signals: Mapping[fx.Node, Signal]
 ) -> tuple[Tensor, Tensor]:
-    """Find the channels behind a convolution and some steps that depend on the position alone.
+    """Find the channels after a convolution and some steps that depend on the position alone.
 
     Returns:
         The channels, boolean, shape (C,); and their values, float64, shape (border patterns, C),
-        else 0.
+        0 in the other channels.
     """
     signal = signal_of(signals, source.operands[0], 1)
     groups, _, fan_in, _ = source.taps.shape
@@ -129,11 +128,11 @@ def position_dependent(
 
 
 def _is_source(operation: Weighted) -> bool:
+    """True for a zero-padding convolution whose kernel always overlaps the input."""
     conv = operation.module
     if isinstance(conv, _ConvTransposeNd) or not isinstance(conv, _ConvNd):
         return False
-    # A layer with a border kernel adds other values there; more padding than kernel gives empty
-    # windows.
+    # A layer with a border kernel already adds values at the border.
     return (
         "border" not in operation.folded and pads_with_zeros(conv) and operation.geometry.is_partial
     )

@@ -1,7 +1,8 @@
 """Patterns in which the kernel of a convolution overlaps the border.
 
-Per axis, with i taps cut off before and j after, of at most b and a, the pattern is number
-``i * (a + 1) + j``; over the axes, patterns are numbered like the elements of a tensor.
+On one axis, let i of at most b taps be cut off before the input and j of at most a taps after it:
+the pattern has number ``i * (a + 1) + j``. Over several axes, patterns are numbered like the
+elements of a tensor with one axis each, the last axis fastest.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from .edits import Geometry
 
 
 def taps_inside(geometry: Geometry) -> Tensor:
-    """Return the taps of a kernel that are inside, for each pattern: boolean, shape (patterns,
-    taps).
-    """
+    """Return the taps of a kernel that are inside the input: boolean, shape (patterns, taps)."""
 
     def along(kernel: int, before: int, after: int) -> list[Tensor]:
         taps = torch.arange(kernel)

@@ -1,4 +1,4 @@
-"""Per-channel facts that travel along the edges of a graph: signals and layouts."""
+"""Facts about the channels of the edges of a graph: signals and layouts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Signal:
 
     @staticmethod
     def of(constant: Tensor, value: Tensor) -> Signal:
-        """A signal whose finite constants are used; infinities and NaN would poison the folding."""
+        """A signal without infinite and NaN constants: folded with weight 0 they would give NaN."""
         known = constant & value.isfinite()
         return Signal(known, torch.where(known, value, torch.zeros_like(value)))
 
@@ -48,7 +48,7 @@ class Layout:
         order: the original index of each channel that is physically present, in physical order.
         absent: float64, shape (full width,): the constant value of each channel that is absent,
             else 0. A channel that nothing reads may be absent without being constant; its entry
-            is then meaningless and is read by nothing either.
+            is then meaningless, and is not used.
     """
 
     order: Tensor
@@ -82,7 +82,7 @@ class Layout:
         return Signal(~self.present, self.absent)
 
     def arranged(self, order: Tensor) -> Layout:
-        """The same edge with its channels brought into another order."""
+        """The same edge with the given original channels present, in this order."""
         absent = self.absent.clone()
         absent[order] = 0
         return Layout(order, absent)
@@ -93,7 +93,7 @@ class Layout:
         return self.arranged(torch.cat([self.order, extra])) if len(extra) else self
 
     def without(self, channels: Tensor) -> Layout:
-        """The layout with some channels taken out and given no value; boolean, shape (width,)."""
+        """The layout with some channels removed, with value 0; boolean, shape (full width,)."""
         return Layout(self.order[~channels[self.order]], self.absent.masked_fill(channels, 0))
 
     def positions(self) -> Tensor:

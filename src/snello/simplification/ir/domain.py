@@ -16,14 +16,14 @@ class Domain(Record):
     """The checks made before anything is planned.
 
     Attributes:
-        shapes: of each tensor among the inputs, in the order of the forward's signature; None for
-            an axis along which another size was checked, too.
-        batch: whether another batch size was checked; False where the model takes one alone.
-        positions: whether another resolution or length was checked; False where the model takes
-            one alone.
-        training: whether the graph computes in training mode what the model computes there, from
-            the same random numbers; "unchecked" if the model does not run in training mode, or if
-            its own forward is kept.
+        shapes: the shape of each tensor among the inputs, in the order of the forward's signature;
+            None for an axis along which another size was checked, too.
+        batch: whether another batch size was checked; False if the model accepts only one.
+        positions: whether another resolution or length was checked; False if the model accepts
+            only one.
+        training: "same" or "differs": the outputs of the graph in training mode, compared with
+            those of the model for the same random numbers; "unchecked" if the model does not run in
+            training mode, or if its own forward is kept.
     """
 
     shapes: tuple[tuple[int | None, ...], ...]
@@ -39,11 +39,15 @@ class Domain(Record):
 
     @property
     def is_limited(self) -> bool:
-        """True if there are sizes, or a mode, for which the graph was not found to be right."""
+        """True if other sizes were not checked, or if the graph differs in training mode."""
         return not (self.batch and self.positions) or self.training == "differs"
 
     def holds(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """True if inputs of these shapes are inside; they are those of a forward's arguments."""
+        """True unless tensor arguments of these shapes have a size that was not checked.
+
+        Args:
+            shapes: one per tensor, in the order of the forward's signature.
+        """
         if [len(shape) for shape in shapes] != [len(shape) for shape in self.shapes]:
             return True  # other arguments than those of the example: nothing to compare with
         return all(

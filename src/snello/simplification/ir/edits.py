@@ -1,7 +1,7 @@
 """Edits of a graph: one frozen record per kind, with its tag, the nodes it names and its JSON.
 
 Nodes are named as in the captured graph of the original. ``snello.simplification.rewrite`` has one
-applier per kind. Edits are applied in the order of their ``stage``, within one stage in the order
+applier per kind. Edits are applied in the order of their ``stage``, and within a stage in the order
 of the plan.
 """
 
@@ -18,19 +18,20 @@ class GraphEdit(TaggedRecord):
     """One change to a graph."""
 
     stage: ClassVar[int] = 0
-    """Rank in the order of application: edits of call arguments, insertions, replacements, late reads."""
+    """Rank in the order of application: first changes of call arguments, then insertions, then
+    replacements, then reads of nodes that earlier edits may have replaced."""
 
     inserts: ClassVar[str] = ""
     """Prefix of the name of the module that the edit inserts; empty if it inserts none."""
 
     @property
     def moves_channels(self) -> bool:
-        """True if the edit adds an operation that moves channels about."""
+        """True if the edit adds an operation that copies channels by index."""
         return False
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of the nodes that the edit speaks of."""
+        """Names of the nodes to which the edit refers."""
         raise NotImplementedError
 
     @property
@@ -39,7 +40,7 @@ class GraphEdit(TaggedRecord):
         return ()
 
     def describe(self) -> str | None:
-        """One line for people; None for an edit that is not worth one."""
+        """One line of the printed plan; None if the edit is not printed."""
         return None
 
 
@@ -48,8 +49,8 @@ class SetNumber(GraphEdit):
     """A literal number in the lean graph.
 
     Attributes:
-        node: the node whose argument, or value, becomes a literal.
-        position: index of the size argument of a view that becomes the literal; -1 for the node
+        node: the node that becomes a literal, or whose argument does.
+        position: index of the size argument of a view that becomes a literal; -1 for the node
             itself.
         value: the number.
     """
@@ -68,7 +69,7 @@ class SetNumber(GraphEdit):
 
 @dataclass(frozen=True)
 class GateInput(GraphEdit):
-    """A gate that a layer reads beside its input.
+    """A gate that a layer reads in addition to its input.
 
     Attributes:
         operand: the gate, of shape (N, C, 1, ...).
@@ -88,15 +89,16 @@ class GateInput(GraphEdit):
 
 @dataclass(frozen=True)
 class Fill(GraphEdit):
-    """A module inserted behind ``operand``, for some of its readers, that appends and selects
-    channels.
+    """A module inserted between ``operand`` and some of its readers.
+
+    It appends absent channels and selects channels by index.
 
     Attributes:
-        name: of the inserted module.
+        name: name of the inserted module.
         operand, readers: nodes.
-        axis: of the channels.
-        appended: number of absent channels that are appended; the module's ``constant`` has their
-            values.
+        axis: axis of the channels.
+        appended: number of absent channels that are appended; their values are the module's buffer
+            ``constant``.
         zero: whether all of those values are zero (then they are not stored).
         index: the present and appended channels that the readers receive, in order; None for all.
     """
@@ -127,7 +129,12 @@ class Fill(GraphEdit):
 
 @dataclass(frozen=True)
 class DropOperands(GraphEdit):
-    """Operands of a concatenation of which nothing is left, by position in its list."""
+    """Removal of the operands of a concatenation that have no channel left.
+
+    Attributes:
+        node: the concatenation.
+        positions: indices of the operands in its list.
+    """
 
     tag = "drop"
     stage = 3
@@ -145,15 +152,15 @@ class IndexedSum(GraphEdit):
     """A sum of two tensors that carry different channels.
 
     Attributes:
-        name: of the inserted module.
+        name: name of the inserted module.
         node: the sum.
-        base: position among the sum's arguments of the operand that the other one is added to.
-        axis: of the channels.
+        base: position among the sum's arguments of the operand to which the other is added.
+        axis: axis of the channels.
         grown: number of channels that are appended to the base before the addition.
         width: number of channels of the result.
-        index: channel of the result that each channel of the other operand is added to; None if
-            that operand has no channel at all.
-        constants: channels of the result that a constant is added to (the module's ``constant``).
+        index: for each channel of the other operand, the channel of the result to which it is
+            added; None if that operand has no channel left.
+        constants: channels of the result to which a constant is added (the buffer ``constant``).
         in_place: whether the base may be overwritten when no gradient is recorded.
     """
 
@@ -185,14 +192,13 @@ class IndexedSum(GraphEdit):
 
 @dataclass(frozen=True)
 class Pick(GraphEdit):
-    """A node replaced by some channels of an operand (a slice, a chunk, a shuffle), or by all of
-    it.
+    """A node (a slice, a chunk, a shuffle) replaced by some or all channels of an operand.
 
     Attributes:
-        name: of the inserted module.
+        name: name of the inserted module.
         node, operand: nodes.
-        axis: of the channels.
-        index: positions of the channels in the lean operand; None for all of them, as they are.
+        axis: axis of the channels.
+        index: positions of the channels in the lean operand; None for all of them, in order.
     """
 
     tag = "pick"
@@ -244,20 +250,19 @@ class Geometry:
 
     @property
     def is_partial(self) -> bool:
-        """True if some tap stays inside at either end."""
+        """True if the padding never cuts off all taps on one side."""
         return all(max(ends) < kernel for kernel, *ends in zip(self.kernel, *self.cut, strict=True))
 
 
 @dataclass(frozen=True)
 class BorderPattern(Geometry, GraphEdit):
-    """A node that gives, at each position, the way in which the kernel of a convolution overlaps
-    the border.
+    """A node that returns the number of the border pattern at each position of a convolution.
 
-    A layer with a :class:`TableFold` reads it.
+    A layer with a :class:`TableFold` reads it. See :mod:`.borders` for the numbers.
 
     Attributes:
-        name: of the inserted module.
-        operand: the node that the convolution reads; its size decides.
+        name: name of the inserted module.
+        operand: the node that the convolution reads; only its size is used.
         reader: the call of the layer that has the table.
     """
 
@@ -278,19 +283,19 @@ class BorderPattern(Geometry, GraphEdit):
 class PositionDependent(Geometry, GraphEdit):
     """A node that computes, once per resolution, channels that depend on the position alone.
 
-    They stand before a squeeze-and-excitation. The geometry is that of the convolution that padded
-    them.
+    These are channels of a map that a squeeze-and-excitation multiplies. The geometry is that of
+    the padding convolution that computed them in the original.
 
     Attributes:
-        name: of the inserted module.
-        operand: the node that the convolution reads; its size decides.
+        name: name of the inserted module.
+        operand: the node that the convolution reads; only its size is used.
         reader: the call of the layer that reads the gate.
-        average, squeeze: the node that averages over the positions, and the layer that reads that.
-        activations: names of the modules between convolution and gate.
-        channels: number of channels.
-        constants: number of channels of the gate, the first ones that the reader reads, that
+        average, squeeze: the node that averages over the positions, and the layer that reads it.
+        activations: names of the modules between the convolution and the product with the gate.
+        channels: number of channels that depend on the position.
+        constants: number of the leading channels of the gate, as the reader receives it, that
             multiply constants instead.
-        averaged: channels whose averages are appended to the others.
+        averaged: channels whose averages are appended to those of the other channels.
     """
 
     tag = "static"

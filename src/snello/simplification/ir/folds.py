@@ -10,21 +10,21 @@ from .records import TaggedRecord
 
 @dataclass(frozen=True)
 class Fold(TaggedRecord):
-    """Something folded into a layer, kept in a buffer of the lean layer that is called like the
-    tag.
+    """Constants folded into a layer, stored in a buffer of the lean layer named like the tag.
 
     The buffer has one row per neuron, on the axis of the weight's neurons.
     """
 
     place: ClassVar[str] = ""
-    """Description of the place that the constants went to, for people."""
+    """Description of the place of the constants, for the printed plan."""
 
 
 @dataclass(frozen=True)
 class BorderFold(Fold):
-    """Constants that zero padding cuts off at the border: a kernel, convolved with ones.
+    """Constant inputs of a convolution that pads with zeros: a kernel that is convolved with ones.
 
-    The kernel is the layer's own, summed over the constant inputs, weighted by their values.
+    The kernel is the sum over the constant inputs of the layer's kernel times the constant. A bias
+    would be wrong at the border, where the padding replaces the constants by zero.
     """
 
     tag = "border"
@@ -47,7 +47,7 @@ class TableFold(Fold):
 
 @dataclass(frozen=True)
 class GateFold(Fold):
-    """Constants that a gate multiplies: columns that read the gate itself.
+    """Constants that a gate multiplies: columns of weights that are applied to the gate.
 
     Attributes:
         channels: number of channels of the gate that the layer reads.

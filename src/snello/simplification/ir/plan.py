@@ -26,11 +26,12 @@ class LayerPlan(Record):
 
     Attributes:
         outputs, inputs: full widths, in the original.
-        kept_outputs, kept_inputs: original indices of what stays, in the lean layer's order.
-        groups: of the original convolution; 1 for other layers.
+        kept_outputs, kept_inputs: original indices of the kept neurons and input channels, in the
+            lean layer's order.
+        groups: number of groups of the original convolution; 1 for other layers.
         bias: whether the lean layer has a bias (folded constants may need one).
         folded: number of constant inputs other than zero that were folded into the layer.
-        folds: buffers that the lean layer adds besides its bias.
+        folds: constants that the lean layer adds in addition to its bias.
     """
 
     outputs: int
@@ -62,16 +63,18 @@ class AttentionPlan(Record):
     Attributes:
         outputs, inputs: widths of the module that is narrowed.
         heads, width: number of heads of the original, and width of each.
-        kept_outputs, kept_inputs: indices of what stays, in the lean module's order.
-        kept_heads: original indices of the heads that stay, in the lean module's order.
-        rows: rows of the packed projection (queries, keys, values: 3 * heads * width in the
-            original) that stay, in the lean module's order. Those of values are also the columns of
-            the output projection.
-        constants: rows of queries that are one number other than zero: they are the buffer
-            ``constant``.
-        biased: number of the kept heads, the first ones, that have a computed position bias.
-        hidden: hidden neurons of the network that computes it that stay.
-        bias, out_bias, position_bias: whether the projections and the network have a bias.
+        kept_outputs, kept_inputs: original indices of the kept channels, in the lean module's
+            order.
+        kept_heads: original indices of the kept heads, in the lean module's order.
+        rows: kept rows of the packed projection (queries, keys, values: 3 * heads * width in the
+            original), in the lean module's order. Those of values are also the columns of the
+            output projection.
+        constants: rows of queries whose value is a constant other than zero; the values are the
+            buffer ``constant``.
+        biased: number of the leading kept heads that have a computed position bias.
+        hidden: kept hidden neurons of the network that computes the position bias.
+        bias, out_bias, position_bias: whether the packed projection, the output projection and the
+            network of the position bias have a bias.
         folded: number of constants other than zero that were folded.
     """
 
@@ -106,23 +109,24 @@ class SimplificationPlan:
 
     Attributes:
         input_shapes: shapes of the tensors among the example inputs, in order, batch first.
-        layers: name -> what stays of each layer with weights.
-        attentions: name -> what stays of each self-attention that is narrowed.
+        layers: name -> plan of each layer with weights.
+        attentions: name -> plan of each self-attention that is narrowed.
         norms: name of each module with one parameter per channel (BatchNorm, LayerNorm, PReLU) ->
-            the channels that stay, in order.
-        parameters: qualified name of a parameter, buffer or embedding that is used by itself ->
-            what stays of it, along each axis that is cut.
+            the kept channels, in order.
+        parameters: qualified name of a parameter, buffer or embedding that is an operand by itself
+            -> its kept indices along each axis that is narrowed.
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
-        attributes: qualified name of an attribute that mirrors widths, an integer or a tuple of
-            them -> its new value;
-            for the model's own module alone.
-        constants: arguments of the forward that are fixed -> their value; they are no arguments of
-            the lean model. Stars of ``*args`` and ``**kwargs`` belong to the name.
-        base: the plan that had made the model lean before, if any: this one speaks of that lean
-            model.
+        attributes: qualified name of an attribute that holds a width, or a tuple of them -> its new
+            value. Only used if ``representation`` is "module".
+        constants: arguments of the forward that are fixed -> their value; the lean model does not
+            take them. The stars of ``*args`` and ``**kwargs`` are part of the name.
+        base: the plan of an earlier simplification of the model, or None. The names and indices of
+            this plan refer to the lean model of that plan.
         representation: "graph" for a captured graph with the original layer names, "module" for the
             user's own module, narrowed in place; the latter needs a plan without edits.
+        reason: why the representation was chosen; may be empty.
+        domain: the sizes and modes for which the captured graph was compared with the model.
     """
 
     input_shapes: tuple[tuple[int, ...], ...] = ()
@@ -145,12 +149,12 @@ class SimplificationPlan:
 
     @property
     def generation(self) -> int:
-        """Number of plans, those before this one included."""
+        """Number of simplifications of the original model, including this one."""
         return 1 if self.base is None else self.base.generation + 1
 
     @property
     def neurons_removed(self) -> int:
-        """Number of neurons of layers with weights that are taken out."""
+        """Number of removed neurons of layers with weights, projections of attention included."""
         neurons = sum(layer.outputs - len(layer.kept_outputs) for layer in self.layers.values())
         rows = sum(3 * x.heads * x.width - len(x.rows) for x in self.attentions.values())
         return (
@@ -159,9 +163,7 @@ class SimplificationPlan:
 
     @property
     def index_operations(self) -> int:
-        """Number of operations in the lean graph that move channels about and are not in the
-        original.
-        """
+        """Number of operations that copy channels by index and that the original does not have."""
         return sum(edit.moves_channels for edit in self.edits)
 
     def to_json(self) -> str:
@@ -195,7 +197,7 @@ class SimplificationPlan:
         """Read a plan from JSON, of this version or an earlier one (2 to 4).
 
         Raises:
-            ModelError: if the text is no plan of a version that is read.
+            ModelError: if the text is not a plan, or has a version that cannot be read.
         """
         try:
             return SimplificationPlan._from_dict(upgraded(json.loads(text)))
@@ -227,7 +229,7 @@ class SimplificationPlan:
                 str(name): tuple(map(int, value)) if isinstance(value, list) else int(value)
                 for name, value in data["attributes"].items()
             },
-            # Earlier releases wrote version 5 without these two; nothing is computed from them.
+            # Earlier releases wrote version 5 without these two, which only inform the user.
             reason=str(data.get("reason", "")),
             domain=None if data.get("domain") is None else Domain.from_dict(data["domain"]),
         )

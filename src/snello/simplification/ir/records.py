@@ -1,4 +1,4 @@
-"""Frozen records that own their tag and their JSON: the base of edits and folds."""
+"""Frozen records with a tag and a JSON form: the base of edits and folds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a record from JSON values: lists become tuples; fields with a default may be left
-        out.
+        """Make a record from JSON values; lists become tuples, and unknown keys are ignored.
+
+        Fields with a default may be left out.
 
         Raises:
             KeyError: if a field is missing.
@@ -29,10 +30,10 @@ class Record:
 
 @dataclass(frozen=True)
 class TaggedRecord(Record):
-    """A record whose subclasses are told apart by a tag in JSON.
+    """A record whose JSON form has a tag that names its class.
 
-    A direct subclass opens a family; every further subclass with a ``tag`` joins the family by
-    being defined.
+    A direct subclass is the root of a family; the definition of any further subclass with a ``tag``
+    registers it in the family.
     """
 
     tag: ClassVar[str] = ""
@@ -46,8 +47,7 @@ class TaggedRecord(Record):
             "tag" in vars(cls)
             and cls.family.setdefault(cls.tag, cls).__qualname__ != cls.__qualname__
         ):
-            # A dataclass with slots is defined twice under one name; two kinds with one tag are a
-            # bug.
+            # Names are compared, because a dataclass with slots is created twice under one name.
             raise TypeError(f"two records have the tag {cls.tag!r}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Plans of earlier versions, brought to the present form.
+"""Conversion of plans of earlier versions to the current one.
 
-Version 2 had no tables by position, version 3 no gates; in versions 2 to 4 every kind of edit had a
-list of its own, and folds were flags of a layer.
+Version 2 had no border pattern tables, version 3 no gates; in versions 2 to 4 each kind of edit had
+a separate list, and folds were flags of a layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LISTS = {
 
 
 def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the JSON of a plan of any readable version to version 5.
+    """Convert the JSON of a plan of version 2 to 5 to version 5.
 
     Raises:
         ValueError: for another version.

@@ -1,4 +1,4 @@
-"""Axes that a call names: permutations, reductions, indices."""
+"""Axes in the arguments of a call: permutations, reductions, indices."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def permutation(node: fx.Node) -> list[int] | None:
 
 
 def reduced_axes(node: fx.Node) -> list[int] | None:
-    """Return the axes that a reduction goes over; None if they are computed, or if it goes over
-    all.
-    """
+    """Return the axes of a reduction; None if they are computed, or if it reduces all axes."""
     dims = argument(node, 1, "dim")
     over = [dims] if isinstance(dims, int) else dims
     if not isinstance(over, (tuple, list)) or not all(isinstance(d, int) for d in over):
@@ -62,8 +60,8 @@ class Indexed:
 
     Attributes:
         part: the slice on the channel axis.
-        axis: of the channels in the output.
-        alone: whether all other parts are whole slices.
+        axis: axis of the channels in the output.
+        alone: whether all other axes are indexed by ``:`` alone.
     """
 
     part: slice
@@ -72,12 +70,12 @@ class Indexed:
 
 
 def indexed(node: fx.Node, rank: int, axis: int) -> Indexed | None:
-    """Read an index; None where it takes one channel alone, or is computed.
+    """Read the index of a getitem; None if it selects a single channel, or is computed.
 
     Args:
         node: the call of getitem.
         rank: number of axes of the operand.
-        axis: of its channels.
+        axis: axis of its channels.
     """
     index: Any = node.args[1]
     parts = list(index) if isinstance(index, tuple) else [index]

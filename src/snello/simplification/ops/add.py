@@ -1,4 +1,4 @@
-"""Sums of two tensors, in which each may lack channels that the other has."""
+"""Sums of two tensors with different channels present."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class Add(Operation):
-    """The sum of two tensors of one shape: what one of them lacks is not put in place, but added
-    to.
+    """The sum of two tensors of one shape, which may have different channels in the lean network.
+
+    Absent channels are not inserted before the sum; the present channels of one operand are added
+    to the other by index (:class:`IndexedSum`).
     """
 
     accumulates: ClassVar[bool] = True
@@ -59,9 +61,7 @@ class Add(Operation):
 
 
 def wider(first: Layout, second: Layout) -> int:
-    """Return the position of the layout with more channels, into which the other one is
-    scattered.
-    """
+    """Return the position (0 or 1) of the layout with more channels: the other is added to it."""
     return int(len(second.order) > len(first.order))
 
 
@@ -73,9 +73,19 @@ def indexed_sum(
     produced: Layout,
     in_place: bool,
 ) -> Edit:
-    """Make the edit that adds two operands with different channels; ``base`` is added to."""
+    """Make the edit of a sum of two operands with different channels.
+
+    Args:
+        node: the sum.
+        axis: axis of the channels.
+        base: position (0 or 1) of the operand to which the other is added.
+        layouts: layouts of the operands.
+        produced: layout of the sum.
+        in_place: whether the base may be overwritten.
+    """
     receiver, other = layouts[base], layouts[1 - base]
-    # What is absent from both is not in the result; what is present in one has no constant there.
+    # A channel of the result is present in at least one operand, so that at most one constant is
+    # added to it.
     constant = (receiver.absent + other.absent)[produced.order]
     where = (constant != 0).nonzero().flatten()
     index = produced.positions()[other.order]
@@ -88,7 +98,7 @@ def indexed_sum(
     return Edit(record, {"constant": constant[where]} if len(where) else {})
 
 
-# Registered behind those of elementwise.py, so that it is asked before them.
+# Imported after elementwise.py and therefore registered later: the latest rule is tried first.
 @rule_for(operator.add, operator.iadd, torch.add, "add", "add_")
 def addition(call: Call) -> Operation | None:
     """``a + b`` of two tensors of one shape; other sums are elementwise operations."""

@@ -1,20 +1,20 @@
-r"""Self-attention: the rows and columns of its projections that matter.
+r"""Self-attention: the rows and columns of its projections that the output depends on.
 
 With weights :math:`A = \mathrm{softmax}(QK^\top/\sqrt d)`, head by head, and output :math:`AVP^\top
 + b`:
 
-- a constant dimension of V passes through unchanged, as each row of A sums to one: it is a bias;
-- a constant dimension of K adds the same to every key's score, which softmax ignores: it goes, with
-  its query;
-- a dimension of Q that is zero takes its key with it; one that is another constant leaves that
-  constant only;
-- a head without values goes altogether.
+- a constant dimension of V is unchanged by A, whose rows sum to one: it becomes a bias;
+- a constant dimension of K adds the same number to the scores of all keys, which softmax ignores:
+  it is removed, with the same dimension of Q;
+- if a dimension of Q is zero, it is removed with the same dimension of K; if it is another
+  constant, only that constant is stored;
+- a head without values is removed.
 
-Where queries and keys are normalised (cosine similarity), a dimension also counts in the norm of
-its own vector: it goes only if it is zero, and the head's scores are all zero once no dimension is
-left that both vectors have.
+If queries and keys are normalised (cosine similarity), every dimension also contributes to the norm
+of its vector. It is removed only if it is zero; if Q and K have no dimension in common, the scores
+of the head are all zero.
 
-The attention of a library is made known in :mod:`.attention_weights`.
+The attention of a library is registered in :mod:`.attention_weights`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from .registry import is_plain, rule_for
 
 @dataclass(frozen=True)
 class _Alive:
-    """Dimensions of all heads that matter: each boolean, shape (heads * width,).
+    """Dimensions of all heads that are kept: each boolean, shape (heads * width,).
 
     Attributes:
         queries, keys, values: rows of the packed projection that are computed.
-        constants: queries that are one number other than zero.
-        heads: dimensions of the heads that have values.
+        constants: queries whose value is a constant other than zero.
+        heads: all dimensions of the heads that have values.
     """
 
     queries: Tensor
@@ -67,9 +67,9 @@ class _Folding:
     """Biases with constants folded in, in float64, for all rows of the original.
 
     Attributes:
-        bias: of the packed projection.
-        out_bias: of the output projection.
-        values: constant values that were folded into ``out_bias``.
+        bias: bias of the packed projection, shape (3 * heads * width,).
+        out_bias: bias of the output projection, shape (outputs,).
+        values: constant dimensions of V that were folded into ``out_bias``, shape (heads * width,).
     """
 
     bias: Tensor
@@ -108,7 +108,7 @@ class Attention(Producer):
         return bias.index_fill(0, keys, 0) if self.weights.cosine else bias
 
     def _projected(self, signal: Signal) -> Signal:
-        """Constants among queries, keys and values."""
+        """Constants among the rows of the packed projection, for constants of the input."""
         varying = ~signal.constant
         if self.weights.windowed:  # tokens are padded with zeros
             varying = varying | (signal.value != 0)
@@ -122,6 +122,12 @@ class Attention(Producer):
         return any_.repeat_interleave(len(dimensions) // self.weights.heads)
 
     def _alive(self, needed: Tensor, projected: Signal) -> _Alive:
+        """The dimensions on which the needed outputs depend, by the rules of the module docstring.
+
+        Args:
+            needed: outputs, boolean, shape (outputs,).
+            projected: constants of the packed projection.
+        """
         fixed_query, fixed_key, fixed_value = projected.constant.chunk(3)
         zero_query, zero_key, _ = projected.zero.chunk(3)
         values = ~fixed_value & (self.out_weight[needed] != 0).any(0)
@@ -210,8 +216,11 @@ class Attention(Producer):
         )  # fmt: skip
 
     def _network(self, heads: Sequence[int]) -> tuple[list[int], list[int], Tensor | None]:
-        """Heads whose position bias differs from place to place, hidden neurons that compute it,
-        bias.
+        """The part of the network of the position bias that the given heads need.
+
+        Returns:
+            The heads whose position bias is not constant, the hidden neurons that compute it, and
+            the bias of the last layer with constant hidden neurons folded in, or None.
         """
         if self.weights.network is None:
             return [], [], None
@@ -243,7 +252,7 @@ class Attention(Producer):
         return {f"{self.name}.{name}": value for name, value in values.items()}
 
     def _is_whole(self, plan: AttentionPlan) -> bool:
-        """True if the module would stay as it is."""
+        """True if the plan changes nothing in the module."""
         own, network = self.weights, self.weights.network
         return (
             (plan.kept_heads, plan.rows, plan.constants)
@@ -261,13 +270,13 @@ def _or_zeros(bias: Tensor | None, length: int) -> Tensor:
 
 
 def _product(weight: Tensor, vector: Tensor) -> Tensor:
-    """Product in float64, over the columns that matter: a layer can be large."""
+    """Product in float64. Only columns with a nonzero factor are converted, to save memory."""
     columns = vector.nonzero().flatten()
     return weight[:, columns].double() @ vector[columns]
 
 
 def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
-    """Reason why an attention has no rule; None if, by module and call, it may have one."""
+    """Reason why an attention has no rule; None if module and call do not exclude one."""
     name = str(node.target)
     inner = [f"{name}.{part}" for part, _ in module.named_modules() if part]
     if any(graph.is_shared(part) for part in (name, *inner)):
@@ -289,7 +298,7 @@ def why_not(graph: Graph, node: fx.Node, module: nn.Module) -> str | None:
 
 
 def _used_beyond(user: fx.Node) -> bool:
-    """True if another result than the first is taken and read."""
+    """True if a result of attention other than the first is read."""
     return bool(user.args[1] != 0) and bool(user.users)
 
 
@@ -314,10 +323,12 @@ def _query(node: fx.Node) -> fx.Node | None:
     return None if by_head else query
 
 
-@rule_for(nn.Module)  # asked last, of any module
+@rule_for(nn.Module)  # for the base of all modules, so that every other rule is tried before
 def attention(call: Call) -> Operation | None:
-    """Calls of self-attention: the operation itself in windows, else the step before its result is
-    taken.
+    """Calls of self-attention.
+
+    Attention in windows returns a tensor and is the operation. Other attention returns a tuple: the
+    call is absorbed, and the operation is the ``getitem`` of the first result.
     """
     module = call.module
     weights = None if module is None else attention_weights(module)
@@ -347,7 +358,7 @@ def attention_result(call: Call) -> Operation | None:
 
 
 def _operand(call: Call, operand: object, rank: int) -> fx.Node | None:
-    """The input, if it has as many axes, and its channels on the last one."""
+    """The input of attention, if it has this number of axes, with channels on the last one."""
     if not isinstance(operand, fx.Node) or len(shape_of(operand) or ()) != rank:
         return None
     return operand if call.axes.get(operand, rank - 1) == rank - 1 else None

@@ -1,6 +1,6 @@
-"""Weights of self-attention, whatever the library that it comes from.
+"""Weights of self-attention modules of any library.
 
-A library's attention is made known by :func:`register_attention`.
+The attention of a library is registered by :func:`register_attention`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from snello.graph import TargetTable
 
 Network = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""Weights and biases of the two layers that compute a position bias: hidden, then heads."""
+"""Weight and bias of the hidden layer and of the last layer that compute a position bias."""
 
 PACKED_NAMES = ("in_proj_", "out_proj.")
 WINDOW_NAMES = ("qkv.", "proj.")
@@ -23,22 +23,24 @@ WINDOW_NAMES = ("qkv.", "proj.")
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Parameters of an attention in the geometry of the original: rows that a lean one lacks are
-    zero.
+    """Parameters of an attention in the shapes of the original.
+
+    The rows that a lean attention does not have are zero.
 
     Attributes:
-        weight, bias: of the packed projection, shape (3 * heads * width, inputs): queries, keys,
-            values.
-        out_weight, out_bias: of the output projection, shape (outputs, heads * width).
+        weight, bias: packed projection, shapes (3 * heads * width, inputs) and (3 * heads *
+            width,): rows of queries, then keys, then values.
+        out_weight, out_bias: output projection, shapes (outputs, heads * width) and (outputs,).
         heads: number of heads of the original.
         cosine: whether queries and keys are normalised, and keys have no bias.
-        windowed: whether tokens are padded with zeros, so that constant inputs differ from place to
-            place; then the module maps (N, H, W, C) to (N, H, W, C). Else it is called like
+        windowed: whether the module maps (N, H, W, C) to (N, H, W, C) and pads tokens with zeros,
+            so that a constant input is not constant over positions. Else it is called like
             nn.MultiheadAttention.
-        names: prefixes of the parameters of both projections.
-        kept_heads, rows, constants: those of the module; see :class:`AttentionPlan`.
+        names: prefixes of the names of the parameters of both projections.
+        kept_heads, rows, constants: see :class:`AttentionPlan`; of an attention that was never
+            narrowed, all heads, all rows and none.
         biased: heads that have a position bias.
-        network: the layers that compute the position bias, if there are any.
+        network: the layers that compute the position bias; None if there are none.
     """
 
     weight: Tensor
@@ -64,12 +66,12 @@ class AttentionWeights:
         windowed: bool = False,
         network: Network | None = None,
     ) -> AttentionWeights:
-        """Describe an attention that has all of its rows.
+        """Describe an attention that was never narrowed.
 
         Args:
             packed, out: weight and bias of both projections.
             heads: number of heads.
-            windowed, network: as above; cosine similarity goes with a network.
+            windowed, network: as above; with a network, ``cosine`` is set.
         """
         names = WINDOW_NAMES if windowed else PACKED_NAMES
         all_heads, rows = tuple(range(heads)), tuple(range(len(packed[0])))
@@ -94,7 +96,7 @@ _readers: TargetTable[Reader] = TargetTable()
 
 
 def register_attention(target: type[nn.Module] | str, reader: Reader) -> None:
-    """Make a class of self-attention known.
+    """Register a class of self-attention modules.
 
     Args:
         target: the class, or its dotted name if its library need not be installed.
@@ -105,9 +107,7 @@ def register_attention(target: type[nn.Module] | str, reader: Reader) -> None:
 
 
 def attention_weights(module: nn.Module) -> AttentionWeights | None:
-    """Return the weights of self-attention that may be narrowed, lean or not; None for other
-    modules.
-    """
+    """Return the weights of a self-attention that may be narrowed; None for other modules."""
     readers = _readers.find_module(module)
     return readers[0](module) if readers else None
 
@@ -122,7 +122,7 @@ def _multihead(module: nn.MultiheadAttention) -> AttentionWeights | None:
     if type(module) is not nn.MultiheadAttention:
         return None
     out, weight = module.out_proj, module.in_proj_weight
-    if weight is None:  # three projections: why_not tells the reason why they are left alone
+    if weight is None:  # three separate projections: why_not returns the reason for the plan
         weight = out.weight.new_empty(0, module.embed_dim)
     packed = weight, module.in_proj_bias
     return AttentionWeights.whole(packed, (out.weight, out.bias), module.num_heads)

@@ -1,6 +1,4 @@
-"""A call in the graph, as rules look at it: by position or by name, as function, method or
-module.
-"""
+"""A uniform view of the calls in a graph (functions, methods, modules) and of their arguments."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ def argument(node: fx.Node, position: int, name: str, default: object = None) ->
 
 
 def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Return sizes or axes that may be given as one sequence: ``view(2, 3)`` and
-    ``view((2, 3))``.
-    """
+    """Return sizes or axes as a tuple, for both ``view(2, 3)`` and ``view((2, 3))``."""
     nested = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
     return tuple(arguments[0] if nested else arguments)
 
@@ -38,14 +34,14 @@ def sizes(node: fx.Node) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Call:
-    """A node, and what is known so far of the channels before it.
+    """A node, with the channel axes of the nodes before it.
 
     Attributes:
-        graph: with shapes.
+        graph: the graph, with shapes.
         node: the call.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
-        splits: number of axes that a channel axis is split into -> the one among them that has the
-            channels from there on.
+        splits: number of axes into which a view splits a channel axis -> index of the one that is
+            the channel axis afterwards.
     """
 
     graph: Graph
@@ -54,13 +50,11 @@ class Call:
     splits: Mapping[int, int] = field(default_factory=dict)
 
     def split_axis(self, parts: int) -> int:
-        """Return which of the axes that a channel axis is split into has the channels from there
-        on.
-        """
+        """Return which part of a split channel axis is the channel axis afterwards (default 0)."""
         return self.splits.get(parts, 0)
 
     def at(self, node: fx.Node) -> Call:
-        """Return another call of the same graph, with the same knowledge."""
+        """Return the call of another node of the same graph."""
         return replace(self, node=node)
 
     @property
@@ -85,7 +79,8 @@ class Call:
     def operand(self, axis: int) -> fx.Node | None:
         """Return the first argument if its channels are, or may be, on this axis.
 
-        Nothing may be known of its channels: an input of the network, an unknown operation.
+        It is also returned if its channels are unknown: that of a network input, or of an operation
+        without a rule.
         """
         operand = self.argument(0, "input")
         if not isinstance(operand, fx.Node):
@@ -102,7 +97,7 @@ class Call:
         return operand if operand in self.axes else None
 
     def moving_operand(self) -> tuple[fx.Node, int] | None:
-        """Return the first argument with the axis of its channels, wherever that is."""
+        """Return the first argument with the axis of its channels; None if it is not known."""
         operand = self.argument(0, "input")
         if not isinstance(operand, fx.Node) or operand not in self.axes or not sizes(operand):
             return None

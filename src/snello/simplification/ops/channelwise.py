@@ -1,4 +1,4 @@
-"""Operations that map each channel by itself: pools, padding of positions, shifts of axes."""
+"""Operations that map each channel separately: pools, padding of positions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class PerChannel(Operation):
-    """One operand, and each channel of the output depends on the same channel of it alone.
+    """An operation of one operand that computes each channel from the same channel alone.
 
     Attributes:
-        function: maps constants, float64 of shape (C,); None for the identity.
-        only: a constant stays one only if it has this value (zero padding keeps zeros alone); None
-            for any.
+        function: maps constants, float64, shape (C,); None for the identity.
+        only: the one value for which a constant channel stays constant: zero padding changes every
+            other value at the border. None if any constant stays constant.
         pointwise: whether each position of the output depends on the same position alone. Then the
-            function also maps values of shape (anything, C).
+            function also maps values of shape (..., C).
     """
 
     function: Callable[[Tensor], Tensor] | None = None
@@ -37,13 +37,13 @@ class PerChannel(Operation):
     def of(
         cls, call: Call, operand: fx.Node, axis: int | None = None, **attributes: Any
     ) -> PerChannel:
-        """Make the operation of a call whose operand has its channels on the axis that is known.
+        """Make the operation of a call.
 
         Args:
-            call: of the operation.
-            operand: the tensor that is read.
-            axis: of the channels in the output; the operand's unless given.
-            attributes: as of the class.
+            call: the call.
+            operand: the tensor that is read. Its channels are on their known axis, else on axis 1.
+            axis: axis of the channels in the output; None for that of the operand.
+            attributes: attributes of the class.
         """
         own = call.axes.get(operand, 1)
         return cls(call.node, (operand,), (own,), own if axis is None else axis, **attributes)
@@ -91,7 +91,7 @@ _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 @rule_for(*_POOLS, *_POOL_FUNCTIONS)
 def pool(call: Call) -> Operation | None:
-    """Pooling and padding that make of one constant the same constant."""
+    """Pooling and padding that map a constant to the same constant."""
     operand = call.known_operand(1)
     return None if operand is None else PerChannel.of(call, operand)
 
@@ -105,10 +105,10 @@ def average_pool(call: Call) -> Operation | None:
 
 @rule_for(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 def functional_average_pool(call: Call) -> Operation | None:
-    """Average pooling by a function: that of the module which the function stands for."""
+    """Average pooling by a function, analysed as the module with the same arguments."""
     functions = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
     kind: Any = _AVERAGES[functions.index(call.node.target)]  # type: ignore[arg-type]
-    # The size of the windows may be computed; it does not matter here.
+    # The rule does not depend on the size of the windows, which may be computed: 1 replaces it.
     options = {
         name: value
         for name, value in call.node.kwargs.items()
@@ -126,7 +126,7 @@ def _average(call: Call, module: nn.Module) -> Operation | None:
         return None
     padding = module.padding if isinstance(module.padding, tuple) else (module.padding,)
     counted = any(padding) and bool(module.count_include_pad)
-    # A divisor of its own makes another constant, and at a padded or a cut window yet another one.
+    # A divisor_override changes constants, and by another factor in windows that are cut off.
     odd = counted or getattr(module, "divisor_override", None) is not None
     return PerChannel.of(call, operand, only=0.0 if odd else None)
 

@@ -1,4 +1,4 @@
-"""Operations that put tensors together."""
+"""Concatenation, and ``expand_as``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class Concat(Operation):
-    """Concatenation along the channels: layouts follow each other.
+    """Concatenation along the channels: the layouts are concatenated.
 
     Attributes:
-        widths: channels of each operand.
+        widths: number of channels of each operand in the original.
     """
 
     widths: list[int]
@@ -51,7 +51,7 @@ class Concat(Operation):
 
 @dataclass(frozen=True, eq=False)
 class SharedChannels(Operation):
-    """Concatenation along another axis than the channels': all operands need the same channels."""
+    """Concatenation along another axis: all operands need the same channels in the same order."""
 
     def propagate(self, *signals: Signal) -> Signal:
         first = signals[0].value
@@ -74,7 +74,7 @@ def concatenation(call: Call) -> Operation | None:
     shape = call.shape
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or shape is None:
         return None
-    # torch passes over empty tensors of one axis, which caches begin with.
+    # torch ignores empty tensors of shape (0,), with which caches are initialised.
     tensors = [a for a in tensors if not isinstance(a, fx.Node) or sizes(a) != (0,)]
     if not all(isinstance(a, fx.Node) and len(sizes(a)) == len(shape) for a in tensors):
         return None
@@ -106,9 +106,7 @@ def stack(call: Call) -> Operation | None:
 
 @dataclass(frozen=True, eq=False)
 class ExpandAs(SharedChannels):
-    """``y.expand_as(x)``: the values are the first operand's; of the second only the shape is
-    read.
-    """
+    """``y.expand_as(x)``, which reads the values of y and only the shape of x."""
 
     def propagate(self, *signals: Signal) -> Signal:
         return signals[0]
@@ -119,7 +117,7 @@ class ExpandAs(SharedChannels):
 
 @rule_for("expand_as")
 def expand_as(call: Call) -> Operation | None:
-    """``y.expand_as(x)`` where both have their channels on one axis."""
+    """``y.expand_as(x)`` where both have their channels on the same axis."""
     moving, out = call.moving_operand(), call.shape
     if moving is None or out is None:
         return None

@@ -1,4 +1,4 @@
-"""Operations that work element by element: activations, arithmetic, dropout."""
+"""Elementwise operations: activations, arithmetic, dropout."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .registry import rule_for
 
 @dataclass(frozen=True)
 class Parameter:
-    """A bare parameter or buffer with one entry per channel, which only one operation reads.
+    """A parameter or buffer that is itself an operand, of one operation only, with channels.
 
     Attributes:
-        name: qualified.
-        axis: of the channels.
-        signal: constant where a channel's entries are one number.
+        name: qualified name.
+        axis: axis of the channels.
+        signal: constant in the channels whose entries are all equal.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Parameter:
 
 @dataclass(frozen=True, eq=False)
 class Elementwise(Operation):
-    """A function of tensors element by element, with broadcasting.
+    """An elementwise function of tensors, with broadcasting.
 
     Attributes:
-        function: maps one constant per operand and parameter, float64 of shape (C,), to the
-            output's.
-        unknown: whether it also reads something that is not known per channel (another tensor, a
-            number).
-        product: whether it multiplies, so that one zero makes a zero.
-        parameters: bare parameters among the operands: they can be cut to any channels.
-        shared: number of the operands, the last ones, that have one channel which meets all of the
-            others'.
-        unmade: boolean, shape (C,): channels that are not computed, because their reader takes them
-            from the operands; None if all are.
+        function: maps constants, float64, shape (C,), one tensor per operand and parameter, to
+            those of the output.
+        unknown: whether it also reads a value that is not known per channel, such as another
+            tensor or a computed number. Then no output is constant, except zero products.
+        product: whether it multiplies, so that the output is zero where one factor is.
+        parameters: bare parameters among the operands, which can be narrowed to any channels.
+        shared: number of the trailing operands with a single channel, which is broadcast to all
+            channels.
+        unmade: boolean, shape (C,): channels that are not computed, because a bypass reads the
+            operands instead; None if there are none.
     """
 
     function: Callable[[Sequence[Tensor]], Tensor]
@@ -62,7 +62,7 @@ class Elementwise(Operation):
 
     @property
     def own(self) -> int:
-        """Number of operands that are read channel by channel."""
+        """Number of operands with one channel for each channel of the output."""
         return len(self.operands) - self.shared
 
     @property
@@ -93,7 +93,7 @@ class Elementwise(Operation):
         all_or_none = [useful.any().reshape(1)] * self.shared
         if not self.product:
             return [useful] * self.own + all_or_none
-        # What is multiplied by zero is not read.
+        # A channel that is multiplied by a constant zero is not needed.
         zero = [s.zero for s in self._signals(signals)]
         others = (sum(zero[:i] + zero[i + 1 :], torch.zeros_like(useful)) for i in range(self.own))
         return [useful & ~other for other in others] + all_or_none
@@ -108,7 +108,7 @@ class Elementwise(Operation):
         if self.unmade is not None:
             own = [layout.without(self.unmade) for layout in own]
         wanted, produced = join(self, useful, own)
-        # What all channels meet must be there as long as any of them is.
+        # The single channel of a shared operand is needed as long as any channel is present.
         one = torch.arange(min(1, len(produced.order)))
         return wanted + [layout.arranged(one) for layout in received[self.own :]], produced
 
@@ -133,7 +133,7 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout3d: nn.Dropout3d, F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }  # fmt: skip
-"""Functional dropout -> the module that does the same."""
+"""Functional dropout -> the equivalent module."""
 _FUNCTIONS = (
     F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu,
     F.mish, F.sigmoid, F.tanh, torch.sigmoid, torch.tanh, F.hardswish, F.hardsigmoid, F.hardtanh,
@@ -164,7 +164,7 @@ def elementwise(call: Call) -> Operation | None:
 
 @rule_for(torch.where, "masked_fill", "masked_fill_")
 def masked(call: Call) -> Operation | None:
-    """Choices by a mask, whose values are not known: no constant stays one."""
+    """Selection by a mask, whose values are unknown: no output is treated as constant."""
     found = operands_of(call)
     return (
         None if found is None else _of(call, replace(found, unknown=True), lambda values: values[0])
@@ -172,7 +172,7 @@ def masked(call: Call) -> Operation | None:
 
 
 def _of(call: Call, found: Operands, function: Callable[[Sequence[Tensor]], Tensor]) -> Elementwise:
-    """The operation of a call on its operands, sorted by their part in it."""
+    """The operation of a call, from its sorted operands."""
     axes = (*found.own_axes, *(call.axes[a] for a in found.shared))
     return Elementwise(
         call.node, (*found.operands, *found.shared), axes, found.axis, function, found.unknown,
@@ -190,7 +190,7 @@ def extremum(call: Call) -> Operation | None:
 
 @rule_for(*_IDENTITY_MODULES, *DROPOUTS, torch.clone, "contiguous", "clone", "detach")
 def identity(call: Call) -> Operation | None:
-    """Dropout in all its spellings, and copies: in evaluation mode nothing happens."""
+    """Dropout in every form, and copies: the identity in evaluation mode."""
     found = operands_of(call)
     if found is None:
         return None
@@ -199,15 +199,15 @@ def identity(call: Call) -> Operation | None:
 
 @dataclass(frozen=True)
 class Operands:
-    """Tensors that an elementwise operation reads, by their part in it.
+    """Tensors that an elementwise operation reads, sorted by their channels.
 
     Attributes:
-        axis: of the output's channels.
-        operands: read channel by channel.
-        own_axes: of their channels.
+        axis: axis of the output's channels.
+        operands: tensors with one channel for each channel of the output.
+        own_axes: axes of the channels of ``operands``.
         parameters: bare parameters, with their nodes.
-        shared: those whose one channel all others meet.
-        unknown: whether anything is read whose value is not known.
+        shared: tensors with a single channel, which is broadcast.
+        unknown: whether a value is read that is not known per channel.
     """
 
     axis: int
@@ -224,8 +224,10 @@ class Operands:
 
 
 def operands_of(call: Call) -> Operands | None:
-    """Sort the tensors of a call; None if no channels are known, or if they meet those of another
-    axis.
+    """Sort the tensors of a call by their channels.
+
+    None if no tensor has known channels, or if the channels of two tensors are on different axes of
+    the output.
     """
     shape = call.shape
     if shape is None:
@@ -255,7 +257,7 @@ def operands_of(call: Call) -> Operands | None:
 
 
 def _channel_axis(call: Call, tensors: Sequence[fx.Node], shape: tuple[int, ...]) -> int | None:
-    """The axis of the output's channels: that of the operands which have as many."""
+    """Axis of the output's channels, from the first operand whose channels are not broadcast."""
     for a in tensors:
         if a in call.axes:
             own = sizes(a)
@@ -275,12 +277,15 @@ def _number(call: Call, node: fx.Node) -> Tensor | None:
 
 
 def bare_parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
-    """Return a parameter or buffer that nothing but this call reads, as it is or in a view.
+    """Return the parameter or buffer that an operand is, or is a view of.
+
+    None if the operand is computed, or if the parameter has other readers or other names: then it
+    must not be narrowed.
 
     Args:
-        call: of the operation.
+        call: the call of the operation.
         node: an operand of it.
-        axis: of the channels in the operand.
+        axis: axis of the channels in the operand.
     """
     source, own_axis = (node, axis) if node.op == "get_attr" else _viewed(node, axis)
     if source is None or len(source.users) != 1 or len(node.users) != 1:
@@ -302,9 +307,12 @@ def bare_parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
 
 
 def _viewed(node: fx.Node, axis: int) -> tuple[fx.Node | None, int]:
-    """A vector of which a node is a view, with its entries on an axis: ``weight.view(1, -1, 1)``.
+    """The vector of which a node is a view with its entries on one axis: ``w.view(1, -1, 1)``.
 
-    The size of that axis must be left to torch, so that the view takes fewer entries, too.
+    The size of that axis must be written as -1, so that the view also works for a shorter vector.
+
+    Returns:
+        The node of the vector, or None; and the axis of its entries, 0.
     """
     source = node.args[0] if node.args else None
     if node.target not in ("view", "reshape") or not isinstance(source, fx.Node):
@@ -315,13 +323,13 @@ def _viewed(node: fx.Node, axis: int) -> tuple[fx.Node | None, int]:
 
 
 def _evaluation(call: Call, operands: Sequence[fx.Node]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """The operation on one float64 value per channel in place of each tensor."""
+    """A function that runs the call on one float64 value per channel instead of each tensor."""
     node, module = call.node, call.module
 
     def function(values: Sequence[Tensor]) -> Tensor:
-        # In-place operations must not reach the signals.
+        # Copies, because an in-place operation would overwrite the signals.
         by_node = {a: value.clone() for a, value in zip(operands, values, strict=True)}
-        unknown = torch.zeros_like(values[0])  # what is computed from it is not used
+        unknown = torch.zeros_like(values[0])  # a placeholder: results are then not used
 
         def known(a: fx.Node) -> Any:
             number = _number(call, a)

@@ -31,7 +31,7 @@ class GatedLinearUnit(Operation):
         return Signal.of(zero | (fixed_a & fixed_b), torch.where(zero, 0, a * torch.sigmoid(b)))
 
     def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        # A gate on zero is not read.
+        # The gate of a channel that is zero is not needed.
         zero, _ = signals[0].zero.chunk(2)
         return [torch.cat([useful, useful & ~zero])]
 
@@ -41,8 +41,8 @@ class GatedLinearUnit(Operation):
     def arrange(
         self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
     ) -> Wanted:
-        # Both halves need the same channels in the same order: those that the other half lacks are
-        # put in place.
+        # Both halves need the same channels in the same order: a channel that is present in only
+        # one half is inserted in the other.
         (layout,) = received
         half = layout.width // 2
         first, second = layout.present.chunk(2)

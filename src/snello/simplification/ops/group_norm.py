@@ -1,4 +1,4 @@
-"""GroupNorm, of which whole groups can go.
+"""GroupNorm, from which whole groups can be removed.
 
 Source: Wu and He, Group Normalization, ECCV 2018.
 """
@@ -24,14 +24,14 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class GroupNorm(Operation):
-    """Channels that are normalised group by group: each group is there as a whole, or not at all.
+    """Normalisation over groups of channels: the channels of a group are kept or removed together.
 
     Attributes:
-        groups: number of them.
+        groups: number of groups.
         scale, shift: float64, shape (C,).
-        eps: added to the variance.
+        eps: constant added to the variance.
         norm: qualified name of the module; None for the function.
-        parameters: bare parameters with one entry per channel, of the function.
+        parameters: qualified names of the function's parameters with one entry per channel.
     """
 
     groups: int
@@ -69,7 +69,7 @@ class GroupNorm(Operation):
     ) -> Wanted:
         (layout,) = received
         known = self.propagate(layout.absence)
-        # Group by group, in the original order: the module counts its groups off.
+        # In the original order, because the norm takes consecutive channels as a group.
         order = self._whole(layout.present | (useful & ~known.constant)).nonzero().flatten()
         return [layout.arranged(order)], Layout(order, known.value.index_fill(0, order, 0))
 
@@ -105,7 +105,7 @@ def group_norm(call: Call) -> Operation | None:
 
 @rule_for(F.group_norm)
 def functional_group_norm(call: Call) -> Operation | None:
-    """``F.group_norm`` with parameters of its own, and a number of groups that is written out."""
+    """``F.group_norm`` with a literal number of groups and parameters that only it reads."""
     operand, groups = call.known_operand(1), call.node.args[1:2]
     if operand is None or not groups or type(groups[0]) is not int:
         return None
@@ -122,7 +122,7 @@ def functional_group_norm(call: Call) -> Operation | None:
 
 
 def _tensor(call: Call, node: object) -> Tensor | None:
-    """The value of a parameter, which may be read in a view."""
+    """The value of a parameter of which a node is, possibly, a view; None for other arguments."""
     while isinstance(node, fx.Node) and node.op != "get_attr":
         (node,) = node.all_input_nodes
     if not isinstance(node, fx.Node):

@@ -1,4 +1,4 @@
-"""Attention written out, in which each head is a channel: scores, softmax, weighted sums."""
+"""Attention as separate operations, with heads as channels: scores, softmax, weighted sums."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from .views import VIEWS
 
 @dataclass(frozen=True, eq=False)
 class Opaque(PerChannel):
-    """Each channel of the output depends on the same channel of the operand, in a way that is not
-    followed.
-    """
+    """An operation per channel through which constants are not propagated."""
 
     def propagate(self, *signals: Signal) -> Signal:
         return Signal.live(len(signals[0].constant))
@@ -35,10 +33,10 @@ class Opaque(PerChannel):
 
 @dataclass(frozen=True, eq=False)
 class ByHead(Operation):
-    """Operands that meet head by head.
+    """An operation that combines the same head of each operand.
 
     Attributes:
-        factors: positions of operands that make a zero of the output if they are zero.
+        factors: positions of the operands for which the output is zero if one of them is.
     """
 
     factors: tuple[int, ...]
@@ -128,7 +126,7 @@ def scaled_dot_product_attention(call: Call) -> Operation | None:
     own = (call.node, tuple(operands), (axis,) * len(operands), axis)
     if keys != values or any(count != heads for count in others):
         return None
-    # Weights of a row sum to one, so that zero values give zero, whatever the scores are.
+    # Only zero values give a zero output; the scores do not matter.
     if heads == keys:
         return ByHead(*own, factors=(2,))
     return GroupedByHead(*own, factors=(2,), queries=heads // keys)
@@ -206,9 +204,7 @@ def softmax(call: Call) -> Operation | None:
 
 @rule_for(nn.LayerNorm, nn.RMSNorm)
 def norm_over_positions(call: Call) -> Operation | None:
-    """LayerNorm and RMSNorm over axes behind that of the channels: queries and keys, head by
-    head.
-    """
+    """LayerNorm and RMSNorm over axes after the channel axis, as of queries and keys per head."""
     moving, module = call.moving_operand(), call.module
     if moving is None or call.shape is None or module is None:
         return None
@@ -219,7 +215,7 @@ def norm_over_positions(call: Call) -> Operation | None:
 
 @rule_for(F.layer_norm, F.rms_norm)
 def functional_norm_over_positions(call: Call) -> Operation | None:
-    """``F.layer_norm`` and ``F.rms_norm`` over axes behind that of the channels."""
+    """``F.layer_norm`` and ``F.rms_norm`` over axes after the channel axis."""
     moving, over = call.moving_operand(), call.argument(1, "normalized_shape")
     if moving is None or call.shape is None or not isinstance(over, (tuple, list)):
         return None
@@ -229,7 +225,7 @@ def functional_norm_over_positions(call: Call) -> Operation | None:
 
 @rule_for("unbind", torch.unbind)
 def unbind(call: Call) -> Operation | None:
-    """Parts along another axis than the channels': they are operations, the call itself is none."""
+    """``unbind`` along another axis: each ``getitem`` of a part is an operation, see `unbound`."""
     moving, dim = call.moving_operand(), call.argument(1, "dim", 0)
     if moving is None or not isinstance(dim, int) or dim % len(sizes(moving[0])) == moving[1]:
         return None
@@ -241,15 +237,15 @@ def unbind(call: Call) -> Operation | None:
 
 @dataclass(frozen=True, eq=False)
 class PartOfSplit(Operation):
-    """One part of channels that were split into parts and groups, such as the queries of a fused
-    projection.
+    """One part of a split of channels into parts and groups, such as the queries of a fused qkv.
 
-    Of the split tensor, whose groups are the channels, only the layout is read: which groups there
-    are. The constants of a part, and the channels that it is made of, are those of the tensor
-    before the split.
+    The operands are the split tensor and the tensor before the split. The former only gives the
+    layout: its groups are the channels of the part. The constants of a part, and the channels from
+    which it is taken, are those of the tensor before the split.
 
     Attributes:
-        members: index of the channels before the split, for each group: shape (groups, members).
+        members: channels before the split that belong to each group of the part: shape (groups,
+            members).
     """
 
     members: Tensor
@@ -285,7 +281,7 @@ class PartOfSplit(Operation):
 
 @rule_for(operator.getitem)
 def unbound(call: Call) -> Operation | None:
-    """One part of an unbinding."""
+    """One part of an ``unbind``, by its index."""
     source = call.node.args[0]
     if not isinstance(source, fx.Node) or source.target not in ("unbind", torch.unbind):
         return None
@@ -306,11 +302,11 @@ def unbound(call: Call) -> Operation | None:
 
 
 def _indices(call: Call, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
-    """Follow permutations up to a split of channels.
+    """Follow the permutations before a node to a split of channels.
 
     Returns:
-        The tensor before the split, the axis of its channels, and their index at each place of
-        ``node``.
+        The tensor before the split, the axis of its channels, and the index of the channel at each
+        element of ``node``, in its shape; None if there is no split.
     """
     permutations = []
     while node.target in PERMUTES:

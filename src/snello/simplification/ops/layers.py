@@ -1,4 +1,4 @@
-"""Layers that have neurons of their own: Linear, every convolution, Embedding."""
+"""Layers with neurons: Linear, convolutions of any kind, Embedding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _inputs_first: TargetTable[None] = TargetTable()
 
 
 def register_linear(target: type[nn.Module] | str) -> None:
-    """Make a linear layer of another library known, whose weight has shape (inputs, outputs).
+    """Register a linear layer of another library whose weight has shape (inputs, outputs).
 
     Args:
         target: its class, or the dotted name of the class.
@@ -42,7 +42,7 @@ def register_linear(target: type[nn.Module] | str) -> None:
 
 
 def has_inputs_first(module: nn.Module | None) -> bool:
-    """Return True for a layer whose weight has its inputs on axis 0, its neurons on axis 1."""
+    """Return True for a layer whose weight has its inputs on axis 0 and its neurons on axis 1."""
     if module is None:
         return False
     return isinstance(module, _ConvTransposeNd) or bool(_inputs_first.find_module(module))
@@ -61,7 +61,14 @@ class Producer(Operation):
     produces: ClassVar[bool] = True
 
     def produced(self, signal: Signal, useful: Tensor, forced: Tensor | None) -> Layout:
-        """Return the useful channels that are not constant, or those that others force to stay."""
+        """Return the layout of the output.
+
+        Args:
+            signal: constants of the output.
+            useful: channels that are read, boolean, shape (C,).
+            forced: indices of the channels to keep, in order; None for the useful ones that are not
+                constant.
+        """
         order = forced if forced is not None else (useful & ~signal.constant).nonzero().flatten()
         return Layout(order, signal.value.index_fill(0, order, 0))
 
@@ -70,8 +77,7 @@ class Producer(Operation):
 class Weighted(Producer):
     """Linear, convolutions and transposed convolutions, grouped or not.
 
-    A convolution that was simplified before may have a second operand: the gate that it reads, as
-        it is.
+    A convolution of a lean model may have a gate as its second operand, which is read unchanged.
 
     Attributes:
         module: the layer.
@@ -86,9 +92,7 @@ class Weighted(Producer):
 
     @cached_property
     def taps(self) -> Tensor:
-        """The weight by group: shape (groups, out per group, in per group, kernel positions), on
-        the CPU.
-        """
+        """The weight on the CPU: shape (groups, out per group, in per group, kernel positions)."""
         weight: Tensor = self.module.weight.detach().cpu()  # type: ignore[union-attr, operator, assignment]
         if isinstance(self.module, _ConvTransposeNd):
             weight = outputs_first(weight, self.groups)
@@ -98,8 +102,9 @@ class Weighted(Producer):
 
     @cached_property
     def connected(self) -> Tensor:
-        """True where any tap joins an output to an input: shape (groups, out per group, in per
-        group).
+        """True where a weight from input to output is not zero.
+
+        Shape (groups, out per group, in per group).
         """
         return (self.taps != 0).any(3)
 
@@ -113,7 +118,7 @@ class Weighted(Producer):
 
     @cached_property
     def folded(self) -> dict[str, Tensor]:
-        """Buffers of folds that the layer holds already, by name: float64, shape (out, *)."""
+        """Buffers of folds of an earlier simplification, by name: float64, shape (out, *)."""
         axis = neuron_axis(self.module) or 0
         buffers = {name: getattr(self.module, name, None) for name in Fold.family}
         return {
@@ -124,9 +129,7 @@ class Weighted(Producer):
 
     @property
     def is_pointwise(self) -> bool:
-        """True for a convolution that makes each position of the same position alone, of all
-        channels.
-        """
+        """True for a 1x1 convolution with one group, stride 1 and no padding."""
         conv = self.module
         if type(conv) not in _POINTWISE or not isinstance(conv, _ConvNd) or conv.groups > 1:
             return False
@@ -136,10 +139,10 @@ class Weighted(Producer):
 
     @property
     def depends_on_position(self) -> bool:
-        """True if a constant input other than zero may give another value at another position.
+        """True if the output for a constant nonzero input may differ from position to position.
 
-        Zero padding cuts part of the kernel off at the border; a transposed convolution reaches
-        each position through another subset of its kernel.
+        Zero padding cuts off part of the kernel at the border; a transposed convolution uses a
+        different subset of its kernel at different positions.
         """
         return isinstance(self.module, _ConvTransposeNd) or pads_with_zeros(self.module)
 
@@ -166,19 +169,24 @@ class Weighted(Producer):
         return Signal.of(constant, self.bias + added)
 
     def contribution(self, value: Tensor) -> Tensor:
-        """Return what constant inputs add through each kernel position: float64, shape (out,
-        positions).
+        """Return the sum of weight times constant input for each kernel position.
+
+        Args:
+            value: constant of each input channel, 0 for the others: float64, shape (in,).
+
+        Returns:
+            Float64, shape (out, kernel positions).
         """
         groups, _, fan_in, _ = self.taps.shape
         value = value.reshape(groups, fan_in)
-        if groups == 1:  # only the columns that matter: a layer can be large
+        if groups == 1:  # only nonzero columns are converted to float64, to save memory
             columns = value[0].nonzero().flatten()
             taps = self.taps[:, :, columns].double()
             return torch.einsum("goik,gi->gok", taps, value[:, columns]).flatten(0, 1)
         return torch.einsum("goik,gi->gok", self.taps.double(), value).flatten(0, 1)
 
     def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        # A constant neuron is not computed, so that it reads nothing.
+        # A constant neuron is not computed and needs no input.
         groups, fan_out = self.taps.shape[:2]
         needed = (useful & ~signal.constant).reshape(groups, fan_out, 1)
         gates = [needed.any().expand(len(gate.constant)) for gate in signals[1:]]
@@ -194,20 +202,20 @@ class Weighted(Producer):
         if layout.is_empty and not produced.is_empty:
             layout = layout.arranged(
                 torch.zeros(1, dtype=torch.long)
-            )  # no layer can read nothing at all
-        # The channels of a gate are where they were.
+            )  # a layer needs at least one input
+        # The columns that read a gate are already stored for all of its channels, in order.
         whole = [gate if produced.is_empty else Layout.whole(gate.width) for gate in gates]
         return [layout, *whole], produced
 
     def _arrange_groups(self, layout: Layout, produced: Layout) -> Wanted:
-        """Whole groups vanish; the inputs of those that stay follow each other, group by group."""
+        """Remove whole groups, and sort the inputs and outputs of the others by group."""
         groups, fan_out, fan_in, _ = self.taps.shape
         outputs = produced.present.reshape(groups, fan_out)
         present = layout.present.reshape(groups, fan_in)
         unfed = outputs.any(1) & ~present.any(1)
         needed = torch.zeros_like(present)
-        # All inputs constant, yet the output is not: it depends on the position, and needs its
-        # constants.
+        # If all inputs of a kept group are constant, its output depends on the position (else it
+        # would be constant) and is computed from the inputs that are not zero.
         needed[unfed] = layout.absent.reshape(groups, fan_in)[unfed] != 0
         needed[unfed & ~needed.any(1), 0] = True
         layout = layout.extended(needed.flatten())
@@ -215,7 +223,7 @@ class Weighted(Producer):
         inputs = layout.order[outputs.any(1)[group]]
         if not _even(inputs // fan_in, produced.order // fan_out):
             return self._uneven(layout, produced)
-        # The groups follow each other in the order in which their first inputs arrive.
+        # Groups in the order of their first inputs, which often avoids an index operation.
         first = torch.full((groups,), len(group)).scatter_reduce(
             0, group, torch.arange(len(group)), "amin"
         )
@@ -224,7 +232,11 @@ class Weighted(Producer):
         return [layout.arranged(inputs)], Layout(produced.order[by_group], produced.absent)
 
     def _uneven(self, layout: Layout, produced: Layout) -> Wanted:
-        """Groups of different sizes: a ragged convolution takes what there is, in any order."""
+        """Arrange groups of different sizes.
+
+        A ragged convolution reads the present inputs in any order. A transposed convolution has no
+        ragged form: its kept groups stay whole.
+        """
         if not isinstance(self.module, _ConvTransposeNd):
             return [layout], produced
         groups, fan_out, fan_in, _ = self.taps.shape
@@ -267,9 +279,7 @@ class Weighted(Producer):
         )
 
     def _held(self, folds: Sequence[FoldedIn]) -> list[Fold]:
-        """Folds other than the border's: those of an earlier simplification stay, those from
-        outside come.
-        """
+        """Folds other than the border kernel: those of an earlier simplification and new ones."""
         held: dict[str, Fold] = {}
         if "table" in self.folded:
             held["table"] = TableFold(self.folded["table"].shape[1])
@@ -280,13 +290,13 @@ class Weighted(Producer):
 
 @rule_for(nn.Linear)
 def linear(call: Call) -> Operation | None:
-    """A linear layer: its channels are on the last axis."""
+    """A linear layer, with channels on the last axis."""
     return None if call.shape is None else _weighted(call, len(call.shape) - 1)
 
 
 @rule_for(_ConvNd)
 def convolution(call: Call) -> Operation | None:
-    """A convolution of a batch; not an unbatched one, nor a transposed one with an output size."""
+    """A convolution of batched input, without the argument ``output_size``."""
     assert call.module is not None
     weight: Tensor = call.module.weight  # type: ignore[assignment]
     if call.shape is None or len(call.shape) != weight.dim() or len(call.node.args) > 1:
@@ -360,12 +370,12 @@ def table_columns(call: Call) -> Operation | None:
 
 
 def _even(*group_of: Tensor) -> bool:
-    """True if every group that occurs occurs equally often, in each list."""
+    """True if, in each tensor of group numbers, all groups that occur have the same count."""
     return all(len(set(torch.unique(g, return_counts=True)[1].tolist())) <= 1 for g in group_of)
 
 
 def pads_with_zeros(module: nn.Module) -> bool:
-    """True for a convolution that puts zeros beside what it reads."""
+    """True for a convolution that pads its input with zeros."""
     if not isinstance(module, _ConvNd) or module.padding_mode != "zeros":
         return False
     return module.padding != "valid" if isinstance(module.padding, str) else any(module.padding)

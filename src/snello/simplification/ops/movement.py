@@ -1,4 +1,4 @@
-"""Operations that move the channel axis, or reduce and choose positions."""
+"""Operations that move the channel axis, or that reduce or select positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXTREMES = {"max", torch.max, "min", torch.min}
 
 @rule_for(*PERMUTES)
 def permute(call: Call) -> Operation | None:
-    """Permutations of axes: the channels go along."""
+    """Permutations of axes, the channel axis included."""
     moving = call.moving_operand()
     if moving is None or call.shape is None or (order := permutation(call.node)) is None:
         return None
@@ -29,7 +29,7 @@ def permute(call: Call) -> Operation | None:
 
 @rule_for("unsqueeze", torch.unsqueeze)
 def unsqueeze(call: Call) -> Operation | None:
-    """An axis of size 1 comes."""
+    """Insertion of an axis of size 1."""
     moving, dim = call.moving_operand(), argument(call.node, 1, "dim")
     if moving is None or call.shape is None or not isinstance(dim, int):
         return None
@@ -39,7 +39,7 @@ def unsqueeze(call: Call) -> Operation | None:
 
 @rule_for("squeeze", torch.squeeze)
 def squeeze(call: Call) -> Operation | None:
-    """An axis of size 1 goes, if it is there."""
+    """Removal of an axis of size 1 other than the channels'; the identity for other sizes."""
     moving, dim = call.moving_operand(), argument(call.node, 1, "dim")
     if moving is None or call.shape is None or not isinstance(dim, int):
         return None
@@ -60,8 +60,9 @@ def reduction(call: Call) -> Operation | None:
 
 @rule_for(*_EXTREMES)
 def extreme(call: Call) -> Operation | None:
-    """Maximum or minimum with indices that are not read: its values are an operation, it itself is
-    none.
+    """Maximum or minimum along an axis whose indices are not read.
+
+    The call is absorbed; the ``getitem`` of its values is the operation.
     """
     moving, over = call.moving_operand(), reduced_axes(call.node)
     if moving is None or over is None:
@@ -84,20 +85,27 @@ def extreme_values(call: Call) -> Operation | None:
 
 
 def _reduced(call: Call, reduction: fx.Node, operand: fx.Node, axis: int) -> Operation | None:
-    """A reduction over axes other than the channels', which the node ``reduction`` names."""
+    """A reduction over axes other than the channels'.
+
+    Args:
+        call: the call whose output is the result.
+        reduction: the node with the arguments: the call, or the maximum before its getitem.
+        operand: the tensor that is reduced.
+        axis: axis of its channels.
+    """
     over, rank = reduced_axes(reduction), len(sizes(operand))
     if over is None or call.shape is None or axis in (reduced := {d % rank for d in over}):
         return None
     keep = argument(reduction, 2, "keepdim", False)
     out = axis if keep else axis - sum(d < axis for d in reduced)
-    # A sum over positions counts them: the sum of a constant changes with the resolution.
+    # The sum of a constant over positions changes with the resolution; only zero stays constant.
     only = 0.0 if call.node.target in _SUMS else None
     return PerChannel(call.node, (operand,), (axis,), out, only=only)
 
 
 @rule_for("norm", torch.norm, torch.linalg.vector_norm)
 def vector_norm(call: Call) -> Operation | None:
-    """Norms of each channel over its positions, with the axes at the place that the function has."""
+    """Norms of each channel over its positions."""
     moving, node = call.moving_operand(), call.node
     over, keep = call.argument(2, "dim"), call.argument(3, "keepdim", False)
     over = [over] if isinstance(over, int) else over
@@ -108,7 +116,7 @@ def vector_norm(call: Call) -> Operation | None:
     if axis in reduced or len(reduced) != len(over) or isinstance(keep, fx.Node):
         return None
     out = axis if keep else axis - sum(d < axis for d in reduced)
-    # The norm of another constant than zero grows with the number of positions.
+    # The norm of a nonzero constant changes with the resolution.
     return PerChannel(node, (operand,), (axis,), out, only=0.0)
 
 

@@ -27,8 +27,9 @@ class Affine(PerChannel):
     """A module with one entry per channel: BatchNorm in evaluation mode, PReLU.
 
     Attributes:
-        name: of the module.
-        scale: float64, shape (C,): a zero makes the output constant. None where no scale does.
+        name: qualified name of the module.
+        scale: float64, shape (C,): a channel with scale 0 has a constant output. None if the output
+            depends on the input in every channel.
     """
 
     name: str = ""
@@ -53,8 +54,9 @@ class Affine(PerChannel):
 
 @rule_for(_BatchNorm)
 def batch_norm(call: Call) -> Operation | None:
-    """BatchNorm in evaluation mode: scale and shift per channel. Subclasses may do more, channel by
-    channel.
+    """BatchNorm in evaluation mode: scale and shift per channel.
+
+    Subclasses may compute more, as long as each element depends on the same element alone.
     """
     operand, module = call.operand(1), call.module
     if operand is None or module is None or module.running_mean is None:
@@ -68,7 +70,7 @@ def batch_norm(call: Call) -> Operation | None:
     function = _by_channel(module, sizes(operand))
     if function is None:
         return None
-    # Where the scale is zero, the output is a constant, if nothing but the norm reads the input.
+    # With scale zero, the output is constant only if the subclass does not use the input otherwise.
     inputs = torch.randn(
         4, len(scale), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -78,16 +80,16 @@ def batch_norm(call: Call) -> Operation | None:
 
 
 def is_plain_batchnorm(module: nn.Module) -> bool:
-    """Return True for a BatchNorm that does nothing else: torch's own forward."""
+    """Return True for a BatchNorm with torch's own forward."""
     return isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
 
 
 def _by_channel(module: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
-    """The function of a BatchNorm with more in it, on values per channel; None if channels or
-    positions meet.
+    """The function of a subclass of BatchNorm on one value per channel.
 
-    The module is run in float64 on random inputs, whose other channels and positions are then
-    replaced.
+    None if an element of its output depends on other elements of the input. To find this out, the
+    module is run in float64 on two random inputs that agree in half of their elements: the outputs
+    must agree there, too.
     """
     twin = copy.deepcopy(module).double().cpu().eval()
     spatial = (3,) * (len(shape) - 2)
@@ -130,9 +132,7 @@ def prelu(call: Call) -> Operation | None:
 
 
 def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a BatchNorm in evaluation mode, in float64 on the CPU: each of
-    shape (C,).
-    """
+    """Scale and shift of a BatchNorm in evaluation mode: float64 on the CPU, shape (C,) each."""
     mean, var = (getattr(module, f"running_{x}").detach().cpu().double() for x in ("mean", "var"))
     weight, bias = module.weight, module.bias
     scale = weight.detach().cpu().double() if isinstance(weight, Tensor) else torch.ones_like(mean)
@@ -153,7 +153,7 @@ def instance_norm(call: Call) -> Operation | None:
     own = (call.node, (operand,), (1,), 1)
     if module._get_no_batch_dim() + 1 != len(sizes(operand)):  # type: ignore[no-untyped-call]
         return None
-    if module.running_mean is not None:  # in evaluation mode, what BatchNorm does
+    if module.running_mean is not None:  # the same as BatchNorm, in evaluation mode
         scale, shift = affine_of(module)
         return Affine(*own, lambda value: value * scale + shift, name=call.name, scale=scale)
     ones = torch.ones(sizes(operand)[1], dtype=torch.float64)
@@ -164,13 +164,13 @@ def instance_norm(call: Call) -> Operation | None:
 
 @dataclass(frozen=True, eq=False)
 class AllChannels(Operation):
-    """An operand whose channels meet (LayerNorm): every channel must be there, in any order.
+    """An operation such as LayerNorm that needs all channels of its operand, in any order.
 
     Attributes:
-        norm: qualified name of a module with one parameter per channel, which takes them in any
-            order.
-        parameters: bare parameters with one entry per channel, of a functional norm.
-        ordered: whether the channels must come in the original order.
+        norm: qualified name of the module, whose parameters per channel are reordered with the
+            channels; None if it has none.
+        parameters: qualified names of a functional norm's parameters with one entry per channel.
+        ordered: whether the channels must be in the original order.
     """
 
     norm: str | None = None
@@ -232,11 +232,11 @@ def functional_layer_norm(call: Call) -> Operation | None:
 
 
 def parameter_names(call: Call, nodes: tuple[object, ...]) -> tuple[str, ...] | None:
-    """Names of a functional norm's scale and shift; None if one of them is no parameter of its own.
+    """Names of a functional norm's scale and shift; None if another operation reads one, too.
 
     Args:
-        call: of the norm.
-        nodes: its arguments; None for one that it has not.
+        call: the call of the norm.
+        nodes: its arguments scale and shift; None for one that is not given.
     """
     given = [node for node in nodes if node is not None]
     found = [bare_parameter(call, node, 0) for node in given if isinstance(node, fx.Node)]

@@ -1,15 +1,15 @@
 """Base class of the rules of operations, and the values that rules exchange with the passes.
 
-An operation is one node of the graph bound to the tensors that it reads channel by channel. It
-answers, in this order and without changing anything:
+An operation is the rule of one node of the graph, with the nodes whose channels it reads. The
+passes call its methods in this order; none of them changes anything:
 
-- *propagate*: the signal of the output, given the signals of the operands;
-- *live_inputs*: the input channels that are read, given the output channels that are;
-- *arrange*: given the channels that physically exist in each operand, the layouts that it wants
-  there (an adapter supplies what is missing) and the layout of its output;
-- *lower*: the records of the plan that narrowing means here.
+- *propagate*: the signal of the output, from the signals of the operands;
+- *live_inputs*: the input channels that are read, from the output channels that are read;
+- *arrange*: from the channels that are present in each operand, the layouts that the operation
+  needs (an adapter inserts missing channels) and the layout of its output;
+- *lower*: the records of the plan for narrowing this node.
 
-A node without an operation gets its inputs at full width, and nothing is known of its output.
+A node without an operation receives its inputs at full width; its output has no known channels.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Edit:
 
 @dataclass(frozen=True)
 class FoldedIn:
-    """A fold for a layer, decided outside of its rule.
+    """A fold into a layer that a bypass has decided, not the rule of the layer.
 
     Attributes:
         record: the fold.
         constants: number of inputs that are folded.
-        value: float64, of the buffer that the lean layer keeps it in.
+        value: float64 value of the lean layer's buffer.
     """
 
     record: Fold
@@ -74,7 +74,7 @@ class Lowered:
     Attributes:
         layers, attentions, norms, parameters: as in the plan.
         edits: changes to the graph.
-        values: key in the lean model's ``state_dict`` -> float64 value, for what is folded.
+        values: key in the lean model's ``state_dict`` -> float64 value, where constants are folded.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -87,13 +87,13 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Placement:
-    """Layouts around one node, once all are decided.
+    """Final layouts around one node.
 
     Attributes:
-        received, wanted: layouts of the operands as they come, and as the operation wants them.
-        produced: layout of the output; of no channels where the output has none.
+        received, wanted: layouts of the operands before and after adapters.
+        produced: layout of the output; an empty one if the output has no channels.
         overwritable: nodes whose memory a sum may overwrite.
-        folds: what is folded into the layer from outside.
+        folds: folds of bypasses into the layer.
     """
 
     received: Sequence[Layout]
@@ -109,8 +109,8 @@ class Operation:
 
     Attributes:
         node: the operation in the graph.
-        operands: nodes whose channels it reads. Not always direct arguments: a shuffle of three
-            steps is one operation at the last of them.
+        operands: nodes whose channels it reads. They need not be arguments of ``node``: a shuffle
+            of three nodes is one operation at the last of them.
         axes: the axis of the channels in each operand.
         axis: the axis of the channels in the output; None if the output has none (sizes).
     """
@@ -121,22 +121,22 @@ class Operation:
     axis: int | None
 
     produces: ClassVar[bool] = False
-    """True if the operation decides which channels exist: a layer with neurons of its own."""
+    """True if the operation decides which channels are present: a layer with neurons."""
 
     reads_shape_alone: ClassVar[bool] = False
-    """True if the operation reads the shape of its operands and none of their values."""
+    """True if the operation reads the shapes of its operands, but not their values."""
 
     accumulates: ClassVar[bool] = False
     """True if the operation adds one operand to another, see :meth:`base`: operands keep their layouts."""
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:
-        """Earlier nodes that this operation stands for, too: the first steps of a pattern."""
+        """Earlier nodes that are part of this operation: the first steps of a pattern."""
         return ()
 
     @property
     def channelwise(self) -> tuple[fx.Node, ...]:
-        """Operands whose channels are, one by one, the channels of the output."""
+        """Operands whose channel c is read for channel c of the output alone."""
         return ()
 
     @property
@@ -148,7 +148,7 @@ class Operation:
         """Map values of the operand to values of the output, if it :attr:`is_step`.
 
         Args:
-            values: float64, shape (anything, C).
+            values: float64, shape (..., C).
         """
         raise NotImplementedError
 
@@ -161,42 +161,43 @@ class Operation:
 
         Args:
             useful: boolean, shape (C of the output,).
-            signal: of the output.
-            signals: of the operands.
+            signal: signal of the output.
+            signals: signals of the operands.
+
+        Returns:
+            For each operand, boolean, shape (C of the operand,).
         """
         raise NotImplementedError
 
     def sources(self, channels: Tensor) -> list[Tensor]:
-        """Return the channels of each operand that some channels of the output are made of.
+        """Return the channels of each operand from which some channels of the output are computed.
+
+        Unlike :meth:`live_inputs`, constants are not taken into account.
 
         Args:
-            channels: boolean, shape (C of the output,); their values do not matter.
+            channels: boolean, shape (C of the output,).
         """
         return [channels] * len(self.operands)
 
     def arrange(
         self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
     ) -> Wanted:
-        """Return the layouts wanted of the operands, and the layout of the output.
+        """Return the layouts that the operands must have, and the layout of the output.
 
         Args:
-            signal, useful: of the output.
+            signal, useful: signal and useful channels of the output.
             received: layouts of the operands.
-            forced: for an operation that produces: all neurons that it must keep, in order, instead
-                of the live ones.
+            forced: the neurons to keep, in order, instead of the live ones; None for these. Used
+                only by operations that :attr:`produces`; the others ignore it.
         """
         raise NotImplementedError
 
     def lower(self, placement: Placement) -> Lowered:
-        """Return the records of the plan. By default: an adapter for each operand that needs
-        one.
-        """
+        """Return the records of the plan; by default, the adapters that the operands need."""
         return Lowered(edits=self.adapters(placement))
 
     def base(self, received: Sequence[Layout]) -> int:
-        """Return the position of the operand that the other one is added to, if it
-        :attr:`accumulates`.
-        """
+        """Return the position of the operand to which the other is added: see `accumulates`."""
         raise NotImplementedError
 
     def adapters(self, placement: Placement) -> tuple[Edit, ...]:
@@ -211,11 +212,11 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Absorbed(Operation):
-    """A node that another node's operation stands for: it reads nothing and needs no record."""
+    """A node that is part of another node's operation, and has no channels and records itself."""
 
     @classmethod
     def of(cls, node: fx.Node) -> Absorbed:
-        """Make the operation of a node that has no operands of its own."""
+        """Make the operation of a node."""
         return cls(node, (), (), None)
 
     def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
@@ -226,7 +227,7 @@ class Absorbed(Operation):
 
 
 def adapter(operand: fx.Node, reader: fx.Node, axis: int, received: Layout, wanted: Layout) -> Edit:
-    """Make the edit that brings an operand into the layout that a reader wants."""
+    """Make the edit that changes the layout of an operand to the one that a reader needs."""
     missing = wanted.order[~received.present[wanted.order]]
     joined = torch.cat([received.order, missing])
     index = received.arranged(joined).positions()[wanted.order]
@@ -246,16 +247,16 @@ def positions(index: Tensor, available: int) -> tuple[int, ...] | None:
 
 
 def signal_of(signals: Mapping[fx.Node, Signal], node: fx.Node, axis: int) -> Signal:
-    """Signal of a node's channels on an axis: without constants where none is known."""
+    """Signal of a node with channels on this axis; one without constants if none is known."""
     return signals.get(node) or Signal.live(known_shape(node)[axis])
 
 
 def join(operation: Operation, useful: Tensor, received: Sequence[Layout]) -> Wanted:
-    """Arrange operands that meet channel by channel: in one order, with the channels of all of
-    them.
+    """Arrange operands that are combined channel by channel, all in the same layout.
 
-    A channel that all of them lack is computed from constants; it must exist from here on where the
-    result is no constant.
+    The layout has every channel that is present in any operand. A channel that is absent from all
+    operands is computed from constants; it is inserted if it is useful and its result is not known
+    to be constant.
     """
     base = max(received, key=lambda layout: len(layout.order))
     present = torch.stack([layout.present for layout in received]).any(0)

@@ -1,4 +1,4 @@
-"""The public registry of rules: which operation a call is.
+"""The public registry of rules, which map calls to operations.
 
 >>> @rule_for(MySwish)                       # a module class, a function, or the name of a tensor method
 ... def my_swish(call: Call) -> Operation | None:
@@ -29,13 +29,13 @@ Registered = TypeVar("Registered", bound=Any)
 
 
 def register_rule(target: Any, matcher: Matcher) -> None:
-    """Let a matcher decide which operation the calls of a target are.
+    """Register a matcher, which returns the operation of a call, for the calls of a target.
 
     Args:
         target: a module class, a function, the name of a tensor method ("view"), or the dotted name
             of a class or function of a library that need not be installed ("package.module.Class").
-        matcher: takes a :class:`Call`, returns an :class:`Operation`, or None to leave it to the
-            next one. The matcher that was registered last is asked first.
+        matcher: takes a :class:`Call` and returns an :class:`Operation`, or None to try the next
+            matcher. The matcher that was registered last is tried first.
     """
     _rules.add(target, matcher)
 
@@ -55,27 +55,26 @@ def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
 
 
 def register_pattern(pattern: Pattern) -> Pattern:
-    """Register a search for operations that stand for several nodes, such as a shuffle in three
-    steps.
+    """Register a search for operations that consist of several nodes, such as a channel shuffle.
 
     The pattern yields operations at the last of their nodes, with the earlier ones as ``steps``.
-    Where an operand does not have its channels on the axis that the operation expects, or where a
-    step is also read by a node outside, the nodes are matched one by one instead.
+    If an operand does not have its channels on the axis that the operation expects, or if a node
+    outside of the pattern also reads a step, the nodes are matched one by one instead.
     """
     _patterns.append(pattern)
     return pattern
 
 
 def patterns(graph: Graph) -> Iterator[Operation]:
-    """Operations that stand for several nodes."""
+    """Operations of a graph that consist of several nodes."""
     return (operation for pattern in _patterns for operation in pattern(graph))
 
 
 def find_operation(call: Call) -> Operation | None:
-    """Return the operation that a call is; None if there is no rule for it.
+    """Return the operation of a call; None if there is no rule for it.
 
-    A layer that is called twice cannot be narrowed in two ways, and a weight that is computed
-    cannot be narrowed at all: their calls have no operation.
+    Layers that are called more than once have no operation, because each call might need another
+    narrowing; nor have layers with a computed weight, which cannot be narrowed.
     """
     module = call.module
     has_state = module is not None and next(module.parameters(), None) is not None
@@ -104,7 +103,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def _is_computed(module: nn.Module) -> bool:
-    """True if a weight or bias is an attribute that is not a parameter itself."""
+    """True if a weight or bias is a tensor that is not a parameter of the module."""
     names = ("weight", "bias", "in_proj_weight", "in_proj_bias")
     held = ((n, getattr(module, n, None)) for n in names)
     return any(hasattr(value, "shape") and n not in module._parameters for n, value in held)

@@ -1,4 +1,4 @@
-"""Operations that choose channels, reorder them, or put zeros beside them."""
+"""Operations that select channels, reorder them, or pad them with zero channels."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Selection(Operation):
 
     Attributes:
         width: number of channels of the operand.
-        source: index of the operand's channel that each channel of the output is.
-        free: whether no channel needs to be moved: the output is the operand under other names.
+        source: for each channel of the output, the index of the operand's channel.
+        free: whether the output has all channels of the operand. The lean graph then uses the
+            operand unchanged, and only the layout is permuted.
     """
 
     width: int
@@ -84,10 +85,13 @@ class Shuffle(Selection):
 
 @dataclass(frozen=True, eq=False)
 class Part(Selection):
-    """One part of a chunking: where all parts keep as many channels, they are cut as before.
+    """One part of a chunk or split.
+
+    If all parts keep the same number of channels, the call stays in the lean graph; else each part
+    becomes a selection by index.
 
     Attributes:
-        parts: the chunking.
+        parts: the node of the chunk or split.
         sources_of_all: the channels of each part, of equal number in the original.
     """
 
@@ -113,7 +117,7 @@ class Part(Selection):
 
 @dataclass(frozen=True, eq=False)
 class PadChannels(Operation):
-    """Zero channels before and after the operand's: they never need to exist.
+    """Padding with zero channels, which are never present in the lean network.
 
     Attributes:
         before, after: numbers of zero channels.
@@ -169,7 +173,7 @@ def channel_shuffle(call: Call) -> Operation | None:
 
 
 def _shuffled(channels: int, groups: int) -> Tensor:
-    """Index of the input channel that each output channel of a channel shuffle is."""
+    """For each output channel of a channel shuffle, the index of its input channel."""
     return torch.arange(channels).reshape(groups, -1).T.flatten()
 
 
@@ -208,7 +212,7 @@ def _shuffle(steps: list[fx.Node], last: fx.Node) -> Shuffle | None:
 
 @rule_for("flip", torch.flip)
 def flip(call: Call) -> Operation | None:
-    """A flip of the channels alone: another order of them."""
+    """A flip of the channel axis alone, which is a permutation of channels."""
     moving = call.moving_operand()
     if moving is None or call.shape is None or turned_axes(call.node) != [moving[1]]:
         return None
@@ -217,7 +221,7 @@ def flip(call: Call) -> Operation | None:
 
 @rule_for(operator.getitem)
 def channel_slice(call: Call) -> Operation | None:
-    """``x[:, a:b]``: channels by a slice with known ends, all other axes whole."""
+    """``x[:, a:b]``: a slice of channels with known ends, with all other axes whole."""
     moving = call.moving_operand()
     if moving is None or call.shape is None:
         return None
@@ -234,7 +238,7 @@ def channel_slice(call: Call) -> Operation | None:
 
 @rule_for("narrow", torch.narrow)
 def narrow(call: Call) -> Operation | None:
-    """``x.narrow(dim, start, length)``: channels that follow each other, or positions."""
+    """``x.narrow(dim, start, length)``: consecutive channels, or positions."""
     moving, node = call.moving_operand(), call.node
     given = [argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length"))]
     if moving is None or call.shape is None or not all(isinstance(n, int) for n in given):
@@ -249,7 +253,7 @@ def narrow(call: Call) -> Operation | None:
 
 @rule_for(*_CHUNKS)
 def chunks(call: Call) -> Operation | None:
-    """Chunks and splits: their parts are operations, they themselves are none."""
+    """Chunks and splits: the call is absorbed, and the ``getitem`` of each part is an operation."""
     return (
         Absorbed.of(call.node)
         if call.moving_operand() is not None and _is_split(call.node)
@@ -259,7 +263,7 @@ def chunks(call: Call) -> Operation | None:
 
 @rule_for(operator.getitem)
 def chunk(call: Call) -> Operation | None:
-    """One part of a chunking, of the channels or of positions."""
+    """One part of a chunk or split, of channels or of positions."""
     parts = call.node.args[0]
     if not isinstance(parts, fx.Node) or parts.target not in _CHUNKS or call.shape is None:
         return None
@@ -280,14 +284,14 @@ def chunk(call: Call) -> Operation | None:
 
 
 def _is_split(node: fx.Node) -> bool:
-    """True for a chunking along a known axis, of which single parts are taken by number."""
+    """True for a chunk or split along a known axis, whose parts are read by constant indices."""
     picked = all(u.target is operator.getitem and isinstance(u.args[1], int) for u in node.users)
     known = isinstance(argument(node, 2, "dim", 0), int)
     return picked and known and len(node.all_input_nodes) == 1  # no size is computed
 
 
 def _split(channels: Tensor, node: fx.Node) -> Sequence[Tensor]:
-    """Split channel indices as a node splits channels."""
+    """Split channel indices in the same way as a node splits channels."""
     options: dict[str, Any] = {
         k: v for k, v in node.kwargs.items() if k not in ("dim", "input", "tensor")
     }
@@ -297,7 +301,7 @@ def _split(channels: Tensor, node: fx.Node) -> Sequence[Tensor]:
 
 @rule_for(F.pad)
 def pad(call: Call) -> Operation | None:
-    """``F.pad``: positions, with the effect of the mode on constants; or channels, with zeros."""
+    """``F.pad``: padding of positions in any mode, or of channels with zeros."""
     moving, node = call.moving_operand(), call.node
     if moving is None or call.shape is None:
         return None

@@ -1,6 +1,4 @@
-"""Views that split the channel axis: heads of attention, and linear layers whose outputs become an
-image.
-"""
+"""Views that split the channel axis, for heads of attention or to make an image of features."""
 
 from __future__ import annotations
 
@@ -23,12 +21,11 @@ from .views import VIEWS, size_argument, sizes_are_written_out
 
 @dataclass(frozen=True, eq=False)
 class SplitChannels(Operation):
-    """A view of C channels as (before, K, after): the K groups are the channels from here on.
+    """A view of C channels as (before, K, after): the K groups are the channels of the output.
 
     Attributes:
-        before, after: numbers of positions that each group has on the axes before and after its
-            own.
-        argument: position of the size argument that counts the groups; None where none does.
+        before, after: sizes of the split before and after the axis of groups.
+        argument: position of the size argument that is K; None if K is not written.
     """
 
     before: int
@@ -78,9 +75,7 @@ class SplitChannels(Operation):
 
 @rule_for(*VIEWS)
 def split(call: Call) -> Operation | None:
-    """Views in which the channel axis becomes several, one of which :attr:`Call.split_axis`
-    picks.
-    """
+    """Views that split the channel axis into several; :meth:`Call.split_axis` selects one."""
     moving, after = call.moving_operand(), call.shape
     if moving is None or after is None or not sizes_are_written_out(call.node):
         return None
@@ -112,7 +107,7 @@ def pixel_shuffle(call: Call) -> Operation | None:
 
 
 def _parts(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> Iterator[tuple[int, int]]:
-    """Axes of the output that the channel axis is split into, all others being kept."""
+    """Ranges of axes of the output into which the channel axis is split, with all others kept."""
     start = math.prod(before[:axis])
     for first in range(0 if axis == 0 else 1, len(after)):
         if math.prod(after[:first]) != start:

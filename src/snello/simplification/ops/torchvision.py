@@ -1,4 +1,4 @@
-"""Modules and functions of torchvision, by name: it need not be installed."""
+"""Modules and functions of torchvision, by name, because torchvision need not be installed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ for _name in WINDOW_ATTENTIONS:
     register_leaf(_name)
     register_attention(_name, _windows)
 
-# By its bare name, for copies of it in other libraries. Traced into, it would be an identity that
-# is never active in training again.
+# By its bare name, for copies of it in other libraries. A leaf, because tracing in evaluation mode
+# would reduce it to an identity in training mode, too.
 register_leaf("StochasticDepth")
 
 
 @rule_for("StochasticDepth", "torchvision.ops.stochastic_depth.stochastic_depth")
 def stochastic_depth(call: Call) -> Operation | None:
-    """Stochastic depth does nothing in evaluation mode (Huang et al., ECCV 2016)."""
+    """Stochastic depth: the identity in evaluation mode (Huang et al., ECCV 2016)."""
     if call.module is not None and type(call.module).__name__ != "StochasticDepth":
         return None  # a subclass, whose forward may differ
     return identity(call)

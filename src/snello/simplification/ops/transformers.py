@@ -1,4 +1,4 @@
-"""Layers of Hugging Face transformers, by name: it need not be installed."""
+"""Layers of Hugging Face transformers, by name, because the library need not be installed."""
 
 from .layers import register_linear
 

@@ -1,4 +1,4 @@
-"""Views that keep or merge the channel axis, and operations that read shapes alone."""
+"""Views that keep or merge the channel axis, and operations that only read shapes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from .operation import Edit, Lowered, Operation, Placement, Wanted
 from .registry import rule_for
 
 SIZED = {"view", "reshape", torch.reshape}
-"""Views whose sizes are written out."""
+"""Views whose sizes are arguments of the call."""
 VIEWS = {*SIZED, "flatten", torch.flatten, "unflatten", torch.unflatten}
 
 
 @dataclass(frozen=True, eq=False)
 class View(PerChannel):
-    """A view that keeps the channel axis whole, or merges it with others; literal sizes are
-    rewritten.
+    """A view that keeps the channel axis or merges it with neighbouring axes.
+
+    A literal size in the call is replaced by that of the lean network.
 
     Attributes:
-        before, after: numbers of positions on axes before and after the channels that are merged
-            with them.
-        argument: position of the size argument that counts the channels; None where none does
-            (flatten).
+        before, after: number of positions on the axes before and after the channels that are
+            merged with them.
+        argument: position of the size argument that is the number of channels, or of merged
+            features; None if there is none (flatten, -1).
     """
 
     before: int = 1
@@ -47,7 +48,7 @@ class View(PerChannel):
         return () if self.before * self.after > 1 else self.operands
 
     def _merge(self, index: Tensor, channels: int) -> Tensor:
-        """Original indices of the merged features, for channels in physical order."""
+        """Original indices of the merged features, for the present channels in order."""
         before, after = torch.arange(self.before), torch.arange(self.after)
         return (
             (before[:, None, None] * channels + index[None, :, None]) * self.after + after
@@ -83,11 +84,11 @@ class View(PerChannel):
 
 @dataclass(frozen=True, eq=False)
 class Sizes(Operation):
-    """Reads the shape of its operand, not its values.
+    """An operation that reads the shape of its operand, not its values.
 
     Attributes:
-        numbers: nodes that would read the number of channels -> the full number, which they go on
-            reporting.
+        numbers: pairs of a node whose value is the number of channels, and the full number, which
+            replaces the node in the lean graph.
     """
 
     numbers: tuple[tuple[fx.Node, int], ...] = ()
@@ -110,7 +111,7 @@ _ATTENTION = (F.scaled_dot_product_attention, torch.matmul, operator.matmul)
 
 @rule_for(*VIEWS, nn.Flatten, nn.Unflatten)
 def view(call: Call) -> Operation | None:
-    """Views in which the channels stay one axis, or are merged with the axes beside them."""
+    """Views in which the channels stay one axis, or are merged with neighbouring axes."""
     moving, after = call.moving_operand(), call.shape
     if moving is None or after is None or not sizes_are_written_out(call.node):
         return None
@@ -148,14 +149,16 @@ def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
 
 
 def _place(shape: tuple[int, ...], start: int, merged: int) -> int | None:
-    """Axis of this size that begins after so many positions; None if there is none."""
+    """Axis of size ``merged`` after axes of ``start`` elements in total; None if there is none."""
     axes = range(1, len(shape))
     return next((i for i in axes if math.prod(shape[:i]) == start and shape[i] == merged), None)
 
 
 def sizes_are_written_out(node: fx.Node) -> bool:
-    """Return True if a view names its sizes one by one: a whole shape from elsewhere cannot be
-    rewritten.
+    """Return True if a view has one argument per size.
+
+    A single size can be replaced in the lean graph, but not one inside a whole shape, as in
+    ``x.view(y.shape)``.
     """
     if node.target not in SIZED:
         return True
@@ -172,9 +175,7 @@ def _is_shape(size: object) -> bool:
 
 
 def size_argument(node: fx.Node, out: int) -> int | None:
-    """Return the position of an axis among a view's size arguments; None where it is not written
-    out.
-    """
+    """Return the position of an axis among a view's size arguments; None if it is not written."""
     if node.target not in SIZED and node.target != "expand":
         return None
     written = one_by_one(node.args[1:])
@@ -182,8 +183,9 @@ def size_argument(node: fx.Node, out: int) -> int | None:
 
 
 def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
-    """True if merged features end in layers or in attention, which fix their number, so that an
-    index may, too.
+    """True if all readers of merged features are layers or attention, possibly after activations.
+
+    These fix the number of features at every resolution, so that an index over features is valid.
     """
     for reader in node.users:
         module = graph.layer(reader)
@@ -258,8 +260,10 @@ def dim(call: Call) -> Operation | None:
 
 @rule_for("size", getattr)
 def size(call: Call) -> Operation | None:
-    """``x.size()``, ``x.size(dim)`` and ``x.shape``, if no number of channels goes where it is lost
-    from sight.
+    """``x.size()``, ``x.size(dim)`` and ``x.shape``.
+
+    None if the number of channels may be read in a way that cannot be found in the graph, for
+    example as part of a whole shape.
     """
     node, moving = call.node, call.moving_operand()
     if moving is None or (node.target is getattr and node.args[1:] != ("shape",)):
@@ -281,12 +285,12 @@ def size(call: Call) -> Operation | None:
 
 
 def _counts(node: fx.Node, shown: list[int], axis: int) -> list[fx.Node] | None:
-    """Nodes that take the number of channels out of a shape; None if it goes on as part of one.
+    """Nodes that index the number of channels in a shape; None if another node reads the shape.
 
     Args:
         node: a shape, or a slice of one.
-        shown: the axis that each of its entries is the size of.
-        axis: of the channels.
+        shown: for each entry of ``node``, the axis whose size it is.
+        axis: axis of the channels.
     """
     found: list[fx.Node] = []
     for reader in node.users:

@@ -1,4 +1,4 @@
-"""Pass 10: find the attributes of modules that mirror widths, such as the number of heads."""
+"""Pass 10: find the attributes of modules that hold widths, such as the number of heads."""
 
 from __future__ import annotations
 

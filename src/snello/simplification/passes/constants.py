@@ -13,7 +13,7 @@ from .refused import rule_of
 
 
 def constants(facts: Facts) -> Facts:
-    """Find the channels that have one value, at every position and for every input.
+    """Find the channels that have the same value at every position and for every input.
 
     1. An operation maps the signals of its operands to that of its output.
     2. A tensor without an operation has no constant channel.

@@ -1,4 +1,4 @@
-"""The values that passes hand on."""
+"""The values that passes take and return."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from snello.simplification.ops.operation import Operation, signal_of
 
 @dataclass(frozen=True)
 class Facts:
-    """Knowledge of a captured model. Each pass fills one more attribute, in this order.
+    """Facts about a captured model. Each pass fills one more attribute, in this order.
 
     Attributes:
-        graph: with shapes.
+        graph: the graph, with shapes.
         operations: node -> its operation, for the nodes that have one.
         axes: node -> the axis of its channels, for the nodes whose channels are known.
-        refused: node -> the reason why its rule was not used, for those whose rule has failed.
+        refused: node -> why its rule was not used, for the nodes whose rule has failed.
         signals: node -> the constants among its channels.
         useful: node -> the channels that are read, boolean, shape (C,).
         bypasses: pointwise convolution -> the bypass that it uses.
@@ -36,9 +36,7 @@ class Facts:
     bypasses: Mapping[fx.Node, Bypass] = field(default_factory=dict)
 
     def whole_reads(self) -> list[tuple[fx.Node, fx.Node]]:
-        """Return the nodes without an operation, each with an operand that it must get at full
-        width.
-        """
+        """Return pairs (node without an operation, operand), which is read at full width."""
         return [
             (node, operand)
             for node in self.graph.nodes
@@ -54,9 +52,8 @@ class Arrangement:
 
     Attributes:
         layouts: node -> the layout of its output, for the nodes whose channels are known.
-        received, wanted: node -> the layouts of its operands as they come, and as its operation
-            wants them.
-        forced: producer -> all neurons that it must keep, in order, instead of the live ones.
+        received, wanted: node -> the layouts of its operands before and after adapters.
+        forced: producer -> the neurons that it must keep, in order, instead of the live ones.
     """
 
     layouts: Mapping[fx.Node, Layout]

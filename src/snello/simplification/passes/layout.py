@@ -1,4 +1,4 @@
-"""Pass 4: decide forwards which channels physically exist, and in which order."""
+"""Pass 4: decide, from the first node to the last, the present channels and their order."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from .refused import rule_of
 def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arrangement:
     """Lay out the channels of every tensor of the lean network.
 
-    1. A producer has the neurons that are useful and not constant, or those that it is forced to
-      keep.
-    2. Any other operation arranges its operands, and its output follows.
-    3. A reader of a bypass receives what the bypass gives it.
-    4. A tensor that is needed (for its values or only for its shape) and of which no channel is
-      left is
-       *unmaterialised*: one neuron of a producer upstream is forced to stay, and the pass starts
-       again.
+    1. A producer keeps the neurons that are useful and not constant, or those in ``forced``.
+    2. Any other operation arranges its operands, which determines the layout of its output.
+    3. The reader of a bypass receives the layout that the bypass returns.
+    4. A tensor that is needed (for its values or only for its shape) but has no channel left is
+       *unmaterialised*: one neuron of a producer upstream is forced to stay, and the pass is
+       repeated.
 
     Args:
-        facts: of the model.
-        forced: producer -> all neurons that it must keep, in order.
+        facts: facts about the model.
+        forced: producer -> the neurons that it must keep, in order, instead of the live ones.
 
     Requires:
         All attributes of ``facts``.
 
     Ensures:
-        Every operand that is read has at least one channel. ``forced`` holds the given producers,
-        and those of case 4.
+        Every operand that is read has at least one channel. ``forced`` of the result contains the
+        given producers and those of case 4.
 
     Raises:
-        SimplifyError: if no producer can give an unmaterialised tensor a channel.
+        SimplifyError: if a neuron that was forced to stay does not materialise the tensor.
     """
     needed = dict(forced or {})
     while True:
@@ -60,7 +58,7 @@ def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arra
 
 @dataclass
 class _Draft:
-    """Layouts in the making."""
+    """Layouts of one run of the pass, node by node."""
 
     facts: Facts
     forced: Mapping[fx.Node, Tensor]
@@ -78,10 +76,12 @@ class _Draft:
         return None
 
     def _read_whole(self, node: fx.Node) -> fx.Node | None:
+        """Return an unmaterialised operand of a node without an operation."""
         operands = (a for a in node.all_input_nodes if a in self.layouts)
         return next((a for a in operands if self.layouts[a].is_empty), None)
 
     def _lay_out(self, operation: Operation) -> fx.Node | None:
+        """Note the layouts around an operation; return an unmaterialised operand, if any."""
         node = operation.node
         operands = zip(operation.operands, operation.axes, strict=True)
         received = [self._layout_of(operand, axis) for operand, axis in operands]
@@ -107,7 +107,7 @@ class _Draft:
 
 
 def _producer(facts: Facts, node: fx.Node) -> tuple[fx.Node, int]:
-    """Find a producer upstream, and a neuron of it that some channel of the node is made of."""
+    """Find a producer upstream of a node, and one of its neurons that the node depends on."""
     channels = torch.ones_like(facts.useful[node])
     while not (operation := facts.operations[node]).produces:
         sources = zip(operation.operands, operation.sources(channels), strict=True)

@@ -1,4 +1,4 @@
-"""Pass 3: propagate use backwards, and choose bypasses."""
+"""Pass 3: propagate liveness backwards, and choose bypasses."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def liveness(facts: Facts, cost: CostModel) -> Facts:
 
     From the last node to the first:
 
-    1. A node without an operation (the output, an unknown one) reads all channels of its operands.
-    2. An operation reads what its output needs.
-    3. A pointwise convolution may skip channels by a bypass, if the cost model accepts it; what the
-       bypass reads instead is read, and a product that nothing else needs is not computed.
+    1. A node without an operation (such as the output) reads all channels of its operands.
+    2. An operation reads the channels on which the useful channels of its output depend.
+    3. A pointwise convolution may skip channels by a bypass, if the cost model accepts it. The
+       operands of the bypass are then read, and the product before it is not computed there.
 
     Requires:
         ``operations``, ``axes`` and ``signals``.
@@ -71,9 +71,10 @@ class _Uses:
     """Findings of the pass so far.
 
     Attributes:
-        useful: node -> channels.
+        useful: node -> channels that are read, boolean, shape (C,).
         possible: reader -> a bypass that it may use.
-        coming: reader -> a bypass that it uses because another one does.
+        coming: reader -> a bypass that an accepted one requires; it is used without asking the cost
+            model.
         used: reader -> the bypass that it uses.
         unmade: product -> channels that are not computed.
     """
@@ -104,7 +105,7 @@ class _Uses:
 def _choose(
     uses: _Uses, node: fx.Node, neurons: Tensor, read: list[Tensor], cost: CostModel
 ) -> Tensor | None:
-    """Accept the best bypass of a node that is worth it; return the channels that it skips."""
+    """Use the first bypass of a node that the cost model accepts; return the skipped channels."""
     if (bypass := uses.coming.get(node)) is not None:
         skipped = bypass.skips(read[0])
         uses.accept(node, bypass.accepted(skipped))

@@ -1,4 +1,4 @@
-"""Pass 7: write down the plan, and the values of the constants in the lean model."""
+"""Pass 7: make the plan, and the values of the constants in the lean model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .refused import rule_of
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan with the constants that it folds.
+    """A plan with the values of the folded constants.
 
     Attributes:
         plan: the plan.
@@ -38,20 +38,19 @@ def lower(
 ) -> Decision:
     """Turn the arrangement into records.
 
-    1. Every operation lowers itself, in the order of the graph; then every bypass; then every
-      operand that
-       an unknown operation reads gets an adapter to full width.
+    1. Operations are lowered in the order of the graph, then bypasses. An operand of a node without
+       an operation gets an adapter to full width.
     2. A bypass adds its fold to the layer that skips channels.
-    3. Equal adapters of several readers are one.
-    4. Inserted modules are named by kind and number; in a model that was lean before, also by
-      generation.
-    5. Where no neuron goes, nothing is changed at all, not even the order of channels.
+    3. Equal adapters of several readers are merged.
+    4. Inserted modules are named by kind and number, and by generation in a model that was lean
+       before.
+    5. If no neuron is removed, the plan changes nothing, not even the order of channels.
 
     Args:
-        facts: of the model.
+        facts: facts about the model.
         arrangement: its layouts.
         overwritable: nodes whose memory sums may overwrite.
-        draft: a plan with everything else.
+        draft: a plan with all other fields set.
 
     Requires:
         All attributes of ``facts``; an arrangement of the same model.
@@ -109,7 +108,7 @@ def _lower(
 
 
 def _removes(facts: Facts, arrangement: Arrangement, lowered: Iterable[Lowered]) -> bool:
-    """True if any neuron goes."""
+    """True if any neuron is removed."""
     if any(part.attentions for part in lowered):
         return True
     layouts = (
@@ -138,7 +137,7 @@ def _whole(facts: Facts, arrangement: Arrangement) -> Iterator[Edit]:
 
 
 def _named(edits: list[Edit], generation: int) -> Iterator[Edit]:
-    """The edits with names for what they insert, equal adapters merged."""
+    """The edits with equal adapters merged and with names for the inserted modules."""
     # Names must differ from those that an earlier simplification has put into the model.
     prefix = f"snello_{generation}" if generation else "snello"
     count: dict[str, int] = {}
@@ -152,6 +151,7 @@ def _named(edits: list[Edit], generation: int) -> Iterator[Edit]:
 
 
 def _merged(edits: list[Edit]) -> list[Edit]:
+    """The edits, with adapters that differ only in their readers merged into the first."""
     found: list[Edit] = []
     places: dict[Fill, list[int]] = {}
     for edit in edits:

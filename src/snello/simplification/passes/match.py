@@ -21,34 +21,32 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
     """Find the operation of each node, and the axis of its channels.
 
     1. A pattern of several nodes is one operation, at its last node, if its operands have their
-      channels
-       on the axes that it expects; its other nodes are absorbed.
-    2. Any other node is asked of the registry, given the axes of the nodes before it.
-    3. Where a view splits the channels into several axes, the one is chosen with which most nodes
-      have
-       channels: heads or their width, the first axis of an image.
-    4. A node that no rule knows has no operation: it gets its inputs at full width. So does one
-      whose rule
-       has failed.
+       channels on the axes that it expects; its other nodes are absorbed.
+    2. Any other node is looked up in the registry, given the axes of the nodes before it.
+    3. If views split the channels into several axes (heads and their width, or an image), the axis
+       that is chosen is the one for which most nodes have known channels.
+    4. A node without a rule, or whose rule has failed, has no operation and receives its inputs at
+       full width.
 
     Args:
-        graph: of the model.
-        refused: nodes whose rule has failed -> the reason.
+        graph: graph of the model.
+        refused: node whose rule has failed -> the reason.
 
     Requires:
         A graph with shapes.
 
     Ensures:
-        ``operations`` and ``axes``. Every node of an operation with an axis is in ``axes``.
+        ``operations`` and ``axes``. Every node whose operation has an axis is in ``axes``.
     """
     first = _matched(graph, refused or {}, {})
     found = [first, *(_matched(graph, refused or {}, splits) for splits in _choices(first))]
-    return max(found, key=lambda facts: len(facts.axes))  # of several, the first
+    return max(found, key=lambda facts: len(facts.axes))  # the first of several maxima
 
 
 def _choices(facts: Facts) -> Iterator[dict[int, int]]:
-    """Ways to choose among the axes that views split channels into, but for the first axis
-    everywhere.
+    """All choices of an axis for each kind of split, except the first axis for all of them.
+
+    A kind is the number of axes into which a view splits the channels.
     """
     parts = sorted(
         {
@@ -92,6 +90,7 @@ def _matched(graph: Graph, refused: Mapping[fx.Node, str], splits: Mapping[int, 
 
 
 def _fits(operation: Operation, axes: Mapping[fx.Node, int]) -> bool:
+    """True if the operands of a pattern have their channels on the axes that it expects."""
     expected = zip(operation.operands, operation.axes, strict=True)
     return all(axes.get(operand) == axis for operand, axis in expected)
 

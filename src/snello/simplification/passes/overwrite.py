@@ -26,10 +26,9 @@ def overwritable(facts: Facts, arrangement: Arrangement) -> frozenset[fx.Node]:
     """Find the operands of sums that may be added to in place once no gradient is recorded.
 
     1. Only a sum of operands with different channels overwrites its base.
-    2. The base's memory must not be read after the sum, by any node that shares it; it must not
-      belong to
-       an input or a parameter, nor be shared with the other operand.
-    3. An operation that is not known to make a new tensor is taken for a view of its inputs.
+    2. No node may read the base's memory after the sum; the memory must not belong to an input or a
+       parameter, nor be shared with the other operand.
+    3. An operation that is not known to return a new tensor is treated as a view of its inputs.
 
     Requires:
         An arrangement of the same model.
@@ -56,7 +55,7 @@ def overwritable(facts: Facts, arrangement: Arrangement) -> frozenset[fx.Node]:
 def _bases(
     operation: Operation, arrangement: Arrangement, memory: Memory, order: Mapping[fx.Node, int]
 ) -> list[fx.Node]:
-    """The operand that the sum adds to, if it may overwrite it."""
+    """The base of a sum, in a list, if it may be overwritten; else an empty list."""
     received = arrangement.received[operation.node]
     if same_order(*received) or any(layout.is_empty for layout in received):
         return []
@@ -69,10 +68,10 @@ def _bases(
 
 
 def _sources(operation: Operation, arrangement: Arrangement) -> list[fx.Node]:
-    """Operands whose memory a sum that overwrites no base may return."""
+    """Operands whose memory the result of a sum may share, if the sum does not overwrite a base."""
     received = arrangement.received[operation.node]
     if any(layout.is_empty for layout in received):
-        return list(operation.operands)  # the result is one of them
+        return list(operation.operands)  # the lean graph uses one of them as the result
     in_place = same_order(*received) and operation.node.target in (operator.iadd, "add_")
     return [operation.operands[0]] if in_place else []
 

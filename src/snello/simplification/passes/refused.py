@@ -9,11 +9,11 @@ from torch import fx
 
 
 class RuleError(Exception):
-    """A rule raised an error; internal, the node gets its inputs at full width instead.
+    """A rule raised an error. Internal: the node then receives its inputs at full width.
 
     Attributes:
-        node: the node whose rule it is.
-        reason: for the plan.
+        node: the node whose rule failed.
+        reason: the reason in the plan.
     """
 
     def __init__(self, node: fx.Node, error: Exception) -> None:
@@ -26,7 +26,7 @@ class RuleError(Exception):
 def rule_of(node: fx.Node) -> Iterator[None]:
     """Turn any error of a rule into :class:`RuleError`.
 
-    A rule may be the user's own; a fault in it costs savings, never the model.
+    A rule may be the user's own; an error in it must not stop the simplification of the model.
 
     Raises:
         RuleError: for any error inside.

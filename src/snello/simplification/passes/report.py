@@ -16,15 +16,13 @@ from .facts import Arrangement, Facts
 def left_alone(
     model: nn.Module, facts: Facts, arrangement: Arrangement, *, own_class: bool = False
 ) -> dict[str, str]:
-    """Report layers that keep their neurons because they have no operation, and readers at full
-    width.
+    """Report layers that keep their neurons for want of an operation, and reads at full width.
 
-    1. An outermost module with parameters that evaluation mode never reaches: it goes, but for a
-      result of
-       the model's own class.
+    1. An outermost module with parameters that is not called in evaluation mode. It is removed,
+       unless the result is of the model's own class (``own_class``).
     2. A layer, norm or attention without an operation.
     3. A node whose rule has failed.
-    4. Another node without an operation, if an operand of it was narrowed.
+    4. Another node without an operation, if one of its operands was narrowed.
 
     Requires:
         ``operations`` and ``axes``; an arrangement of the same model.
@@ -56,9 +54,7 @@ def left_alone(
 
 
 def unreached(model: nn.Module, graph: Graph) -> list[str]:
-    """Return the outermost modules with parameters that evaluation mode never calls (auxiliary
-    heads).
-    """
+    """Outermost modules with parameters that evaluation mode does not call (auxiliary heads)."""
     reached = set(dict(graph.module.named_modules()))
     found: list[str] = []
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Pass 5: keep dead neurons where that costs less than to live without them."""
+"""Pass 5: keep dead neurons whose removal would cost more than it saves."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .layout import layout
 def round_up(facts: Facts, arrangement: Arrangement, multiple: int) -> Arrangement:
     """Keep dead neurons until the widths of layers are multiples of a number.
 
-    1. An ungrouped layer keeps its dead neurons of lowest index, up to the next multiple, where its
-       original width allows it.
-    2. A grouped convolution keeps its own counts.
+    1. An ungrouped layer keeps its dead neurons of lowest index, up to the next multiple or to its
+       original width.
+    2. The widths of grouped convolutions are not changed.
 
     Requires:
         ``multiple`` >= 1.
@@ -49,16 +49,14 @@ def round_up(facts: Facts, arrangement: Arrangement, multiple: int) -> Arrangeme
 
 
 def widen(facts: Facts, arrangement: Arrangement, cost: CostModel) -> Arrangement:
-    """Keep dead neurons whose removal would take index operations, where the cost model prefers
-    that.
+    """Keep dead neurons to avoid index operations, where the cost model prefers that.
 
-    1. Where operands with different channels meet, or one must be read at full width, the producers
-      of the
-       operands are candidates to keep the channels that the operands lack.
-    2. They keep them if the cost model finds their computation cheaper than the index operation; a
-      model
-       that widens in part asks each operand by itself.
-    3. The layout is made again until nothing more is kept.
+    1. Where operands with different channels are combined, or an operand is read at full width, the
+       producers of the operands may keep the channels that the operands lack.
+    2. They do if the cost model finds the computation of these channels cheaper than the index
+       operation. A cost model with ``widens_in_part`` is not asked: every operand with a suitable
+       producer is widened.
+    3. The layout is repeated until no more neurons are kept.
 
     Requires:
         An arrangement of the same model.
@@ -81,11 +79,11 @@ _NONE = torch.zeros(0)
 
 @dataclass(frozen=True)
 class _Join:
-    """A place where operands need an index operation to get into one order.
+    """A node whose operands need an index operation to have the same channels in one order.
 
     Attributes:
-        order: the channels that are wanted.
-        operands: nodes that lack some, with axes and layouts.
+        order: the channels that the node needs, in order.
+        operands: (node, axis, layout) of each operand with another layout.
     """
 
     order: Tensor
@@ -131,7 +129,7 @@ def _joins(facts: Facts, arrangement: Arrangement) -> list[_Join]:
 def _worth_keeping(
     facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel
 ) -> list[fx.Node]:
-    """Producers of all operands, if each has one of its own and widening them costs less."""
+    """Producers of all operands, if no other node reads them and widening them costs less."""
     producers: list[fx.Node] = []
     computed, moved = Work(), Work()
     for operand, axis, own in join.operands:
@@ -148,29 +146,32 @@ def _worth_keeping(
 def _that_can_keep(
     facts: Facts, arrangement: Arrangement, join: _Join, cost: CostModel
 ) -> list[fx.Node]:
-    """For each operand a producer that can carry the channels that it lacks, if it has one."""
+    """For each operand, a producer that can compute the channels that it lacks, if there is one.
+
+    The cost model is not asked.
+    """
     found = (_some_producer(facts, operand) for operand, _, _ in join.operands)
     return [producer for producer in found if producer is not None]
 
 
 def _some_producer(facts: Facts, node: fx.Node) -> fx.Node | None:
-    """Find an ungrouped layer whose neurons reach this node: of a sum's, the one furthest upstream.
+    """Find an ungrouped layer whose neurons are channels of this node, as far upstream as possible.
 
-    One is enough: the channels that one operand of a sum carries, the sum carries, and every sum
-        after it.
+    One operand of a sum is enough: the sum has all channels that are present in one of its
+    operands, and so have all later sums of a residual stream.
     """
     operation = facts.operations.get(node)
     if isinstance(operation, Weighted):
         return node if operation.groups == 1 else None
     if operation is None or not operation.channelwise:
         return None
-    # A sum among the operands leads further up a residual stream than a branch does.
+    # Follow the operand that is a sum: it leads further up a residual stream than a branch.
     operands = sorted(operation.channelwise, key=lambda n: not _is_stream(facts, n))
     return next((found for n in operands if (found := _some_producer(facts, n)) is not None), None)
 
 
 def _is_stream(facts: Facts, node: fx.Node) -> bool:
-    """True if the node is a sum, possibly behind activations and normalisations."""
+    """True if the node is a sum, possibly followed by activations and norms."""
     operation = facts.operations.get(node)
     while operation is not None and not operation.accumulates and _passes_through(operation):
         operation = facts.operations.get(operation.operands[0])
@@ -182,9 +183,7 @@ def _passes_through(operation: Operation) -> bool:
 
 
 def _own_producer(facts: Facts, node: fx.Node) -> fx.Node | None:
-    """Find the ungrouped layer whose neurons reach this node channel by channel, and no other
-    node.
-    """
+    """Find the ungrouped layer whose neurons are the channels of this node and of no other."""
     while len(node.users) == 1:
         operation = facts.operations.get(node)
         if isinstance(operation, Weighted):
@@ -196,7 +195,7 @@ def _own_producer(facts: Facts, node: fx.Node) -> fx.Node | None:
 
 
 def _neuron(facts: Facts, arrangement: Arrangement, producer: fx.Node, operand: fx.Node) -> Work:
-    """Work of one neuron, up to an operand of a join."""
+    """Work of computing one neuron, from its layer to an operand of a join."""
     operation = facts.operations[producer]
     assert isinstance(operation, Weighted)
     taps = len(arrangement.wanted[producer][0].order) * operation.taps.shape[3]
@@ -208,7 +207,7 @@ def _neuron(facts: Facts, arrangement: Arrangement, producer: fx.Node, operand: 
 
 
 def _move(node: fx.Node, axis: int) -> Work:
-    """Work of moving one channel."""
+    """Work of copying one channel by index."""
     count = positions(node, axis)
     innermost = math.prod(known_shape(node)[axis + 1 :]) == 1
     return Work(moved_innermost=count) if innermost else Work(moved=count)

@@ -1,6 +1,4 @@
-"""Pass 9: keep neurons until the plan has no edits, so that the model's own forward can stay as it
-is.
-"""
+"""Pass 9: keep neurons until the plan has no edits, so that the model's own forward can be kept."""
 
 from __future__ import annotations
 
@@ -23,15 +21,15 @@ def without_edits(
 ) -> tuple[Arrangement, Decision]:
     """Force producers to keep all of their neurons where a plan would edit the graph.
 
-    1. Each edit names nodes; the producers of their channels, upstream, keep everything.
-    2. The plan is made again until there are no edits, or none whose producers could keep more.
+    1. Each edit names nodes; the producers upstream of these nodes keep all of their neurons.
+    2. This is repeated until there are no edits, or until their producers already keep all neurons.
 
     Args:
-        facts: of the model.
-        arrangement: a layout of it.
+        facts: facts about the model.
+        arrangement: its layouts.
         lower: makes the plan of an arrangement.
-        numbers: whether the literal numbers of channels in views count as edits. They do if the
-            model's code has them; a recorded graph has them even where the code computes them.
+        numbers: whether literal sizes in views count as edits. They have to if the model's code
+            contains them; a recorded graph contains them even where the code computes them.
 
     Requires:
         All attributes of ``facts``.
@@ -52,7 +50,7 @@ def without_edits(
 def _forced(
     facts: Facts, arrangement: Arrangement, edits: Iterable[GraphEdit], nodes: Mapping[str, fx.Node]
 ) -> dict[fx.Node, Tensor]:
-    """Producers upstream of edits that do not keep everything yet, with all of their neurons."""
+    """Producers upstream of edits that do not keep all neurons yet -> indices of all of them."""
     named = {nodes[name] for edit in edits for name in edit.nodes}
     producers = {producer for node in named for producer in _producers(facts, node)}
     return {

@@ -1,4 +1,4 @@
-"""Rewrite: the only room that edits graphs or weights.
+"""Rewriting: the only package that edits graphs or weights.
 
 May import ``runtime``, ``ops`` and ``ir``; never ``passes``. A new kind of edit needs one applier
 in ``appliers.py``, registered by the type of its record under ``@applies``.

@@ -16,7 +16,7 @@ PLAIN = (nn.Linear, *CONVOLUTIONS)
 
 @torch.no_grad()
 def absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
-    """Absorb a norm behind a layer: rows are scaled.
+    """Absorb a norm after a layer: the layer's rows, bias and folds are scaled.
 
     Args:
         layer: Linear, convolution, transposed or ragged convolution.
@@ -33,11 +33,11 @@ def absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
 
 
 def _by_row(layer: Any, scale: Tensor) -> Tensor:
-    """One value per neuron, shaped to broadcast over the weight."""
+    """The scale of each neuron, shaped to broadcast over the weight."""
     if not isinstance(layer, RaggedConv):
         return spread(layer, scale)
-    # One kernel per pair of channels: its slot is a row of the padded layout, ``outputs`` names the
-    # neuron.
+    # A ragged weight has one kernel per pair of channels. ``slots`` is its place in the padded
+    # layout, ``outputs`` the row of each neuron there.
     row = {int(place): neuron for neuron, place in enumerate(layer.outputs)}
     neurons = torch.tensor(
         [row[int(slot) // layer.fan_in] for slot in layer.slots], device=scale.device
@@ -47,10 +47,10 @@ def _by_row(layer: Any, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def absorb_next(layer: Any, scale: Tensor, shift: Tensor) -> None:
-    """Absorb a norm before a layer: columns are scaled, and the shift reaches every position alike.
+    """Absorb a norm before a layer: the columns are scaled, and the shift becomes a bias.
 
     Args:
-        layer: Linear or convolution that pads with no zeros.
+        layer: Linear or convolution without zero padding, which the shift would not reach.
         scale, shift: float64, shape (inputs,).
     """
     weight = layer.weight.double()
@@ -63,11 +63,12 @@ def absorb_next(layer: Any, scale: Tensor, shift: Tensor) -> None:
 
 
 def add_bias(layer: Any, channels: int) -> Tensor:
-    """Return the layer's bias, after giving it one of zeros where it has none.
+    """Return the layer's bias, after adding a bias of zeros if it has none.
 
     Args:
         layer: the layer.
-        channels: number of outputs of a transposed or ragged convolution.
+        channels: number of outputs. Only used for transposed and ragged convolutions; for others it
+            is the number of rows of the weight.
     """
     if layer.bias is None:
         weight: Tensor = layer.weight

@@ -48,7 +48,7 @@ def applies(kind: type[GraphEdit]) -> Callable[[AnyApplier], AnyApplier]:
 
 
 def apply_edit(builder: Builder, edit: GraphEdit) -> None:
-    """Apply one edit to the graph; the names of nodes that other edits speak of stay valid."""
+    """Apply one edit to the graph; the node names in other edits stay valid."""
     _appliers[type(edit)](builder, edit)
 
 

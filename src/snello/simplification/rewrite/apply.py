@@ -29,15 +29,15 @@ CONFIG_KEY = "snello_plan"
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
-    """Make a lean copy of the model by a plan. Rows and columns are sliced; constants are left at
-    zero.
+    """Make a lean copy of a model by a plan.
 
-    To load a lean model: build the original architecture, apply the plan, load the lean
-        ``state_dict``.
+    Rows and columns of weights are selected; folded constants are zero until values are loaded. To
+    load a lean model, build the original architecture, apply the plan and load the lean
+    ``state_dict``.
 
     Args:
-        plan: from :func:`snello.simplification.make_plan`, or read from JSON.
-        model: the architecture that the plan was made for; it is not changed.
+        plan: a plan of :func:`snello.simplification.make_plan`, or one read from JSON.
+        model: a model of the architecture for which the plan was made; it is not changed.
 
     Returns:
         A captured graph with the original layer names, or a module of the model's own class; see
@@ -45,6 +45,7 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
     Raises:
         ModelError: if the plan was made for another architecture, naming the layer.
+        ConfigError: if the plan is not a :class:`SimplificationPlan`.
     """
     check_module(model, "apply")
     if not isinstance(plan, SimplificationPlan):
@@ -63,11 +64,11 @@ def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
 
 def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
-    """Make a model lean without a copy of it: for a library that builds models its own way.
+    """Make a model lean in place, for libraries that build and load models themselves.
 
     Args:
-        plan: of the representation "module".
-        model: of the architecture that the plan was made for; also on the meta device.
+        plan: a plan with the representation "module".
+        model: a model of the architecture for which the plan was made; may be on the meta device.
 
     Raises:
         ModelError: if the plan changes the graph, or was made for another architecture.
@@ -87,8 +88,8 @@ def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
 
 
 def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
-    # In evaluation mode: tracing freezes functional dropout, and takes one side of
-    # ``if self.training``.
+    # In evaluation mode, because tracing fixes the mode of functional dropout and of branches on
+    # ``self.training``.
     copied = sharing_parameters(model).eval()
     lean = capture(copied, constants=plan.constants).module
     check(plan, lean)
@@ -98,12 +99,12 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
         apply_edit(builder, edit)
     lean.graph.eliminate_dead_code()
     erase_arguments(lean.graph, plan.constants)
-    # A dead branch goes with its layers, before anything is narrowed.
+    # Remove the layers of dead branches first: they need no narrowing.
     lean.delete_all_unused_submodules()
     narrow(lean, plan)
     _own_parameters(lean, model)
-    # Tensors written in the forward are made again when a fresh model is traced: not part of the
-    # weights.
+    # Tensors created in the forward are created again when a fresh model is traced, and are
+    # therefore not part of the state_dict.
     lean._non_persistent_buffers_set |= {
         name for name in lean._buffers if name.startswith("_tensor_constant")
     }
@@ -115,34 +116,36 @@ def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
 
 def _keep(plan: SimplificationPlan, lean: nn.Module) -> None:
+    """Store the plan in a lean model, as text, so that pickles and copies contain it."""
     text = plan.to_json()
     setattr(lean, _PLAN, text)
-    if isinstance(lean, fx.GraphModule):  # its copies keep this, its pickles keep the attribute
+    if isinstance(lean, fx.GraphModule):  # copies keep ``meta``, pickles keep the attribute
         lean.meta[_PLAN] = text
         guard(lean, plan.domain)
-    # Libraries that write a configuration beside the weights write the plan with it.
+    # Hugging Face libraries write the configuration with the weights, and the plan with it.
     config = getattr(lean, "config", None)
     if hasattr(lean, "save_pretrained") and hasattr(config, "to_dict"):
         setattr(config, CONFIG_KEY, text)
 
 
 def sharing_parameters(model: nn.Module) -> nn.Module:
-    """Copy a model but for its parameters: memory has no room for many copies of the largest
-    ones.
-    """
+    """Copy a model that shares its parameters with the original, to save memory."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
     return copy.deepcopy(model, computed_memo(model) | shared)
 
 
 def _own_parameters(lean: fx.GraphModule, model: nn.Module) -> None:
-    """Copy the parameters that nothing was cut from, which the lean model would share."""
+    """Copy the parameters that the lean model still shares with the original.
+
+    Parameters that were narrowed are new tensors already.
+    """
     shared = {id(parameter) for parameter in model.parameters()}
-    # What was cut is new already. One memo for all: what is tied stays tied.
+    # One memo for all copies, so that tied parameters stay tied.
     memo: dict[int, object] = {id(p): p for p in lean.parameters() if id(p) not in shared}
     for parent in list(lean.modules()):
         for name, module in parent._modules.items():
-            # Whole modules: recurrent layers know their parameters by other names, too (flat
-            # weights).
+            # Whole modules are copied, because recurrent layers hold further references to their
+            # parameters (flat weights).
             if module is not None and any(id(p) in shared for p in module._parameters.values()):
                 parent._modules[name] = copy.deepcopy(module, memo)
     for name, parameter in lean._parameters.items():
@@ -157,8 +160,12 @@ def plan_of(lean: nn.Module) -> SimplificationPlan | None:
 
 
 def write_values(lean: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write folded biases, border kernels and constants into a lean model that the plan has
-    shaped.
+    """Write folded constants into a lean model to which the plan was applied.
+
+    Args:
+        lean: changed in place.
+        values: key in the ``state_dict`` -> value. Keys that the model does not have, such as those
+            of removed branches, are ignored.
     """
     state = lean.state_dict(keep_vars=True)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Arguments and modes that capturing fixes, and that the lean model must give back or refuse."""
+"""Arguments and modes that a capture fixes: the lean model restores or refuses them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from snello.simplification.ops.elementwise import DROPOUTS
 
 
 def erase_arguments(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
-    """Take fixed arguments out of the signature, so that Python refuses other values.
+    """Remove fixed arguments from the signature, so that Python refuses other values.
 
     Args:
-        graph: of the lean model.
+        graph: graph of the lean model.
         constants: placeholder -> value, with the stars of ``*args`` and ``**kwargs`` in the names.
     """
     for node in list(graph.nodes):
@@ -25,13 +25,15 @@ def erase_arguments(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
 
 
 def wake_dropout(model: nn.Module, lean: fx.GraphModule, constants: Mapping[str, Any]) -> None:
-    """Turn functional dropout whose ``training`` follows the model's mode into a module, which
-    follows it too.
+    """Replace functional dropout by modules where its ``training`` argument is the model's mode.
+
+    A graph that was captured in evaluation mode would never drop anything; a module follows the
+    mode of the graph module. The calls are found by a second capture in training mode.
 
     Args:
-        model: the original, in evaluation mode; captured once more, in training mode.
+        model: the original, in evaluation mode.
         lean: its captured graph, changed in place.
-        constants: as in the plan.
+        constants: fixed arguments, as in the plan.
     """
     if not any(node.target in DROPOUTS for node in lean.graph.nodes):
         return

@@ -1,4 +1,4 @@
-"""Editing of a captured graph, through which all appliers go."""
+"""The builder, through which all appliers edit a captured graph."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import fx, nn
 
 
 class Builder:
-    """A graph module under edit.
+    """A graph module that is being edited.
 
-    The nodes of the captured graph keep their names, by which a plan speaks of them, even after
-    they have been replaced.
+    Plans refer to nodes by their names in the captured graph; the builder resolves these names even
+    after nodes have been replaced.
 
     Args:
-        lean: changed in place.
+        lean: the graph module, changed in place.
     """
 
     def __init__(self, lean: fx.GraphModule) -> None:
@@ -31,7 +31,7 @@ class Builder:
     def insert(
         self, name: str, module: nn.Module, after: fx.Node, operands: Sequence[fx.Node]
     ) -> fx.Node:
-        """Insert the call of a new module, on the device and in the dtype of the model."""
+        """Insert a call of a new module, moved to the device and dtype of the first parameter."""
         dtype = self._like.dtype if self._like.is_floating_point() else None
         self.lean.add_submodule(name, module.to(device=self._like.device, dtype=dtype))
         with self.lean.graph.inserting_after(after):
@@ -39,12 +39,12 @@ class Builder:
         return called
 
     def replace(self, name: str, by: fx.Node) -> None:
-        """Let all readers of a node read another one."""
+        """Replace a node by another one in all of its readers."""
         node = self._nodes[name]
         node.replace_all_uses_with(by)
         self._nodes = {key: by if value is node else value for key, value in self._nodes.items()}
 
     @staticmethod
     def give(reader: fx.Node, **operands: fx.Node) -> None:
-        """Give a call more keyword arguments."""
+        """Add keyword arguments to a call."""
         reader.kwargs = {**reader.kwargs, **operands}

@@ -14,15 +14,15 @@ from snello.simplification.ir.domain import Domain
 
 
 def guard(lean: fx.GraphModule, domain: Domain | None) -> None:
-    """Let a lean graph warn, once for each reason, when it is called outside of its domain.
+    """Make a lean graph warn, once for each reason, when it is called outside of its domain.
 
-    The graph does not stop: it may well be right there, or raise by itself where a size does not
-    fit. Nothing is added to a graph that was found right at every size and in both modes. Copies of
-    the graph warn, too; one that was pickled does not.
+    It is a warning and not an error, because the outputs may still be correct there. Graphs that
+    were checked at other sizes and in both modes get no hook. Copies of the graph warn, too; a
+    graph that was pickled does not.
 
     Args:
-        lean: changed in place.
-        domain: of its plan.
+        lean: the graph module; a hook is added.
+        domain: the domain in its plan; None adds no hook.
     """
     if domain is None or not domain.is_limited:
         return
@@ -31,7 +31,7 @@ def guard(lean: fx.GraphModule, domain: Domain | None) -> None:
 
 
 class _Again:
-    """Guards a copy."""
+    """Hook for ``deepcopy`` that adds the guard to a copy without forward pre-hooks."""
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
@@ -42,7 +42,7 @@ class _Again:
 
 
 class _Guard:
-    """The hook."""
+    """Forward pre-hook that warns outside of the domain, once for each reason."""
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
@@ -50,7 +50,7 @@ class _Guard:
 
     def __call__(self, lean: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return  # sizes are symbols there
+            return  # sizes are symbolic
         if lean.training and self.domain.training == "differs":
             self._say(
                 "training",

@@ -16,9 +16,10 @@ from snello.simplification.runtime.windows import lean_attention
 
 
 def narrow(root: nn.Module, plan: SimplificationPlan) -> None:
-    """Narrow everything that a plan names and that is still there, in place.
+    """Narrow all layers and parameters of a plan, in place.
 
-    Folded constants are left at zero. A module that a dead branch has taken with it is passed over.
+    Folded constants are zero until values are written. Modules that were removed with a dead branch
+    are skipped.
     """
     present = dict(root.named_modules())
     for name, layer in plan.layers.items():
@@ -62,15 +63,12 @@ def _narrow_layer(root: nn.Module, name: str, plan: LayerPlan) -> None:
 
 
 _WIDTHS = ("out_features", "in_features", "nf", "nx")
-"""Names that linear layers give to their widths: torch, then transformers."""
+"""Names of the attributes of linear layers with their widths: torch's, then transformers'."""
 
 
 def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
-    """Return the kept rows and columns of a weight, or of a tensor of its shape (a gradient, a
-    moment).
-    """
-    # Indexing leaves strides of its own, on which layers are slow; channels_last stays
-    # channels_last.
+    """Return the kept rows and columns of a weight, or of a gradient or moment of its shape."""
+    # Indexing returns unusual strides, with which layers are slow; channels_last is kept.
     channels_last = weight.dim() == 4 and not weight.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return _sliced(module, weight, plan).clone(memory_format=memory_format)
@@ -111,7 +109,7 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
     try:
         module = root.get_submodule(owner)
     except AttributeError:
-        return  # it belonged to a branch that has gone
+        return  # it belonged to a dead branch, which was removed
     tensor: Tensor = getattr(module, attribute)
     kept = tensor.detach().index_select(part.axis, _index(part.kept, tensor))
     if isinstance(tensor, nn.Parameter):
@@ -124,7 +122,7 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
 
 
 def _tie(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Give a parameter's other names the narrowed one, too."""
+    """Replace a parameter by the narrowed one under all of its other names."""
     for module in root.modules():
         for name, parameter in module._parameters.items():
             if parameter is old:

@@ -25,10 +25,16 @@ def rebind(
     lean: nn.Module,
     plan: SimplificationPlan,
 ) -> None:
-    """Put the lean parameters in the place of the original ones, with their state cut as they are.
+    """Replace the original parameters by the lean ones, and narrow their state in the same way.
 
-    Parameters that folding has added (biases) join the group of the layer's weight, without state.
-    Parameters that are gone leave their group.
+    Parameters that folding has added (biases) are added to the group of the layer's weight, without
+    state. Parameters that were removed are removed from their group.
+
+    Args:
+        optimizers: changed in place.
+        model: the original model.
+        lean: the lean model.
+        plan: the plan that made it.
 
     Raises:
         ConfigError: if an optimizer holds a parameter that is not the model's; nothing is changed
@@ -73,11 +79,12 @@ def _rebind(
 
 
 def _sliced(value: object, parameter: Tensor, cut: Cut) -> object:
-    """State of the parameter's shape is cut; counters and the like are kept."""
+    """Narrow a state tensor of the parameter's shape; other state, such as counters, is kept."""
     return cut(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
 
 
 def _cut(name: str, model: nn.Module, lean: nn.Module, plan: SimplificationPlan) -> Cut:
+    """The function that narrows tensors of a parameter's shape in the same way as the parameter."""
     owner, _, attribute = name.rpartition(".")
     if (slices := plan.parameters.get(name)) is not None:
         return lambda x: _slice(x, slices)

@@ -1,9 +1,9 @@
 """Self-attention without its dead rows: heads of different widths in one projection.
 
-The projections store live rows and columns alone. To compute, queries, keys and values are laid out
-head by head, each as wide as the widest, the rest zero: zeros add nothing to a scalar product, nor
-to a norm. Where all heads are equally wide nothing is moved. The scale of the scalar products stays
-that of the full heads.
+The projections store only live rows and columns. In the forward, the heads of queries, keys and
+values are padded with zeros to the width of the widest, because zeros change neither a scalar
+product nor a norm. If all heads are equally wide, no padding is needed. The scale of the scalar
+products is that of the original width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from snello.simplification.ops.attention_weights import (
 from .constants import index_tensor
 
 Cuts = dict[str, tuple[Tensor | None, ...]]
-"""Parameter of an attention -> indices that stay along its first axes; None for all of them."""
+"""Parameter of an attention -> kept indices along each of its first axes; None for all indices."""
 
 
 def cuts(module: nn.Module, plan: AttentionPlan) -> Cuts:
@@ -51,25 +51,26 @@ def cuts(module: nn.Module, plan: AttentionPlan) -> Cuts:
 
 
 def _places(of: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    """Positions of the chosen items in a sequence."""
     position = {item: i for i, item in enumerate(of)}
     return torch.tensor([position[item] for item in chosen], dtype=torch.long)
 
 
 def cut(tensor: Tensor, indices: tuple[Tensor | None, ...]) -> Tensor:
-    """Choose by index along the first axes."""
+    """Select indices along the first axes; None selects all indices of an axis."""
     for axis, index in enumerate(indices):
         tensor = tensor if index is None else tensor.index_select(axis, index.to(tensor.device))
     return tensor
 
 
 class _HeadLayout:
-    """Places of rows and columns when the heads are laid out equally wide.
+    """Positions of rows and columns after the heads are padded to equal widths.
 
     Attributes:
-        query_width, value_width: of every head: of the widest one.
-        slots: for each place its row, or one of the constants that follow the rows, or the zero
-            that follows those; None if every row is in its place.
-        columns: for each value that is kept its place; None if all places are values.
+        query_width, value_width: width of every head after padding, that of the widest.
+        slots: for each position, an index into the rows followed by the constants followed by one
+            zero; None if the rows already have this order.
+        columns: for each kept value, its position; None if there is no padding.
     """
 
     def __init__(self, plan: AttentionPlan) -> None:
@@ -96,14 +97,19 @@ def _padded(by_head: Sequence[Sequence[int]], width: int) -> list[int]:
 
 
 def slim(module: nn.Module, cuts: Cuts, name: str) -> nn.Parameter:
-    """Return a parameter cut to the indices that stay."""
+    """Return a new parameter with the kept indices of a parameter of a module."""
     parameter = module.get_parameter(name)
     return nn.Parameter(cut(parameter.detach(), cuts[name]), requires_grad=parameter.requires_grad)
 
 
 def slim_layer(module: nn.Module, cuts: Cuts, prefix: str, bias: bool) -> nn.Linear:
-    """Return a projection cut to the indices that stay, with a bias of zeros if it needs one and
-    had none.
+    """Return a projection with the kept indices.
+
+    Args:
+        module: the attention.
+        cuts: kept indices of its parameters.
+        prefix: prefix of the projection's parameters.
+        bias: whether it has a bias; a new one is zero. False drops the bias of the original.
     """
     weight = slim(module, cuts, f"{prefix}weight")
     if not bias:
@@ -125,10 +131,10 @@ class LeanAttention(nn.Module):
 
     Args:
         module: the attention to narrow.
-        plan: the rows, columns and heads that stay.
+        plan: the kept rows, columns and heads.
 
     Attributes:
-        keys: first row of the packed projection that is a key, and first that is a value.
+        keys: index of the first key and of the first value among the rows of the packed projection.
     """
 
     snello_leaf = True
@@ -166,13 +172,13 @@ class LeanAttention(nn.Module):
         raise NotImplementedError
 
     def _set_positions(self, module: nn.Module, parts: Cuts) -> None:
-        """Take over the parameters of the position bias."""
+        """Narrow the parameters of the position bias, if there are any."""
 
     def _projections(self) -> tuple[Tensor, Tensor | None, nn.Linear]:
         raise NotImplementedError
 
     def expanded(self) -> AttentionWeights:
-        """Return the weights in the geometry of the original; see :class:`AttentionWeights`."""
+        """Return the weights in the shapes of the original; see :class:`AttentionWeights`."""
         plan, (weight, bias, out) = self.plan, self._projections()
         size, rows = plan.heads * plan.width, torch.tensor(plan.rows, dtype=torch.long)
         full = weight.new_zeros(3 * size, weight.shape[1]).index_copy(
@@ -195,16 +201,19 @@ class LeanAttention(nn.Module):
         return None
 
     def _split(self, x: Tensor, tokens: int) -> list[Tensor]:
-        """Queries, keys, values: shape (N, heads, tokens, width of each); ``tokens`` is of one
-        example.
+        """Queries, keys and values, each of shape (N, heads, tokens, width).
+
+        Args:
+            x: input, shape (N, tokens, inputs).
+            tokens: number of tokens of one example, which decides between two ways of padding.
         """
         weight, bias, _ = self._projections()
         if self.slots is None:
             y = F.linear(x, weight, bias)
         else:
             tail = weight.new_zeros(1) if self.constant is None else F.pad(self.constant, (0, 1))
-            # Moving a row of the weight costs a third of moving as many numbers along the innermost
-            # axis.
+            # Indexing rows of the weight takes a third of the time per number of indexing outputs
+            # along the innermost axis.
             place = _place_rows if 3 * tokens > weight.shape[1] else _place_outputs
             y = place(x, weight, bias, tail, self.slots)
         widths = [
@@ -222,7 +231,7 @@ class LeanAttention(nn.Module):
         return out
 
     def _headless(self, x: Tensor) -> Tensor:
-        """Return the bias, which is all that an attention without heads gives."""
+        """Return the output of an attention without heads: its bias at every token."""
         out = self._projections()[2]
         zeros = x.new_zeros(*x.shape[:-1], out.out_features)
         return zeros if out.bias is None else zeros + out.bias
@@ -231,7 +240,7 @@ class LeanAttention(nn.Module):
 def _place_rows(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor
 ) -> Tensor:
-    """Lay out the rows of a layer, then apply it. Rows of zeros make places with a constant."""
+    """Pad the rows of a layer, then apply it. A row of zeros has a constant output, its bias."""
     rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return F.linear(x, rows[slots.clamp(max=len(weight))], torch.cat([bias, tail])[slots])
@@ -240,13 +249,13 @@ def _place_rows(
 def _place_outputs(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, slots: Tensor
 ) -> Tensor:
-    """Apply a layer, then lay out its outputs."""
+    """Apply a layer, then pad its outputs."""
     y = F.linear(x, weight, bias)
     return _innermost(torch.cat([y, tail.to(y.dtype).expand(*y.shape[:-1], len(tail))], -1), slots)
 
 
 def _innermost(x: Tensor, index: Tensor) -> Tensor:
-    """Choose along the innermost of three axes; two are faster."""
+    """Select along the innermost of three axes; index_select is faster on two axes."""
     chosen = x.flatten(0, 1).index_select(1, index)
     return chosen.unflatten(0, x.shape[:2])  # type: ignore[no-any-return, no-untyped-call]
 

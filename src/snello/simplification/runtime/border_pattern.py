@@ -1,4 +1,4 @@
-"""Patterns in which a kernel overlaps the border, position by position."""
+"""Border patterns of a convolution, for each position of its output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,13 @@ class _Axis:
     def pattern(
         self, output: Position, size: int, positive: Callable[[Position], Position]
     ) -> Position:
-        """Pattern at positions of the output; ``positive`` makes negative numbers 0."""
+        """Number of the pattern at positions of the output.
+
+        Args:
+            output: position, an integer or a tensor of integers.
+            size: size of the input.
+            positive: clamps negative numbers to 0, for integers or for tensors.
+        """
         start = output * self.stride - self.before
         # Of the taps at start, start + dilation, ...: those below 0, and those from size on.
         before = positive(self.dilation - 1 - start) // self.dilation
@@ -66,7 +72,7 @@ class BorderPatterns(CachedConstant):
     is read.
 
     Args:
-        geometry: of the convolution.
+        geometry: geometry of the convolution.
 
     Shape: (N, C, *) to the spatial shape of the convolution's output; int64.
     """
@@ -103,8 +109,6 @@ class BorderPatterns(CachedConstant):
 
 @rule_for(BorderPatterns)
 def border_patterns(call: Call) -> Operation | None:
-    """Border patterns of an earlier simplification: the size of the operand is read, not its
-    values.
-    """
+    """Border patterns of an earlier simplification, which only read the size of their operand."""
     operand = call.known_operand(1)
     return None if operand is None else Sizes(call.node, (operand,), (1,), None)

@@ -1,4 +1,4 @@
-"""Constants in a lean network: their shape, and a cache of values made of them."""
+"""Constants in a lean network: their shape, and a cache of values computed from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class CachedConstant(nn.Module):
-    """A module that caches one value made of constants, as long as those stay the same."""
+    """A module that caches one value computed from constants until these change."""
 
     def cached(
         self, key: tuple[Any, ...], source: Tensor | None, compute: Callable[[], Value]
@@ -22,8 +22,9 @@ class CachedConstant(nn.Module):
         Nothing is cached while gradients are recorded, nor under torch.compile.
 
         Args:
-            key: anything else that the value depends on.
-            source: the constants; its device, dtype, version and identity belong to the key.
+            key: everything else on which the value depends.
+            source: the constants; device, dtype, version and identity are added to the key. None if
+                the value depends on the key alone.
             compute: returns the value.
         """
         if recording() or torch.compiler.is_compiling():
@@ -31,7 +32,7 @@ class CachedConstant(nn.Module):
         if source is not None:
             version = None if source.is_inference() else source._version
             key = (*key, source.device, source.dtype, version)
-        # The source is held, so that no other tensor can come to lie at its address.
+        # A reference to the source is kept, so that no other object can have its identity.
         known: tuple[Any, Tensor | None, Value] | None = self.__dict__.get("_cache")
         if known is None or known[0] != key or known[1] is not source:
             known = self.__dict__["_cache"] = key, source, compute()
@@ -42,7 +43,7 @@ class CachedConstant(nn.Module):
 
 
 class Same:
-    """A cache key that equals another one only for the very same object."""
+    """A cache key that compares an object by identity."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -59,14 +60,15 @@ def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def recording() -> bool:
-    """Return True if values must be made anew: for gradients, or for torch.jit.trace, which
-    compares two runs.
+    """True if cached and in-place values must not be used.
+
+    This is while gradients are recorded, and under torch.jit.trace, which compares two runs.
     """
     return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
 def added(y: Tensor, constant: Tensor) -> Tensor:
-    """Add a constant to a layer's fresh output; in place if no gradient is recorded."""
+    """Add a constant to a newly computed output, in place if no gradient is recorded."""
     return y + constant if recording() else y.add_(constant)
 
 

@@ -1,7 +1,7 @@
-"""Convolutions with constants folded in besides the bias.
+"""Convolutions with folded constants in addition to the bias.
 
 They have no rule of their own: :class:`snello.simplification.ops.layers.Weighted` reads their
-    buffers.
+buffers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .position_dependent import Computed
 
 
 class FoldedConv(CachedConstant, _ConvNd):
-    """A convolution some of whose inputs were not computed any more. Each buffer is there or None:
+    """A convolution with the contribution of removed inputs in buffers, each of which may be None:
 
     - ``border``, shape (out, 1, *kernel), or (1, out, *kernel) if transposed: the kernel summed
-      over constant inputs, weighted by their values. Away from the border their contribution is a
-      bias; at the border the padding cuts part of it off. Convolving ones gives it at every
-      resolution.
-    - ``table``, shape (out, border patterns): contribution of inputs that depended on the position
-      alone. The call gets the pattern at each position.
-    - ``gated``, shape (out, C of the gate, 1, ...): columns of inputs that were constants times a
-      gate, times the constants. The call gets the gate; the last of its channels may multiply
-      values that depend on the position (``static``).
+      over constant inputs, weighted by their values. Its convolution with ones is the contribution
+      of these inputs at every resolution: a bias in the interior, less at the border, where the
+      padding cuts off part of the kernel.
+    - ``table``, shape (out, border patterns): the contribution of inputs that depended on the
+      position alone. The forward receives the pattern at each position.
+    - ``gated``, shape (out, C of the gate, 1, ...): columns of inputs that were a constant times a
+      gate, multiplied by the constants. The forward receives the gate; its last channels may
+      multiply values that depend on the position (``static``).
 
     Shape: that of the convolution.
     """
@@ -71,7 +71,7 @@ class FoldedConv(CachedConstant, _ConvNd):
         if static is None:
             return convolve(self, gate, self.gated, groups=1)
         values, where = (part.to(gate.dtype) for part in static[:2])
-        # Sizes that are -1 are no operation in an exported graph; the batch's would be some.
+        # The batch size is written as -1: reading it would add operations to an exported graph.
         weighed = self.gated.flatten(1).to(gate.dtype) @ (gate.reshape(-1, len(values), 1) * values)
         return (weighed @ where).to(y.dtype).view(-1, *y.shape[1:])
 
@@ -89,7 +89,7 @@ class FoldedConv3d(FoldedConv, nn.Conv3d):  # type: ignore[misc]
 
 
 class FoldedConvTransposed(FoldedConv, _ConvTransposeNd):  # type: ignore[misc]
-    """A transposed convolution with constants folded in; it has a border kernel alone."""
+    """A transposed convolution with constants folded in; of the buffers it only uses ``border``."""
 
     def _at_border(self, x: Tensor, border: Tensor) -> Tensor:
         operation: Any = getattr(F, f"conv_transpose{x.dim() - 2}d")
@@ -118,12 +118,15 @@ _KINDS: dict[type[_ConvNd], type[FoldedConv]] = {
 
 
 def fold(conv: _ConvNd, record: Fold, outputs: Tensor) -> None:
-    """Give a narrowed convolution the buffer of a fold, in place.
+    """Add the buffer of a fold to a narrowed convolution, in place.
 
     Args:
-        conv: the convolution; its class becomes the one with folds.
-        record: the fold. Its buffer is zero, or the kept rows of the one that is there.
-        outputs: indices of the neurons that are kept.
+        conv: the convolution; its class is changed to the one with folds.
+        record: the fold. The buffer has the kept rows of an existing one, else it is zero.
+        outputs: indices of the kept neurons.
+
+    Raises:
+        TypeError: for a kind of fold without a buffer.
     """
     if not isinstance(conv, FoldedConv):
         conv.__class__ = next(kind for plain, kind in _KINDS.items() if isinstance(conv, plain))

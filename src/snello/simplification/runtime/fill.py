@@ -1,4 +1,4 @@
-"""Channels appended as constants and chosen by index."""
+"""Channels appended as constants and selected by index."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .gathered import Gathered
 
 
 class ChannelFill(nn.Module):
-    """Append channels that are constants, then choose channels by index.
+    """Append constant channels, then select channels by index.
 
     Args:
-        edit: the channels to append and to choose. Constants other than zero are the buffer
+        edit: the channels to append and to select. Constants other than zero are the buffer
             ``constant``.
 
-    Shape: ``edit.axis`` changes its size, the others stay.
+    Shape: only the size of ``edit.axis`` changes.
     """
 
     snello_leaf = True
@@ -55,7 +55,7 @@ def channel_fill(call: Call) -> Operation | None:
     everything = torch.arange(channels + module.appended)
     index = everything if module.index is None else module.index.cpu()
     if not (index < channels).any():
-        return None  # the operand gives its shape alone
+        return None  # every output channel is a constant; only the shape of the operand is read
     zeros = torch.zeros(module.appended)
     constants = zeros if module.constant is None else module.constant.detach().cpu()
     own = (call.node, (operand,), (module.axis,), module.axis)

@@ -1,6 +1,4 @@
-"""The operation of modules that gather channels and constants: a fill or a pick, simplified
-again.
-"""
+"""The operation of fills and picks of an earlier simplification."""
 
 from __future__ import annotations
 
@@ -24,12 +22,15 @@ from snello.simplification.ops.operation import (
 
 @dataclass(frozen=True, eq=False)
 class Gathered(Operation):
-    """Channels of the operand and constants, in some order. Its readers place them again.
+    """Channels of the operand and constants, in some order.
+
+    The constants are not inserted again: the output is a selection of present channels, and its
+    readers insert the constants that they need.
 
     Attributes:
         constants: float64, shape (appended,).
-        source: index into the operand's channels followed by the constants, for each channel of the
-            output.
+        source: for each channel of the output, an index into the operand's channels followed by the
+            constants.
     """
 
     constants: Tensor

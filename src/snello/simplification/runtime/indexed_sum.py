@@ -1,4 +1,4 @@
-"""Sums of tensors that carry different channels."""
+"""Sums of tensors with different channels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .constants import CachedConstant, along, index_tensor, recording
 class ChannelSum(CachedConstant):
     """Add a tensor to some channels of another one, and constants to some.
 
-    Channels of the result: those of the base, then ``edit.grown`` new ones. The base is overwritten
-    where the plan has shown that no node reads it later and no gradient is recorded.
+    The channels of the result are those of the base and ``edit.grown`` new ones after them. The
+    base is overwritten if the plan allows it (no node reads it later) and no gradient is recorded.
 
     Shape: (N, C, *) and, with an index, (N, len(index), *) to (N, ``edit.width``, *).
     """
@@ -61,7 +61,7 @@ class ChannelSum(CachedConstant):
         return base.add_(vector) if owned else base + vector
 
     def _vector(self) -> Tensor:
-        """The constants where they belong: shape (width,)."""
+        """The constants at their channels of the result, zeros elsewhere: shape (width,)."""
         assert self.constant is not None
         assert self.where is not None
         return self.constant.new_zeros(self.width).index_copy(0, self.where, self.constant)
@@ -81,11 +81,11 @@ class ChannelSum(CachedConstant):
                 and base.dim() == 4
                 and base.is_contiguous(memory_format=torch.channels_last)
             ):
-                # The same memory seen as (N, H, W, C): along the middle axis it would be slower by
-                # far.
+                # On a view (N, H, W, C) of the same memory, because adding by index along axis 1
+                # of a channels_last tensor is much slower.
                 views = base.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
                 return _index_add(views[0], 3, self.index, views[1], owned).permute(0, 3, 1, 2)
-        # Runtimes of exported graphs gather faster than they scatter.
+        # In exported graphs by gathering, which is faster there than scattering.
         if self.width > other.shape[self.axis]:
             other = F.pad(other, (0, 0) * (other.dim() - self.axis - 1) + (0, 1))
         return base + other.index_select(self.axis, self.gather)
@@ -96,8 +96,9 @@ def _index_add(base: Tensor, axis: int, index: Tensor, other: Tensor, owned: boo
 
 
 def _inverse(index: Sequence[int], width: int) -> Tensor:
-    """Channel of the other operand for each channel of the result; one past its last where it has
-    none.
+    """For each channel of the result, the channel of the other operand.
+
+    It is ``len(index)``, one past the last channel, where the other operand has none.
     """
     gather = torch.full((width,), len(index))
     gather[list(index)] = torch.arange(len(index))
@@ -106,12 +107,12 @@ def _inverse(index: Sequence[int], width: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ScatterAdded(Operation):
-    """A sum of two tensors that carry different channels, or of one and constants.
+    """A sum of two tensors with different channels, or of one tensor and constants.
 
     Attributes:
-        index: channel of the output that each channel of the second operand is added to; empty
-            without one.
-        constants: float64, shape (channels of the output,): added besides.
+        index: for each channel of the second operand, the channel of the output to which it is
+            added; empty without a second operand.
+        constants: float64, shape (channels of the output,), added to the sum.
         in_place: whether the first operand may be overwritten.
     """
 
@@ -122,7 +123,7 @@ class ScatterAdded(Operation):
     def _spread(
         self, first: Tensor, second: Tensor | None = None, *, absent: float
     ) -> tuple[Tensor, Tensor]:
-        """Values of both operands by channels of the output."""
+        """Values of both operands in the channels of the output, ``absent`` where there is none."""
         a, b = (torch.full((len(self.constants),), absent, dtype=first.dtype) for _ in range(2))
         a[: len(first)] = first
         if second is not None:
@@ -142,7 +143,7 @@ class ScatterAdded(Operation):
         return [channels[:first], channels[self.index]][: len(self.operands)]
 
     def _by_output(self, received: Sequence[Layout]) -> tuple[Layout, Layout]:
-        """Layouts of the operands by channels of the output."""
+        """Layouts of the operands, with the channels of the output as indices."""
         absent = self._spread(*(layout.absent for layout in received), absent=0)
         scattered = self.index[received[1].order] if len(received) > 1 else self.index
         return Layout(received[0].order, absent[0]), Layout(scattered, absent[1])

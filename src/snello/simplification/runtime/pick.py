@@ -1,4 +1,4 @@
-"""Channels chosen by index."""
+"""Channels selected by index."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .gathered import Gathered
 
 
 class ChannelPick(nn.Module):
-    """Choose channels by index; a view where they follow each other.
+    """Select channels by index; the output is a view if the channels are consecutive.
 
     Args:
-        axis: of the channels.
-        index: their positions.
+        axis: axis of the channels.
+        index: positions of the channels in the input.
     """
 
     snello_leaf = True

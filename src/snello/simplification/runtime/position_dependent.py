@@ -27,17 +27,17 @@ Computed = tuple[Tensor, Tensor, Tensor]
 class PositionDependentChannels(CachedConstant):
     """Channels that depend on the position alone, computed once per resolution.
 
-    The buffer ``taps``, shape (C, kernel positions + 1), holds the contribution of each position of
-    the kernel, and the bias.
+    The buffer ``taps``, shape (C, kernel positions + 1), has the contribution of each position of
+    the kernel and, in its last column, the bias.
 
     Args:
-        edit: with the geometry of the convolution that padded them.
-        activation: the modules behind it.
+        edit: the edit, with the geometry of the padding convolution.
+        activation: the modules between the convolution and the product with the gate.
 
     Returns:
-        The values of each channel, shape (constants + C, values), ones for constants; one where a
-        position has a value, shape (values, positions), else zero; the averages to append, shape
-        (averaged,).
+        Three tensors: the values of each channel for the border patterns that occur, shape
+        (constants + C, patterns), ones for constants; 1 where a position has a pattern, else 0,
+        shape (patterns, positions); the averages to append, shape (averaged,).
     """
 
     snello_leaf = True
@@ -63,17 +63,16 @@ class PositionDependentChannels(CachedConstant):
         patterns = self.patterns.patterns(x).flatten()
         used = self._used(patterns, x)
         values: Tensor = self.activation(self.taps @ self.inside[used].T)
-        # To choose by a product with zeros and ones takes a tenth of the time that choosing by
-        # index does.
+        # Selection by a product with zeros and ones takes a tenth of the time of indexing.
         where = (patterns == used[:, None]).to(values.dtype)
         means = (values @ where.mean(1))[self.averaged]
         return torch.cat([values.new_ones(self.constants, len(used)), values]), where, means
 
     def _used(self, patterns: Tensor, x: Tensor) -> Tensor:
-        """The patterns that occur at this size: few of all, mostly."""
+        """The patterns that occur at this size, usually few; all patterns if sizes are symbolic."""
         if not torch.compiler.is_compiling():
             return patterns.unique()  # type: ignore[no-untyped-call, no-any-return]
-        # Dynamo takes a size that it is asked about for a constant.
+        # Under Dynamo, a test of a size would specialise the compiled graph to it.
         known = not torch.compiler.is_dynamo_compiling()
         if known and all(isinstance(size, int) for size in x.shape[2:]):
             return torch.tensor(self.patterns.occurring(x.shape[2:]), device=x.device)
@@ -90,9 +89,7 @@ class AppendedMeans(nn.Module):
 
     def forward(self, x: Tensor, static: Computed) -> Tensor:
         means = along(static[2], x, 1)
-        if (
-            torch.compiler.is_exporting()
-        ):  # fewer operations where the size of the batch is not known
+        if torch.compiler.is_exporting():  # fewer operations if the batch size is symbolic
             sides = (0, 0) * (x.dim() - 2)
             return F.pad(x, (*sides, 0, len(means))) + F.pad(means, (*sides, x.shape[1], 0))
         return torch.cat([x, means.expand(x.shape[0], -1, *x.shape[2:])], 1)
@@ -100,10 +97,10 @@ class AppendedMeans(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Appended(Operation):
-    """Channels that are there, behind those of the operand.
+    """Channels appended to those of the operand, which are always present.
 
     Attributes:
-        count: number of channels behind.
+        count: number of appended channels.
     """
 
     count: int
@@ -130,7 +127,7 @@ class Appended(Operation):
 
 @rule_for(PositionDependentChannels)
 def position_dependent_channels(call: Call) -> Operation | None:
-    """Those of an earlier simplification: the size of the operand is read, not its values."""
+    """Channels of an earlier simplification, which only read the size of their operand."""
     operand = call.node.args[0]
     if not isinstance(operand, fx.Node) or call.axes.get(operand) != 1:
         return None

@@ -1,6 +1,6 @@
 """Grouped convolutions whose groups have lost different numbers of channels.
 
-They have no rule: simplified again, they get their inputs at full width and keep their neurons.
+They have no rule: if a lean model is simplified again, they keep all of their channels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .convolution import convolve
 class RaggedConv(CachedConstant):
     """A grouped convolution whose groups have lost different numbers of channels.
 
-    Only the kernels that are left are stored: ``weight`` has shape (pairs, *kernel), one kernel for
-    each pair of a kept input and a kept output of the same group. To compute, they are laid out in
-    groups of one width, the rest zero: that of the widest group, or the next width that grouped
-        convolutions are fast at.
+    Only the remaining kernels are stored: ``weight`` has shape (pairs, *kernel), one kernel for
+    each pair of a kept input and a kept output of the same group. In the forward, the groups are
+    padded with zeros to one width: that of the widest group, or the next larger one for which
+    grouped convolutions are fast.
 
     Args:
         conv: the original grouped convolution.
-        plan: the channels that stay.
+        plan: the kept channels.
     """
 
     snello_leaf = True
@@ -52,7 +52,7 @@ class RaggedConv(CachedConstant):
         )
         self.groups, self.fan_in, self.fan_out = len(groups), fan_in, fan_out
         position = {channel: i for i, channel in enumerate(plan.kept_inputs)}
-        # A group that is narrower reads its first input again, with a weight of zero.
+        # A narrower group is padded with its first input, which has zero weights.
         gather = [position[(i + i[:1] * fan_in)[slot]] for i, _ in groups for slot in range(fan_in)]
         place = {
             o: g * fan_out + slot
@@ -92,7 +92,7 @@ class RaggedConv(CachedConstant):
         return y if self.bias is None else y + along(self.bias, y, 1)
 
     def _laid_out(self) -> Tensor:
-        """The kernels in groups of one width: (groups * out per group, in per group, *kernel)."""
+        """The padded weight: shape (groups * out per group, in per group, *kernel)."""
         rows = self.groups * self.fan_out
         empty = self.weight.new_zeros(rows * self.fan_in, *self.kernel_size)
         return empty.index_copy(0, self.slots, self.weight).view(
@@ -124,9 +124,7 @@ def _group_members(plan: LayerPlan) -> list[tuple[list[int], list[int]]]:
 
 
 def pairs(plan: LayerPlan) -> tuple[Tensor, Tensor]:
-    """Return the rows in the original weight of a ragged convolution's kernels, and columns in
-    their group.
-    """
+    """Rows and columns of a ragged convolution's kernels in the original weight, shape (pairs,)."""
     fan_in = plan.inputs // plan.groups
     joined = [
         (o, i % fan_in) for inputs, outputs in _group_members(plan) for o in outputs for i in inputs
@@ -136,7 +134,7 @@ def pairs(plan: LayerPlan) -> tuple[Tensor, Tensor]:
 
 
 def is_even(plan: LayerPlan) -> bool:
-    """True if all groups of a narrowed grouped convolution have equally many inputs and outputs."""
+    """True if all groups of a narrowed convolution have the same numbers of inputs and outputs."""
     groups = _group_members(plan)
     used = sum(len(inputs) for inputs, _ in groups) == len(plan.kept_inputs)
     return used and len({(len(i), len(o)) for i, o in groups}) == 1

@@ -70,7 +70,7 @@ class LeanWindowAttention(LeanAttention):
         high, wide = self.window_size
         x = F.pad(x, (0, 0, 0, -size[1] % wide, 0, -size[0] % high))
         grid = x.shape[1] // high, x.shape[2] // wide
-        # A map of one window only is not shifted.
+        # As in the original, an axis with one window is not shifted.
         shift = [s if n > 1 else 0 for s, n in zip(self.shift_size, grid, strict=True)]
         if any(shift):
             x = torch.roll(x, [-s for s in shift], (1, 2))
@@ -94,7 +94,8 @@ class LeanWindowAttention(LeanAttention):
         shift: Sequence[int],
     ) -> Tensor:
         """Attention within windows: tensors of shape (N * windows, heads, tokens, width)."""
-        # Written out: on CPUs scaled_dot_product_attention with a mask takes three passes more.
+        # As separate operations: on CPUs scaled_dot_product_attention with a mask makes three
+        # passes more over the scores.
         scores = self._scores(q, k)
         if (bias := self._position_bias()) is not None:
             scores = scores + bias
@@ -109,8 +110,9 @@ class LeanWindowAttention(LeanAttention):
         return scores
 
     def _mask(self, grid: tuple[int, int], shift: Sequence[int], like: Tensor) -> Tensor:
-        """-100 between tokens that only the cyclic shift has brought together: (windows, tokens,
-        tokens).
+        """-100 between tokens of one window that are not adjacent before the cyclic shift, else 0.
+
+        Shape (windows, tokens, tokens).
         """
         regions = []
         for count, window, moved in zip(grid, self.window_size, shift, strict=True):
@@ -135,8 +137,8 @@ class LeanWindowAttention(LeanAttention):
 class LeanCosineWindowAttention(LeanWindowAttention):
     """Narrowed attention with cosine similarity, and a position bias that a small network computes.
 
-    Parameters: ``qkv``, ``proj``, ``logit_scale`` (heads, 1, 1), ``cpb_mlp``: of the first heads;
-    the others have no position bias.
+    Parameters: ``qkv``, ``proj``, ``logit_scale`` (heads, 1, 1), ``cpb_mlp`` (of the first
+    ``plan.biased`` heads; the others have no position bias).
 
     Source: Liu et al., Swin Transformer V2: Scaling Up Capacity and Resolution, CVPR 2022.
     """

@@ -3,7 +3,7 @@
 A rule is named after an operator of aten. It is called with the run, the arguments and the outputs
 that were computed, and returns the :class:`Shadow` of each tensor among the outputs (or one, where
 the operator has one output). Operators that torch tags as pointwise share one rule; an operator
-without a rule pins whatever it reads.
+without a rule pins all labels of its operands.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def apply(run: Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     labelled = any(axis for x in tensors_in((args, kwargs)) for axis in run.of(x).axes)
     if not labelled and name not in ("expand", "repeat"):
         return func(*args, **kwargs)
-    # Before an operation in place changes what is read.
+    # Statistics are computed before the operation runs, because it may overwrite its operands.
     kwargs = rescaled(run, name, args, kwargs)
     masked = STATISTICS[name](run, args, kwargs) if name in STATISTICS and run.removed else None
     out = masked if masked is not None else func(*args, **kwargs)
@@ -42,6 +42,7 @@ def apply(run: Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def rule_of(name: str, func: Any) -> Rule:
+    """The rule of an operator; an in-place operator (``add_``) has that of its functional form."""
     functional = name.rstrip("_") if name.endswith("_") and not name.startswith("_") else name
     for known in (name, functional):
         if known in RULES:

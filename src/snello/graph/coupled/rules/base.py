@@ -1,4 +1,4 @@
-"""The register of rules, and what several of them need."""
+"""The registry of rules, and functions that several rules use."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of operators of aten, by their names without overload."""
+
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
@@ -32,6 +34,7 @@ def tensors_in(values: Any) -> list[Tensor]:
 def argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], i: int, name: str, default: Any
 ) -> Any:
+    """The argument that an operator takes at position i or by name."""
     return args[i] if len(args) > i else kwargs.get(name, default)
 
 
@@ -40,7 +43,7 @@ def unlabelled(tensor: Tensor) -> Shadow:
 
 
 def unknown(run: Run, args: Any, kwargs: Any, out: Any, name: str) -> list[Shadow]:
-    """Pin everything that an operation without a rule reads."""
+    """Pin all labels of the operands of an operation without a rule."""
     for tensor in tensors_in((args, kwargs)):
         for axis in run.of(tensor).axes:
             run.labels.pin(axis, run.reason(f"{name} has no rule"))
@@ -48,7 +51,7 @@ def unknown(run: Run, args: Any, kwargs: Any, out: Any, name: str) -> list[Shado
 
 
 def together(run: Run, tensors: Sequence[Tensor], shape: Sequence[int]) -> Shadow:
-    """The labels of tensors that are combined element by element to a tensor of this shape."""
+    """Join the labels of tensors that an elementwise operation broadcasts to a shape."""
     axes: list[Axis] = []
     for i in range(-len(shape), 0):
         met = [run.of(x).axes[i] for x in tensors if x.dim() >= -i and x.shape[i] > 1]
@@ -70,7 +73,7 @@ def together_except(run: Run, tensors: Sequence[Tensor], dim: int) -> list[Axis]
 
 
 def others_kept(run: Run, x: Tensor, dims: Sequence[int], name: str) -> Shadow:
-    """Pin the labels along some axes; the others go through."""
+    """Pin the labels along some axes; the result has those of the other axes."""
     shadow = run.of(x)
     axes = list(shadow.axes)
     for dim in dims:

@@ -16,24 +16,33 @@ from .base import (
 
 
 def contract(run: Run, a: Shadow, b: Shadow, i: int, j: int) -> tuple[Axis, Axis]:
-    """Join the axes i of a and j of b that a product sums over.
+    """Join the labels of axis i of a and axis j of b, over which a matrix product sums.
+
+    Args:
+        run: the run.
+        a: labels of the left matrix; the last two axes are used.
+        b: labels of the right matrix.
+        i: -1 or -2.
+        j: -1 or -2.
 
     Returns:
-        The labels of the rows of a and of the columns of b, the remaining axes.
+        The labels of the remaining axis of a and of that of b.
     """
     run.labels.unify(
         a.axes[i], b.axes[j], run.reason("a matrix product with a value of fixed size")
     )
     left, right = a.axes[-3 - i], b.axes[-3 - j]
     if a.weight and b.weight:
-        a = Shadow(a.axes)  # a learned query, say, that meets a layer
+        # Both are computed from parameters, for example a learned query and a layer's weight:
+        # the left one is then the input.
+        a = Shadow(a.axes)
     _note_roles(run, a, a.axes[i], left)
     _note_roles(run, b, b.axes[j], right)
     if a.weight or b.weight:
         _mirror_layer(run, a.axes[i], right if b.weight else left)
     else:
         run.labels.flag(a.axes[i], HEAD_DIM)
-        # Sums are over what a channel-wise softmax would have pinned.
+        # A channel of the right operand, too: a softmax would have pinned an axis of positions.
         run.labels.flag(right, HEAD_DIM)
     return left, right
 
@@ -127,7 +136,7 @@ def convolution(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
 
     1. Channels of the input are columns of the weight; rows of the weight are channels of the
        output (the other way round for a transposed convolution).
-    2. Of several groups, a whole one goes, or the same column or row of all of them.
+    2. With several groups, either a whole group is removed, or the same column or row of each.
     """
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     xs, ws = run.of(x), run.of(weight)

@@ -1,4 +1,4 @@
-"""Operations that choose or order values."""
+"""Operations that select or sort values: the labels along the axis that they index are pinned."""
 
 from __future__ import annotations
 

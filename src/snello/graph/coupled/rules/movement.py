@@ -28,7 +28,7 @@ def view(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
 
 
 def reshaped(run: Run, x: Tensor, shape: Sequence[int]) -> Shadow:
-    """Labels after a view, and the attributes by which the user's code may know the sizes."""
+    """Labels after a view; attributes with the new sizes are noted, as the view may use them."""
     shadow = run.of(x)
     axes = tuple(run.labels.reshape(shadow.axes, x.shape, shape))
     if tuple(x.shape) != tuple(shape):

@@ -46,7 +46,7 @@ def layer_norm(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
 
 @rule("native_group_norm")
 def group_norm(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-    """Whole groups go, or the same channel of all of them."""
+    """The rule of GroupNorm: a whole group is removed, or the same channel of each group."""
     x, groups = args[0], args[6]
     shadow = run.of(x)
     channels = shadow.axes[1]
@@ -63,7 +63,7 @@ def group_norm(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
 
 @rule("mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm")
 def reduction(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-    """A sum or mean over channels is one over the kept channels."""
+    """The rule of reductions: over channels, they become statistics of the kept channels."""
     x, outs = args[0], tensors_in(out)
     shadow, dims = run.of(x), reduced_axes(args, kwargs)
     for dim in dims:

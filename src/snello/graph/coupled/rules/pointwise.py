@@ -24,7 +24,7 @@ POINTWISE = {
 
 
 def pointwise(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-    """Join the labels of elements that meet, after broadcasting."""
+    """Join the labels of the elements that are combined, after broadcasting."""
     outs = tensors_in(out)
     tensors = [x for x in tensors_in((args, kwargs)) if x.dim()]
     shadow = together(run, tensors, outs[0].shape)
@@ -47,5 +47,5 @@ def _unknown_shape(run: Run, args: Any, out: Tensor) -> Shadow:
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "_assert_async", "is_nonzero",
       "item", "_local_scalar_dense", "equal", "is_same_size", "_assert_tensor_metadata")  # fmt: skip
 def blank(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-    """The rule of operators that take no values from what they read, or no channels."""
+    """The rule of operators whose result has no labels: it uses no value, or no channel."""
     return [unlabelled(x) for x in tensors_in(out)]
