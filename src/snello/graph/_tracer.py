@@ -33,7 +33,8 @@ _CONTAINERS = (
     nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )  # fmt: skip
-"""Modules of torch that are made of layers, as models are."""
+"""Modules of torch that are made of layers, as models are. torch.fx cannot trace them, but a run of them
+can be recorded; a capture without example inputs keeps them as one node."""
 
 
 class Tracer(fx.Tracer):
@@ -44,14 +45,16 @@ class Tracer(fx.Tracer):
             placeholder stays in the graph, unused, so that the signature is the model's.
     """
 
-    def __init__(self, constants: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, constants: Mapping[str, Any] | None = None, *, whole_containers: bool = False
+    ) -> None:
         # Optional, because torch makes a tracer without arguments when it unpickles a graph module.
         super().__init__()
-        self.constants = constants or {}
+        self.constants, self.whole_containers = constants or {}, whole_containers
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in _CONTAINERS:
-            return False
+            return self.whole_containers
         leaf = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
         # A user's subclass of BatchNorm mostly calls F.batch_norm(..., self.training): traced into,
         # the mode at capture would be a constant of the graph.

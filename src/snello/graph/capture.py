@@ -180,7 +180,7 @@ def _traced(
     defaults = {} if arguments is None else left_out(model, arguments)
     constants = {**known, **selecting({**defaults, **(arguments or {})})}
     try:
-        graph = Tracer(constants).trace(model)
+        graph = Tracer(constants, whole_containers=arguments is None).trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         if defaults.keys() <= constants.keys():
             raise _cannot_trace(model, error) from error
@@ -188,7 +188,7 @@ def _traced(
         # forward needs the number itself, as in "for _ in range(steps)".
         constants |= defaults
         try:
-            graph = Tracer(constants).trace(model)
+            graph = Tracer(constants, whole_containers=arguments is None).trace(model)
         except Exception as second:
             raise _cannot_trace(model, second) from second
     return fx.GraphModule(model, graph), constants
