@@ -43,6 +43,8 @@ class Tracer(fx.Tracer):
     Args:
         constants: placeholder -> the value that is passed to the forward instead of a proxy. The
             placeholder stays in the graph, unused, so that the signature is the model's.
+        whole_containers: keep torch's transformer layers as one node each, instead of tracing into
+            them.
     """
 
     def __init__(
