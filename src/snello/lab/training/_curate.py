@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.curation import RandomSubset, Recorder, Recording
-from snello.errors import DataError, DivergenceError
+from snello.errors import DataError
 from snello.integrations import scores_of
 from snello.lab.datasets import Splits, loader
 
+from ._descent import descend
 from ._finetune import FineTuning
 
 
@@ -59,34 +60,26 @@ def record_training(
         splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
         augment=settings.augment, limit=settings.limit, curate=everything,
     )  # fmt: skip
-    samples: int = len(batches.dataset)  # type: ignore[arg-type]
-    recorder = Recorder(samples)
+    recorder = Recorder(len(batches.dataset))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay
     )
     steps = max(1, settings.epochs * len(batches))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     torch.manual_seed(settings.seed)
-    for epoch in range(settings.epochs):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        model.train()
-        total = 0.0
-        for (images, labels), index in batches:
-            outputs, labels = scores_of(model(images.to(device))).float(), labels.to(device)
-            recorder.record(outputs, labels, index)
-            loss = F.cross_entropy(outputs, labels)
-            if not torch.isfinite(loss):
-                raise DivergenceError(
-                    f"the loss is {float(loss)} in epoch {epoch + 1}: lower the learning rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach()) * len(labels)
+
+    def measure(batch: Any) -> tuple[Tensor, int]:
+        (images, labels), index = batch
+        outputs, labels = scores_of(model(images.to(device))).float(), labels.to(device)
+        recorder.record(outputs, labels, index)
+        return F.cross_entropy(outputs, labels), len(labels)
+
+    def end(epoch: int, loss: float) -> None:
         recorder.step()
         if report is not None:
-            report(epoch + 1, total / samples)
+            report(epoch, loss)
+
+    descend(model, batches, optimizer, schedule, settings.epochs, measure, end=end)
     plain = loader(splits.train, splits, settings.batch_size, limit=settings.limit)
     return Curated(recorder.recording(), _features(model.eval(), plain, device))
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snello.errors import ConfigError, DivergenceError
+from snello.errors import ConfigError
 from snello.integrations import scores_of
 from snello.lab.datasets import Splits, loader
 from snello.pruning.recovery import distillation
+
+from ._descent import descend
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,16 @@ def finetune(
         optimizer, lambda step: _factor(step / steps, settings.warmup)
     )
     torch.manual_seed(settings.seed)
-    for epoch in range(settings.epochs):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        model.train()
-        total, count = 0.0, 0
-        for images, labels in batches:
-            images, labels = _laid_out(images.to(device)), labels.to(device)
-            with _autocast(settings, device):
-                outputs = scores_of(model(images))
-                loss = _loss(outputs, images, labels, settings, teacher)
-            if not torch.isfinite(loss):
-                raise DivergenceError(
-                    f"the loss is {float(loss)} in epoch {epoch + 1} of fine-tuning; lower the learning rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total, count = total + float(loss.detach()) * len(labels), count + len(labels)
-        if report is not None:
-            report(epoch + 1, total / max(count, 1))
+
+    def measure(batch: Any) -> tuple[torch.Tensor, int]:
+        images, labels = _laid_out(batch[0].to(device)), batch[1].to(device)
+        with _autocast(settings, device):
+            return _loss(scores_of(model(images)), images, labels, settings, teacher), len(labels)
+
+    descend(
+        model, batches, optimizer, schedule, settings.epochs, measure, end=report,
+        where=" of fine-tuning;",
+    )  # fmt: skip
     return model.eval()
 
 
