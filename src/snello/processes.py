@@ -47,6 +47,11 @@ def sum_over_processes(tensor: Tensor, group: Group = None) -> Tensor:
     return tensor
 
 
+def sum_on_cpu(tensor: Tensor, group: Group = None) -> Tensor:
+    """Sum a tensor over the processes, through the device that they communicate on, to the CPU."""
+    return sum_over_processes(tensor.to(device_of_group(group)), group).cpu()
+
+
 def mean_over_processes(value: float, device: torch.device, group: Group = None) -> float:
     """Mean of a number over the processes: the same on each, so that all decide alike."""
     size = rank_and_size(group)[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError
-from snello.processes import device_of_group, rank_and_size, sum_over_processes
+from snello.processes import rank_and_size, sum_on_cpu
 
 BATCH_SMOOTHING = 0.8
 """Share of the past where a batch's mean loss stands for its samples' losses."""
@@ -106,8 +106,8 @@ class LossScores:
         fresh = self._fresh
         new = torch.stack([
             fresh.double(), torch.where(fresh, self._values, 0.0), (fresh & self._easy).double()
-        ]).to(device_of_group())  # fmt: skip
-        count, total, easy = sum_over_processes(new).cpu()
+        ])  # fmt: skip
+        count, total, easy = sum_on_cpu(new)
         seen = count > 0
         self._values[seen] = (total / count)[seen]
         self._easy[seen] = (easy / count)[seen] > 0.5

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError, DataError, check_option
-from snello.processes import device_of_group, meet, rank_and_size, sum_over_processes
+from snello.processes import meet, rank_and_size, sum_on_cpu
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recording:
-    """What a network gave to every sample, epoch by epoch; NaN where a sample was not seen.
+    """Outputs of a network for every sample and epoch; NaN where a sample was not seen.
 
     Attributes:
         probability: of the label, :math:`p_y`, float32 ``(T, N)``.
@@ -156,8 +156,8 @@ def _shared(row: Tensor) -> Tensor:
         return row
     meet("Recorder.step")
     seen = row.isfinite()
-    both = torch.stack([seen.float(), row.nan_to_num(nan=0.0)]).to(device_of_group())
-    count, total = sum_over_processes(both).cpu()
+    both = torch.stack([seen.float(), row.nan_to_num(nan=0.0)])
+    count, total = sum_on_cpu(both)
     return torch.where(count > 0, total / count, torch.nan)
 
 
@@ -166,6 +166,6 @@ def _shared_labels(labels: Tensor) -> Tensor:
         return labels.clone()
     meet("Recorder.recording")
     seen = labels >= 0
-    both = torch.stack([seen.long(), torch.where(seen, labels, 0)]).to(device_of_group())
-    count, total = sum_over_processes(both).cpu()
+    both = torch.stack([seen.long(), torch.where(seen, labels, 0)])
+    count, total = sum_on_cpu(both)
     return torch.where(count > 0, total // count.clamp(min=1), -1)

@@ -107,7 +107,7 @@ def _mean(member: Member, measured: dict[str, Tensor]) -> Tensor | None:
         values = measured[member.name]
         return member.sums(values) / member.sums(torch.ones_like(values)).clamp_min(1)
     neurons = measured.get(member.name.rpartition(".")[0])
-    if neurons is None or len(neurons) <= max(i for own in member.indices for i in own):
+    if neurons is None or len(neurons) < member.span:
         return None
-    flat = Member(member.name, 0, member.role, member.indices)
+    flat = member.of_neurons()
     return flat.sums(neurons) / flat.sums(torch.ones_like(neurons)).clamp_min(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,15 @@ class Member:
     def of(self, removed: Iterable[int]) -> list[int]:
         """Indices along the axis that belong to the removed indices of the dimension, sorted."""
         return sorted({i for index in removed for i in self.indices[index]})
+
+    @property
+    def span(self) -> int:
+        """Length of the axis that the indices need: one more than the largest of them."""
+        return 1 + max((max(own, default=-1) for own in self.indices), default=-1)
+
+    def of_neurons(self) -> Member:
+        """The same indices of a vector with one value per neuron."""
+        return replace(self, axis=0)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum a tensor of the parameter's shape over the slice of each index: shape (width,)."""

@@ -12,7 +12,7 @@ from snello.errors import ConfigError, DataError
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
 from snello.neurons import is_batchnorm, named_tensors
-from snello.processes import rank_and_size, sum_over_processes
+from snello.processes import sum_on_cpu
 from snello.pruning._importance import chosen_importance
 
 Reduce = Literal["sum", "mean", "max", "first"]
@@ -147,7 +147,7 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
         finally:
             for handle in handles:
                 handle.remove()
-        sums = {name: _over_processes(total, total.device) for name, total in sums.items()}
+        sums = {name: sum_on_cpu(total) for name, total in sums.items()}
         scaled = {name: total / total.mean().clamp_min(1e-30) for name, total in sums.items()}
         return _of_writers(coupling, scaled)
 
@@ -234,11 +234,10 @@ def _gradient_scores(
                 own = [each(m.sums(by_name[m.name])) for m in members]
                 summed = torch.stack([value.cpu().double() for value in own]).sum(0)
                 totals[name] = totals[name] + (whole(summed) if whole else summed)
-        device = next(iter(parameters.values())).device
-        count = int(_over_processes(torch.tensor(count), device))
+        count = int(sum_on_cpu(torch.tensor(count)))
         if not count:
             raise DataError("there is no batch to calibrate the scores on")
-        return {n: _over_processes(total, device) / count for n, total in totals.items()}
+        return {n: sum_on_cpu(total) / count for n, total in totals.items()}
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
     return scores
@@ -297,23 +296,15 @@ def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str,
     found = {}
     for dimension in coupling.free:
         own = [
-            _flat(member).sums(by_layer[layer].cpu())
+            member.of_neurons().sums(by_layer[layer].cpu())
             for member in dimension.members
             if member.role == "write"
             and (layer := member.name.rpartition(".")[0]) in by_layer
-            and len(by_layer[layer]) > _largest(member)
+            and len(by_layer[layer]) >= member.span
         ]
         if own:
             found[dimension.name] = torch.stack(own).mean(0)
     return found
-
-
-def _flat(member: Member) -> Member:
-    return Member(member.name, 0, member.role, member.indices)
-
-
-def _largest(member: Member) -> int:
-    return max((max(own, default=-1) for own in member.indices), default=-1)
 
 
 def _reduced(values: Tensor, how: Reduce) -> Tensor:
@@ -327,11 +318,6 @@ def _reduced(values: Tensor, how: Reduce) -> Tensor:
 def _check_reduce(reduce: str) -> None:
     if reduce not in ("sum", "mean", "max", "first"):
         raise ConfigError(f"reduce is one of sum, mean, max, first, not {reduce!r}")
-
-
-def _over_processes(total: Tensor, device: torch.device) -> Tensor:
-    """The sum over all processes, communicated from the given device and returned on the CPU."""
-    return sum_over_processes(total.to(device)).cpu() if rank_and_size()[1] > 1 else total
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:
