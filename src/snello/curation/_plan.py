@@ -14,7 +14,7 @@ from ._source import Offer, places_of
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What one epoch trains on.
+    """The samples that one epoch trains on, and their weights.
 
     Attributes:
         epoch: its number, from 0.

@@ -13,8 +13,26 @@ if TYPE_CHECKING:
     from ._dynamic import DynamicSubset
 
 
+class _OfSubset:
+    """The epoch and the state of a sampler, which are those of its subset."""
+
+    keep: DynamicSubset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch from its start. Without a call the epochs are counted."""
+        self.keep.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the subset."""
+        return self.keep.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of the subset."""
+        self.keep.load_state_dict(state)
+
+
 # Of this class, since Lightning and others put a DistributedSampler around any other sampler.
-class SubsetSampler(DistributedSampler[Any]):
+class SubsetSampler(_OfSubset, DistributedSampler[Any]):
     """Yield what a :class:`DynamicSubset` keeps, to this process.
 
     Made by :meth:`DynamicSubset.sampler`. Its length is that of the coming epoch.
@@ -31,20 +49,8 @@ class SubsetSampler(DistributedSampler[Any]):
     def __len__(self) -> int:
         return self.keep.coming()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch from its start. Without a call the epochs are counted."""
-        self.keep.set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the subset."""
-        return self.keep.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of the subset."""
-        self.keep.load_state_dict(state)
-
-
-class SubsetBatchSampler(Sampler[list[Any]]):
+class SubsetBatchSampler(_OfSubset, Sampler[list[Any]]):
     """Yield batches of what a :class:`DynamicSubset` keeps, to this process.
 
     Made by :meth:`DynamicSubset.batch_sampler`. Its length is that of the coming epoch.
@@ -70,18 +76,6 @@ class SubsetBatchSampler(Sampler[list[Any]]):
         if self.batch_size is None:
             return self.keep.coming_batches()
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch from its start. Without a call the epochs are counted."""
-        self.keep.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the subset."""
-        return self.keep.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of the subset."""
-        self.keep.load_state_dict(state)
 
 
 def _chunks(rows: list[Any], size: int) -> list[list[Any]]:

@@ -226,8 +226,8 @@ def _candidates(
             yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
+    other = _Passes(model, recorded, inputs, PlainCost(), round_to, True, agreed)
     if any(node.target in _OF_BATCHES for node in graph.nodes):
-        other = _Passes(model, recorded, inputs, PlainCost(), round_to, True, agreed)
         for candidate in _of_own_class(other):
             if candidate.plan.layers and _kept(candidate.plan) < _kept(decision.plan):
                 yield _because(candidate, "its heads are merged with the batch")
@@ -237,7 +237,6 @@ def _candidates(
             yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
     yield _because(lean, run.why_graph(decision.plan))
-    other = _Passes(model, recorded, inputs, PlainCost(), round_to, True, agreed)
     for candidate in _of_own_class(other):
         yield _because(candidate, "the lean graph does not run at every size that the model takes")
 

@@ -16,7 +16,7 @@ from snello.simplification.ir.edits import SetNumber
 from ._axes import PERMUTES, permutation
 from .call import Call, size_arguments, sizes
 from .channelwise import PerChannel
-from .layers import Producer
+from .layers import Source
 from .operation import Absorbed, Edit, Lowered, Operation, Placement, Wanted, join
 from .registry import rule_for
 from .splitting import SplitChannels, split
@@ -133,19 +133,11 @@ def scaled_dot_product_attention(call: Call) -> Operation | None:
 
 
 @dataclass(frozen=True, eq=False)
-class ZerosByHead(Producer):
+class ZerosByHead(Source):
     """Zeros with an axis of heads: there are as many as the other operands have."""
 
     def propagate(self, *signals: Signal) -> Signal:
         return Signal.live(known_shape(self.node)[1])
-
-    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return []
-
-    def arrange(
-        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
-    ) -> Wanted:
-        return [], self.produced(signal, useful, forced)
 
     def lower(self, placement: Placement) -> Lowered:
         count = len(placement.produced.order)

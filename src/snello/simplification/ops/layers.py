@@ -314,8 +314,20 @@ def _weighted(call: Call, axis: int) -> Operation | None:
     return Weighted(call.node, operands, (axis,) * len(operands), axis, call.name, call.module)
 
 
+class Source(Producer):
+    """A producer that reads no channels."""
+
+    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
+        return []
+
+    def arrange(
+        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
+    ) -> Wanted:
+        return [], self.produced(signal, useful, forced)
+
+
 @dataclass(frozen=True, eq=False)
-class TableColumns(Producer):
+class TableColumns(Source):
     """Rows of a table, chosen by an index: the neurons are its columns.
 
     Attributes:
@@ -326,14 +338,6 @@ class TableColumns(Producer):
 
     def propagate(self, *signals: Signal) -> Signal:
         return self.entries
-
-    def live_inputs(self, useful: Tensor, signal: Signal, *signals: Signal) -> list[Tensor]:
-        return []
-
-    def arrange(
-        self, signal: Signal, useful: Tensor, *received: Layout, forced: Tensor | None = None
-    ) -> Wanted:
-        return [], self.produced(signal, useful, forced)
 
     def lower(self, placement: Placement) -> Lowered:
         produced = placement.produced
