@@ -251,7 +251,7 @@ SAMPLERS: dict[str, Any] = {
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("method", ["random", "infobatch", "orderdp"])
 def test_any_sampler_of_indices_works(sampler: str, method: str) -> None:
-    """What is kept is a part of the sampler's own order."""
+    """The kept samples are a part of the sampler's own order."""
     keep, inner = METHODS[method](dataset()), SAMPLERS[sampler]()
     if hasattr(inner, "set_epoch"):
         inner.set_epoch(0)

@@ -20,6 +20,7 @@ from seams.cli import COMMANDS, names
 from snello.cli import main as snello_main
 from snello.deploy import FORMATS, model_runtimes
 from snello.lab.datasets import dataset_names
+from snello.lab.models import model_names
 from snello.pruning import CALIBRATED, IMPORTANCES
 from snello.pruning.channels import CHANNEL_IMPORTANCES
 from snello.store import MODEL_FILES
@@ -168,6 +169,7 @@ def test_help_lists_the_names_of_the_tables() -> None:
     assert names.importances() == (*IMPORTANCES, *CALIBRATED)
     assert names.channel_importances() == tuple(CHANNEL_IMPORTANCES)
     assert names.datasets() == dataset_names()
+    assert names.models() == model_names()
     assert set(names.formats()) == {format.name for format in FORMATS.values()}
     assert set(names.suffixes()) == {*(kind.suffix for kind in MODEL_FILES), *FORMATS}
     assert set(names.runtimes()) == set(model_runtimes())

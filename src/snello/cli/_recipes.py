@@ -77,7 +77,7 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
 
 
 def _note(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """What the run that is to be resumed was asked for; None if the folder has no such note.
+    """The recipe noted in the folder of the run to be resumed; None if there is none.
 
     A journey has a folder for each method, whose notes differ in the method alone.
     """

@@ -277,7 +277,7 @@ def _garbage(what: str) -> BitstreamError:
 
 
 def _obituary(child: subprocess.Popen[bytes], clock: _Clock) -> str:
-    """Why a child ended without a reply: time, processor time, a signal or an exit status."""
+    """The reason for which a child ended without a reply: time, processor time, a signal or an exit status."""
     if clock.expired:
         return (
             f"decoding the NNC stream took longer than {clock.seconds:.0f} s, which its size and its claims do "
