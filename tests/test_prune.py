@@ -97,6 +97,25 @@ def test_the_channels_that_are_worth_least_go_first() -> None:
     assert plan.removed["layer1.0.conv1"] == (2, 5)
 
 
+@pytest.mark.parametrize("bound", ["macs", "parameters"])
+def test_of_channels_of_one_worth_those_that_save_most_go_first(bound: str) -> None:
+    """Two convolutions of a chain: one reads large images, the other has many weights."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 200),
+    )  # fmt: skip
+
+    def equal(_model: nn.Module, found: Any) -> dict[str, Tensor]:
+        return {d.name: torch.ones(d.width) for d in found.free}
+
+    equal.normalise = None  # type: ignore[attr-defined]  # in one unit
+    plan = plan_channels(model, X, Keep(**{bound: 0.8}), importance=equal)
+    assert set(plan.removed) == {"0" if bound == "macs" else "2"}
+    by_turns = plan_channels(model, X, Keep(**{bound: 0.8}), importance=equal, normalise=None)
+    lost = [sum(map(len, p.removed.values())) for p in (plan, by_turns)]
+    assert lost[0] <= lost[1], "fewer channels of one worth for the same saving"
+
+
 def test_widths_are_rounded_before_the_bound_is_met() -> None:
     model = _resnet()
     plan = plan_channels(model, X, Keep(macs=0.6), round_to=4)
