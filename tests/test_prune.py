@@ -27,7 +27,7 @@ from snello.pruning.channels import (
 )
 from snello.pruning.recovery import recalibrate
 from snello.search.prune import prune
-from snello.store import ModelSpec
+from snello.store import ModelSpec, read, summary
 from zoo import CifarResNet
 
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -166,7 +166,11 @@ def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> No
     save(tmp_path / "lean.pt", found.model, record, trust="zoo:CifarResNet")
     again, _ = load(tmp_path / "lean.pt", trust="zoo:CifarResNet")
     assert torch.equal(again(X), found.model(X))
-    assert plan_of(again) == plan_of(found.model)
+    assert plan_of(again) == (plan := plan_of(found.model))
+    assert plan is not None
+    text = f"narrowed: conv1.weight: axis 0 to {found.model.conv1.out_channels}"
+    assert text in str(plan)
+    assert summary(read(tmp_path / "lean.pt")[0])["plan"]["parameters"] == len(plan.parameters) > 0
     third = prune(again, X, Keep(macs=0.8)).model
     assert measured_size(third, X).macs <= 0.8 * measured_size(again, X).macs
 
