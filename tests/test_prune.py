@@ -175,6 +175,18 @@ def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> No
     assert measured_size(third, X).macs <= 0.8 * measured_size(again, X).macs
 
 
+def test_least_widths_are_shares_of_the_dense_network_in_every_step() -> None:
+    """Half of what each of four steps finds would be a sixteenth."""
+    limits = LayerLimits(keep_at_least=0.5)
+    found = prune(_resnet(), X, Keep(macs=0.35), importance="random", steps=4, limits=limits)
+    dense = {d.name: d.width for d in coupling(_resnet(), X).free}
+    assert {d.name: d.width for d in coupling(found.model, X).free} == {
+        name: pytest.approx(0.75 * width, rel=1 / 3) for name, width in dense.items()
+    }
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        prune(_resnet(), X, Keep(macs=0.2), importance="random", steps=4, limits=limits)
+
+
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     def fit(network: nn.Module) -> None:
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)

@@ -356,7 +356,9 @@ def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> No
 
 
 def test_coupled_channels_are_decayed_and_pruned(tmp_path: Path) -> None:
-    recipe = _recipe("--serene.granularity=channel", "--serene.twt=5", "--serene.pwe=1", "--epochs=4")
+    recipe = _recipe(
+        "--serene.granularity=channel", "--serene.twt=5", "--serene.pwe=1", "--epochs=4"
+    )
     result = train(recipe, "serene", tmp_path)
     assert result.epochs[-1].pruned > 0
     model, record = load(tmp_path / "model.pt")

@@ -133,6 +133,7 @@ def plan_channels(
     round_to: int = 1,
     exclude: Collection[str] = (),
     groups: Coupling | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> ChannelPlan:
     """Choose the channels with the lowest scores, as few as the bounds on the size need.
 
@@ -152,6 +153,8 @@ def plan_channels(
         exclude: names of dimensions that keep their width, or of modules: all dimensions that the
             module writes, scales or reads.
         groups: the coupling of the model if it is known already; else it is computed.
+        widths: dimension -> width before any pruning, which the shares in ``limits`` refer to;
+            default: the present widths.
 
     Returns:
         The plan.
@@ -181,7 +184,7 @@ def plan_channels(
         )
     own = limits or LayerLimits()
     own.check_names(scores)
-    choice = _Choice(scores, own, round_to)
+    choice = _Choice(scores, own, round_to, widths or {})
 
     def holds(count: int) -> bool:
         removed = choice.removed(count)
@@ -235,13 +238,21 @@ class _Choice:
         scores: dimension -> positive scores.
         limits: lower limits on the widths.
         round_to: number of which widths are multiples.
+        widths: dimension -> width that the limits refer to, if it is not the number of scores.
     """
 
-    def __init__(self, scores: Mapping[str, Tensor], limits: LayerLimits, round_to: int) -> None:
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor],
+        limits: LayerLimits,
+        round_to: int,
+        widths: Mapping[str, int],
+    ) -> None:
         self._order = {n: s.argsort(stable=True).tolist() for n, s in scores.items()}
         self._round_to = round_to
         self._may_go = {
-            name: len(score) - self._up(limits.least(name, len(score), "neuron"), len(score))
+            name: len(score)
+            - self._up(limits.least(name, widths.get(name, len(score)), "neuron"), len(score))
             for name, score in scores.items()
         }
         ranked = [
