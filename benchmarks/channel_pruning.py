@@ -78,9 +78,14 @@ def with_convolutions(model: CifarResNet) -> nn.Module:
     return model
 
 
+def example(model: nn.Module) -> torch.Tensor:
+    """Example inputs on the device of a model."""
+    return X.to(next(model.parameters()).device)
+
+
 def ours(dense: nn.Module, batches: Any, macs: float, importance: Any, **options: Any) -> nn.Module:
     """Cut by snello."""
-    return prune(dense, X, Keep(macs=macs), importance=importance, **options).model
+    return prune(dense, example(dense), Keep(macs=macs), importance=importance, **options).model
 
 
 def torch_pruned(dense: nn.Module, batches: Any, macs: float, importance: str) -> nn.Module:
@@ -98,18 +103,18 @@ def torch_pruned(dense: nn.Module, batches: Any, macs: float, importance: str) -
             for images, labels in batches:
                 F.cross_entropy(model(images), labels).backward()
         pruner = torch_pruning.pruner.BasePruner(
-            model, X, importance=kinds[importance](), pruning_ratio=ratio, global_pruning=True,
+            model, example(model), importance=kinds[importance](), pruning_ratio=ratio, global_pruning=True,
             ignored_layers=[model.linear], max_pruning_ratio=0.9,
         )  # fmt: skip
         pruner.step()
         model.zero_grad(set_to_none=True)
         return model
 
-    whole = measured_size(dense, X).macs
+    whole = measured_size(dense, example(dense)).macs
     low, high = 0.0, 0.9
     for _ in range(12):
         middle = (low + high) / 2
-        fits = measured_size(at(middle), X).macs <= macs * whole
+        fits = measured_size(at(middle), example(dense)).macs <= macs * whole
         low, high = (low, middle) if fits else (middle, high)
     return at(high)
 
@@ -132,11 +137,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=None)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     splits = load_dataset("cifar10")
     start = with_convolutions(load_weights(CifarResNet(options.depth, 10), options.weights))
+    start = start.to(options.device)
     settings = FineTuning(
         lr=options.lr, precision="bf16", epochs=options.epochs, limit=options.limit
     )
@@ -148,7 +155,8 @@ def main() -> None:
         torch.save(start.state_dict(), kept)
     dense = start.eval()
     test = loader(splits.test, splits, 500)
-    batches = list(loader(splits.train, splits, 100, shuffle=True, seed=0, limit=2000))
+    taken = loader(splits.train, splits, 100, shuffle=True, seed=0, limit=2000)
+    batches = [(x.to(options.device), y.to(options.device)) for x, y in taken]
     images = [x for x, _ in batches]
     score = {
         "magnitude": magnitude(2),
@@ -171,13 +179,13 @@ def main() -> None:
         "Torch-Pruning taylor": lambda: torch_pruned(dense, batches, options.macs, "taylor"),
     }  # fmt: skip
     cuts["taylor, reconstructed, distilled"] = cuts["taylor, reconstructed"]
-    whole = measured_size(dense, X)
+    whole = measured_size(dense, example(dense))
     rows: list[Row] = []
     for seed in options.seeds:
         for method in options.methods or cuts:
             started = cpu_seconds()
             model = cuts[method]()
-            size = measured_size(model, X)
+            size = measured_size(model, example(model))
             before = evaluate(model, test).accuracy
             own = replace(settings, seed=seed, distil=0.5 if "distilled" in method else 0.0)
             finetune(model, splits, own, teacher=dense)
