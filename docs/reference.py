@@ -23,6 +23,12 @@ MODULES = (
 )  # fmt: skip
 """Modules whose public names have pages, in the order of the navigation."""
 
+OBJECT = """    options:
+      heading_level: 1
+      show_root_heading: true
+      show_root_full_path: false
+"""
+
 
 def names_of(module: str) -> list[str]:
     """The names that a module exports; without ``__all__``, the classes that it defines."""
@@ -56,10 +62,7 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"reference/{folder}/index.md", f"{opening}\n{listed}"
         for name in names:
             navigation.append(f"    * [{name}]({folder}/{name}.md)\n")
-            yield (
-                f"reference/{folder}/{name}.md",
-                f"# {name}\n\n::: {module}.{name}\n    options:\n      show_root_heading: false\n",
-            )
+            yield f"reference/{folder}/{name}.md", f"::: {module}.{name}\n{OBJECT}"
     yield "reference/SUMMARY.md", "".join(navigation)
     yield "reference/cli.md", _commands()
     yield "changelog.md", (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
