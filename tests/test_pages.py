@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ pytest.importorskip("jinja2")
 pytest.importorskip("vl_convert")
 
 from snello import ModelSpec, Record, save
-from snello.errors import MissingExtraError
+from snello.cli.view import server
+from snello.errors import ConfigError, MissingExtraError
 from snello.lab.reporting import Table
 from snello.lab.reporting.pages import Chart, Figure, Page, layer_chart, write_page
 from snello.lab.reporting.pages.charts import bars, front, lines
@@ -109,3 +112,23 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingExtraError, match="report"):
         write_page(PAGE, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_below_a_folder_are_compared_and_served_to_this_machine(tmp_path: Path) -> None:
+    for name in ("one run", "two"):
+        (tmp_path / name).mkdir()
+        write_page(PAGE, tmp_path / name / "report.html")
+    (tmp_path / "other.html").write_text("<p>not a page of a run")
+    with server(tmp_path) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        assert serving.server_address[0] == "127.0.0.1"
+        root = f"http://127.0.0.1:{serving.server_port}/"
+        index = urllib.request.urlopen(root).read().decode()
+        links = re.findall(r'<a href="([^"]+)"', index)
+        assert links == ["one%20run/report.html", "two/report.html"]
+        assert index.count("97.50 %") == 2
+        page = urllib.request.urlopen(root + links[0]).read()
+        assert page == (tmp_path / "one run/report.html").read_bytes()
+        serving.shutdown()
+    with pytest.raises(ConfigError, match="there is no report"):
+        server(tmp_path / "empty")

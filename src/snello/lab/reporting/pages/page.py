@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snello._version import __version__
 from snello.errors import require
 from snello.files import write_text
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import as_json
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LIBRARIES = ("torch", "lightning", "onnxruntime", "nncodec")
 """Libraries whose versions a page names, if they are installed."""
@@ -88,21 +92,54 @@ def write_page(page: Page, path: str | Path) -> Path:
         OutputError: if the file cannot be written.
         MissingExtraError: without Jinja2 and vl-convert (extra `report`).
     """
-    require("jinja2", "report", "writing report.html")
     require("vl_convert", "report", "drawing the charts of report.html")
-    from jinja2 import Environment, StrictUndefined
-
-    template = resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = environment.from_string(template).render(
-        page=page,
-        charts=[_embedded(chart.spec) for chart in page.charts],
-        data=_escaped(as_json(page.data)),
-        scripts=_scripts() if page.charts else "",
-        command=_command(),
-        versions=_versions(),
+    text = (
+        environment()
+        .from_string(template("page.html.jinja"))
+        .render(
+            page=page,
+            charts=[_embedded(chart.spec) for chart in page.charts],
+            data=_escaped(as_json(page.data)),
+            figures=_escaped(as_json({"title": page.title, "figures": page.figures})),
+            scripts=_scripts() if page.charts else "",
+            command=_command(),
+            versions=_versions(),
+        )
     )
     return write_text(Path(path), text)
+
+
+def read_figures(path: str | Path) -> tuple[str, tuple[Figure, ...]] | None:
+    """The title and the figures of a page that [`write_page`][snello.lab.reporting.pages.write_page] wrote.
+
+    Returns:
+        Both; None for another file.
+    """
+    found = re.search(r'id="figures">(.*?)</script>', Path(path).read_text("utf-8"), flags=re.S)
+    if found is None:
+        return None
+    try:
+        content = json.loads(found[1])
+        return str(content["title"]), tuple(Figure(**figure) for figure in content["figures"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def environment() -> Environment:
+    """Jinja's environment, which escapes all text.
+
+    Raises:
+        MissingExtraError: without Jinja2 (extra `report`).
+    """
+    require("jinja2", "report", "writing report.html")
+    from jinja2 import Environment, StrictUndefined
+
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def template(name: str) -> str:
+    """The text of a template of this package."""
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _embedded(spec: Mapping[str, Any]) -> str:
@@ -119,7 +156,7 @@ def _scripts() -> str:
     """Vega, Vega-Lite and vega-embed as one script, from the package vl-convert."""
     import vl_convert
 
-    text: str = vl_convert.javascript_bundle()
+    text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return text.replace("</script", "<\\/script")
 
 

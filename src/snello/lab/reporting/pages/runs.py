@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from .page import Chart, Figure, Page
 
 if TYPE_CHECKING:
     from snello.deploy import Profile
-    from snello.lab.training import JourneyResult, TrainingResult
+    from snello.lab.training import JourneyResult, ShippedRow, TrainingResult
     from snello.pruning import PotentialPoint
     from snello.search.prune import Pruned
 
@@ -177,7 +177,7 @@ def _less(label: str, before: float, after: float, form: Any, name: str) -> Figu
 
 
 def _shipped_fronts(result: JourneyResult) -> list[Chart]:
-    axes = {
+    axes: dict[str, Callable[[ShippedRow], float]] = {
         "bitstream [MB]": lambda row: row.bitstream_bytes / 1e6,
         "latency in ONNX Runtime [ms]": lambda row: row.onnxruntime.median_ms,
         "MACs [millions]": lambda row: row.macs / 1e6,
