@@ -25,6 +25,7 @@ from .ir.plan import SimplificationPlan
 from .passes.attributes import attributes
 from .passes.constants import constants
 from .passes.facts import Arrangement
+from .passes.head_dimensions import head_dimensions
 from .passes.layout import layout
 from .passes.liveness import liveness
 from .passes.lower import Decision, lower
@@ -234,7 +235,8 @@ def _candidates(
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
+            for candidate in run.with_narrower_heads(_as_module(decision, mirrored)):
+                yield _because(candidate, "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
     yield _because(lean, run.why_graph(decision.plan))
     for candidate in _of_own_class(other):
@@ -263,11 +265,11 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         if mirrored := attributes(run.model, run.facts, decision.plan):
-            yield _as_module(decision, mirrored)
-        yield _as_module(decision)
+            yield from run.with_narrower_heads(_as_module(decision, mirrored))
+        yield from run.with_narrower_heads(_as_module(decision))
     _, decision = run.without_edits(numbers=True)
     if not decision.plan.edits:
-        yield _as_module(decision)
+        yield from run.with_narrower_heads(_as_module(decision))
     whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
     yield _Candidate(replace(whole, representation="module"), {})
 
@@ -308,6 +310,15 @@ class _Passes:
         return self._repeated(
             lambda arrangement: without_edits(self.facts, arrangement, self._lower, numbers=numbers)
         )
+
+    def with_narrower_heads(self, candidate: _Candidate) -> Iterator[_Candidate]:
+        """A candidate of the model's own class, after the same with narrower heads of attention."""
+        found = head_dimensions(
+            self.model, self.facts, self.inputs, candidate.plan, candidate.values
+        )
+        if found is not None:
+            yield replace(candidate, plan=found[0], values=found[1])
+        yield candidate
 
     @property
     def unreached(self) -> bool:
