@@ -204,9 +204,10 @@ def test_dead_heads_go_from_a_class_of_ones_own(
     x = torch.randn(2, 6, 5, dtype=torch.float64, generator=generator(2))
     lean = simplify(model, x, keep_class=keep_class)
     assert type(lean[1]) is Heads
-    left = max(1, 4 - gone)  # one stays for the shape
-    assert lean[1].num_heads == left
-    assert all(len(getattr(lean[1], name).weight) == 8 * left for name in "qkv")
+    # Of all that is dead, one dimension of one head stays for the shape.
+    heads, width = (4 - gone, 8) if gone < 4 else (1, 1)
+    assert lean[1].num_heads == heads
+    assert all(len(getattr(lean[1], name).weight) == heads * width for name in "qkv")
     for y in (x, torch.randn(3, 4, 5, dtype=torch.float64, generator=generator(3))):
         assert_same_outputs(model, lean, y, tolerance=1e-9)
 
@@ -230,3 +231,40 @@ def test_a_lean_graph_that_another_size_breaks_gives_way_to_the_own_class() -> N
     for side in (8, 6):
         y = torch.randn(2, 3, side, side, dtype=torch.float64, generator=generator(side))
         assert_same_outputs(model, lean, y, tolerance=1e-9)
+
+
+class Unflattened(nn.Module):
+    """Neurons as (groups, members) by ``unflatten``, with one of both written out, or both."""
+
+    def __init__(self, written: tuple[int, ...], *, negative: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv3d(written[0] if written[0] > 0 else 2, 4, 1),
+        )
+        self.written, self.axis = written, -3 if negative else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).unflatten(self.axis, self.written))
+
+
+@pytest.mark.parametrize("written", [(2, -1), (-1, 4), (2, 4)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_whole_groups_of_an_unflattened_axis_go(written: tuple[int, ...], negative: bool) -> None:
+    model = Unflattened(written, negative=negative).double().eval()
+    dead(model.first, neurons=slice(0, 4))
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+    assert lean.first.weight.shape[0] == 4
+
+
+def test_a_norm_of_dead_channels_that_are_unflattened() -> None:
+    """The lean graph took groups apart by a number of groups that it no longer had."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.Unflatten(1, (2, -1)), nn.Flatten(2)
+    )  # fmt: skip
+    model = randomise(model.double().eval(), generator(1))
+    dead(model[0], neurons=slice(0, 5))
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    assert_same_outputs(model, simplify(model, x), x, tolerance=1e-12)

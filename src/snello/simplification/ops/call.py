@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from snello.graph import Graph, shape_of
@@ -22,8 +23,13 @@ def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(arguments[0] if nested else arguments)
 
 
+UNFLATTENS = {"unflatten", torch.unflatten}
+
+
 def size_arguments(node: fx.Node) -> tuple[Any, ...]:
     """Return the sizes that a view of a tensor, or the making of a tensor, is called with."""
+    if node.target in UNFLATTENS:  # x.unflatten(dim, sizes)
+        return tuple(argument(node, 2, "sizes"))
     return one_by_one(node.args[isinstance(node.args[0], fx.Node) :])
 
 
