@@ -177,10 +177,8 @@ def _is_shape(size: object) -> bool:
 def size_argument(node: fx.Node, out: int) -> int | None:
     """Return the position of an axis among a view's size arguments; None if it is not written."""
     if node.target in UNFLATTENS:
-        written, out = (
-            size_arguments(node),
-            out - argument(node, 1, "dim") % len(sizes(node.args[0])),
-        )
+        written, rank = size_arguments(node), len(sizes(node.all_input_nodes[0]))
+        out -= argument(node, 1, "dim") % rank
         return None if not 0 <= out < len(written) or written[out] == -1 else out
     if node.target not in SIZED and node.target != "expand":
         return None

@@ -19,7 +19,7 @@ from snello.simplification.ir.edits import (
     PositionDependent,
     SetNumber,
 )
-from snello.simplification.ops.call import UNFLATTENS, argument, size_arguments
+from snello.simplification.ops.call import CONVOLUTIONS, UNFLATTENS, argument, size_arguments
 from snello.simplification.runtime.border_pattern import BorderPatterns
 from snello.simplification.runtime.fill import ChannelFill
 from snello.simplification.runtime.indexed_sum import ChannelSum
@@ -61,6 +61,9 @@ def _set_number(builder: Builder, edit: SetNumber) -> None:
         if node.target in UNFLATTENS:
             node.args = (node.args[0], argument(node, 1, "dim"), tuple(sizes))
             node.kwargs = {}
+            return
+        if node.target in CONVOLUTIONS:
+            node.args, node.kwargs = (node.args[0], *sizes), {}
             return
         operand = node.args[: isinstance(node.args[0], fx.Node)]
         nested = isinstance(node.args[len(operand)], (tuple, list))
