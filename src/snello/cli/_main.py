@@ -128,6 +128,16 @@ def _say(message: str, status: int) -> int:
     return status
 
 
+def help_texts() -> dict[str, str]:
+    """Name of each command -> its help; the empty name stands for ``snello`` itself."""
+    found = {"": _parser(None)[0].format_help()}
+    for name in _names():
+        own = _parser(name)[1]
+        assert own is not None
+        found[name] = own.format_help()
+    return found
+
+
 def _names() -> tuple[str, ...]:
     return tuple(map(_name, COMMANDS))
 

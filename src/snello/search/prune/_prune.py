@@ -13,6 +13,7 @@ from torch import nn
 from snello.errors import ConfigError, ModelError
 from snello.files import write_text
 from snello.graph import Example, Inputs, evaluation
+from snello.graph.coupled import coupling
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
@@ -116,7 +117,11 @@ def prune(
             calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. "biases" shifts the
             biases alone; see :func:`snello.pruning.recovery.correct_biases`. Not possible if a
             normalisation layer computes its statistics over removed channels.
-        normalise, limits, round_to, exclude: see :func:`snello.pruning.channels.plan_channels`.
+        normalise: normalisation of the scores across dimensions; see
+            :func:`snello.pruning.channels.plan_channels`.
+        limits: lower limits on the widths, as shares of the dense network's.
+        round_to: number of which widths are multiples.
+        exclude: names of dimensions or modules that keep their widths.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
             interrupted call, that call is continued. None: nothing is written.
         on_step: called with every step, for example ``print``.
@@ -144,7 +149,7 @@ def prune(
         wanted = run.relative(lean, amount.after(number / steps))
         plan = plan_channels(
             lean, example_inputs, wanted, importance=importance, normalise=normalise,
-            limits=limits, round_to=round_to, exclude=exclude,
+            limits=limits, round_to=round_to, exclude=exclude, widths=run.widths,
         )  # fmt: skip
         narrow = _recovered(lean, plan, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
@@ -230,7 +235,7 @@ def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> s
 
 
 class _Run:
-    """State of one call: the dense network's size, and the folder for the steps."""
+    """State of one call: the dense network's size and widths, and the folder for the steps."""
 
     def __init__(
         self,
@@ -245,6 +250,7 @@ class _Run:
         self._folder = folder
         self._settings = {"amount": asdict(amount), "steps": steps}
         self.dense = size_of(model, example)
+        self.widths = {d.name: d.width for d in coupling(model, example).dimensions}
         if not self.dense.macs:
             raise ModelError(
                 f"{type(model).__name__} has no multiply-accumulates on the example inputs"
