@@ -156,6 +156,15 @@ def test_constants_other_than_zero_stay() -> None:
     assert rows(narrowed(model)) == (8, 8, 6)
 
 
+def test_a_neuron_that_reads_constants_alone_is_not_zero() -> None:
+    model = block(Attention(shared=False))
+    kill(model[1].q, 1, 2)
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0, 0.7
+        model[1].q.weight[1, 0] = 2  # dimension 1 of the first head is a constant
+    assert rows(narrowed(model)) == (7, 7, 6)
+
+
 def test_single_heads_of_hugging_face() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(

@@ -17,7 +17,7 @@ from snello.graph.coupled import Dimension, Member, coupling
 from snello.neurons import is_weighted, qualified
 from snello.simplification.ir.plan import LayerPlan, SimplificationPlan
 from snello.simplification.ops.layers import has_inputs_first
-from snello.simplification.rewrite import apply
+from snello.simplification.rewrite import apply, write_values
 
 from .facts import Facts
 from .without_edits import producers
@@ -66,6 +66,7 @@ def head_dimensions(
     if not _worth_a_run(model, facts, plan):
         return None
     lean = apply(plan, model)
+    write_values(lean, values)  # a neuron with nothing but folded constants is not zero
     try:
         found = coupling(lean, inputs, trial=False)
     except SnelloError:  # the plan is a guess, which verification refuses
