@@ -35,6 +35,7 @@ architecture:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import re
@@ -412,6 +413,7 @@ def could_go(model: nn.Module, inputs: Inputs) -> int | None:
 
 def export_seconds(model: nn.Module, inputs: Inputs) -> float | None:
     """CPU time of one plain export; None where it fails."""
+    model = copy.deepcopy(model)  # a forward may store what it computed from fake tensors
     start = cpu_seconds()
     try:
         torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs), strict=False)
