@@ -19,9 +19,15 @@ MODULES = (
     "snello.search.prune", "snello.search.rate", "snello.store", "snello.store.archives",
     "snello.integrations.lightning",
     "snello.integrations.huggingface", "snello.lab.methods", "snello.lab.models",
-    "snello.lab.datasets", "snello.lab.training", "snello.lab.reporting", "snello.errors",
+    "snello.lab.datasets", "snello.lab.training", "snello.lab.reporting", "snello.lab.reporting.pages", "snello.errors",
 )  # fmt: skip
 """Modules whose public names have pages, in the order of the navigation."""
+
+OBJECT = """    options:
+      heading_level: 1
+      show_root_heading: true
+      show_root_full_path: false
+"""
 
 
 def names_of(module: str) -> list[str]:
@@ -56,10 +62,7 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"reference/{folder}/index.md", f"{opening}\n{listed}"
         for name in names:
             navigation.append(f"    * [{name}]({folder}/{name}.md)\n")
-            yield (
-                f"reference/{folder}/{name}.md",
-                f"# {name}\n\n::: {module}.{name}\n    options:\n      show_root_heading: false\n",
-            )
+            yield f"reference/{folder}/{name}.md", f"::: {module}.{name}\n{OBJECT}"
     yield "reference/SUMMARY.md", "".join(navigation)
     yield "reference/cli.md", _commands()
     yield "changelog.md", (Path(__file__).parents[1] / "CHANGELOG.md").read_text()

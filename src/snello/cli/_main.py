@@ -30,6 +30,7 @@ from . import (
     simplify,
     sweep,
     train,
+    view,
 )
 from ._own_code import import_path_restored
 from ._signals import is_speaker, sigterm_raised
@@ -37,7 +38,7 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
-    report, recipes, curate, completion,
+    report, view, recipes, curate, completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
 # errors and completion take a fifth of a second, and torch alone ten times as long.
