@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("folder", help="the folder to make")
     parser.add_argument(
-        "files", nargs="+", help="model files (.pt, .snello) and ONNX files, or folders of them"
+        "files",
+        nargs="+",
+        help="model files (.pt, .safetensors, .snello) and ONNX files, or folders of them",
     )
     parser.add_argument("--no-int8", action="store_true", help="leave the int8 versions out")
     add_own_code_argument(parser)

@@ -60,3 +60,9 @@ class ModelFile(ABC):
             ModelError: if the file is damaged or of another kind.
             BitstreamError: if it is a damaged bitstream.
         """
+
+
+def row(name: str, value: Tensor) -> dict[str, Any]:
+    """The description of a tensor that is stored as it is."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    return {"name": name, "shape": tuple(value.shape), "dtype": dtype, "coding": "exact"}

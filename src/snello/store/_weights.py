@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snello.errors import ModelError, require
 
 from . import archives
+from .safetensors import Safetensors, read_tensors
 
 TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
@@ -19,8 +20,8 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights of a file into a model, either all of them or none.
 
-    The file is read with ``torch.load(weights_only=True)``, so that it cannot run code. It contains
-    a ``state_dict``, or a mapping with one under ``"state_dict"``; the prefix ``module.`` of
+    The file is read with ``torch.load(weights_only=True)``, or with safetensors if that is its
+    suffix, so that it cannot run code. It contains a ``state_dict``, or a mapping with one under ``"state_dict"``; the prefix ``module.`` of
     ``DataParallel`` is removed. The counters ``num_batches_tracked`` may be missing, as in files
     written before 2018.
 
@@ -80,9 +81,10 @@ def _read(path: Path) -> object:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ModelError(
-            f"no weights in {path}: it {found}; pass the path of a state_dict file (.pt, .pth, .th)"
+            f"no weights in {path}: it {found}; pass the path of a state_dict file (.pt, .pth, .th, "
+            ".safetensors)"
         )
-    return archives.load(path)
+    return read_tensors(path) if path.suffix == Safetensors.suffix else archives.load(path)
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

@@ -24,8 +24,9 @@ from ._untrusted import trusted_names
 from .container import Container
 from .pt import Pt
 from .record import Record, from_dict, to_dict
+from .safetensors import Safetensors
 
-MODEL_FILES: tuple[ModelFile, ...] = (Container(), Pt())
+MODEL_FILES: tuple[ModelFile, ...] = (Container(), Safetensors(), Pt())
 """Formats of model files; the first that recognises a file reads it."""
 
 
@@ -60,7 +61,7 @@ def save(
     if path.suffix in FORMATS:
         raise ConfigError(
             f"{path}: a {FORMATS[path.suffix].label} file cannot store the record of a model; "
-            "write it with snello.export, and model files as *.pt or *.snello"
+            "write it with snello.export, and model files as *.pt, *.safetensors or *.snello"
         )
     kind = next((kind for kind in MODEL_FILES if kind.suffix == path.suffix), Pt())
     check_loadable(model, record, str(path), trust=trust)

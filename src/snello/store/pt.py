@@ -13,7 +13,7 @@ from snello.codec import CodecSettings
 from snello.errors import ConfigError, ModelError
 
 from . import archives
-from ._file import Content, ModelFile
+from ._file import Content, ModelFile, row
 from .record import summary
 
 FORMAT = "snello model 1"
@@ -70,10 +70,5 @@ class Pt(ModelFile):
             "format": FORMAT,
             "bytes": {"tensors": size, "total": path.stat().st_size},
             "record": summary(record),
-            "tensors": [_row(name, value) for name, value in state.items()],
+            "tensors": [row(name, value) for name, value in state.items()],
         }
-
-
-def _row(name: str, value: Tensor) -> dict[str, Any]:
-    dtype = str(value.dtype).removeprefix("torch.")
-    return {"name": name, "shape": tuple(value.shape), "dtype": dtype, "coding": "exact"}

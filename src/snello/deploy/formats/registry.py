@@ -32,7 +32,7 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     if suffix not in FORMATS:
         raise ConfigError(
             f"{path}: no runtime is registered for the suffix {suffix!r}; files to export and run "
-            f"end in {', '.join(FORMATS)} (and snello.save writes .pt and .snello)"
+            f"end in {', '.join(FORMATS)} (and snello.save writes .pt, .safetensors and .snello)"
         )
     return FORMATS[suffix]
 
