@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._build import build as build
     from ._build import import_factory as import_factory
     from ._check import check_loadable as check_loadable
+    from ._images import ImageInput as ImageInput
     from ._spec import ModelSpec as ModelSpec
     from ._untrusted import build_untrusted as build_untrusted
     from ._untrusted import trusted_names as trusted_names
@@ -47,6 +48,7 @@ else:
         {
             "_build": ("build", "import_factory"),
             "_check": ("check_loadable",),
+            "_images": ("ImageInput",),
             "_spec": ("ModelSpec",),
             "_untrusted": ("build_untrusted", "trusted_names"),
             "_weights": ("load_weights",),
@@ -57,7 +59,7 @@ else:
     )  # fmt: skip
 
 __all__ = [
-    "MODEL_FILES", "Container", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable",
-    "from_dict", "import_factory", "inspect", "load", "load_weights", "read", "save", "summary", "to_dict",
-    "trusted_names",
+    "MODEL_FILES", "Container", "ImageInput", "ModelSpec", "Record", "archives", "build", "build_untrusted",
+    "check_loadable", "from_dict", "import_factory", "inspect", "load", "load_weights", "read", "save", "summary",
+    "to_dict", "trusted_names",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 from ._fill import fill, take_dtypes
+from ._images import ImageInput
 from ._spec import ModelSpec
 from ._untrusted import build_untrusted
 
@@ -36,11 +37,13 @@ class Record:
         input_shape: shape of one input, without the batch dimension.
         dtype: dtype of the model's inputs, an integer dtype for token ids. A loaded record without
             an integer dtype has the dtype of its weights.
+        images: preprocessing of images and names of the classes; None if unknown.
     """
 
     model: ModelSpec
     input_shape: tuple[int, ...]
     dtype: torch.dtype = field(default=torch.float32, compare=False)
+    images: ImageInput | None = None
 
     def example_inputs(self, batch: int = 2) -> Tensor:
         """Random inputs of shape ``(batch, *input_shape)``, with a fixed seed; token ids 0 and 1."""
@@ -62,6 +65,8 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
     # Floating-point inputs take the dtype of the weights when the record is loaded.
     if not record.dtype.is_floating_point:
         found["input_dtype"] = str(record.dtype).removeprefix("torch.")
+    if record.images is not None:
+        found["images"] = record.images.to_dict()
     return found
 
 
@@ -90,7 +95,9 @@ def from_dict(
     """
     try:
         record = Record(
-            ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"])
+            ModelSpec.from_dict(data["model"]),
+            tuple(int(n) for n in data["input_shape"]),
+            images=ImageInput.from_dict(data["images"]) if "images" in data else None,
         )
         plan, integers = (
             data["plan"],
@@ -123,7 +130,7 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the plan is damaged.
     """
-    found = {key: data[key] for key in ("model", "input_shape") if key in data}
+    found = {key: data[key] for key in ("model", "input_shape", "images") if key in data}
     if "plan" in data:
         found["plan"] = (
             None
@@ -133,7 +140,7 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(folds := data.get("folded_batchnorms"), Mapping):
         found["folded_batchnorms"] = len(folds)
     if others := sorted(
-        set(data) - {"model", "input_shape", "plan", "folded_batchnorms", "input_dtype"}
+        set(data) - {"model", "input_shape", "images", "plan", "folded_batchnorms", "input_dtype"}
     ):
         found["other_keys"] = others
     return found
