@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snello.errors import ConfigError, DataError, require
 
-from ._splits import cut_out, generator
+from ._splits import PartT, cut_out, generator
 from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -22,11 +22,13 @@ TEST_SHARE = 0.2
 
 
 def read_image_folder(path: Path, image_size: int | None) -> RawData:
-    """Read ``path/{train,test[,val]}/CLASS/*`` or ``path/CLASS/*``.
+    """Read ``path/{train,test[,val]}/CLASS/*``, ``path/{train,val}/CLASS/*`` or ``path/CLASS/*``.
 
     Args:
         path: the folder. If it contains ``train`` and ``test``, these are the parts, and ``val``,
-            if present, is the validation part. Otherwise every folder is a class, and a fixed fifth
+            if present, is the validation part. With ``train`` and ``val`` alone, a fixed half of
+            ``val`` is the validation part and the other half the test part, so that neither has an
+            image that a network was trained on. Otherwise every folder is a class, and a fixed fifth
             of each class is the test part.
         image_size: size in pixels to which the shorter side is resized before a centre crop; None
             if all images have the same size.
@@ -55,26 +57,34 @@ def check_folder(path: Path) -> None:
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
-    """Read ``path/{train,test[,val]}/CLASS/*``; the classes of all parts must be the same."""
+    """Read the folders of :func:`part_folders`; the classes of all parts must be the same."""
     classes = class_names(path / "train")
     parts = {
         part: read_classes(folder, classes, image_size)
         for part, folder in part_folders(path, classes).items()
     }
     _check_one_shape(path, parts)
-    return RawData(parts["train"], parts["test"], classes, str(path), parts.get("val"))
+    test, validation = test_and_validation(parts)
+    return RawData(parts["train"], test, classes, str(path), validation)
+
+
+def test_and_validation(parts: Mapping[str, PartT]) -> tuple[PartT, PartT | None]:
+    """The part ``test``, and ``val`` if there is one; without ``test``, each a half of ``val``."""
+    if "test" in parts:
+        return parts["test"], parts.get("val")
+    validation, test = cut_out(parts["val"], 0.5, seed=0, purpose="test")
+    return test, validation
 
 
 def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The folders ``train``, ``test`` and, if there is one, ``val``, with the given classes."""
-    if not (path / "test").is_dir():
+    """The folders ``train`` and ``test``, ``val`` or both, with the given classes."""
+    names = [part for part in ("train", "test", "val") if (path / part).is_dir()]
+    if len(names) == 1:
         raise DataError(
-            f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
+            f"{path.absolute()} has a folder 'train' but no folder 'test' or 'val'; add one with the same classes, "
             f"or pass path={path / 'train'} to use a fifth of it as the test part"
         )
-    folders = {part: path / part for part in ("train", "test", "val")}
-    if not folders["val"].is_dir():
-        del folders["val"]
+    folders = {part: path / part for part in names}
     for folder in folders.values():
         check_same_classes(folder, path / "train", classes)
     return folders

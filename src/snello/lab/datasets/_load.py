@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from ._torchvision import from_torchvision
 from ._types import (
     DataSplits,
     Images,
+    Order,
     RawData,
     RawStream,
     Splits,
@@ -56,6 +58,9 @@ def load_dataset(
     image_size: int | None = None,
     download: bool = False,
     path: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    order: Order = "rgb",
 ) -> Splits:
     """Find a dataset and split it into training, validation and test parts.
 
@@ -82,10 +87,14 @@ def load_dataset(
             for classification and 480 for segmentation.
         download: let torchvision download a missing MNIST or CIFAR into the first root.
         path: for ``"imagefolder"`` and ``"imagefolder-stream"``, a folder with ``train`` and
-            ``test`` (and optionally ``val``), or with one folder per class, of which a fixed fifth
-            becomes the test part. For ``"maskfolder"``, a folder with ``train`` and ``test`` (and
+            ``test`` (and optionally ``val``), with ``train`` and ``val``, of which a fixed half each
+            becomes the validation and the test part, or with one folder per class, of which a fixed
+            fifth becomes the test part. For ``"maskfolder"``, a folder with ``train`` and ``test`` (and
             optionally ``val``), each with ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of
             a mask are indices into the list ``classes.txt``, or 255.
+        mean, std: normalisation per channel, with pixels scaled to 0 … 1; None for the dataset's
+            own. A trained network needs those of its training.
+        order: order of the channels in a batch.
 
     Returns:
         The parts with channel statistics: :class:`DataSplits` (uint8 in memory, statistics of the
@@ -110,9 +119,28 @@ def load_dataset(
             f"path={path!r}: '{needs}' require a path, and other datasets accept none; got {name!r}"
         )
     raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
+    splits: Splits
     if isinstance(raw, RawStream):
-        return _cut_stream(name, raw, validation, seed, image_size)
-    return _cut(name, raw, validation, seed, image_size)
+        splits = _cut_stream(name, raw, validation, seed, image_size)
+    else:
+        splits = _cut(name, raw, validation, seed, image_size)
+    given = None if mean is None or std is None else _statistics(mean, std, splits)
+    mean, std = given or (splits.mean, splits.std)
+    return replace(splits, mean=tuple(mean), std=tuple(std), order=order)
+
+
+def _statistics(
+    mean: Sequence[float], std: Sequence[float], splits: Splits
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The given normalisation, one value per channel; a single value is valid for all channels."""
+    channels = splits.input_shape[0]
+    if not (len(mean) == len(std) and len(mean) in (1, channels)) or min(std) <= 0:
+        raise ConfigError(
+            f"mean={tuple(mean)} and std={tuple(std)}: {splits.name} has {channels} channels; give as "
+            "many numbers of each, or one, and positive deviations"
+        )
+    times = channels // len(mean)
+    return tuple(mean) * times, tuple(std) * times
 
 
 def _reader(name: str) -> Callable[[Request], RawData | RawStream]:

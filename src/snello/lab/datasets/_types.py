@@ -14,6 +14,9 @@ from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
 
+Order = Literal["rgb", "bgr"]
+Colours = Literal["rgb", "bgr", "grey"]
+
 IGNORED = 255
 """Label of pixels without a class: borders, overlaps and padding."""
 
@@ -70,6 +73,7 @@ class DataSplits:
         mean: mean per channel of the training part, with pixels scaled to 0 … 1.
         std: population standard deviation per channel, on the same scale; 1 for a constant channel.
         source: path or package that the images were read from.
+        order: order of the channels of coloured images in a batch.
     """
 
     name: str
@@ -80,6 +84,12 @@ class DataSplits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = ""
+    order: Order = "rgb"
+
+    @property
+    def colours(self) -> Colours:
+        """Channels of a batch, in order."""
+        return "grey" if self.input_shape[0] == 1 else self.order
 
     @property
     def task(self) -> Task:
@@ -168,6 +178,7 @@ class StreamedSplits:
         input_shape: ``(C, H, W)`` of a cropped training image.
         resize: length in pixels of an image's shorter side in evaluation. For classification, the
             image is then centre-cropped to ``input_shape``; for segmentation it is not cropped.
+        order: order of the channels in a batch.
     """
 
     name: str
@@ -181,6 +192,12 @@ class StreamedSplits:
     task: Task
     input_shape: tuple[int, int, int]
     resize: int
+    order: Order = "rgb"
+
+    @property
+    def colours(self) -> Colours:
+        """Channels of a batch, in order."""
+        return self.order
 
 
 Part = Images | StreamedImages

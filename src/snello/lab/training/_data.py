@@ -13,7 +13,7 @@ from snello.errors import DataError, ModelError
 from snello.integrations import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.lab.recipes import Recipe
-from snello.store import build, load_weights
+from snello.store import ImageInput, build, load_weights
 
 from ._distributed import World, share_of
 
@@ -32,7 +32,15 @@ def load_data(recipe: Recipe) -> Splits:
         image_size=data.image_size,
         download=data.download,
         path=data.path,
+        mean=data.mean,
+        std=data.std,
+        order=data.order or "rgb",
     )
+
+
+def image_input(splits: Splits) -> ImageInput:
+    """Preprocessing and classes of a dataset, for the record of a network trained on it."""
+    return ImageInput(splits.mean, splits.std, splits.colours, splits.classes)
 
 
 def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:

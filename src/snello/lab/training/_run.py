@@ -35,7 +35,7 @@ from snello.sensitivity import Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._data import Batches, initial_model
+from ._data import Batches, image_input, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
@@ -297,7 +297,8 @@ class Run:
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         test = self.evaluate(model, self.batches.test)
-        record = Record(self.recipe.model, self.splits.input_shape)
+        images = image_input(self.splits)
+        record = Record(self.recipe.model, self.splits.input_shape, images=images)
         path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
             method=self.method.name,
