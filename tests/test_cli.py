@@ -41,8 +41,8 @@ SMALL = (
     "--ship.repeats=3", "--ship.warmup=1", "--neq.probe=10",
 )  # fmt: skip
 COMMANDS = (
-    "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
-    "bench-device", "report", "recipes", "curate",
+    "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "evaluate",
+    "measure", "bench-device", "report", "recipes", "curate",
 )  # fmt: skip
 
 

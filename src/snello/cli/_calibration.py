@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments
+from ._data import add_data_arguments, load_images
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from snello.store import ImageInput
 
 BATCH = 50
 
@@ -38,7 +40,9 @@ def warn_random() -> None:
 
 
 def calibration(
-    input_shape: tuple[int, ...], arguments: argparse.Namespace
+    input_shape: tuple[int, ...],
+    arguments: argparse.Namespace,
+    images: ImageInput | None = None,
 ) -> tuple[list[Tensor], str]:
     """Batches of calibration inputs and a description of their origin.
 
@@ -47,6 +51,7 @@ def calibration(
     Args:
         input_shape: shape of one input of the model, without the batch dimension.
         arguments: the options of :func:`add_calibration_arguments`.
+        images: preprocessing of the model's record; None if it has none.
 
     Returns:
         Batches (B, *input_shape), and the origin as text.
@@ -66,18 +71,13 @@ def calibration(
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(arguments.samples, *input_shape, generator=generator)
         return [noise[i : i + BATCH] for i in range(0, len(noise), BATCH)], "random inputs"
-    from snello.lab.datasets import load_dataset, loader
+    from snello.lab.datasets import loader
 
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        image_size=arguments.image_size,
-        path=arguments.data_path,
-    )
+    splits = load_images(arguments, images, arguments.image_size)
     if splits.input_shape != tuple(input_shape):
         raise ConfigError(
             f"the model takes images of {tuple(input_shape)}, those of {arguments.data} are "
             f"{splits.input_shape}: choose another --data or --image-size"
         )
-    images = loader(splits.train, splits, BATCH, limit=arguments.samples)
-    return [x for x, _ in images], f"{arguments.data}, training part"
+    batches = loader(splits.train, splits, BATCH, limit=arguments.samples)
+    return [x for x, _ in batches], f"{arguments.data}, training part"

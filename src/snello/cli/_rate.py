@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError, ModelError
 
-from ._data import add_data_arguments
+from ._data import add_data_arguments, load_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,14 +113,7 @@ def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
         ModelError: if the shape of the images differs from the model's input shape.
         DataError: if the dataset is missing.
     """
-    from snello.lab.datasets import load_dataset
-
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        path=arguments.data_path,
-        image_size=_image_size(arguments, record),
-    )
+    splits = load_images(arguments, record.images, image_size(arguments, record))
     if splits.input_shape != tuple(record.input_shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
@@ -130,7 +123,7 @@ def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
     return splits
 
 
-def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
+def image_size(arguments: argparse.Namespace, record: Record) -> int | None:
     """Image size given by the arguments, else the model's for datasets without a fixed size."""
     from snello.lab.datasets import FIXED_SIZE
 

@@ -54,6 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)
+    facts = {} if record.images is None else record.images.to_dict()
+    saved = bool(facts) and format.add_metadata(
+        out, {**facts, "input_shape": list(record.input_shape)}
+    )
+    result["bytes"] = format.size(out)
     header = ["File", "Format", "Size [MB]"]
     row = [str(out), INT8 if int8 else format.name, megabytes(result["bytes"])]
     note = "Verified: outputs equal to PyTorch's within 1e-4 of the largest."
@@ -61,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         header += ["Difference\nto float32", "Mean\ndifference", "Same\nlargest output"]
         row += [percent(result[key]) for key in ("difference", "mean_difference", "agreement")]
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
+    if saved:
+        note += " Normalisation, colour order and classes are in its metadata."
     finish(
         Table(record.model.name, tuple(header), (tuple(row),), note), result, Path(f"{out}.json")
     )
@@ -100,7 +107,7 @@ def _int8(
 ) -> dict[str, Any]:
     from snello.deploy import export_int8
 
-    found_data, where = calibration(record.input_shape, arguments)
+    found_data, where = calibration(record.input_shape, arguments, record.images)
     data = [images.to(record.dtype) for images in found_data]
     found = export_int8(model, record.example_inputs(), out, data)
     return {

@@ -11,7 +11,7 @@ HELP = (
     "show record, tensors, sizes, settings and digests of a model file, bitstream or exported file"
 )
 EPILOG = "example: snello inspect lean.snello --json"
-_FACTS = ("bytes", "sha256", "record", "settings", "footprint")
+_FACTS = ("bytes", "sha256", "record", "settings", "footprint", "metadata")
 _TABLES = {
     "inputs": ("shape", "dtype"),
     "tensors": ("name", "shape", "dtype", "coding", "qp", "step_size"),

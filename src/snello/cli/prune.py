@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
     from snello.lab.reporting import Table, percent, progress
-    from snello.lab.training import check_fits, evaluate
+    from snello.lab.training import check_fits, evaluate, image_input
     from snello.search.prune import prune
     from snello.store import check_loadable, save
 
@@ -103,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
     splits = splits_for(arguments, record)
+    record = replace(record, images=image_input(splits))
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
     validation = loader(splits.validation, splits, 500)

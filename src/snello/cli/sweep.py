@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from snello.errors import ConfigError, nearest
 from snello.lab.methods import METHOD_SPECS
 
-from ._data import add_data_arguments
+from ._data import add_data_arguments, load_images
 from ._inputs import add_model_arguments, check_writable, device, finish, read_model
 from ._names import complete_with, datasets, importances
 
@@ -84,17 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
 def _points(
     arguments: argparse.Namespace, ratios: list[float]
 ) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
-    from snello.lab.datasets import load_dataset, loader
+    from snello.lab.datasets import loader
     from snello.lab.training import check_fits, evaluate
     from snello.pruning import pruning_potential
 
     model, record = read_model(arguments)
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        image_size=arguments.image_size,
-        path=arguments.data_path,
-    )
+    splits = load_images(arguments, record.images, arguments.image_size)
     if splits.input_shape != tuple(record.input_shape):
         raise ConfigError(
             f"the model takes images of {tuple(record.input_shape)}, those of {arguments.data} are "
