@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
+UNREAD = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".tga", ".svg"})
+"""Suffixes of images that are not read; other files, such as lists of labels, are ignored."""
 TEST_SHARE = 0.2
 """Share of a dataset without a test part that is split off as one, always the same images."""
 
@@ -125,8 +129,10 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
         found = image_files(folder / name)
         if not found:
             raise DataError(
-                f"class folder {(folder / name).absolute()} has no images; fill or remove it"
+                f"class folder {(folder / name).absolute()} has no images"
+                f"{other_suffixes(folder / name)}; fill or remove it"
             )
+        _warn_of_unread(folder / name)
         files += found
         labels += [label] * len(found)
     order = fixed_order(len(files))
@@ -147,6 +153,30 @@ def image_files(folder: Path) -> list[str]:
         if os.path.splitext(name)[1].lower() in EXTENSIONS
     ]
     return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _warn_of_unread(folder: Path) -> None:
+    counts = _suffixes(folder)
+    if unread := sorted(UNREAD & set(counts)):
+        listed = ", ".join(f"{suffix} ({counts[suffix]})" for suffix in unread)
+        warnings.warn(
+            f"{folder.absolute()} has images that are not read: {listed}; convert them to one of "
+            f"{', '.join(sorted(EXTENSIONS))}",
+            stacklevel=2,
+        )
+
+
+def other_suffixes(folder: Path) -> str:
+    """The suffixes of a folder's files that are not read, and those that are, for messages."""
+    found = ", ".join(f"{suffix} ({count})" for suffix, count in _suffixes(folder).most_common(5))
+    read = ", ".join(sorted(EXTENSIONS))
+    return f": its files end in {found}, and only {read} are read" if found else ""
+
+
+def _suffixes(folder: Path) -> Counter[str]:
+    """Number of visible files of each suffix, in lower case, in a folder and its subfolders."""
+    names = [name for _, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
 
 
 def _decode(files: Sequence[str], image_size: int | None) -> Tensor:

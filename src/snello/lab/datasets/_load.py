@@ -29,6 +29,7 @@ from ._types import (
     StreamedSplits,
     Task,
 )
+from ._validation import images_for, stream_for
 
 MNIST_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -61,6 +62,7 @@ def load_dataset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     order: Order = "rgb",
+    validation_path: str | Path | None = None,
 ) -> Splits:
     """Find a dataset and split it into training, validation and test parts.
 
@@ -95,6 +97,9 @@ def load_dataset(
         mean, std: normalisation per channel, with pixels scaled to 0 … 1; None for the dataset's
             own. A trained network needs those of its training.
         order: order of the channels in a batch.
+        validation_path: folder with the validation images, used instead of a cut of the training
+            images: one folder per class, with the names of the dataset's classes, or for
+            segmentation ``images/NAME.jpg`` and ``masks/NAME.png``.
 
     Returns:
         The parts with channel statistics: :class:`DataSplits` (uint8 in memory, statistics of the
@@ -120,13 +125,24 @@ def load_dataset(
         )
     raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
     splits: Splits
+    if validation_path is not None:
+        raw = _with_validation(raw, Path(validation_path).expanduser(), image_size)
     if isinstance(raw, RawStream):
         splits = _cut_stream(name, raw, validation, seed, image_size)
     else:
         splits = _cut(name, raw, validation, seed, image_size)
     given = None if mean is None or std is None else _statistics(mean, std, splits)
     mean, std = given or (splits.mean, splits.std)
-    return replace(splits, mean=tuple(mean), std=tuple(std), order=order)
+    apart = raw.validation is not None
+    return replace(splits, mean=tuple(mean), std=tuple(std), order=order, apart=apart)
+
+
+def _with_validation(
+    raw: RawData | RawStream, path: Path, image_size: int | None
+) -> RawData | RawStream:
+    if isinstance(raw, RawStream):
+        return replace(raw, validation=stream_for(raw, path))
+    return replace(raw, validation=images_for(raw, path, image_size))
 
 
 def _statistics(

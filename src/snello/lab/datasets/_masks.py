@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snello.errors import DataError, require
 
-from ._folders import check_folder, fixed_order, image_files
+from ._folders import check_folder, fixed_order, image_files, other_suffixes
 from ._texts import Texts
 from ._types import IGNORED, RawStream, StreamedImages
 
@@ -29,7 +29,7 @@ def read_mask_folder(path: Path) -> RawStream:
     check_folder(path)
     classes = _classes(path / "classes.txt")
     parts = {
-        part: _part(path / part, len(classes))
+        part: mask_part(path / part, len(classes))
         for part in ("train", "test", "val")
         if part != "val" or (path / part).is_dir()
     }
@@ -52,7 +52,12 @@ def _classes(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _part(folder: Path, classes: int) -> StreamedImages:
+def mask_part(folder: Path, classes: int) -> StreamedImages:
+    """List ``folder/{images,masks}/**``, paired by name; labels are below ``classes``.
+
+    Raises:
+        DataError: if there are no images, or an image or a mask is missing.
+    """
     images, masks = (_by_name(folder / kind) for kind in ("images", "masks"))
     if unpaired := sorted(set(images) ^ set(masks)):
         kind = "mask" if unpaired[0] in images else "image"
@@ -69,7 +74,9 @@ def _by_name(folder: Path) -> dict[str, str]:
         os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
     }
     if not found:
-        raise DataError(f"{folder.absolute()} has no image files; put them there")
+        raise DataError(
+            f"{folder.absolute()} has no image files{other_suffixes(folder)}; put them there"
+        )
     return found
 
 

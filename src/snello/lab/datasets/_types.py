@@ -74,6 +74,8 @@ class DataSplits:
         std: population standard deviation per channel, on the same scale; 1 for a constant channel.
         source: path or package that the images were read from.
         order: order of the channels of coloured images in a batch.
+        apart: True if the validation part has files of its own, False if it was cut from the
+            training images.
     """
 
     name: str
@@ -85,6 +87,7 @@ class DataSplits:
     std: tuple[float, ...]
     source: str = ""
     order: Order = "rgb"
+    apart: bool = False
 
     @property
     def colours(self) -> Colours:
@@ -179,6 +182,7 @@ class StreamedSplits:
         resize: length in pixels of an image's shorter side in evaluation. For classification, the
             image is then centre-cropped to ``input_shape``; for segmentation it is not cropped.
         order: order of the channels in a batch.
+        apart: as in :class:`DataSplits`.
     """
 
     name: str
@@ -193,6 +197,7 @@ class StreamedSplits:
     input_shape: tuple[int, int, int]
     resize: int
     order: Order = "rgb"
+    apart: bool = False
 
     @property
     def colours(self) -> Colours:
