@@ -133,7 +133,7 @@ def test_files_are_scored_side_by_side_as_their_records_say(
     assert rows[0]["accuracy"] == rows[2]["accuracy"] == pytest.approx(expected)
     assert rows[2]["same"] == 1
     for row in rows:
-        assert row["input"] == IMAGES.to_dict()
+        assert row["input"] == facts
         assert row["points"] == pytest.approx(100 * (row["won"] - row["lost"]) / row["images"])
     assert "warning" not in capsys.readouterr().err
     assert main(["inspect", str(onnx)]) == 0
@@ -147,7 +147,7 @@ def test_what_no_record_says_is_said(
     pt = save(tmp_path / "m.pt", model, Record(SPEC, (3, 6, 6)))
     words = ["evaluate", str(pt), "--data=imagefolder", f"--data-path={data}", f"--out={out}"]
     assert main(words) == 0
-    assert "warning: the model file says no normalisation" in capsys.readouterr().err
+    assert "warning: the model file has no normalisation" in capsys.readouterr().err
     assert main([*words, "--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--channel-order=bgr"]) == 0
     assert "warning" not in capsys.readouterr().err
     row = json.loads(out.read_text())["files"][0]
@@ -156,16 +156,16 @@ def test_what_no_record_says_is_said(
         tmp_path / "o.pt", model, Record(SPEC, (3, 6, 6), images=replace(IMAGES, classes=("a", "b")))
     )  # fmt: skip
     assert main([*words[:1], str(other), *words[2:]]) == 0
-    assert "the model was trained on a, b" in capsys.readouterr().err
+    assert "those of the model a, b" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name a dataset with --data"),
+        ([], "choose a dataset, such as --data=cifar10"),
         (["--data=imagefolder", "--mean=0.5"], "--mean and --std belong together"),
-        (["--data=imagefolder", "--mean=a", "--std=1"], "must be numbers with commas"),
-        (["--data=digits"], "choose another --data or --image-size"),
+        (["--data=imagefolder", "--mean=a", "--std=1"], "must be numbers separated by commas"),
+        (["--data=digits"], "--image-size if its images were resized"),
     ],
 )
 def test_evaluations_that_cannot_be(

@@ -31,6 +31,7 @@ from snello.cli._profiles import paper_table as paper_table
 # Options of ``snello compress`` and their effect, on a search that is watched.
 from snello.cli._rate import add_rate_arguments as add_rate_arguments
 from snello.cli._rate import search as search
+from snello.cli._rate import search_images as search_images
 
 # A command is replaced by monkeypatching, to end as no command does on purpose.
 from snello.cli import decompress as decompress_command

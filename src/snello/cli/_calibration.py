@@ -57,7 +57,8 @@ def calibration(
         Batches (B, *input_shape), and the origin as text.
 
     Raises:
-        ConfigError: for fewer than one sample, or images that do not fit the model.
+        ConfigError: for fewer than one sample.
+        ModelError: if the images do not fit the model.
         DataError: if the dataset is missing.
     """
     if arguments.samples < 1:
@@ -73,11 +74,6 @@ def calibration(
         return [noise[i : i + BATCH] for i in range(0, len(noise), BATCH)], "random inputs"
     from snello.lab.datasets import loader
 
-    splits = load_images(arguments, images, arguments.image_size)
-    if splits.input_shape != tuple(input_shape):
-        raise ConfigError(
-            f"the model takes images of {tuple(input_shape)}, those of {arguments.data} are "
-            f"{splits.input_shape}: choose another --data or --image-size"
-        )
+    splits = load_images(arguments, images, input_shape)
     batches = loader(splits.train, splits, BATCH, limit=arguments.samples)
     return [x for x, _ in batches], f"{arguments.data}, training part"

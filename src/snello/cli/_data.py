@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING, Literal
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from snello.errors import ConfigError
+from snello.errors import ModelError
+
+from ._images import add_image_arguments, given_images
+from ._inputs import warn
 
 if TYPE_CHECKING:
     from snello.lab.datasets import Splits
     from snello.store import ImageInput
 
+NOTE = "recipe.json"
+"""File with the recipe of a run, in the folder of its model."""
 
-def add_data_arguments(parser: argparse._ActionsContainer, *, trained: bool = True) -> None:
-    """Add the options for a dataset's folder, an image folder, the size and the normalisation."""
+
+def add_data_arguments(
+    parser: argparse._ActionsContainer, *, trained: bool = True, judged: bool = False
+) -> None:
+    """Add the options for a dataset's folder, an image folder and the size of the images.
+
+    Args:
+        parser: the parser or group of options.
+        trained: also add the preprocessing, which a trained network requires.
+        judged: also add a folder of validation images.
+    """
     parser.add_argument(
         "--data-root", help="folder with the dataset; default: $SNELLO_DATA, else ./data"
     )
@@ -22,76 +37,134 @@ def add_data_arguments(parser: argparse._ActionsContainer, *, trained: bool = Tr
     parser.add_argument(
         "--image-size", type=int, help="resize the images to this many pixels a side"
     )
-    if not trained:
-        return  # there is no normalisation that a network has learned with
-    for name, text in (("mean", "mean"), ("std", "standard deviation")):
+    if judged:
         parser.add_argument(
-            f"--{name}", help=f"{text} per channel of pixels in 0 ... 1, as 0.5,0.5,0.5; default: the "
-            "model file's, or else the dataset's own",
+            "--validation-path", metavar="FOLDER", help="labelled images to measure on, a folder per class; "
+            "default: the dataset's validation part, often a share of its training images",
         )  # fmt: skip
-    parser.add_argument(
-        "--channel-order", choices=("rgb", "bgr"), help="default: the model file's, or else rgb"
-    )
+    if trained:
+        add_image_arguments(parser)
 
 
 def load_images(
-    arguments: argparse.Namespace, images: ImageInput | None, image_size: int | None
+    arguments: argparse.Namespace, images: ImageInput | None, shape: tuple[int, ...]
 ) -> Splits:
-    """Read the dataset that the arguments name, with the normalisation that a model takes.
+    """Read the dataset given by the arguments, with the preprocessing that a model requires.
 
-    What the command line says comes first, then the model's record, then the dataset's own
-    statistics, which is said where the images are of a folder of the user's.
+    Options of the command line take precedence over the model's record, and that over the
+    dataset's own statistics; these are used with a warning for a folder of the user's.
 
     Args:
-        arguments: with ``data`` and those of :func:`add_data_arguments`.
-        images: of the model's record.
-        image_size: side of the images in pixels; None for the dataset's own.
+        arguments: with ``data`` and the options of :func:`add_data_arguments`.
+        images: preprocessing of the model's record; None if it has none.
+        shape: shape of one input of the model, for datasets without a fixed size.
 
     Raises:
-        ConfigError: for a mean without a deviation, or numbers that cannot be.
-        DataError: for a dataset that is missing.
+        ConfigError: for options that contradict each other or are out of range.
+        ModelError: if the shape of the images differs from the model's input shape.
+        DataError: if the dataset is missing.
     """
     from snello.lab.datasets import load_dataset
 
-    mean, std = _numbers(arguments, "mean"), _numbers(arguments, "std")
-    if (mean is None) != (std is None):
-        raise ConfigError("--mean and --std belong together: give both or neither")
-    if mean is None and images is not None:
-        mean, std = images.mean, images.std
-    recorded: Literal["rgb", "bgr"] = "bgr" if images and images.colours == "bgr" else "rgb"
-    order: Literal["rgb", "bgr"] = arguments.channel_order or recorded
+    images = given_images(arguments, images, shape)
+    order = arguments.channel_order or (images.colours if images is not None else "rgb")
+    split = getattr(arguments, "split", {})
     splits = load_dataset(
-        arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
-        mean=mean, std=std, order=order,
+        arguments.data, arguments.data_root, image_size=_size(arguments, shape), path=arguments.data_path,
+        mean=None if images is None else images.mean, std=None if images is None else images.std,
+        order="bgr" if order == "bgr" else "rgb",
+        validation_path=getattr(arguments, "validation_path", None), **split,
     )  # fmt: skip
-    if mean is None and arguments.data_path is not None:
-        _warn(
-            f"the model file says no normalisation: {arguments.data_path} is normalised by its own, "
+    if splits.input_shape != tuple(shape):
+        raise ModelError(
+            f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
+            f"{tuple(shape)}; choose the dataset that it was trained on with --data, and "
+            "--image-size if its images were resized"
+        )
+    _warn_of_guesses(arguments, images, splits)
+    return splits
+
+
+def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) -> None:
+    """Complete the dataset's options by the recipe of the run that a model file belongs to.
+
+    The recipe also gives the share and the seed by which the validation images were held out, so
+    that the same images are measured on.
+
+    Args:
+        arguments: with ``data`` and the options of :func:`add_data_arguments`; changed in place.
+        file: the model file; None for an architecture.
+    """
+    recipe = _recipe_beside(file)
+    data = recipe.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        return
+    options = {"data": "name", "data_root": "root", "data_path": "path", "image_size": "image_size"}
+    if arguments.data is None:
+        for option, field in options.items():
+            if getattr(arguments, option) is None:
+                setattr(arguments, option, data.get(field))
+        warn(f"data as in {Path(str(file)).parent / NOTE}: {arguments.data}", "note")
+    same_path = arguments.data_path is None or _same(arguments.data_path, data.get("path"))
+    if arguments.data == data["name"] and same_path:
+        share, seed = data.get("validation"), recipe.get("seed")
+        if isinstance(share, float) and isinstance(seed, int) and 0 < share < 1:
+            arguments.split = {"validation": share, "seed": seed}
+
+
+def warn_if_seen(arguments: argparse.Namespace, splits: Splits) -> None:
+    """Warn if a network may have been trained on the validation images.
+
+    The recipe beside a model says which images were held out; otherwise, images cut from the
+    training part of a dataset may have been seen.
+    """
+    if splits.apart or getattr(arguments, "split", None):
+        return
+    warn(
+        f"the {len(splits.validation)} validation images are cut from the training images of "
+        f"{splits.name}: if the model was trained on them, its accuracy there is higher than on new "
+        "images; give labelled images that it was not trained on with --validation-path=FOLDER"
+    )
+
+
+def _size(arguments: argparse.Namespace, shape: tuple[int, ...]) -> int | None:
+    from snello.lab.datasets import FIXED_SIZE
+
+    if arguments.image_size is not None:
+        return int(arguments.image_size)
+    # Resizing a fixed-size dataset silently would let a digits model run on MNIST.
+    return None if arguments.data in FIXED_SIZE or not shape else shape[-1]
+
+
+def _warn_of_guesses(
+    arguments: argparse.Namespace, images: ImageInput | None, splits: Splits
+) -> None:
+    """Warn of a normalisation that is not the model's, and of other classes."""
+    if images is None and arguments.data_path is not None:
+        warn(
+            f"the model file has no normalisation: the images of {arguments.data_path} are normalised by "
             f"--mean={_text(splits.mean)} --std={_text(splits.std)}; give those that the model was "
             "trained with"
         )
     if images is not None and images.classes and images.classes != splits.classes:
-        _warn(
-            f"the classes of {splits.name} are {_some(splits.classes)}, the model was trained on "
-            f"{_some(images.classes)}: labels are compared by their place"
+        warn(
+            f"the classes of {splits.name} are {_some(splits.classes)}, those of the model "
+            f"{_some(images.classes)}: labels are compared by position"
         )
-    return splits
 
 
-def _numbers(arguments: argparse.Namespace, name: str) -> tuple[float, ...] | None:
-    text = getattr(arguments, name)
-    if text is None:
-        return None
+def _recipe_beside(file: str | Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"--{name}={text!r} must be numbers with commas, as 0.485,0.456,0.406"
-        ) from error
+        found = json.loads((Path(file).parent / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # no run, or a damaged note: the options are used as they are
+    return found if isinstance(found, dict) else {}
 
 
-def _warn(text: str) -> None:
-    print(f"snello: warning: {text}", file=sys.stderr)
+def _same(path: str, other: object) -> bool:
+    return isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
 
 
 def _text(values: tuple[float, ...]) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from snello.errors import ConfigError
 from snello.files import write_bytes
 
+from ._images import with_classes
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
-from ._rate import add_rate_arguments, search
+from ._rate import add_rate_arguments, search, search_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,11 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
     out = _out(arguments)
     if arguments.model is not None and not arguments.raw:
         check_loadable(model, record, str(out), trust=named_code(arguments))
-    size = footprint(model, record.example_inputs(1)).bytes
+    size = footprint(model, record.inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):
-            found = search(arguments, model, record)
+            splits = search_images(arguments, model, record)
+            found = search(arguments, model, record, splits)
         model, settings = found.model, found.settings
+        record = with_classes(record, splits)
     notes = [
         _found(found, arguments.metric)
         if found

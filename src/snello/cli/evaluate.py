@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments, load_images
-from ._inputs import check_writable, device, finish, seed
+from ._data import add_data_arguments, load_images, use_recipe_beside
+from ._inputs import check_one_input, check_writable, device, finish, seed, warn
 from ._names import complete_with, datasets, suffixes
 from ._own_code import add_own_code_argument, own_code
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from snello.lab.datasets import Splits
+    from snello.lab.reporting import Table
     from snello.lab.training import Answers
     from snello.store import ImageInput
 
 HELP = "score model files, bitstreams and exported files side by side on the same images"
 EPILOG = (
     "example: snello evaluate dense.pt lean.pt lean.onnx lean-int8.onnx --data=cifar10\n"
-    "Each file is fed as its record or metadata says; the first one is what the others are compared with."
+    "The images of each file are preprocessed as its record or metadata says, else as the first file\n"
+    "with a normalisation says. All files are compared with the first one."
 )
 
 
@@ -31,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("files", nargs="+", help=f"files ({', '.join(suffixes())})")
     names = datasets()
-    complete_with(parser.add_argument("--data", help=f"one of: {', '.join(names)}"), names)
+    complete_with(
+        parser.add_argument(
+            "--data",
+            help=f"one of: {', '.join(names)}; default: that of the recipe beside the first file",
+        ),
+        names,
+    )
     add_data_arguments(parser)
     parser.add_argument(
         "--part", choices=("test", "validation", "train"), default="test", help="default: test"
@@ -44,111 +53,163 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate each file, show, write."""
+    """Score each file on the images, show the table and write JSON."""
+    use_recipe_beside(arguments, arguments.files[0])
     if not arguments.data:
-        raise ConfigError("evaluate needs images: name a dataset with --data, as --data=cifar10")
+        raise ConfigError("evaluate needs images: choose a dataset, such as --data=cifar10")
     if arguments.batch < 1:
         raise ConfigError(f"--batch={arguments.batch}: choose at least 1")
     out = check_writable(arguments.out)
-    from snello.lab.reporting import Table, progress
+    from snello.lab.reporting import progress
 
     seed(arguments)
     results: list[dict[str, Any]] = []
     first: Answers | None = None
+    known = _Known()
     with progress(len(arguments.files)) as line:
         for path in map(Path, arguments.files):
-            found, result = _score(path, arguments)
+            found, result = _score(path, arguments, known)
             first = first or found
-            results.append(result | _against(found, first))
-            line(f"{path}: accuracy {result['accuracy']:.4f}")
-    header = (
-        "File", "Size\n[MB]", "Accuracy", "Loss", "Points", "Same\nanswer", "Lost", "Won",
-    )  # fmt: skip
-    note = (
-        f"{results[0]['images']} images of {arguments.data}, part {arguments.part}. Points, same answer, images "
-        f"lost and won: against {arguments.files[0]}."
-    )
-    rows = tuple(map(_row, results))
+            results.append(result | _against(results, result, found, first))
+            line(f"{path}: {_metric(result)} {result[_metric(result)]:.4f}")
     finish(
-        Table(f"Accuracy on {arguments.data}", header, rows, note),
+        _table(arguments, results),
         {"data": arguments.data, "part": arguments.part, "files": results},
         out,
     )
 
 
-def _score(path: Path, arguments: argparse.Namespace) -> tuple[Answers, dict[str, Any]]:
+@dataclass
+class _Known:
+    """Preprocessing of the first file that has one, and that file."""
+
+    images: ImageInput | None = None
+    file: Path | None = None
+
+    def or_that_of(self, path: Path, images: ImageInput | None) -> ImageInput | None:
+        """The preprocessing of a file, else the known one, with a note."""
+        if images is None and self.images is not None:
+            warn(f"{path} has no normalisation: that of {self.file} is used", "note")
+        elif self.images is None:
+            self.images, self.file = images, path
+        return images or self.images
+
+
+def _score(
+    path: Path, arguments: argparse.Namespace, known: _Known
+) -> tuple[Answers | None, dict[str, Any]]:
+    """Answers of a classifier, None for segmentation; and its scores."""
     from snello.deploy import file_bytes
     from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits, image_input
 
     model, shape, images = _opened(path, arguments)
-    splits = load_images(arguments, images, _size(arguments, shape))
-    _check_shape(path, splits, shape)
+    splits = load_images(arguments, known.or_that_of(path, images), shape)
     check_fits(str(path), model, splits)
-    batches = loader(getattr(splits, arguments.part), splits, arguments.batch)
-    found = answers(model, batches)
-    return found, {
-        "file": str(path),
-        "bytes": file_bytes(path),
-        "images": len(found.labels),
-        "accuracy": float(found.right.double().mean()),
-        "loss": found.loss,
-        "input": image_input(splits).to_dict(),
-    }
+    part = getattr(splits, arguments.part)
+    facts = {
+        "file": str(path), "bytes": file_bytes(path), "images": len(part),
+        "input": image_input(splits).to_dict() | {"input_shape": list(shape)},
+    }  # fmt: skip
+    if splits.task == "segmentation":
+        return None, facts | _overlap(model, splits, arguments)
+    found = answers(model, loader(part, splits, arguments.batch))
+    return found, facts | {"accuracy": float(found.right.double().mean()), "loss": found.loss}
+
+
+def _overlap(model: nn.Module, splits: Splits, arguments: argparse.Namespace) -> dict[str, float]:
+    """Mean IoU and cross-entropy of a segmentation network."""
+    from snello.lab.datasets import loader
+    from snello.lab.training import evaluate_segmentation
+
+    whole = loader(getattr(splits, arguments.part), splits, 1)
+    side = splits.input_shape[1]
+    # Exported files have a fixed size: every file gets the same square of an image.
+    batches = (tuple(_centre(part, side) for part in batch) for batch in whole)
+    found = evaluate_segmentation(model, batches, len(splits.classes))  # type: ignore[arg-type]
+    return {"mean_iou": found.accuracy, "loss": found.loss}
+
+
+def _centre(pixels: Tensor, side: int) -> Tensor:
+    top, left = ((size - side) // 2 for size in pixels.shape[-2:])
+    return pixels[..., top : top + side, left : left + side]
 
 
 def _opened(
     path: Path, arguments: argparse.Namespace
 ) -> tuple[nn.Module, tuple[int, ...], ImageInput | None]:
-    """The model of a file, the shape of one image, and how pictures become images."""
+    """The model of a file, the shape of one image, and the preprocessing in the file.
+
+    Raises:
+        ConfigError: if it takes several inputs, or damaged preprocessing.
+        ModelError: if it cannot be read.
+    """
     from snello.deploy import FORMATS, FileModel
     from snello.store import ImageInput, load
 
     if path.suffix not in FORMATS:
         model, record = load(path, trust=own_code(arguments))
+        check_one_input(record, "evaluate")
         return model.to(device(arguments)), tuple(record.input_shape), record.images
     format = FORMATS[path.suffix]
     file = FileModel(path)
     inputs = format.inputs_of(path)
     if len(inputs) != 1:
-        raise ConfigError(f"{path} takes {len(inputs)} inputs; images are one")
+        raise ConfigError(
+            f"{path} takes {len(inputs)} inputs; evaluate measures models of one image"
+        )
     facts = format.metadata(path)
     images = ImageInput.from_dict(facts) if "mean" in facts else None
     return file, tuple(inputs[0].shape[1:]), images
 
 
-def _size(arguments: argparse.Namespace, shape: tuple[int, ...]) -> int | None:
-    from snello.lab.datasets import FIXED_SIZE
-
-    if arguments.image_size is not None or arguments.data in FIXED_SIZE or not shape:
-        return int(arguments.image_size) if arguments.image_size is not None else None
-    return shape[-1]
+def _metric(result: dict[str, Any]) -> str:
+    return "accuracy" if "accuracy" in result else "mean_iou"
 
 
-def _check_shape(path: Path, splits: Splits, shape: tuple[int, ...]) -> None:
-    if splits.input_shape != shape:
-        raise ConfigError(
-            f"{path} takes images of {shape}, those of {splits.name} are {splits.input_shape}: choose another "
-            "--data or --image-size"
-        )
-    if splits.task != "classification":
-        raise ConfigError(f"evaluate compares classifiers; {splits.name} is a {splits.task}")
-
-
-def _against(found: Answers, first: Answers) -> dict[str, Any]:
-    """Answers beside those of the first file."""
-    return {
-        "points": 100 * float(found.right.double().mean() - first.right.double().mean()),
+def _against(
+    results: list[dict[str, Any]],
+    result: dict[str, Any],
+    found: Answers | None,
+    first: Answers | None,
+) -> dict[str, Any]:
+    """Differences of a file's scores and answers from those of the first file."""
+    metric = _metric(result)
+    points = {"points": 100 * (result[metric] - (results[0] if results else result)[metric])}
+    if found is None or first is None:
+        return points
+    return points | {
         "same": float((found.predicted == first.predicted).double().mean()),
         "lost": int((first.right & ~found.right).sum()),
         "won": int((found.right & ~first.right).sum()),
     }
 
 
-def _row(result: dict[str, Any]) -> tuple[str, ...]:
-    from snello.lab.reporting import megabytes, percent
+def _table(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> Table:
+    from snello.lab.reporting import Table, megabytes, percent
 
-    return (
-        result["file"], megabytes(result["bytes"]), percent(result["accuracy"]), f"{result['loss']:.4f}",
-        f"{result['points']:+.2f}", percent(result["same"]), str(result["lost"]), str(result["won"]),
-    )  # fmt: skip
+    segments = _metric(results[0]) == "mean_iou"
+    header: tuple[str, ...] = (
+        "File",
+        "Size\n[MB]",
+        "Mean IoU" if segments else "Accuracy",
+        "Loss",
+        "Points",
+    )
+    rows: list[tuple[str, ...]] = [
+        (r["file"], megabytes(r["bytes"]), percent(r[_metric(r)]), f"{r['loss']:.4f}", f"{r['points']:+.2f}")
+        for r in results
+    ]  # fmt: skip
+    compared = "Points: difference"
+    if not segments:
+        header = (*header, "Same\nanswer", "Lost", "Won")
+        rows = [
+            (*row, percent(r["same"]), str(r["lost"]), str(r["won"]))
+            for row, r in zip(rows, results, strict=True)
+        ]
+        compared = "Points, same answer, images lost and won: compared"
+    note = (
+        f"{results[0]['images']} images of {arguments.data}, part {arguments.part}. {compared} "
+        f"{'from' if segments else 'with'} {arguments.files[0]}."
+    )
+    return Table(f"{header[2]} on {arguments.data}", header, tuple(rows), note)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, nearest
 
-from ._calibration import add_calibration_arguments, calibration
-from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._calibration import add_calibration_arguments, calibration, warn_random
+from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model
 from ._names import complete_with, formats
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from snello.deploy import Format
     from snello.store import Record
@@ -54,9 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)
-    facts = {} if record.images is None else record.images.to_dict()
-    saved = bool(facts) and format.add_metadata(
-        out, {**facts, "input_shape": list(record.input_shape)}
+    saved = record.images is not None and format.add_metadata(
+        out, {**record.images.to_dict(), "input_shape": list(record.input_shape)}
     )
     result["bytes"] = format.size(out)
     header = ["File", "Format", "Size [MB]"]
@@ -98,8 +97,20 @@ def _float32(
 ) -> dict[str, Any]:
     from snello.deploy import file_bytes
 
-    inputs = record.example_inputs(2 if format.any_batch else arguments.batch)
+    inputs = record.inputs(2 if format.any_batch else arguments.batch)
     return {"file": str(format.export(model, inputs, out)), "bytes": file_bytes(out)}
+
+
+def _calibration(
+    record: Record, arguments: argparse.Namespace
+) -> tuple[list[tuple[Tensor, ...]], str]:
+    if record.further:
+        if arguments.data is not None:
+            check_one_input(record, "--data")
+        warn_random()
+        return [record.inputs(arguments.samples)], "random inputs"
+    batches, where = calibration(record.input_shape, arguments, record.images)
+    return [(images.to(record.dtype),) for images in batches], where
 
 
 def _int8(
@@ -107,9 +118,8 @@ def _int8(
 ) -> dict[str, Any]:
     from snello.deploy import export_int8
 
-    found_data, where = calibration(record.input_shape, arguments, record.images)
-    data = [images.to(record.dtype) for images in found_data]
-    found = export_int8(model, record.example_inputs(), out, data)
+    data, where = _calibration(record, arguments)
+    found = export_int8(model, record.inputs(), out, data)
     return {
         "file": str(found.path),
         "bytes": found.bytes,

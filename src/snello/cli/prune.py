@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError, nearest
 
-from ._data import add_data_arguments
-from ._inputs import add_model_arguments, check_model_file, device, finish, read_model
+from ._data import add_data_arguments, load_images, use_recipe_beside, warn_if_seen
+from ._images import with_classes
+from ._inputs import (
+    add_model_arguments,
+    check_model_file,
+    check_one_input,
+    device,
+    finish,
+    read_model,
+)
 from ._names import channel_importances, complete_with, datasets
 from ._own_code import named_code
-from ._rate import splits_for
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     complete_with(
         parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
     )
-    add_data_arguments(parser)
+    add_data_arguments(parser, judged=True)
     for name in ("macs", "parameters", "channels"):
         parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, like 0.5")
     names = (*channel_importances(), *CALIBRATED)
@@ -94,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
+    use_recipe_beside(arguments, arguments.file)
     if not arguments.data:
         raise ConfigError(
             "prune needs data to measure on: choose a dataset, such as --data=cifar10"
@@ -103,10 +111,15 @@ def run(arguments: argparse.Namespace) -> None:
     model, record = read_model(arguments)
     if arguments.model is not None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
-    splits = splits_for(arguments, record)
-    record = replace(record, images=image_input(splits))
+    check_one_input(record, "prune")
+    splits = load_images(arguments, record.images, record.input_shape)
+    record = with_classes(record, splits)
+    if record.images is None:  # the network is fitted to the dataset's own normalisation
+        record = replace(record, images=image_input(splits))
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
+    if arguments.max_drop is not None:
+        warn_if_seen(arguments, splits)
     validation = loader(splits.validation, splits, 500)
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
