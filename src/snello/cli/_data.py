@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from snello.errors import ModelError
+from snello.errors import ConfigError, ModelError
 
 from ._images import add_image_arguments, given_images
 from ._inputs import warn
@@ -64,24 +65,42 @@ def load_images(
         ModelError: if the shape of the images differs from the model's input shape.
         DataError: if the dataset is missing.
     """
-    from snello.lab.datasets import load_dataset
+    from snello.lab.datasets import WITH_PATH, normalised
 
+    if arguments.data in WITH_PATH and arguments.data_path is None:
+        raise ConfigError(
+            f"--data={arguments.data} needs the folder of its images: --data-path=FOLDER"
+        )
     images = given_images(arguments, images, shape)
     order = arguments.channel_order or (images.colours if images is not None else "rgb")
-    split = getattr(arguments, "split", {})
-    splits = load_dataset(
-        arguments.data, arguments.data_root, image_size=_size(arguments, shape), path=arguments.data_path,
-        mean=None if images is None else images.mean, std=None if images is None else images.std,
-        order="bgr" if order == "bgr" else "rgb",
-        validation_path=getattr(arguments, "validation_path", None), **split,
-    )  # fmt: skip
+    splits = _read(arguments, _size(arguments, shape), "bgr" if order == "bgr" else "rgb")
     if splits.input_shape != tuple(shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
             f"{tuple(shape)}; choose the dataset that it was trained on with --data, and "
             "--image-size if its images were resized"
         )
+    if images is not None:
+        splits = normalised(splits, images.mean, images.std)
     _warn_of_guesses(arguments, images, splits)
+    return splits
+
+
+def _read(
+    arguments: argparse.Namespace, image_size: int | None, order: Literal["rgb", "bgr"]
+) -> Splits:
+    """Read the dataset; warnings of the reader become lines of the command."""
+    from snello.lab.datasets import load_dataset
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        splits = load_dataset(
+            arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
+            order=order, validation_path=getattr(arguments, "validation_path", None),
+            **getattr(arguments, "split", {}),
+        )  # fmt: skip
+    for one in caught:
+        warn(str(one.message))
     return splits
 
 

@@ -127,8 +127,8 @@ def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
 def _found(found: RateSearch, metric: str) -> str:
     folded = ", BatchNorms folded" if found.folded else ""
     return (
-        f"{found.method}{folded}: {metric} {found.after:.4f} after {found.before:.4f} on validation images, "
-        f"{found.bound:.4f} allowed; {found.evaluations} evaluations."
+        f"{found.method}{folded}: {metric} on validation images {found.before:.4f} before, "
+        f"{found.after:.4f} after, {found.bound:.4f} allowed; {found.evaluations} evaluations."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +125,19 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
     """
     files: list[str] = []
     labels: list[int] = []
+    suffixes: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        found = image_files(folder / name)
+        every = _visible_files(folder / name)
+        found = _sorted_images(every)
         if not found:
             raise DataError(
                 f"class folder {(folder / name).absolute()} has no images"
                 f"{other_suffixes(folder / name)}; fill or remove it"
             )
-        _warn_of_unread(folder / name)
+        suffixes.update(map(_suffix, every))
         files += found
         labels += [label] * len(found)
+    _warn_of_unread(folder, suffixes)
     order = fixed_order(len(files))
     return [files[i] for i in order.tolist()], torch.tensor(labels)[order]
 
@@ -146,37 +149,43 @@ def fixed_order(count: int) -> Tensor:
 
 def image_files(folder: Path) -> list[str]:
     """Sorted paths of the image files in a folder and its subfolders."""
-    found = [
-        os.path.join(where, name)
-        for where, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS
-    ]
+    return _sorted_images(_visible_files(folder))
+
+
+def _sorted_images(files: Iterable[str]) -> list[str]:
+    found = [file for file in files if _suffix(file) in EXTENSIONS]
     return sorted(found, key=lambda file: file.split(os.sep))
 
 
-def _warn_of_unread(folder: Path) -> None:
-    counts = _suffixes(folder)
-    if unread := sorted(UNREAD & set(counts)):
-        listed = ", ".join(f"{suffix} ({counts[suffix]})" for suffix in unread)
+def _visible_files(folder: Path) -> list[str]:
+    return [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".")
+    ]
+
+
+def _suffix(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _warn_of_unread(folder: Path, others: Counter[str]) -> None:
+    if unread := sorted(UNREAD & set(others)):
+        listed = ", ".join(f"{suffix} ({others[suffix]})" for suffix in unread)
         warnings.warn(
             f"{folder.absolute()} has images that are not read: {listed}; convert them to one of "
             f"{', '.join(sorted(EXTENSIONS))}",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
 def other_suffixes(folder: Path) -> str:
     """The suffixes of a folder's files that are not read, and those that are, for messages."""
-    found = ", ".join(f"{suffix} ({count})" for suffix, count in _suffixes(folder).most_common(5))
+    counts = Counter(_suffix(file) or "no suffix" for file in _visible_files(folder))
+    found = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(5))
     read = ", ".join(sorted(EXTENSIONS))
     return f": its files end in {found}, and only {read} are read" if found else ""
-
-
-def _suffixes(folder: Path) -> Counter[str]:
-    """Number of visible files of each suffix, in lower case, in a folder and its subfolders."""
-    names = [name for _, _, names in os.walk(folder) for name in names if not name.startswith(".")]
-    return Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
 
 
 def _decode(files: Sequence[str], image_size: int | None) -> Tensor:

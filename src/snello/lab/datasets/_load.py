@@ -118,8 +118,8 @@ def load_dataset(
         )
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size={image_size} must be at least 1 pixel")
-    if (path is None) == (name in _WITH_PATH):
-        needs = "', '".join(_WITH_PATH)
+    if (path is None) == (name in WITH_PATH):
+        needs = "', '".join(WITH_PATH)
         raise ConfigError(
             f"path={path!r}: '{needs}' require a path, and other datasets accept none; got {name!r}"
         )
@@ -131,10 +131,8 @@ def load_dataset(
         splits = _cut_stream(name, raw, validation, seed, image_size)
     else:
         splits = _cut(name, raw, validation, seed, image_size)
-    given = None if mean is None or std is None else _statistics(mean, std, splits)
-    mean, std = given or (splits.mean, splits.std)
-    apart = raw.validation is not None
-    return replace(splits, mean=tuple(mean), std=tuple(std), order=order, apart=apart)
+    splits = replace(splits, order=order, apart=raw.validation is not None)
+    return splits if mean is None or std is None else normalised(splits, mean, std)
 
 
 def _with_validation(
@@ -145,18 +143,24 @@ def _with_validation(
     return replace(raw, validation=images_for(raw, path, image_size))
 
 
-def _statistics(
-    mean: Sequence[float], std: Sequence[float], splits: Splits
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The given normalisation, one value per channel; a single value is valid for all channels."""
+def normalised(splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Splits:
+    """A dataset with the given normalisation; a single value is valid for all channels.
+
+    Args:
+        splits: the dataset.
+        mean, std: normalisation per channel, with pixels scaled to 0 … 1.
+
+    Raises:
+        ConfigError: for a wrong number of values, or deviations that are not positive.
+    """
     channels = splits.input_shape[0]
     if not (len(mean) == len(std) and len(mean) in (1, channels)) or min(std) <= 0:
         raise ConfigError(
-            f"mean={tuple(mean)} and std={tuple(std)}: {splits.name} has {channels} channels; give as "
-            "many numbers of each, or one, and positive deviations"
+            f"mean={tuple(mean)} and std={tuple(std)}: {splits.name} has {channels} "
+            f"channel{'s' if channels > 1 else ''}; give as many numbers of each, or one, and positive deviations"
         )
     times = channels // len(mean)
-    return tuple(mean) * times, tuple(std) * times
+    return replace(splits, mean=tuple(mean) * times, std=tuple(std) * times)
 
 
 def _reader(name: str) -> Callable[[Request], RawData | RawStream]:
@@ -235,4 +239,5 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
 """Datasets with images of equal size, resized only if ``image_size`` is given."""
 
-_WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")
+WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")
+"""Datasets in a folder given by the user."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snello.errors import DataError
 
-from ._folders import check_folder, class_names, list_classes, read_classes
+from ._folders import class_names, list_classes, read_classes
 from ._masks import mask_part
 from ._streamed import stream_classes
 from ._types import Images, RawData, RawStream, StreamedImages
@@ -49,18 +49,26 @@ def stream_for(raw: RawStream, path: Path) -> StreamedImages:
         DataError: if the folder is missing, its classes differ, or an image has no mask.
     """
     if raw.task == "segmentation":
-        check_folder(path)
+        _check_folder(path)
         return mask_part(path, len(raw.classes))
     _check_classes(path, raw.classes)
     return stream_classes(path, raw.classes)
 
 
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise DataError(
+            f"no folder of validation images in {path.absolute()}: it does not exist, or is a file"
+        )
+
+
 def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
-    check_folder(path)
+    _check_folder(path)
     if different := sorted(set(class_names(path)) ^ set(classes)):
         raise DataError(
             f"{path.absolute()} and the dataset differ in class {different[0]!r}: the folder needs one "
-            f"folder of images for each of the {len(classes)} classes {', '.join(classes[:3])} ..."
+            f"folder of images for each of the {len(classes)} classes: {', '.join(classes[:3])}"
+            + (", ..." if len(classes) > 3 else "")
         )
     list_classes(path, classes)  # names the class without images before any image is decoded
 
