@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dataset_files import write_classes
+from dataset_files import write_classes, write_masks
 from snello.cli import main
 from snello.errors import ConfigError, DataError, ModelError
 from snello.lab.datasets import load_dataset, loader
@@ -151,12 +151,61 @@ def test_what_no_record_says_is_said(
     assert main([*words, "--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--channel-order=bgr"]) == 0
     assert "warning" not in capsys.readouterr().err
     row = json.loads(out.read_text())["files"][0]
+    assert row["images"] == 10
     assert (row["input"]["mean"], row["input"]["colours"]) == ([0.5, 0.4, 0.3], "bgr")
+    assert main([*words, "--part=all"]) == 0
+    assert json.loads(out.read_text())["files"][0]["images"] == 32
     other = save(
         tmp_path / "o.pt", model, Record(SPEC, (3, 6, 6), images=replace(IMAGES, classes=("a", "b")))
     )  # fmt: skip
     assert main([*words[:1], str(other), *words[2:]]) == 0
     assert "those of the model a, b" in capsys.readouterr().err
+
+
+def test_segmentation_networks_are_scored_by_mean_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_masks(tmp_path / "masks", count=3)
+    spec = ModelSpec("test_evaluate_cli:Sky")
+    files = []
+    for name, sky in (("all", 0.0), ("half", 1.0)):
+        record = Record(spec, (3, 16, 16), images=ImageInput((0.5,), (0.5,)))
+        model = Sky()
+        model.tell.fill_(sky)
+        files.append(str(save(tmp_path / f"{name}.pt", model, record, trust=spec.name)))
+    words = [f"--data-path={tmp_path / 'masks'}", f"--out={tmp_path / 'e.json'}"]
+    words += ["--data=maskfolder", "--own-code=test_evaluate_cli:Sky"]
+    assert main(["evaluate", *files, *words]) == 0
+    rows = json.loads((tmp_path / "e.json").read_text())["files"]
+    splits = load_dataset("maskfolder", path=tmp_path / "masks", image_size=16)
+    masks = [target for _, target in loader(splits.test, splits, 1)]
+    labels = torch.cat([_centre(mask, 16).flatten() for mask in masks])
+    labels = labels[labels != 255]
+    share = float((labels == 1).double().mean())
+    assert rows[0]["mean_iou"] == pytest.approx(share / 2)  # sky is predicted everywhere
+    assert rows[1]["mean_iou"] > 0.8
+    assert rows[1]["points"] == pytest.approx(100 * (rows[1]["mean_iou"] - rows[0]["mean_iou"]))
+    assert "Mean IoU on maskfolder" in capsys.readouterr().out
+
+
+def _centre(mask: torch.Tensor, side: int) -> torch.Tensor:
+    top, left = ((size - side) // 2 for size in mask.shape[-2:])
+    return mask[:, top : top + side, left : left + side]
+
+
+class Sky(nn.Module):
+    """Predicts sky in all rows, or in the upper half, and ground below it."""
+
+    tell: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("tell", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        upper = torch.linspace(-1, 1, x.shape[2])[:, None].expand(x.shape[2:]) * self.tell
+        scores = torch.stack([torch.full_like(upper, -9), -upper + 0.01, upper])
+        return {"out": scores.expand(len(x), -1, -1, -1)}
 
 
 @pytest.mark.parametrize(

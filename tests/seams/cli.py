@@ -11,6 +11,9 @@ from snello.cli._words import divided as divided
 from snello.cli._calibration import BATCH as BATCH
 from snello.cli._calibration import add_calibration_arguments as add_calibration_arguments
 from snello.cli._calibration import calibration as calibration
+from snello.cli.bench_device import _shared as shared_images
+from snello.cli._data import load_images as load_images
+from snello.cli._data import use_recipe_beside as use_recipe_beside
 from snello.cli._inputs import add_model_arguments as add_model_arguments
 from snello.cli._inputs import device as device
 from snello.cli._inputs import read_model as read_model

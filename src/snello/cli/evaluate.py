@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from ._own_code import add_own_code_argument, own_code
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from snello.lab.datasets import Splits
+    from snello.lab.datasets import Part, Splits
     from snello.lab.reporting import Table
     from snello.lab.training import Answers
     from snello.store import ImageInput
 
+PARTS = ("test", "validation", "train")
 HELP = "score model files, bitstreams and exported files side by side on the same images"
 EPILOG = (
     "example: snello evaluate dense.pt lean.pt lean.onnx lean-int8.onnx --data=cifar10\n"
@@ -43,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_arguments(parser)
     parser.add_argument(
-        "--part", choices=("test", "validation", "train"), default="test", help="default: test"
-    )
+        "--part", choices=(*PARTS, "all"), default="test",
+        help="part of the dataset to score on; all: the whole folder; default: test",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=250, help="images per batch; default: 250")
     add_own_code_argument(parser)
     parser.add_argument(
@@ -103,26 +106,27 @@ def _score(
     from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits, image_input
 
-    model, shape, images = _opened(path, arguments)
-    splits = load_images(arguments, known.or_that_of(path, images), shape)
+    model, shape, preprocessing = _opened(path, arguments)
+    splits = load_images(arguments, known.or_that_of(path, preprocessing), shape)
     check_fits(str(path), model, splits)
-    part = getattr(splits, arguments.part)
+    parts = PARTS if arguments.part == "all" else (arguments.part,)
+    images = [getattr(splits, part) for part in parts]
     facts = {
-        "file": str(path), "bytes": file_bytes(path), "images": len(part),
+        "file": str(path), "bytes": file_bytes(path), "images": sum(map(len, images)),
         "input": image_input(splits).to_dict() | {"input_shape": list(shape)},
     }  # fmt: skip
     if splits.task == "segmentation":
-        return None, facts | _overlap(model, splits, arguments)
-    found = answers(model, loader(part, splits, arguments.batch))
+        return None, facts | _overlap(model, splits, images)
+    found = answers(model, chain(*(loader(part, splits, arguments.batch) for part in images)))
     return found, facts | {"accuracy": float(found.right.double().mean()), "loss": found.loss}
 
 
-def _overlap(model: nn.Module, splits: Splits, arguments: argparse.Namespace) -> dict[str, float]:
+def _overlap(model: nn.Module, splits: Splits, images: list[Part]) -> dict[str, float]:
     """Mean IoU and cross-entropy of a segmentation network."""
     from snello.lab.datasets import loader
     from snello.lab.training import evaluate_segmentation
 
-    whole = loader(getattr(splits, arguments.part), splits, 1)
+    whole = chain(*(loader(part, splits, 1) for part in images))
     side = splits.input_shape[1]
     # Exported files have a fixed size: every file gets the same square of an image.
     batches = (tuple(_centre(part, side) for part in batch) for batch in whole)

@@ -91,9 +91,9 @@ def load_dataset(
         path: for ``"imagefolder"`` and ``"imagefolder-stream"``, a folder with ``train`` and
             ``test`` (and optionally ``val``), with ``train`` and ``val``, of which a fixed half each
             becomes the validation and the test part, or with one folder per class, of which a fixed
-            fifth becomes the test part. For ``"maskfolder"``, a folder with ``train`` and ``test`` (and
-            optionally ``val``), each with ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of
-            a mask are indices into the list ``classes.txt``, or 255.
+            fifth becomes the test part. For ``"maskfolder"``, a folder with the same parts, each with
+            ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of a mask are indices into the
+            list ``classes.txt``, or 255.
         mean, std: normalisation per channel, with pixels scaled to 0 … 1; None for the dataset's
             own. A trained network needs those of its training.
         order: order of the channels in a batch.
