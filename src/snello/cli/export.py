@@ -54,9 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)
-    saved = record.images is not None and format.add_metadata(
-        out, {**record.images.to_dict(), "input_shape": list(record.input_shape)}
-    )
+    facts = record.image_facts()
+    saved = bool(facts) and format.add_metadata(out, facts)
     result["bytes"] = format.size(out)
     header = ["File", "Format", "Size [MB]"]
     row = [str(out), INT8 if int8 else format.name, megabytes(result["bytes"])]

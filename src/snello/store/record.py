@@ -76,6 +76,12 @@ class Record:
             )
         return self.inputs(batch)[0]
 
+    def image_facts(self) -> dict[str, Any]:
+        """Preprocessing, classes and input shape for an exported file; empty if unknown."""
+        if self.images is None:
+            return {}
+        return {**self.images.to_dict(), "input_shape": list(self.input_shape)}
+
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
         """All inputs, each as :meth:`example_inputs`, as a tuple of positional arguments."""
         generator = torch.Generator().manual_seed(0)
