@@ -1,11 +1,17 @@
 """Channels pruned from public ResNet weights on JPEG CIFAR-10, Torch-Pruning beside them.
 
     python benchmarks/channel_pruning.py --weights resnet32.th --macs 0.5 --seeds 0 1 2 --out DIR
+    python benchmarks/channel_pruning.py --weights resnet32.th --macs 0.5 --out DIR --latency
 
 Every row starts from the same dense network, fine-tuned to the JPEG domain first, with the shortcut
 of option A written as a 1×1 convolution (Torch-Pruning's graph breaks on the padded one), and is
 fine-tuned alike: same images, augmentation, schedule, seed. The importance is measured on the same
-batches. Accuracy: test images, last epoch. Widths are not rounded.
+batches. Accuracy: test images, last epoch. Widths are not rounded. Statistics of BatchNorm are
+estimated again on the same 1000 images before the accuracy after the cut is measured, for all.
+
+Rows and networks are written as they are finished; a run that was interrupted goes on. With
+``--latency`` nothing is trained: the networks of the first seed are timed in turns in PyTorch and
+ONNX Runtime, float32 and int8, and coded.
 
 Torch-Pruning: Fang et al., "DepGraph: towards any structural pruning", CVPR 2023,
 https://github.com/VainF/Torch-Pruning; group importances with its defaults, global ranking, one
@@ -17,6 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +32,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snello.codec import CodecSettings, compress
+from snello.deploy import Subject, compare
 from snello.files import write_text
-from snello.lab.datasets import load_dataset, loader
+from snello.lab.datasets import Splits, load_dataset, loader
 from snello.lab.models import CifarResNet
 from snello.lab.training import FineTuning, evaluate, finetune
 from snello.pruning.channels import Keep, group_fisher, group_taylor, magnitude, measured_size
+from snello.pruning.recovery import recalibrate
 from snello.search import prune
 from snello.store import load_weights
 from snello.timing import cpu_seconds
 
 X = torch.zeros(1, 3, 32, 32)
+RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
+Cut = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Row:
         method: name.
         seed: of the fine-tuning.
         macs, parameters: share of the dense network's.
-        cut: test accuracy before fine-tuning.
+        cut: test accuracy before fine-tuning, with statistics of BatchNorm estimated again.
         accuracy: after it.
         seconds: CPU time of all of it.
     """
@@ -78,25 +90,28 @@ def with_convolutions(model: CifarResNet) -> nn.Module:
     return model
 
 
-def ours(dense: nn.Module, batches: Any, macs: float, importance: Any, **options: Any) -> nn.Module:
+def ours(example: torch.Tensor, macs: float, importance: Any, **options: Any) -> Cut:
     """Cut by snello."""
-    return prune(dense, X, Keep(macs=macs), importance=importance, **options).model
+    return lambda dense: (
+        prune(dense, example, Keep(macs=macs), importance=importance, **options).model
+    )
 
 
-def torch_pruned(dense: nn.Module, batches: Any, macs: float, importance: str) -> nn.Module:
+def torch_pruned(macs: float, batches: Any, images: Any, importance: str) -> Cut:
     """Cut by Torch-Pruning, to the largest network within the bound, by bisection of its ratio."""
     import torch_pruning
 
-    def at(ratio: float) -> nn.Module:
+    kinds = {
+        "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+        "taylor": torch_pruning.importance.GroupTaylorImportance,
+    }
+
+    def at(dense: nn.Module, ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
-        kinds = {
-            "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
-            "taylor": torch_pruning.importance.GroupTaylorImportance,
-        }
         if importance == "taylor":
             model.zero_grad()
-            for images, labels in batches:
-                F.cross_entropy(model(images), labels).backward()
+            for x, labels in batches:
+                F.cross_entropy(model(x), labels).backward()
         pruner = torch_pruning.pruner.BasePruner(
             model, X, importance=kinds[importance](), pruning_ratio=ratio, global_pruning=True,
             ignored_layers=[model.linear], max_pruning_ratio=0.9,
@@ -105,13 +120,124 @@ def torch_pruned(dense: nn.Module, batches: Any, macs: float, importance: str) -
         model.zero_grad(set_to_none=True)
         return model
 
-    whole = measured_size(dense, X).macs
-    low, high = 0.0, 0.9
-    for _ in range(12):
-        middle = (low + high) / 2
-        fits = measured_size(at(middle), X).macs <= macs * whole
-        low, high = (low, middle) if fits else (middle, high)
-    return at(high)
+    def cut(dense: nn.Module) -> nn.Module:
+        whole = measured_size(dense, X).macs
+        low, high = 0.0, 0.9
+        for _ in range(12):
+            middle = (low + high) / 2
+            fits = measured_size(at(dense, middle), X).macs <= macs * whole
+            low, high = (low, middle) if fits else (middle, high)
+        found = at(dense, high)
+        recalibrate(found, images)
+        return found.eval()
+
+    return cut
+
+
+def cuts_of(macs: float, splits: Splits) -> dict[str, Cut]:
+    """Name of a row -> its cut."""
+    batches = list(loader(splits.train, splits, 100, shuffle=True, seed=0, limit=2000))
+    images = [x for x, _ in batches[:10]]
+    single = [(x[i : i + 1], y[i : i + 1]) for x, y in batches[:5] for i in range(len(x))]
+    score = {
+        "magnitude": magnitude(2),
+        "taylor": group_taylor(batches),
+        "fisher": group_fisher(single),
+    }
+    found: dict[str, Cut] = {
+        "dense": copy.deepcopy,
+        "magnitude, as cut": ours(X, macs, magnitude(2)),
+    }
+    for name, importance in score.items():
+        found[name] = ours(X, macs, importance, calibration=images)
+        found[f"{name}, reconstructed"] = ours(
+            X, macs, importance, calibration=images, reconstruction=True
+        )
+    found["taylor, 5 steps, reconstructed"] = ours(
+        X, macs, score["taylor"], calibration=images, reconstruction=True, steps=5
+    )
+    for name in ("magnitude", "taylor"):
+        found[f"Torch-Pruning {name}"] = torch_pruned(macs, batches, images, name)
+    return found
+
+
+def dense_network(options: argparse.Namespace, splits: Splits) -> nn.Module:
+    """The public network, fine-tuned to the JPEG domain once."""
+    kept = options.out / f"dense-{options.depth}.pt"
+    if kept.exists():
+        model = with_convolutions(CifarResNet(options.depth, 10))
+        model.load_state_dict(torch.load(kept, weights_only=True))
+        return model.eval()
+    model = with_convolutions(load_weights(CifarResNet(options.depth, 10), options.weights))
+    settings = FineTuning(lr=0.01, precision="bf16", epochs=options.dense_epochs)
+    finetune(model, splits, settings)
+    torch.save(model.state_dict(), kept)
+    return model.eval()
+
+
+def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> None:
+    """Cut and fine-tune every row that is not there yet."""
+    splits = load_dataset("cifar10")
+    dense = dense_network(options, splits)
+    test = loader(splits.test, splits, 500)
+    cuts = cuts_of(options.macs, splits)
+    settings = FineTuning(
+        lr=options.lr, precision="bf16", epochs=options.epochs, limit=options.limit,
+        distil=options.distil,
+    )  # fmt: skip
+    whole = measured_size(dense, X)
+    rows = [Row(**row) for row in json.loads(rows_file.read_text())] if rows_file.exists() else []
+    done = {(row.method, row.seed) for row in rows}
+    for seed in options.seeds:
+        for method in options.methods or cuts:
+            if (method, seed) in done:
+                continue
+            started = cpu_seconds()
+            model = cuts[method](dense)
+            size, before = measured_size(model, X), evaluate(model, test).accuracy
+            own = replace(settings, seed=seed)
+            finetune(model, splits, own, teacher=dense if own.distil else None)
+            row = Row(
+                method, seed, size.macs / whole.macs, size.parameters / whole.parameters, before,
+                evaluate(model, test).accuracy, cpu_seconds() - started,
+            )  # fmt: skip
+            rows.append(row)
+            print(row, flush=True)
+            networks.mkdir(exist_ok=True)
+            torch.save(model, networks / f"{method}-{seed}.pt")
+            write_text(rows_file, json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def measure_latency(options: argparse.Namespace, networks: Path) -> list[dict[str, Any]]:
+    """Time and code the networks of the first seed, all in turns in one run."""
+    seed, found = options.seeds[0], {}
+    for path in sorted(networks.glob(f"*-{seed}.pt")):
+        name = path.stem.rpartition("-")[0]
+        # Networks that this script has written: their classes are Torch-Pruning's or snello's.
+        found[name] = torch.load(path, weights_only=False).eval()
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    profiles = compare(
+        [Subject(name, model, (x,)) for name, model in found.items()], runtimes=RUNTIMES,
+        repeats=options.repeats, warmup=20, threads=1,
+    )  # fmt: skip
+    base = next(p for p in profiles if p.name == "dense")
+    return [
+        {
+            "method": p.name,
+            "seed": seed,
+            "bitstream": len(compress(found[p.name].state_dict(), CodecSettings())),
+            **{
+                runtime: {
+                    "median_ms": time.median_ms,
+                    "p10_ms": time.p10_ms,
+                    "p90_ms": time.p90_ms,
+                    "to_dense": time.median_ms / base.latencies[runtime].median_ms,
+                }
+                for runtime, time in p.latencies.items()
+            },
+        }
+        for p in profiles
+    ]
 
 
 def main() -> None:
@@ -130,71 +256,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--limit", type=int, default=None, help="training images")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--distil", type=float, default=0.0, help="weight of the dense network's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--latency", action="store_true", help="time what has been trained")
+    parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    splits = load_dataset("cifar10")
-    start = with_convolutions(load_weights(CifarResNet(options.depth, 10), options.weights))
-    settings = FineTuning(
-        lr=options.lr, precision="bf16", epochs=options.epochs, limit=options.limit
-    )
-    kept = options.out / f"dense-{options.depth}.pt"
-    if kept.exists():
-        start.load_state_dict(torch.load(kept, weights_only=True))
-    else:
-        finetune(start, splits, replace(settings, epochs=options.dense_epochs, limit=None, lr=0.01))
-        torch.save(start.state_dict(), kept)
-    dense = start.eval()
-    test = loader(splits.test, splits, 500)
-    batches = list(loader(splits.train, splits, 100, shuffle=True, seed=0, limit=2000))
-    images = [x for x, _ in batches]
-    score = {
-        "magnitude": magnitude(2),
-        "taylor": group_taylor(batches),
-        "fisher": group_fisher(batches),
-    }
-    cuts: dict[str, Any] = {
-        "dense": lambda: copy.deepcopy(dense),
-        "magnitude": lambda: ours(dense, batches, options.macs, score["magnitude"]),
-        "taylor": lambda: ours(dense, batches, options.macs, score["taylor"], calibration=images),
-        "fisher": lambda: ours(dense, batches, options.macs, score["fisher"], calibration=images),
-        "taylor, reconstructed": lambda: ours(
-            dense, batches, options.macs, score["taylor"], calibration=images[:10], reconstruction=True
-        ),
-        "magnitude, reconstructed": lambda: ours(
-            dense, batches, options.macs, score["magnitude"], calibration=images[:10],
-            reconstruction=True,
-        ),
-        "Torch-Pruning magnitude": lambda: torch_pruned(dense, batches, options.macs, "magnitude"),
-        "Torch-Pruning taylor": lambda: torch_pruned(dense, batches, options.macs, "taylor"),
-    }  # fmt: skip
-    cuts["taylor, reconstructed, distilled"] = cuts["taylor, reconstructed"]
-    whole = measured_size(dense, X)
-    rows: list[Row] = []
-    for seed in options.seeds:
-        for method in options.methods or cuts:
-            started = cpu_seconds()
-            model = cuts[method]()
-            size = measured_size(model, X)
-            before = evaluate(model, test).accuracy
-            own = replace(settings, seed=seed, distil=0.5 if "distilled" in method else 0.0)
-            finetune(model, splits, own, teacher=dense)
-            rows.append(
-                Row(
-                    method,
-                    seed,
-                    size.macs / whole.macs,
-                    size.parameters / whole.parameters,
-                    before,
-                    evaluate(model, test).accuracy,
-                    cpu_seconds() - started,
-                )
-            )
-            print(rows[-1], flush=True)
-            name = f"resnet{options.depth}-{options.macs}-{options.epochs}.json"
-            write_text(options.out / name, json.dumps([asdict(row) for row in rows], indent=1))
+    name = f"resnet{options.depth}-{options.macs}-{options.epochs}-{options.limit or 'all'}"
+    networks = options.out / name
+    if not options.latency:
+        train_rows(options, options.out / f"{name}.json", networks)
+        return
+    found = measure_latency(options, networks)
+    write_text(options.out / f"{name}-latency.json", json.dumps(found, indent=1))
+    for row in found:
+        ratios = ", ".join(f"{r} {row[r]['to_dense']:.2f}" for r in RUNTIMES)
+        print(f"{row['method']}: {ratios}; {row['bitstream']} bytes")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def test_a_step_on_one_rank_is_told_before_the_collective_aborts(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("what", "words"),
     [("schedule", "'pwe': 2"), ("state", "'bad': 1"), ("call", "rank 1 calls Pruner.step")],

@@ -27,7 +27,7 @@ from snello.pruning.channels import (
 )
 from snello.pruning.recovery import recalibrate
 from snello.search.prune import prune
-from snello.store import ModelSpec
+from snello.store import ModelSpec, read, summary
 from zoo import CifarResNet
 
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -97,6 +97,25 @@ def test_the_channels_that_are_worth_least_go_first() -> None:
     assert plan.removed["layer1.0.conv1"] == (2, 5)
 
 
+@pytest.mark.parametrize("bound", ["macs", "parameters"])
+def test_of_channels_of_one_worth_those_that_save_most_go_first(bound: str) -> None:
+    """Two convolutions of a chain: one reads large images, the other has many weights."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 200),
+    )  # fmt: skip
+
+    def equal(_model: nn.Module, found: Any) -> dict[str, Tensor]:
+        return {d.name: torch.ones(d.width) for d in found.free}
+
+    equal.normalise = None  # type: ignore[attr-defined]  # in one unit
+    plan = plan_channels(model, X, Keep(**{bound: 0.8}), importance=equal)
+    assert set(plan.removed) == {"0" if bound == "macs" else "2"}
+    by_turns = plan_channels(model, X, Keep(**{bound: 0.8}), importance=equal, normalise=None)
+    lost = [sum(map(len, p.removed.values())) for p in (plan, by_turns)]
+    assert lost[0] <= lost[1], "fewer channels of one worth for the same saving"
+
+
 def test_widths_are_rounded_before_the_bound_is_met() -> None:
     model = _resnet()
     plan = plan_channels(model, X, Keep(macs=0.6), round_to=4)
@@ -147,9 +166,25 @@ def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> No
     save(tmp_path / "lean.pt", found.model, record, trust="zoo:CifarResNet")
     again, _ = load(tmp_path / "lean.pt", trust="zoo:CifarResNet")
     assert torch.equal(again(X), found.model(X))
-    assert plan_of(again) == plan_of(found.model)
+    assert plan_of(again) == (plan := plan_of(found.model))
+    assert plan is not None
+    text = f"narrowed: conv1.weight: axis 0 to {found.model.conv1.out_channels}"
+    assert text in str(plan)
+    assert summary(read(tmp_path / "lean.pt")[0])["plan"]["parameters"] == len(plan.parameters) > 0
     third = prune(again, X, Keep(macs=0.8)).model
     assert measured_size(third, X).macs <= 0.8 * measured_size(again, X).macs
+
+
+def test_least_widths_are_shares_of_the_dense_network_in_every_step() -> None:
+    """Half of what each of four steps finds would be a sixteenth."""
+    limits = LayerLimits(keep_at_least=0.5)
+    found = prune(_resnet(), X, Keep(macs=0.35), importance="random", steps=4, limits=limits)
+    dense = {d.name: d.width for d in coupling(_resnet(), X).free}
+    assert {d.name: d.width for d in coupling(found.model, X).free} == {
+        name: pytest.approx(0.75 * width, rel=1 / 3) for name, width in dense.items()
+    }
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        prune(_resnet(), X, Keep(macs=0.2), importance="random", steps=4, limits=limits)
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

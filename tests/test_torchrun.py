@@ -188,17 +188,18 @@ def test_with_batch_statistics_two_processes_are_two_half_batches(
         assert record.train_loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_lost_process_is_started_again_and_the_run_resumes(
-    data: Path, together: Path, tmp_path: Path
+    data: Path, rest_together: Path, tmp_path: Path
 ) -> None:
     told = _torchrun(data, tmp_path / samples.KILLED, "--max-restarts=3")
     assert "Signal 9" in told or "exitcode: -9" in told or "SIGKILL" in told, told[-2000:]
     resumed = TrainingResult.read(tmp_path / samples.KILLED / "result.json")
-    straight = TrainingResult.read(together / "serene" / "result.json")
+    straight = TrainingResult.read(rest_together / "serene" / "result.json")
     assert _losses(resumed) == _losses(straight)
     one, other = (
         load(folder / "model.pt", trust="torchrun_samples:without_batch_statistics")[0].state_dict()
-        for folder in (tmp_path / samples.KILLED, together / "serene")
+        for folder in (tmp_path / samples.KILLED, rest_together / "serene")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -24,7 +24,7 @@ pytest.importorskip("sklearn")
 import lightning as L
 
 from seams.training import build_optimizer, flag_of, lr_factor, share_of
-from snello import Lobster, SeReNe
+from snello import Lobster, SeReNe, load, simplify
 from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, SnelloError
 from snello.integrations.lightning import (
@@ -353,6 +353,17 @@ def test_output_sensitivity_prunes_and_has_its_own_options(tmp_path: Path) -> No
         train(_recipe(*own, "--output.lmbda=0.1"), "output", tmp_path, resume=True)
     with pytest.raises(ConfigError, match=r"output\.finetune \(5\) must be less than epochs"):
         train(_recipe(), "output", tmp_path / "short")
+
+
+def test_coupled_channels_are_decayed_and_pruned(tmp_path: Path) -> None:
+    recipe = _recipe(
+        "--serene.granularity=channel", "--serene.twt=5", "--serene.pwe=1", "--epochs=4"
+    )
+    result = train(recipe, "serene", tmp_path)
+    assert result.epochs[-1].pruned > 0
+    model, record = load(tmp_path / "model.pt")
+    lean = simplify(model, record.example_inputs(2), prefer="plain")
+    assert sum(p.numel() for p in lean.parameters()) < sum(p.numel() for p in model.parameters())
 
 
 def test_serene_and_neq_in_one_run(tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
         data: a record from :func:`to_dict`, or any other mapping; missing entries are left out.
 
     Returns:
-        ``model``; ``input_shape``; ``plan`` (numbers of layers, of outputs before and after, and of
-        layers left alone; None for a dense model); ``folded_batchnorms``, their number; and
-        ``other_keys``, the names of further entries.
+        ``model``; ``input_shape``; ``plan`` (numbers of layers, of outputs before and after, of
+        further parameters that are narrowed, and of layers left alone; None for a dense model);
+        ``folded_batchnorms``, their number; and ``other_keys``, the names of further entries.
 
     Raises:
         ModelError: if the plan is damaged.
@@ -221,5 +221,6 @@ def _plan_summary(plan: SimplificationPlan) -> dict[str, int]:
         "outputs": sum(layer.outputs for layer in plan.layers.values()),
         "kept_outputs": sum(len(layer.kept_outputs) for layer in plan.layers.values()),
         "attentions": len(plan.attentions),
+        "parameters": len(plan.parameters),
         "left_alone": len(plan.left_alone),
     }

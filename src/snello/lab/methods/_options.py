@@ -14,7 +14,8 @@ class PruningConfig:
 
     Attributes:
         lmbda: strength of the decay per step, not multiplied by the learning rate.
-        granularity: unit of pruning: single weights or whole neurons.
+        granularity: unit of pruning: single weights, whole neurons, or channels that are coupled
+            across layers. The decay acts on the same unit.
         twt: relative increase of the validation loss that one pruning step may cause.
         normalise: scaling that makes scores comparable across layers; None thresholds the raw
             magnitudes, as the papers do. See :class:`snello.pruning.Pruner`.
@@ -28,7 +29,7 @@ class PruningConfig:
     """
 
     lmbda: float = 1e-4
-    granularity: Literal["weight", "neuron"] = "weight"
+    granularity: Literal["weight", "neuron", "channel"] = "weight"
     twt: float = 0.05
     normalise: Literal["mean", "max", "standard", "rank"] | None = "mean"
     max_drop: float | None = None

@@ -21,6 +21,7 @@ from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
 from snello.errors import require
 from snello.files import write_text
+from snello.graph.coupled import coupling
 from snello.integrations.lightning import (
     CurationCallback,
     SelectiveUpdateCallback,
@@ -31,7 +32,7 @@ from snello.lab.datasets import Splits
 from snello.lab.methods import MethodSpec, PruningConfig, Setting, method_of
 from snello.lab.recipes import Recipe
 from snello.pruning import LossBound, Plateau, Pruner, QualityBound
-from snello.sensitivity import Sensitivity
+from snello.sensitivity import GroupDecay, Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
@@ -138,7 +139,15 @@ class Run:
         built: Sensitivity = self.method.sensitivity.build(
             self._setting(self.method.sensitivity, model)
         )
+        if self.recipe.pruning(self.method).granularity == "channel":
+            return GroupDecay(built, model, coupling(model, self._example))
         return built
+
+    @property
+    def _example(self) -> torch.Tensor:
+        """Two images, on which the channels that go together are found."""
+        images, _ = self.batches.sample(2)
+        return self._on_model(images)
 
     def _pruner_options(self, config: PruningConfig) -> dict[str, Any]:
         # The papers prune weights of the head too; its neurons are the classes and must stay.
@@ -150,6 +159,7 @@ class Run:
             "schedule": Plateau(config.pwe),
             "normalise": config.normalise,
             "quality": self._quality_bound(config),
+            "example_inputs": self._example if config.granularity == "channel" else None,
         }
 
     def _quality_bound(self, config: PruningConfig) -> QualityBound | None:

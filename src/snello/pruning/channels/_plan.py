@@ -14,7 +14,7 @@ from snello.errors import ConfigError
 from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
-from snello.pruning._normalise import Normalise, comparable, normalise_of
+from snello.pruning._normalise import MAGNITUDES, Normalise, comparable, normalise_of
 
 from ._size import Size, SizeModel
 from .importances import ChannelImportance, importance_of, positive
@@ -128,11 +128,12 @@ def plan_channels(
     keep: Keep,
     *,
     importance: str | ChannelImportance = "l2",
-    normalise: Normalise | Literal["auto"] | None = "auto",
+    normalise: Normalise | Literal["auto", "saving"] | None = "auto",
     limits: LayerLimits | None = None,
     round_to: int = 1,
     exclude: Collection[str] = (),
     groups: Coupling | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> ChannelPlan:
     """Choose the channels with the lowest scores, as few as the bounds on the size need.
 
@@ -143,13 +144,17 @@ def plan_channels(
         importance: importance of the channels: "l1", "l2", "norm-scale", "random", or a function
             such as those that :func:`group_taylor` and :func:`group_fisher` return.
         normalise: normalisation of the scores across dimensions: "mean", "max", "standard", "rank",
-            or None; "auto" is None for scores in one unit, such as those of gradients, else "mean".
+            or None; "saving" divides each score by what the channel saves of the bounded sizes, so
+            that the loss per saved operation decides. "auto" is "saving" for scores in one unit,
+            such as those of gradients, else "mean".
         limits: lower limits on the width of each dimension; default: a tenth is kept.
         round_to: widths are rounded to multiples of this number, for hardware that is faster at
             multiples; the bounds hold after rounding. Narrower dimensions keep their width.
         exclude: names of dimensions that keep their width, or of modules: all dimensions that the
             module writes, scales or reads.
         groups: the coupling of the model if it is known already; else it is computed.
+        widths: dimension -> width before any pruning, which the shares in ``limits`` refer to;
+            default: the present widths.
 
     Returns:
         The plan.
@@ -163,7 +168,13 @@ def plan_channels(
         raise ConfigError(f"round_to: must be at least 1, not {round_to}")
     found = groups or coupling(model, example)
     measure = importance_of(importance)
-    scores = comparable(positive(measure(model, found)), normalise_of(normalise, measure))
+    size = SizeModel(model, found, example)
+    dense = size({})
+    scores = positive(measure(model, found))
+    if normalise == "saving" or (normalise == "auto" and _in_one_unit(measure)):
+        scores = {n: score / _saving(keep, dense, size({n: (0,)})) for n, score in scores.items()}
+    else:
+        scores = comparable(scores, normalise_of(normalise, measure))
     _check_names(found, exclude)
     scores = {name: score for name, score in scores.items() if not _excluded(found, name, exclude)}
     if not scores:
@@ -173,9 +184,7 @@ def plan_channels(
         )
     own = limits or LayerLimits()
     own.check_names(scores)
-    choice = _Choice(scores, own, round_to)
-    size = SizeModel(model, found, example)
-    dense = size({})
+    choice = _Choice(scores, own, round_to, widths or {})
 
     def holds(count: int) -> bool:
         removed = choice.removed(count)
@@ -202,6 +211,26 @@ def plan_channels(
     return ChannelPlan(found, removed, dense, size(removed), heavy)
 
 
+def _in_one_unit(importance: ChannelImportance) -> bool:
+    """True if scores of different dimensions can be compared as they are."""
+    return getattr(importance, "normalise", MAGNITUDES) is None
+
+
+def _saving(keep: Keep, dense: Size, smaller: Size) -> float:
+    """Share of the bounded sizes that one channel saves; 1 if only channels are counted.
+
+    With scores that add up to the change of the loss, the removal of those with the lowest score
+    per saving is the greedy solution of the knapsack problem that the bounds state.
+    """
+    savings = {
+        "macs": 1 - smaller.macs / max(dense.macs, 1),
+        "parameters": 1 - smaller.parameters / dense.parameters,
+    }
+    bounded = [share for name, share in savings.items() if getattr(keep, name) is not None]
+    # Not zero: what saves nothing comes last.
+    return max(sum(bounded), 1e-12) if bounded else 1.0
+
+
 class _Choice:
     """The channels of all dimensions in the order of their removal, within the limits.
 
@@ -209,13 +238,21 @@ class _Choice:
         scores: dimension -> positive scores.
         limits: lower limits on the widths.
         round_to: number of which widths are multiples.
+        widths: dimension -> width that the limits refer to, if it is not the number of scores.
     """
 
-    def __init__(self, scores: Mapping[str, Tensor], limits: LayerLimits, round_to: int) -> None:
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor],
+        limits: LayerLimits,
+        round_to: int,
+        widths: Mapping[str, int],
+    ) -> None:
         self._order = {n: s.argsort(stable=True).tolist() for n, s in scores.items()}
         self._round_to = round_to
         self._may_go = {
-            name: len(score) - self._up(limits.least(name, len(score), "neuron"), len(score))
+            name: len(score)
+            - self._up(limits.least(name, widths.get(name, len(score)), "neuron"), len(score))
             for name, score in scores.items()
         }
         ranked = [

@@ -13,6 +13,7 @@ from torch import nn
 from snello.errors import ConfigError, ModelError
 from snello.files import write_text
 from snello.graph import Example, Inputs, evaluation
+from snello.graph.coupled import coupling
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
@@ -144,7 +145,7 @@ def prune(
         wanted = run.relative(lean, amount.after(number / steps))
         plan = plan_channels(
             lean, example_inputs, wanted, importance=importance, normalise=normalise,
-            limits=limits, round_to=round_to, exclude=exclude,
+            limits=limits, round_to=round_to, exclude=exclude, widths=run.widths,
         )  # fmt: skip
         narrow = _recovered(lean, plan, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
@@ -230,7 +231,7 @@ def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> s
 
 
 class _Run:
-    """State of one call: the dense network's size, and the folder for the steps."""
+    """State of one call: the dense network's size and widths, and the folder for the steps."""
 
     def __init__(
         self,
@@ -245,6 +246,7 @@ class _Run:
         self._folder = folder
         self._settings = {"amount": asdict(amount), "steps": steps}
         self.dense = size_of(model, example)
+        self.widths = {d.name: d.width for d in coupling(model, example).dimensions}
         if not self.dense.macs:
             raise ModelError(
                 f"{type(model).__name__} has no multiply-accumulates on the example inputs"

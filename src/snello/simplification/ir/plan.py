@@ -242,6 +242,10 @@ class SimplificationPlan:
             inputs = f"{len(layer.kept_inputs)}/{layer.inputs}"
             lines.append(f"{name:{width}}  {outputs:13}  {inputs}{_folding(layer)}")
         lines += [_attention(name, x, width) for name, x in self.attentions.items()]
+        lines += [
+            f"narrowed: {name}: " + ", ".join(f"axis {s.axis} to {len(s.kept)}" for s in slices)
+            for name, slices in self.parameters.items()
+        ]
         lines += [line for edit in self.edits if (line := edit.describe())]
         lines += [f"attribute set: {name} = {value}" for name, value in self.attributes.items()]
         lines += [f"{self.representation}: {self.reason}"] if self.reason else []
