@@ -227,6 +227,9 @@ def test_evaluations_that_cannot_be(
     status = main(["evaluate", str(pt), *path, *words, f"--out={tmp_path / 'e.json'}"])
     assert status == 1
     assert said in capsys.readouterr().err
+    assert main(["evaluate", str(pt), str(tmp_path / "no.onnx"), *path, *words]) == 1
+    if "--data=imagefolder" in words:
+        assert "there is no file" in capsys.readouterr().err
 
 
 def test_natural_files_make_a_kit(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, ModelError
 
@@ -48,7 +49,10 @@ def add_data_arguments(
 
 
 def load_images(
-    arguments: argparse.Namespace, images: ImageInput | None, shape: tuple[int, ...]
+    arguments: argparse.Namespace,
+    images: ImageInput | None,
+    shape: tuple[int, ...],
+    cache: dict[int | None, Splits] | None = None,
 ) -> Splits:
     """Read the dataset given by the arguments, with the preprocessing that a model requires.
 
@@ -59,6 +63,7 @@ def load_images(
         arguments: with ``data`` and the options of :func:`add_data_arguments`.
         images: preprocessing of the model's record; None if it has none.
         shape: shape of one input of the model, for datasets without a fixed size.
+        cache: datasets already read, by the size of their images; extended by this one.
 
     Raises:
         ConfigError: for options that contradict each other or are out of range.
@@ -73,7 +78,10 @@ def load_images(
         )
     images = given_images(arguments, images, shape)
     order = arguments.channel_order or (images.colours if images is not None else "rgb")
-    splits = _read(arguments, _size(arguments, shape), "bgr" if order == "bgr" else "rgb")
+    cache, size = {} if cache is None else cache, _size(arguments, shape)
+    if size not in cache:
+        cache[size] = _read(arguments, size)
+    splits = replace(cache[size], order="bgr" if order == "bgr" else "rgb")
     if splits.input_shape != tuple(shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
@@ -86,9 +94,7 @@ def load_images(
     return splits
 
 
-def _read(
-    arguments: argparse.Namespace, image_size: int | None, order: Literal["rgb", "bgr"]
-) -> Splits:
+def _read(arguments: argparse.Namespace, image_size: int | None) -> Splits:
     """Read the dataset; warnings of the reader become lines of the command."""
     from snello.lab.datasets import load_dataset
 
@@ -96,8 +102,7 @@ def _read(
         warnings.simplefilter("always", UserWarning)
         splits = load_dataset(
             arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
-            order=order, validation_path=getattr(arguments, "validation_path", None),
-            **getattr(arguments, "split", {}),
+            validation_path=getattr(arguments, "validation_path", None), **getattr(arguments, "split", {}),
         )  # fmt: skip
     for one in caught:
         warn(str(one.message))

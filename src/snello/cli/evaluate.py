@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
 
 from ._data import add_data_arguments, load_images, use_recipe_beside
 from ._inputs import check_one_input, check_writable, device, finish, seed, warn
@@ -62,6 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("evaluate needs images: choose a dataset, such as --data=cifar10")
     if arguments.batch < 1:
         raise ConfigError(f"--batch={arguments.batch}: choose at least 1")
+    for path in arguments.files:
+        if not Path(path).exists():
+            raise ConfigError(f"there is no file {path}")
     out = check_writable(arguments.out)
     from snello.lab.reporting import progress
 
@@ -84,14 +87,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class _Known:
-    """Preprocessing of the first file that has one, and that file."""
+    """Results shared by all files.
+
+    Attributes:
+        images: preprocessing of the first file that has one.
+        file: that file.
+        splits: datasets that were read, by the size of their images.
+    """
 
     images: ImageInput | None = None
     file: Path | None = None
+    splits: dict[int | None, Splits] = field(default_factory=dict)
 
-    def or_that_of(self, path: Path, images: ImageInput | None) -> ImageInput | None:
-        """The preprocessing of a file, else the known one, with a note."""
-        if images is None and self.images is not None:
+    def or_that_of(self, path: Path, images: ImageInput | None, given: bool) -> ImageInput | None:
+        """The preprocessing of a file, else the known one, with a note unless another is given."""
+        if images is None and self.images is not None and not given:
             warn(f"{path} has no normalisation: that of {self.file} is used", "note")
         elif self.images is None:
             self.images, self.file = images, path
@@ -107,7 +117,8 @@ def _score(
     from snello.lab.training import answers, check_fits, image_input
 
     model, shape, preprocessing = _opened(path, arguments)
-    splits = load_images(arguments, known.or_that_of(path, preprocessing), shape)
+    preprocessing = known.or_that_of(path, preprocessing, given=arguments.mean is not None)
+    splits = load_images(arguments, preprocessing, shape, known.splits)
     check_fits(str(path), model, splits)
     parts = PARTS if arguments.part == "all" else (arguments.part,)
     images = [getattr(splits, part) for part in parts]
@@ -145,7 +156,7 @@ def _opened(
     """The model of a file, the shape of one image, and the preprocessing in the file.
 
     Raises:
-        ConfigError: if it takes several inputs, or damaged preprocessing.
+        ConfigError: if it takes several inputs.
         ModelError: if it cannot be read.
     """
     from snello.deploy import FORMATS, FileModel
@@ -163,7 +174,10 @@ def _opened(
             f"{path} takes {len(inputs)} inputs; evaluate measures models of one image"
         )
     facts = format.metadata(path)
-    images = ImageInput.from_dict(facts) if "mean" in facts else None
+    try:
+        images = ImageInput.from_dict(facts) if "mean" in facts else None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     return file, tuple(inputs[0].shape[1:]), images
 
 

@@ -161,7 +161,7 @@ def from_dict(
         record = Record(
             ModelSpec.from_dict(data["model"]),
             tuple(int(n) for n in data["input_shape"]),
-            images=ImageInput.from_dict(data["images"]) if "images" in data else None,
+            images=_images(data, where),
             further=_further(data.get("further_inputs", ()), torch.float32),
         )
         plan, integers = (
@@ -181,6 +181,15 @@ def from_dict(
     floating = input_dtype(model)
     further = _further(data.get("further_inputs", ()), floating)
     return model, replace(record, dtype=integers or floating, further=further)
+
+
+def _images(data: Mapping[str, Any], where: str) -> ImageInput | None:
+    if "images" not in data:
+        return None
+    try:
+        return ImageInput.from_dict(data["images"])
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def summary(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -307,8 +307,7 @@ class Run:
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         test = self.evaluate(model, self.batches.test)
-        images = image_input(self.splits)
-        record = Record(self.recipe.model, self.splits.input_shape, images=images)
+        record = Record(self.recipe.model, self.splits.input_shape, images=image_input(self.splits))
         path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
             method=self.method.name,
