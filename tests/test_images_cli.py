@@ -17,6 +17,7 @@ from snello.cli import main
 from snello.deploy import Subject
 from snello.errors import ConfigError, DataError, ModelError
 from snello.lab.datasets import load_dataset
+from snello.lab.recipes import load_recipe
 from snello.neurons import count_parameters
 from snello.store import (
     ImageInput,
@@ -32,6 +33,8 @@ from snello.store import (
 
 for module in ("lightning", "rich", "PIL", "sklearn", "matplotlib"):
     pytest.importorskip(module)
+
+from snello.lab.training import image_input, load_data  # noqa: E402
 
 PIXELS = ModelSpec("lenet-300-100", {"in_features": 3 * 6 * 6, "classes": 2})
 DIGITS = ModelSpec("lenet-300-100", {"in_features": 64})
@@ -97,6 +100,19 @@ def test_preprocessing_that_cannot_be(
     assert main(["simplify", str(model_file), *words, f"--out={tmp_path / 'o.pt'}"]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "o.pt").exists()
+
+
+def test_a_recipe_sets_the_normalisation_of_its_images(pets: Path) -> None:
+    data = [
+        "--data.name=imagefolder",
+        f"--data.path={pets}",
+        "--data.mean=[0.5]",
+        "--data.std=[0.2]",
+    ]
+    splits = load_data(load_recipe("digits", [*data, "--data.order=bgr"]))
+    assert image_input(splits) == ImageInput((0.5,) * 3, (0.2,) * 3, "bgr", ("cat", "dog"))
+    with pytest.raises(ConfigError, match="belong together"):
+        load_recipe("digits", data[:3])
 
 
 # The images of other libraries' models

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments, load_images
+from ._data import add_data_arguments, batches_of, load_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,6 @@ def calibration(
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(arguments.samples, *input_shape, generator=generator)
         return [noise[i : i + BATCH] for i in range(0, len(noise), BATCH)], "random inputs"
-    from snello.lab.datasets import loader
-
     splits = load_images(arguments, images, input_shape)
-    batches = loader(splits.train, splits, BATCH, limit=arguments.samples)
+    batches = batches_of(splits.train, splits, BATCH, limit=arguments.samples)
     return [x for x, _ in batches], f"{arguments.data}, training part"

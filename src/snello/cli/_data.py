@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ from ._images import add_image_arguments, given_images
 from ._inputs import warn
 
 if TYPE_CHECKING:
-    from snello.lab.datasets import Splits
+    from torch import Tensor, nn
+
+    from snello.lab.datasets import Part, Splits
+    from snello.lab.training import Evaluation
     from snello.store import ImageInput
 
 NOTE = "recipe.json"
@@ -145,10 +149,58 @@ def warn_if_seen(arguments: argparse.Namespace, splits: Splits) -> None:
     if splits.apart or getattr(arguments, "split", None):
         return
     warn(
-        f"the {len(splits.validation)} validation images are cut from the training images of "
+        f"the validation images ({len(splits.validation)}) are cut from the training images of "
         f"{splits.name}: if the model was trained on them, its accuracy there is higher than on new "
         "images; give labelled images that it was not trained on with --validation-path=FOLDER"
     )
+
+
+def batches_of(
+    part: Part, splits: Splits, batch: int, **options: Any
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of a part, all of the shape that a model takes.
+
+    Args:
+        part: one of the dataset's parts.
+        splits: the dataset.
+        batch: images per batch of a classifier. For segmentation, whose images are evaluated whole
+            and differ in size, every batch is the centre of one image: an exported file has a fixed
+            size.
+        options: further options of :func:`snello.lab.datasets.loader`.
+    """
+    from snello.lab.datasets import loader
+
+    if splits.task == "classification":
+        return loader(part, splits, batch, **options)
+    side = splits.input_shape[1]
+    whole = loader(part, splits, 1, **options)
+    return ((_centre(image, side), _centre(mask, side)) for image, mask in whole)
+
+
+def quality(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], splits: Splits
+) -> Evaluation:
+    """Loss and accuracy of a classifier, or loss and mean IoU of a segmentation network."""
+    from snello.lab.training import evaluate, evaluate_segmentation
+
+    if splits.task == "classification":
+        return evaluate(model, batches)
+    return evaluate_segmentation(model, batches, len(splits.classes))
+
+
+def check_classification(splits: Splits, command: str) -> None:
+    """Check that a dataset is for classification.
+
+    Raises:
+        ConfigError: for segmentation.
+    """
+    if splits.task != "classification":
+        raise ConfigError(f"{command} takes classifiers, and {splits.name} is for {splits.task}")
+
+
+def _centre(pixels: Tensor, side: int) -> Tensor:
+    top, left = ((size - side) // 2 for size in pixels.shape[-2:])
+    return pixels[..., top : top + side, left : left + side]
 
 
 def _size(arguments: argparse.Namespace, shape: tuple[int, ...]) -> int | None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments, load_images, use_recipe_beside, warn_if_seen
+from ._data import (
+    add_data_arguments,
+    batches_of,
+    load_images,
+    quality,
+    use_recipe_beside,
+    warn_if_seen,
+)
 from ._inputs import check_one_input
 
 if TYPE_CHECKING:
@@ -108,10 +115,9 @@ def search(
     Raises:
         ConfigError: for a bound that cannot be met.
     """
-    from snello.lab.datasets import loader
     from snello.search.rate import search_rate
 
-    batches = loader(
+    batches = batches_of(
         splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images
     )
     device = next((p.device for p in model.parameters()), None)
@@ -138,15 +144,11 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
 
 
 class _Metric:
-    """Accuracy or loss on the validation images."""
+    """Accuracy (mean IoU for segmentation) or loss on the validation images."""
 
     def __init__(self, splits: Splits, metric: str, limit: int) -> None:
-        from snello.lab.datasets import loader
-
-        self._batches = list(loader(splits.validation, splits, BATCH, limit=limit))
-        self._metric = metric
+        self._batches = list(batches_of(splits.validation, splits, BATCH, limit=limit))
+        self._splits, self._metric = splits, metric
 
     def __call__(self, model: nn.Module) -> float:
-        from snello.lab.training import evaluate
-
-        return float(getattr(evaluate(model, self._batches), self._metric))
+        return float(getattr(quality(model, self._batches, self._splits), self._metric))

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import Table, busy, megabytes
     from snello.store import check_loadable, save
 
-    settings, found = _settings(arguments), None
+    settings, found, metric = _settings(arguments), None, arguments.metric
     model, record = read_model(arguments)
     out = _out(arguments)
     if arguments.model is not None and not arguments.raw:
@@ -70,8 +70,10 @@ def run(arguments: argparse.Namespace) -> None:
             found = search(arguments, model, record, splits)
         model, settings = found.model, found.settings
         record = with_classes(record, splits)
+        if splits.task == "segmentation" and metric == "accuracy":
+            metric = "mean IoU"
     notes = [
-        _found(found, arguments.metric)
+        _found(found, metric)
         if found
         else f"qp {settings.qp}, nonweight qp {settings.nonweight_qp}."
     ]

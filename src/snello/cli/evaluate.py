@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, ModelError
 
-from ._data import add_data_arguments, load_images, use_recipe_beside
+from ._data import add_data_arguments, batches_of, load_images, quality, use_recipe_beside
 from ._inputs import check_one_input, check_writable, device, finish, seed, warn
 from ._names import complete_with, datasets, suffixes
 from ._own_code import add_own_code_argument, own_code
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from snello.lab.datasets import Part, Splits
+    from snello.lab.datasets import Splits
     from snello.lab.reporting import Table
     from snello.lab.training import Answers
     from snello.store import ImageInput
@@ -113,7 +113,6 @@ def _score(
 ) -> tuple[Answers | None, dict[str, Any]]:
     """Answers of a classifier, None for segmentation; and its scores."""
     from snello.deploy import file_bytes
-    from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits, image_input
 
     model, shape, preprocessing = _opened(path, arguments)
@@ -126,28 +125,12 @@ def _score(
         "file": str(path), "bytes": file_bytes(path), "images": sum(map(len, images)),
         "input": image_input(splits).to_dict() | {"input_shape": list(shape)},
     }  # fmt: skip
+    batches = chain(*(batches_of(part, splits, arguments.batch) for part in images))
     if splits.task == "segmentation":
-        return None, facts | _overlap(model, splits, images)
-    found = answers(model, chain(*(loader(part, splits, arguments.batch) for part in images)))
+        overlap = quality(model, batches, splits)
+        return None, facts | {"mean_iou": overlap.accuracy, "loss": overlap.loss}
+    found = answers(model, batches)
     return found, facts | {"accuracy": float(found.right.double().mean()), "loss": found.loss}
-
-
-def _overlap(model: nn.Module, splits: Splits, images: list[Part]) -> dict[str, float]:
-    """Mean IoU and cross-entropy of a segmentation network."""
-    from snello.lab.datasets import loader
-    from snello.lab.training import evaluate_segmentation
-
-    whole = chain(*(loader(part, splits, 1) for part in images))
-    side = splits.input_shape[1]
-    # Exported files have a fixed size: every file gets the same square of an image.
-    batches = (tuple(_centre(part, side) for part in batch) for batch in whole)
-    found = evaluate_segmentation(model, batches, len(splits.classes))  # type: ignore[arg-type]
-    return {"mean_iou": found.accuracy, "loss": found.loss}
-
-
-def _centre(pixels: Tensor, side: int) -> Tensor:
-    top, left = ((size - side) // 2 for size in pixels.shape[-2:])
-    return pixels[..., top : top + side, left : left + side]
 
 
 def _opened(

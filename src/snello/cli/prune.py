@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError, nearest
 
-from ._data import add_data_arguments, load_images, use_recipe_beside, warn_if_seen
+from ._data import (
+    add_data_arguments,
+    check_classification,
+    load_images,
+    use_recipe_beside,
+    warn_if_seen,
+)
 from ._images import with_classes
 from ._inputs import (
     add_model_arguments,
@@ -113,6 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
     check_one_input(record, "prune")
     splits = load_images(arguments, record.images, record.input_shape)
+    check_classification(splits, "prune")
     record = with_classes(record, splits)
     if record.images is None:  # the network is fitted to the dataset's own normalisation
         record = replace(record, images=image_input(splits))

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from snello.errors import ConfigError, nearest
 from snello.lab.methods import METHOD_SPECS
 
-from ._data import add_data_arguments, load_images, use_recipe_beside, warn_if_seen
+from ._data import (
+    add_data_arguments,
+    check_classification,
+    load_images,
+    use_recipe_beside,
+    warn_if_seen,
+)
 from ._images import with_classes
 from ._inputs import (
     add_model_arguments,
@@ -170,8 +176,7 @@ def _subject(arguments: argparse.Namespace) -> _Subject:
             "sweep needs data to measure on: choose a dataset, such as --data=cifar10"
         )
     splits = load_images(arguments, record.images, record.input_shape)
-    if splits.task != "classification":
-        raise ConfigError(f"sweep measures classifiers, and {splits.name} is for {splits.task}")
+    check_classification(splits, "sweep")
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
