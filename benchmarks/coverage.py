@@ -4,21 +4,26 @@ smaller or not.
     pip install timm "transformers[torch]"
     python benchmarks/coverage.py --only transformers
     python benchmarks/coverage.py --out runs/bench/coverage.json
+    python benchmarks/coverage.py --only monai --masks channels --double --add --out FILE
 
-Random weights, also where a library starts with zeros or ones (heads, layer scales, norms), and random
-statistics of BatchNorm. Masks are independent (half of the neurons of every Linear and convolution with
+Models of five more libraries are in ``third_party.py``. Random weights, also where a library starts
+with zeros or ones (heads, layer scales, norms), and random statistics of BatchNorm.
+Masks are independent (half of the neurons of every Linear and convolution with
 more than ten die, each by itself, with their biases) or, with ``--masks coupled``, what pruners of
 transformers take: half of the hidden neurons of MLPs and half of the heads. With ``--only torchvision
 --masks inner``, half of the neurons that no sum, no pyramid and no choice of boxes reads, in models of
-detection and segmentation. One row per architecture:
+detection and segmentation. With ``--masks channels``, half of the channels of every coupled group
+that ``snello.graph.coupling`` finds, with all that writes or scales them, as pruners of channels
+leave them; dimensions of heads, and groups that a norm computes statistics over, stay. One row per
+architecture:
 
 - accepted: ``simplify`` returned a model; otherwise the first line of its error. It has compared
   the outputs in float64 then, on two batch sizes.
 - class kept: the result is of the model's own class.
-- error: largest difference of the float32 outputs from the masked model's, over their largest
-  deviation from the batch's mean.
+- error: largest difference of the outputs (in float32, or in float64 with ``--double``) from the
+  masked model's, over their largest deviation from the batch's mean.
 - removable: share of the parameters that could go, counted by ``probed.py``, which runs the masked
-  model and knows nothing of snello's rules; with inner masks, by the inputs of every layer that are
+  model and knows nothing of snello's rules; of torchvision's, by the inputs of every layer that are
   constant.
 - gone: share of the removable parameters that went. It can be more than one: ``probed.py`` counts
   neither embeddings nor layer scales.
@@ -30,6 +35,7 @@ detection and segmentation. One row per architecture:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import re
@@ -44,11 +50,13 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from probed import probed
+from third_party import LIBRARIES
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snello.files import write_text
 from snello.graph import Decisions, Inputs
+from snello.graph.coupled import coupling
 from snello.simplification import plan_of, simplify
 from snello.timing import cpu_seconds, timed
 
@@ -265,6 +273,7 @@ class Row:
     gone: float | None = None
     export_seconds: float | None = None
     reason: str = ""
+    double: bool = False
 
 
 def models(library: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, Any]]]]:
@@ -280,6 +289,10 @@ def models(library: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, An
         return
     if library == "torchvision":
         yield from ((name, lambda name=name: from_torchvision(name)) for name in TORCHVISION)
+        return
+    if library in LIBRARIES:
+        names, make = LIBRARIES[library]
+        yield from ((name, lambda name=name: make(name)) for name in names)
         return
     import transformers
 
@@ -345,6 +358,26 @@ def kill_coupled(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def kill_channels(model: nn.Module, inputs: Inputs) -> None:
+    """Half of the channels of every coupled group die, with all that writes or scales them.
+
+    Groups over which a norm computes statistics stay: without them, the others would change. So do
+    head dimensions: half of the heads die already.
+    """
+    groups = coupling(model, inputs, trial=False)
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict(model.named_parameters())
+    for group in groups.free:
+        if group.norms or group.width < 4 or group.kind == "head_dim":
+            continue
+        dead = torch.randperm(group.width, generator=generator)[: group.width // 2].tolist()
+        for member in group.parameters:
+            if member.role != "read" and member.name in tensors:
+                index = torch.tensor(member.of(dead))
+                tensors[member.name].index_fill_(member.axis, index, 0)
+
+
+@torch.no_grad()
 def randomise(model: nn.Module) -> None:
     """Give random values to what a library starts with zeros or ones: it would hide errors, and what
     can be removed.
@@ -380,6 +413,7 @@ def could_go(model: nn.Module, inputs: Inputs) -> int | None:
 
 def export_seconds(model: nn.Module, inputs: Inputs) -> float | None:
     """CPU time of one plain export; None where it fails."""
+    model = copy.deepcopy(model)  # a forward may store what it computed from fake tensors
     start = cpu_seconds()
     try:
         torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs), strict=False)
@@ -453,25 +487,35 @@ def error(expected: Tensor, found: Tensor) -> float:
 
 
 def row(
-    library: str, name: str, make: Callable[[], tuple[nn.Module, Any]], masks: str = "independent"
+    library: str,
+    name: str,
+    make: Callable[[], tuple[nn.Module, Any]],
+    masks: str = "independent",
+    *,
+    double: bool = False,
 ) -> Row:
-    """Simplify one model and judge the result."""
+    """Simplify one model and judge the result, in float32 or float64."""
     torch.manual_seed(0)
     model, example = make()
     model.eval()
     randomise(model)
+    inputs = Inputs.of(example)
+    if double:
+        model.double()
+        inputs = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
     if masks == "coupled":
         kill_coupled(model)
+    elif masks == "channels":
+        kill_channels(model, inputs)
     else:
         kill(model, TORCHVISION[name][1] if masks == "inner" else "")
-    inputs = Inputs.of(example)
-    could = never_varying(model, inputs) if masks == "inner" else could_go(model, inputs)
+    could = (never_varying if library == "torchvision" else could_go)(model, inputs)
     plain = export_seconds(model, inputs)
     try:
-        lean, seconds = timed(lambda: simplify(model, example), clock=cpu_seconds)
+        lean, seconds = timed(lambda: simplify(model, inputs), clock=cpu_seconds)
     except Exception as failure:
         outcome = f"{type(failure).__name__}: {failure}".partition("\n")[0][:200]
-        return Row(library, name, outcome, masks=masks)
+        return Row(library, name, outcome, masks=masks, double=double)
     plan = plan_of(lean)
     assert plan is not None
     with Decisions() as decisions:
@@ -484,7 +528,7 @@ def row(
         library, name, "accepted", type(lean) is type(model), max(error(a, b) for a, b in pairs),
         after / before, len(plan.left_alone), seconds, masks,
         None if could is None else could / before, (before - after) / could if could else None,
-        plain, plan.reason,
+        plain, plan.reason, double,
     )  # fmt: skip
 
 
@@ -517,9 +561,9 @@ def table(rows: list[Row]) -> str:
     for library, masks in dict.fromkeys((row.library, row.masks) for row in rows):
         own = [row for row in rows if (row.library, row.masks) == (library, masks)]
         lines += [
-            f"\n## {library}, {masks} masks\n",
+            f"\n## {library}, {masks} masks{', in float64' if own[0].double else ''}\n",
             summary(own),
-            "| architecture | class kept | error (float32) | removable | gone | left | alone | seconds | exports |",
+            "| architecture | class kept | error | removable | gone | left | alone | seconds | exports |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [line(row) for row in own]
@@ -547,7 +591,7 @@ def written(path: Path, rows: list[Row]) -> None:
     text = json.dumps([asdict(row) for row in rows], indent=1)
     write_text(path, text)
     page = path.with_suffix(".md")
-    prose = page.read_text().partition("\n## ")[0] if page.exists() else ""
+    prose = f"\n{page.read_text()}".partition("\n## ")[0] if page.exists() else ""
     page.write_text(f"{prose.rstrip()}\n{table(rows)}\n".lstrip())
 
 
@@ -556,17 +600,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", choices=("timm", "torchvision", "transformers"), help="one library"
+        "--only", choices=("timm", "torchvision", "transformers", *LIBRARIES), help="one library"
     )
     parser.add_argument(
         "--out", type=Path, help="JSON file of the rows; the table goes beside it as .md"
     )
     parser.add_argument(
         "--masks",
-        choices=("independent", "coupled", "inner"),
+        choices=("independent", "coupled", "inner", "channels"),
         default="independent",
         help="which neurons die",
     )
+    parser.add_argument("--double", action="store_true", help="models and errors in float64")
     parser.add_argument("--names", nargs="*", help="some architectures; all unless given")
     parser.add_argument("--add", action="store_true", help="keep the other rows of --out")
     options = parser.parse_args()
@@ -580,7 +625,7 @@ def main() -> None:
         for name, make in models(library):
             if options.names and name not in options.names:
                 continue
-            found = row(library, name, make, options.masks)
+            found = row(library, name, make, options.masks, double=options.double)
             key = (library, name, options.masks)
             rows = [r for r in rows if (r.library, r.name, r.masks) != key] + [found]
             print(found, flush=True)

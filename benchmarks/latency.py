@@ -14,6 +14,7 @@ was learnt.
   them, and taken out by ``snello.simplify``.
 - plain: the same, simplified with ``prefer="plain"``: neurons whose removal would need an index
   operation at a residual join are left.
+- coupled: coupled channels cut to half of the MACs, by magnitude.
 
 Each of them in PyTorch, in ONNX Runtime, and in ONNX Runtime after int8 quantisation (ranges from
 random inputs: this is about time). The table gives the median in ms with its 10th and 90th
@@ -36,9 +37,11 @@ from snello.deploy import Profile, Subject, compare
 from snello.files import write_text
 from snello.lab.reporting import Table, as_json, markdown
 from snello.neurons import head, weighted_layers
+from snello.pruning.channels import Keep
+from snello.search import prune
 from snello.store import build
 
-RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
+RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")  # the last two on the CPU only
 INPUTS = {
     "lenet-5": (1, 28, 28),
     "resnet-32": (3, 32, 32),
@@ -66,8 +69,10 @@ def mask(model: nn.Module, share: float, generator: torch.Generator) -> nn.Modul
     return model
 
 
-def subjects(name: str, batch: int, generator: torch.Generator) -> list[Subject]:
-    """The four variants of a network."""
+def subjects(
+    name: str, batch: int, generator: torch.Generator, device: str = "cpu"
+) -> list[Subject]:
+    """The five variants of a network."""
     x = torch.randn(batch, *INPUTS[name], generator=generator)
     masked = mask(network(name), MASKED, generator)
     dying = network(name)
@@ -77,8 +82,12 @@ def subjects(name: str, batch: int, generator: torch.Generator) -> list[Subject]
         "masked": masked,
         "simplified": simplify(dying, x),
         "plain": simplify(dying, x, prefer="plain"),
+        "coupled": prune(network(name), x, Keep(macs=0.5)).model,
     }
-    return [Subject(f"{name} {variant}", net, (x,)) for variant, net in nets.items()]
+    return [
+        Subject(f"{name} {variant}", net.to(device), (x.to(device),))
+        for variant, net in nets.items()
+    ]
 
 
 def table(profiles: tuple[Profile, ...], note: str) -> Table:
@@ -91,7 +100,7 @@ def table(profiles: tuple[Profile, ...], note: str) -> Table:
         assert paper is not None
         assert base.footprint is not None
         cells = [str(paper.parameters), f"{paper.macs / base.footprint.macs:.2f}x"]
-        for runtime in RUNTIMES:
+        for runtime in profile.latencies:
             time, ratio = profile.latencies[runtime], profile.latencies[runtime].median_ms
             ratio /= base.latencies[runtime].median_ms
             cells += [
@@ -100,12 +109,17 @@ def table(profiles: tuple[Profile, ...], note: str) -> Table:
             ]
         rows.append((profile.name, *cells))
     header = ["Network", "Params", "MACs"]
-    for runtime in RUNTIMES:
+    for runtime in profiles[0].latencies:
         header += [f"{runtime} [ms]", "to dense"]
     return Table("Latency", tuple(header), tuple(rows), note)
 
 
-def main() -> None:
+def place(device: str) -> str:
+    """Name of the GPU, or the kind of the CPU."""
+    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+
+
+def main(given: list[str] | None = None) -> None:
     """Print a table, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,18 +130,25 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--runtimes", nargs="+", choices=RUNTIMES, help="default: all on the CPU, else PyTorch"
+    )
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)
-    given = [
-        subject for name in options.models for subject in subjects(name, options.batch, generator)
+    nets = [
+        subject
+        for name in options.models
+        for subject in subjects(name, options.batch, generator, options.device)
     ]
     conditions = {key: getattr(options, key) for key in ("threads", "repeats", "warmup")}
-    profiles = compare(given, runtimes=RUNTIMES, **conditions)
+    runtimes = options.runtimes or (RUNTIMES if options.device == "cpu" else RUNTIMES[:1])
+    profiles = compare(nets, runtimes=runtimes, **conditions)
     note = (
         f"Median (p10-p90); batch {options.batch}, {options.threads} thread(s), {options.warmup} warm-up and "
-        f"{options.repeats} timed calls, everything in turns in one run; {platform.machine()}, "
+        f"{options.repeats} timed calls, everything in turns in one run; {place(options.device)}, "
         f"torch {torch.__version__}."
     )
     print(markdown(table(profiles, note)))

@@ -56,6 +56,7 @@ MODELS = {
     "lenet-5": Case(100, (1, 28, 28), 10, {}),
     "resnet-32": Case(128, (3, 32, 32), 10, {}),
     "resnet18": Case(16, (3, 224, 224), 1000, {"weights": None}),
+    "resnet50": Case(8, (3, 224, 224), 1000, {"weights": None}),
     "swin_t": Case(4, (3, 224, 224), 1000, {"weights": None}),
     "deeplabv3_resnet50": Case(
         2,
@@ -64,6 +65,7 @@ MODELS = {
         {"weights": None, "weights_backbone": None, "aux_loss": True, "num_classes": 21},
     ),
 }
+DEFAULT = tuple(name for name in MODELS if name != "resnet50")  # minutes per row on one core
 
 
 class Everything(Dispatch):
@@ -73,8 +75,8 @@ class Everything(Dispatch):
         return Decision(sliced=True)
 
 
-def main() -> None:
-    options = arguments()
+def main(given: list[str] | None = None) -> None:
+    options = arguments(given)
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     print(HEADER)
@@ -88,29 +90,31 @@ def main() -> None:
         write_text(options.page, page(rows, options))
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(DEFAULT))
     parser.add_argument("--layouts", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, help="instead of each model's own")
+    parser.add_argument("--side", type=int, help="of the image, instead of each model's own")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16")
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     parser.add_argument("--page", type=Path, help="write the table here as Markdown")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def measure(name: str, layout: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     case = MODELS[name]
     model = build(name, **case.arguments).to(options.device, memory_format=FORMATS[layout])
-    x = torch.randn(options.batch or case.batch, *case.shape, device=options.device)
+    shape = case.shape if options.side is None else (case.shape[0], options.side, options.side)
+    x = torch.randn(options.batch or case.batch, *shape, device=options.device)
     x = x.to(memory_format=FORMATS[layout])
     y = targets(model, x, case.classes)
     dense = backward_flops(model, x, lambda output: loss_fn(output, y))
@@ -134,6 +138,7 @@ def measure(name: str, layout: str, options: argparse.Namespace) -> list[dict[st
                 "kind": kind,
                 "frozen": share,
                 "batch": len(x),
+                "shape": list(x.shape[1:]),
                 **vars(timing),
                 "time": timing.ratio,
                 "bound": ideal / dense.total,

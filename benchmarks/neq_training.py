@@ -8,9 +8,9 @@ time.
 
 Runs the five policies of the paper's table with a recipe: baseline (nothing is ever frozen), NEq,
 Stochastic(0.2), Stochastic(0.5), and Stochastic* (as many neurons as the NEq run of the same seed
-froze, on average). Options of recipes are passed on. Accuracies are those of the last epoch's
-weights on the test images; nothing is selected. What is finished in the folder (one per seed, with
-one per method) is not run again, what was interrupted goes on.
+froze, on average). Options of recipes are passed on (``--device=cuda`` is one). Accuracies are
+those of the last epoch's weights on the test images; nothing is selected. What is finished in the
+folder (one per seed, with one per method) is not run again, what was interrupted goes on.
 
 Writes ``neq_training.md`` and ``.json``: means over the seeds, with the smallest and largest value.
 "paper" counts backward FLOPs in the paper's convention, "executed" is torch's count of a real step,
@@ -48,7 +48,7 @@ LABELS = ("Baseline", "NEq", "Stochastic(0.2)", "Stochastic(0.5)", "Stochastic*"
 ADAM = ("--optimizer.name=AdamW", "--optimizer.lr=0.001", "--optimizer.momentum=0")
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="the recipe's own small values")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
-    options, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args(given)
     torch.set_num_threads(options.threads)
 
     def run(method: str, folder: Path, *more: str) -> TrainingResult:

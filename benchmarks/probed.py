@@ -170,8 +170,8 @@ def _watched(probe: _Probe, model: nn.Module) -> Iterator[None]:
         def watched(
             input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
         ) -> Tensor:
-            position = 4 if transposed else 3
-            groups = args[position] if len(args) > position else kwargs.get("groups", 1)
+            # After stride, padding and dilation; of a transposed one, output_padding.
+            groups = args[3] if len(args) > 3 else kwargs.get("groups", 1)
             if id(weight) not in known or input.dim() != weight.dim():
                 return original(input, weight, bias, *args, **kwargs)
             run = lambda x: original(x, weight, bias, *args, **kwargs)  # noqa: E731

@@ -57,7 +57,7 @@ from torch import Tensor, nn
 from snello.files import write_text
 from snello.lab.datasets import DataSplits, load_dataset
 from snello.lab.datasets._batches import PADDING, crop_flip
-from snello.pruning import Limits, Pruner, Ratio, potential_point
+from snello.pruning import LayerLimits, Pruner, Ratio, potential_point
 from snello.sensitivity import Lobster, OutputSensitivity, Sensitivity, SeReNe
 from snello.store import build, load_weights
 
@@ -288,7 +288,7 @@ class Experiment:
     def _pruner(self, model: nn.Module) -> Pruner:
         return Pruner(
             model, None, importance=self.options.importance, amount=Ratio(0.0), exclude=(), normalise=None,
-            limits=Limits(keep_at_least=1),
+            limits=LayerLimits(keep_at_least=1),
         )  # fmt: skip
 
     def _point(self, model: nn.Module, method: str, sparsity: float) -> dict[str, Any]:

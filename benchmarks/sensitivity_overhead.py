@@ -97,7 +97,7 @@ def ratios(
     return [method / plain for method, plain in both], [plain / steps * 1e3 for _, plain in both]
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Print a table, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,7 +115,7 @@ def main() -> None:
         help="cpu: this process's time, where others compute too",
     )
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     layout = "channels_last" if options.channels_last else "NCHW"

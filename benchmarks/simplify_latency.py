@@ -19,6 +19,7 @@ from torch import Tensor
 
 from snello import simplify
 from snello.deploy import footprint, latencies, pytorch_runner
+from snello.files import write_text
 from snello.neurons import head, neuron_count, weighted_layers
 from snello.store import build
 
@@ -36,7 +37,7 @@ def dead_neurons(
     }
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Print a table, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -45,30 +46,35 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     generator = torch.Generator().manual_seed(options.seed)
     rows = []
-    for name, shape in MODELS.items():
-        x = torch.randn(options.batch, *shape, generator=generator)
+    for name in options.models:
+        x = torch.randn(options.batch, *MODELS[name], generator=generator)
         nets = {"dense": build(name).eval()}
         for share in (0.25, 0.5, 0.75, 0.9):
             masked = build(name).eval()
             zero(masked, dead_neurons(masked, share, generator), with_norms=True)
             nets[f"{share:.0%} dead"] = simplify(masked, x)
+        x = x.to(options.device)
+        nets = {key: net.to(options.device) for key, net in nets.items()}
         runners = {key: pytorch_runner(net, x) for key, net in nets.items()}
         times = latencies(
             runners, repeats=options.repeats, threads=options.threads, batch=options.batch
         )
         dense_ms, dense_macs = times["dense"].median_ms, footprint(nets["dense"], x).macs
         print(
-            f"{name}, batch {options.batch}, {options.threads} thread(s), cpu, {options.repeats} repeats"
+            f"{name}, batch {options.batch}, {options.threads} thread(s), {options.device}, {options.repeats} repeats"
         )
         for key, time in times.items():
             macs = footprint(nets[key], x).macs / dense_macs
             row = {
                 "model": name, "net": key, "ms": time.median_ms, "p10": time.p10_ms, "p90": time.p90_ms,
                 "ratio": time.median_ms / dense_ms, "macs": macs, "threads": options.threads, "batch": options.batch,
+                "device": options.device,
             }  # fmt: skip
             rows.append(row)
             print(
@@ -76,7 +82,7 @@ def main() -> None:
                 f"  {row['ratio']:.2f}x  MACs {macs:.2f}x"
             )
     if options.out:
-        options.out.write_text(json.dumps(rows, indent=1))
+        write_text(options.out, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

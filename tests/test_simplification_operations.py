@@ -204,9 +204,10 @@ def test_dead_heads_go_from_a_class_of_ones_own(
     x = torch.randn(2, 6, 5, dtype=torch.float64, generator=generator(2))
     lean = simplify(model, x, keep_class=keep_class)
     assert type(lean[1]) is Heads
-    left = max(1, 4 - gone)  # one stays for the shape
-    assert lean[1].num_heads == left
-    assert all(len(getattr(lean[1], name).weight) == 8 * left for name in "qkv")
+    # Of all that is dead, one dimension of one head stays for the shape.
+    heads, width = (4 - gone, 8) if gone < 4 else (1, 1)
+    assert lean[1].num_heads == heads
+    assert all(len(getattr(lean[1], name).weight) == heads * width for name in "qkv")
     for y in (x, torch.randn(3, 4, 5, dtype=torch.float64, generator=generator(3))):
         assert_same_outputs(model, lean, y, tolerance=1e-9)
 
@@ -230,3 +231,139 @@ def test_a_lean_graph_that_another_size_breaks_gives_way_to_the_own_class() -> N
     for side in (8, 6):
         y = torch.randn(2, 3, side, side, dtype=torch.float64, generator=generator(side))
         assert_same_outputs(model, lean, y, tolerance=1e-9)
+
+
+class Unflattened(nn.Module):
+    """Neurons as (groups, members) by ``unflatten``, with one of both written out, or both."""
+
+    def __init__(self, written: tuple[int, ...], *, negative: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv3d(written[0] if written[0] > 0 else 2, 4, 1),
+        )
+        self.written, self.axis = written, -3 if negative else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).unflatten(self.axis, self.written))
+
+
+@pytest.mark.parametrize("written", [(2, -1), (-1, 4), (2, 4)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_whole_groups_of_an_unflattened_axis_go(written: tuple[int, ...], negative: bool) -> None:
+    model = Unflattened(written, negative=negative).double().eval()
+    dead(model.first, neurons=slice(0, 4))
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+    assert lean.first.weight.shape[0] == 4
+
+
+def test_a_norm_of_dead_channels_that_are_unflattened() -> None:
+    """The lean graph took groups apart by a number of groups that it no longer had."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.Unflatten(1, (2, -1)), nn.Flatten(2)
+    )  # fmt: skip
+    model = randomise(model.double().eval(), generator(1))
+    dead(model[0], neurons=slice(0, 5))
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    assert_same_outputs(model, simplify(model, x), x, tolerance=1e-12)
+
+
+class Blurred(nn.Module):
+    """A filter for each channel by ``F.conv2d``, with an attribute or a shape as number of groups."""
+
+    def __init__(self, groups: str, *, buffer: bool, padding: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.channels, self.groups, self.padding = 8, groups, padding
+        weight = torch.rand(8, 1, 3, 3, dtype=torch.float64, generator=generator(7))
+        if buffer:
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        groups = self.channels if self.groups == "attribute" else x.shape[1]
+        if self.groups == "position":
+            x = F.conv2d(x, self.weight, None, 1, self.padding, 1, groups)
+        else:
+            x = F.conv2d(x, self.weight, padding=self.padding, groups=groups)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("groups", ["attribute", "shape", "position"])
+@pytest.mark.parametrize("buffer", [False, True])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_dead_channels_go_through_a_functional_depthwise_convolution(
+    groups: str, buffer: bool, padding: int, keep_class: bool
+) -> None:
+    model = randomise(Blurred(groups, buffer=buffer, padding=padding).double().eval(), generator(1))
+    dead(model.first, neurons=[1, 4, 5])
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    for y in (x, torch.randn(3, 3, 7, 9, dtype=torch.float64, generator=generator(3))):
+        assert_same_outputs(model, lean, y, tolerance=1e-12)
+    assert lean.weight.shape == (5, 1, 3, 3)
+    assert (lean.first.weight.shape[0], lean.last.weight.shape[1]) == (5, 5)
+
+
+class Channelwise(nn.Module):
+    """Efficient channel attention: a convolution along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.mix = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.mix(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid()
+        return self.last(x * y.view(x.shape[0], -1, 1, 1).expand_as(x))
+
+
+class Cross(nn.Module):
+    """Attention whose keys are computed from another tensor than its queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (layer(x).flatten(2).transpose(1, 2) for layer in (self.first, self.other))
+        return self.last(q + self.attention(q, k, k)[0])
+
+
+class Grouped(nn.Module):
+    """A functional convolution with several channels in a group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.weight = nn.Parameter(torch.randn(8, 4, 3, 3, generator=generator(7)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.conv2d(self.first(x), self.weight, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        (Channelwise, "mix", "channels on another axis"),
+        (Cross, "attention", "not self-attention"),
+        (Grouped, "conv2d", "no rule"),
+    ],
+)
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_what_has_no_rule_is_left_alone_and_exact(
+    kind: type[nn.Module], name: str, reason: str, keep_class: bool
+) -> None:
+    model = randomise(kind().double().eval(), generator(1))
+    dead(model.first, neurons=[1, 4, 5])
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+    assert reason in plan_of(lean).left_alone.get(name, reason if keep_class else "")

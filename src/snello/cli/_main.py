@@ -31,6 +31,7 @@ from . import (
     simplify,
     sweep,
     train,
+    view,
 )
 from ._own_code import import_path_restored
 from ._signals import is_speaker, sigterm_raised
@@ -38,7 +39,7 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
-    measure, bench_device, report, recipes, curate, completion,
+    measure, bench_device, report, view, recipes, curate, completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
 # errors and completion take a fifth of a second, and torch alone ten times as long.
@@ -127,6 +128,16 @@ def _say(message: str, status: int) -> int:
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"snello: {text}", file=sys.stderr)
     return status
+
+
+def help_texts() -> dict[str, str]:
+    """Name of each command -> its help; the empty name stands for ``snello`` itself."""
+    found = {"": _parser(None)[0].format_help()}
+    for name in _names():
+        own = _parser(name)[1]
+        assert own is not None
+        found[name] = own.format_help()
+    return found
 
 
 def _names() -> tuple[str, ...]:

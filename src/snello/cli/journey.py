@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     require("onnxruntime", "onnx", "measuring exported networks")
     require("onnxscript", "onnx", "exporting to ONNX")
     from snello.lab.reporting import (
+        pages,
         progress,
         round_trip_table,
         shipping_table,
@@ -39,11 +40,12 @@ def run(arguments: argparse.Namespace) -> None:
         result = journey(recipe, folder, resume=arguments.resume, progress=line)
     if not is_first():
         return
-    report = write_report(result, folder)
+    write_report(result, folder)
+    page = pages.write_page(pages.journey_page(result, folder), folder / "report.html")
     if result.shipped:
         show(shipping_table(result))
     if result.trained:
         show(training_table(result))
     if (both := round_trip_table(result)) is not None:
         show(both)
-    print(f"written: {report}")
+    print(f"written: {page}, and the same as report.md and report.json")

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Profile all models in one run, print both tables and write ``--out``."""
     out = check_writable(arguments.out)
     from snello.deploy import compare
-    from snello.lab.reporting import busy, show
+    from snello.lab.reporting import busy, pages, show
 
     from ._profiles import clock_table, paper_table
 
@@ -63,5 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
         profiles = compare(given, runtimes=tuple(arguments.runtimes.split(",")), **options)
     # A single profile is the whole JSON, without a list "models": the layout of earlier versions.
     result = profiles[0] if len(profiles) == 1 else {"models": profiles}
-    show(paper_table("On paper", profiles))
-    finish(clock_table("On the clock, in one run", profiles), result, out)
+    paper, clock = (
+        paper_table("On paper", profiles),
+        clock_table("On the clock, in one run", profiles),
+    )
+    show(paper)
+    page = pages.measurement_page(profiles, (paper, clock))
+    print(f"written: {pages.write_page(page, out.with_suffix('.html'))}")
+    finish(clock, result, out)

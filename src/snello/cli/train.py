@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train the network and show its result."""
     need_training(arguments)
-    from snello.lab.reporting import Table, percent, progress, show
+    from snello.lab.reporting import Table, pages, percent, progress, show
     from snello.lab.training import train
 
     # Options of methods that do not run need not be valid for this number of epochs.
@@ -51,5 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     note = (
         f"Last epoch, test images. {result.threads} thread(s), {result.device}, {result.precision}."
     )
-    show(Table(f"{recipe.model.name} on {recipe.data.name}", header, (row,), note))
-    print(f"written: {folder / result.model}, {folder / 'result.json'}")
+    title = f"{recipe.model.label} on {recipe.data.name}"
+    show(Table(title, header, (row,), note))
+    page = pages.write_page(pages.training_page(title, result), folder / "report.html")
+    print(f"written: {folder / result.model}, {page}, {folder / 'result.json'}")

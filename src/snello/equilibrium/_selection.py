@@ -61,9 +61,8 @@ class Velocity:
     With :math:`\Delta\varphi^t = \varphi^t - \varphi^{t-1}`, a neuron is frozen when
     :math:`|v^t| < \varepsilon`, where
 
-    .. math::
-        \text{paper:}\quad v^t &= \Delta\varphi^t - \mu\,v^{t-1} \\
-        \text{released:}\quad v^t &= \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}
+    $$\text{paper:}\quad v^t = \Delta\varphi^t - \mu\,v^{t-1}$$
+    $$\text{released:}\quad v^t = \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}$$
 
     Initially :math:`\varphi = 1` and :math:`\Delta\varphi = v = 0`. The two formulas differ: the
     released one is the smoothed *second* difference of phi, so a neuron whose similarity grows

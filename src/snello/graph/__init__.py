@@ -40,6 +40,7 @@ from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients
 from .places import at_place as at_place
+from .places import module_of_error as module_of_error
 from .places import place_of as place_of
 from .places import place_of_error as place_of_error
 from .shapes import ByName as ByName

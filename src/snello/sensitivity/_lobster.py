@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -58,16 +56,17 @@ class Lobster(Sensitivity):
         return {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        pairs = [(p, p.grad) for p in self._parameters.values() if p.grad is not None]
+        pairs = [(p, p.grad) for p in self._parameters.values() if p.grad is not None and p.numel()]
         if not pairs:
             return [], []
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
         # After an overflow the gradient scaler skips the optimizer step, so that the decay has to
         # be skipped, too. A factor of zero does so without synchronising with the device.
-        sound = torch.stack(
-            [n.to(shares[0].device) for n in torch._foreach_norm(magnitudes, math.inf)]
-        )
+        # The largest magnitude is NaN or infinite if any is; the infinity norm is slow on CPUs.
+        device = shares[0].device
+        largest = torch._foreach_max(magnitudes)
+        sound = torch.stack([m.to(device, torch.float32) for m in largest])
         for share in shares:
             share.mul_(sound.isfinite().all().to(share.device))
         return [p for p, _ in pairs], shares

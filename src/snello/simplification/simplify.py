@@ -25,6 +25,8 @@ from .ir.plan import SimplificationPlan
 from .passes.attributes import attributes
 from .passes.constants import constants
 from .passes.facts import Arrangement
+from .passes.faults import fault, mirrored_widths
+from .passes.head_dimensions import head_dimensions
 from .passes.layout import layout
 from .passes.liveness import liveness
 from .passes.lower import Decision, lower
@@ -234,12 +236,16 @@ def _candidates(
     if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            yield _because(_as_module(decision, mirrored), "narrower layers are all that changes")
+            for candidate in run.with_narrower_heads(_as_module(decision, mirrored)):
+                yield _because(candidate, "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
     yield _because(lean, run.why_graph(decision.plan))
     for candidate in _of_own_class(other):
         yield _because(candidate, "the lean graph does not run at every size that the model takes")
 
+
+_ATTEMPTS = 8
+"""Largest number of plans that are made to find the modules whose forward refuses narrower tensors."""
 
 _OF_BATCHES = {torch.bmm, "bmm", torch.baddbmm, "baddbmm"}
 """Products of matrices that attention merges its heads with the batch for, which a graph with
@@ -263,11 +269,12 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         if mirrored := attributes(run.model, run.facts, decision.plan):
-            yield _as_module(decision, mirrored)
-        yield _as_module(decision)
+            yield from run.with_narrower_heads(_as_module(decision, mirrored))
+        yield from run.with_narrower_heads(_as_module(decision))
+    yield from run.mended()
     _, decision = run.without_edits(numbers=True)
     if not decision.plan.edits:
-        yield _as_module(decision)
+        yield from run.with_narrower_heads(_as_module(decision))
     whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
     yield _Candidate(replace(whole, representation="module"), {})
 
@@ -308,6 +315,44 @@ class _Passes:
         return self._repeated(
             lambda arrangement: without_edits(self.facts, arrangement, self._lower, numbers=numbers)
         )
+
+    def with_narrower_heads(self, candidate: _Candidate) -> Iterator[_Candidate]:
+        """A candidate of the model's own class, after the same with narrower heads of attention."""
+        found = head_dimensions(
+            self.model, self.facts, self.inputs, candidate.plan, candidate.values
+        )
+        if found is not None:
+            yield replace(candidate, plan=found[0], values=found[1])
+        yield candidate
+
+    def mended(self) -> Iterator[_Candidate]:
+        """A candidate of the model's own class whose forward runs, if it did not do so before.
+
+        Attributes of the module at fault take the width that it is given. If that does not help,
+        its operations are left alone from then on, and the passes start again.
+        """
+        mirrored: dict[str, int] = {}
+        before = dict(self.refused)
+        for attempt in range(_ATTEMPTS):
+            arrangement, decision = self.without_edits(numbers=False)
+            if not all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
+                break
+            known = attributes(self.model, self.facts, decision.plan) or {}
+            candidate = _as_module(decision, {**known, **mirrored})
+            found = fault(candidate.build(self.model), self.inputs)
+            if found is None:
+                if attempt:
+                    yield from self.with_narrower_heads(candidate)
+                break
+            more = mirrored_widths(self.model, self.facts, arrangement, found.modules)
+            nodes = found.nodes(self.facts)
+            if more.items() - mirrored.items():
+                mirrored.update(more)
+            elif set(nodes) - set(self.refused):
+                self.refused.update(dict.fromkeys(nodes, found.reason))
+            else:
+                break
+        self.refused = before
 
     @property
     def unreached(self) -> bool:

@@ -106,7 +106,8 @@ def plot_potential(
             their median, the band their range.
         path: PNG file to write.
         title: title of the plot.
-        xlabel, ylabel: labels of the axes.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
     """
     figure, axis = _figure(1)
     for method, curve in curves.items():

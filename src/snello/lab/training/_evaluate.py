@@ -123,7 +123,8 @@ def evaluate_segmentation(
         batches: pairs of images and label maps (B, H, W).
         classes: number of classes, C.
         ignored: label of the pixels to ignore.
-        autocast, channels_last: as for :func:`evaluate`.
+        autocast: as for :func:`evaluate`.
+        channels_last: as for :func:`evaluate`.
 
     Returns:
         The mean cross-entropy per pixel and, as accuracy, the mean over classes of intersection

@@ -117,7 +117,11 @@ def prune(
             calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. "biases" shifts the
             biases alone; see :func:`snello.pruning.recovery.correct_biases`. Not possible if a
             normalisation layer computes its statistics over removed channels.
-        normalise, limits, round_to, exclude: see :func:`snello.pruning.channels.plan_channels`.
+        normalise: normalisation of the scores across dimensions; see
+            :func:`snello.pruning.channels.plan_channels`.
+        limits: lower limits on the widths, as shares of the dense network's.
+        round_to: number of which widths are multiples.
+        exclude: names of dimensions or modules that keep their widths.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
             interrupted call, that call is continued. None: nothing is written.
         on_step: called with every step, for example ``print``.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from snello.graph import Graph, shape_of
@@ -22,8 +24,22 @@ def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(arguments[0] if nested else arguments)
 
 
+UNFLATTENS = {"unflatten", torch.unflatten}
+CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
+CONVOLUTION_OPTIONS = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+"""Arguments of a functional convolution behind input, weight and bias, with their defaults."""
+
+
 def size_arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Return the sizes that a view of a tensor, or the making of a tensor, is called with."""
+    """Return the sizes that a view of a tensor, or the making of a tensor, is called with.
+
+    Of a functional convolution, all arguments but the input, in order.
+    """
+    if node.target in UNFLATTENS:  # x.unflatten(dim, sizes)
+        return tuple(argument(node, 2, "sizes"))
+    if node.target in CONVOLUTIONS:  # the last one is a number of channels, if there are groups
+        names = (("weight", None), ("bias", None), *CONVOLUTION_OPTIONS)
+        return tuple(argument(node, 1 + i, *option) for i, option in enumerate(names))
     return one_by_one(node.args[isinstance(node.args[0], fx.Node) :])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from snello.simplification.ir.channels import Layout, Signal
+from snello.simplification.ir.edits import SetNumber
 from snello.simplification.ir.plan import Slice
 
-from .call import Call, sizes
+from .call import CONVOLUTION_OPTIONS, Call, size_arguments, sizes
 from .elementwise import bare_parameter
 from .layers import Weighted
-from .operation import Lowered, Placement, Wanted
+from .operation import Edit, Lowered, Placement, Wanted
 from .registry import rule_for
 
 
@@ -54,6 +55,22 @@ class Functional(Weighted):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Depthwise(Functional):
+    """A functional convolution with one filter for each channel."""
+
+    def lower(self, placement: Placement) -> Lowered:
+        lowered, kept = super().lower(placement), tuple(placement.produced.order.tolist())
+        if placement.produced.is_natural:
+            return lowered
+        groups = SetNumber(self.node.name, len(size_arguments(self.node)) - 1, len(kept))
+        return replace(
+            lowered,
+            parameters=dict.fromkeys(self.parameters, (Slice(0, kept),)),
+            edits=(*lowered.edits, Edit(groups)),
+        )
+
+
 @rule_for(F.linear)
 def functional_linear(call: Call) -> Functional | None:
     """``F.linear`` with parameters that nothing else reads."""
@@ -65,27 +82,33 @@ def functional_linear(call: Call) -> Functional | None:
 _CONVOLUTIONS: dict[Any, type[_ConvNd]] = {
     F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d,
 }  # fmt: skip
-_OPTIONS = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
 
 
 @rule_for(*_CONVOLUTIONS)
 def functional_convolution(call: Call) -> Functional | None:
-    """``F.conv1d`` to ``F.conv3d`` of a batch, ungrouped, with parameters that nothing else
-    reads.
+    """``F.conv1d`` to ``F.conv3d`` of a batch, ungrouped or depthwise, with parameters that nothing
+    else reads.
     """
     options: dict[str, Any] = {
-        name: call.argument(3 + i, name, default) for i, (name, default) in enumerate(_OPTIONS)
+        name: call.argument(3 + i, name, default)
+        for i, (name, default) in enumerate(CONVOLUTION_OPTIONS)
     }
-    weight = call.argument(1, "weight")
+    weight, operand = call.argument(1, "weight"), call.operand(1)
     shape = sizes(weight) if isinstance(weight, fx.Node) else ()
-    if options["groups"] != 1 or len(shape) < 3 or len(shape) != len(call.shape or ()):
+    if operand is None or len(shape) < 3 or len(shape) != len(call.shape or ()):
+        return None
+    inputs = sizes(operand)[1]
+    options["groups"] = groups = inputs // shape[1]  # the argument may be a computed number
+    if groups > 1 and not groups == inputs == shape[0]:
         return None
     kind: Any = _CONVOLUTIONS[call.node.target]
-    layer = kind(shape[1], shape[0], shape[2:], device="meta", **options)
-    return _functional(call, layer, 1)
+    layer = kind(inputs, shape[0], shape[2:], device="meta", **options)
+    return _functional(call, layer, 1, Functional if groups == 1 else Depthwise)
 
 
-def _functional(call: Call, layer: Any, axis: int) -> Functional | None:
+def _functional(
+    call: Call, layer: Any, axis: int, operation: type[Functional] = Functional
+) -> Functional | None:
     operand = call.operand(axis)
     given = [call.argument(1, "weight"), call.argument(2, "bias")]
     nodes = [node for node in given if node is not None]
@@ -95,7 +118,7 @@ def _functional(call: Call, layer: Any, axis: int) -> Functional | None:
         return None
     layer.weight, layer.bias = (*(_held(call, name) for name in names), None)[:2]
     own = (call.node, (operand,), (axis,), axis)
-    return Functional(*own, call.node.name, layer, tuple(names))
+    return operation(*own, call.node.name, layer, tuple(names))
 
 
 def _held(call: Call, name: str) -> nn.Parameter:

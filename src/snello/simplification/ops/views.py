@@ -15,7 +15,7 @@ from snello.graph import Graph, shape_of
 from snello.simplification.ir.channels import Layout, Signal
 from snello.simplification.ir.edits import SetNumber
 
-from .call import Call, argument, one_by_one, sizes
+from .call import UNFLATTENS, Call, argument, one_by_one, size_arguments, sizes
 from .channelwise import PerChannel
 from .layers import has_inputs_first
 from .operation import Edit, Lowered, Operation, Placement, Wanted
@@ -23,7 +23,7 @@ from .registry import rule_for
 
 SIZED = {"view", "reshape", torch.reshape}
 """Views whose sizes are arguments of the call."""
-VIEWS = {*SIZED, "flatten", torch.flatten, "unflatten", torch.unflatten}
+VIEWS = {*SIZED, "flatten", torch.flatten, *UNFLATTENS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +176,10 @@ def _is_shape(size: object) -> bool:
 
 def size_argument(node: fx.Node, out: int) -> int | None:
     """Return the position of an axis among a view's size arguments; None if it is not written."""
+    if node.target in UNFLATTENS:
+        written, rank = size_arguments(node), len(sizes(node.all_input_nodes[0]))
+        out -= argument(node, 1, "dim") % rank
+        return None if not 0 <= out < len(written) or written[out] == -1 else out
     if node.target not in SIZED and node.target != "expand":
         return None
     written = one_by_one(node.args[1:])

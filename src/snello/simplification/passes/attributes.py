@@ -66,8 +66,13 @@ def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> 
     return [qualified(owner, name) for name in names]
 
 
+def is_width(name: str) -> bool:
+    """True of names of widths, such as ``in_channels``."""
+    return any(part in name for part in _WIDTHS)
+
+
 def _fits(name: str, counts: bool) -> bool:
     """True of names of counts, or else of widths. A ``head_dim`` is a width."""
-    width = any(part in name for part in _WIDTHS)
+    width = is_width(name)
     count = any(part in name for part in _COUNTS) or name in ("h", "nh")
     return count and not width if counts else width

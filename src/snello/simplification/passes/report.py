@@ -11,6 +11,7 @@ from snello.simplification.ops.attention_weights import attention_weights
 from snello.simplification.ops.registry import is_plain
 
 from .facts import Arrangement, Facts
+from .faults import REASON
 
 
 def left_alone(
@@ -21,7 +22,7 @@ def left_alone(
     1. An outermost module with parameters that is not called in evaluation mode. It is removed,
        unless the result is of the model's own class (``own_class``).
     2. A layer, norm or attention without an operation.
-    3. A node whose rule has failed.
+    3. A node whose rule has failed, or a module whose own forward does not take narrower tensors.
     4. Another node without an operation, if one of its operands was narrowed.
 
     Requires:
@@ -37,6 +38,9 @@ def left_alone(
         if node in facts.operations or node.op in ("placeholder", "output", "get_attr"):
             continue
         module = graph.layer(node)
+        if facts.refused.get(node, "").startswith(REASON):  # one line for all of the module
+            reasons.setdefault(graph.owner(node) or "the model", facts.refused[node])
+            continue
         if node in facts.refused:
             name = node.name if module is None else str(node.target)
             reasons[name] = f"{facts.refused[node]}{at_place(node)}"

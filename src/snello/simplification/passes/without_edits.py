@@ -52,15 +52,15 @@ def _forced(
 ) -> dict[fx.Node, Tensor]:
     """Producers upstream of edits that do not keep all neurons yet -> indices of all of them."""
     named = {nodes[name] for edit in edits for name in edit.nodes}
-    producers = {producer for node in named for producer in _producers(facts, node)}
+    found = {producer for node in named for producer in producers(facts, node)}
     return {
         producer: torch.arange(arrangement.layouts[producer].width)
-        for producer in producers
+        for producer in found
         if len(arrangement.layouts[producer].order) < arrangement.layouts[producer].width
     }
 
 
-def _producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
+def producers(facts: Facts, node: fx.Node) -> set[fx.Node]:
     """All producers whose neurons reach a node, itself included."""
     found: set[fx.Node] = set()
     pending, seen = [node], set[fx.Node]()

@@ -19,7 +19,7 @@ from snello.simplification.ir.edits import (
     PositionDependent,
     SetNumber,
 )
-from snello.simplification.ops.call import argument, size_arguments
+from snello.simplification.ops.call import CONVOLUTIONS, UNFLATTENS, argument, size_arguments
 from snello.simplification.runtime.border_pattern import BorderPatterns
 from snello.simplification.runtime.fill import ChannelFill
 from snello.simplification.runtime.indexed_sum import ChannelSum
@@ -58,6 +58,13 @@ def _set_number(builder: Builder, edit: SetNumber) -> None:
     if edit.position >= 0:
         sizes = list(size_arguments(node))
         sizes[edit.position] = edit.value
+        if node.target in UNFLATTENS:
+            node.args = (node.args[0], argument(node, 1, "dim"), tuple(sizes))
+            node.kwargs = {}
+            return
+        if node.target in CONVOLUTIONS:
+            node.args, node.kwargs = (node.args[0], *sizes), {}
+            return
         operand = node.args[: isinstance(node.args[0], fx.Node)]
         nested = isinstance(node.args[len(operand)], (tuple, list))
         node.args = (*operand, tuple(sizes)) if nested else (*operand, *sizes)

@@ -1,0 +1,24 @@
+"""One self-contained page of HTML per run: figures, interactive charts, tables, the numbers.
+
+A [`Page`][snello.lab.reporting.pages.Page] is data; `write_page` draws it. Charts are Vega-Lite
+specifications, whose scripts are part of the file: no page loads anything from a network.
+"""
+
+from .comparison import comparison as comparison
+from .layers import layer_chart as layer_chart
+from .page import Chart as Chart
+from .page import Figure as Figure
+from .page import Page as Page
+from .page import read_figures as read_figures
+from .page import write_page as write_page
+from .runs import journey_page as journey_page
+from .runs import measurement_page as measurement_page
+from .runs import pruning_page as pruning_page
+from .runs import sweep_page as sweep_page
+from .runs import training_page as training_page
+from .runs import with_layers as with_layers
+
+__all__ = [
+    "Chart", "Figure", "Page", "comparison", "journey_page", "layer_chart", "measurement_page", "pruning_page",
+    "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
+]  # fmt: skip

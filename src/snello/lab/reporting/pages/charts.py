@@ -1,0 +1,140 @@
+"""Charts as Vega-Lite specifications: lines over epochs, fronts, bars."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .page import Chart
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def lines(
+    title: str, rows: Rows, x: str, y: str, *, by: str, note: str = "", log: bool = False,
+    form: str = "",
+) -> Chart:  # fmt: skip
+    """Lines with a point at every value; the value under the pointer is shown.
+
+    Args:
+        title: heading.
+        rows: one mapping per point.
+        x: column of the horizontal axis, and its title.
+        y: column of the vertical axis, and its title.
+        by: column that tells the lines apart.
+        note: conditions.
+        log: logarithmic vertical axis.
+        form: format of the vertical axis, such as "%".
+    """
+    scale = {"type": "log", "nice": False} if log else {"zero": False}
+    return Chart(
+        title,
+        {
+            "data": {"values": list(rows)},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": _field(x), "type": "quantitative", "title": x, "axis": {"tickMinStep": 1}},
+                "y": {
+                    "field": _field(y), "type": "quantitative", "title": y, "scale": scale,
+                    "axis": {"format": form} if form else {},
+                },
+                "color": {"field": _field(by), "type": "nominal", "sort": None},
+                "tooltip": [{"field": _field(name), "title": name} for name in (by, x, y)],
+            },
+        },
+        note,
+    )  # fmt: skip
+
+
+def front(title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "") -> Chart:
+    """Points with their names: what is given up for what.
+
+    Args:
+        title: heading.
+        rows: one mapping per point; all of its columns are shown under the pointer.
+        x: column of the horizontal axis.
+        y: column of the vertical axis, a share in [0, 1].
+        label: column with the names.
+        note: conditions.
+    """
+    position = {
+        "x": {"field": _field(x), "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 30}},
+        "y": {
+            "field": _field(y), "type": "quantitative", "title": y, "axis": {"format": ".1%"},
+            "scale": {"zero": False, "padding": 15},
+        },
+    }  # fmt: skip
+    tooltip = [{"field": _field(name), "title": name} for name in (rows[0] if rows else {})]
+    return Chart(
+        title,
+        {
+            "data": {"values": list(rows)},
+            "encoding": position,
+            "layer": [
+                {
+                    "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+                    "encoding": {
+                        "color": {
+                            "field": _field(label),
+                            "type": "nominal",
+                            "legend": None,
+                            "sort": None,
+                        },
+                        "tooltip": tooltip,
+                    },
+                },
+                {
+                    "mark": {"type": "text", "dy": -12},
+                    "encoding": {"text": {"field": _field(label), "type": "nominal"}},
+                },
+            ],
+        },
+        note,
+    )
+
+
+def bars(
+    title: str, rows: Rows, names: str, value: str, *, by: str, note: str = "", log: bool = False
+) -> Chart:
+    """Horizontal bars, side by side for each name.
+
+    Args:
+        title: heading.
+        rows: one mapping per bar.
+        names: column with the names, in the order of the rows.
+        value: column with the lengths.
+        by: column that tells the bars of one name apart, in the order of the rows.
+        note: conditions.
+        log: logarithmic lengths, for values that differ by orders of magnitude.
+    """
+    kinds = list(dict.fromkeys(row[by] for row in rows))
+    count = len({row[names] for row in rows})
+    scale = {"type": "symlog"} if log else {}
+    return Chart(
+        title,
+        {
+            "data": {"values": list(rows)},
+            "height": max(60, count * (8 + 10 * len(kinds))),
+            "mark": {"type": "bar", "tooltip": True},
+            "encoding": {
+                "y": {
+                    "field": _field(names), "type": "nominal", "sort": None, "title": None,
+                    "axis": {"labelLimit": 160},
+                },
+                "x": {
+                    "field": _field(value), "type": "quantitative", "title": value, "scale": scale,
+                    "axis": {"tickCount": 5, "format": "~s"},
+                },
+                "yOffset": {"field": _field(by), "sort": kinds},
+                "color": {"field": _field(by), "type": "nominal", "sort": kinds},
+                "tooltip": [{"field": _field(name), "title": name} for name in (names, by, value)],
+            },
+        },
+        note,
+    )  # fmt: skip
+
+
+def _field(name: str) -> str:
+    """The name of a column for Vega-Lite, which reads brackets and points as paths."""
+    return re.sub(r"([\[\].])", r"\\\1", name)

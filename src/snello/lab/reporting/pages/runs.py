@@ -1,0 +1,214 @@
+"""The pages of a journey, a training, a pruning, a sweep and a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.lab.methods import label_of
+from snello.lab.reporting._journey import round_trip_table, shipping_table, training_table
+from snello.lab.reporting._tables import Table
+from snello.lab.reporting._values import megabytes, percent
+
+from .charts import bars, front, lines
+from .layers import layer_chart
+from .page import Chart, Figure, Page
+
+if TYPE_CHECKING:
+    from snello.deploy import Profile
+    from snello.lab.training import JourneyResult, ShippedRow, TrainingResult
+    from snello.pruning import PotentialPoint
+    from snello.search.prune import Pruned
+
+METRICS = {
+    "validation loss": "val_loss",
+    "validation accuracy": "val_accuracy",
+    "parameters at zero": "pruned",
+    "neurons updated": "updated",
+}
+"""Title of a curve -> its column in the records of epochs."""
+SHARES = {"validation accuracy", "parameters at zero", "neurons updated"}
+
+
+def journey_page(result: JourneyResult, folder: str | Path) -> Page:
+    """The page of a round trip.
+
+    Args:
+        result: its results.
+        folder: its folder, from whose model files the layers are drawn.
+    """
+    name = f"{result.recipe.model.label} on {result.recipe.data.name}"
+    train, validation, test = result.images
+    summary = (
+        f"{train} training, {validation} validation and {test} test images, {result.recipe.epochs} epochs, seed "
+        f"{result.recipe.seed}. Accuracy is that of the last epoch on the test images."
+    )
+    tables = [shipping_table(result)] if result.shipped else []
+    tables += [training_table(result)] if result.trained else []
+    if (both := round_trip_table(result)) is not None:
+        tables.append(both)
+    files = {
+        label_of(r.method, "dense"): Path(folder) / r.method / "simplified.pt"
+        for r in result.shipped
+    }
+    page = Page(
+        f"{name}: the round trip", summary, _journey_figures(result),
+        (*_shipped_fronts(result), *_curves(result.runs)), tuple(tables), result,
+    )  # fmt: skip
+    return with_layers(page, files)
+
+
+def training_page(title: str, result: TrainingResult) -> Page:
+    """The page of one training."""
+    last, first = result.epochs[-1], result.epochs[0]
+    figures = (
+        Figure("Test accuracy, last epoch", "", percent(result.test_accuracy), result.flag),
+        Figure("Parameters at zero", "", percent(last.pruned)),
+        Figure("Neurons updated", percent(first.updated), percent(last.updated)),
+        Figure("Seconds", "", f"{result.seconds:.0f}", f"{result.threads} thread(s), {result.device}"),
+    )  # fmt: skip
+    summary = f"{label_of(result.method)}, {len(result.epochs)} epochs, {result.precision}."
+    return Page(title, summary, figures, _curves({result.method: result}), (), result)
+
+
+def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: float) -> Page:
+    """The page of a pruning of channels.
+
+    Args:
+        title: heading.
+        found: its result.
+        table: its steps.
+        test: test accuracy of the narrow network.
+        dense: test accuracy of the dense network.
+    """
+    last = found.steps[-1]
+    figures = (
+        Figure("Test accuracy", percent(dense), percent(test), f"{(test - dense) * 100:+.2f} points"),
+        Figure("Multiply-accumulates", "100 %", percent(last.macs)),
+        Figure("Parameters", "100 %", percent(last.parameters)),
+    )  # fmt: skip
+    rows = [
+        {"MACs, of the dense network's": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}"}
+        for s in found.steps
+        if s.quality is not None
+    ]  # fmt: skip
+    chart = front(
+        "Accuracy against work", rows, "MACs, of the dense network's", "validation accuracy", label="step"
+    )  # fmt: skip
+    data = {"steps": found.steps, "test_accuracy": test, "dense_test_accuracy": dense}
+    return Page(title, found.stopped or table.note, figures, (chart,), (table,), data)
+
+
+def sweep_page(title: str, points: Sequence[PotentialPoint], table: Table, unit: str) -> Page:
+    """The page of a pruning potential.
+
+    Args:
+        title: heading.
+        points: accuracy of each importance at each ratio.
+        table: the same as a table.
+        unit: what is pruned: "weight", "neuron".
+    """
+    rows = [
+        {f"{unit}s pruned": p.ratio, "test accuracy": p.value, "importance": p.method}
+        for p in points
+    ]
+    chart = lines(
+        "Accuracy against sparsity", rows, f"{unit}s pruned", "test accuracy", by="importance", form=".0%"
+    )  # fmt: skip
+    return Page(title, table.note, (), (chart,), (table,), {"points": points})
+
+
+def measurement_page(profiles: Sequence[Profile], tables: Sequence[Table]) -> Page:
+    """The page of a measurement: one bar per network and runtime."""
+    rows = [
+        {"network": p.name, "runtime": runtime, "median latency [ms]": time.median_ms}
+        for p in profiles
+        for runtime, time in p.latencies.items()
+    ]
+    charts = [bars("Latency", rows, "network", "median latency [ms]", by="runtime")]
+    sizes = [
+        {"network": p.name, "count": kind, "millions": value / 1e6}
+        for p in profiles
+        if p.footprint is not None
+        for kind, value in (("parameters", p.footprint.parameters), ("MACs", p.footprint.macs or 0))
+    ]
+    if sizes:
+        charts.append(bars("Size and work", sizes, "network", "millions", by="count", log=True))
+    page = Page("Measured in one run", tables[-1].note, (), tuple(charts), tuple(tables), profiles)
+    return with_layers(page, {p.name: p.file for p in profiles if p.file is not None})
+
+
+def with_layers(page: Page, files: Mapping[str, str | Path]) -> Page:
+    """A page with the parameters of each layer of some model files, if there are any."""
+    chart = layer_chart(files)
+    return page if chart is None else replace(page, charts=(*page.charts, chart))
+
+
+def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
+    found = []
+    if len(result.shipped) > 1:
+        dense = result.shipped[0]
+        lean = min(result.shipped[1:], key=lambda row: row.parameters)
+        name = label_of(lean.method)
+        found += [
+            Figure("Test accuracy", percent(dense.test_accuracy), percent(lean.test_accuracy), lean.flag or name),
+            _less("Parameters", dense.parameters, lean.parameters, str, name),
+            _less("Bitstream [MB]", dense.bitstream_bytes, lean.bitstream_bytes, megabytes, name),
+            _less(
+                "ONNX Runtime [ms]", dense.onnxruntime.median_ms, lean.onnxruntime.median_ms,
+                lambda ms: f"{ms:.3f}", name,
+            ),
+        ]  # fmt: skip
+    if len(result.trained) > 1:
+        plain = result.trained[0]
+        cheap = min(result.trained[1:], key=lambda row: row.seconds)
+        name = label_of(cheap.method)
+        found.append(
+            _less("Training [s]", plain.seconds, cheap.seconds, lambda s: f"{s:.3g}", name)
+        )
+    return tuple(found)
+
+
+def _less(label: str, before: float, after: float, form: Any, name: str) -> Figure:
+    change = f"{name}: {(after / before - 1) * 100:+.1f} %" if before else name
+    return Figure(label, form(before), form(after), change)
+
+
+def _shipped_fronts(result: JourneyResult) -> list[Chart]:
+    axes: dict[str, Callable[[ShippedRow], float]] = {
+        "bitstream [MB]": lambda row: row.bitstream_bytes / 1e6,
+        "latency in ONNX Runtime [ms]": lambda row: row.onnxruntime.median_ms,
+        "MACs [millions]": lambda row: row.macs / 1e6,
+    }
+    found = []
+    for axis, value in axes.items():
+        rows = [
+            {"method": label_of(r.method, "dense"), axis: value(r), "test accuracy": r.test_accuracy}
+            for r in result.shipped
+        ]  # fmt: skip
+        if rows:
+            title = f"Accuracy against {axis.partition(' [')[0]}"
+            found.append(front(title, rows, axis, "test accuracy", label="method"))
+    return found
+
+
+def _curves(runs: Mapping[str, TrainingResult]) -> tuple[Chart, ...]:
+    """Metrics over epochs; those that never change are left out."""
+    found = []
+    for title, column in METRICS.items():
+        rows = [
+            {"epoch": e.epoch, title: getattr(e, column), "method": label_of(method)}
+            for method, run in runs.items()
+            for e in run.epochs
+        ]
+        if len({row[title] for row in rows}) > 1:
+            form = ".0%" if title in SHARES else ""
+            heading = title[0].upper() + title[1:]
+            found.append(
+                lines(
+                    heading, rows, "epoch", title, by="method", log=title not in SHARES, form=form
+                )
+            )
+    return tuple(found)

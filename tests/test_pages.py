@@ -1,0 +1,135 @@
+"""Pages of HTML: self-contained, faithful to the numbers, drawn without an error."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("vl_convert")
+
+from snello import ModelSpec, Record, save
+from snello.cli.view import server
+from snello.errors import ConfigError, MissingExtraError
+from snello.lab.reporting import Table
+from snello.lab.reporting.pages import Chart, Figure, Page, layer_chart, write_page
+from snello.lab.reporting.pages.charts import bars, front, lines
+from snello.store import build
+
+ROWS = [
+    {"epoch": e, "loss [nats]": 1 / e, "method": m}
+    for e in (1, 2, 3)
+    for m in ("plain", "</script>")
+]
+PAGE = Page(
+    "LeNet & <b>friends</b>", "One sentence.",
+    (Figure("Accuracy", "98.00 %", "97.50 %", "-0.50 points"), Figure("Seconds", "", "12")),
+    (
+        lines("Loss", ROWS, "epoch", "loss [nats]", by="method", log=True),
+        front("Front", [{"size": 2.0, "accuracy": 0.9, "name": "a.b"}], "size", "accuracy", label="name"),
+        bars("Bars", [{"layer": "conv1", "of": k, "n": 3} for k in "xy"], "layer", "n", by="of", log=True),
+    ),
+    (Table("Steps", ("Step", "MACs"), (("0", "1.000"),), "a note"),),
+    {"steps": [1, 2], "text": "</script><script>alert(1)"},
+)  # fmt: skip
+
+
+def _parts(path: Path) -> tuple[Any, list[Any], str]:
+    text = path.read_text()
+    data = re.search(r'id="report">(.*?)</script>', text, flags=re.S)
+    assert data
+    specs = re.findall(r'id="spec-\d+">(.*?)</script>', text, flags=re.S)
+    return json.loads(data[1]), [json.loads(spec) for spec in specs], text
+
+
+def test_a_page_holds_its_numbers_and_needs_nothing_else(tmp_path: Path) -> None:
+    data, specs, text = _parts(write_page(PAGE, tmp_path / "report.html"))
+    assert data == PAGE.data
+    assert [spec["data"]["values"] for spec in specs] == [
+        list(chart.spec["data"]["values"]) for chart in PAGE.charts
+    ]
+    shown = html.unescape(re.sub(r"<script.*?</script>|<[^>]+>", " ", text, flags=re.S))
+    for words in (
+        "LeNet & <b>friends</b>",
+        "98.00 %",
+        "97.50 %",
+        "-0.50 points",
+        "1.000",
+        "a note",
+    ):
+        assert words in shown
+    assert "<b>friends" not in text
+    elements = re.sub(
+        r">[^<]*<", "><", re.sub(r"<script type=.module.>.*?</script>", "", text, flags=re.S)
+    )
+    assert not re.search(r"(src|href)=.?(https?:)?//", elements), "nothing is loaded"
+    assert len(text) < 3_000_000
+
+
+def test_fields_with_brackets_and_points_are_columns() -> None:
+    spec = PAGE.charts[0].spec["encoding"]
+    assert spec["y"]["field"] == r"loss \[nats\]"
+    assert spec["y"]["title"] == "loss [nats]"
+
+
+def test_layers_are_counted_from_the_files(tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", build("lenet-300-100"), Record(ModelSpec("lenet-300-100"), (1, 28, 28)))
+    chart = layer_chart({"dense": tmp_path / "a.pt", "gone": tmp_path / "b.pt", "x": "x.onnx"})
+    assert isinstance(chart, Chart)
+    rows = chart.spec["data"]["values"]
+    assert {row["network"] for row in rows} == {"dense"}
+    assert [row["parameters"] for row in rows] == [785 * 300, 301 * 100, 101 * 10]
+    assert layer_chart({"x": tmp_path / "x.onnx"}) is None
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_draws_every_chart_without_an_error(tmp_path: Path) -> None:
+    page = write_page(PAGE, tmp_path / "report.html")
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=8000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    except subprocess.TimeoutExpired:
+        pytest.skip("Chromium did not answer within 90 s")
+    assert "INFO:CONSOLE" not in found.stderr, found.stderr
+    assert found.stdout.count('class="marks"') == len(PAGE.charts)
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(MissingExtraError, match="report"):
+        write_page(PAGE, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_below_a_folder_are_compared_and_served_to_this_machine(tmp_path: Path) -> None:
+    for name in ("one run", "two"):
+        (tmp_path / name).mkdir()
+        write_page(PAGE, tmp_path / name / "report.html")
+    (tmp_path / "other.html").write_text("<p>not a page of a run")
+    with server(tmp_path) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        assert serving.server_address[0] == "127.0.0.1"
+        root = f"http://127.0.0.1:{serving.server_port}/"
+        index = urllib.request.urlopen(root).read().decode()
+        links = re.findall(r'<a href="([^"]+)"', index)
+        assert links == ["one%20run/report.html", "two/report.html"]
+        assert index.count("97.50 %") == 2
+        page = urllib.request.urlopen(root + links[0]).read()
+        assert page == (tmp_path / "one run/report.html").read_bytes()
+        serving.shutdown()
+    with pytest.raises(ConfigError, match="there is no report"):
+        server(tmp_path / "empty")
