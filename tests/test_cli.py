@@ -21,7 +21,7 @@ import torch
 import snello
 from snello import CodecSettings, Record, decompress, load, save
 from snello.cli import main
-from snello.store import ModelSpec, build
+from snello.store import ImageInput, ModelSpec, build, inspect
 
 for module in (
     "lightning",
@@ -41,8 +41,8 @@ SMALL = (
     "--ship.repeats=3", "--ship.warmup=1", "--neq.probe=10",
 )  # fmt: skip
 COMMANDS = (
-    "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "measure",
-    "bench-device", "report", "recipes", "curate",
+    "journey", "train", "reproduce", "sweep", "simplify", "compress", "decompress", "inspect", "export", "evaluate",
+    "measure", "bench-device", "report", "recipes", "curate",
 )  # fmt: skip
 
 
@@ -110,6 +110,11 @@ def test_journey_writes_its_pages(travelled: Travelled) -> None:
     for method in ("baseline", "lobster", "serene"):
         for name in ("model.pt", "simplified.pt", "simplified.onnx", "model.snello", "result.json"):
             assert (travelled.folder / method / name).stat().st_size > 100
+        images = load(travelled.folder / method / "model.pt")[1].images
+        assert images is not None
+        assert images.classes == tuple("0123456789")
+        facts = inspect(travelled.folder / method / "simplified.onnx")["metadata"]
+        assert ImageInput.from_dict(facts) == images
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from snello import Record, save
 from snello.cli import main
 from snello.deploy import (
     FORMATS,
+    FileModel,
     Footprint,
     Format,
     Subject,
@@ -124,3 +125,36 @@ def test_the_commands_know_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_it_is_no_model_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"net\.toy.*snello\.export"):
         save(tmp_path / "net.toy", MODEL, Record(ModelSpec("torch.nn:Linear"), (3,)))
+
+
+@dataclass(frozen=True)
+class Fixed(Toy):
+    """The same with a fixed batch of three."""
+
+    suffix = ".fixed"
+    any_batch = False
+
+    def load(self, files, threads):  # type: ignore[no-untyped-def]
+        bind = super().load(files, threads)
+
+        def fixed(inputs):  # type: ignore[no-untyped-def]
+            assert len(inputs[0]) == 3
+            return bind(inputs)
+
+        return fixed
+
+    def inputs_of(self, path, batch=None):  # type: ignore[no-untyped-def]
+        return super().inputs_of(path, batch or 3)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 6, 8])
+def test_a_file_is_a_module_for_any_batch(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(batch, 3)
+    for format in (Toy(), Fixed()):
+        monkeypatch.setitem(FORMATS, format.suffix, format)
+        path = tmp_path / f"m{format.suffix}"
+        format.write(MODEL, (x,), (path,))
+        with torch.no_grad():
+            torch.testing.assert_close(FileModel(path)(x), MODEL(x))

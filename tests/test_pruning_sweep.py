@@ -29,6 +29,7 @@ def test_a_sweep_writes_every_point_and_draws_them(
     out = tmp_path / "sweep.json"
     before = model_file.read_bytes()
     options = [
+        "--data=digits",
         "--importances=l1,random,serene",
         "--ratios=0,0.5,0.9",
         "--calibration=100",
@@ -42,7 +43,7 @@ def test_a_sweep_writes_every_point_and_draws_them(
     dense = {p["value"] for p in result["points"] if p["ratio"] == 0}
     assert len(dense) == 1  # the same network, whole
     assert all(abs(p["pruned"] - p["ratio"]) < 0.06 for p in result["points"])
-    assert result["images"] == 359
+    assert (result["images"], result["part"]) == (143, "validation")
     assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
     assert model_file.read_bytes() == before
     assert "serene" in capsys.readouterr().out
@@ -64,7 +65,8 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["sweep", str(model_file), *options, f"--out={tmp_path / 'x.json'}"]) == 1
+    words = ["sweep", str(model_file), "--data=digits", *options]
+    assert main([*words, f"--out={tmp_path / 'x.json'}"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert not (tmp_path / "x.json").exists()

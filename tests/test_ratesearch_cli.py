@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from seams.cli import add_rate_arguments, search
+from seams.cli import add_rate_arguments, search, search_images
 from seams.search import coded_tensors
 from snello.cli import main
 from snello.codec import encode
 from snello.errors import ConfigError, ModelError
+from snello.search.rate import RateSearch
 from snello.store import ModelSpec, Record, build, save
 
 pytest.importorskip("nncodec", reason="the extra nnc is not installed")
@@ -35,6 +36,11 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def searched(words: list[str] | tuple[str, ...], model: nn.Module, record: Record) -> RateSearch:
+    arguments = parse(*words)
+    return search(arguments, model, record, search_images(arguments, model, record))
+
+
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     from snello.lab.datasets import load_dataset, loader
@@ -52,7 +58,7 @@ def trained() -> nn.Module:
 
 
 def test_search_keeps_the_bound_on_validation_images(trained: nn.Module) -> None:
-    found = search(parse("--max-drop=0.02", "--data=digits", "--one-qp"), trained, RECORD)
+    found = searched(("--max-drop=0.02", "--data=digits", "--one-qp"), trained, RECORD)
     assert found.before > 0.8
     assert found.before - 0.02 <= found.after
     assert found.method == "one qp"
@@ -60,15 +66,13 @@ def test_search_keeps_the_bound_on_validation_images(trained: nn.Module) -> None
     assert (
         found.bytes < sum(p.numel() for p in trained.parameters()) / 2
     )  # less than four bits a weight
-    finer = search(
-        parse("--max-drop=0.02", "--data=digits", "--one-qp", "--uniform"), trained, RECORD
-    )
+    finer = searched(("--max-drop=0.02", "--data=digits", "--one-qp", "--uniform"), trained, RECORD)
     assert not any(trial.settings.dependent_quantisation for trial in finer.trail)
 
 
 def test_a_loss_is_kept_too(trained: nn.Module) -> None:
     words = ("--max-drop=0.05", "--metric=loss", "--data=digits", "--uniform")
-    found = search(parse(*words), trained, RECORD)
+    found = searched(words, trained, RECORD)
     assert found.after <= found.bound == pytest.approx(found.before + 0.05)
     assert found.probes > 0  # one parameter per tensor was looked for
     assert found.one_qp is not None
@@ -86,13 +90,13 @@ def test_a_loss_is_kept_too(trained: nn.Module) -> None:
 )
 def test_impossible_options(words: list[str], message: str, trained: nn.Module) -> None:
     with pytest.raises(ConfigError, match=message):
-        search(parse(*words), trained, RECORD)
+        searched(words, trained, RECORD)
 
 
 def test_images_of_another_shape() -> None:
     record = Record(ModelSpec("resnet-20"), (3, 8, 8))
     with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(3, 8, 8\)"):
-        search(parse("--max-drop=0.1", "--data=digits"), build(record.model), record)
+        searched(("--max-drop=0.1", "--data=digits"), build(record.model), record)
 
 
 def test_compress_writes_what_the_search_found(

@@ -11,6 +11,9 @@ from snello.cli._words import divided as divided
 from snello.cli._calibration import BATCH as BATCH
 from snello.cli._calibration import add_calibration_arguments as add_calibration_arguments
 from snello.cli._calibration import calibration as calibration
+from snello.cli.bench_device import _shared as shared_images
+from snello.cli._data import load_images as load_images
+from snello.cli._data import use_recipe_beside as use_recipe_beside
 from snello.cli._inputs import add_model_arguments as add_model_arguments
 from snello.cli._inputs import device as device
 from snello.cli._inputs import read_model as read_model
@@ -31,6 +34,7 @@ from snello.cli._profiles import paper_table as paper_table
 # Options of ``snello compress`` and their effect, on a search that is watched.
 from snello.cli._rate import add_rate_arguments as add_rate_arguments
 from snello.cli._rate import search as search
+from snello.cli._rate import search_images as search_images
 
 # A command is replaced by monkeypatching, to end as no command does on purpose.
 from snello.cli import decompress as decompress_command

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments
+from ._data import add_data_arguments, batches_of, load_images
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from snello.store import ImageInput
 
 BATCH = 50
 
@@ -38,7 +40,9 @@ def warn_random() -> None:
 
 
 def calibration(
-    input_shape: tuple[int, ...], arguments: argparse.Namespace
+    input_shape: tuple[int, ...],
+    arguments: argparse.Namespace,
+    images: ImageInput | None = None,
 ) -> tuple[list[Tensor], str]:
     """Batches of calibration inputs and a description of their origin.
 
@@ -47,12 +51,14 @@ def calibration(
     Args:
         input_shape: shape of one input of the model, without the batch dimension.
         arguments: the options of :func:`add_calibration_arguments`.
+        images: preprocessing of the model's record; None if it has none.
 
     Returns:
         Batches (B, *input_shape), and the origin as text.
 
     Raises:
-        ConfigError: for fewer than one sample, or images that do not fit the model.
+        ConfigError: for fewer than one sample.
+        ModelError: if the images do not fit the model.
         DataError: if the dataset is missing.
     """
     if arguments.samples < 1:
@@ -66,18 +72,6 @@ def calibration(
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(arguments.samples, *input_shape, generator=generator)
         return [noise[i : i + BATCH] for i in range(0, len(noise), BATCH)], "random inputs"
-    from snello.lab.datasets import load_dataset, loader
-
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        image_size=arguments.image_size,
-        path=arguments.data_path,
-    )
-    if splits.input_shape != tuple(input_shape):
-        raise ConfigError(
-            f"the model takes images of {tuple(input_shape)}, those of {arguments.data} are "
-            f"{splits.input_shape}: choose another --data or --image-size"
-        )
-    images = loader(splits.train, splits, BATCH, limit=arguments.samples)
-    return [x for x, _ in images], f"{arguments.data}, training part"
+    splits = load_images(arguments, images, input_shape)
+    batches = batches_of(splits.train, splits, BATCH, limit=arguments.samples)
+    return [x for x, _ in batches], f"{arguments.data}, training part"

@@ -1,12 +1,41 @@
-"""Options for the location of a dataset and the size of its images."""
+"""Datasets of the command line: options, and images as a model takes them."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import ConfigError, ModelError
+
+from ._images import add_image_arguments, given_images
+from ._inputs import warn
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from snello.lab.datasets import Part, Splits
+    from snello.lab.training import Evaluation
+    from snello.store import ImageInput
+
+NOTE = "recipe.json"
+"""File with the recipe of a run, in the folder of its model."""
 
 
-def add_data_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add the options for a dataset's folder, an image folder and the image size."""
+def add_data_arguments(
+    parser: argparse._ActionsContainer, *, trained: bool = True, judged: bool = False
+) -> None:
+    """Add the options for a dataset's folder, an image folder and the size of the images.
+
+    Args:
+        parser: the parser or group of options.
+        trained: also add the preprocessing, which a trained network requires.
+        judged: also add a folder of validation images.
+    """
     parser.add_argument(
         "--data-root", help="folder with the dataset; default: $SNELLO_DATA, else ./data"
     )
@@ -14,3 +43,209 @@ def add_data_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--image-size", type=int, help="resize the images to this many pixels a side"
     )
+    if judged:
+        parser.add_argument(
+            "--validation-path", metavar="FOLDER", help="labelled images to measure on, a folder per class; "
+            "default: the dataset's validation part, often a share of its training images",
+        )  # fmt: skip
+    if trained:
+        add_image_arguments(parser)
+
+
+def load_images(
+    arguments: argparse.Namespace,
+    images: ImageInput | None,
+    shape: tuple[int, ...],
+    cache: dict[int | None, Splits] | None = None,
+) -> Splits:
+    """Read the dataset given by the arguments, with the preprocessing that a model requires.
+
+    Options of the command line take precedence over the model's record, and that over the
+    dataset's own statistics; these are used with a warning for a folder of the user's.
+
+    Args:
+        arguments: with ``data`` and the options of :func:`add_data_arguments`.
+        images: preprocessing of the model's record; None if it has none.
+        shape: shape of one input of the model, for datasets without a fixed size.
+        cache: datasets already read, by the size of their images; extended by this one.
+
+    Raises:
+        ConfigError: for options that contradict each other or are out of range.
+        ModelError: if the shape of the images differs from the model's input shape.
+        DataError: if the dataset is missing.
+    """
+    from snello.lab.datasets import WITH_PATH, normalised
+
+    if arguments.data in WITH_PATH and arguments.data_path is None:
+        raise ConfigError(
+            f"--data={arguments.data} needs the folder of its images: --data-path=FOLDER"
+        )
+    images = given_images(arguments, images, shape)
+    order = arguments.channel_order or (images.colours if images is not None else "rgb")
+    cache, size = {} if cache is None else cache, _size(arguments, shape)
+    if size not in cache:
+        cache[size] = _read(arguments, size)
+    splits = replace(cache[size], order="bgr" if order == "bgr" else "rgb")
+    if splits.input_shape != tuple(shape):
+        raise ModelError(
+            f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
+            f"{tuple(shape)}; choose the dataset that it was trained on with --data, and "
+            "--image-size if its images were resized"
+        )
+    if images is not None:
+        splits = normalised(splits, images.mean, images.std)
+    _warn_of_guesses(arguments, images, splits)
+    return splits
+
+
+def _read(arguments: argparse.Namespace, image_size: int | None) -> Splits:
+    """Read the dataset; warnings of the reader become lines of the command."""
+    from snello.lab.datasets import load_dataset
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        splits = load_dataset(
+            arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
+            validation_path=getattr(arguments, "validation_path", None), **getattr(arguments, "split", {}),
+        )  # fmt: skip
+    for one in caught:
+        warn(str(one.message))
+    return splits
+
+
+def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) -> None:
+    """Complete the dataset's options by the recipe of the run that a model file belongs to.
+
+    The recipe also gives the share and the seed by which the validation images were held out, so
+    that the same images are measured on.
+
+    Args:
+        arguments: with ``data`` and the options of :func:`add_data_arguments`; changed in place.
+        file: the model file; None for an architecture.
+    """
+    recipe = _recipe_beside(file)
+    data = recipe.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        return
+    options = {"data": "name", "data_root": "root", "data_path": "path", "image_size": "image_size"}
+    if arguments.data is None:
+        for option, field in options.items():
+            if getattr(arguments, option) is None:
+                setattr(arguments, option, data.get(field))
+        warn(f"data as in {Path(str(file)).parent / NOTE}: {arguments.data}", "note")
+    same_path = arguments.data_path is None or _same(arguments.data_path, data.get("path"))
+    if arguments.data == data["name"] and same_path:
+        share, seed = data.get("validation"), recipe.get("seed")
+        if isinstance(share, float) and isinstance(seed, int) and 0 < share < 1:
+            arguments.split = {"validation": share, "seed": seed}
+
+
+def warn_if_seen(arguments: argparse.Namespace, splits: Splits) -> None:
+    """Warn if a network may have been trained on the validation images.
+
+    The recipe beside a model says which images were held out; otherwise, images cut from the
+    training part of a dataset may have been seen.
+    """
+    if splits.apart or getattr(arguments, "split", None):
+        return
+    warn(
+        f"the validation images ({len(splits.validation)}) are cut from the training images of "
+        f"{splits.name}: if the model was trained on them, its accuracy there is higher than on new "
+        "images; give labelled images that it was not trained on with --validation-path=FOLDER"
+    )
+
+
+def batches_of(
+    part: Part, splits: Splits, batch: int, **options: Any
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of a part, all of the shape that a model takes.
+
+    Args:
+        part: one of the dataset's parts.
+        splits: the dataset.
+        batch: images per batch of a classifier. For segmentation, whose images are evaluated whole
+            and differ in size, every batch is the centre of one image: an exported file has a fixed
+            size.
+        options: further options of :func:`snello.lab.datasets.loader`.
+    """
+    from snello.lab.datasets import loader
+
+    if splits.task == "classification":
+        return loader(part, splits, batch, **options)
+    side = splits.input_shape[1]
+    whole = loader(part, splits, 1, **options)
+    return ((_centre(image, side), _centre(mask, side)) for image, mask in whole)
+
+
+def quality(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], splits: Splits
+) -> Evaluation:
+    """Loss and accuracy of a classifier, or loss and mean IoU of a segmentation network."""
+    from snello.lab.training import evaluate, evaluate_segmentation
+
+    if splits.task == "classification":
+        return evaluate(model, batches)
+    return evaluate_segmentation(model, batches, len(splits.classes))
+
+
+def check_classification(splits: Splits, command: str) -> None:
+    """Check that a dataset is for classification.
+
+    Raises:
+        ConfigError: for segmentation.
+    """
+    if splits.task != "classification":
+        raise ConfigError(f"{command} takes classifiers, and {splits.name} is for {splits.task}")
+
+
+def _centre(pixels: Tensor, side: int) -> Tensor:
+    top, left = ((size - side) // 2 for size in pixels.shape[-2:])
+    return pixels[..., top : top + side, left : left + side]
+
+
+def _size(arguments: argparse.Namespace, shape: tuple[int, ...]) -> int | None:
+    from snello.lab.datasets import FIXED_SIZE
+
+    if arguments.image_size is not None:
+        return int(arguments.image_size)
+    # Resizing a fixed-size dataset silently would let a digits model run on MNIST.
+    return None if arguments.data in FIXED_SIZE or not shape else shape[-1]
+
+
+def _warn_of_guesses(
+    arguments: argparse.Namespace, images: ImageInput | None, splits: Splits
+) -> None:
+    """Warn of a normalisation that is not the model's, and of other classes."""
+    if images is None and arguments.data_path is not None:
+        warn(
+            f"the model file has no normalisation: the images of {arguments.data_path} are normalised by "
+            f"--mean={_text(splits.mean)} --std={_text(splits.std)}; give those that the model was "
+            "trained with"
+        )
+    if images is not None and images.classes and images.classes != splits.classes:
+        warn(
+            f"the classes of {splits.name} are {_some(splits.classes)}, those of the model "
+            f"{_some(images.classes)}: labels are compared by position"
+        )
+
+
+def _recipe_beside(file: str | Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        found = json.loads((Path(file).parent / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # no run, or a damaged note: the options are used as they are
+    return found if isinstance(found, dict) else {}
+
+
+def _same(path: str, other: object) -> bool:
+    return isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + (f", ... ({len(classes)})" if len(classes) > 3 else "")

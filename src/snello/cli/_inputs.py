@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from snello.errors import ConfigError
 from snello.files import check_writable as check_writable
 from snello.files import write_text
 
+from ._images import described
 from ._own_code import add_own_code_argument, import_own_code, own_code
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from snello.lab.reporting import Table
-    from snello.store import Record
+    from snello.store import InputSpec, Record
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,15 +41,20 @@ def add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="a state_dict file for --model; random weights without it"
     )
-    parser.add_argument("--input-shape", help="shape of one input of --model, such as 3,32,32")
+    parser.add_argument(
+        "--input-shape", action="append", metavar="SHAPE", help="shape of one input of --model, such as 3,32,32, "
+        "or 16:int64 for ids; repeat it for a model with several inputs",
+    )  # fmt: skip
     add_own_code_argument(parser)
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     """Read the model given by the arguments, in evaluation mode, on the CPU.
 
+    Its record has the preprocessing of images that the command line gives.
+
     Raises:
-        ConfigError: if the arguments give no model, or two.
+        ConfigError: if the arguments give no model, or two, or a preprocessing that cannot be.
         ModelError: if the model cannot be built or loaded, or its weights contain NaN.
     """
     check_model_arguments(arguments)
@@ -54,7 +62,7 @@ def read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
 
     model, record = _read_model(arguments)
     check_finite(model, arguments.file or arguments.weights or record.model.name)
-    return model, record
+    return model, described(record, arguments)
 
 
 def check_model_arguments(arguments: argparse.Namespace) -> None:
@@ -68,23 +76,40 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
             "pass either a model file, or --model with --input-shape and optionally --weights"
         )
     if arguments.model is not None:
-        _shape(arguments.input_shape)
+        _shapes(arguments.input_shape)
         _json_object(arguments.arguments)
 
 
 def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
-    from snello.store import ModelSpec, Record, build, load, load_weights
+    from snello.store import ModelSpec, Record, build, images_of, load, load_weights
 
     seed(arguments)
     if arguments.file is not None:
         return load(arguments.file, trust=own_code(arguments))
     import_own_code([arguments.model])
     spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
-    record = Record(spec, _shape(arguments.input_shape))
+    first, *further = _input_specs(arguments.input_shape)
     model = build(spec)
     if arguments.weights:
         load_weights(model, arguments.weights)
-    return model.eval(), record
+    folder = Path(arguments.weights).parent if arguments.weights else None
+    images = images_of(model, spec, folder) if len(first.shape) == 3 else None
+    if images is not None and getattr(arguments, "mean", "") is None:
+        warn(
+            f"normalisation of {arguments.model}'s configuration: mean {_joined(images.mean)}, standard "
+            f"deviation {_joined(images.std)}; --mean and --std override it",
+            "note",
+        )
+    return model.eval(), Record(spec, first.shape, first.dtype, images, tuple(further))
+
+
+def _joined(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def warn(text: str, kind: str = "warning") -> None:
+    """Print a line to the standard error."""
+    print(f"snello: {kind}: {text}", file=sys.stderr)
 
 
 def seed(arguments: argparse.Namespace) -> None:
@@ -112,11 +137,23 @@ def device(arguments: argparse.Namespace) -> torch.device:
 
 
 def on_device(
-    model: nn.Module, inputs: Tensor, arguments: argparse.Namespace
-) -> tuple[nn.Module, Tensor]:
+    model: nn.Module, inputs: tuple[Tensor, ...], arguments: argparse.Namespace
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Move a model and its inputs to the device chosen by the arguments."""
     where = device(arguments)
-    return model.to(where), inputs.to(where)
+    return model.to(where), tuple(x.to(where) for x in inputs)
+
+
+def check_one_input(record: Record, command: str) -> None:
+    """Check that a model takes one input, as images are.
+
+    Raises:
+        ConfigError: for several inputs.
+    """
+    if record.further:
+        raise ConfigError(
+            f"{command} feeds images, and {record.model.name} takes {1 + len(record.further)} inputs"
+        )
 
 
 def check_model_file(path: str) -> Path:
@@ -155,15 +192,42 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _shape(text: str | None) -> tuple[int, ...]:
-    if not text:
+def _input_specs(texts: Sequence[str]) -> list[InputSpec]:
+    """Shape and dtype of every input; floating-point inputs are float32."""
+    import torch
+
+    from snello.store import InputSpec
+
+    return [
+        InputSpec(shape, getattr(torch, dtype) if dtype else torch.float32)
+        for shape, dtype in _shapes(texts)
+    ]
+
+
+def _shapes(texts: Sequence[str] | None) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and name of the integer dtype, empty for floating point, of every input.
+
+    Raises:
+        ConfigError: for no shape, a size that is not a positive integer, or an unknown dtype.
+    """
+    if not texts or not all(texts):
         raise ConfigError("--model needs the shape of one input, such as --input-shape=3,32,32")
+    return [_shape(text) for text in texts]
+
+
+def _shape(text: str) -> tuple[tuple[int, ...], str]:
+    sizes, _, dtype = text.partition(":")
     try:
-        shape = tuple(int(part) for part in text.split(","))
+        shape = tuple(int(part) for part in sizes.split(","))
     except ValueError as error:
         raise ConfigError(
             f"--input-shape={text!r} must be integers separated by commas, such as 3,32,32"
         ) from error
     if min(shape) < 1:
         raise ConfigError(f"--input-shape={text!r}: every dimension must be at least 1")
-    return shape
+    if dtype not in ("", "int64", "int32"):
+        raise ConfigError(
+            f"--input-shape={text!r}: the dtype after the colon is int64 or int32; floating-point "
+            "inputs need none"
+        )
+    return shape, dtype

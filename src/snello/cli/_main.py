@@ -19,6 +19,7 @@ from . import (
     compress,
     curate,
     decompress,
+    evaluate,
     export,
     inspect,
     journey,
@@ -37,8 +38,8 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, measure, bench_device,
-    report, view, recipes, curate, completion,
+    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
+    measure, bench_device, report, view, recipes, curate, completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
 # errors and completion take a fifth of a second, and torch alone ten times as long.

@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError
 
-from ._data import add_data_arguments
+from ._data import (
+    add_data_arguments,
+    batches_of,
+    load_images,
+    quality,
+    use_recipe_beside,
+    warn_if_seen,
+)
+from ._inputs import check_one_input
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +46,7 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         help="metric that --max-drop bounds; default: accuracy",
     )
     group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
-    add_data_arguments(group)
+    add_data_arguments(group, judged=True)
     group.add_argument(
         "--validation-images",
         type=int,
@@ -56,30 +64,22 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> RateSearch:
-    """Run the rate search with the options of the command line.
-
-    With ``--uniform``, dependent quantisation is not tried, so that zeros stay exactly zero.
+def search_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> Splits:
+    """Read and check the images that the bound is measured on.
 
     Args:
-        arguments: the options of :func:`add_rate_arguments` and of the codec.
-        model: the model to code, on the device to evaluate it on.
-        record: its record, with the shape of the images.
-
-    Returns:
-        The search result; ``.model`` is the model to code (possibly a folded copy) and
-        ``.settings`` its codec settings.
+        arguments: the options of :func:`add_rate_arguments`.
+        model: the model to code.
+        record: its record, with the shape and the preprocessing of its images.
 
     Raises:
-        ConfigError: without ``--data``, for a number of images below 1, or a bound that cannot be
-            met.
+        ConfigError: without ``--data``, or for a number of images below 1.
         ModelError: if the images do not fit the model.
         DataError: if the dataset is missing.
     """
-    from snello.lab.datasets import loader
     from snello.lab.training import check_fits
-    from snello.search.rate import search_rate
 
+    use_recipe_beside(arguments, getattr(arguments, "file", None))
     if not arguments.data:
         raise ConfigError(
             "--max-drop needs data to measure on: choose a dataset, such as --data=cifar10"
@@ -88,9 +88,36 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
         if getattr(arguments, option) < 1:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
-    splits = splits_for(arguments, record)
+    check_one_input(record, "--max-drop")
+    splits = load_images(arguments, record.images, record.input_shape)
     check_fits(record.model.name, model, splits)
-    batches = loader(
+    warn_if_seen(arguments, splits)
+    return splits
+
+
+def search(
+    arguments: argparse.Namespace, model: nn.Module, record: Record, splits: Splits
+) -> RateSearch:
+    """Run the rate search with the options of the command line.
+
+    With ``--uniform``, dependent quantisation is not tried, so that zeros stay exactly zero.
+
+    Args:
+        arguments: the options of :func:`add_rate_arguments` and of the codec.
+        model: the model to code, on the device to evaluate it on.
+        record: its record, with the dtype of its inputs.
+        splits: the images, of :func:`search_images`.
+
+    Returns:
+        The search result; ``.model`` is the model to code (possibly a folded copy) and
+        ``.settings`` its codec settings.
+
+    Raises:
+        ConfigError: for a bound that cannot be met.
+    """
+    from snello.search.rate import search_rate
+
+    batches = batches_of(
         splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration_images
     )
     device = next((p.device for p in model.parameters()), None)
@@ -106,40 +133,6 @@ def search(arguments: argparse.Namespace, model: nn.Module, record: Record) -> R
     )
 
 
-def splits_for(arguments: argparse.Namespace, record: Record) -> Splits:
-    """Read the dataset given by the arguments, at the image size of a model.
-
-    Raises:
-        ModelError: if the shape of the images differs from the model's input shape.
-        DataError: if the dataset is missing.
-    """
-    from snello.lab.datasets import load_dataset
-
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        path=arguments.data_path,
-        image_size=_image_size(arguments, record),
-    )
-    if splits.input_shape != tuple(record.input_shape):
-        raise ModelError(
-            f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
-            f"{tuple(record.input_shape)}; choose the dataset that it was trained on with --data, "
-            "and --image-size if its images were resized"
-        )
-    return splits
-
-
-def _image_size(arguments: argparse.Namespace, record: Record) -> int | None:
-    """Image size given by the arguments, else the model's for datasets without a fixed size."""
-    from snello.lab.datasets import FIXED_SIZE
-
-    if arguments.image_size is not None:
-        return int(arguments.image_size)
-    # Resizing a fixed-size dataset silently would let a digits model run on MNIST.
-    return None if arguments.data in FIXED_SIZE else record.input_shape[-1]
-
-
 def _settings(arguments: argparse.Namespace) -> CodecSettings:
     from snello.codec import CodecSettings
 
@@ -151,15 +144,11 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
 
 
 class _Metric:
-    """Accuracy or loss on the validation images."""
+    """Accuracy (mean IoU for segmentation) or loss on the validation images."""
 
     def __init__(self, splits: Splits, metric: str, limit: int) -> None:
-        from snello.lab.datasets import loader
-
-        self._batches = list(loader(splits.validation, splits, BATCH, limit=limit))
-        self._metric = metric
+        self._batches = list(batches_of(splits.validation, splits, BATCH, limit=limit))
+        self._splits, self._metric = splits, metric
 
     def __call__(self, model: nn.Module) -> float:
-        from snello.lab.training import evaluate
-
-        return float(getattr(evaluate(model, self._batches), self._metric))
+        return float(getattr(quality(model, self._batches, self._splits), self._metric))

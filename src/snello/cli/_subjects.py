@@ -14,6 +14,7 @@ from ._own_code import own_code
 
 if TYPE_CHECKING:
     from snello.deploy import Subject
+    from snello.store import ImageInput
 
 
 def suffixes() -> tuple[str, ...]:
@@ -39,6 +40,16 @@ def subjects(
             models.
         ModelError: if a model cannot be loaded.
     """
+    return [
+        subject
+        for subject, _ in subjects_and_images(arguments, batch=batch, short_names=short_names)
+    ]
+
+
+def subjects_and_images(
+    arguments: argparse.Namespace, *, batch: int, short_names: bool = False
+) -> list[tuple[Subject, ImageInput | None]]:
+    """Read the subjects as :func:`subjects` does, with the preprocessing of their images."""
     from snello.deploy import Subject
 
     if batch < 1:
@@ -50,22 +61,24 @@ def subjects(
     if arguments.model is not None:
         arguments.file = None
         model, record = read_model(arguments)
-        model, inputs = on_device(model, record.example_inputs(batch), arguments)
-        return [Subject(arguments.model, model, (inputs,))]
+        model, inputs = on_device(model, record.inputs(batch), arguments)
+        return [(Subject(arguments.model, model, inputs), record.images)]
     paths = [path for text in arguments.files for path in _expanded(Path(text))]
     names = _names(paths, short_names)
     return [_subject(path, name, batch, arguments) for path, name in zip(paths, names, strict=True)]
 
 
-def _subject(path: Path, name: str, batch: int, arguments: argparse.Namespace) -> Subject:
+def _subject(
+    path: Path, name: str, batch: int, arguments: argparse.Namespace
+) -> tuple[Subject, ImageInput | None]:
     from snello.deploy import FORMATS, Subject
     from snello.store import load
 
     if path.suffix in FORMATS:
-        return Subject(name, file=path)
+        return Subject(name, file=path), None
     model, record = load(path, trust=own_code(arguments))
-    model, inputs = on_device(model, record.example_inputs(batch), arguments)
-    return Subject(name, model, (inputs,), path, bitstream=path.suffix == ".snello")
+    model, inputs = on_device(model, record.inputs(batch), arguments)
+    return Subject(name, model, inputs, path, bitstream=path.suffix == ".snello"), record.images
 
 
 def _expanded(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
@@ -11,12 +12,13 @@ from snello.files import check_new_folder
 from ._calibration import add_calibration_arguments, calibration, warn_random
 from ._inputs import seed
 from ._own_code import add_own_code_argument
-from ._subjects import subjects
+from ._subjects import subjects_and_images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from snello.deploy import Subject
+    from snello.store import ImageInput
 
 HELP = (
     "write a folder that times models on another device; it needs only onnxruntime and numpy there"
@@ -49,8 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = check_new_folder(arguments.folder)
     seed(arguments)
-    given = subjects(arguments, batch=2, short_names=True)
-    data = None if arguments.no_int8 else _calibration(given, arguments)
+    found = subjects_and_images(arguments, batch=2, short_names=True)
+    given = [subject for subject, _ in found]
+    data = None if arguments.no_int8 else _calibration(given, _shared(found, arguments), arguments)
     with busy("exporting"):
         kit = device_kit(folder, given, int8=not arguments.no_int8, calibration=data)
     rows = tuple((m.file, m.precision, megabytes(m.bytes), m.source) for m in kit.models)
@@ -61,7 +64,29 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written: {folder}")
 
 
-def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Tensor] | None:
+def _shared(
+    found: list[tuple[Subject, ImageInput | None]], arguments: argparse.Namespace
+) -> ImageInput | None:
+    """Preprocessing of the models that are quantised, which share the calibration images.
+
+    Raises:
+        ConfigError: if two of them differ and the command line does not decide.
+    """
+    if arguments.data is None or arguments.mean is not None:
+        return None  # no images, or those of the command line
+    known = [(s.name, i) for s, i in found if s.model is not None and i is not None]
+    for name, images in known[1:]:
+        if replace(images, classes=()) != replace(known[0][1], classes=()):
+            raise ConfigError(
+                f"{known[0][0]} and {name} normalise images differently, and share the calibration images: "
+                "make a kit of each, or give --mean and --std"
+            )
+    return known[0][1] if known else None
+
+
+def _calibration(
+    given: list[Subject], images: ImageInput | None, arguments: argparse.Namespace
+) -> list[Tensor] | None:
     """Calibration batches shared by all models; None for random inputs of each model's shape."""
     shapes = sorted({tuple(x.shape[1:]) for subject in given for x in subject.inputs})
     if not shapes:
@@ -74,4 +99,4 @@ def _calibration(given: list[Subject], arguments: argparse.Namespace) -> list[Te
             f"--data={arguments.data} fits models of one input shape, not of {shapes}"
         )
     dtype = next(x.dtype for subject in given for x in subject.inputs)
-    return [images.to(dtype) for images in calibration(shapes[0], arguments)[0]]
+    return [batch.to(dtype) for batch in calibration(shapes[0], arguments, images)[0]]

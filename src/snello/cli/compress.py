@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from snello.errors import ConfigError
 from snello.files import write_bytes
 
+from ._images import with_classes
 from ._inputs import add_model_arguments, check_writable, finish, read_model
 from ._own_code import named_code
-from ._rate import add_rate_arguments, search
+from ._rate import add_rate_arguments, search, search_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,18 +58,22 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import Table, busy, megabytes
     from snello.store import check_loadable, save
 
-    settings, found = _settings(arguments), None
+    settings, found, metric = _settings(arguments), None, arguments.metric
     model, record = read_model(arguments)
     out = _out(arguments)
     if arguments.model is not None and not arguments.raw:
         check_loadable(model, record, str(out), trust=named_code(arguments))
-    size = footprint(model, record.example_inputs(1)).bytes
+    size = footprint(model, record.inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):
-            found = search(arguments, model, record)
+            splits = search_images(arguments, model, record)
+            found = search(arguments, model, record, splits)
         model, settings = found.model, found.settings
+        record = with_classes(record, splits)
+        if splits.task == "segmentation" and metric == "accuracy":
+            metric = "mean IoU"
     notes = [
-        _found(found, arguments.metric)
+        _found(found, metric)
         if found
         else f"qp {settings.qp}, nonweight qp {settings.nonweight_qp}."
     ]
@@ -124,8 +129,8 @@ def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
 def _found(found: RateSearch, metric: str) -> str:
     folded = ", BatchNorms folded" if found.folded else ""
     return (
-        f"{found.method}{folded}: {metric} {found.after:.4f} after {found.before:.4f} on validation images, "
-        f"{found.bound:.4f} allowed; {found.evaluations} evaluations."
+        f"{found.method}{folded}: {metric} on validation images {found.before:.4f} before, "
+        f"{found.after:.4f} after, {found.bound:.4f} allowed; {found.evaluations} evaluations."
     )
 
 

@@ -21,7 +21,7 @@ KEEPS = ("ccs", "dual", "el2n", "forgetting", "random")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     complete_with(parser.add_argument("data", help=f"one of: {', '.join(datasets())}"), datasets())
-    add_data_arguments(parser)
+    add_data_arguments(parser, trained=False)  # its network learns on the dataset's own
     parser.add_argument("--validation", type=float, default=0.1,
                         help="share of the training images that is not looked at, as in recipes")  # fmt: skip
     parser.add_argument("--limit", type=int, help="look at the first so many training images")

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("decoding"):
         model, record = load(arguments.file, trust=trust)
     save(out, model, record, trust=trust)
-    counts = footprint(model, record.example_inputs(1))
+    counts = footprint(model, record.inputs(1))
     table = Table(
         record.model.name, ("File", "Bitstream [MB]", "float32 [MB]", "Parameters"),
         ((str(out), megabytes(size), megabytes(counts.bytes), str(counts.parameters)),),

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, nearest
 
-from ._calibration import add_calibration_arguments, calibration
-from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._calibration import add_calibration_arguments, calibration, warn_random
+from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model
 from ._names import complete_with, formats
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from snello.deploy import Format
     from snello.store import Record
@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)
+    facts = record.image_facts()
+    saved = bool(facts) and format.add_metadata(out, facts)
+    result["bytes"] = format.size(out)
     header = ["File", "Format", "Size [MB]"]
     row = [str(out), INT8 if int8 else format.name, megabytes(result["bytes"])]
     note = "Verified: outputs equal to PyTorch's within 1e-4 of the largest."
@@ -61,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         header += ["Difference\nto float32", "Mean\ndifference", "Same\nlargest output"]
         row += [percent(result[key]) for key in ("difference", "mean_difference", "agreement")]
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
+    if saved:
+        note += " Normalisation, colour order and classes are in its metadata."
     finish(
         Table(record.model.name, tuple(header), (tuple(row),), note), result, Path(f"{out}.json")
     )
@@ -91,8 +96,20 @@ def _float32(
 ) -> dict[str, Any]:
     from snello.deploy import file_bytes
 
-    inputs = record.example_inputs(2 if format.any_batch else arguments.batch)
+    inputs = record.inputs(2 if format.any_batch else arguments.batch)
     return {"file": str(format.export(model, inputs, out)), "bytes": file_bytes(out)}
+
+
+def _calibration(
+    record: Record, arguments: argparse.Namespace
+) -> tuple[list[tuple[Tensor, ...]], str]:
+    if record.further:
+        if arguments.data is not None:
+            check_one_input(record, "--data")
+        warn_random()
+        return [record.inputs(arguments.samples)], "random inputs"
+    batches, where = calibration(record.input_shape, arguments, record.images)
+    return [(images.to(record.dtype),) for images in batches], where
 
 
 def _int8(
@@ -100,9 +117,8 @@ def _int8(
 ) -> dict[str, Any]:
     from snello.deploy import export_int8
 
-    found_data, where = calibration(record.input_shape, arguments)
-    data = [images.to(record.dtype) for images in found_data]
-    found = export_int8(model, record.example_inputs(), out, data)
+    data, where = _calibration(record, arguments)
+    found = export_int8(model, record.inputs(), out, data)
     return {
         "file": str(found.path),
         "bytes": found.bytes,

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError, nearest
 
-from ._data import add_data_arguments
-from ._inputs import add_model_arguments, check_model_file, device, finish, read_model
+from ._data import (
+    add_data_arguments,
+    check_classification,
+    load_images,
+    use_recipe_beside,
+    warn_if_seen,
+)
+from ._images import with_classes
+from ._inputs import (
+    add_model_arguments,
+    check_model_file,
+    check_one_input,
+    device,
+    finish,
+    read_model,
+)
 from ._names import channel_importances, complete_with, datasets
 from ._own_code import named_code
-from ._rate import splits_for
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     complete_with(
         parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
     )
-    add_data_arguments(parser)
+    add_data_arguments(parser, judged=True)
     for name in ("macs", "parameters", "channels"):
         parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, like 0.5")
     names = (*channel_importances(), *CALIBRATED)
@@ -87,12 +101,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
     from snello.lab.reporting import Table, percent, progress
-    from snello.lab.training import check_fits, evaluate
+    from snello.lab.training import check_fits, evaluate, image_input
     from snello.search.prune import prune
     from snello.store import check_loadable, save
 
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
+    use_recipe_beside(arguments, arguments.file)
     if not arguments.data:
         raise ConfigError(
             "prune needs data to measure on: choose a dataset, such as --data=cifar10"
@@ -102,9 +117,16 @@ def run(arguments: argparse.Namespace) -> None:
     model, record = read_model(arguments)
     if arguments.model is not None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
-    splits = splits_for(arguments, record)
+    check_one_input(record, "prune")
+    splits = load_images(arguments, record.images, record.input_shape)
+    check_classification(splits, "prune")
+    record = with_classes(record, splits)
+    if record.images is None:  # the network is fitted to the dataset's own normalisation
+        record = replace(record, images=image_input(splits))
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
+    if arguments.max_drop is not None:
+        warn_if_seen(arguments, splits)
     validation = loader(splits.validation, splits, 500)
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._images import add_image_arguments
 from ._inputs import add_model_arguments, check_model_file, finish, on_device, read_model
 from ._own_code import named_code
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also fold BatchNorms into the layers next to them",
     )
+    add_image_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, record = read_model(arguments)
     if arguments.model is not None:  # a model read from a file is known to be loadable
         check_loadable(model, record, str(out), trust=named_code(arguments))
-    model, inputs = on_device(model, record.example_inputs(), arguments)
+    model, inputs = on_device(model, record.inputs(), arguments)
     with busy("simplifying and verifying"):
         lean = make_lean(model, inputs, prefer=arguments.prefer, round_to=arguments.round_to)
         plan = plan_of(lean)

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, nearest
 from snello.lab.methods import METHOD_SPECS
 
-from ._data import add_data_arguments
-from ._inputs import add_model_arguments, check_writable, device, finish, read_model
+from ._data import (
+    add_data_arguments,
+    check_classification,
+    load_images,
+    use_recipe_beside,
+    warn_if_seen,
+)
+from ._images import with_classes
+from ._inputs import (
+    add_model_arguments,
+    check_model_file,
+    check_one_input,
+    check_writable,
+    device,
+    finish,
+    read_model,
+)
 from ._names import complete_with, datasets, importances
+from ._own_code import named_code
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from snello.lab.datasets import Splits
     from snello.pruning import PotentialPoint
+    from snello.store import Record
 
 HELP = (
     "accuracy against pruning ratio: one-shot pruning of a trained network by several importances"
 )
-EPILOG = "example: snello sweep runs/digits/baseline/model.pt --data=digits --out=sweep.json"
+EPILOG = (
+    "example: snello sweep runs/digits/baseline/model.pt --out=sweep.json\n"
+    "example: snello sweep model.pt --data=cifar10 --apply=0.8 --out=pruned.pt"
+)
 SENSITIVITIES = {spec.name: spec.scores for spec in METHOD_SPECS.values() if spec.scores}
 """Sensitivities as scores of a trained network, made from calibration batches."""
 RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
@@ -31,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
     action = parser.add_argument(
-        "--data", default="digits", help=f"one of: {', '.join(datasets())}; default: digits"
-    )
+        "--data", help=f"one of: {', '.join(datasets())}; default: that of the recipe beside the model"
+    )  # fmt: skip
     complete_with(action, datasets())
-    add_data_arguments(parser)
+    add_data_arguments(parser, judged=True)
     parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
     parser.add_argument("--scope", choices=("global", "layer"), default="global")
     names = (*importances(), *SENSITIVITIES)
@@ -52,18 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of training images to compute scores on",
     )
     parser.add_argument(
-        "--out", default="sweep.json", help="the JSON file to write; the plot is saved next to it"
-    )
+        "--apply", type=float, metavar="SHARE", help="also prune this share by the best importance, and "
+        "write the model to --out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", help="the JSON file to write, next to the plot; default: sweep.json; with --apply the "
+        "model file; default: pruned.pt",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure the potential, show the table, write JSON and plot."""
-    out = check_writable(arguments.out)
+    """Measure the potential, show the table, write JSON and plot, and the pruned model if asked."""
+    out, report = _files(arguments)
     from snello.lab.reporting import Table, busy, percent, plot_potential
 
-    ratios = _ratios(arguments.ratios)
+    ratios = _ratios(arguments.ratios, arguments.apply)
+    subject = _subject(arguments)
     with busy("pruning and measuring"):
-        points, facts = _points(arguments, ratios)
+        points = _points(arguments, subject, ratios)
     curves: dict[str, dict[float, list[float]]] = {}
     for point in points:
         curves.setdefault(point.method, {})[point.ratio] = [point.value]
@@ -71,54 +100,134 @@ def run(arguments: argparse.Namespace) -> None:
     rows = tuple(
         (m, *(percent(curve[ratio][0]) for ratio in ratios)) for m, curve in curves.items()
     )
+    facts = _facts(arguments, subject)
     note = (
-        f"Accuracy on {facts['images']} test images after pruning a share of the {arguments.granularity}s in one shot, "
-        f"without fine-tuning; scope {arguments.scope}, the head unpruned, {facts['device']}."
+        f"Accuracy on {facts['images']} validation images after pruning a share of the {arguments.granularity}s in "
+        f"one shot, without fine-tuning; scope {arguments.scope}, the head unpruned, {facts['device']}."
     )
     title = f"{facts['model']} on {arguments.data}: pruning potential"
-    finish(Table(title, header, rows, note), {**facts, "points": points}, out)
+    if out is not None:
+        facts["applied"] = applied = _apply(arguments, subject, points, out)
+    finish(Table(title, header, rows, note), {**facts, "points": points}, report)
     axis = f"{arguments.granularity}s left [%]"
-    print(f"written: {plot_potential(curves, Path(f'{out}.png'), title, xlabel=axis)}")
+    print(f"written: {plot_potential(curves, Path(f'{report}.png'), title, xlabel=axis)}")
+    if out is not None:
+        print(
+            f"written: {out}: {percent(applied.ratio)} of the {arguments.granularity}s pruned by "
+            f"{applied.method}, validation accuracy {percent(applied.value)}; next: snello simplify {out}"
+        )
+
+
+def _files(arguments: argparse.Namespace) -> tuple[Path | None, Path]:
+    """The model file to write, None without ``--apply``, and the JSON file, checked before any work.
+
+    Raises:
+        ConfigError: if one exists and ``--force`` is not given, or for the suffix of another format.
+        OutputError: if one cannot be written.
+    """
+    if arguments.apply is None:
+        out, report = None, Path(arguments.out or "sweep.json")
+    else:
+        out = Path(arguments.out or "pruned.pt")
+        report = Path(f"{out}.json")
+    files = [report, Path(f"{report}.png"), *([] if out is None else [out])]
+    existing = [file for file in files if file.is_file()]
+    if existing and not arguments.force:
+        raise ConfigError(f"{existing[0]} exists: choose another --out, or replace it with --force")
+    if out is not None:
+        check_model_file(str(out))
+    return out, check_writable(report)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    model: nn.Module
+    record: Record
+    splits: Splits
+    calibration: list[Any]
+
+    def accuracy(self, pruned: nn.Module) -> float:
+        """Accuracy on the validation images."""
+        from snello.lab.datasets import loader
+        from snello.lab.training import evaluate
+
+        return evaluate(pruned, loader(self.splits.validation, self.splits, 500)).accuracy
+
+
+def _subject(arguments: argparse.Namespace) -> _Subject:
+    """The model and the images to calibrate and measure on.
+
+    Raises:
+        ConfigError: without a dataset.
+        ModelError: if the model cannot be read, or the images do not fit it.
+        DataError: if the dataset is missing.
+    """
+    from snello.lab.datasets import loader
+    from snello.lab.training import check_fits
+    from snello.store import check_loadable
+
+    model, record = read_model(arguments)
+    if arguments.apply is not None and arguments.model is not None:
+        check_loadable(model, record, str(arguments.out), trust=named_code(arguments))
+    check_one_input(record, "sweep")
+    use_recipe_beside(arguments, arguments.file)
+    if not arguments.data:
+        raise ConfigError(
+            "sweep needs data to measure on: choose a dataset, such as --data=cifar10"
+        )
+    splits = load_images(arguments, record.images, record.input_shape)
+    check_classification(splits, "sweep")
+    model = model.to(device(arguments))
+    check_fits(record.model.name, model, splits)
+    warn_if_seen(arguments, splits)
+    batches = loader(splits.train, splits, 100, limit=arguments.calibration)
+    calibration = [(images.to(record.dtype), labels) for images, labels in batches]
+    return _Subject(model, with_classes(record, splits), splits, calibration)
 
 
 def _points(
-    arguments: argparse.Namespace, ratios: list[float]
-) -> tuple[tuple[PotentialPoint, ...], dict[str, Any]]:
-    from snello.lab.datasets import load_dataset, loader
-    from snello.lab.training import check_fits, evaluate
+    arguments: argparse.Namespace, subject: _Subject, ratios: list[float]
+) -> tuple[PotentialPoint, ...]:
     from snello.pruning import pruning_potential
 
-    model, record = read_model(arguments)
-    splits = load_dataset(
-        arguments.data,
-        arguments.data_root,
-        image_size=arguments.image_size,
-        path=arguments.data_path,
-    )
-    if splits.input_shape != tuple(record.input_shape):
-        raise ConfigError(
-            f"the model takes images of {tuple(record.input_shape)}, those of {arguments.data} are "
-            f"{splits.input_shape}: choose another --data or --image-size"
-        )
-    model = model.to(device(arguments))
-    check_fits(record.model.name, model, splits)
-    batches = loader(splits.train, splits, 100, limit=arguments.calibration)
-    calibration = [(images.to(record.dtype), labels) for images, labels in batches]
-    test = loader(splits.test, splits, 500)
-
-    def accuracy(pruned: nn.Module) -> float:
-        return evaluate(pruned, test).accuracy
-
-    points = pruning_potential(
-        model, accuracy, _importances(arguments, calibration), ratios,
+    return pruning_potential(
+        subject.model, subject.accuracy, _importances(arguments, subject.calibration), ratios,
         granularity=arguments.granularity, scope=arguments.scope,
     )  # fmt: skip
-    facts = {
-        "model": record.model.name, "data": arguments.data, "images": len(splits.test),
-        "granularity": arguments.granularity, "scope": arguments.scope, "calibration": arguments.calibration,
+
+
+def _facts(arguments: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
+    return {
+        "model": subject.record.model.name, "data": arguments.data, "part": "validation",
+        "images": len(subject.splits.validation), "granularity": arguments.granularity,
+        "scope": arguments.scope, "calibration": arguments.calibration,
         "device": str(device(arguments)),
     }  # fmt: skip
-    return points, facts
+
+
+def _apply(
+    arguments: argparse.Namespace,
+    subject: _Subject,
+    points: tuple[PotentialPoint, ...],
+    out: Path,
+) -> PotentialPoint:
+    """Prune by the importance with the highest accuracy at ``--apply``, and write the model."""
+    from snello.pruning import Pruner, Ratio
+    from snello.store import save
+
+    there = [point for point in points if point.ratio == arguments.apply]
+    # Random scores are a baseline, not a choice.
+    best = max([p for p in there if p.method != "random"] or there, key=lambda p: p.value)
+    pruner = Pruner(
+        subject.model, None, granularity=arguments.granularity, scope=arguments.scope,
+        importance=_importances(arguments, subject.calibration)[best.method],
+        normalise="auto", amount=Ratio(best.ratio),
+    )  # fmt: skip
+    pruner.prune()
+    pruner.remove()
+    value = subject.accuracy(subject.model)
+    save(out, subject.model.cpu(), subject.record, trust=named_code(arguments))
+    return replace(best, value=value)
 
 
 def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, Any]:
@@ -141,7 +250,8 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
     return {name: known[name] for name in names}
 
 
-def _ratios(text: str) -> list[float]:
+def _ratios(text: str, applied: float | None) -> list[float]:
+    """The ratios to measure, with the one to apply."""
     try:
         ratios = [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -150,4 +260,8 @@ def _ratios(text: str) -> list[float]:
         ) from error
     if not all(0 <= ratio < 1 for ratio in ratios):
         raise ConfigError(f"--ratios={text!r}: every ratio must be in [0, 1)")
-    return ratios
+    if applied is None:
+        return ratios
+    if not 0 < applied < 1:
+        raise ConfigError(f"--apply={applied}: the share to prune must be between 0 and 1")
+    return sorted({*ratios, applied})

@@ -36,6 +36,7 @@ from ._runners import Runner as Runner
 from ._runners import compiled_runner as compiled_runner
 from ._runners import pytorch_runner as pytorch_runner
 from .formats import FORMATS as FORMATS
+from .formats import FileModel as FileModel
 from .formats import Format as Format
 from .formats import Onnx as Onnx
 from .formats import Quantised as Quantised
@@ -63,7 +64,7 @@ from .measure.measure import measure as measure
 from .measure.records import read_profiles as read_profiles
 
 __all__ = [
-    "FORMATS", "DeviceResult", "DeviceTime", "Footprint", "Format", "Kit", "KitModel", "Latency",
+    "FORMATS", "DeviceResult", "DeviceTime", "FileModel", "Footprint", "Format", "Kit", "KitModel", "Latency",
     "Onnx", "PeakMemory", "Profile", "Quantised", "Runner", "Subject", "compare", "compiled_runner",
     "device_kit", "export", "export_int8", "file_bytes", "file_runner", "footprint", "format_of",
     "latencies", "measure", "model_runtimes", "peak_memory", "pytorch_runner", "quantise",

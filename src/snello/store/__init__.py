@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ._build import build as build
     from ._build import import_factory as import_factory
     from ._check import check_loadable as check_loadable
+    from ._images import ImageInput as ImageInput
+    from ._library_images import images_of as images_of
     from ._spec import ModelSpec as ModelSpec
     from ._untrusted import build_untrusted as build_untrusted
     from ._untrusted import trusted_names as trusted_names
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .files import load as load
     from .files import read as read
     from .files import save as save
+    from .record import InputSpec as InputSpec
     from .record import Record as Record
     from .record import from_dict as from_dict
     from .record import summary as summary
@@ -47,17 +50,19 @@ else:
         {
             "_build": ("build", "import_factory"),
             "_check": ("check_loadable",),
+            "_images": ("ImageInput",),
+            "_library_images": ("images_of",),
             "_spec": ("ModelSpec",),
             "_untrusted": ("build_untrusted", "trusted_names"),
             "_weights": ("load_weights",),
             "container": ("Container",),
             "files": ("MODEL_FILES", "inspect", "load", "read", "save"),
-            "record": ("Record", "from_dict", "summary", "to_dict"),
+            "record": ("InputSpec", "Record", "from_dict", "summary", "to_dict"),
         },
     )  # fmt: skip
 
 __all__ = [
-    "MODEL_FILES", "Container", "ModelSpec", "Record", "archives", "build", "build_untrusted", "check_loadable",
-    "from_dict", "import_factory", "inspect", "load", "load_weights", "read", "save", "summary", "to_dict",
-    "trusted_names",
+    "MODEL_FILES", "Container", "ImageInput", "InputSpec", "ModelSpec", "Record", "archives", "build",
+    "build_untrusted", "check_loadable", "from_dict", "images_of", "import_factory", "inspect", "load",
+    "load_weights", "read", "save", "summary", "to_dict", "trusted_names",
 ]  # fmt: skip

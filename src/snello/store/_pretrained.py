@@ -15,6 +15,7 @@ from snello.simplification import SimplificationPlan
 from snello.simplification.rewrite import CONFIG_KEY, narrow_in_place
 
 from ._libraries import installed_packages_only, offline
+from ._library_images import images_of
 from ._spec import ModelSpec
 from ._untrusted import checked_factory
 from .record import Record
@@ -57,9 +58,23 @@ def load_pretrained(folder: str | Path) -> tuple[nn.Module, Record]:
     plan = None if text is None else SimplificationPlan.from_json(text)
     model = _read(kind if plan is None else _narrowed(kind, plan), folder)
     model.__class__ = kind
-    shape = plan.input_shapes[0][1:] if plan is not None and plan.input_shapes else ()
+    shape = (
+        plan.input_shapes[0][1:] if plan is not None and plan.input_shapes else _image_shape(model)
+    )
     tokens = getattr(model, "main_input_name", None) in ("input_ids", "decoder_input_ids")
-    return model.eval(), Record(spec, shape, torch.int64 if tokens else input_dtype(model))
+    dtype = torch.int64 if tokens else input_dtype(model)
+    return model.eval(), Record(spec, shape, dtype, images_of(model, spec, folder))
+
+
+def _image_shape(model: nn.Module) -> tuple[int, ...]:
+    """Shape of one image from the configuration; empty if it has no size."""
+    config: Any = getattr(model, "config", None)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if isinstance(size, int):
+        size = (size, size)
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not isinstance(channels, int):
+        return ()
+    return (channels, *map(int, size))
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ caller passes its name as ``trust="package.module:factory"``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,29 @@ from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
 from ._fill import fill, take_dtypes
+from ._images import ImageInput
 from ._spec import ModelSpec
 from ._untrusted import build_untrusted
 
 _INTEGERS = {"int64": torch.int64, "int32": torch.int32}
 """Input dtypes that a record may name."""
+_KEYS = frozenset(
+    {"model", "input_shape", "further_inputs", "images", "plan", "folded_batchnorms", "input_dtype"}
+)
+"""Entries of a record."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One further input of a model with several.
+
+    Attributes:
+        shape: shape without the batch dimension.
+        dtype: as in :class:`Record`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = field(default=torch.float32, compare=False)
 
 
 @dataclass(frozen=True)
@@ -33,27 +51,54 @@ class Record:
 
     Attributes:
         model: name and arguments of the factory that builds the architecture.
-        input_shape: shape of one input, without the batch dimension.
+        input_shape: shape of the first input, without the batch dimension.
         dtype: dtype of the model's inputs, an integer dtype for token ids. A loaded record without
             an integer dtype has the dtype of its weights.
+        images: preprocessing of images and names of the classes; None if unknown.
+        further: the other positional inputs of a model with several.
     """
 
     model: ModelSpec
     input_shape: tuple[int, ...]
     dtype: torch.dtype = field(default=torch.float32, compare=False)
+    images: ImageInput | None = None
+    further: tuple[InputSpec, ...] = ()
 
     def example_inputs(self, batch: int = 2) -> Tensor:
-        """Random inputs of shape ``(batch, *input_shape)``, with a fixed seed; token ids 0 and 1."""
-        generator, shape = torch.Generator().manual_seed(0), (batch, *self.input_shape)
-        if not self.dtype.is_floating_point:
-            return torch.randint(0, 2, shape, generator=generator, dtype=self.dtype)
-        return torch.randn(shape, generator=generator).to(self.dtype)
+        """Random inputs of shape ``(batch, *input_shape)``, with a fixed seed; token ids 0 and 1.
+
+        Raises:
+            ModelError: for a model with several inputs; use :meth:`inputs`.
+        """
+        if self.further:
+            raise ModelError(
+                f"{self.model.name} takes {1 + len(self.further)} inputs, which only Record.inputs() has"
+            )
+        return self.inputs(batch)[0]
+
+    def image_facts(self) -> dict[str, Any]:
+        """Preprocessing, classes and input shape for an exported file; empty if unknown."""
+        if self.images is None:
+            return {}
+        return {**self.images.to_dict(), "input_shape": list(self.input_shape)}
+
+    def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """All inputs, each as :meth:`example_inputs`, as a tuple of positional arguments."""
+        generator = torch.Generator().manual_seed(0)
+        every = (InputSpec(self.input_shape, self.dtype), *self.further)
+        return tuple(_random((batch, *one.shape), one.dtype, generator) for one in every)
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if not dtype.is_floating_point:
+        return torch.randint(0, 2, shape, generator=generator, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
     """The record of a model with its plan and folded BatchNorms, as plain JSON values."""
     plan = plan_of(model)
-    found = {
+    found: dict[str, Any] = {
         "model": record.model.to_dict(),
         "input_shape": list(record.input_shape),
         "plan": plan.to_json() if plan else None,
@@ -61,8 +106,32 @@ def to_dict(model: nn.Module, record: Record) -> dict[str, Any]:
     }
     # Floating-point inputs take the dtype of the weights when the record is loaded.
     if not record.dtype.is_floating_point:
-        found["input_dtype"] = str(record.dtype).removeprefix("torch.")
+        found["input_dtype"] = _name(record.dtype)
+    if record.images is not None:
+        found["images"] = record.images.to_dict()
+    if record.further:
+        found["further_inputs"] = [_described(one) for one in record.further]
     return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _described(one: InputSpec) -> dict[str, Any]:
+    integer = {} if one.dtype.is_floating_point else {"dtype": _name(one.dtype)}
+    return {"shape": list(one.shape), **integer}
+
+
+def _further(data: Sequence[Mapping[str, Any]], floating: torch.dtype) -> tuple[InputSpec, ...]:
+    """The inverse of :func:`_described`; floating-point inputs take the dtype of the weights."""
+    return tuple(
+        InputSpec(
+            tuple(int(n) for n in one["shape"]),
+            _INTEGERS[one["dtype"]] if "dtype" in one else floating,
+        )
+        for one in data
+    )
 
 
 def from_dict(
@@ -90,7 +159,10 @@ def from_dict(
     """
     try:
         record = Record(
-            ModelSpec.from_dict(data["model"]), tuple(int(n) for n in data["input_shape"])
+            ModelSpec.from_dict(data["model"]),
+            tuple(int(n) for n in data["input_shape"]),
+            images=_images(data, where),
+            further=_further(data.get("further_inputs", ()), torch.float32),
         )
         plan, integers = (
             data["plan"],
@@ -106,7 +178,18 @@ def from_dict(
         model = apply_folds(folds, model)
     take_dtypes(model, state)
     fill(model, state, where)
-    return model, replace(record, dtype=integers or input_dtype(model))
+    floating = input_dtype(model)
+    further = _further(data.get("further_inputs", ()), floating)
+    return model, replace(record, dtype=integers or floating, further=further)
+
+
+def _images(data: Mapping[str, Any], where: str) -> ImageInput | None:
+    if "images" not in data:
+        return None
+    try:
+        return ImageInput.from_dict(data["images"])
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def summary(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +206,11 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the plan is damaged.
     """
-    found = {key: data[key] for key in ("model", "input_shape") if key in data}
+    found = {
+        key: data[key]
+        for key in ("model", "input_shape", "further_inputs", "images")
+        if key in data
+    }
     if "plan" in data:
         found["plan"] = (
             None
@@ -132,9 +219,7 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
         )
     if isinstance(folds := data.get("folded_batchnorms"), Mapping):
         found["folded_batchnorms"] = len(folds)
-    if others := sorted(
-        set(data) - {"model", "input_shape", "plan", "folded_batchnorms", "input_dtype"}
-    ):
+    if others := sorted(set(data) - _KEYS):
         found["other_keys"] = others
     return found
 

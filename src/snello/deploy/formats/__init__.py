@@ -10,6 +10,7 @@ A format is a subclass of :class:`Format`; :data:`FORMATS` lists the available o
 """
 
 from .format import Format as Format
+from .module import FileModel as FileModel
 from .onnx import Onnx as Onnx
 from .onnx_int8 import Quantised as Quantised
 from .onnx_int8 import export_int8 as export_int8
@@ -21,6 +22,7 @@ from .registry import format_of as format_of
 
 __all__ = [
     "FORMATS",
+    "FileModel",
     "Format",
     "Onnx",
     "Quantised",

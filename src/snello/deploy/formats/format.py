@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, final
@@ -103,6 +103,14 @@ class Format(ABC):
     def footprint(self, path: Path) -> Footprint | None:
         """Count parameters, operations and bytes; None if only the runtime can read the file."""
         return None
+
+    def metadata(self, path: Path) -> dict[str, Any]:
+        """Read facts stored in a file, such as the normalisation of images; none by default."""
+        return {}
+
+    def add_metadata(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        """Store facts in a file; return False if the format cannot."""
+        return False
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory | None:
         """Measure the memory of one forward pass; None if that is not possible."""
@@ -217,6 +225,7 @@ class Format(ABC):
                 for x in inputs
             ],
             "footprint": self.footprint(path),
+            "metadata": self.metadata(path),
         }
 
     @final

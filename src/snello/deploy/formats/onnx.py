@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -19,6 +20,7 @@ from snello.errors import ConfigError, ModelError, require
 
 from .format import Bind, Files, Format, Inputs
 from .onnx_counts import onnx_footprint
+from .onnx_metadata import read_metadata, write_metadata
 
 
 @final
@@ -90,6 +92,13 @@ class Onnx(Format):
         self.require("onnx", "counting")
         onnx_session(path)  # its error is the clearest for a damaged file
         return onnx_footprint(path)
+
+    def metadata(self, path: Path) -> dict[str, Any]:
+        return read_metadata(path)
+
+    def add_metadata(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        write_metadata(path, facts)
+        return True
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory | None:
         self.require("onnxruntime", "running")

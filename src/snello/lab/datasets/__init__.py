@@ -38,8 +38,10 @@ augmentation, He et al., "Deep residual learning for image recognition", 2016, s
 
 from ._batches import loader as loader
 from ._load import FIXED_SIZE as FIXED_SIZE
+from ._load import WITH_PATH as WITH_PATH
 from ._load import dataset_names as dataset_names
 from ._load import load_dataset as load_dataset
+from ._load import normalised as normalised
 from ._types import DataSplits as DataSplits
 from ._types import Images as Images
 from ._types import Part as Part

@@ -158,6 +158,7 @@ class _Batches(Dataset[Batch]):
         )
         # (pixels / 255 − mean) / std, as one multiplication and one addition
         self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
+        self.reversed = splits.colours == "bgr"
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -180,6 +181,7 @@ class _Batches(Dataset[Batch]):
         pixels = self.images.pixels[chosen]
         if self.augment == "crop-flip":
             pixels = crop_flip(pixels, self.corners[chosen], self.mirrored[chosen])
+        pixels = pixels.flip(1) if self.reversed else pixels
         return pixels.float().mul_(self.scale).add_(self.shift), self.images.labels[chosen]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,25 @@ from torch import Tensor
 
 from snello.errors import ConfigError, DataError, require
 
-from ._splits import cut_out, generator
+from ._splits import PartT, cut_out, generator
 from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
+UNREAD = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".tga", ".svg"})
+"""Suffixes of images that are not read; other files, such as lists of labels, are ignored."""
 TEST_SHARE = 0.2
 """Share of a dataset without a test part that is split off as one, always the same images."""
 
 
 def read_image_folder(path: Path, image_size: int | None) -> RawData:
-    """Read ``path/{train,test[,val]}/CLASS/*`` or ``path/CLASS/*``.
+    """Read ``path/{train,test[,val]}/CLASS/*``, ``path/{train,val}/CLASS/*`` or ``path/CLASS/*``.
 
     Args:
         path: the folder. If it contains ``train`` and ``test``, these are the parts, and ``val``,
-            if present, is the validation part. Otherwise every folder is a class, and a fixed fifth
+            if present, is the validation part. With ``train`` and ``val`` alone, a fixed half of
+            ``val`` is the validation part and the other half the test part, so that neither has an
+            image that a network was trained on. Otherwise every folder is a class, and a fixed fifth
             of each class is the test part.
         image_size: size in pixels to which the shorter side is resized before a centre crop; None
             if all images have the same size.
@@ -55,26 +61,34 @@ def check_folder(path: Path) -> None:
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
-    """Read ``path/{train,test[,val]}/CLASS/*``; the classes of all parts must be the same."""
+    """Read the folders of :func:`part_folders`; the classes of all parts must be the same."""
     classes = class_names(path / "train")
     parts = {
         part: read_classes(folder, classes, image_size)
         for part, folder in part_folders(path, classes).items()
     }
     _check_one_shape(path, parts)
-    return RawData(parts["train"], parts["test"], classes, str(path), parts.get("val"))
+    test, validation = test_and_validation(parts)
+    return RawData(parts["train"], test, classes, str(path), validation)
+
+
+def test_and_validation(parts: Mapping[str, PartT]) -> tuple[PartT, PartT | None]:
+    """The part ``test``, and ``val`` if there is one; without ``test``, each a half of ``val``."""
+    if "test" in parts:
+        return parts["test"], parts.get("val")
+    validation, test = cut_out(parts["val"], 0.5, seed=0, purpose="test")
+    return test, validation
 
 
 def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The folders ``train``, ``test`` and, if there is one, ``val``, with the given classes."""
-    if not (path / "test").is_dir():
+    """The folders ``train`` and ``test``, ``val`` or both, with the given classes."""
+    names = [part for part in ("train", "test", "val") if (path / part).is_dir()]
+    if len(names) == 1:
         raise DataError(
-            f"{path.absolute()} has a folder 'train' but no folder 'test'; add one with the same classes, "
+            f"{path.absolute()} has a folder 'train' but no folder 'test' or 'val'; add one with the same classes, "
             f"or pass path={path / 'train'} to use a fifth of it as the test part"
         )
-    folders = {part: path / part for part in ("train", "test", "val")}
-    if not folders["val"].is_dir():
-        del folders["val"]
+    folders = {part: path / part for part in names}
     for folder in folders.values():
         check_same_classes(folder, path / "train", classes)
     return folders
@@ -111,14 +125,19 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
     """
     files: list[str] = []
     labels: list[int] = []
+    suffixes: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        found = image_files(folder / name)
+        every = _visible_files(folder / name)
+        found = _sorted_images(every)
         if not found:
             raise DataError(
-                f"class folder {(folder / name).absolute()} has no images; fill or remove it"
+                f"class folder {(folder / name).absolute()} has no images"
+                f"{other_suffixes(folder / name)}; fill or remove it"
             )
+        suffixes.update(map(_suffix, every))
         files += found
         labels += [label] * len(found)
+    _warn_of_unread(folder, suffixes)
     order = fixed_order(len(files))
     return [files[i] for i in order.tolist()], torch.tensor(labels)[order]
 
@@ -130,13 +149,43 @@ def fixed_order(count: int) -> Tensor:
 
 def image_files(folder: Path) -> list[str]:
     """Sorted paths of the image files in a folder and its subfolders."""
-    found = [
+    return _sorted_images(_visible_files(folder))
+
+
+def _sorted_images(files: Iterable[str]) -> list[str]:
+    found = [file for file in files if _suffix(file) in EXTENSIONS]
+    return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _visible_files(folder: Path) -> list[str]:
+    return [
         os.path.join(where, name)
         for where, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS
+        if not name.startswith(".")
     ]
-    return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _suffix(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _warn_of_unread(folder: Path, others: Counter[str]) -> None:
+    if unread := sorted(UNREAD & set(others)):
+        listed = ", ".join(f"{suffix} ({others[suffix]})" for suffix in unread)
+        warnings.warn(
+            f"{folder.absolute()} has images that are not read: {listed}; convert them to one of "
+            f"{', '.join(sorted(EXTENSIONS))}",
+            stacklevel=3,
+        )
+
+
+def other_suffixes(folder: Path) -> str:
+    """The suffixes of a folder's files that are not read, and those that are, for messages."""
+    counts = Counter(_suffix(file) or "no suffix" for file in _visible_files(folder))
+    found = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(5))
+    read = ", ".join(sorted(EXTENSIONS))
+    return f": its files end in {found}, and only {read} are read" if found else ""
 
 
 def _decode(files: Sequence[str], image_size: int | None) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,12 +22,14 @@ from ._torchvision import from_torchvision
 from ._types import (
     DataSplits,
     Images,
+    Order,
     RawData,
     RawStream,
     Splits,
     StreamedSplits,
     Task,
 )
+from ._validation import images_for, stream_for
 
 MNIST_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -56,6 +59,10 @@ def load_dataset(
     image_size: int | None = None,
     download: bool = False,
     path: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    order: Order = "rgb",
+    validation_path: str | Path | None = None,
 ) -> Splits:
     """Find a dataset and split it into training, validation and test parts.
 
@@ -82,10 +89,17 @@ def load_dataset(
             for classification and 480 for segmentation.
         download: let torchvision download a missing MNIST or CIFAR into the first root.
         path: for ``"imagefolder"`` and ``"imagefolder-stream"``, a folder with ``train`` and
-            ``test`` (and optionally ``val``), or with one folder per class, of which a fixed fifth
-            becomes the test part. For ``"maskfolder"``, a folder with ``train`` and ``test`` (and
-            optionally ``val``), each with ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of
-            a mask are indices into the list ``classes.txt``, or 255.
+            ``test`` (and optionally ``val``), with ``train`` and ``val``, of which a fixed half each
+            becomes the validation and the test part, or with one folder per class, of which a fixed
+            fifth becomes the test part. For ``"maskfolder"``, a folder with the same parts, each with
+            ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of a mask are indices into the
+            list ``classes.txt``, or 255.
+        mean, std: normalisation per channel, with pixels scaled to 0 … 1; None for the dataset's
+            own. A trained network needs those of its training.
+        order: order of the channels in a batch.
+        validation_path: folder with the validation images, used instead of a cut of the training
+            images: one folder per class, with the names of the dataset's classes, or for
+            segmentation ``images/NAME.jpg`` and ``masks/NAME.png``.
 
     Returns:
         The parts with channel statistics: :class:`DataSplits` (uint8 in memory, statistics of the
@@ -104,15 +118,49 @@ def load_dataset(
         )
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size={image_size} must be at least 1 pixel")
-    if (path is None) == (name in _WITH_PATH):
-        needs = "', '".join(_WITH_PATH)
+    if (path is None) == (name in WITH_PATH):
+        needs = "', '".join(WITH_PATH)
         raise ConfigError(
             f"path={path!r}: '{needs}' require a path, and other datasets accept none; got {name!r}"
         )
     raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
+    splits: Splits
+    if validation_path is not None:
+        raw = _with_validation(raw, Path(validation_path).expanduser(), image_size)
     if isinstance(raw, RawStream):
-        return _cut_stream(name, raw, validation, seed, image_size)
-    return _cut(name, raw, validation, seed, image_size)
+        splits = _cut_stream(name, raw, validation, seed, image_size)
+    else:
+        splits = _cut(name, raw, validation, seed, image_size)
+    splits = replace(splits, order=order, apart=raw.validation is not None)
+    return splits if mean is None or std is None else normalised(splits, mean, std)
+
+
+def _with_validation(
+    raw: RawData | RawStream, path: Path, image_size: int | None
+) -> RawData | RawStream:
+    if isinstance(raw, RawStream):
+        return replace(raw, validation=stream_for(raw, path))
+    return replace(raw, validation=images_for(raw, path, image_size))
+
+
+def normalised(splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Splits:
+    """A dataset with the given normalisation; a single value is valid for all channels.
+
+    Args:
+        splits: the dataset.
+        mean, std: normalisation per channel, with pixels scaled to 0 … 1.
+
+    Raises:
+        ConfigError: for a wrong number of values, or deviations that are not positive.
+    """
+    channels = splits.input_shape[0]
+    if not (len(mean) == len(std) and len(mean) in (1, channels)) or min(std) <= 0:
+        raise ConfigError(
+            f"mean={tuple(mean)} and std={tuple(std)}: {splits.name} has {channels} "
+            f"channel{'s' if channels > 1 else ''}; give as many numbers of each, or one, and positive deviations"
+        )
+    times = channels // len(mean)
+    return replace(splits, mean=tuple(mean) * times, std=tuple(std) * times)
 
 
 def _reader(name: str) -> Callable[[Request], RawData | RawStream]:
@@ -191,4 +239,5 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
 """Datasets with images of equal size, resized only if ``image_size`` is given."""
 
-_WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")
+WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")
+"""Datasets in a folder given by the user."""

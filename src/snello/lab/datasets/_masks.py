@@ -11,7 +11,13 @@ from torch import Tensor
 
 from snello.errors import DataError, require
 
-from ._folders import check_folder, fixed_order, image_files
+from ._folders import (
+    check_folder,
+    fixed_order,
+    image_files,
+    other_suffixes,
+    test_and_validation,
+)
 from ._texts import Texts
 from ._types import IGNORED, RawStream, StreamedImages
 
@@ -20,7 +26,8 @@ def read_mask_folder(path: Path) -> RawStream:
     """Read ``path/{train,test[,val]}/{images,masks}/**`` and ``path/classes.txt``.
 
     Args:
-        path: the folder. An image and its mask have the same name except for the suffix.
+        path: the folder. With ``train`` and ``val`` alone, a fixed half of ``val`` is the validation
+            part and the other half the test part. An image and its mask have the same name except for the suffix.
             ``classes.txt`` has the name of one class per line; the first is label 0.
 
     Raises:
@@ -28,14 +35,13 @@ def read_mask_folder(path: Path) -> RawStream:
     """
     check_folder(path)
     classes = _classes(path / "classes.txt")
-    parts = {
-        part: _part(path / part, len(classes))
-        for part in ("train", "test", "val")
-        if part != "val" or (path / part).is_dir()
-    }
-    return RawStream(
-        parts["train"], parts["test"], classes, str(path), "segmentation", parts.get("val")
-    )
+    has_val = (path / "val").is_dir()
+    names = ["train", "val"] if has_val else ["train", "test"]
+    if has_val and (path / "test").is_dir():
+        names.append("test")
+    parts = {name: mask_part(path / name, len(classes)) for name in names}
+    test, validation = test_and_validation(parts)
+    return RawStream(parts["train"], test, classes, str(path), "segmentation", validation)
 
 
 def _classes(file: Path) -> tuple[str, ...]:
@@ -52,7 +58,12 @@ def _classes(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _part(folder: Path, classes: int) -> StreamedImages:
+def mask_part(folder: Path, classes: int) -> StreamedImages:
+    """List ``folder/{images,masks}/**``, paired by name; labels are below ``classes``.
+
+    Raises:
+        DataError: if there are no images, or an image or a mask is missing.
+    """
     images, masks = (_by_name(folder / kind) for kind in ("images", "masks"))
     if unpaired := sorted(set(images) ^ set(masks)):
         kind = "mask" if unpaired[0] in images else "image"
@@ -69,7 +80,9 @@ def _by_name(folder: Path) -> dict[str, str]:
         os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
     }
     if not found:
-        raise DataError(f"{folder.absolute()} has no image files; put them there")
+        raise DataError(
+            f"{folder.absolute()} has no image files{other_suffixes(folder)}; put them there"
+        )
     return found
 
 

@@ -36,6 +36,7 @@ class StreamedBatches(Dataset[Batch]):
         )
         # (pixels / 255 − mean) / std, as one multiplication and one addition
         self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
+        self.reversed = splits.colours == "bgr"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,7 +47,8 @@ class StreamedBatches(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         pairs = [self._one(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
-        images = _stack([image.float().mul_(self.scale).add_(self.shift) for image, _ in pairs], 0)
+        pixels = [image.flip(0) if self.reversed else image for image, _ in pairs]
+        images = _stack([image.float().mul_(self.scale).add_(self.shift) for image in pixels], 0)
         return images, _stack([target.long() for _, target in pairs], IGNORED)
 
     def _one(self, epoch: int, index: int) -> Batch:

@@ -17,6 +17,7 @@ from ._folders import (
     class_names,
     list_classes,
     part_folders,
+    test_and_validation,
 )
 from ._places import Request, missing
 from ._splits import cut_out
@@ -39,9 +40,8 @@ def stream_image_folder(path: Path) -> RawStream:
         part: stream_classes(folder, classes)
         for part, folder in part_folders(path, classes).items()
     }
-    return RawStream(
-        parts["train"], parts["test"], classes, str(path), "classification", parts.get("val")
-    )
+    test, validation = test_and_validation(parts)
+    return RawStream(parts["train"], test, classes, str(path), "classification", validation)
 
 
 def stream_classes(folder: Path, classes: Sequence[str]) -> StreamedImages:

@@ -14,6 +14,9 @@ from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
 
+Order = Literal["rgb", "bgr"]
+Colours = Literal["rgb", "bgr", "grey"]
+
 IGNORED = 255
 """Label of pixels without a class: borders, overlaps and padding."""
 
@@ -70,6 +73,9 @@ class DataSplits:
         mean: mean per channel of the training part, with pixels scaled to 0 … 1.
         std: population standard deviation per channel, on the same scale; 1 for a constant channel.
         source: path or package that the images were read from.
+        order: order of the channels of coloured images in a batch.
+        apart: True if the validation part has files of its own, False if it was cut from the
+            training images.
     """
 
     name: str
@@ -80,6 +86,13 @@ class DataSplits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = ""
+    order: Order = "rgb"
+    apart: bool = False
+
+    @property
+    def colours(self) -> Colours:
+        """Channels of a batch, in order."""
+        return "grey" if self.input_shape[0] == 1 else self.order
 
     @property
     def task(self) -> Task:
@@ -168,6 +181,8 @@ class StreamedSplits:
         input_shape: ``(C, H, W)`` of a cropped training image.
         resize: length in pixels of an image's shorter side in evaluation. For classification, the
             image is then centre-cropped to ``input_shape``; for segmentation it is not cropped.
+        order: order of the channels in a batch.
+        apart: as in :class:`DataSplits`.
     """
 
     name: str
@@ -181,6 +196,13 @@ class StreamedSplits:
     task: Task
     input_shape: tuple[int, int, int]
     resize: int
+    order: Order = "rgb"
+    apart: bool = False
+
+    @property
+    def colours(self) -> Colours:
+        """Channels of a batch, in order."""
+        return self.order
 
 
 Part = Images | StreamedImages

@@ -32,6 +32,9 @@ class DataConfig:
             $SNELLO_DATA, ./data.
         path: the image folder, for "imagefolder".
         image_size: side of the images in pixels, for datasets without a fixed size.
+        mean, std: normalisation per channel, with pixels scaled to 0 … 1; None: the training part's
+            own, or ImageNet's for streamed datasets. The model file keeps it.
+        order: order of the channels of coloured images, "rgb" or "bgr"; None: "rgb".
         batch_size: images per step, over all processes together.
         validation: share of the training images held out to choose thresholds and detect plateaus,
             in (0, 1).
@@ -49,6 +52,9 @@ class DataConfig:
     root: str | None = None
     path: str | None = None
     image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    order: Literal["rgb", "bgr"] | None = None
     batch_size: int = 100
     validation: float = 0.1
     augment: Literal["none", "crop-flip"] = "none"
@@ -67,6 +73,10 @@ class DataConfig:
             check_option(
                 value is None or value >= 1, f"data.{name} must be at least 1, not {value}"
             )
+        check_option(
+            (self.mean is None) == (self.std is None),
+            f"data.mean ({self.mean}) and data.std ({self.std}) belong together: give both or neither",
+        )
         check_option(self.workers >= 0, f"data.workers must be at least 0, not {self.workers}")
         check_option(
             0 < self.validation < 1,

@@ -41,9 +41,9 @@ def show(table: Table) -> None:
         drawn.add_column(escape(name), justify="right" if number else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(escape(cell) for cell in row))
-    console = Console()
+    console = Console(emoji=False)  # the name of a factory, "pets:net:", is no emoji
     if not console.is_terminal:  # rich would assume 80 columns and wrap the cells
-        console = Console(width=100)
+        console = Console(width=100, emoji=False)
     console.print(drawn)
     if table.note:  # printed separately: rich wraps a caption at the width of the table
         console.print(

@@ -30,9 +30,12 @@ from snello.lab.recipes import recipe_path as recipe_path  # noqa: E402
 from ._curate import Curated as Curated  # noqa: E402
 from ._curate import record_training as record_training  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
+from ._data import image_input as image_input  # noqa: E402
 from ._data import load_data as load_data  # noqa: E402
 from ._distributed import world as world  # noqa: E402
+from ._evaluate import Answers as Answers  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
+from ._evaluate import answers as answers  # noqa: E402
 from ._evaluate import evaluate as evaluate  # noqa: E402
 from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
 from ._finetune import FineTuning as FineTuning  # noqa: E402

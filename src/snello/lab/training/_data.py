@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from snello.curation import DynamicSubset, InfoBatch, Kept, OrderDP, RandomSubset
-from snello.errors import DataError, ModelError
+from snello.errors import ConfigError, DataError, ModelError
 from snello.integrations import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.lab.recipes import Recipe
-from snello.store import build, load_weights
+from snello.store import ImageInput, build, load_weights
 
 from ._distributed import World, share_of
 
@@ -32,7 +32,15 @@ def load_data(recipe: Recipe) -> Splits:
         image_size=data.image_size,
         download=data.download,
         path=data.path,
+        mean=data.mean,
+        std=data.std,
+        order=data.order or "rgb",
     )
+
+
+def image_input(splits: Splits) -> ImageInput:
+    """Preprocessing and classes of a dataset, for the record of a network trained on it."""
+    return ImageInput(splits.mean, splits.std, splits.colours, splits.classes)
 
 
 def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
@@ -46,17 +54,19 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
     model = build(recipe.model)
     if recipe.weights is not None:
         load_weights(model, recipe.weights)
-    check_fits(recipe.model.name, model.eval(), splits)
+    check_fits(recipe.model.name, model.eval(), splits, tensor=True)
     return model.train()
 
 
-def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
+def check_fits(name: str, model: nn.Module, splits: Splits, *, tensor: bool = False) -> None:
     """Check that a model runs on the images of a dataset and has an output for every class.
 
     Args:
         name: of the model, for messages.
         model: in evaluation mode, on any device.
         splits: the data.
+        tensor: require a classifier to return a tensor, as training does; otherwise it may return a
+            mapping or an object with ``"logits"``.
 
     Raises:
         ModelError: if the model fails on the images or has a wrong output shape.
@@ -77,14 +87,23 @@ def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
         raise ModelError(
             f"model {name!r} does not run on images of shape {splits.input_shape}: {reason}"
         ) from error
-    _check_outputs(name, outputs, splits)
+    _check_outputs(
+        name, outputs if tensor and splits.task == "classification" else _scores(outputs), splits
+    )
+
+
+def _scores(outputs: Any) -> Any:
+    """Scores of the outputs; the outputs themselves if they have none."""
+    try:
+        return scores_of(outputs)
+    except ConfigError:
+        return outputs
 
 
 def _check_outputs(name: str, outputs: Any, splits: Splits) -> None:
     classes = len(splits.classes)
     expected: tuple[int, ...] = (2, classes)
     if splits.task == "segmentation":
-        outputs = scores_of(outputs)
         expected = (*expected, *splits.input_shape[1:])
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

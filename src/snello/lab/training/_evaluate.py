@@ -30,6 +30,40 @@ class Evaluation:
     images: int
 
 
+@dataclass(frozen=True)
+class Answers:
+    """A classifier's answer to each image, in order.
+
+    Attributes:
+        labels: class of each image, int64 of shape ``(N,)``.
+        predicted: class with the largest output, likewise.
+        loss: mean cross-entropy.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    loss: float
+
+    @property
+    def right(self) -> Tensor:
+        """Mask of the correctly classified images, bool of shape ``(N,)``."""
+        return self.predicted == self.labels
+
+
+def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
+    """Classify every image of the batches; arguments and errors as for :func:`evaluate`."""
+    labels, predicted, loss = [], [], 0.0
+    for logits, right in _answers(model, batches, False, False):
+        _check_labels(logits, right)
+        loss += float(F.cross_entropy(logits, right, reduction="sum"))
+        labels.append(right.cpu())
+        predicted.append(logits.argmax(1).cpu())
+    if not labels:
+        raise DataError("there are no images to evaluate the model on")
+    joined = torch.cat(labels)
+    return Answers(joined, torch.cat(predicted), loss / len(joined))
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

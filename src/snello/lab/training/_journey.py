@@ -10,7 +10,15 @@ from pathlib import Path
 from torch import nn
 
 from snello.codec import CodecSettings
-from snello.deploy import Latency, export, file_runner, footprint, latencies, pytorch_runner
+from snello.deploy import (
+    Latency,
+    export,
+    file_runner,
+    footprint,
+    format_of,
+    latencies,
+    pytorch_runner,
+)
 from snello.lab.datasets import Part, Splits
 from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
@@ -212,7 +220,8 @@ def _simplified(folder: Path, recipe: Recipe) -> _Net:
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
     save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
-    export(lean, inputs, folder / "simplified.onnx")
+    onnx = export(lean, inputs, folder / "simplified.onnx")
+    format_of(onnx).add_metadata(onnx, record.image_facts())
     return _Net(original, lean, record)
 
 

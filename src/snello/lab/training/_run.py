@@ -36,7 +36,7 @@ from snello.sensitivity import GroupDecay, Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._data import Batches, initial_model
+from ._data import Batches, image_input, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
@@ -307,7 +307,7 @@ class Run:
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         test = self.evaluate(model, self.batches.test)
-        record = Record(self.recipe.model, self.splits.input_shape)
+        record = Record(self.recipe.model, self.splits.input_shape, images=image_input(self.splits))
         path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
             method=self.method.name,
