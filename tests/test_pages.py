@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("jinja2")
 pytest.importorskip("vl_convert")
@@ -23,7 +24,7 @@ from snello.cli.view import server
 from snello.errors import ConfigError, MissingExtraError
 from snello.lab.reporting import Table
 from snello.lab.reporting.pages import Chart, Figure, Page, layer_chart, write_page
-from snello.lab.reporting.pages.charts import bars, front, lines
+from snello.lab.reporting.pages.charts import bars, front, histogram, lines
 from snello.store import build
 
 ROWS = [
@@ -37,6 +38,7 @@ PAGE = Page(
     (
         lines("Loss", ROWS, "epoch", "loss [nats]", by="method", log=True),
         front("Front", [{"size": 2.0, "accuracy": 0.9, "name": "a.b"}], "size", "accuracy", label="name"),
+        histogram("Scores", torch.tensor([0.0, 1.0, 1.0, float("nan")]), "score", bins=2),
         bars("Bars", [{"layer": "conv1", "of": k, "n": 3} for k in "xy"], "layer", "n", by="of", log=True),
     ),
     (Table("Steps", ("Step", "MACs"), (("0", "1.000"),), "a note"),),
@@ -74,6 +76,11 @@ def test_a_page_holds_its_numbers_and_needs_nothing_else(tmp_path: Path) -> None
     )
     assert not re.search(r"(src|href)=.?(https?:)?//", elements), "nothing is loaded"
     assert len(text) < 3_000_000
+
+
+def test_a_histogram_counts_finite_values() -> None:
+    rows = PAGE.charts[2].spec["data"]["values"]
+    assert rows == [{"from": 0.0, "to": 0.5, "count": 1}, {"from": 0.5, "to": 1.0, "count": 2}]
 
 
 def test_fields_with_brackets_and_points_are_columns() -> None:

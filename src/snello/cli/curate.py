@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace, out: Path) -> None:
     from snello.curation import aum, el2n, forgetting, near_duplicates, noise
     from snello.lab.datasets import load_dataset
-    from snello.lab.reporting import Table, busy, contact_sheet, plot_scores
+    from snello.lab.reporting import Table, busy, contact_sheet, pages, plot_scores
 
     splits = load_dataset(
         arguments.data, arguments.data_root, validation=arguments.validation, seed=arguments.seed,
@@ -127,7 +127,10 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
     }  # fmt: skip
     note = "Indices count the training part, after the validation images were set aside."
-    finish(Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note), result, out)
+    table = Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note)
+    page = pages.curation_page(f"{splits.name}: training images", scores, table, result)
+    written.append(pages.write_page(page, f"{out}.html"))
+    finish(table, result, out)
     if arguments.kept:
         written.append(_selected(arguments, recording, scores).save(arguments.kept))
     for path in written:

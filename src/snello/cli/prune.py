@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from snello.lab.datasets import Splits
     from snello.pruning.channels import ChannelImportance, Keep
-    from snello.search.prune import Pruned
 
 HELP = "remove the least important channels of a trained network, and fine-tune the smaller network"
 EPILOG = (
@@ -100,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
-    from snello.lab.reporting import Table, percent, progress
+    from snello.lab.reporting import Table, pages, percent, progress
     from snello.lab.training import check_fits, evaluate, image_input
     from snello.search.prune import prune
     from snello.store import check_loadable, save
@@ -157,18 +156,14 @@ def run(arguments: argparse.Namespace) -> None:
         f"{percent(test)}, dense {percent(dense)}. " + (found.stopped or "")
     )
     header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned")
-    table = Table(f"{record.model.label} on {arguments.data}: channels pruned", header, rows, note)
-    finish(table, _result(found, test, dense), Path(f"{out}.json"))
-    print(f"written: {out}")
-
-
-def _result(found: Pruned, test: float, dense: float) -> dict[str, object]:
-    return {
-        "steps": found.steps,
-        "stopped": found.stopped,
-        "test_accuracy": test,
-        "dense_test_accuracy": dense,
-    }
+    title = f"{record.model.label} on {arguments.data}: channels pruned"
+    table = Table(title, header, rows, note)
+    page = pages.pruning_page(title, found, table, test, dense)
+    if arguments.file is not None:
+        page = pages.with_layers(page, {"dense": arguments.file, "pruned": out})
+    pages.write_page(page, f"{out}.html")
+    print(f"written: {out}, {out}.html")
+    finish(table, page.data, Path(f"{out}.json"))
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:

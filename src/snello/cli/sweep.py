@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure the potential, show the table, write JSON and plot, and the pruned model if asked."""
     out, report = _files(arguments)
-    from snello.lab.reporting import Table, busy, percent, plot_potential
+    from snello.lab.reporting import Table, busy, pages, percent, plot_potential
 
     ratios = _ratios(arguments.ratios, arguments.apply)
     subject = _subject(arguments)
@@ -108,7 +108,10 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{facts['model']} on {arguments.data}: pruning potential"
     if out is not None:
         facts["applied"] = applied = _apply(arguments, subject, points, out)
-    finish(Table(title, header, rows, note), {**facts, "points": points}, report)
+    table = Table(title, header, rows, note)
+    page = pages.sweep_page(title, facts, points, table, arguments.granularity)
+    print(f"written: {pages.write_page(page, report.with_suffix('.html'))}")
+    finish(table, page.data, report)
     axis = f"{arguments.granularity}s left [%]"
     print(f"written: {plot_potential(curves, Path(f'{report}.png'), title, xlabel=axis)}")
     if out is not None:
@@ -130,7 +133,12 @@ def _files(arguments: argparse.Namespace) -> tuple[Path | None, Path]:
     else:
         out = Path(arguments.out or "pruned.pt")
         report = Path(f"{out}.json")
-    files = [report, Path(f"{report}.png"), *([] if out is None else [out])]
+    files = [
+        report,
+        Path(f"{report}.png"),
+        report.with_suffix(".html"),
+        *([] if out is None else [out]),
+    ]
     existing = [file for file in files if file.is_file()]
     if existing and not arguments.force:
         raise ConfigError(f"{existing[0]} exists: choose another --out, or replace it with --force")

@@ -11,6 +11,7 @@ from .page import Figure as Figure
 from .page import Page as Page
 from .page import read_figures as read_figures
 from .page import write_page as write_page
+from .runs import curation_page as curation_page
 from .runs import journey_page as journey_page
 from .runs import measurement_page as measurement_page
 from .runs import pruning_page as pruning_page
@@ -19,6 +20,7 @@ from .runs import training_page as training_page
 from .runs import with_layers as with_layers
 
 __all__ = [
-    "Chart", "Figure", "Page", "comparison", "journey_page", "layer_chart", "measurement_page", "pruning_page",
+    "Chart", "Figure", "Page", "comparison", "curation_page", "journey_page", "layer_chart",
+    "measurement_page", "pruning_page",
     "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
 ]  # fmt: skip

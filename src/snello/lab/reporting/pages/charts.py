@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .page import Chart
 
 Rows = Sequence[Mapping[str, Any]]
@@ -133,6 +136,42 @@ def bars(
         },
         note,
     )  # fmt: skip
+
+
+def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart:
+    """Numbers of values in intervals of equal width.
+
+    Args:
+        title: heading.
+        values: the values, any shape; those that are not finite are left out.
+        name: title of the horizontal axis.
+        bins: number of intervals.
+    """
+    finite = values.detach().double().flatten()
+    finite = finite[finite.isfinite()]
+    counts, edges = torch.histogram(finite.cpu(), bins)
+    rows = [
+        {"from": low, "to": high, "count": int(count)}
+        for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)
+    ]
+    return Chart(
+        title,
+        {
+            "data": {"values": rows},
+            "height": 160,
+            "mark": {"type": "bar", "tooltip": True},
+            "encoding": {
+                "x": {
+                    "field": "from",
+                    "type": "quantitative",
+                    "bin": {"binned": True},
+                    "title": name,
+                },
+                "x2": {"field": "to"},
+                "y": {"field": "count", "type": "quantitative", "title": "count"},
+            },
+        },
+    )
 
 
 def _field(name: str) -> str:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from snello.lab.methods import label_of
 from snello.lab.reporting._journey import round_trip_table, shipping_table, training_table
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import megabytes, percent
 
-from .charts import bars, front, lines
+from .charts import bars, front, histogram, lines
 from .layers import layer_chart
 from .page import Chart, Figure, Page
 
@@ -97,27 +99,47 @@ def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: fl
     chart = front(
         "Accuracy against work", rows, "MACs, of the dense network's", "validation accuracy", label="step"
     )  # fmt: skip
-    data = {"steps": found.steps, "test_accuracy": test, "dense_test_accuracy": dense}
+    data = {
+        "steps": found.steps, "stopped": found.stopped, "test_accuracy": test,
+        "dense_test_accuracy": dense,
+    }  # fmt: skip
     return Page(title, found.stopped or table.note, figures, (chart,), (table,), data)
 
 
-def sweep_page(title: str, points: Sequence[PotentialPoint], table: Table, unit: str) -> Page:
+def sweep_page(
+    title: str, facts: Mapping[str, Any], points: Sequence[PotentialPoint], table: Table, unit: str
+) -> Page:
     """The page of a pruning potential.
 
     Args:
         title: heading.
+        facts: conditions, embedded with the points.
         points: accuracy of each importance at each ratio.
         table: the same as a table.
         unit: what is pruned: "weight", "neuron".
     """
     rows = [
-        {f"{unit}s pruned": p.ratio, "test accuracy": p.value, "importance": p.method}
-        for p in points
+        {f"{unit}s pruned": p.ratio, "accuracy": p.value, "importance": p.method} for p in points
     ]
     chart = lines(
-        "Accuracy against sparsity", rows, f"{unit}s pruned", "test accuracy", by="importance", form=".0%"
+        "Accuracy against sparsity", rows, f"{unit}s pruned", "accuracy", by="importance", form=".0%"
     )  # fmt: skip
-    return Page(title, table.note, (), (chart,), (table,), {"points": points})
+    return Page(title, table.note, (), (chart,), (table,), {**facts, "points": points})
+
+
+def curation_page(
+    title: str, scores: Mapping[str, Tensor], table: Table, data: Mapping[str, Any]
+) -> Page:
+    """The page of the scores of samples: a histogram of each score.
+
+    Args:
+        title: heading.
+        scores: name -> scores of the samples, shape (N,).
+        table: facts about the samples.
+        data: all results.
+    """
+    charts = tuple(histogram(name, values, name) for name, values in scores.items())
+    return Page(title, table.note, (), charts, (table,), data)
 
 
 def measurement_page(profiles: Sequence[Profile], tables: Sequence[Table]) -> Page:
