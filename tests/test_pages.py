@@ -87,6 +87,8 @@ def test_fields_with_brackets_and_points_are_columns() -> None:
     spec = PAGE.charts[0].spec["encoding"]
     assert spec["y"]["field"] == r"loss \[nats\]"
     assert spec["y"]["title"] == "loss [nats]"
+    with pytest.raises(ValueError, match="quote"):
+        lines("Loss", [{"epoch": 1, "one's": 2}], "epoch", "one's", by="epoch")
 
 
 def test_layers_are_counted_from_the_files(tmp_path: Path) -> None:

@@ -175,5 +175,11 @@ def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart
 
 
 def _field(name: str) -> str:
-    """The name of a column for Vega-Lite, which reads brackets and points as paths."""
+    """The name of a column for Vega-Lite, which reads brackets and points as paths.
+
+    Raises:
+        ValueError: for a name with a quote, which Vega-Lite cannot address: nothing would be drawn.
+    """
+    if {"'", '"'} & set(name):
+        raise ValueError(f"the column {name!r} contains a quote")
     return re.sub(r"([\[\].])", r"\\\1", name)

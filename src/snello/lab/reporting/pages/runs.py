@@ -92,12 +92,12 @@ def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: fl
         Figure("Parameters", "100 %", percent(last.parameters)),
     )  # fmt: skip
     rows = [
-        {"MACs, of the dense network's": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}"}
+        {"share of the MACs": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}"}
         for s in found.steps
         if s.quality is not None
     ]  # fmt: skip
     chart = front(
-        "Accuracy against work", rows, "MACs, of the dense network's", "validation accuracy", label="step"
+        "Accuracy against work", rows, "share of the MACs", "validation accuracy", label="step"
     )  # fmt: skip
     data = {
         "steps": found.steps, "stopped": found.stopped, "test_accuracy": test,
