@@ -3,7 +3,7 @@
 For a lean network to ship: train with a sensitivity, prune, simplify, code, export, measure. For
 cheaper training: neurons at equilibrium skip their backward pass.
 
-``import snello`` needs torch alone, and imports it when a name is first used. Everything else is an
+`import snello` needs torch alone, and imports it when a name is first used. Everything else is an
 extra, imported when it is used.
 """
 

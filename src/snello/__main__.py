@@ -1,4 +1,4 @@
-"""Entry point of ``python -m snello``, the same as the command ``snello``."""
+"""Entry point of `python -m snello`, the same as the command `snello`."""
 
 import os
 import sys

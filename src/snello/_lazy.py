@@ -1,6 +1,6 @@
 """Names of a package that are imported when they are first used (PEP 562).
 
-A package lists its names twice: as imports under ``TYPE_CHECKING``, which type checkers and editors
+A package lists its names twice: as imports under `TYPE_CHECKING`, which type checkers and editors
 read, and as a table from modules to names, which this module reads at run time.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 def lazily(
     package: str, homes: Mapping[str, Collection[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the ``__getattr__`` and ``__dir__`` of a package; its public modules are names as well.
+    """Make the `__getattr__` and `__dir__` of a package; its public modules are names as well.
 
     Args:
-        package: its ``__name__``.
+        package: its `__name__`.
         homes: module of the package -> names that are imported from it on first use.
 
     Returns:

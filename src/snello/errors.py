@@ -1,6 +1,6 @@
 """Every error that snello raises on purpose.
 
-Each message states the mistake, the value, the place and the remedy. The tree::
+Each message states the mistake, the value, the place and the remedy. The tree:
 
     SnelloError
     ├── ConfigError            an option or a recipe asks for something impossible      (also ValueError)
@@ -12,8 +12,8 @@ Each message states the mistake, the value, the place and the remedy. The tree::
     ├── OutputError            a result cannot be written where it was asked for
     └── MissingExtraError      an optional dependency is not installed                  (also ImportError)
 
-:class:`Stopped` is a KeyboardInterrupt, not an error: its message says where a signal ended a run
-and how to continue it.
+[`Stopped`][snello.errors.Stopped] is a KeyboardInterrupt, not an error: its message says where a
+signal ended a run and how to continue it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class MissingExtraError(SnelloError, ImportError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the work between two steps: not a failure, so not a :class:`SnelloError`.
+    """A signal ended the work between two steps: not a failure, so not a
+    [`SnelloError`][snello.errors.SnelloError].
 
     Args:
         message: where the run stopped, and how to continue it.
@@ -89,17 +90,17 @@ def check_option(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint to append to a wrong name, ``" (did you mean 'epochs'?)"``; may be empty."""
+    """A hint to append to a wrong name, `" (did you mean 'epochs'?)"`; may be empty."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import ``module``, or raise an error that names the extra to install.
+    """Import `module`, or raise an error that names the extra to install.
 
     Args:
         module: dotted name of the module to import.
-        extra: the extra of snello that declares it, as in ``pip install 'snello[extra]'``.
+        extra: the extra of snello that declares it, as in `pip install 'snello[extra]'`.
         purpose: the use of the module, a noun phrase for the message.
 
     Raises:

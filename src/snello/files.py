@@ -35,7 +35,7 @@ class NoRoomError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary file in the folder of ``path``, renamed to it when the block ends without error.
+    """A temporary file in the folder of `path`, renamed to it when the block ends without error.
 
     The file is synced before it is renamed, so that a crash of the machine leaves the old file or
     the new one.
@@ -67,7 +67,7 @@ def writing(path: Path) -> Iterator[Path]:
 def write_file(
     path: str | Path, write: Callable[[Path], Any], check: Callable[[Path], Any] | None = None
 ) -> Path:
-    """Let ``write`` fill a temporary file, and rename it to ``path``; missing folders are made.
+    """Let `write` fill a temporary file, and rename it to `path`; missing folders are made.
 
     Args:
         path: of the file.
@@ -111,13 +111,13 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text in UTF-8, as by :func:`write_bytes`."""
+    """Write a text in UTF-8, as by `write_bytes`."""
     return write_bytes(path, text.encode())
 
 
 @contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """Make Python's temporary files go into ``folder`` instead of $TMPDIR, which may be small.
+    """Make Python's temporary files go into `folder` instead of $TMPDIR, which may be small.
 
     Not for use from several threads: Python has one such place per process.
     """
@@ -169,17 +169,17 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as ``path``, so that its files can be renamed to it."""
+    """A temporary folder on the same disk as `path`, so that its files can be renamed to it."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to ``path`` when the block ends without an error.
+    """A temporary folder, renamed to `path` when the block ends without an error.
 
     Raises:
-        OutputError: naming the path and the reason; ``path`` may exist as an empty folder only.
+        OutputError: naming the path and the reason; `path` may exist as an empty folder only.
     """
     try:
         _make_folder(path)

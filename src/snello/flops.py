@@ -17,8 +17,8 @@ from .neurons import is_weighted, neuron_count
 def flop_counter() -> FlopCounterMode:
     """A context that counts the FLOPs of matrix products, convolutions and attention (2 per MAC).
 
-    Two corrections to ``torch.utils.flop_counter``: the weight gradient of a grouped convolution
-    counts once and not ``groups`` times, and the fused attention of the CPU, which torch before
+    Two corrections to `torch.utils.flop_counter`: the weight gradient of a grouped convolution
+    counts once and not `groups` times, and the fused attention of the CPU, which torch before
     2.15 does not know, is counted as that of the GPU is.
     """
     aten = torch.ops.aten

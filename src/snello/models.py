@@ -1,4 +1,5 @@
-"""Former place of models by name, now :mod:`snello.store`; the papers' networks: ``snello.lab.models``.
+"""Former place of models by name, now [`snello.store`][]; the papers' networks:
+`snello.lab.models`.
 
 Programs that import from here go on working, with a warning.
 """

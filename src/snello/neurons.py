@@ -1,6 +1,6 @@
 """Neurons of a layer, their weights, and masks.
 
-A *neuron* is one output unit of a ``Linear`` layer, one output channel of a convolution, or one
+A *neuron* is one output unit of a `Linear` layer, one output channel of a convolution, or one
 channel of a normalisation layer's affine transform. It is *dead* when every weight that feeds it is
 exactly zero.
 
@@ -9,7 +9,7 @@ exactly zero.
 (8, torch.Size([8, 27]))
 
 All parts of snello exchange masks in one form: keyed by the qualified name of the parameter
-(``"conv1.weight"``), true where the weight is kept.
+(`"conv1.weight"`), true where the weight is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Masks = dict[str, Tensor]
 """Qualified parameter name -> boolean tensor of its shape, true where the weight is kept."""
 
 WEIGHTED = (nn.Linear, _ConvNd)
-"""Layers whose neurons have incoming weights; ``_ConvNd`` includes the transposed ones."""
+"""Layers whose neurons have incoming weights; `_ConvNd` includes the transposed ones."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -67,7 +67,7 @@ def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have neurons: :func:`weighted_layers` and the affine normalisation layers."""
+    """The layers that have neurons: `weighted_layers` and the affine normalisation layers."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -141,7 +141,7 @@ def rows(module: nn.Module, tensor: Tensor) -> Tensor:
         tensor: the weight, its gradient, or a mask of the weight's shape.
 
     Returns:
-        Shape ``(neurons, incoming weights per neuron)``; a view where the layout of the layer
+        Shape `(neurons, incoming weights per neuron)`; a view where the layout of the layer
         allows one.
     """
     if isinstance(module, _ConvTransposeNd):
@@ -154,11 +154,11 @@ def outputs_first(weight: Tensor, groups: int = 1) -> Tensor:
     """Regroup the weight of a transposed convolution like that of a plain one.
 
     Args:
-        weight: shape ``(inputs, outputs / groups, *kernel)``, or a mask or gradient of that shape.
+        weight: shape `(inputs, outputs / groups, *kernel)`, or a mask or gradient of that shape.
         groups: groups of the convolution; each group of inputs feeds outputs of its own.
 
     Returns:
-        Shape ``(outputs, inputs / groups, *kernel)``; a view where there is one group.
+        Shape `(outputs, inputs / groups, *kernel)`; a view where there is one group.
     """
     grouped = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
     return grouped.transpose(1, 2).flatten(0, 1)
@@ -167,7 +167,7 @@ def outputs_first(weight: Tensor, groups: int = 1) -> Tensor:
 def neuron_axis(module: nn.Module) -> int | None:
     """Dimension of a layer's weight along which its neurons lie; None if every entry is one.
 
-    1 for transposed convolutions (where groups share it, see :func:`outputs_first`), None for
+    1 for transposed convolutions (where groups share it, see `outputs_first`), None for
     LayerNorm, 0 for all others.
     """
     if isinstance(module, nn.LayerNorm):
@@ -176,20 +176,20 @@ def neuron_axis(module: nn.Module) -> int | None:
 
 
 def padding_of(conv: _ConvNd) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding of a convolution before and after each spatial axis, also for ``"same"``."""
+    """Padding of a convolution before and after each spatial axis, also for `"same"`."""
     sides = conv._reversed_padding_repeated_twice  # last axis first, both sides of each
     return tuple(sides[::2][::-1]), tuple(sides[1::2][::-1])
 
 
 def spread(module: nn.Module, per_neuron: Tensor) -> Tensor:
-    """One value per neuron, shaped to broadcast over the weight: the inverse view of :func:`rows`.
+    """One value per neuron, shaped to broadcast over the weight: the inverse view of `rows`.
 
     Args:
         module: a layer with neurons.
-        per_neuron: shape ``(neurons,)``.
+        per_neuron: shape `(neurons,)`.
 
     Returns:
-        A tensor that broadcasts against ``module.weight`` along the neuron axis.
+        A tensor that broadcasts against `module.weight` along the neuron axis.
     """
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, _ConvTransposeNd):
@@ -207,7 +207,7 @@ def spread_inputs(module: nn.Module, per_input: Tensor) -> Tensor:
 
     Args:
         module: Linear, a convolution or a transposed one.
-        per_input: shape ``(inputs,)``.
+        per_input: shape `(inputs,)`.
     """
     weight: Tensor = module.weight  # type: ignore[assignment]
     kernel = [1] * (weight.dim() - 2)
@@ -222,7 +222,7 @@ def spread_inputs(module: nn.Module, per_input: Tensor) -> Tensor:
 
 
 def dead_neurons(module: nn.Module) -> Tensor:
-    """Boolean, shape ``(neurons,)``, true where all weights of a neuron are exactly zero.
+    """Boolean, shape `(neurons,)`, true where all weights of a neuron are exactly zero.
 
     A zero *sum* is not enough: the weights of a Sobel filter sum to zero, too.
     """

@@ -30,15 +30,15 @@ from .errors import ConfigError
 from .wrappers import forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
-"""One optimizer, several, or none (yet); each may be in a wrapper's attribute ``optimizer``."""
+"""One optimizer, several, or none (yet); each may be in a wrapper's attribute `optimizer`."""
 
 
 def optimizers_of(given: Any, what: str) -> tuple[Optimizer, ...]:
-    """The optimizers of ``torch.optim`` among the user's argument.
+    """The optimizers of `torch.optim` among the user's argument.
 
     Args:
         given: an optimizer; several, in any iterable or mapping; or None. Wrappers such as
-            Accelerate's or Lightning's are unwrapped by their attribute ``optimizer``.
+            Accelerate's or Lightning's are unwrapped by their attribute `optimizer`.
         what: the caller, for the error.
 
     Raises:

@@ -1,6 +1,6 @@
 """Processes that share one batch: rank, world size and reductions.
 
-Without an initialised ``torch.distributed`` there is one process, and all functions here return at
+Without an initialised `torch.distributed` there is one process, and all functions here return at
 once.
 """
 
@@ -24,7 +24,7 @@ else:
 
 
 def rank_and_size(group: Group = None) -> tuple[int, int]:
-    """Rank of this process in its group, and the group's size; ``(0, 1)`` for a single process."""
+    """Rank of this process in its group, and the group's size; `(0, 1)` for a single process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(group), distributed.get_world_size(group)
@@ -77,7 +77,7 @@ def meet(call: str, facts: str = "") -> None:
     than a millisecond, and names the missing ranks after four fifths of the group's timeout.
 
     Args:
-        call: name of the call, for messages: ``"Pruner.step"``.
+        call: name of the call, for messages: `"Pruner.step"`.
         facts: text that has to be the same on every process.
 
     Raises:

@@ -1,3 +1,3 @@
-"""Former name of :mod:`snello.simplification`; the function ``snello.simplify`` is unchanged."""
+"""Former name of [`snello.simplification`][]; the function `snello.simplify` is unchanged."""
 
 raise ImportError("the package snello.simplify is called snello.simplification now")

@@ -4,7 +4,7 @@
 >>> spread_of(times["lean"]).median / spread_of(times["plain"]).median
 
 Ratios of times are only fair if both were taken in the same run, in turns.
-``deploy/_device_bench.py`` keeps a turn-taking loop of its own, because it is copied to boards that
+`deploy/_device_bench.py` keeps a turn-taking loop of its own, because it is copied to boards that
 have neither torch nor snello.
 """
 
@@ -79,7 +79,7 @@ def timed(
     Args:
         call: what to time.
         device: the device that it computes on.
-        clock: :func:`now` or :func:`cpu_seconds`.
+        clock: `now` or `cpu_seconds`.
 
     Returns:
         The result of the call, and the seconds that it took.

@@ -74,7 +74,7 @@ def wrappers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def forget_compiled() -> None:
-    """Drop the graphs of ``torch.compile``, which does not notice added or removed hooks.
+    """Drop the graphs of `torch.compile`, which does not notice added or removed hooks.
 
     Compiled models are compiled again at their next call. Without any, nothing happens.
     """
@@ -88,15 +88,15 @@ M = TypeVar("M", bound=nn.Module)
 def copied(model: M) -> M:
     """A deep copy of a model, also of one that holds computed tensors.
 
-    Old weight norm and ``torch.nn.utils.prune`` keep the weight of the last forward as an attribute
-    with a graph, which ``copy.deepcopy`` refuses. The copy has its values; the next forward
+    Old weight norm and `torch.nn.utils.prune` keep the weight of the last forward as an attribute
+    with a graph, which `copy.deepcopy` refuses. The copy has its values; the next forward
     computes it again.
     """
     return copy.deepcopy(model, computed_memo(model))
 
 
 def computed_memo(model: nn.Module) -> dict[int, Any]:
-    """Memo with which ``copy.deepcopy`` copies a model that holds computed tensors."""
+    """Memo with which `copy.deepcopy` copies a model that holds computed tensors."""
     return {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -136,7 +136,7 @@ def eagerly() -> Iterator[None]:
 
 
 def check_one_device(model: nn.Module, what: str) -> None:
-    """Raise an error for ``DataParallel`` over several devices: hooks run on copies there.
+    """Raise an error for `DataParallel` over several devices: hooks run on copies there.
 
     Raises:
         ConfigError: with the alternatives.

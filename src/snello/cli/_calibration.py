@@ -50,7 +50,7 @@ def calibration(
 
     Args:
         input_shape: shape of one input of the model, without the batch dimension.
-        arguments: the options of :func:`add_calibration_arguments`.
+        arguments: the options of `add_calibration_arguments`.
         images: preprocessing of the model's record; None if it has none.
 
     Returns:

@@ -64,7 +64,7 @@ def load_images(
     dataset's own statistics; these are used with a warning for a folder of the user's.
 
     Args:
-        arguments: with ``data`` and the options of :func:`add_data_arguments`.
+        arguments: with `data` and the options of `add_data_arguments`.
         images: preprocessing of the model's record; None if it has none.
         shape: shape of one input of the model, for datasets without a fixed size.
         cache: datasets already read, by the size of their images; extended by this one.
@@ -120,7 +120,7 @@ def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) ->
     that the same images are measured on.
 
     Args:
-        arguments: with ``data`` and the options of :func:`add_data_arguments`; changed in place.
+        arguments: with `data` and the options of `add_data_arguments`; changed in place.
         file: the model file; None for an architecture.
     """
     recipe = _recipe_beside(file)
@@ -166,7 +166,7 @@ def batches_of(
         batch: images per batch of a classifier. For segmentation, whose images are evaluated whole
             and differ in size, every batch is the centre of one image: an exported file has a fixed
             size.
-        options: further options of :func:`snello.lab.datasets.loader`.
+        options: further options of [`snello.lab.datasets.loader`][].
     """
     from snello.lab.datasets import loader
 

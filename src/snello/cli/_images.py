@@ -36,7 +36,7 @@ def described(record: Record, arguments: argparse.Namespace) -> Record:
     """A record with the preprocessing given on the command line, to be used and saved.
 
     Raises:
-        ConfigError: as for :func:`given_images`.
+        ConfigError: as for `given_images`.
     """
     if not any(getattr(arguments, name, None) for name in _OPTIONS):
         return record
@@ -50,7 +50,7 @@ def given_images(
     """Preprocessing of the command line, completed by that of a model file.
 
     Args:
-        arguments: with the options of :func:`add_image_arguments`.
+        arguments: with the options of `add_image_arguments`.
         images: preprocessing of the model file; None if it has none.
         shape: shape of one input, without the batch dimension.
 

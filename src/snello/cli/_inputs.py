@@ -113,7 +113,7 @@ def warn(text: str, kind: str = "warning") -> None:
 
 
 def seed(arguments: argparse.Namespace) -> None:
-    """Seed torch if ``--seed`` is given."""
+    """Seed torch if `--seed` is given."""
     if arguments.seed is not None:
         import torch
 
@@ -157,7 +157,7 @@ def check_one_input(record: Record, command: str) -> None:
 
 
 def check_model_file(path: str) -> Path:
-    """Check the path of a lossless model file (``.pt``) before any work is done.
+    """Check the path of a lossless model file (`.pt`) before any work is done.
 
     Raises:
         ConfigError: for the suffix of a bitstream or an export.

@@ -1,4 +1,4 @@
-"""``snello COMMAND ...``: parse, dispatch, and report expected errors in one line."""
+"""`snello COMMAND ...`: parse, dispatch, and report expected errors in one line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the words of a command line; options of a recipe go to ``overrides``.
+    """Parse the words of a command line; options of a recipe go to `overrides`.
 
     Raises:
         UsageError: for an unknown command or option.
@@ -131,7 +131,7 @@ def _say(message: str, status: int) -> int:
 
 
 def help_texts() -> dict[str, str]:
-    """Name of each command -> its help; the empty name stands for ``snello`` itself."""
+    """Name of each command -> its help; the empty name stands for `snello` itself."""
     found = {"": _parser(None)[0].format_help()}
     for name in _names():
         own = _parser(name)[1]

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 
 
 def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--own-code``, the user's factories that a model file may name."""
+    """Add `--own-code`, the user's factories that a model file may name."""
     parser.add_argument(
         "--own-code", action="append", default=[], metavar="NAME",
         help="a package.module:factory of yours that a model file may name; it is imported and called with "
@@ -20,7 +20,7 @@ def add_own_code_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Import the factories that ``--own-code`` names.
+    """Import the factories that `--own-code` names.
 
     Raises:
         ModelError: if a factory cannot be found.
@@ -30,7 +30,7 @@ def own_code(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def named_code(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Names of factories given on the command line by ``--own-code`` or ``--model``."""
+    """Names of factories given on the command line by `--own-code` or `--model`."""
     return (*arguments.own_code, *([arguments.model] if arguments.model is not None else []))
 
 

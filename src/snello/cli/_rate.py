@@ -1,4 +1,4 @@
-"""Rate search of ``snello compress``: the coarsest quantisation within a bound on accuracy."""
+"""Rate search of `snello compress`: the coarsest quantisation within a bound on accuracy."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def search_images(arguments: argparse.Namespace, model: nn.Module, record: Recor
     """Read and check the images that the bound is measured on.
 
     Args:
-        arguments: the options of :func:`add_rate_arguments`.
+        arguments: the options of `add_rate_arguments`.
         model: the model to code.
         record: its record, with the shape and the preprocessing of its images.
 
     Raises:
-        ConfigError: without ``--data``, or for a number of images below 1.
+        ConfigError: without `--data`, or for a number of images below 1.
         ModelError: if the images do not fit the model.
         DataError: if the dataset is missing.
     """
@@ -100,17 +100,17 @@ def search(
 ) -> RateSearch:
     """Run the rate search with the options of the command line.
 
-    With ``--uniform``, dependent quantisation is not tried, so that zeros stay exactly zero.
+    With `--uniform`, dependent quantisation is not tried, so that zeros stay exactly zero.
 
     Args:
-        arguments: the options of :func:`add_rate_arguments` and of the codec.
+        arguments: the options of `add_rate_arguments` and of the codec.
         model: the model to code, on the device to evaluate it on.
         record: its record, with the dtype of its inputs.
-        splits: the images, of :func:`search_images`.
+        splits: the images, of `search_images`.
 
     Returns:
-        The search result; ``.model`` is the model to code (possibly a folded copy) and
-        ``.settings`` its codec settings.
+        The search result; `.model` is the model to code (possibly a folded copy) and
+        `.settings` its codec settings.
 
     Raises:
         ConfigError: for a bound that cannot be met.

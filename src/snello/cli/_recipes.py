@@ -1,4 +1,4 @@
-"""Recipe, overrides and run folder, shared by ``journey``, ``train`` and ``reproduce``."""
+"""Recipe, overrides and run folder, shared by `journey`, `train` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Overrides of recipe fields from the command line, as ``--name=value``.
+    """Overrides of recipe fields from the command line, as `--name=value`.
 
     Raises:
         ConfigError: for an option that neither the command nor a recipe has.

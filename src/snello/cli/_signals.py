@@ -14,7 +14,7 @@ from snello.errors import Stopped
 
 @contextmanager
 def sigterm_raised() -> Iterator[None]:
-    """Raise :class:`Stopped` on SIGTERM; a second SIGTERM ends the process.
+    """Raise [`Stopped`][snello.errors.Stopped] on SIGTERM; a second SIGTERM ends the process.
 
     Raises:
         Stopped: on the first SIGTERM, unless the process has a handler of its own.

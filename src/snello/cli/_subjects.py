@@ -31,7 +31,7 @@ def subjects(
     """Read the subjects of the arguments: files, all files of folders, or an architecture.
 
     Args:
-        arguments: ``files`` and the options of :func:`snello.cli._inputs.add_model_arguments`.
+        arguments: `files` and the options of `snello.cli._inputs.add_model_arguments`.
         batch: batch size of a model's inputs.
         short_names: name subjects after their files, without the suffix.
 
@@ -49,7 +49,7 @@ def subjects(
 def subjects_and_images(
     arguments: argparse.Namespace, *, batch: int, short_names: bool = False
 ) -> list[tuple[Subject, ImageInput | None]]:
-    """Read the subjects as :func:`subjects` does, with the preprocessing of their images."""
+    """Read the subjects as `subjects` does, with the preprocessing of their images."""
     from snello.deploy import Subject
 
     if batch < 1:
@@ -109,7 +109,7 @@ def _names(paths: Sequence[Path], short: bool) -> list[str]:
 
 
 def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """Names of files that differ in their endings alone: ``lean`` and ``lean-onnx``."""
+    """Names of files that differ in their endings alone: `lean` and `lean-onnx`."""
     stems = [path.with_suffix("").name for path in paths]
     return [
         f"{stem}-{path.suffix[1:]}" if stem in stems[:place] else stem

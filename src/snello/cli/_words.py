@@ -12,7 +12,7 @@ class UsageError(Exception):
 
 
 def command_in(words: Sequence[str], commands: Collection[str]) -> int | None:
-    """Index of the command in the words; None if there are only options such as ``--help``.
+    """Index of the command in the words; None if there are only options such as `--help`.
 
     Raises:
         UsageError: for an unknown command.
@@ -32,18 +32,18 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
 
     argparse treats an unknown option as a positional argument if its value contains a space, and a
     value that begins with a dash as an option. Here every word that begins with two dashes is an
-    option, and the text after ``=`` or the next word is its value, unchanged.
+    option, and the text after `=` or the next word is its value, unchanged.
 
     Args:
         words: words of the command line after the command.
-        takes_value: the command's own options, such as ``"--out"``, and whether each has a value.
+        takes_value: the command's own options, such as `"--out"`, and whether each has a value.
 
     Returns:
-        The command's own words; and the other options as ``--name=value``, or ``--name`` if no
+        The command's own words; and the other options as `--name=value`, or `--name` if no
         value is given.
 
     Raises:
-        UsageError: for the value ``--``, which argparse would drop.
+        UsageError: for the value `--`, which argparse would drop.
     """
     own: list[str] = []
     others: list[str] = []

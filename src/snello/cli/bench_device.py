@@ -1,4 +1,4 @@
-"""``snello bench-device``: write a folder (kit) that times models on another device."""
+"""`snello bench-device`: write a folder (kit) that times models on another device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snello completion``: completion of commands, options and names in a shell."""
+"""`snello completion`: completion of commands, options and names in a shell."""
 
 from __future__ import annotations
 

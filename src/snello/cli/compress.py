@@ -1,4 +1,4 @@
-"""``snello compress``: code a model file into a bitstream."""
+"""`snello compress`: code a model file into a bitstream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snello curate``: the samples of a dataset, by what a short training shows of them."""
+"""`snello curate`: the samples of a dataset, by what a short training shows of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snello decompress``: decode a bitstream into a model file."""
+"""`snello decompress`: decode a bitstream into a model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snello evaluate``: accuracy of models and exported files on the same images."""
+"""`snello evaluate`: accuracy of models and exported files on the same images."""
 
 from __future__ import annotations
 

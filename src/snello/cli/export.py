@@ -1,4 +1,4 @@
-"""``snello export``: convert a model file to the format of another runtime."""
+"""`snello export`: convert a model file to the format of another runtime."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _format(arguments: argparse.Namespace) -> Format:
-    """The format chosen by ``--format``, else by the suffix of ``--out``.
+    """The format chosen by `--format`, else by the suffix of `--out`.
 
     Raises:
         ConfigError: for an unknown name or suffix.

@@ -1,4 +1,4 @@
-"""``snello inspect``: show the content of a model file, a bitstream or an exported file."""
+"""`snello inspect`: show the content of a model file, a bitstream or an exported file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _mapping(values: Any) -> Mapping[str, Any]:
 
 
 def _listed(values: Sequence[Any]) -> str:
-    """A shape as ``3 x 32 x 32``; other values separated by commas, the first few of many."""
+    """A shape as `3 x 32 x 32`; other values separated by commas, the first few of many."""
     if all(isinstance(value, int) for value in values):
         return " x ".join(map(str, values)) or "scalar"
     more = f", ... ({len(values)})" if len(values) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""``snello journey``: run the round trip on one recipe."""
+"""`snello journey`: run the round trip on one recipe."""
 
 from __future__ import annotations
 

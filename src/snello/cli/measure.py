@@ -1,4 +1,4 @@
-"""``snello measure``: measure size, operations, memory and latency of models."""
+"""`snello measure`: measure size, operations, memory and latency of models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Profile all models in one run, print both tables and write ``--out``."""
+    """Profile all models in one run, print both tables and write `--out`."""
     out = check_writable(arguments.out)
     from snello.deploy import compare
     from snello.lab.reporting import busy, pages, show

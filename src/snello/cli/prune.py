@@ -1,4 +1,4 @@
-"""``snello prune``: remove channels of a trained network, with fine-tuning in between."""
+"""`snello prune`: remove channels of a trained network, with fine-tuning in between."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EPILOG = (
     "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
 )
 CALIBRATED = ("taylor", "fisher")
-"""Importances that are measured on batches: ``group_taylor``, ``group_fisher``."""
+"""Importances that are measured on batches: `group_taylor`, `group_fisher`."""
 BATCH = 100
 
 

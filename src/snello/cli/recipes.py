@@ -1,4 +1,4 @@
-"""``snello recipes``: list, copy and check recipes."""
+"""`snello recipes`: list, copy and check recipes."""
 
 from __future__ import annotations
 

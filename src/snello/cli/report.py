@@ -1,4 +1,4 @@
-"""``snello report``: tables of measurements from this and other devices."""
+"""`snello report`: tables of measurements from this and other devices."""
 
 from __future__ import annotations
 

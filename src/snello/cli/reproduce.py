@@ -1,4 +1,4 @@
-"""``snello reproduce``: reproduce the published tables."""
+"""`snello reproduce`: reproduce the published tables."""
 
 from __future__ import annotations
 

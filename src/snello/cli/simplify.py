@@ -1,4 +1,4 @@
-"""``snello simplify``: remove the dead neurons of a model file."""
+"""`snello simplify`: remove the dead neurons of a model file."""
 
 from __future__ import annotations
 

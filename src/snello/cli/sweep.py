@@ -1,4 +1,4 @@
-"""``snello sweep``: measure the pruning potential of a trained network."""
+"""`snello sweep`: measure the pruning potential of a trained network."""
 
 from __future__ import annotations
 
@@ -122,10 +122,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _files(arguments: argparse.Namespace) -> tuple[Path | None, Path]:
-    """The model file to write, None without ``--apply``, and the JSON file, checked before any work.
+    """The model file to write, None without `--apply`, and the JSON file, checked before any work.
 
     Raises:
-        ConfigError: if one exists and ``--force`` is not given, or for the suffix of another format.
+        ConfigError: if one exists and `--force` is not given, or for the suffix of another format.
         OutputError: if one cannot be written.
     """
     if arguments.apply is None:
@@ -219,7 +219,7 @@ def _apply(
     points: tuple[PotentialPoint, ...],
     out: Path,
 ) -> PotentialPoint:
-    """Prune by the importance with the highest accuracy at ``--apply``, and write the model."""
+    """Prune by the importance with the highest accuracy at `--apply`, and write the model."""
     from snello.pruning import Pruner, Ratio
     from snello.store import save
 

@@ -1,4 +1,4 @@
-"""``snello train``: train with one method of a recipe."""
+"""`snello train`: train with one method of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snello view``: show the pages of several runs in a browser, side by side."""
+"""`snello view`: show the pages of several runs in a browser, side by side."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Tensors coded as bitstreams of ISO/IEC 15938-17 (NNC).
 
 Only quantisation loses precision; everything after it is exact, so that the decoded values are
-known before coding. A tensor with two or more dimensions is quantised with the step size of ``qp``,
-a vector (a bias, the parameters of a BatchNorm) with the much finer one of ``nonweight_qp``, and
+known before coding. A tensor with two or more dimensions is quantised with the step size of `qp`,
+a vector (a bias, the parameters of a BatchNorm) with the much finer one of `nonweight_qp`, and
 the integer levels are coded by the context-adaptive arithmetic coder DeepCABAC.
 
 >>> tensors = {"fc.weight": torch.randn(10, 84), "fc.bias": torch.zeros(10)}
@@ -13,9 +13,9 @@ True
 >>> decompress(data).record
 {'model': 'fc'}
 
-Decoding runs in a child process with :class:`Limits`: a damaged or hostile file raises an error.
-The codec knows names and arrays, never modules. It needs the package ``nncodec`` (extra ``nnc``);
-:func:`read_header` does not.
+Decoding runs in a child process with [`Limits`][snello.codec.Limits]: a damaged or hostile file
+raises an error. The codec knows names and arrays, never modules. It needs the package `nncodec`
+(extra `nnc`); [`read_header`][snello.codec.read_header] does not.
 
 Sources: ISO/IEC 15938-17, "Compression of neural networks for multimedia content description and
 analysis"; Becking et al., "NNCodec: An Open Source Software Implementation of the Neural Network

@@ -1,4 +1,4 @@
-"""The ``.snello`` container: manifest and NNC stream, protected by digests (docs/format.md)."""
+"""The `.snello` container: manifest and NNC stream, protected by digests (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def compress(
     settings: CodecSettings = _DEFAULTS,
     record: Mapping[str, Any] = _NO_RECORD,
 ) -> bytes:
-    """Pack tensors into a ``.snello`` container. The same input gives the same bytes.
+    """Pack tensors into a `.snello` container. The same input gives the same bytes.
 
     Non-empty floating tensors are coded by NNC; integer, boolean and empty ones are stored exactly.
 
     Args:
         tensors: name -> tensor of any shape and real dtype, on any device.
         settings: the coding options.
-        record: any JSON to store with the tensors (:func:`snello.save`: how to build the model);
-            tuples come back as lists.
+        record: any JSON to store with the tensors ([`snello.save`][snello.store.save]: how to build
+            the model); tuples come back as lists.
 
     Returns:
         The bytes of the container.
 
     Raises:
         ConfigError: for anything but a mapping; for a NaN or an infinity, a tensor or name that the
-            format does not have, each with its name; if ``settings.qp_of`` names a tensor that is
+            format does not have, each with its name; if `settings.qp_of` names a tensor that is
             not coded; or for a record that is not JSON.
         MissingExtraError: without nncodec.
     """
@@ -111,14 +111,14 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
     damaged or hostile file can only cause an error. Starting the child takes about 0.2 s.
 
     Args:
-        data: the bytes of :func:`compress`.
-        limits: sizes, memory and time that decoding may take; see :class:`Limits`.
+        data: the bytes of [`compress`][snello.codec.compress].
+        limits: sizes, memory and time that decoding may take; see [`Limits`][snello.codec.Limits].
         isolated: False decodes in this process, which is faster for small files. Use it for trusted
             files only: of the limits, only those on sizes are then enforced.
 
     Returns:
-        Tensors, record and settings. Floating tensors have the values of :func:`quantised`, cast to
-        their original dtype; all others are exact.
+        Tensors, record and settings. Floating tensors have the values of
+        [`quantised`][snello.codec.quantised], cast to their original dtype; all others are exact.
 
     Raises:
         BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of
@@ -148,7 +148,7 @@ def is_container(path: str | Path) -> bool:
     """Return true for a file with a container's first four bytes.
 
     A file whose magic number was damaged after these bytes by a transfer in text mode is still
-    recognised, and :func:`read_header` raises the error.
+    recognised, and [`read_header`][snello.codec.read_header] raises the error.
 
     Raises:
         OSError: if the file cannot be read.
@@ -161,16 +161,16 @@ def read_header(data: bytes, limits: Limits = _LIMITS) -> Header:
     """Check a container and read its header, without nncodec and without decoding.
 
     Raises:
-        BitstreamError: as :func:`decompress`.
+        BitstreamError: as [`decompress`][snello.codec.decompress].
     """
     return _parse(data, limits)[0]
 
 
 def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
-    """The plain NNC stream inside a container, as :func:`encode` returns it.
+    """The plain NNC stream inside a container, as [`encode`][snello.codec.encode] returns it.
 
     Raises:
-        BitstreamError: as :func:`read_header`.
+        BitstreamError: as [`read_header`][snello.codec.read_header].
     """
     return _parse(data, limits)[1]
 

@@ -48,8 +48,8 @@ class Limits:
     def enforced() -> tuple[str, ...]:
         """Limits on the child process that this system can enforce; those on sizes always hold.
 
-        ``"seconds"`` everywhere, by the parent's clock; ``"cpu"`` where Python has the module
-        ``resource``; ``"memory_bytes"`` on Linux.
+        `"seconds"` everywhere, by the parent's clock; `"cpu"` where Python has the module
+        `resource`; `"memory_bytes"` on Linux.
         """
         cpu = ("cpu",) if importlib.util.find_spec("resource") else ()
         return ("seconds", *cpu, *(("memory_bytes",) if cpu and sys.platform == "linux" else ()))

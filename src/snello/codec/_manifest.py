@@ -47,7 +47,7 @@ class TensorEntry:
     Attributes:
         name: the tensor's name.
         shape: its shape.
-        dtype: its dtype, as in ``torch.<dtype>``.
+        dtype: its dtype, as in `torch.<dtype>`.
         exact: None for a tensor in the NNC stream; otherwise its bytes, little-endian, row by row.
         qp: quantisation parameter of a tensor in the NNC stream; None in files of version 1, and
             for others.
@@ -66,7 +66,7 @@ class TensorEntry:
 
     @property
     def step_size(self) -> float | None:
-        """The quantisation step size, if ``qp`` is known."""
+        """The quantisation step size, if `qp` is known."""
         return None if self.qp is None else step_size(self.qp)
 
     @property
@@ -86,7 +86,7 @@ class Header:
 
     Attributes:
         version: version of the container format.
-        record: the caller's record, as it was given to :func:`compress`.
+        record: the caller's record, as it was given to [`compress`][snello.codec.compress].
         settings: the coding options.
         tensors: the tensor table, in the order of the tensors.
         manifest_bytes: size of the manifest in the file.
@@ -139,7 +139,7 @@ def exact_bytes(tensor: Tensor) -> bytes:
 
 
 def exact_tensor(entry: TensorEntry) -> Tensor:
-    """The inverse of :func:`exact_bytes`."""
+    """The inverse of `exact_bytes`."""
     # read_manifest has checked that the bytes fill the shape.
     if not entry.exact:
         return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
@@ -189,7 +189,7 @@ def write_manifest(
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a manifest: the fields of :class:`Header` that come from it."""
+    """The content of a manifest: the fields of `Header` that come from it."""
 
     record: dict[str, Any]
     settings: CodecSettings

@@ -1,8 +1,8 @@
 """Names of tensors, escaped for the stream.
 
-In the stream a name ends with a zero byte, and nncodec interprets ``_G`` and ``_H`` as the factors
-of a decomposed weight. These, and the percent sign used to escape them, are written as ``%00``,
-``%5FG``, ``%5FH`` and ``%25``; all other characters are unchanged.
+In the stream a name ends with a zero byte, and nncodec interprets `_G` and `_H` as the factors
+of a decomposed weight. These, and the percent sign used to escape them, are written as `%00`,
+`%5FG`, `%5FH` and `%25`; all other characters are unchanged.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def escape(name: str) -> str:
 
 
 def unescape(name: str) -> str:
-    """The inverse of :func:`escape`."""
+    """The inverse of `escape`."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), name)

@@ -1,7 +1,7 @@
 """The calls into nncodec that quantise and code one tensor.
 
-They use ``nncodec.nnc_core`` directly: ``nncodec.nnc`` imports torchvision, pandas, scikit-learn,
-OpenCV and h5py. The bytes are the same as those that ``nncodec.nnc.compress`` writes.
+They use `nncodec.nnc_core` directly: `nncodec.nnc` imports torchvision, pandas, scikit-learn,
+OpenCV and h5py. The bytes are the same as those that `nncodec.nnc.compress` writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENCODER = {
 
 
 def core(module: str) -> Any:
-    """A module of ``nncodec.nnc_core``.
+    """A module of `nncodec.nnc_core`.
 
     Raises:
         MissingExtraError: without nncodec.

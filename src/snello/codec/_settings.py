@@ -57,19 +57,19 @@ class CodecSettings:
 
     Attributes:
         qp: quantisation parameter of tensors with two or more dimensions; useful values are -20
-            (coarse) to -50 (fine). The step size doubles every four, see :func:`step_size`.
+            (coarse) to -50 (fine). The step size doubles every four, see `step_size`.
         nonweight_qp: quantisation parameter of vectors and scalars: biases, BatchNorm parameters.
         dependent_quantisation: trellis-coded quantisation with two interleaved quantisers. Fewer
-            bytes at the same ``qp``; an error of up to two steps, mostly below one, instead of half
+            bytes at the same `qp`; an error of up to two steps, mostly below one, instead of half
             a step. Some zeros between other weights become one or two steps (about one in a hundred
             at 50 % sparsity): switch it off if pruned weights must stay zero.
         row_skipping: rows whose levels are all zero cost one bit.
-        codebook: also code tensors of at most :data:`MAX_CODEBOOK` distinct levels with a codebook,
+        codebook: also code tensors of at most `MAX_CODEBOOK` distinct levels with a codebook,
             the list of those levels, and keep the smaller result. It saves bytes where weights are
             clustered and never changes values. The standard has it for uniform quantisation only,
-            so ``dependent_quantisation`` has to be off.
-        qp_of: tensor name -> quantisation parameter of that tensor, instead of ``qp`` or
-            ``nonweight_qp``. Any mapping; it is copied into an immutable one, so that settings are
+            so `dependent_quantisation` has to be off.
+        qp_of: tensor name -> quantisation parameter of that tensor, instead of `qp` or
+            `nonweight_qp`. Any mapping; it is copied into an immutable one, so that settings are
             hashable.
 
     Raises:
@@ -106,7 +106,7 @@ class CodecSettings:
         object.__setattr__(self, "qp_of", QPTable(self.qp_of))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; ``CodecSettings(**settings.to_dict())`` is the inverse."""
+        """The settings as JSON values; `CodecSettings(**settings.to_dict())` is the inverse."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "qp_of": dict(self.qp_of)
         }
@@ -118,7 +118,7 @@ def _check_qp(name: str, value: object) -> None:
 
 
 def check_names(settings: CodecSettings, names: Collection[str]) -> None:
-    """Check that ``qp_of`` only names tensors that are coded, to find misspelt names.
+    """Check that `qp_of` only names tensors that are coded, to find misspelt names.
 
     Raises:
         ConfigError: for another name.
@@ -141,12 +141,12 @@ def step_size(qp: int) -> float:
 def quantisation_parameter(name: str, tensor: Tensor, settings: CodecSettings) -> int:
     """The quantisation parameter of one tensor, raised until its levels fit.
 
-    It is that in ``qp_of``, or that of its kind. Levels beyond int32 would overflow in the coder,
+    It is that in `qp_of`, or that of its kind. Levels beyond int32 would overflow in the coder,
     so that it is raised until the largest level is at most 2^30: steps are still finer than the
     spacing of float32 at that value.
 
     Args:
-        name: name of the tensor, as in ``qp_of``.
+        name: name of the tensor, as in `qp_of`.
         tensor: float32, not empty.
         settings: the coding options.
 

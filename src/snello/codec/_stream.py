@@ -33,7 +33,8 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
     Args:
         tensors: name -> floating tensor of any shape with at least one element; float64, float16
-            and bfloat16 are coded as float32. For integers and empty tensors use :func:`compress`.
+            and bfloat16 are coded as float32. For integers and empty tensors use
+            [`compress`][snello.codec.compress].
         settings: quantisation parameters and tools.
 
     Returns:
@@ -41,7 +42,7 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
     Raises:
         ConfigError: for a NaN or an infinity, an integer, complex, empty or oversized tensor, or a
-            name that cannot be written, each with the name; if ``settings.qp_of`` names a tensor
+            name that cannot be written, each with the name; if `settings.qp_of` names a tensor
             that is not there; or if there is nothing to code.
         MissingExtraError: without nncodec.
     """
@@ -53,7 +54,7 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
 
 
 def code_all(ready: Mapping[str, Tensor], settings: CodecSettings) -> list[tuple[bytes, int]]:
-    """Code each tensor of :func:`prepared` separately: its stream and quantisation parameter."""
+    """Code each tensor of `prepared` separately: its stream and quantisation parameter."""
     # Separately, because nncodec copies all tensors for each tensor: quadratic in the model's size.
     return [
         _code_one(index, name, tensor, settings)
@@ -79,19 +80,19 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
     """Decode a plain NNC stream.
 
     The standard has no checksums: damage inside a tensor may go unnoticed and give wrong values.
-    Use the container (:func:`compress`) to detect it. The decoder is native code that does not
-    check its input, so it runs in a child process whose time and memory are limited; any failure of
-    it becomes one error. Starting the child takes about 0.2 s.
+    Use the container ([`compress`][snello.codec.compress]) to detect it. The decoder is native code
+    that does not check its input, so it runs in a child process whose time and memory are limited;
+    any failure of it becomes one error. Starting the child takes about 0.2 s.
 
     Args:
-        stream: the bytes of :func:`encode`, or of another NNC encoder.
+        stream: the bytes of [`encode`][snello.codec.encode], or of another NNC encoder.
         limits: sizes, memory and time that decoding may take.
         isolated: False decodes in this process, which is faster for small streams. Use it for
             trusted streams only: of the limits, only those on sizes are then enforced.
 
     Returns:
         Name -> float32 tensor on the CPU, in the order of the stream. A scalar comes back as shape
-        ``(1,)``: the stream has no tensors of zero dimensions.
+        `(1,)`: the stream has no tensors of zero dimensions.
 
     Raises:
         BitstreamError: if the stream is truncated, cannot be decoded, or exceeds the limits.
@@ -107,7 +108,7 @@ def decode_each(
     """Name, quantisation parameter (None if the stream has none) and values of each tensor.
 
     Raises:
-        BitstreamError: as :func:`decode`, and for a name that occurs twice.
+        BitstreamError: as [`decode`][snello.codec.decode], and for a name that occurs twice.
     """
     try:
         units = list(_worker.split_units(stream))
@@ -139,20 +140,20 @@ def quantised(
 ) -> dict[str, Tensor]:
     """The exact values that the decoder will return, without coding anything.
 
-    They are computed by the quantiser and its inverse, so that ``decode(encode(x)) ==
-    quantised(x)`` tests the coder.
+    They are computed by the quantiser and its inverse, so that `decode(encode(x)) ==
+    quantised(x)` tests the coder.
 
     Args:
-        tensors: as for :func:`encode`.
-        settings: as for :func:`encode`; but ``qp_of`` may name tensors that are not given, so that
-            part of a model can be quantised with the settings of the whole.
+        tensors: as for [`encode`][snello.codec.encode].
+        settings: as for [`encode`][snello.codec.encode]; but `qp_of` may name tensors that are not
+            given, so that part of a model can be quantised with the settings of the whole.
 
     Returns:
-        Name -> float32 tensor; integer multiples of :func:`step_sizes`. A scalar has shape
-        ``(1,)``.
+        Name -> float32 tensor; integer multiples of `step_sizes`. A scalar has shape
+        `(1,)`.
 
     Raises:
-        ConfigError: as :func:`encode`.
+        ConfigError: as [`encode`][snello.codec.encode].
         MissingExtraError: without nncodec.
     """
     return {
@@ -165,11 +166,12 @@ def step_sizes(
 ) -> dict[str, float]:
     """The quantisation step size of each tensor.
 
-    It follows from ``qp_of``, ``qp`` or ``nonweight_qp``; it is larger for tensors whose levels
-    would exceed 2^30. As for :func:`quantised`, ``qp_of`` may name other tensors, too.
+    It follows from `qp_of`, `qp` or `nonweight_qp`; it is larger for tensors whose levels
+    would exceed 2^30. As for [`quantised`][snello.codec.quantised], `qp_of` may name other tensors,
+    too.
 
     Raises:
-        ConfigError: as :func:`encode`.
+        ConfigError: as [`encode`][snello.codec.encode].
     """
     return {
         name: step_size(quantisation_parameter(name, tensor, settings))
@@ -188,7 +190,7 @@ def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert tensors for the coder: float32, contiguous, on the CPU, at least one dimension.
 
     Raises:
-        ConfigError: as :func:`encode`.
+        ConfigError: as [`encode`][snello.codec.encode].
     """
     for name in tensors:
         escape(name)

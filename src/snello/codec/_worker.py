@@ -1,6 +1,6 @@
 """Decoding of an NNC stream, unit by unit; also the script that the decoder process runs.
 
-Native code decodes untrusted bytes here, so :mod:`snello.codec._child` runs this file by its path,
+Native code decodes untrusted bytes here, so `snello.codec._child` runs this file by its path,
 in a process of its own. It must therefore import neither snello nor torch, only numpy and two
 modules of nncodec (about 0.15 s).
 
@@ -295,7 +295,7 @@ def _set(what: int, value: int) -> None:
 
 
 def _address_space() -> int | None:
-    """Bytes of address space in use; None on systems without ``/proc``."""
+    """Bytes of address space in use; None on systems without `/proc`."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")

@@ -1,7 +1,8 @@
 """Curation: the samples that still teach, epoch by epoch or once before training.
 
-*Dynamic*: :class:`InfoBatch`, :class:`OrderDP` and :class:`RandomSubset` leave out other samples in
-every epoch. Each is a dataset around yours and makes the sampler for it, also around your own.
+*Dynamic*: [`InfoBatch`][snello.curation.InfoBatch], [`OrderDP`][snello.curation.OrderDP] and
+[`RandomSubset`][snello.curation.RandomSubset] leave out other samples in every epoch. Each is a
+dataset around yours and makes the sampler for it, also around your own.
 
 >>> import torch
 >>> from torch.utils.data import DataLoader, TensorDataset
@@ -23,14 +24,17 @@ every epoch. Each is a dataset around yours and makes the sampler for it, also a
 True
 
 The choice is a function of the seed, the epoch and the losses: nothing is patched, no global random
-state is touched, ``state_dict`` resumes it, and several processes (DDP) get equal batches without a
-common sample. A learning rate follows ``keep.moment``, which counts the real steps.
+state is touched, `state_dict` resumes it, and several processes (DDP) get equal batches without a
+common sample. A learning rate follows `keep.moment`, which counts the real steps.
 
-*Static*: a :class:`Recorder` notes what a network gives to every sample during one training;
-:func:`el2n`, :func:`forgetting`, :func:`aum`, :func:`dual` and :func:`noise` are scores of that
-recording; :func:`keep_highest`, :func:`keep_covering` (CCS), :func:`keep_dual` and
-:func:`keep_random` make a :class:`Kept` of it: an index file, with the cost of scoring.
-:func:`near_duplicates` compares features.
+*Static*: a [`Recorder`][snello.curation.Recorder] notes what a network gives to every sample during
+one training; [`el2n`][snello.curation.el2n], [`forgetting`][snello.curation.forgetting],
+[`aum`][snello.curation.aum], [`dual`][snello.curation.dual] and [`noise`][snello.curation.noise]
+are scores of that recording; [`keep_highest`][snello.curation.keep_highest],
+[`keep_covering`][snello.curation.keep_covering] (CCS), [`keep_dual`][snello.curation.keep_dual] and
+[`keep_random`][snello.curation.keep_random] make a [`Kept`][snello.curation.Kept] of it: an index
+file, with the cost of scoring. [`near_duplicates`][snello.curation.near_duplicates] compares
+features.
 
 Not here: methods that need embeddings or gradients of single samples (D2, Moderate, GraNd), which
 gain nothing over these at ratios up to 70 %, and TDDS, whose parameters are tuned per ratio.

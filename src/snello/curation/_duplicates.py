@@ -15,13 +15,13 @@ def near_duplicates(features: Tensor, count: int = 20) -> tuple[Tensor, Tensor]:
     """The pairs of samples with the most similar features.
 
     Args:
-        features: ``(N, F)``, such as the inputs of a trained network's last layer. All pairs are
+        features: `(N, F)`, such as the inputs of a trained network's last layer. All pairs are
             compared, N² F multiplications, in chunks of 1024 rows.
         count: number of pairs.
 
     Returns:
-        Pairs of indices, int64 ``(K, 2)``, the smaller first, with K the smaller of ``count`` and
-        the number of pairs; and their cosine similarities, ``(K,)``, falling. A sample without any
+        Pairs of indices, int64 `(K, 2)`, the smaller first, with K the smaller of `count` and
+        the number of pairs; and their cosine similarities, `(K,)`, falling. A sample without any
         feature, all zero, is like none.
 
     Raises:

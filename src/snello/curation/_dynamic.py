@@ -22,11 +22,11 @@ from ._source import Source, place_of, places_of
 class DynamicSubset(Dataset[Any]):
     """A dataset with the choice of the samples that each epoch trains on.
 
-    An element is ``(sample, index)``, so a batch is ``(batch, index)``. The choice is a function of
+    An element is `(sample, index)`, so a batch is `(batch, index)`. The choice is a function of
     the seed, the epoch and the losses seen: no global random state is read or changed.
 
     The epochs are counted: the next iteration of a sampler is the next epoch if the last one was
-    gone through or trained on, and the same again if it was not. ``set_epoch`` overrides the count.
+    gone through or trained on, and the same again if it was not. `set_epoch` overrides the count.
 
     With several processes all decide alike, and each gets as many samples as any other and none of
     another's. A remainder, smaller than the number of processes, comes first in the next epoch.
@@ -74,12 +74,12 @@ class DynamicSubset(Dataset[Any]):
         """The samples to train on.
 
         Args:
-            places: indices of the samples offered, int64 ``(M,)``.
+            places: indices of the samples offered, int64 `(M,)`.
             epoch: number of the epoch.
             random: for all draws.
 
         Returns:
-            bool ``(M,)``, true for those to keep, and the weights of all samples, float64 ``(N,)``.
+            bool `(M,)`, true for those to keep, and the weights of all samples, float64 `(N,)`.
         """
         raise NotImplementedError
 
@@ -101,11 +101,11 @@ class DynamicSubset(Dataset[Any]):
         return found, torch.tensor(places)  # a batch that the dataset has put together itself
 
     def collate(self, collate_fn: Callable[[list[Any]], Any] = default_collate) -> Any:
-        """A ``collate_fn`` for the DataLoader around one that is written for the dataset.
+        """A `collate_fn` for the DataLoader around one that is written for the dataset.
 
         Returns:
-            A function of a list of ``(sample, index)`` that returns ``(collate_fn(samples),
-            indices)``, int64 ``(B,)``.
+            A function of a list of `(sample, index)` that returns `(collate_fn(samples),
+            indices)`, int64 `(B,)`.
         """
         return _Collate(collate_fn)
 
@@ -117,17 +117,17 @@ class DynamicSubset(Dataset[Any]):
         replicas: int | None = None,
         rank: int | None = None,
     ) -> SubsetSampler:
-        """The ``sampler=`` of a DataLoader.
+        """The `sampler=` of a DataLoader.
 
         Args:
-            inner: a sampler whose order is kept, also a ``DistributedSampler``; it may yield an
+            inner: a sampler whose order is kept, also a `DistributedSampler`; it may yield an
                 index many times, or not at all, or tuples that end with the index. None: all
                 samples.
-            shuffle: without ``inner``, whether every epoch has a new order.
+            shuffle: without `inner`, whether every epoch has a new order.
             replicas: processes among which the samples are dealt out; None: those of the
-                ``DistributedSampler`` or of ``torch.distributed``. 1 where the DataLoader is going
+                `DistributedSampler` or of `torch.distributed`. 1 where the DataLoader is going
                 to be split by others, as by Accelerate.
-            rank: this process, 0 … replicas − 1; given with ``replicas``.
+            rank: this process, 0 … replicas − 1; given with `replicas`.
 
         Raises:
             ConfigError: for an impossible rank, or a batch sampler.
@@ -147,13 +147,13 @@ class DynamicSubset(Dataset[Any]):
         replicas: int | None = None,
         rank: int | None = None,
     ) -> SubsetBatchSampler:
-        """The ``batch_sampler=`` of a DataLoader.
+        """The `batch_sampler=` of a DataLoader.
 
         Args:
             inner: yields the batches of one process as lists.
             regroup: form batches of the full size from what is kept. False: only shrink each batch,
                 so that samples that were not together do not meet; for one process.
-            replicas: as for :meth:`sampler`.
+            replicas: as for [`sampler`][snello.curation.DynamicSubset.sampler].
             rank: likewise.
 
         Raises:
@@ -184,12 +184,12 @@ class DynamicSubset(Dataset[Any]):
         """The loss to minimise, and a record of the losses.
 
         Args:
-            losses: ``(B,)``, one per sample, as with ``reduction="none"``; or ``()``, the mean of
+            losses: `(B,)`, one per sample, as with `reduction="none"`; or `()`, the mean of
                 the batch, where there is no loss per sample (Fu et al., 2026, arXiv:2604.04681).
-            index: ``(B,)``, as the DataLoader gives it.
+            index: `(B,)`, as the DataLoader gives it.
 
         Returns:
-            ``()``: mean of weight × loss over the batch, not divided by the sum of the weights. A
+            `()`: mean of weight × loss over the batch, not divided by the sum of the weights. A
             mean loss is multiplied with the mean weight.
 
         Raises:
@@ -200,7 +200,7 @@ class DynamicSubset(Dataset[Any]):
         return losses * weights.mean() if losses.dim() == 0 else (losses * weights).mean()
 
     def record(self, losses: Tensor, index: Tensor) -> None:
-        """Note the losses of a batch, as :meth:`weigh` does."""
+        """Note the losses of a batch, as [`weigh`][snello.curation.DynamicSubset.weigh] does."""
         if index.dim() != 1:
             raise ConfigError(f"index must have the shape (B,), not {tuple(index.shape)}")
         if losses.dim() and losses.shape != index.shape:
@@ -214,10 +214,10 @@ class DynamicSubset(Dataset[Any]):
             self._finished = self._finished or self._done >= self._length
 
     def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
-        """Weights of samples in this epoch, ``(B,)``.
+        """Weights of samples in this epoch, `(B,)`.
 
         Args:
-            index: ``(B,)``.
+            index: `(B,)`.
             like: a tensor whose dtype and device the weights get; default: float64 on the CPU.
         """
         like = torch.empty(0, dtype=torch.float64) if like is None else like
@@ -324,7 +324,7 @@ class DynamicSubset(Dataset[Any]):
 
     @property
     def _forced(self) -> Tensor:
-        """Samples that must not be left out in this epoch, bool ``(N,)``."""
+        """Samples that must not be left out in this epoch, bool `(N,)`."""
         forced = self._always.clone()
         forced[places_of(self._carried)] = True
         return forced
@@ -337,7 +337,7 @@ class DynamicSubset(Dataset[Any]):
 
     @property
     def scores(self) -> Tensor:
-        """Last loss of every sample that this process knows, float64 ``(N,)``; NaN: not seen yet."""
+        """Last loss of every sample that this process knows, float64 `(N,)`; NaN: not seen yet."""
         return self._scores.values.clone()
 
     @property
@@ -357,7 +357,7 @@ class DynamicSubset(Dataset[Any]):
     def moment(self) -> float:
         """Epochs trained so far, with the share of the real steps of this one.
 
-        A learning rate that is a function of ``moment / epochs`` ends where the training ends,
+        A learning rate that is a function of `moment / epochs` ends where the training ends,
         whatever number of steps each epoch has.
         """
         if self._plan is None:
@@ -368,7 +368,7 @@ class DynamicSubset(Dataset[Any]):
         """Everything that the next epochs depend on; with several processes each has to call it.
 
         An epoch under way goes on behind the samples whose losses were recorded, or from its start
-        where ``set_epoch`` is called before it is iterated.
+        where `set_epoch` is called before it is iterated.
         """
         if rank_and_size()[1] > 1:
             meet(f"{type(self).__name__}.state_dict")

@@ -19,31 +19,31 @@ Rescaling = Literal["share", "cumulative"]
 class InfoBatch(DynamicSubset):
     r"""Leave out a share of the samples whose last loss is below the mean; weigh the others up.
 
-    Of :math:`n` samples below the mean, :math:`k` are drawn at random and have the weight
-    :math:`n / k`, about :math:`1 / (1 - r)`; all other samples have the weight 1. The gradient of
+    Of $n$ samples below the mean, $k$ are drawn at random and have the weight
+    $n / k$, about $1 / (1 - r)$; all other samples have the weight 1. The gradient of
     the weighted losses, summed over the epoch, is that of all losses in expectation. Since only
     samples below the mean are left out, fewer than the ratio are: with 0.5 a fourth to two fifths.
     The first epoch, in which no loss is known, leaves out none.
 
     Args:
         dataset: any map-style dataset.
-        ratio: share :math:`r` left out of the samples below the mean, in [0, 1).
+        ratio: share $r$ left out of the samples below the mean, in [0, 1).
         epochs: of the whole training; None: never anneal.
         anneal: share of the epochs after which nothing is left out any more and all weights are 1,
             which removes the remaining bias at the end of the training.
         window: compare a loss with the mean of so many batches, at the time when it was computed;
             None: with the mean of all last losses, some of which are old (RePB).
-        rescaling: ``"share"``, or ``"cumulative"``: every sample kept has the weight E/n, with E the
+        rescaling: `"share"`, or `"cumulative"`: every sample kept has the weight E/n, with E the
             number of epochs so far and n how many of them had the sample (RePB).
-        options: of :class:`DynamicSubset`: seed, always, smoothing.
+        options: of [`DynamicSubset`][snello.curation.DynamicSubset]: seed, always, smoothing.
 
     Raises:
         ConfigError: for options out of range.
 
     Sources: Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data pruning",
     ICLR 2024, https://arxiv.org/abs/2303.04947 (defaults ratio=0.5, anneal=0.875). There the kept
-    have the weight 1/(1 − r) even where k is rounded. RePB, ICLR 2026: ``window``,
-    ``rescaling="cumulative"``.
+    have the weight 1/(1 − r) even where k is rounded. RePB, ICLR 2026: `window`,
+    `rescaling="cumulative"`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class InfoBatch(DynamicSubset):
         return kept, weights
 
     def _below(self, places: Tensor) -> Tensor:
-        """Samples offered whose loss is below the mean, bool ``(M,)``; those not seen are not."""
+        """Samples offered whose loss is below the mean, bool `(M,)`; those not seen are not."""
         if self._window is not None:
             return self._scores.easy[places]
         scores = self._scores.values[places]

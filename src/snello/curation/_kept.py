@@ -23,7 +23,7 @@ class Kept:
     """Samples to train on, and what it cost to find them.
 
     Attributes:
-        indices: int64 ``(K,)``, each once.
+        indices: int64 `(K,)`, each once.
         samples: length of the dataset that they were chosen from.
         method: name of the selection.
         ratio: share that was to be left out.
@@ -67,7 +67,7 @@ class Kept:
         )
 
     def of(self, dataset: Dataset[Any]) -> Subset[Any]:
-        """The samples of a dataset, as torch's ``Subset``.
+        """The samples of a dataset, as torch's `Subset`.
 
         Raises:
             DataError: for a dataset of another length.
@@ -98,7 +98,7 @@ class Kept:
 
     @classmethod
     def load(cls, path: str | Path) -> Kept:
-        """Read the file of :meth:`save`.
+        """Read the file of `save`.
 
         Raises:
             DataError: if it is missing, damaged, or of another kind.

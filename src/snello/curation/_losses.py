@@ -37,19 +37,19 @@ class LossScores:
         return len(self._values)
 
     def add(self, losses: Tensor, index: Tensor) -> None:
-        """Take the losses of one batch, ``(B,)`` or the mean ``()``, and the indices ``(B,)``."""
+        """Take the losses of one batch, `(B,)` or the mean `()`, and the indices `(B,)`."""
         # Reading them now would stall the device at every step.
         self._waiting.append((index.detach(), losses.detach()))
 
     @property
     def values(self) -> Tensor:
-        """Scores, float64 ``(N,)``; NaN for samples that have not been seen."""
+        """Scores, float64 `(N,)`; NaN for samples that have not been seen."""
         self._fold()
         return self._values
 
     @property
     def easy(self) -> Tensor:
-        """Samples whose last loss was below the mean of its window, bool ``(N,)``."""
+        """Samples whose last loss was below the mean of its window, bool `(N,)`."""
         self._fold()
         return self._easy
 

@@ -28,7 +28,7 @@ class OrderDP(DynamicSubset):
         ratio: share left out, in [0, 1), in every epoch.
         pool: share of the samples in the pool, at least 1 − ratio; None: as many as make the kept
             60 % of the pool, as published, or all samples.
-        options: of :class:`DynamicSubset`: seed, always, smoothing.
+        options: of [`DynamicSubset`][snello.curation.DynamicSubset]: seed, always, smoothing.
 
     Raises:
         ConfigError: for a ratio or pool out of range.

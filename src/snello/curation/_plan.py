@@ -18,10 +18,10 @@ class Plan:
 
     Attributes:
         epoch: its number, from 0.
-        keys: what all processes get, a multiple of their number: int64 ``(M,)`` or ``(M, L)``.
-        batch: number of the batch that each sample came in, int64 ``(M,)``; None without batches.
+        keys: what all processes get, a multiple of their number: int64 `(M,)` or `(M, L)`.
+        batch: number of the batch that each sample came in, int64 `(M,)`; None without batches.
         left: keys of the remainder, smaller than the number of processes; first in the next epoch.
-        weights: factor of each sample's loss, float64 ``(N,)``.
+        weights: factor of each sample's loss, float64 `(N,)`.
         offered: samples before any was left out.
     """
 
@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def places(self) -> Tensor:
-        """Indices in the dataset, int64 ``(M,)``."""
+        """Indices in the dataset, int64 `(M,)`."""
         return places_of(self.keys)
 
     def share(self, rank: int, size: int) -> Tensor:
@@ -57,7 +57,7 @@ class Plan:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Plan:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of `state_dict`."""
         fields: dict[str, Any] = {
             k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()
         }
@@ -72,8 +72,8 @@ def planned(
     Args:
         epoch: its number.
         offer: the samples, in order.
-        kept: which of them to train on, bool ``(M,)``; all that are carried.
-        weights: float64 ``(N,)``.
+        kept: which of them to train on, bool `(M,)`; all that are carried.
+        weights: float64 `(N,)`.
         carried: keys that the last epoch had no room for; they come first.
         processes: among which the samples are dealt out.
     """

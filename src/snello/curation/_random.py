@@ -24,7 +24,7 @@ class RandomSubset(DynamicSubset):
         ratio: share left out, in [0, 1); the number kept is rounded.
         replacement: draw each epoch's subset from all samples. False: from those that were used
             least, so that all have been used before any is used again.
-        options: of :class:`DynamicSubset`: seed, always, smoothing.
+        options: of [`DynamicSubset`][snello.curation.DynamicSubset]: seed, always, smoothing.
 
     Raises:
         ConfigError: for a ratio out of range.
@@ -64,7 +64,7 @@ def budget(ratio: float, samples: int) -> int:
 
 
 def lowest(rank: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` lowest numbers of ``(M,)``: bool ``(M,)``."""
+    """Mark the `count` lowest numbers of `(M,)`: bool `(M,)`."""
     kept = torch.zeros(len(rank), dtype=torch.bool)
     kept[torch.argsort(rank, stable=True)[:count]] = True
     return kept

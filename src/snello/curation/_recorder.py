@@ -17,11 +17,11 @@ class Recording:
     """Outputs of a network for every sample and epoch; NaN where a sample was not seen.
 
     Attributes:
-        probability: of the label, :math:`p_y`, float32 ``(T, N)``.
-        margin: :math:`p_y` less the largest other probability, float32 ``(T, N)``; positive where
+        probability: of the label, $p_y$, float32 `(T, N)`.
+        margin: $p_y$ less the largest other probability, float32 `(T, N)`; positive where
             the network was right.
-        error: norm of softmax − one-hot label, float32 ``(T, N)``.
-        labels: int64 ``(N,)``; −1 for samples that were never seen.
+        error: norm of softmax − one-hot label, float32 `(T, N)`.
+        labels: int64 `(N,)`; −1 for samples that were never seen.
         seconds: wall-clock time of the training that was recorded.
         presentations: samples that it trained on, over all epochs.
     """
@@ -80,9 +80,9 @@ class Recorder:
         """Note the outputs of a batch; of training batches, since they cost no further forward.
 
         Args:
-            logits: ``(B, C)``, before the softmax.
-            labels: int64 ``(B,)``.
-            index: indices of the samples, ``(B,)``.
+            logits: `(B, C)`, before the softmax.
+            labels: int64 `(B,)`.
+            index: indices of the samples, `(B,)`.
 
         Raises:
             ConfigError: for other shapes, or fewer than two classes.
@@ -128,7 +128,7 @@ class Recorder:
         """Everything recorded so far.
 
         Raises:
-            DataError: before the first :meth:`step`.
+            DataError: before the first [`step`][snello.curation.Recorder.step].
         """
         if not self._epochs:
             raise DataError(
@@ -141,7 +141,7 @@ class Recorder:
 
 
 def _figures(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probability of the label, margin and error norm: float32 ``(3, B)``."""
+    """Probability of the label, margin and error norm: float32 `(3, B)`."""
     probabilities = logits.float().softmax(1)
     own = probabilities.gather(1, labels.view(-1, 1)).squeeze(1)
     others = probabilities.scatter(1, labels.view(-1, 1), -1.0).amax(1)

@@ -33,9 +33,10 @@ class _OfSubset:
 
 # Of this class, since Lightning and others put a DistributedSampler around any other sampler.
 class SubsetSampler(_OfSubset, DistributedSampler[Any]):
-    """Yield what a :class:`DynamicSubset` keeps, to this process.
+    """Yield what a [`DynamicSubset`][snello.curation.DynamicSubset] keeps, to this process.
 
-    Made by :meth:`DynamicSubset.sampler`. Its length is that of the coming epoch.
+    Made by [`DynamicSubset.sampler`][snello.curation.DynamicSubset.sampler]. Its length is that of
+    the coming epoch.
     """
 
     def __init__(self, keep: DynamicSubset) -> None:
@@ -51,9 +52,11 @@ class SubsetSampler(_OfSubset, DistributedSampler[Any]):
 
 
 class SubsetBatchSampler(_OfSubset, Sampler[list[Any]]):
-    """Yield batches of what a :class:`DynamicSubset` keeps, to this process.
+    """Yield batches of what a [`DynamicSubset`][snello.curation.DynamicSubset] keeps, to this
+    process.
 
-    Made by :meth:`DynamicSubset.batch_sampler`. Its length is that of the coming epoch.
+    Made by [`DynamicSubset.batch_sampler`][snello.curation.DynamicSubset.batch_sampler]. Its length
+    is that of the coming epoch.
     """
 
     def __init__(self, keep: DynamicSubset, size: int | None, *, drop_last: bool) -> None:

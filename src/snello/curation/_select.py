@@ -21,10 +21,10 @@ def keep_highest(scores: Tensor, ratio: float, method: str = "highest", **facts:
     """Keep the samples of highest score.
 
     Args:
-        scores: ``(N,)``.
+        scores: `(N,)`.
         ratio: share left out, in [0, 1).
         method: name for the file.
-        facts: of :class:`Kept`: seconds, presentations.
+        facts: of [`Kept`][snello.curation.Kept]: seconds, presentations.
 
     Raises:
         ConfigError: for a ratio out of range.
@@ -39,7 +39,7 @@ def keep_random(labels: Tensor, ratio: float, *, seed: int = 0) -> Kept:
     """Keep a random share of every class: the baseline of static pruning.
 
     Args:
-        labels: int64 ``(N,)``.
+        labels: int64 `(N,)`.
         ratio: share left out, in [0, 1). Class sizes are rounded such that the total is exact.
         seed: decides the draw.
 
@@ -116,7 +116,7 @@ def keep_dual(
     Args:
         recording: of a short training, all samples in every epoch.
         ratio: share r left out, in [0, 1).
-        window: of :func:`dual`.
+        window: of [`dual`][snello.curation.dual].
         c: exponent; the smaller, the sooner easy samples are kept.
         seed: decides the draw.
 
@@ -124,7 +124,7 @@ def keep_dual(
         ConfigError: for options out of range.
         DataError: if a sample was not seen in every epoch.
 
-    Source: as for :func:`dual` (c=4 on CIFAR-100).
+    Source: as for [`dual`][snello.curation.dual] (c=4 on CIFAR-100).
     """
     check_option(c > 0, f"c must be positive, not {c}")
     scores, mean = dual(recording, window).double(), recording.probability.mean(0).double()

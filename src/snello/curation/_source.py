@@ -22,8 +22,8 @@ class Offer:
     """Samples of one epoch, for all processes together.
 
     Attributes:
-        keys: int64 ``(M,)``, or ``(M, L)`` where a sampler yields tuples that end with the index.
-        batch: int64 ``(M,)``, number of the batch that a sample came in; None without batches.
+        keys: int64 `(M,)`, or `(M, L)` where a sampler yields tuples that end with the index.
+        batch: int64 `(M,)`, number of the batch that a sample came in; None without batches.
     """
 
     keys: Tensor
@@ -31,7 +31,7 @@ class Offer:
 
     @property
     def places(self) -> Tensor:
-        """Indices in the dataset, int64 ``(M,)``."""
+        """Indices in the dataset, int64 `(M,)`."""
         return places_of(self.keys)
 
 
@@ -39,14 +39,14 @@ class Source:
     """The user's sampler or batch sampler, or a seeded order without one.
 
     Args:
-        inner: yields indices, or tuples that end with one; with ``batches`` lists of them.
-            A ``DistributedSampler`` is read as if there were one process. None: all samples.
+        inner: yields indices, or tuples that end with one; with `batches` lists of them.
+            A `DistributedSampler` is read as if there were one process. None: all samples.
         samples: length of the dataset.
         shuffle: without a sampler, whether to draw a new order every epoch.
         seed: decides that order.
-        batches: whether ``inner`` yields lists.
+        batches: whether `inner` yields lists.
         replicas, rank: number of processes among which the samples are dealt out, and this one;
-            None: those of a ``DistributedSampler``, or of ``torch.distributed``.
+            None: those of a `DistributedSampler`, or of `torch.distributed`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Source:
 
 
 def places_of(keys: Tensor) -> Tensor:
-    """Indices in the dataset of keys, int64 ``(M,)``."""
+    """Indices in the dataset of keys, int64 `(M,)`."""
     return keys if keys.dim() == 1 else keys[:, -1]
 
 

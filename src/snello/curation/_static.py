@@ -11,14 +11,14 @@ from ._recorder import Recording
 
 
 def el2n(recording: Recording, epochs: int = 10) -> Tensor:
-    r"""Error norm :math:`\mathrm{E}\,\|p - \mathrm{onehot}(y)\|_2`; large for hard samples.
+    r"""Error norm $\mathrm{E}\,\|p - \mathrm{onehot}(y)\|_2$; large for hard samples.
 
     Args:
         recording: of one training.
         epochs: number of first epochs whose mean is taken; fewer if fewer were recorded.
 
     Returns:
-        ``(N,)``, NaN for samples that were not seen.
+        `(N,)`, NaN for samples that were not seen.
 
     Source: Paul, Ganguli, Dziugaite, "Deep learning on a data diet", NeurIPS 2021,
     https://arxiv.org/abs/2107.07075, where it is averaged over networks; as in CCS, one network and
@@ -34,7 +34,7 @@ def forgetting(recording: Recording) -> Tensor:
     Samples that were never classified have one more than the largest possible number.
 
     Returns:
-        ``(N,)``, NaN for samples that were not seen.
+        `(N,)`, NaN for samples that were not seen.
 
     Source: Toneva et al., "An empirical study of example forgetting", ICLR 2019,
     https://arxiv.org/abs/1812.05159 (there infinite for samples never classified).
@@ -52,12 +52,12 @@ def forgetting(recording: Recording) -> Tensor:
 
 
 def aum(recording: Recording) -> Tensor:
-    r"""Area under the margin: mean over epochs of :math:`p_y - \max_{k \ne y} p_k`.
+    r"""Area under the margin: mean over epochs of $p_y - \max_{k \ne y} p_k$.
 
     Small for hard samples, smallest for wrong labels.
 
     Returns:
-        ``(N,)`` in [−1, 1], NaN for samples that were not seen.
+        `(N,)` in [−1, 1], NaN for samples that were not seen.
 
     Source: Pleiss et al., "Identifying mislabeled data using the area under the margin ranking",
     NeurIPS 2020, https://arxiv.org/abs/2001.10528 (there of logits); of probabilities as in CCS.
@@ -77,7 +77,7 @@ def dual(recording: Recording, window: int = 10) -> Tensor:
         window: J, in epochs.
 
     Returns:
-        ``(N,)``.
+        `(N,)`.
 
     Raises:
         ConfigError: for a window below 2 or longer than the recording.
@@ -108,6 +108,6 @@ def noise(recording: Recording) -> Tensor:
     """Suspicion of a wrong label: −AUM. Large where the network believes another class throughout.
 
     Returns:
-        ``(N,)``, NaN for samples that were not seen.
+        `(N,)`, NaN for samples that were not seen.
     """
     return -aum(recording)

@@ -1,8 +1,10 @@
 """Export of networks to other runtimes, and measurement of their size, operations and latency.
 
-The suffix of a file determines its format: :func:`export` writes ``.onnx``, ``.pt2``, ``.xml`` and
-``.pte``, and :func:`measure` and :func:`footprint` accept such a file in place of a model. Each
-format is a subclass of :class:`Format`; :data:`FORMATS` lists them.
+The suffix of a file determines its format: [`export`][snello.deploy.formats.export] writes `.onnx`,
+`.pt2`, `.xml` and `.pte`, and [`measure`][snello.deploy.measure] and
+[`footprint`][snello.deploy.footprint] accept such a file in place of a model. Each format is a
+subclass of [`Format`][snello.deploy.formats.Format]; [`FORMATS`][snello.deploy.formats.FORMATS]
+lists them.
 
 >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), torch.randn(1, 1, 28, 28)
 >>> path = export(model, x, "net.onnx")            # verified against PyTorch before it appears
@@ -17,9 +19,10 @@ format is a subclass of :class:`Format`; :data:`FORMATS` lists them.
 Results contain theoretical operations (of one sample) and measured time (median and spread), with
 the conditions of the measurement.
 
-To compare models, time them in one run: :func:`latencies` interleaves them, so that disturbances of
-the machine affect all of them equally. :func:`compare` does so for models and exported files;
-:func:`device_kit` writes a folder that does so on another device.
+To compare models, time them in one run: [`latencies`][snello.deploy.latencies] interleaves them, so
+that disturbances of the machine affect all of them equally. [`compare`][snello.deploy.compare] does
+so for models and exported files; [`device_kit`][snello.deploy.device_kit] writes a folder that does
+so on another device.
 
 >>> x = torch.randn(64, 1, 28, 28)
 >>> export_int8(model, x, "int8.onnx", calibration=[x]).agreement > 0.9    # of real images, not noise

@@ -136,7 +136,7 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
 
 
 def _peak_here(path: str, threads: int, batch: int) -> int | None:
-    """Peak memory growth of this process; :func:`peak_memory` calls it in a new process."""
+    """Peak memory growth of this process; `peak_memory` calls it in a new process."""
     import numpy
 
     session_of(IDENTITY, threads).run(None, {"x": numpy.ones(1, numpy.float32)})

@@ -87,10 +87,10 @@ def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) 
 
 
 def state_bytes(state: Iterable[object]) -> int:
-    """Size of a ``state_dict`` in bytes: floating-point tensors in float32, tied ones once.
+    """Size of a `state_dict` in bytes: floating-point tensors in float32, tied ones once.
 
     Args:
-        state: values of ``state_dict(keep_vars=True)``, in which tied tensors are the same object.
+        state: values of `state_dict(keep_vars=True)`, in which tied tensors are the same object.
     """
     tensors = {id(t): t for t in state if isinstance(t, Tensor)}
     return sum(

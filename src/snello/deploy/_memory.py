@@ -26,9 +26,9 @@ class PeakMemory:
 
     Attributes:
         bytes: the peak in bytes.
-        method: ``"tensors"``: parameters, buffers, inputs, and the largest sum of simultaneously
+        method: `"tensors"`: parameters, buffers, inputs, and the largest sum of simultaneously
             live outputs of torch's operators. It excludes temporary memory inside an operator and
-            is equal on all machines. ``"process"``: growth of the resident set of a separate
+            is equal on all machines. `"process"`: growth of the resident set of a separate
             process that loads the file and runs it three times, including the runtime's buffers.
     """
 
@@ -54,7 +54,7 @@ def model_peak_memory(model: nn.Module, example_inputs: Example) -> PeakMemory:
 def peak_memory_of(
     call: Callable[..., object], state: Iterable[Tensor], inputs: tuple[Tensor, ...]
 ) -> PeakMemory:
-    """Count the memory as :func:`model_peak_memory`, for a callable with a given state.
+    """Count the memory as `model_peak_memory`, for a callable with a given state.
 
     Args:
         call: callable that uses torch operators.

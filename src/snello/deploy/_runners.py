@@ -61,7 +61,7 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
 def compiled_runner(
     model: nn.Module, inputs: tuple[Tensor, ...] | Tensor, threads: int = 1
 ) -> Runner:
-    """Prepare a model to run under ``torch.compile``, as a single graph for fixed shapes.
+    """Prepare a model to run under `torch.compile`, as a single graph for fixed shapes.
 
     The model is compiled here, before timing, for a fixed number of threads, which torch writes
     into the generated code.

@@ -145,9 +145,9 @@ def _way_out(model: nn.Module) -> str:
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference divided by the largest magnitude of ``expected``.
+    """Largest absolute difference divided by the largest magnitude of `expected`.
 
-    Infinite if ``expected`` is all zero and ``found`` is not.
+    Infinite if `expected` is all zero and `found` is not.
     """
     if expected.numel() == 0:
         return 0.0

@@ -23,17 +23,20 @@ gradient of the input is always exact, so that all other neurons train as usual.
 (5, True)
 >>> neq.remove()                                        # a plain model and a plain optimizer again
 
-Selections: :class:`Velocity` is NEq's rule, in the paper's form or as the authors' code computes
-it. Its baselines are :class:`Stochastic` (random neurons), :class:`MatchedStochastic` (as many
-random neurons as NEq froze: the paper's Stochastic*) and :class:`Prefix` (whole layers from the
-input on, with :class:`FreezeOut`'s timetable). :class:`ParameterBudget` updates a fixed number of
-parameters, those with most velocity. All are arguments of
-:class:`SelectiveUpdate`; :class:`NEq` is the one with :class:`Velocity`.
+Selections: [`Velocity`][snello.equilibrium.Velocity] is NEq's rule, in the paper's form or as the
+authors' code computes it. Its baselines are [`Stochastic`][snello.equilibrium.Stochastic] (random
+neurons), [`MatchedStochastic`][snello.equilibrium.MatchedStochastic] (as many random neurons as NEq
+froze: the paper's Stochastic*) and [`Prefix`][snello.equilibrium.Prefix] (whole layers from the
+input on, with [`FreezeOut`][snello.equilibrium.FreezeOut]'s timetable).
+[`ParameterBudget`][snello.equilibrium.ParameterBudget] updates a fixed number of parameters, those
+with most velocity. All are arguments of [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate];
+[`NEq`][snello.equilibrium.NEq] is the one with [`Velocity`][snello.equilibrium.Velocity].
 
-Cost: freezing saves weight gradients, which are about half of a backward pass. ``decided.flops``
-follows the paper's convention, :func:`step_flops` counts the FLOPs executed, :func:`time_step`
-measures times, :func:`step_memory` the memory that autograd takes, and :func:`measure_cost` all of
-them.
+Cost: freezing saves weight gradients, which are about half of a backward pass. `decided.flops`
+follows the paper's convention, [`step_flops`][snello.equilibrium.step_flops] counts the FLOPs
+executed, [`time_step`][snello.equilibrium.time_step] measures times,
+[`step_memory`][snello.equilibrium.step_memory] the memory that autograd takes, and
+[`measure_cost`][snello.equilibrium.measure_cost] all of them.
 
 Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium in
 deep models", NeurIPS 2022, https://arxiv.org/abs/2207.09455

@@ -17,7 +17,7 @@ from ._selection import Formula, Velocity, WatchedLayer
 
 
 class Stochastic:
-    """The random baseline: ``int(p * neurons)`` neurons of every layer, drawn again at each step.
+    """The random baseline: `int(p * neurons)` neurons of every layer, drawn again at each step.
 
     Args:
         p: share of each layer to freeze, in [0, 1].
@@ -35,7 +35,7 @@ class Stochastic:
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Draw the next masks; see :class:`Selection`."""
+        """Draw the next masks; see [`Selection`][snello.equilibrium.Selection]."""
         return {
             name: _drawn(layer.neurons, self.p, self._generator) for name, layer in layers.items()
         }
@@ -56,15 +56,16 @@ class MatchedStochastic:
 
     Args:
         run: the run to match. For a finished run: its frozen shares, or the
-            :class:`EquilibriumStep` that each of its steps returned (also in warm-up). Or a
-            :class:`Velocity` rule that is evaluated during this run: every step freezes the mean
-            share that the rule would have frozen so far.
+            [`EquilibriumStep`][snello.equilibrium.EquilibriumStep] that each of its steps returned
+            (also in warm-up). Or a [`Velocity`][snello.equilibrium.Velocity] rule that is evaluated
+            during this run: every step freezes the mean share that the rule would have frozen so
+            far.
         per_step: match a finished run step by step, not by its mean; beyond its end, its last share
             is used.
         seed: seed of its own generator; the global generators are not touched.
 
     Raises:
-        ConfigError: for an empty run, a share outside [0, 1], or ``per_step`` without a finished
+        ConfigError: for an empty run, a share outside [0, 1], or `per_step` without a finished
             run.
 
     Source: the Stochastic* baseline of the NEq paper, which draws at NEq's mean frozen share.
@@ -99,7 +100,7 @@ class MatchedStochastic:
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Draw the next masks; see :class:`Selection`."""
+        """Draw the next masks; see [`Selection`][snello.equilibrium.Selection]."""
         if self._rule is not None:
             masks = self._rule.select(layers, similarities)
             neurons = sum(layer.neurons for layer in layers.values())
@@ -142,14 +143,14 @@ class MatchedStochastic:
 class FreezeOut:
     """FreezeOut's timetable: the share of the layers that has stopped learning at a step.
 
-    Layer after layer stops between ``t0`` and the end of the training. FreezeOut also anneals the
+    Layer after layer stops between `t0` and the end of the training. FreezeOut also anneals the
     learning rate of each layer down to zero until it stops; that is left to the scheduler.
 
     Attributes:
         steps: steps of the whole training.
         t0: time at which the first layer stops, as a share of the training, in (0, 1].
-        cubed: stop each layer at the cube of its linear time ``t0 + (1 - t0) i / layers``, so that
-            the first layers stop earlier: from ``t0 ** 3`` on.
+        cubed: stop each layer at the cube of its linear time `t0 + (1 - t0) i / layers`, so that
+            the first layers stop earlier: from `t0 ** 3` on.
 
     Raises:
         ConfigError: for fewer than one step or a time outside (0, 1].
@@ -169,7 +170,7 @@ class FreezeOut:
             raise ConfigError(f"t0: must be in (0, 1], not {self.t0}")
 
     def __call__(self, step: int) -> float:
-        """Share of the layers that no longer learn after ``step`` steps, in [0, 1]."""
+        """Share of the layers that no longer learn after `step` steps, in [0, 1]."""
         time = min(step / self.steps, 1.0)
         time = time ** (1 / 3) if self.cubed else time
         if time >= 1:
@@ -185,8 +186,8 @@ class Prefix:
 
     Args:
         share: share of the watched layers to freeze, in [0, 1]; or a function from the number of
-            the step, from 1, to that share, such as :class:`FreezeOut`. A convolution and its
-            BatchNorm count as two layers.
+            the step, from 1, to that share, such as [`FreezeOut`][snello.equilibrium.FreezeOut]. A
+            convolution and its BatchNorm count as two layers.
     """
 
     observes = False
@@ -198,7 +199,8 @@ class Prefix:
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Freeze the first layers in forward order; see :class:`Selection`.
+        """Freeze the first layers in forward order; see
+        [`Selection`][snello.equilibrium.Selection].
 
         Raises:
             ConfigError: if the schedule returns a share outside [0, 1].
@@ -233,8 +235,8 @@ class ParameterBudget:
         budget: parameters that may learn (a whole number), or their share of all parameters of
             watched layers (a float in [0, 1]). Layers that are left alone always learn and do not
             count.
-        mu: weight of the last velocity; see :class:`Velocity`.
-        formula: definition of the velocity; see :class:`Velocity`.
+        mu: weight of the last velocity; see [`Velocity`][snello.equilibrium.Velocity].
+        formula: definition of the velocity; see [`Velocity`][snello.equilibrium.Velocity].
 
     Raises:
         ConfigError: for a negative budget, or a share above 1.
@@ -259,13 +261,13 @@ class ParameterBudget:
 
     @property
     def velocity(self) -> dict[str, Tensor]:
-        """Layer name -> the last velocities, shape ``(neurons,)``; empty before the first step."""
+        """Layer name -> the last velocities, shape `(neurons,)`; empty before the first step."""
         return self._rule.velocity
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Advance the velocities and freeze all but the fastest neurons; see :class:`Selection`."""
+        """Advance the velocities and freeze all but the fastest neurons; see `Selection`."""
         self._rule.select(layers, similarities)
         velocity = self._rule.velocity
         speed = torch.cat([velocity[name].cpu().abs().double() for name in layers])
@@ -293,7 +295,7 @@ class ParameterBudget:
 
 
 def _drawn(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """A mask with ``int(share * count)`` random neurons."""
+    """A mask with `int(share * count)` random neurons."""
     frozen = torch.zeros(count, dtype=torch.bool)
     frozen[torch.randperm(count, generator=generator)[: int(share * count)]] = True
     return frozen

@@ -22,7 +22,7 @@ from ._prefix import RestingPrefix, resting_prefix
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """The present state of a :class:`FeatureCache`.
+    """The present state of a [`FeatureCache`][snello.equilibrium.FeatureCache].
 
     Attributes:
         layers: names of the layers before the cut.
@@ -40,7 +40,7 @@ class CacheStatus:
 class FeatureCache:
     """Store the outputs of the resting layers, computed once per sample instead of in every epoch.
 
-    Call it instead of the model, with the indices of the samples::
+    Call it instead of the model, with the indices of the samples:
 
         neq = SelectiveUpdate(model, optimizer, probe, Settled(Velocity()))
         cache = FeatureCache(neq, len(dataset))
@@ -53,7 +53,8 @@ class FeatureCache:
     batch. When the set of resting layers changes, the features are computed again.
 
     Samples must be the same in each epoch: without random augmentation, or with one that depends on
-    the index alone. :meth:`check` raises an error if a sample of a dataset differs when read twice.
+    the index alone. [`check`][snello.equilibrium.FeatureCache.check] raises an error if a sample of
+    a dataset differs when read twice.
 
     Args:
         update: the selective update, which decides which layers rest.
@@ -61,7 +62,7 @@ class FeatureCache:
         folder: folder for the temporary files, on a fast disk; None for the system's. The files are
             removed with the cache.
         limit: largest size of the files in bytes; if the features need more, none are stored.
-        dtype: dtype of the stored features, such as ``torch.bfloat16`` for half the size; None for
+        dtype: dtype of the stored features, such as `torch.bfloat16` for half the size; None for
             the dtype in which they are computed, for bit-identical results with and without cache.
         measured: whether to store features only if reading them is faster than computing them,
             which is timed once per cut.
@@ -101,7 +102,7 @@ class FeatureCache:
     def __call__(self, inputs: Tensor | tuple[Tensor, ...], index: Tensor | Sequence[int]) -> Any:
         """Compute the outputs of the model, with gradients only for the layers after the cut.
 
-        In evaluation mode the model itself is run, and ``index`` is ignored.
+        In evaluation mode the model itself is run, and `index` is ignored.
 
         Args:
             inputs: a batch, or the model's positional arguments.
@@ -134,7 +135,7 @@ class FeatureCache:
         """Check that the samples of a dataset are the same when they are read twice.
 
         Args:
-            dataset: an object with ``len`` and integer keys.
+            dataset: an object with `len` and integer keys.
             samples: number of samples to check, evenly spread.
 
         Raises:

@@ -57,7 +57,8 @@ def measure_cost(
 ) -> UpdateCost:
     """Count FLOPs and memory of a step and measure its time, plain and with neurons frozen.
 
-    The arguments are those of :func:`time_step`; as there, everything is restored afterwards.
+    The arguments are those of [`time_step`][snello.equilibrium.time_step]; as there, everything is
+    restored afterwards.
 
     Raises:
         ConfigError: for fewer than one repeat.

@@ -96,7 +96,7 @@ class Dispatch:
         mode: "measured" times both ways once per kind of work. "fixed" follows a rule derived from
             measurements on one machine: two runs with the same seed then give the same bits, which
             measured decisions do not guarantee. While
-            ``torch.are_deterministic_algorithms_enabled()``, the rule is used in either mode.
+            `torch.are_deterministic_algorithms_enabled()`, the rule is used in either mode.
     """
 
     def __init__(self, mode: DispatchMode = "measured") -> None:

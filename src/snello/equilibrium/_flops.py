@@ -41,8 +41,8 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
     """Layers that the probe calls, in order, and their MACs.
 
     Normalisation layers count 2 per output entry. Products of activations (attention) belong to no
-    neuron and are not counted. The input projection of a ``MultiheadAttention``, which is not a
-    submodule, is counted under the name ``in_proj``.
+    neuron and are not counted. The input projection of a `MultiheadAttention`, which is not a
+    submodule, is counted under the name `in_proj`.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
@@ -104,7 +104,7 @@ def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> floa
 
     Twice the forward MACs of each layer times its share of updated neurons. A backward pass has a
     second product per layer, the input gradient, which freezing does not skip: the true saving is
-    about half of this one. See :func:`step_flops`.
+    about half of this one. See [`step_flops`][snello.equilibrium.step_flops].
 
     Args:
         macs: layer name -> forward MACs per sample.
@@ -201,7 +201,7 @@ def backward_flops(
     inputs: Tensor | tuple[Tensor, ...],
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> BackwardFlops:
-    """The backward part of :func:`step_flops`; same arguments, same errors."""
+    """The backward part of `step_flops`; same arguments, same errors."""
     counted = step_flops(model, inputs, loss_fn)
     return BackwardFlops(counted.input_gradient, counted.weight_gradient)
 

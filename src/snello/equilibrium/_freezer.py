@@ -54,7 +54,7 @@ class Freezer:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """Layer name -> boolean copy of its mask, shape ``(neurons,)``, true where frozen."""
+        """Layer name -> boolean copy of its mask, shape `(neurons,)`, true where frozen."""
         return {name: mask.clone() for name, mask in self._frozen.items()}
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
@@ -62,7 +62,7 @@ class Freezer:
 
         Raises:
             ConfigError: for an unknown layer, or a mask that is not boolean of shape
-                ``(neurons,)``.
+                `(neurons,)`.
         """
         for name, mask in frozen.items():
             self._check(name, mask)

@@ -1,7 +1,7 @@
 """Autograd functions of convolutions and Linear layers with sliced weight gradients.
 
 The weight gradient is computed for all rows or for the active ones alone; both give the same values
-in the active rows. Gradients of frozen rows are set to zero by the hooks of ``_sparse.py``.
+in the active rows. Gradients of frozen rows are set to zero by the hooks of `_sparse.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._rows import Rows
 
 
 class Geometry(NamedTuple):
-    """Arguments of ``aten.convolution`` after the bias, in its order."""
+    """Arguments of `aten.convolution` after the bias, in its order."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -36,7 +36,7 @@ _weight_gradients = True
 def input_gradients_only() -> Iterator[None]:
     """Skip all weight gradients of sparse layers, to count only the input gradients.
 
-    In plain layers autograd skips weight gradients that ``torch.autograd.grad`` is not asked for; a
+    In plain layers autograd skips weight gradients that `torch.autograd.grad` is not asked for; a
     custom function has no information about that.
     """
     global _weight_gradients  # noqa: PLW0603 - the backward of an accelerator runs in another thread

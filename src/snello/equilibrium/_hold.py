@@ -26,7 +26,7 @@ class HeldRows:
     Attributes:
         parameter: the parameter.
         index: indices of its frozen neurons.
-        axis: dimension of its neurons; see :func:`snello.neurons.neuron_axis`.
+        axis: dimension of its neurons; see `snello.neurons.neuron_axis`.
     """
 
     parameter: Tensor

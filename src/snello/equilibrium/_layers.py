@@ -35,7 +35,7 @@ def monitored_layers(
     Args:
         model: any module.
         exclude: names of layers to leave alone.
-        kinds: names of :data:`KINDS` to watch, or one of them; None for all.
+        kinds: names of `KINDS` to watch, or one of them; None for all.
 
     Returns:
         Layers by name, and for every other layer with neurons the reason why it always updates.

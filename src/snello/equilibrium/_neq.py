@@ -25,7 +25,7 @@ from ._selection import Formula, Selection, Velocity, WatchedLayer
 
 
 class UpdateOptions(TypedDict, total=False):
-    """Types of the keyword options of :class:`SelectiveUpdate`, where they are described."""
+    """Types of the keyword options of `SelectiveUpdate`, where they are described."""
 
     warmup: int
     exclude: Iterable[str]
@@ -35,22 +35,25 @@ class UpdateOptions(TypedDict, total=False):
 
 
 class SelectiveUpdate:
-    """Freeze the neurons that a selection names at each call of :meth:`step`.
+    """Freeze the neurons that a selection names at each call of
+    [`step`][snello.equilibrium.SelectiveUpdate.step].
 
-    The time between two calls of :meth:`step` may be an epoch or any number of iterations.
+    The time between two calls of [`step`][snello.equilibrium.SelectiveUpdate.step] may be an epoch
+    or any number of iterations.
 
     The weights of frozen neurons stay bit-identical, also with momentum and weight decay. The
     forward pass does not change, and BatchNorm statistics are still updated. Masks are kept until
-    the next step or :meth:`remove`.
+    the next step or [`remove`][snello.equilibrium.SelectiveUpdate.remove].
 
-    In distributed training every process calls :meth:`step` and runs the probe, so that each can
-    save and restore its state, but all ranks use the similarities and masks of the first rank. The
-    probes of the other ranks may have different samples.
+    In distributed training every process calls [`step`][snello.equilibrium.SelectiveUpdate.step]
+    and runs the probe, so that each can save and restore its state, but all ranks use the
+    similarities and masks of the first rank. The probes of the other ranks may have different
+    samples.
 
     Args:
         model: the model in training. Its parameters are never replaced. It may be wrapped in
-            ``DataParallel``, ``torch.compile``, or ``DistributedDataParallel`` with
-            ``find_unused_parameters=True``.
+            `DataParallel`, `torch.compile`, or `DistributedDataParallel` with
+            `find_unused_parameters=True`.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
             are kept through the steps of any optimizer, also of one that is created later.
@@ -63,7 +66,7 @@ class SelectiveUpdate:
         kinds: kinds of layers to watch, some of "conv" (also transposed), "batchnorm", "layernorm"
             and "linear"; None for all. The others are always updated.
         positions: number of spatial positions to keep of every probe output, instead of all; see
-            :func:`snello.equilibrium.sketch` for the memory that it saves and the error.
+            [`snello.equilibrium.sketch`][] for the memory that it saves and the error.
         dispatch: "measured" times once per shape whether computing only the active rows is faster
             than masking the dense gradient; "fixed" decides by a rule, so that two runs are
             bit-identical.
@@ -122,14 +125,14 @@ class SelectiveUpdate:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """Layer name -> boolean tensor of shape ``(neurons,)``, true where frozen."""
+        """Layer name -> boolean tensor of shape `(neurons,)`, true where frozen."""
         return self.freezer.frozen
 
     def apply(self, frozen: Mapping[str, Tensor]) -> None:
-        """Freeze neurons by masks until the next :meth:`step`.
+        """Freeze neurons by masks until the next [`step`][snello.equilibrium.SelectiveUpdate.step].
 
         Args:
-            frozen: layer name -> boolean tensor of shape ``(neurons,)``, true where frozen; all
+            frozen: layer name -> boolean tensor of shape `(neurons,)`, true where frozen; all
                 neurons of layers without one are updated.
 
         Raises:
@@ -272,21 +275,23 @@ def _watched(layer: nn.Module) -> WatchedLayer:
 class NEq(SelectiveUpdate):
     """NEq: neurons whose outputs have stopped changing get no weight gradient.
 
-    :class:`SelectiveUpdate` with the :class:`Velocity` rule.
+    [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate] with the
+    [`Velocity`][snello.equilibrium.Velocity] rule.
 
     Args:
         model: the model in training.
         optimizer: the optimizer that trains it, a list of several, or None; see
-            :class:`SelectiveUpdate`.
+            [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate].
         probe: a few training inputs under evaluation transforms; the paper's ResNet-32 uses 50.
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
-        formula: "paper" or "released"; see :class:`Velocity`.
-        options: ``warmup``, ``exclude``, ``kinds``, ``positions`` and ``dispatch`` of
-            :class:`SelectiveUpdate`, which describes all arguments.
+        formula: "paper" or "released"; see [`Velocity`][snello.equilibrium.Velocity].
+        options: `warmup`, `exclude`, `kinds`, `positions` and `dispatch` of
+            [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate], which describes all arguments.
 
     Raises:
-        ConfigError: as :class:`SelectiveUpdate` and :class:`Velocity` do.
+        ConfigError: as [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate] and
+            [`Velocity`][snello.equilibrium.Velocity] do.
         ModelError: if the model does not run on the probe.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium

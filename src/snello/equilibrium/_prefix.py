@@ -28,9 +28,9 @@ class RestingPrefix:
         front: computes the features from the inputs: a tuple of tensors with the batch on their
             first axis.
         rest: computes the outputs from the features, and from the inputs that it reads itself.
-        modules: names of the modules in ``front`` that have parameters.
+        modules: names of the modules in `front` that have parameters.
         features: shape of each feature without the batch, and its dtype.
-        inputs: positions of the model's inputs that ``rest`` reads.
+        inputs: positions of the model's inputs that `rest` reads.
     """
 
     front: fx.GraphModule

@@ -25,8 +25,8 @@ class Probe:
     Args:
         model: the model; its mode, BatchNorm statistics and the random generators are restored.
         inputs: one input tensor, or the tuple of the model's positional arguments.
-        positions: number of spatial positions of every output to keep, see :func:`sketch`; None for
-            all.
+        positions: number of spatial positions of every output to keep, see
+            [`sketch`][snello.equilibrium.sketch]; None for all.
 
     Raises:
         ConfigError: for an empty probe, or fewer than one position.
@@ -51,7 +51,7 @@ class Probe:
         """Outputs of the layers, before any activation, of one forward in evaluation mode.
 
         Returns:
-            Layer name -> shape ``(samples, channels, positions)``; the calls of a shared layer
+            Layer name -> shape `(samples, channels, positions)`; the calls of a shared layer
             are concatenated along the samples and padded with zeros to the same number of
             positions, which changes no cosine. A layer that the forward never calls as a module
             is missing.
@@ -68,7 +68,7 @@ class Probe:
         return {name: _joined(calls) for name, calls in found.items()}
 
     def read(self, layers: Mapping[str, nn.Module], read: Read) -> None:
-        """Run the probe once and call ``read(name, inputs, output)`` at every call of a layer.
+        """Run the probe once and call `read(name, inputs, output)` at every call of a layer.
 
         Raises:
             ModelError: if the model does not run on the probe inputs.
@@ -116,10 +116,10 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def by_channel(module: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as ``(samples, channels, positions)``.
+    """A layer's output as `(samples, channels, positions)`.
 
-    Linear and LayerNorm have their channels last, ``(B, *positions, F)``; convolutions and
-    BatchNorm second, ``(B, C, *positions)``. An output without positions gets one.
+    Linear and LayerNorm have their channels last, `(B, *positions, F)`; convolutions and
+    BatchNorm second, `(B, C, *positions)`. An output without positions gets one.
     """
     if isinstance(module, (nn.Linear, nn.LayerNorm)):
         own = 1 if isinstance(module, nn.Linear) else len(module.normalized_shape)
@@ -134,17 +134,17 @@ def by_channel(module: nn.Module, output: Tensor) -> Tensor:
 
 
 def similarity(now: Tensor, before: Tensor) -> Tensor:
-    r"""Similarity of each neuron's outputs at two times: :math:`\varphi` of the paper.
+    r"""Similarity of each neuron's outputs at two times: $\varphi$ of the paper.
 
     Cosine over positions per sample and channel, then the mean over samples. Where both outputs are
     zero everywhere, the cosine counts as 1; where only one is, as 0.
 
     Args:
-        now: outputs, shape ``(samples, channels, positions)``.
+        now: outputs, shape `(samples, channels, positions)`.
         before: outputs of the same probe one epoch earlier, same shape.
 
     Returns:
-        Shape ``(channels,)`` in [-1, 1], at least in float32.
+        Shape `(channels,)` in [-1, 1], at least in float32.
     """
     dtype = torch.promote_types(now.dtype, torch.float32)
     now, before = _unit(now.to(dtype)), _unit(before.to(device=now.device, dtype=dtype))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EquilibriumStep:
-    """The decision of one call of ``step()``, which holds until the next call.
+    """The decision of one call of `step()`, which holds until the next call.
 
     Attributes:
-        step: number of calls of ``step()`` so far; epochs, if it is called once an epoch.
+        step: number of calls of `step()` so far; epochs, if it is called once an epoch.
         updated: layer name -> share of its neurons that are updated, in [0, 1].
         total: the same over all watched neurons.
         flops: backward FLOPs per sample until the next step in the paper's convention (weight
-            gradients only; see ``step_flops`` for the FLOPs executed).
+            gradients only; see `step_flops` for the FLOPs executed).
         dense_flops: the same with nothing frozen.
     """
 

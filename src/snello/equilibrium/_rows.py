@@ -50,7 +50,7 @@ def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
 
     Args:
         tensor: a tensor of the parameter's shape.
-        axis: the neuron axis of the layer; see :func:`snello.neurons.neuron_axis`.
+        axis: the neuron axis of the layer; see `snello.neurons.neuron_axis`.
     """
     if axis is None:
         return tensor.view(-1)

@@ -41,10 +41,10 @@ class Selection(Protocol):
 
         Args:
             layers: layer name -> the layer, in the order in which the forward first calls them.
-            similarities: layer name -> phi of shape ``(neurons,)``; empty unless the rule observes.
+            similarities: layer name -> phi of shape `(neurons,)`; empty unless the rule observes.
 
         Returns:
-            Layer name -> boolean tensor of shape ``(neurons,)``, true where the neuron is frozen. A
+            Layer name -> boolean tensor of shape `(neurons,)`, true where the neuron is frozen. A
             layer without a mask learns.
         """
 
@@ -58,13 +58,13 @@ class Selection(Protocol):
 class Velocity:
     r"""NEq's rule: a neuron is at equilibrium when its similarity has stopped changing.
 
-    With :math:`\Delta\varphi^t = \varphi^t - \varphi^{t-1}`, a neuron is frozen when
-    :math:`|v^t| < \varepsilon`, where
+    With $\Delta\varphi^t = \varphi^t - \varphi^{t-1}$, a neuron is frozen when
+    $|v^t| < \varepsilon$, where
 
     $$\text{paper:}\quad v^t = \Delta\varphi^t - \mu\,v^{t-1}$$
     $$\text{released:}\quad v^t = \mu\,v^{t-1} + \Delta\varphi^t - \Delta\varphi^{t-1}$$
 
-    Initially :math:`\varphi = 1` and :math:`\Delta\varphi = v = 0`. The two formulas differ: the
+    Initially $\varphi = 1$ and $\Delta\varphi = v = 0$. The two formulas differ: the
     released one is the smoothed *second* difference of phi, so a neuron whose similarity grows
     steadily is at equilibrium there, but not in the paper.
 
@@ -95,18 +95,18 @@ class Velocity:
 
     @property
     def phi(self) -> dict[str, Tensor]:
-        """Layer name -> the last similarities, shape ``(neurons,)``; empty at the start."""
+        """Layer name -> the last similarities, shape `(neurons,)`; empty at the start."""
         return copied(self._phi)
 
     @property
     def velocity(self) -> dict[str, Tensor]:
-        """Layer name -> the last velocities, shape ``(neurons,)``; empty before the first step."""
+        """Layer name -> the last velocities, shape `(neurons,)`; empty before the first step."""
         return copied(self._velocity)
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Advance the velocities by one step; see :class:`Selection`."""
+        """Advance the velocities by one step; see [`Selection`][snello.equilibrium.Selection]."""
         for name in layers:
             self._advance(name, similarities[name])
         return {name: self._velocity[name].abs() < self.eps for name in layers}

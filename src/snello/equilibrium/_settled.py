@@ -19,18 +19,18 @@ class Settled:
 
     A single frozen neuron saves its weight gradient. If a whole layer and all layers before it are
     frozen, their part of the backward pass and their stored activations are saved, and their
-    outputs can be kept from epoch to epoch (:class:`FeatureCache`). Layers therefore settle, that
-    is, are frozen whole, in the order of the forward pass:
+    outputs can be kept from epoch to epoch ([`FeatureCache`][snello.equilibrium.FeatureCache]).
+    Layers therefore settle, that is, are frozen whole, in the order of the forward pass:
 
     1. a layer settles if the layers before it have settled and the rule has frozen at least
-       ``share`` of its neurons in ``patience`` consecutive steps;
-    2. it is unfrozen, with all layers after it, if the rule freezes less than ``share - slack``;
+       `share` of its neurons in `patience` consecutive steps;
+    2. it is unfrozen, with all layers after it, if the rule freezes less than `share - slack`;
     3. all layers are unfrozen if the learning rate falls below half of its highest value since the
        last time;
-    4. in layers that have not settled, the rule freezes single neurons, or none (``scattered``).
+    4. in layers that have not settled, the rule freezes single neurons, or none (`scattered`).
 
     Args:
-        rule: rule for single neurons, such as :class:`Velocity`.
+        rule: rule for single neurons, such as [`Velocity`][snello.equilibrium.Velocity].
         share: share of a layer's neurons, in (0, 1].
         slack: hysteresis, in [0, share].
         patience: number of consecutive steps, at least 1.
@@ -78,7 +78,7 @@ class Settled:
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Apply the rule, settle and unfreeze layers; see :class:`Selection`."""
+        """Apply the rule, settle and unfreeze layers; see `Selection`."""
         masks = self.rule.select(layers, similarities)
         resting = {name: _share_of(masks.get(name)) for name in layers}
         for name, share in resting.items():

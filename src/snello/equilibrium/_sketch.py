@@ -18,27 +18,25 @@ def sketch(outputs: Tensor, positions: int) -> Tensor:
 
     Measured with ResNet-20 on CIFAR-10, 50 probe images, 12 steps of 40 iterations, where all
     positions take 75.4 MB in float32. The error is that of phi in the layers with more than 16
-    positions; the masks are those of :class:`Velocity` at its defaults over all layers, in the last
-    four steps, with 5 to 33 % frozen:
+    positions; the masks are those of [`Velocity`][snello.equilibrium.Velocity] at its defaults over
+    all layers, in the last four steps, with 5 to 33 % frozen:
 
-    ==========  ===========  ===================  ==============  =================
-    positions   memory [MB]  mean error of phi    95 % are below  neurons alike [%]
-    ==========  ===========  ===================  ==============  =================
-    64          17.6         0.0007               0.005           98.5
-    32          8.8          0.0028               0.012           95.4
-    16          4.4          0.0049               0.022           92.6
-    ==========  ===========  ===================  ==============  =================
+    | positions | memory [MB] | mean error of phi | 95 % are below | neurons alike [%] |
+    |---:|---:|---:|---:|---:|
+    | 64 | 17.6 | 0.0007 | 0.005 | 98.5 |
+    | 32 | 8.8 | 0.0028 | 0.012 | 95.4 |
+    | 16 | 4.4 | 0.0049 | 0.022 | 92.6 |
 
     LeNet-5 on MNIST gave 0.0007, 0.0022 and 0.0043. At the same memory, one random subset for all
     samples gave 0.0017, 0.0062 and 0.0113 on ResNet-20, signed random projections 0.0021, 0.0098
     and 0.0131 (Gaussian) and 0.0017, 0.0078 and 0.0127 (one sign and one sum per position).
 
     Args:
-        outputs: shape ``(samples, channels, all positions)``.
+        outputs: shape `(samples, channels, all positions)`.
         positions: number of positions to keep.
 
     Returns:
-        A copy of shape ``(samples, channels, positions)``; of all positions if there are not more
+        A copy of shape `(samples, channels, positions)`; of all positions if there are not more
         than that.
     """
     samples, channels, available = outputs.shape

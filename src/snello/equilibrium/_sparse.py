@@ -1,15 +1,15 @@
 """A backward pass that computes the weight gradient of the active rows only.
 
-The class of a layer with frozen neurons is changed to a subclass with another ``forward``, as
-``torch.nn.utils.parametrize`` does: its parameters stay the same objects, and ``isinstance`` still
-holds. A copy of such a layer (``deepcopy``, pickle) is a plain layer again, because frozen rows are
+The class of a layer with frozen neurons is changed to a subclass with another `forward`, as
+`torch.nn.utils.parametrize` does: its parameters stay the same objects, and `isinstance` still
+holds. A copy of such a layer (`deepcopy`, pickle) is a plain layer again, because frozen rows are
 not kept in the parameters of the copy.
 
 There are three cases:
 
 - all neurons are frozen: the layer runs with detached parameters. No gradient is computed for them,
   a convolution saves no input, and the backward pass ends here if no layer before is updated.
-- some are frozen, and slicing is faster (see ``_dispatch.py``): only active rows are computed.
+- some are frozen, and slicing is faster (see `_dispatch.py`): only active rows are computed.
 - some are frozen, and slicing is slower: the plain layer runs, and its gradient is masked.
 
 Freezing output neurons saves weight gradients only. The gradient of the input is always computed in
@@ -151,7 +151,7 @@ def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 def _in_force(layer: Any) -> _Attached | None:
     """The frozen rows of a layer, on its device; None if the plain forward has to run.
 
-    This is so without gradients, in a replica of DataParallel, and under ``torch.func``.
+    This is so without gradients, in a replica of DataParallel, and under `torch.func`.
     """
     if torch._C._are_functorch_transforms_active():
         return (
@@ -253,13 +253,13 @@ def _sparse_class(plain: Any) -> Any:
 def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object = None) -> None:
     """Skip the weight gradient of the frozen rows of a layer; without any, restore the layer.
 
-    Gradients that reach ``.grad`` in the frozen rows, from the layer or from elsewhere (a penalty
+    Gradients that reach `.grad` in the frozen rows, from the layer or from elsewhere (a penalty
     on the weights), are set to zero as soon as they are accumulated.
 
     Args:
         module: a Linear, convolution, transposed convolution without groups, BatchNorm or
             LayerNorm.
-        frozen: boolean, shape ``(neurons,)``.
+        frozen: boolean, shape `(neurons,)`.
         dispatch: decides whether to slice.
         owner: kept alive as long as the rows are frozen; it must not refer to the module.
     """

@@ -80,7 +80,7 @@ def time_backward(
         neq: the frozen model.
         inputs: one batch.
         targets: its targets, the second argument of the loss.
-        loss_fn: ``loss_fn(output, targets)`` -> scalar.
+        loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
 
     Raises:
@@ -107,7 +107,7 @@ class StepTiming:
     Attributes:
         forward: forward pass and loss.
         backward: backward pass.
-        optimizer: ``optimizer.step()``; in the sparse step this includes holding the frozen rows.
+        optimizer: `optimizer.step()`; in the sparse step this includes holding the frozen rows.
         step: the three together.
         repeats: measurements of each, after one warm-up.
         batch: samples of the batch.
@@ -142,7 +142,7 @@ def time_step(
         neq: the frozen model.
         inputs: one batch.
         targets: its targets, the second argument of the loss.
-        loss_fn: ``loss_fn(output, targets)`` -> scalar.
+        loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
 
     Raises:

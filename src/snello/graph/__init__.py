@@ -1,24 +1,26 @@
 """The graph of a model: its operations in order, what each one reads, and their shapes.
 
-:func:`capture` runs torch.fx at the level of modules: every layer of torch is one node, and so is
-every functional call. Where torch.fx cannot trace a model, or computes something else, the operations
-that run on the example inputs are recorded as the same kinds of node. Example inputs also give the
-shape of every output::
+[`capture`][snello.graph.capture] runs torch.fx at the level of modules: every layer of torch is one
+node, and so is every functional call. Where torch.fx cannot trace a model, or computes something
+else, the operations that run on the example inputs are recorded as the same kinds of node. Example
+inputs also give the shape of every output:
 
     graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 9, 9))
     graph.norm_after("0")                             # '1'
     [shape_of(node) for node in graph.nodes]
 
-:func:`coupling` finds the channels that can only be removed together, :func:`cut` removes some of
-them from a copy of the model, and :func:`reference` computes the outputs that the copy must have.
+[`coupling`][snello.graph.coupled.coupling] finds the channels that can only be removed together,
+[`cut`][snello.graph.coupled.cut] removes some of them from a copy of the model, and
+[`reference`][snello.graph.coupled.reference] computes the outputs that the copy must have.
 
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
-any nesting (:class:`Inputs`).
+any nesting ([`Inputs`][snello.graph.Inputs]).
 
-This package may import ``snello.neurons`` and ``snello.errors`` and nothing else of snello. It
+This package may import `snello.neurons` and `snello.errors` and nothing else of snello. It
 knows torch, not the libraries built on it: a module of theirs that is to stay one operation is
-registered by its qualified name with :func:`register_leaf`, from the package that handles it. To
-add something here, write one file per concept and re-export its public names below.
+registered by its qualified name with [`register_leaf`][snello.graph.register_leaf], from the
+package that handles it. To add something here, write one file per concept and re-export its public
+names below.
 """
 
 from typing import Any

@@ -46,7 +46,7 @@ def left_out(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def selecting(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that can select a branch of the forward, but from which nothing is computed.
 
-    These are None, booleans, strings, and ``*args`` and ``**kwargs`` that are empty.
+    These are None, booleans, strings, and `*args` and `**kwargs` that are empty.
     """
     return {
         placeholder: value
@@ -58,9 +58,9 @@ def selecting(values: Mapping[str, Any]) -> dict[str, Any]:
 def keep_signature(graph: fx.Graph, model: nn.Module) -> None:
     """Give a traced graph the order and the keyword-only arguments of the model's forward.
 
-    torch.fx makes keyword-only arguments positional and puts them before ``*args``. A required one
+    torch.fx makes keyword-only arguments positional and puts them before `*args`. A required one
     after one with a default would then be a syntax error, and the others would take values that
-    belong to ``*args``.
+    belong to `*args`.
     """
     parameters = parameters_of(model)
     keywords = frozenset(p.name for p in parameters.values() if p.kind is Parameter.KEYWORD_ONLY)
@@ -76,7 +76,7 @@ def keep_signature(graph: fx.Graph, model: nn.Module) -> None:
 
 
 class _KeywordOnly(CodeGen):
-    """A code generator that writes a bare ``*`` before the keyword-only arguments."""
+    """A code generator that writes a bare `*` before the keyword-only arguments."""
 
     def __init__(self, keywords: frozenset[str]) -> None:
         super().__init__()
@@ -97,14 +97,14 @@ def _signature(model: nn.Module) -> inspect.Signature:
 
 
 def _placeholder(parameter: Parameter) -> str:
-    """The placeholder of a parameter: its name, with the stars of ``*args`` and ``**kwargs``."""
+    """The placeholder of a parameter: its name, with the stars of `*args` and `**kwargs`."""
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return f"*{parameter.name}"
     return f"**{parameter.name}" if parameter.kind is Parameter.VAR_KEYWORD else parameter.name
 
 
 def _value_if_left_out(parameter: Parameter) -> Any:
-    """The value of a parameter without an argument; ``Parameter.empty`` if it is required."""
+    """The value of a parameter without an argument; `Parameter.empty` if it is required."""
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return ()
     return {} if parameter.kind is Parameter.VAR_KEYWORD else parameter.default

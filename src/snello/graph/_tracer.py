@@ -14,17 +14,17 @@ from .places import note_caller
 from .targets import TargetTable
 
 _LEAVES: TargetTable[None] = TargetTable()
-"""Classes added by :func:`register_leaf`. A set: a lookup gives one None for each match."""
+"""Classes added by `register_leaf`. A set: a lookup gives one None for each match."""
 
 
 def register_leaf(target: type[nn.Module] | str) -> None:
     """Keep a class of modules as one operation of every graph, instead of tracing into it.
 
-    In a class of your own, set the attribute ``snello_leaf = True`` to the same effect.
+    In a class of your own, set the attribute `snello_leaf = True` to the same effect.
 
     Args:
         target: the class, its qualified name (it need not be importable) or its bare name;
-            subclasses are included. See :class:`TargetTable`.
+            subclasses are included. See `TargetTable`.
     """
     _LEAVES.add(target, None)
 

@@ -38,29 +38,30 @@ def capture(
     torch.fx is tried first, because its graph computes sizes from its inputs as the model does.
     Where it cannot trace a model, or takes another path through it than the model itself (their
     outputs are compared), the operations that run on the example inputs are recorded, with the
-    sizes of this run as literals; see :attr:`Graph.runnable`. Several calls of one layer, for
-    example on the levels of a pyramid, are then merged into one node.
+    sizes of this run as literals; see `Graph.runnable`. Several
+    calls of one layer, for example on the levels of a pyramid, are then merged into one node.
 
     Example inputs also fix the arguments that select a branch of the forward: None, booleans and
-    strings, passed or left to their default, keep their value, so that ``if mask is not None``
+    strings, passed or left to their default, keep their value, so that `if mask is not None`
     takes the branch that the model takes. Other arguments left to their default stay arguments of
     the graph if torch.fx can trace the forward with them, and otherwise keep their value. The
     captured module has the signature of the model and ignores the arguments that keep their value:
-    they are listed in :attr:`Graph.constants`.
+    they are listed in `Graph.constants`.
 
     Args:
         model: a module, which is neither changed nor copied. Without example inputs it must be
             one that torch.fx can trace.
         args: inputs of the real shape and of any batch size: a tensor, a tuple or list of
-            positional arguments, a mapping of keyword arguments, or :class:`Inputs`. One forward in
-            evaluation mode is run. None for a graph without shapes, in which every argument is
-            traced.
-        kwargs: keyword arguments, in addition to those in ``args``.
+            positional arguments, a mapping of keyword arguments, or
+            [`Inputs`][snello.graph.Inputs]. One forward in evaluation mode is run. None for a graph
+            without shapes, in which every argument is traced.
+        kwargs: keyword arguments, in addition to those in `args`.
         constants: argument -> value that it keeps, where example inputs do not fix it. Pass
-            :attr:`Graph.constants` of an earlier capture to capture the same branches again.
+            `Graph.constants` of an earlier capture to capture the
+            same branches again.
 
     Returns:
-        The graph. Shapes are read with :func:`shape_of`.
+        The graph. Shapes are read with [`shape_of`][snello.graph.shape_of].
 
     Raises:
         ModelError: if the model does not run on the example inputs; if torch.fx cannot trace it
@@ -240,7 +241,7 @@ def _inner_wrapper(model: nn.Module) -> str:
 _INSIDE = {
     "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
 }  # fmt: skip
-"""Wrapper -> attribute with the wrapped module. :func:`capture` itself unwraps the whole model."""
+"""Wrapper -> attribute with the wrapped module. `capture` itself unwraps the whole model."""
 
 
 def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:

@@ -65,7 +65,7 @@ class Inputs:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of :meth:`tensors`."""
+        """The shapes of [`tensors`][snello.graph.Inputs.tensors]."""
         return tuple(tuple(int(n) for n in tensor.shape) for tensor in self.tensors())
 
     def map(self, function: Callable[[Tensor], Any]) -> Inputs:
@@ -79,7 +79,7 @@ class Inputs:
 
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs
-"""The forms of example inputs that :meth:`Inputs.of` accepts."""
+"""The forms of example inputs that [`Inputs.of`][snello.graph.Inputs.of] accepts."""
 
 
 class Positional(nn.Module):
@@ -107,7 +107,7 @@ def positional(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Ten
     """Return a model that takes its tensors as positional arguments, and these tensors.
 
     If all arguments are positional tensors already, it is the model itself; else a
-    :class:`Positional`.
+    `Positional`.
     """
     inputs = Inputs.of(example)
     if not inputs.kwargs and all(isinstance(value, Tensor) for value in inputs.args):

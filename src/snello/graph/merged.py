@@ -32,9 +32,9 @@ def merged(tape: Tape, repeated: Iterable[str]) -> Tape:
        is no tensor differs between them, all stay apart.
     2. Operations behind such calls become one step, too, if they call the same target with the
        same arguments, results of merged steps counting as the same: the ReLU of each level.
-    3. Where the calls read different tensors, the step reads a :func:`one_of` in their place. Its
+    3. Where the calls read different tensors, the step reads a `one_of` in their place. Its
        operand is the first tensor alone: in a recurrence, the others come from the layer itself,
-       and would close a circle. Another :func:`one_of`, just before the output, reads those, so
+       and would close a circle. Another `one_of`, just before the output, reads those, so
        that they stay at full width as well.
 
     Args:
@@ -92,7 +92,7 @@ class _Merge:
 
     Attributes:
         classes: the class of each step of the old tape.
-        steps: one for each class, and one for each :func:`one_of`.
+        steps: one for each class, and one for each `one_of`.
         numbers: class -> the number of its step among these.
         rest: what merged calls read, but for the first tensor of each operand; steps as classes.
     """
@@ -118,7 +118,7 @@ class _Merge:
         self.steps.append(replace(first, args=args, kwargs=kwargs))
 
     def read_the_rest(self) -> None:
-        """Add a step that reads :attr:`rest`, so that these values are used, at full width."""
+        """Add a step that reads `rest`, so that these values are used, at full width."""
         if self.rest:
             values = tuple(self._renumbered(value) for value in self.rest)
             self.steps.append(Step("call_function", one_of, values, effect=True))

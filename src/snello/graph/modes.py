@@ -24,7 +24,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """:func:`evaluation_mode`, without gradients."""
+    """`evaluation_mode`, without gradients."""
     with evaluation_mode(model), torch.no_grad():
         yield
 

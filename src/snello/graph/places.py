@@ -20,13 +20,13 @@ _LIBRARIES = tuple(
 
 
 def place_of(node: fx.Node) -> str | None:
-    """Return ``folder/file.py:57``, where the model's code runs an operation; None if unknown."""
+    """Return `folder/file.py:57`, where the model's code runs an operation; None if unknown."""
     place: str | None = node.meta.get(_PLACE)
     return place
 
 
 def at_place(node: fx.Node) -> str:
-    """Return `` (at folder/file.py:57)``, to follow a reason; empty where the place is unknown."""
+    """Return ` (at folder/file.py:57)`, to follow a reason; empty where the place is unknown."""
     place = place_of(node)
     return f" (at {place})" if place else ""
 
@@ -56,7 +56,7 @@ def calling_place() -> str | None:
 
 
 def place_of_error(error: BaseException) -> str | None:
-    """Return ``folder/file.py:57``, the innermost line of user code in a traceback, or None."""
+    """Return `folder/file.py:57`, the innermost line of user code in a traceback, or None."""
     frames: Iterable[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if _is_users(frame.filename)]
     return _short(users[-1].filename, users[-1].lineno or 0) if users else None
@@ -77,7 +77,7 @@ def module_of_error(error: BaseException, model: nn.Module) -> str | None:
 
 
 def _is_users(name: str) -> bool:
-    """True of a file of the user's code; code without a file has names such as ``<string>``."""
+    """True of a file of the user's code; code without a file has names such as `<string>`."""
     return not name.startswith(_LIBRARIES) and not name.startswith("<")
 
 

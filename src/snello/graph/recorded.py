@@ -2,7 +2,7 @@
 
 The forward runs once in Python, with every branch and loop that depends on values. Each call of a
 layer of torch is one node. Numbers that the forward computes are literals of the graph; an
-operation that turns values into numbers (``item``, ``bool``, ``tolist``) is a node without a rule,
+operation that turns values into numbers (`item`, `bool`, `tolist`) is a node without a rule,
 so that its operand keeps its full width. The graph describes one run on one example; it cannot
 replace the model.
 """
@@ -50,7 +50,7 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
 
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
-    """Let ``nn.TransformerEncoder`` call its layers: its fast path is one operation on nested
+    """Let `nn.TransformerEncoder` call its layers: its fast path is one operation on nested
     tensors.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()

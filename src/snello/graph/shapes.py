@@ -21,7 +21,7 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
         arguments: placeholder -> its value. Placeholders that are left out have their default.
 
     Returns:
-        The tensors among the outputs, with the same random numbers as in :func:`outputs_of` the
+        The tensors among the outputs, with the same random numbers as in `outputs_of` the
         model, so that the two can be compared.
     """
     # A graph may write on its inputs.
@@ -57,7 +57,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def known_shape(node: fx.Node) -> tuple[int, ...]:
-    """As :func:`shape_of`, for a node whose output must be one tensor: never None."""
+    """As `shape_of`, for a node whose output must be one tensor: never None."""
     shape = shape_of(node)
     assert shape is not None
     return shape

@@ -33,13 +33,13 @@ class Step:
     """One operation.
 
     Attributes:
-        kind, target, args, kwargs: as ``op``, ``target``, ``args`` and ``kwargs`` of a node of
-            torch.fx, with a :class:`Value` for each tensor.
+        kind, target, args, kwargs: as `op`, `target`, `args` and `kwargs` of a node of
+            torch.fx, with a `Value` for each tensor.
         shapes: path in the result -> shape, of each tensor in it.
         owner: name of the innermost module whose forward calls the operation.
         place: file and line of the user's code that calls the operation.
         effect: whether the step stays even if no step reads its result: it gives no tensor
-            (``item``, ``bool``), or writes on a parameter or a buffer.
+            (`item`, `bool`), or writes on a parameter or a buffer.
     """
 
     kind: str
@@ -108,7 +108,7 @@ def tensors_by_path(result: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor
 
 
 def renumbered(structure: Any, numbers: Sequence[int] | Mapping[int, int]) -> Any:
-    """The same structure, in which a value of step ``i`` is one of step ``numbers[i]``."""
+    """The same structure, in which a value of step `i` is one of step `numbers[i]`."""
 
     def renamed(leaf: Any) -> Any:
         return replace(leaf, step=numbers[leaf.step]) if isinstance(leaf, Value) else leaf
@@ -137,7 +137,7 @@ def _moved(step: Step, numbers: Mapping[int, int]) -> Step:
 def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
     """Turn a tape into a graph module that is read, not run.
 
-    Layers and parameters are those of ``root`` itself, no copies. The constants of the tape are
+    Layers and parameters are those of `root` itself, no copies. The constants of the tape are
     buffers beside them; shapes are those that the tape has noted.
     """
     held = copy.copy(root)
@@ -159,7 +159,7 @@ def graph_of(tape: Tape, root: nn.Module) -> fx.GraphModule:
 
 
 def _node(graph: fx.Graph, nodes: dict[Value, fx.Node], tape: Tape, value: Value) -> fx.Node:
-    """The node that gives a value. For a part of a step's result, the ``getitem`` nodes that lead
+    """The node that gives a value. For a part of a step's result, the `getitem` nodes that lead
     to it are added, one for each key of its path.
     """
     if value not in nodes:

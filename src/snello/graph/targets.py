@@ -19,9 +19,9 @@ class TargetTable(Generic[V]):
 
     1. a class: its instances and those of its subclasses;
     2. a function;
-    3. a qualified name, ``"package.module.ClassOrFunction"``: the same as the class or function
+    3. a qualified name, `"package.module.ClassOrFunction"`: the same as the class or function
        itself, which need not be importable;
-    4. a bare name, ``"view"``: the tensor method, or any class, of that name.
+    4. a bare name, `"view"`: the tensor method, or any class, of that name.
 
     Lookups return every match. Those of the most derived class come first; for one class, the
     latest added comes first, so that users can override built-in entries.
@@ -73,7 +73,7 @@ class TargetTable(Generic[V]):
 
 
 def _qualified_name(target: object) -> str | None:
-    """``package.module.Name``; None for targets without one, such as many builtins of torch."""
+    """`package.module.Name`; None for targets without one, such as many builtins of torch."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     return f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else None
 

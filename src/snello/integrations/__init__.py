@@ -1,8 +1,8 @@
 """Callbacks that run snello inside other libraries' training loops.
 
 Each callback builds objects of the public API, calls them from the training loop and saves their
-state in the library's own checkpoints. :mod:`snello.integrations.lightning` needs the extra
-``train``, :mod:`snello.integrations.huggingface` the extra ``huggingface``; neither is imported
+state in the library's own checkpoints. [`snello.integrations.lightning`][] needs the extra
+`train`, [`snello.integrations.huggingface`][] the extra `huggingface`; neither is imported
 before its first use.
 """
 

@@ -14,13 +14,13 @@ from snello.errors import ConfigError
 
 
 class WeightAverage(L.Callback):
-    r"""Keep an exponential moving average of the weights: :math:`\bar w \leftarrow d\,\bar w + (1 -
-    d)\,w`.
+    r"""Keep an exponential moving average of the weights: $\bar w \leftarrow d\,\bar w + (1 -
+    d)\,w$.
 
-    Training and validation use the current weights; :attr:`average` holds the averaged network, for
+    Training and validation use the current weights; `average` holds the averaged network, for
     testing and export. Buffers are averaged too, so that the average has its own BatchNorm
-    statistics. A :class:`SensitivityPruning` in the same trainer applies its masks to the average
-    as well, so that pruned weights are zero in both.
+    statistics. A [`SensitivityPruning`][snello.integrations.lightning.SensitivityPruning] in the
+    same trainer applies its masks to the average as well, so that pruned weights are zero in both.
 
     Args:
         decay: weight d of the previous average, in (0, 1).
@@ -42,7 +42,7 @@ class WeightAverage(L.Callback):
     def start(self, model: nn.Module, steps: int) -> AveragedModel:
         """Create the average on the first call, from the checkpoint's state if a run is resumed.
 
-        A second ``fit`` of the same model continues the average; another model starts a new one.
+        A second `fit` of the same model continues the average; another model starts a new one.
 
         Args:
             model: the network in training.
@@ -81,6 +81,6 @@ class WeightAverage(L.Callback):
 
 
 def inner_model(module: L.LightningModule) -> nn.Module:
-    """The network inside a Lightning module: its ``model`` attribute, or the module itself."""
+    """The network inside a Lightning module: its `model` attribute, or the module itself."""
     inner = getattr(module, "model", None)
     return inner if isinstance(inner, nn.Module) else module

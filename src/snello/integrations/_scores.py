@@ -13,8 +13,8 @@ from snello.errors import ConfigError
 def scores_of(outputs: Any) -> Tensor:
     """Extract the tensor of scores from the outputs of a network.
 
-    Torchvision's segmentation networks return a mapping with ``"out"``; Hugging Face models return
-    an object or a mapping with ``"logits"``.
+    Torchvision's segmentation networks return a mapping with `"out"`; Hugging Face models return
+    an object or a mapping with `"logits"`.
 
     Raises:
         ConfigError: if the outputs contain no scores.

@@ -28,20 +28,20 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
-    """Build a callback for transformers: ``Trainer(callbacks=[huggingface_callback(...)])``.
+    """Build a callback for transformers: `Trainer(callbacks=[huggingface_callback(...)])`.
 
     The sensitivity observes every training forward pass and decays weights after every optimizer
-    step; the pruner steps after every evaluation, ``updates`` at the end of every epoch. Their
-    state is saved with the Trainer's checkpoints; a second ``train()`` of the same model continues
+    step; the pruner steps after every evaluation, `updates` at the end of every epoch. Their
+    state is saved with the Trainer's checkpoints; a second `train()` of the same model continues
     from the first. The masks stay in force after training.
 
     Args:
         sensitivity: function that builds the sensitivity, such as
-            ``lambda model: SeReNe(model, 1e-4)``.
+            `lambda model: SeReNe(model, 1e-4)`.
         pruner: function that builds the pruner, such as
-            ``lambda model, optimizer: Pruner(model, optimizer, validation_loss)``.
+            `lambda model, optimizer: Pruner(model, optimizer, validation_loss)`.
         updates: function that builds the selective update, such as
-            ``lambda model, optimizer: NEq(model, optimizer, probe)``.
+            `lambda model, optimizer: NEq(model, optimizer, probe)`.
         monitor: name of the evaluation loss that is passed to the pruner.
 
     Raises:

@@ -6,7 +6,7 @@
 
 Each callback builds its object at the start of training, when the optimizer exists, and saves its
 state in Lightning's checkpoints, so that a resumed run is equivalent to an uninterrupted one. A
-second ``fit`` of the same model with the same callback continues as well; with a new callback,
+second `fit` of the same model with the same callback continues as well; with a new callback,
 pruned weights stay pruned.
 """
 
@@ -94,20 +94,20 @@ class SensitivityPruning(_Attached):
 
     With several processes (DDP), sensitivities and losses are averaged over the processes, and
     masks and weights of rank 0 are broadcast after a pruning step. The averages of a
-    :class:`WeightAverage` and of Lightning's own averaging callbacks in the same trainer are masked
+    `WeightAverage` and of Lightning's own averaging callbacks in the same trainer are masked
     too.
 
-    After training the masks stay in force, also in a ``fit`` without this callback, until
-    ``callback.pruner.remove()``.
+    After training the masks stay in force, also in a `fit` without this callback, until
+    `callback.pruner.remove()`.
 
     Args:
         sensitivity: function that builds the sensitivity from the model, such as
-            ``lambda m: Lobster(m, 1e-4)``.
+            `lambda m: Lobster(m, 1e-4)`.
         evaluate: function that returns the validation loss of a model, for the threshold search.
         epochs: number of epochs with decay and pruning; the last of them ends with a pruning step,
             and further epochs only fine-tune. None: all epochs.
         monitor: name of the logged validation loss.
-        options: arguments of :class:`snello.pruning.Pruner` (granularity, amount, schedule, ...).
+        options: arguments of [`snello.pruning.Pruner`][] (granularity, amount, schedule, ...).
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SensitivityPruning(_Attached):
         return self._epochs is None or trainer.current_epoch < self._epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Build sensitivity and pruner; restore their state in a resumed run or second ``fit``."""
+        """Build sensitivity and pruner; restore their state in a resumed run or second `fit`."""
         model = _model(pl_module)
         state = self._state_for(model)
         self._take_down()
@@ -153,7 +153,7 @@ class SensitivityPruning(_Attached):
             self.pruner.load_state_dict(state["pruner"])
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to continue from: a loaded checkpoint, else the last ``fit`` of this model."""
+        """The state to continue from: a loaded checkpoint, else the last `fit` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -222,15 +222,15 @@ class SensitivityPruning(_Attached):
 class CurationCallback(L.Callback):
     """Keep the epochs of a dynamic subset in step with a trainer, and its state in checkpoints.
 
-    The training loader is of ``keep``, with ``sampler=keep.sampler()``; its batches are
-    ``(batch, index)``, and ``training_step`` returns ``keep.weigh(losses, index)``. With several
+    The training loader is of `keep`, with `sampler=keep.sampler()`; its batches are
+    `(batch, index)`, and `training_step` returns `keep.weigh(losses, index)`. With several
     processes nothing else is needed: Lightning leaves the sampler as it is.
 
     Lightning asks for the number of batches once; this callback lets it ask before every epoch,
     since epochs differ in length.
 
     Args:
-        keep: of :mod:`snello.curation`.
+        keep: of [`snello.curation`][].
     """
 
     def __init__(self, keep: DynamicSubset) -> None:
@@ -266,12 +266,12 @@ class SelectiveUpdateCallback(_Attached):
 
     Args:
         probe: fixed inputs on which a neuron's outputs are compared, shape (B, ...).
-        selection: rule of :mod:`snello.equilibrium` that chooses the frozen neurons.
+        selection: rule of [`snello.equilibrium`][] that chooses the frozen neurons.
         every: number of optimizer steps between decisions; None: at the end of every epoch.
-        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+        options: arguments of [`snello.equilibrium.SelectiveUpdate`][] (warmup, exclude, ...).
 
     Raises:
-        ConfigError: for ``every`` below 1.
+        ConfigError: for `every` below 1.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class SelectiveUpdateCallback(_Attached):
         self.last_step: EquilibriumStep | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Build the object; restore its masks in a resumed run or a second ``fit``."""
+        """Build the object; restore its masks in a resumed run or a second `fit`."""
         probe, model = self._probe.to(pl_module.device), _model(pl_module)
         self._take_down()
         state = self._state_for(model)
@@ -304,7 +304,7 @@ class SelectiveUpdateCallback(_Attached):
         self.last_step = self.neq.status()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Record the cost of the step; decide again after ``every`` steps."""
+        """Record the cost of the step; decide again after `every` steps."""
         assert self.neq is not None
         assert self.last_step is not None
         if trainer.global_step == self._steps:  # gradients were only accumulated
@@ -336,14 +336,14 @@ class SelectiveUpdateCallback(_Attached):
         return sum(shares) / len(steps), sum(counts) / len(steps), sum(dense) / len(steps)
 
     def _take_down(self) -> None:
-        """Unfreeze every layer; the state is kept for another ``fit``."""
+        """Unfreeze every layer; the state is kept for another `fit`."""
         if self.neq is not None and self._attached:
             self._last = ref(self.neq.model), self.neq.state_dict()
             self.neq.remove()
         self._attached = False
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """The state to continue from: a loaded checkpoint, else the last ``fit`` of this model."""
+        """The state to continue from: a loaded checkpoint, else the last `fit` of this model."""
         restored, self._restored = self._restored, None
         if (
             restored is None
@@ -373,7 +373,7 @@ class NEqCallback(SelectiveUpdateCallback):
         mu: weight of the previous velocity (momentum coefficient).
         every: number of optimizer steps between decisions; None: at the end of every epoch, as
             published.
-        options: arguments of :class:`snello.equilibrium.SelectiveUpdate` (warmup, exclude, ...).
+        options: arguments of [`snello.equilibrium.SelectiveUpdate`][] (warmup, exclude, ...).
     """
 
     def __init__(

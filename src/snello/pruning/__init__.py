@@ -1,8 +1,9 @@
 """Pruning: the units that are removed, how many of them, and when.
 
-A :class:`Pruner` follows the template of Han et al. (2015): train until the loss stops improving,
-prune, continue training. :class:`Plateau` decides when (PWE, the number of epochs to wait without
-improvement), :class:`LossBound` how much (TWT, how much worse the loss may get)::
+A [`Pruner`][snello.pruning.Pruner] follows the template of Han et al. (2015): train until the loss
+stops improving, prune, continue training. [`Plateau`][snello.pruning.Plateau] decides when (PWE,
+the number of epochs to wait without improvement), [`LossBound`][snello.pruning.LossBound] how much
+(TWT, how much worse the loss may get):
 
     pruner = Pruner(model, optimizer, evaluate=validation_loss,
                     amount=LossBound(0.05), schedule=Plateau(5))
@@ -14,7 +15,7 @@ Pruned weights stay exactly zero: they are set to zero again after every step of
 that momentum and weight decay cannot change them. Give the pruner all optimizers of the model, in a
 list if there are several: it raises an error if one is missing.
 
-Importance, amount and schedule are independent options::
+Importance, amount and schedule are independent options:
 
     from snello.pruning import Budget, Cubic, Pruner, Ratio, nonzero_macs, taylor
 
@@ -28,22 +29,24 @@ Importance, amount and schedule are independent options::
     pruner = Pruner(model, optimizer, scope="layer", amount=Ratio(0.9), schedule=Cubic(over=10))
 
 No layer loses all of its units. Scores are normalised to be comparable across layers
-(``normalise``), every layer keeps a minimum (:class:`LayerLimits`), and :class:`QualityBound` ends
-pruning if the accuracy has fallen too far, and postpones it while the network is at chance::
+(`normalise`), every layer keeps a minimum ([`LayerLimits`][snello.pruning.LayerLimits]), and
+[`QualityBound`][snello.pruning.QualityBound] ends pruning if the accuracy has fallen too far, and
+postpones it while the network is at chance:
 
     guard = QualityBound(accuracy, max_drop=0.02, chance=0.1, samples=5000)
     pruner = Pruner(model, optimizer, validation_loss, quality=guard)
 
-=============  ==================================================================================================
-what           ``importance``: "l1", "l2", "han", "bn-scale", "random", :func:`taylor`, or the scores of
-               :func:`snello.sensitivity.lobster_scores` and
-               :func:`~snello.sensitivity.serene_scores`
-how much       ``amount``: :class:`LossBound` (TWT), :class:`Ratio`, :class:`Budget` of parameters, MACs, latency
-when           ``schedule``: :class:`Plateau` (PWE), :class:`OneShot`, :class:`Cubic`
-=============  ==================================================================================================
+- What, `importance`: "l1", "l2", "han", "bn-scale", "random", [`taylor`][snello.pruning.taylor], or
+  the scores of [`lobster_scores`][snello.sensitivity.lobster_scores] and
+  [`serene_scores`][snello.sensitivity.serene_scores].
+- How much, `amount`: [`LossBound`][snello.pruning.LossBound] (TWT),
+  [`Ratio`][snello.pruning.Ratio], [`Budget`][snello.pruning.Budget] of parameters, MACs, latency.
+- When, `schedule`: [`Plateau`][snello.pruning.Plateau] (PWE),
+  [`OneShot`][snello.pruning.OneShot], [`Cubic`][snello.pruning.Cubic].
 
-:func:`import_masks` and :func:`export_masks` exchange masks with ``torch.nn.utils.prune``;
-:func:`pruning_potential` measures the curve of quality against the pruned share.
+[`import_masks`][snello.pruning.import_masks] and [`export_masks`][snello.pruning.export_masks]
+exchange masks with `torch.nn.utils.prune`; [`pruning_potential`][snello.pruning.pruning_potential]
+measures the curve of quality against the pruned share.
 
 Sources: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS
 2015; Tartaglione et al. (2021, 2022) for PWE and TWT. Unlike the published one, the bisection here

@@ -32,11 +32,11 @@ class Trial(Protocol):
 
     def loss(self, threshold: float = 0.0) -> float:
         """The validation loss with everything below the threshold pruned; NaN without an
-        ``evaluate``.
+        `evaluate`.
         """
 
     def bounded_loss(self, threshold: float) -> float:
-        """:meth:`loss`; infinite if a :class:`QualityBound` is broken at that threshold."""
+        """`loss`; infinite if a `QualityBound` is broken at that threshold."""
 
     def cost(self, measure: Cost, threshold: float) -> float:
         """The cost of the model with everything below the threshold pruned."""
@@ -53,16 +53,17 @@ class Amount(Protocol):
         Args:
             trial: scores and measurements of the model.
             progress: share of the amount that the schedule asks for by now, in (0, 1].
-                :class:`LossBound` and :class:`Budget` ignore it.
+                [`LossBound`][snello.pruning.LossBound] and [`Budget`][snello.pruning.Budget] ignore
+                it.
         """
 
 
 @dataclass(frozen=True)
 class LossBound:
-    """TWT: the largest amount with a validation loss of at most ``(1 + twt)`` times the present.
+    """TWT: the largest amount with a validation loss of at most `(1 + twt)` times the present.
 
-    The published method has one threshold on the magnitudes of all layers: ``Pruner(...,
-    normalise=None)``.
+    The published method has one threshold on the magnitudes of all layers: `Pruner(...,
+    normalise=None)`.
 
     Attributes:
         twt: threshold worsening tolerance.
@@ -78,7 +79,7 @@ class LossBound:
             )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """Bisect; see :func:`search_threshold`. ``progress`` is ignored."""
+        """Bisect; see `search_threshold`. `progress` is ignored."""
         loss = trial.loss()
         return search_threshold(
             trial.scores,
@@ -95,7 +96,7 @@ class Ratio:
 
     Attributes:
         share: in [0, 1]. The pruned share never exceeds it; it is smaller in the case of ties, and
-            if layers reach the minimum of :class:`LayerLimits`.
+            if layers reach the minimum of [`LayerLimits`][snello.pruning.LayerLimits].
         of_rest: whether the share is one of the units that are left, not of all units: 0.2 then
             removes a fifth of the remaining units in each step.
     """
@@ -124,10 +125,12 @@ class Budget:
     """The smallest amount for which the cost of the model is within a limit.
 
     Attributes:
-        limit: largest cost of the model, in the units of ``cost``.
-        cost: measures a model whose pruned weights are zero: :func:`nonzero_parameters`,
-            :func:`nonzero_macs`, or your own function, such as the latency of the simplified model:
-            ``lambda model: snello.measure(snello.simplify(model, x), x).latencies["pytorch"].median_ms``.
+        limit: largest cost of the model, in the units of `cost`.
+        cost: measures a model whose pruned weights are zero:
+            [`nonzero_parameters`][snello.pruning.nonzero_parameters],
+            [`nonzero_macs`][snello.pruning.nonzero_macs], or your own function, such as the latency
+            of the simplified model:
+            `lambda model: snello.measure(snello.simplify(model, x), x).latencies["pytorch"].median_ms`.
     """
 
     limit: float
@@ -143,7 +146,7 @@ class Budget:
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
         """Bisect over the number of units. The model is measured at the threshold that is returned.
 
-        ``progress`` is ignored.
+        `progress` is ignored.
 
         Raises:
             ConfigError: if the model costs more even with everything pruned.
@@ -178,7 +181,7 @@ def nonzero_parameters(model: nn.Module) -> float:
 
 
 def _below(live: Tensor, taken: int) -> float:
-    """The threshold below which there are ``taken`` of the scores, or fewer if there are ties.
+    """The threshold below which there are `taken` of the scores, or fewer if there are ties.
 
     Args:
         live: scores in ascending order.

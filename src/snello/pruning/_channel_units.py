@@ -21,7 +21,7 @@ from .channels.importances import ChannelImportance, positive
 
 @dataclass(frozen=True)
 class ChannelUnits:
-    """The channels that may be pruned; the counterpart of :class:`Units`.
+    """The channels that may be pruned; the counterpart of `Units`.
 
     Attributes:
         model: the model they belong to.
@@ -124,7 +124,7 @@ class ChannelUnits:
         return masks
 
     def _dead(self, dimension: Dimension) -> Tensor:
-        """Channels whose writers are zero already: boolean, shape ``(width,)``."""
+        """Channels whose writers are zero already: boolean, shape `(width,)`."""
         tensors = named_tensors(self.model)
         sizes = [
             member.sums(tensors[member.name].detach().abs()).cpu()

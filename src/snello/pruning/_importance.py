@@ -16,12 +16,12 @@ from snello.processes import sum_over_processes
 Granularity = Literal["weight", "neuron", "channel"]
 Chosen = TypeVar("Chosen")
 Importance = Callable[[nn.Module, Granularity], dict[str, Tensor]]
-"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape ``(neurons,)``.
+"""(model, granularity) -> layer name -> scores, of the weight's shape or of shape `(neurons,)`.
 Units with low scores are pruned first. Layers without scores are left alone."""
 
 
 def l1(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-    """Magnitude: ``|w|`` per weight, the mean of it per neuron."""
+    """Magnitude: `|w|` per weight, the mean of it per neuron."""
     if granularity == "weight":
         return {name: _weight(m).abs() for name, m in weighted_layers(model).items()}
     return {
@@ -31,7 +31,7 @@ def l1(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 
 
 def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-    """Magnitude: ``|w|`` per weight, the root mean square of a neuron's weights."""
+    """Magnitude: `|w|` per weight, the root mean square of a neuron's weights."""
     if granularity == "weight":
         return l1(model, granularity)
     grouped = iter_rows(weighted_layers(model))
@@ -41,8 +41,8 @@ def l2(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
     """Magnitude divided by the layer's standard deviation: a threshold is Han et al.'s "quality".
 
-    A weight is pruned if ``|w| < quality * std(w)``, with the standard deviation of the layer's
-    nonzero weights: one threshold on these scores is another threshold on ``|w|`` in each layer.
+    A weight is pruned if `|w| < quality * std(w)`, with the standard deviation of the layer's
+    nonzero weights: one threshold on these scores is another threshold on `|w|` in each layer.
 
     Source: Han et al., "Learning both weights and connections for efficient neural networks",
     NeurIPS 2015, section 3.
@@ -57,7 +57,7 @@ def han(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
 
 
 def bn_scale(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
-    """``|gamma|`` of the BatchNorm that reads a neuron alone; layers without one are left alone.
+    """`|gamma|` of the BatchNorm that reads a neuron alone; layers without one are left alone.
 
     Source: Liu et al., "Learning efficient convolutional networks through network slimming", ICCV
         2017.
@@ -104,7 +104,7 @@ def random(seed: int = 0) -> Importance:
 def taylor(
     batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Importance:
-    """First-order change of the loss: ``|w dL/dw|`` per weight, ``|sum w dL/dw|`` per neuron.
+    """First-order change of the loss: `|w dL/dw|` per weight, `|sum w dL/dw|` per neuron.
 
     The returned importance raises DataError if there is no batch.
 

@@ -1,4 +1,4 @@
-"""Masks to and from ``torch.nn.utils.prune``."""
+"""Masks to and from `torch.nn.utils.prune`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ._pin import remember, remembered
 
 @torch.no_grad()
 def import_masks(model: nn.Module) -> Masks:
-    """Convert the masks of ``torch.nn.utils.prune`` to masks of snello, and remove them there.
+    """Convert the masks of `torch.nn.utils.prune` to masks of snello, and remove them there.
 
-    ``weight_orig`` and ``weight_mask`` become one ``weight``, the same ``Parameter`` object that
-    the optimizer holds, with zeros where the mask has them. A :class:`Pruner` made for the model
-    afterwards starts with these masks; without a pruner, :func:`pin` keeps the zeros.
+    `weight_orig` and `weight_mask` become one `weight`, the same `Parameter` object that
+    the optimizer holds, with zeros where the mask has them. A [`Pruner`][snello.pruning.Pruner]
+    made for the model afterwards starts with these masks; without a pruner,
+    [`pin`][snello.pruning.pin] keeps the zeros.
 
     Args:
         model: changed in place, before a pruner is made for it.
@@ -43,12 +44,13 @@ def import_masks(model: nn.Module) -> Masks:
 
 
 def export_masks(model: nn.Module, masks: Masks) -> nn.Module:
-    """Convert masks to those of ``torch.nn.utils.prune``: the inverse of :func:`import_masks`.
+    """Convert masks to those of `torch.nn.utils.prune`: the inverse of
+    [`import_masks`][snello.pruning.import_masks].
 
     Args:
-        model: changed in place: every masked ``weight`` becomes ``weight_orig`` (the same
-            ``Parameter`` object) and a buffer ``weight_mask``.
-        masks: such as ``pruner.masks``.
+        model: changed in place: every masked `weight` becomes `weight_orig` (the same
+            `Parameter` object) and a buffer `weight_mask`.
+        masks: such as `pruner.masks`.
 
     Returns:
         The same model.

@@ -48,7 +48,7 @@ class LayerLimits:
                 raise ConfigError(f"max_ratio{where} is a share: a number in [0, 1], not {ratio!r}")
 
     def check_names(self, layers: Iterable[str]) -> None:
-        """Check the names in ``max_ratio``.
+        """Check the names in `max_ratio`.
 
         Raises:
             ConfigError: for a name that is neither a prunable layer nor a module with one.
@@ -84,7 +84,7 @@ class LayerLimits:
 
 
 def protected(score: Tensor, least: int) -> Tensor:
-    """Scores with the ``least`` highest ones set to infinity, so that no threshold prunes them.
+    """Scores with the `least` highest ones set to infinity, so that no threshold prunes them.
 
     Args:
         score: score of each unit, any shape; zero if it is pruned already. Of equal scores the

@@ -11,10 +11,10 @@ from torch import Tensor
 from snello.errors import ConfigError
 
 Normalise = Literal["mean", "max", "standard", "rank"]
-"""Ways to normalise the scores of each layer; see :func:`comparable`."""
+"""Ways to normalise the scores of each layer; see [`comparable`][snello.pruning.comparable]."""
 
 MAGNITUDES: Normalise = "mean"
-"""Value of "auto" for importances without an attribute ``normalise``. Taylor scores have one, None:
+"""Value of "auto" for importances without an attribute `normalise`. Taylor scores have one, None:
 they are all changes of the loss. Chosen by measurement: docs/lab-notes.md, 2026-11-28."""
 
 

@@ -35,15 +35,15 @@ _remembered: WeakKeyDictionary[nn.Module, Masks] = WeakKeyDictionary()
 
 
 def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Masks]) -> Pin:
-    """Apply the masks again after every step of any optimizer, and after every ``load_state_dict``.
+    """Apply the masks again after every step of any optimizer, and after every `load_state_dict`.
 
     Momentum, weight decay and Adam's moments would otherwise change a pruned weight. This also
     holds for optimizers that are created later, replace another or get more parameters. A copy of
-    the model keeps the masks of the time when it was copied; ``unpin(copy)`` removes them.
+    the model keeps the masks of the time when it was copied; `unpin(copy)` removes them.
 
     Args:
-        model: the model with the parameters in ``masks``. ``DataParallel``,
-            ``DistributedDataParallel`` and ``torch.compile`` are unwrapped: the names are those of
+        model: the model with the parameters in `masks`. `DataParallel`,
+            `DistributedDataParallel` and `torch.compile` are unwrapped: the names are those of
             the inner model.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every masked parameter that is trained must be in one of them. They are only
@@ -51,7 +51,7 @@ def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Mas
         masks: the masks, or a function that returns the present ones.
 
     Returns:
-        The pin; after ``pin.remove()`` the weights can change again.
+        The pin; after `pin.remove()` the weights can change again.
 
     Raises:
         ConfigError: for an optimizer of another model, a trained parameter in none of them, masks
@@ -84,7 +84,8 @@ def pins_of(model: nn.Module) -> list[Pin]:
 
 
 class Pin:
-    """Masks that are kept on a model, until :meth:`remove` or until the model is deleted.
+    """Masks that are kept on a model, until [`remove`][snello.pruning.Pin.remove] or until the
+    model is deleted.
 
     Args:
         model: the model, unwrapped.
@@ -248,7 +249,7 @@ def remembered(model: nn.Module) -> Masks:
 def zero_masks(model: nn.Module) -> Masks:
     """Masks of the exact zeros of a model, for a pruned model whose masks are lost.
 
-    ``Pruner.adopt(zero_masks(model))`` keeps it pruned. Layers without zero weights are left out,
+    `Pruner.adopt(zero_masks(model))` keeps it pruned. Layers without zero weights are left out,
     and so are layers whose weights are all zero, as these were probably initialised to zero.
 
     Returns:

@@ -21,7 +21,7 @@ class LayerShare:
         units: number of its units (weights, neurons or channels).
         before: number of units that are pruned already.
         after: number of units that will be pruned after the step.
-        least: number of units that must be kept; see :class:`LayerLimits`.
+        least: number of units that must be kept; see [`LayerLimits`][snello.pruning.LayerLimits].
     """
 
     name: str
@@ -109,13 +109,13 @@ class PruningPlan:
 
 @dataclass(frozen=True)
 class PrunerStep:
-    """Result of one call of :meth:`Pruner.step`.
+    """Result of one call of [`Pruner.step`][snello.pruning.Pruner.step].
 
     Attributes:
-        loss: the validation loss that was measured; NaN without ``evaluate``.
+        loss: the validation loss that was measured; NaN without `evaluate`.
         improved: whether it is the best of this stage by the tolerance.
-        search: the search for the threshold if a pruning step was due, else None. Its ``note`` is
-            the reason if a :class:`QualityBound` prevented the step.
+        search: the search for the threshold if a pruning step was due, else None. Its `note` is
+            the reason if a [`QualityBound`][snello.pruning.QualityBound] prevented the step.
         pruned: share of all the model's parameters that are exactly zero now.
     """
 

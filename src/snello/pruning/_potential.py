@@ -66,21 +66,22 @@ def pruning_potential(
         model: the trained network; it is not changed.
         measure: returns the quality of a model, such as the accuracy on test data; called in
             evaluation mode without gradients.
-        importances: name of a curve -> importance, as in ``Pruner(importance=...)``.
+        importances: name of a curve -> importance, as in `Pruner(importance=...)`.
         ratios: shares of the weights or neurons to prune, each starting from the dense network.
-        granularity: as for :class:`Pruner`.
-        scope: as for :class:`Pruner`.
-        normalise: as for :class:`Pruner`.
-        exclude: as for :class:`Pruner`.
-        limits: as for :class:`Pruner`; a ratio above them is reduced to what they allow.
+        granularity: as for [`Pruner`][snello.pruning.Pruner].
+        scope: as for [`Pruner`][snello.pruning.Pruner].
+        normalise: as for [`Pruner`][snello.pruning.Pruner].
+        exclude: as for [`Pruner`][snello.pruning.Pruner].
+        limits: as for [`Pruner`][snello.pruning.Pruner]; a ratio above them is reduced to what they
+            allow.
         finetune: function that trains the pruned copy before it is measured. Call
-            ``pruner.attach(optimizer)`` in it, so that its optimizer is checked.
+            `pruner.attach(optimizer)` in it, so that its optimizer is checked.
 
     Returns:
         One point for every importance and ratio, in this order.
 
     Raises:
-        ConfigError: for ratios outside [0, 1], and as :class:`Pruner`.
+        ConfigError: for ratios outside [0, 1], and as [`Pruner`][snello.pruning.Pruner].
     """
     if not importances or not ratios:
         raise ConfigError("a pruning potential needs at least one importance and one ratio")

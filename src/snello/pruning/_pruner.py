@@ -49,56 +49,60 @@ class Pruner:
 
     The default options are the method of the sensitivity papers, with normalised scores: on a
     plateau of the loss, restore the best weights and prune by magnitude as much as the bound on the
-    loss allows. ``normalise=None`` is the papers' threshold on the magnitudes themselves.
+    loss allows. `normalise=None` is the papers' threshold on the magnitudes themselves.
 
     With several processes (DistributedDataParallel) call it on all of them: losses and costs are
     averaged, so that the masks are the same on all of them.
 
     Pruned weights stay exactly zero through the steps of every optimizer, also of one that is
-    created later, through ``load_state_dict`` of other weights (with a warning) and in copies of
-    the model, until :meth:`remove`. The next pruner of the same model starts with these masks.
-    Earlier copies of the weights, such as running averages, have to be registered with
-    :meth:`follow`.
+    created later, through `load_state_dict` of other weights (with a warning) and in copies of
+    the model, until [`remove`][snello.pruning.Pruner.remove]. The next pruner of the same model
+    starts with these masks. Earlier copies of the weights, such as running averages, have to be
+    registered with [`follow`][snello.pruning.Pruner.follow].
 
     Args:
-        model: the model; its parameters are masked in place and never replaced. ``DataParallel``,
-            ``DistributedDataParallel`` and ``torch.compile`` are unwrapped.
+        model: the model; its parameters are masked in place and never replaced. `DataParallel`,
+            `DistributedDataParallel` and `torch.compile` are unwrapped.
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every prunable parameter that is trained must be in one of them. Wrappers with an
-            attribute ``optimizer`` (Accelerate, Lightning) are unwrapped.
+            attribute `optimizer` (Accelerate, Lightning) are unwrapped.
         evaluate: returns the validation loss of a model; called in evaluation mode without
-            gradients. Only :class:`LossBound` needs it.
+            gradients. Only [`LossBound`][snello.pruning.LossBound] needs it.
         granularity: "weight" prunes single weights; "neuron" prunes whole neurons, with their bias
             and the scale and shift of the BatchNorm that reads them alone, so that a pruned neuron
             is exactly zero; "channel" prunes coupled channels (of a residual stream, or whole
-            heads), with all slices that write, scale or read them, so that :func:`snello.simplify`
-            needs no index operation.
+            heads), with all slices that write, scale or read them, so that
+            [`snello.simplify`][snello.simplification.simplify] needs no index operation.
         scope: "global" has one threshold for the units of all layers; "layer" prunes the same share
-            of every layer: it is ``normalise="rank"``, and the argument ``normalise`` is ignored.
+            of every layer: it is `normalise="rank"`, and the argument `normalise` is ignored.
         importance: scores of the units: "l1" (for neurons, the mean magnitude), "l2", "han",
-            "bn-scale", "random", or a function such as those that :func:`taylor` and
-            :func:`snello.sensitivity.serene_scores` return. For channels: those of
-            :mod:`snello.pruning.channels`.
+            "bn-scale", "random", or a function such as those that [`taylor`][snello.pruning.taylor]
+            and [`snello.sensitivity.serene_scores`][] return. For channels: those of
+            [`snello.pruning.channels`][].
         normalise: normalisation of the scores across layers: "mean", "max", "standard", "rank", or
-            None for a threshold on the scores themselves; see :func:`comparable`. "auto" is the
-            attribute ``normalise`` of the function if it has one (None for :func:`taylor`, whose
-            scores are all in units of the loss), else "mean".
-        amount: how much one step removes: :class:`LossBound`, :class:`Ratio` or :class:`Budget`.
-            Default: ``LossBound(0.05)``.
-        schedule: when: :class:`Plateau`, :class:`OneShot` or :class:`Cubic`. Default:
-            ``Plateau(5)``.
+            None for a threshold on the scores themselves; see
+            [`comparable`][snello.pruning.comparable]. "auto" is the attribute `normalise` of the
+            function if it has one (None for [`taylor`][snello.pruning.taylor], whose scores are all
+            in units of the loss), else "mean".
+        amount: how much one step removes: [`LossBound`][snello.pruning.LossBound],
+            [`Ratio`][snello.pruning.Ratio] or [`Budget`][snello.pruning.Budget]. Default:
+            `LossBound(0.05)`.
+        schedule: when: [`Plateau`][snello.pruning.Plateau], [`OneShot`][snello.pruning.OneShot] or
+            [`Cubic`][snello.pruning.Cubic]. Default: `Plateau(5)`.
         exclude: layers that are never pruned: their names or types, or a function of name and
             module. The default is the head.
-        limits: lower limits on what every layer keeps; see :class:`LayerLimits`.
+        limits: lower limits on what every layer keeps; see
+            [`LayerLimits`][snello.pruning.LayerLimits].
         quality: a bound on a metric such as the accuracy: pruning is postponed while the metric is
-            at chance, and ends when it has fallen too far; see :class:`QualityBound`.
+            at chance, and ends when it has fallen too far; see
+            [`QualityBound`][snello.pruning.QualityBound].
         example_inputs: inputs on which the model runs; only used for the granularity "channel".
-        on_plan: called with the plan before every pruning step; ``print`` shows it.
+        on_plan: called with the plan before every pruning step; `print` shows it.
 
     Attributes:
         masks: parameter with pruned entries -> boolean mask of its kept entries.
         left_alone: layer name -> why it is never pruned: its weight is computed (weight norm, other
-            parametrisations, masks of ``torch.nn.utils.prune``), or its channels are pinned.
+            parametrisations, masks of `torch.nn.utils.prune`), or its channels are pinned.
         finished: True once no further step will prune anything.
 
     Raises:
@@ -179,7 +183,8 @@ class Pruner:
     # Keeping pruned weights at zero
 
     def attach(self, optimizer: Optimizers) -> None:
-        """Use other optimizers than those given first; after :meth:`remove`, also pin again.
+        """Use other optimizers than those given first; after
+        [`remove`][snello.pruning.Pruner.remove], also pin again.
 
         Raises:
             ConfigError: for an optimizer of another model, and optimizers that leave out a prunable
@@ -210,7 +215,7 @@ class Pruner:
     def follow(self, model: nn.Module) -> None:
         """Also mask another model with the same parameters, now and after every pruning step.
 
-        This is for a running average of the weights (``torch.optim.swa_utils.AveragedModel``),
+        This is for a running average of the weights (`torch.optim.swa_utils.AveragedModel`),
         which would otherwise still contain earlier values of the pruned weights.
 
         Raises:
@@ -223,7 +228,8 @@ class Pruner:
             self._followers.append(inner)
 
     def adopt(self, masks: Masks) -> None:
-        """Add masks to those of the pruner; see :func:`import_masks` and :func:`zero_masks`.
+        """Add masks to those of the pruner; see [`import_masks`][snello.pruning.import_masks] and
+        [`zero_masks`][snello.pruning.zero_masks].
 
         Raises:
             ConfigError: for a mask that does not fit the model.
@@ -251,7 +257,8 @@ class Pruner:
     def step(self, loss: float | None = None) -> PrunerStep:
         """Update the schedule, and prune if a step is due. Call it once per epoch.
 
-        With a :class:`Plateau`, the best weights are restored before a pruning step.
+        With a [`Plateau`][snello.pruning.Plateau], the best weights are restored before a pruning
+        step.
 
         Args:
             loss: the present validation loss, if it has been measured already.
@@ -296,7 +303,7 @@ class Pruner:
     def prune(self, plan: PruningPlan | None = None) -> ThresholdSearch:
         """Take a pruning step now, whatever the schedule. One-shot pruning is this call alone.
 
-        :attr:`finished` becomes True if nothing more can be pruned, if this was the last step of
+        `finished` becomes True if nothing more can be pruned, if this was the last step of
         the schedule, or if the quality is below its bound; then the last step is undone.
 
         Args:
@@ -304,7 +311,7 @@ class Pruner:
                 weights of this stage (if the schedule does so), check the quality, and plan.
 
         Returns:
-            The search. Its threshold is 0 if nothing was pruned, with a ``note`` if the quality
+            The search. Its threshold is 0 if nothing was pruned, with a `note` if the quality
             was the reason.
         """
         if plan is None:
@@ -339,7 +346,8 @@ class Pruner:
     def dense_quality(self) -> float | None:
         """Quality of the dense network, the reference of the bound.
 
-        None before the first pruning step, and without a :class:`QualityBound`.
+        None before the first pruning step, and without a
+        [`QualityBound`][snello.pruning.QualityBound].
         """
         return self._dense
 
@@ -408,7 +416,7 @@ class Pruner:
         return math.inf if self.quality.broken(self.measure(self.quality.measure), dense) else loss
 
     def loss(self) -> float:
-        """The present validation loss, averaged over the processes; NaN without ``evaluate``.
+        """The present validation loss, averaged over the processes; NaN without `evaluate`.
 
         Raises:
             DivergenceError: if it is NaN or infinite.
@@ -419,7 +427,7 @@ class Pruner:
         """Measure the present model in evaluation mode, averaged over the processes.
 
         Args:
-            cost: the function to measure; None for ``evaluate``. NaN if there is neither.
+            cost: the function to measure; None for `evaluate`. NaN if there is neither.
         """
         function = cost or self._evaluate
         if function is None:
@@ -446,7 +454,7 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`. The weights of the model are not part of it."""
+        """Restore `state_dict`. The weights of the model are not part of it."""
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
@@ -459,7 +467,7 @@ class Pruner:
         self._apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of the copied model and optimizers; copy all of them in one ``deepcopy``."""
+        """A pruner of the copied model and optimizers; copy all of them in one `deepcopy`."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         if id(self.model) not in memo:

@@ -19,11 +19,11 @@ class QualityBound:
     """A metric such as the accuracy, and the largest loss of it over all pruning steps.
 
     It adds two rules. *Waiting*: nothing is pruned while the network is at chance, that is, while
-    the metric is not above ``chance + 3 * sqrt(chance * (1 - chance) / samples)`` (three standard
+    the metric is not above `chance + 3 * sqrt(chance * (1 - chance) / samples)` (three standard
     errors of the accuracy of a random guess). *Ending*: if a pruning step is due and the network,
-    after the training since the last step, is more than ``max_drop`` below the dense network, the
-    last step is undone and no other follows. :class:`LossBound` also tests its thresholds against
-    ``max_drop``, so that its steps keep the bound even before fine-tuning.
+    after the training since the last step, is more than `max_drop` below the dense network, the
+    last step is undone and no other follows. [`LossBound`][snello.pruning.LossBound] also tests its
+    thresholds against `max_drop`, so that its steps keep the bound even before fine-tuning.
 
     Attributes:
         measure: returns the metric of a model on validation data, higher is better; called in
@@ -69,7 +69,7 @@ class QualityBound:
         return self.chance is not None and at_chance(value, self.chance, self.samples)
 
     def broken(self, value: float, dense: float) -> bool:
-        """Return True if a quality is more than ``max_drop`` below the dense network's, or NaN."""
+        """Return True if a quality is more than `max_drop` below the dense network's, or NaN."""
         # A tolerance for rounding: 0.9 - 0.88 is slightly more than 0.02.
         return self.max_drop is not None and not dense - value <= self.max_drop + 1e-9
 

@@ -1,4 +1,4 @@
-"""Schedules of pruning steps: once, or gradually (plateaus are in ``_plateau``)."""
+"""Schedules of pruning steps: once, or gradually (plateaus are in `_plateau`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Schedule(Protocol):
         """The state as plain numbers."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore [`state_dict`][snello.pruning.Schedule.state_dict]."""
 
 
 @dataclass
@@ -98,9 +98,9 @@ class OneShot(_Counter):
 
 @dataclass
 class Cubic(_Counter):
-    r"""A gradually increasing share, :math:`s_t = s_f (1 - (1 - t / n)^3)` after t epochs.
+    r"""A gradually increasing share, $s_t = s_f (1 - (1 - t / n)^3)$ after t epochs.
 
-    Epochs are counted from ``begin``.
+    Epochs are counted from `begin`.
 
     Attributes:
         over: number n of epochs until the whole amount is reached.
@@ -109,7 +109,8 @@ class Cubic(_Counter):
         epochs, steps, best, complete: the state.
 
     Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
-    compression", 2017, eq. 1, from a sparsity of zero. The amount must be a share: :class:`Ratio`.
+    compression", 2017, eq. 1, from a sparsity of zero. The amount must be a share:
+    [`Ratio`][snello.pruning.Ratio].
     """
 
     over: int = 10

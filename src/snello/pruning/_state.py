@@ -15,6 +15,6 @@ class Stateful:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)

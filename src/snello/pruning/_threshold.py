@@ -18,8 +18,10 @@ class ThresholdSearch:
         loss: the loss that was measured at this threshold.
         bound: largest loss allowed.
         trials: number of thresholds tested.
-        cost: the cost of the model at this threshold, for a :class:`Budget`; else None.
-        note: why nothing was pruned, if a :class:`QualityBound` was the reason.
+        cost: the cost of the model at this threshold, for a [`Budget`][snello.pruning.Budget]; else
+            None.
+        note: why nothing was pruned, if a [`QualityBound`][snello.pruning.QualityBound] was the
+            reason.
     """
 
     threshold: float
@@ -50,7 +52,7 @@ def search_threshold(
     """The largest threshold T such that pruning every score below T keeps the loss within the
     bound.
 
-    The search starts at ``start``, continues above it if the bound holds there and below it if not,
+    The search starts at `start`, continues above it if the bound holds there and below it if not,
     and stops if no score lies inside the bracket, if the distance to the bound is below 5 % of the
     allowed increase, or if the bracket is narrower than 1e-10. The returned threshold was tested;
     the published procedure returns the last midpoint untested and can exceed its bound.

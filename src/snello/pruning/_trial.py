@@ -36,7 +36,7 @@ class Measurer(Protocol):
 
 
 class ScoredTrial:
-    """The trial of an amount, on scored units; see :class:`snello.pruning.Trial`.
+    """The trial of an amount, on scored units; see [`snello.pruning.Trial`][].
 
     Args:
         measurer: the model and its measurements.
@@ -80,7 +80,7 @@ class ScoredTrial:
 
     def bounded_loss(self, threshold: float) -> float:
         """The loss with everything below the threshold pruned, or infinity; see
-        :class:`snello.pruning.Trial`.
+        [`snello.pruning.Trial`][].
         """
         return self._at(threshold, lambda: self._measurer.bounded_loss(self._dense))
 

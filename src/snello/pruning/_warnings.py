@@ -46,7 +46,7 @@ def warn_of_unmasked_zeros(model: nn.Module, units: Units | ChannelUnits, masks:
 def warn_of_averages(model: nn.Module, followed: Sequence[nn.Module]) -> None:
     """Warn if there is a running average of a model that is not masked with it.
 
-    A running average is recognised as a module whose only child ``module`` has the class and the
+    A running average is recognised as a module whose only child `module` has the class and the
     parameter shapes of the model, as in torch's AveragedModel and timm's ModelEma.
 
     Args:

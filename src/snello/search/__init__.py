@@ -1,7 +1,8 @@
 """Search for the cheapest settings within a measured bound on loss or accuracy.
 
-:func:`search_rate` finds the smallest bitstream, with a quantisation parameter for each tensor.
-:func:`prune` removes channels of a trained network, step by step.
+[`search_rate`][snello.search.rate.search_rate] finds the smallest bitstream, with a quantisation
+parameter for each tensor. [`prune`][snello.search.prune.prune] removes channels of a trained
+network, step by step.
 """
 
 from .prune import Pruned as Pruned

@@ -16,7 +16,7 @@ from snello.errors import ConfigError
 class Sensitivity(ABC):
     """A sensitivity of the outputs or of the loss, and weight decay by it.
 
-    The protocol is ``observe`` → ``sensitivity`` → ``step``: pass the outputs before the backward
+    The protocol is `observe` → `sensitivity` → `step`: pass the outputs before the backward
     pass, measure, and shrink the weights after the optimizer's step.
 
     Args:
@@ -38,7 +38,7 @@ class Sensitivity(ABC):
         self.lmbda = lmbda
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:  # noqa: B027 - optional: not every method looks at the outputs
-        """Observe the network's outputs, shape (B, C), before ``loss.backward()``.
+        """Observe the network's outputs, shape (B, C), before `loss.backward()`.
 
         Does nothing by default.
         """
@@ -53,9 +53,9 @@ class Sensitivity(ABC):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Shrink every weight by ``lmbda * insensitivity``.
+        """Shrink every weight by `lmbda * insensitivity`.
 
-        Call it after ``optimizer.step()`` (or ``scaler.step(optimizer)``, which unscales the
+        Call it after `optimizer.step()` (or `scaler.step(optimizer)`, which unscales the
         gradients) and before the gradients are zeroed: once per optimizer step, not once per
         accumulated batch.
 
@@ -71,7 +71,7 @@ class Sensitivity(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to load by default
-        """Restore :meth:`state_dict`."""
+        """Restore [`state_dict`][snello.sensitivity.Sensitivity.state_dict]."""
 
     def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to remove
         """Remove every hook from the model."""
@@ -86,7 +86,7 @@ def nothing_observed(method: str) -> ConfigError:
 
 
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
-    """``w <- w - lmbda * w * insensitivity`` for all weights at once, in place.
+    """`w <- w - lmbda * w * insensitivity` for all weights at once, in place.
 
     Multiplication and subtraction are separate operations, each rounded, so that the result does
     not depend on whether the machine has a fused multiply-add.
@@ -97,7 +97,7 @@ def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: 
 
 
 def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
-    """``max(0, 1 - S)`` for all sensitivities at once; they are not changed.
+    """`max(0, 1 - S)` for all sensitivities at once; they are not changed.
 
     Zero where S is not a number: when a gradient scaler has overflowed, weights must not change.
     """

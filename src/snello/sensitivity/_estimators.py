@@ -1,7 +1,7 @@
 """Four estimators of the sensitivity of the outputs to a neuron.
 
-Each is a pair of functions. ``tap`` maps a layer's pre-activation, in the forward pass, to the data
-that ``measure`` needs of it; ``measure`` maps the scores of the outputs and the taps to one value
+Each is a pair of functions. `tap` maps a layer's pre-activation, in the forward pass, to the data
+that `measure` needs of it; `measure` maps the scores of the outputs and the taps to one value
 per neuron, for each call of a layer.
 """
 
@@ -20,7 +20,7 @@ from snello.neurons import neuron_count
 Tap = tuple[nn.Module, Any]
 Measure = Callable[[Tensor, Sequence[Tap], Callable[[], Tensor], int], list[Tensor]]
 """(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) ->
-per tap, the mean over examples and positions, shape ``(neurons,)``."""
+per tap, the mean over examples and positions, shape `(neurons,)`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Estimator:
 
     Attributes:
         tap: maps a pre-activation to the data that is kept until the outputs are known.
-        measure: maps scores and taps to values; see :data:`Measure`.
+        measure: maps scores and taps to values; see `Measure`.
         finish: maps the mean over all observations to the sensitivity.
         needs_graph: true if the pre-activation must be attached to a graph.
     """
@@ -117,7 +117,7 @@ ESTIMATORS = {
 
 
 def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
-    """Mean of ``|gradient|`` per neuron; zero for a call that does not reach the outputs."""
+    """Mean of `|gradient|` per neuron; zero for a call that does not reach the outputs."""
     if gradient is None:
         weight: Tensor = module.weight  # type: ignore[assignment]
         return weight.new_zeros(neuron_count(module), dtype=_wide(weight))

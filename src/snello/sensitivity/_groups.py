@@ -19,20 +19,22 @@ class GroupDecay(Sensitivity):
     r"""Decay channels by the sensitivity of their group, so that layers can be narrowed.
 
     A channel of a residual stream is written by several layers and can be removed only if the
-    slices of all of them are zero. Its sensitivity :math:`S_g` is the largest of its writers' mean
+    slices of all of them are zero. Its sensitivity $S_g$ is the largest of its writers' mean
     sensitivities, and all slices that write or scale it decay by the same factor:
-    :math:`w \leftarrow w - \lambda\, w \max(0, 1 - S_g)`. Parameters that belong to no group do not
-    decay. Prune with ``Pruner(granularity="channel")`` during or after training.
+    $w \leftarrow w - \lambda\, w \max(0, 1 - S_g)$. Parameters that belong to no group do not
+    decay. Prune with `Pruner(granularity="channel")` during or after training.
 
-    The protocol is that of ``method``::
+    The protocol is that of `method`:
 
         decay = GroupDecay(SeReNe(model, lmbda=1e-4), model, coupling(model, images))
 
     Args:
-        method: method that measures the sensitivity: :class:`Lobster`, :class:`SeReNe` or
-            :class:`OutputSensitivity`. Its ``lmbda`` is used; its own decay is not applied.
-        model: the model that ``method`` observes.
-        groups: its channels, from :func:`snello.graph.coupled.coupling`; pinned dimensions are
+        method: method that measures the sensitivity: [`Lobster`][snello.sensitivity.Lobster],
+            [`SeReNe`][snello.sensitivity.SeReNe] or
+            [`OutputSensitivity`][snello.sensitivity.OutputSensitivity]. Its `lmbda` is used; its
+            own decay is not applied.
+        model: the model that `method` observes.
+        groups: its channels, from [`snello.graph.coupled.coupling`][]; pinned dimensions are
             left out.
 
     Source: the sensitivities of Tartaglione et al. (2018, 2021, 2022); group-wise penalties for
@@ -54,7 +56,7 @@ class GroupDecay(Sensitivity):
         self._method.observe(outputs, targets)
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Name of a dimension -> sensitivity of its channels, shape ``(width,)``."""
+        """Name of a dimension -> sensitivity of its channels, shape `(width,)`."""
         measured = self._method.sensitivity()
         found = {}
         for dimension in self._groups.free:

@@ -14,13 +14,14 @@ from ._decay import Sensitivity, insensitivity
 class Lobster(Sensitivity):
     r"""Loss-based sensitivity regularisation, per weight.
 
-    .. math:: S(L, w) = \left| \frac{\partial L}{\partial w} \right|
+    $$S(L, w) = \left| \frac{\partial L}{\partial w} \right|$$
 
-    The gradient is that in ``weight.grad`` after ``loss.backward()``, so that the method needs no
-    extra pass. Call :meth:`step` after ``optimizer.step()`` and before the gradients are zeroed:
-    the gradient is then that of the whole effective batch, accumulated, averaged over the processes
-    of DistributedDataParallel, and unscaled by ``scaler.step(optimizer)``. If gradients are
-    clipped, the clipped ones are used. A parameter without a gradient does not decay.
+    The gradient is that in `weight.grad` after `loss.backward()`, so that the method needs no
+    extra pass. Call [`step`][snello.sensitivity.Lobster.step] after `optimizer.step()` and before
+    the gradients are zeroed: the gradient is then that of the whole effective batch, accumulated,
+    averaged over the processes of DistributedDataParallel, and unscaled by
+    `scaler.step(optimizer)`. If gradients are clipped, the clipped ones are used. A parameter
+    without a gradient does not decay.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
@@ -52,7 +53,7 @@ class Lobster(Sensitivity):
         self._parameters = dict(unique.values())
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Parameter name -> ``|dL/dw|``, shape of the parameter, for those that have a gradient."""
+        """Parameter name -> `|dL/dw|`, shape of the parameter, for those that have a gradient."""
         return {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -22,22 +22,24 @@ class OutputSensitivity(Sensitivity):
     r"""Sensitivity of the outputs to a weight, the method that preceded LOBSTER and SeReNe.
 
     The unspecific kind averages over all outputs; the specific one uses the output of the target
-    class :math:`k^\star` alone:
+    class $k^\star$ alone:
 
-    .. math:: S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
+    $$S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|$$
               \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
 
-    with :math:`y_k` averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full
-    backward passes; ``"sampled"`` draws one class per observation instead, whose expectation is the
+    with $y_k$ averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full
+    backward passes; `"sampled"` draws one class per observation instead, whose expectation is the
     sum.
 
     Args:
         model: the weights of its Linear and convolution layers decay.
         lmbda: strength of the decay per step.
-        kind: "unspecific", or "specific" (then :meth:`observe` needs the targets).
+        kind: "unspecific", or "specific" (then
+            [`observe`][snello.sensitivity.OutputSensitivity.observe] needs the targets).
         estimate: "sampled" or "full"; ignored for the specific kind.
         every: observe only every n-th call; in between, the latest sensitivity is used.
-        class_dim: the dimension of the classes in the outputs; see :class:`SeReNe`.
+        class_dim: the dimension of the classes in the outputs; see
+            [`SeReNe`][snello.sensitivity.SeReNe].
         ignore_index: positions with this target are left out.
         seed: seed of the drawn classes, together with the number of the observation.
         exclude: layers that do not decay: their names or types, or a function of name and module.
@@ -85,9 +87,10 @@ class OutputSensitivity(Sensitivity):
         self._latest: dict[str, Tensor] = {}
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
-        """Measure the sensitivities from the outputs, before ``loss.backward()``.
+        """Measure the sensitivities from the outputs, before `loss.backward()`.
 
-        Several observations before one :meth:`step` (gradient accumulation) are averaged.
+        Several observations before one [`step`][snello.sensitivity.OutputSensitivity.step]
+        (gradient accumulation) are averaged.
 
         Args:
             outputs: shape (B, C), (B, C, ...) or (B, ..., C), attached to their graph, which is

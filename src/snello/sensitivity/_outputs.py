@@ -16,7 +16,7 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     as after global average pooling.
 
     Args:
-        outputs: (B, C), (B, C, ...) with ``class_dim=1``, or (B, ..., C) with ``class_dim=-1``.
+        outputs: (B, C), (B, C, ...) with `class_dim=1`, or (B, ..., C) with `class_dim=-1`.
         class_dim: the dimension of the classes.
         who: name of the caller, for the error.
 

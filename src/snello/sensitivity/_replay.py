@@ -15,7 +15,7 @@ from snello.wrappers import OwnHook, eagerly
 class Replay:
     """A second forward of a batch's first examples, in evaluation mode and with gradients.
 
-    A hook keeps the inputs of the model's own forward until :meth:`run` is called. The second
+    A hook keeps the inputs of the model's own forward until `run` is called. The second
     forward neither updates BatchNorm statistics nor uses torch's random generators.
 
     Args:

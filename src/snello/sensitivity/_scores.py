@@ -18,22 +18,22 @@ from ._serene import Estimate, SeReNe
 Granularity = Literal["weight", "neuron"]
 Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
 """(model, granularity) -> layer name -> scores, of the weight's shape or of shape
-``(neurons,)``."""
+`(neurons,)`."""
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def lobster_scores(
     batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Scores:
-    r"""LOBSTER's sensitivity :math:`|\partial L / \partial w|` as scores of a trained network.
+    r"""LOBSTER's sensitivity $|\partial L / \partial w|$ as scores of a trained network.
 
     Args:
         batches: calibration data, pairs of inputs and targets; iterated once per call.
         loss: function of outputs and targets; default: cross-entropy.
 
     Returns:
-        A function of model and granularity for ``Pruner(importance=...)``. It runs the model in
-        evaluation mode and does not change ``.grad``. The score of a weight is the mean magnitude
+        A function of model and granularity for `Pruner(importance=...)`. It runs the model in
+        evaluation mode and does not change `.grad`. The score of a weight is the mean magnitude
         over batches, that of a neuron the mean over its weights. It raises DataError if there is no
         batch.
     """
@@ -76,8 +76,8 @@ def serene_scores(
         seed: seed of the classes drawn.
 
     Returns:
-        A function of model and granularity for ``Pruner(importance=...)``. The score of a neuron is
-        its sensitivity S, that of a weight ``S |w|``, a first-order bound on the change of the
+        A function of model and granularity for `Pruner(importance=...)`. The score of a neuron is
+        its sensitivity S, that of a weight `S |w|`, a first-order bound on the change of the
         outputs without the weight. Neurons of the head have the score 1/C. It raises DataError if
         there is no batch.
     """

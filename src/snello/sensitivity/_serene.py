@@ -31,40 +31,40 @@ Estimate = Literal["sampled", "full", "lower-bound", "local"]
 class SeReNe(Sensitivity):
     r"""Sensitivity-based regularisation of neurons.
 
-    .. math:: S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}}
+    $$S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}}$$
     \right|
 
-    with :math:`p_{n,i}` the pre-activation of neuron i of layer n, averaged over the batch and over
+    with $p_{n,i}$ the pre-activation of neuron i of layer n, averaged over the batch and over
     positions. There are four estimates of it:
 
-    ``"sampled"`` (the default) draws one class :math:`k_b` uniformly for each example; one pass
-    yields :math:`\left| \partial / \partial p \sum_b y_{b,k_b} \right|`, whose expectation is the
+    `"sampled"` (the default) draws one class $k_b$ uniformly for each example; one pass
+    yields $\left| \partial / \partial p \sum_b y_{b,k_b} \right|$, whose expectation is the
     sum (exactly, if the examples of a batch are independent, without batch statistics). The pass
     computes only gradients of activations, not of weights.
 
-    ``"full"`` is the definition, at C such passes; several classes are vectorised into one pass.
+    `"full"` is the definition, at C such passes; several classes are vectorised into one pass.
 
-    ``"lower-bound"`` swaps sum and magnitude, :math:`\frac{1}{C} |\sum_k \partial y_k / \partial
-    p|`: one pass, no randomness, never above the sum.
+    `"lower-bound"` swaps sum and magnitude, $\frac{1}{C} |\sum_k \partial y_k / \partial
+    p|$: one pass, no randomness, never above the sum.
 
-    ``"local"`` needs no pass: S = 0 if the mean pre-activation of a neuron is not positive, else
+    `"local"` needs no pass: S = 0 if the mean pre-activation of a neuron is not positive, else
     S = 1. It is meant for ReLU.
 
     Args:
         model: the neurons of its Linear and convolution layers decay: every weight that feeds them,
-            not the bias. The model may be wrapped in ``DistributedDataParallel`` or
-            ``torch.compile``, and may have run before.
+            not the bias. The model may be wrapped in `DistributedDataParallel` or
+            `torch.compile`, and may have run before.
         lmbda: strength of the decay per step.
         estimate: one of the four above.
         every: observe only every n-th call; in between, the latest sensitivity is used. The
             estimate is unbiased for the step of the observation, but the variance of the
-            accumulated decay is n times that of ``every=1``, because each draw is used n times.
+            accumulated decay is n times that of `every=1`, because each draw is used n times.
         examples: observe only this many examples of a batch, in a second forward in evaluation
-            mode; the variance grows as ``batch / examples``. None: all of them, in the forward of
+            mode; the variance grows as `batch / examples`. None: all of them, in the forward of
             the training step.
         class_dim: the dimension of the classes in the outputs: 1 for (B, C) and (B, C, H, W), -1
             for tokens (B, T, C). Of an output at every position, the mean over positions is used.
-        classes_per_pass: number of classes that ``"full"`` vectorises into one pass, with
+        classes_per_pass: number of classes that `"full"` vectorises into one pass, with
             proportional memory; the other estimates ignore it.
         seed: seed of the drawn classes, together with the number of the observation; torch's global
             generator is not used.
@@ -78,7 +78,7 @@ class SeReNe(Sensitivity):
         left_alone: layer name -> why it does not decay: its weight is computed.
 
     Raises:
-        ConfigError: for numbers outside their range, sharded parameters, and ``DataParallel`` over
+        ConfigError: for numbers outside their range, sharded parameters, and `DataParallel` over
             several devices.
 
     Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured
@@ -156,10 +156,10 @@ class SeReNe(Sensitivity):
         return OwnHook(hook)
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
-        """Measure the sensitivities, between the forward pass and ``loss.backward()``.
+        """Measure the sensitivities, between the forward pass and `loss.backward()`.
 
-        Several observations before one :meth:`step` (gradient accumulation) are averaged by their
-        examples.
+        Several observations before one [`step`][snello.sensitivity.SeReNe.step] (gradient
+        accumulation) are averaged by their examples.
 
         Args:
             outputs: the network's outputs, shape (B, C), (B, C, ...) or (B, ..., C), attached to
@@ -216,7 +216,7 @@ class SeReNe(Sensitivity):
         return like.new_zeros(neuron_count(self._layers[name]) + 1)
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Layer name -> sensitivity, shape ``(neurons,)``, in single precision at least.
+        """Layer name -> sensitivity, shape `(neurons,)`, in single precision at least.
 
         It is the mean of the observations since the last step. Layers that were not called are
         missing.

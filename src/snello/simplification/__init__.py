@@ -2,8 +2,8 @@
 
 A neuron is *dead* if its value does not depend on the input (all its input weights are zero, or all
 its inputs are constant), or if no output of the network depends on it. In the first case its value
-is a known constant; :func:`simplify` removes the neuron and folds the constant into the layers that
-read it::
+is a known constant; [`simplify`][snello.simplification.simplify] removes the neuron and folds the
+constant into the layers that read it:
 
     lean = simplify(model, example_inputs)       # an ordinary nn.Module with the original layer names
     print(plan_of(lean))                         # what was kept, what was left alone, and why
@@ -12,18 +12,19 @@ Every edge of the graph has a *layout*: the channels that are present in the lea
 constant value of the others. An operation without a rule receives its inputs at full width: less is
 removed, but the result is correct. The subpackages and modules, from the bottom up:
 
-- ``ir``: signals, layouts, the plan and its edits, as data;
-- ``ops``: the rules of operations, a public registry (:func:`rule_for`);
-- ``bypasses``: ways to skip channels that are not constant;
-- ``runtime``: the modules inside a lean network;
-- ``passes``: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of
+- `ir`: signals, layouts, the plan and its edits, as data;
+- `ops`: the rules of operations, a public registry ([`rule_for`][snello.simplification.rule_for]);
+- `bypasses`: ways to skip channels that are not constant;
+- `runtime`: the modules inside a lean network;
+- `passes`: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of
   the model's own class also without_edits and attributes;
-- ``rewrite``: applies a plan to a model; no other part edits graphs or weights;
-- ``cost``, ``verify``, ``batchnorm``, ``simplify``: cost models, the check in float64, folding of
+- `rewrite`: applies a plan to a model; no other part edits graphs or weights;
+- `cost`, `verify`, `batchnorm`, `simplify`: cost models, the check in float64, folding of
   BatchNorm, and the sequence of all steps.
 
-This package may import ``snello.graph``, ``snello.neurons`` and ``snello.errors``. To add the rule
-of an operation, see :func:`rule_for`; for a rule of snello's own, add one file to ``ops``.
+This package may import `snello.graph`, `snello.neurons` and `snello.errors`. To add the rule
+of an operation, see [`rule_for`][snello.simplification.rule_for]; for a rule of snello's own, add
+one file to `ops`.
 """
 
 from .batchnorm import apply_folds as apply_folds

@@ -11,7 +11,7 @@ layer (Ws, b + Wt). The arithmetic is done in float64.
     fresh = apply_folds(json.load(file), build())         # the structure, without pickled code
     fresh.load_state_dict(torch.load("folded.pt", weights_only=True))
 
-A lean model made by ``simplify`` is folded the same way: apply its plan first, then its folds.
+A lean model made by `simplify` is folded the same way: apply its plan first, then its folds.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
         example_inputs: inputs of the real shape, batch first.
 
     Returns:
-        A module of the model's own class, with a :class:`FoldedBatchNorm` in place of each folded
+        A module of the model's own class, with a `FoldedBatchNorm` in place of each folded
         norm.
 
     Raises:
@@ -107,10 +107,10 @@ def folds_of(model: nn.Module) -> dict[str, str]:
 
 
 def apply_folds(folds: Mapping[str, str], model: nn.Module) -> nn.Module:
-    """Copy a model into the structure of a folded one, whose ``state_dict`` can then be loaded.
+    """Copy a model into the structure of a folded one, whose `state_dict` can then be loaded.
 
     Args:
-        folds: from :func:`folds_of`.
+        folds: from `folds_of`.
         model: a freshly built model, or one that a plan was applied to; it is not changed.
 
     Raises:

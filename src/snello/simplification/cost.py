@@ -60,7 +60,7 @@ class Timings:
         call: one more operation in the graph.
         mac: one multiply-accumulate of a convolution or a linear layer.
         elementwise: one element through BatchNorm and activation.
-        moved, moved_innermost: one element; see :class:`Work`.
+        moved, moved_innermost: one element; see `Work`.
     """
 
     measured_on: str

@@ -57,7 +57,7 @@ def simplify(
     Args:
         model: a model that runs on the example inputs; it is not changed.
         example_inputs: inputs of the real shape, batch first: a tensor, a tuple of positional
-            arguments, a mapping of keyword arguments, or :class:`snello.graph.Inputs`; of any
+            arguments, a mapping of keyword arguments, or [`snello.graph.Inputs`][]; of any
             nesting.
         optimizer: an optimizer of the model's parameters, or a list of several: its groups are
             rebound to the lean parameters, and its state (momentum, Adam's moments) is narrowed to
@@ -66,25 +66,26 @@ def simplify(
         prefer: "bytes" removes every dead neuron; "latency" keeps dead neurons whose removal would
             cost more time in index operations and tables than it saves; "plain" keeps those whose
             removal would need any of these, for int8 runtimes and compilers, because index
-            operations prevent the fusion of operations. Or a :class:`CostModel`, such as
-            ``LatencyCost(timings)`` with the timings of another machine.
+            operations prevent the fusion of operations. Or a
+            [`CostModel`][snello.simplification.CostModel], such as `LatencyCost(timings)` with the
+            timings of another machine.
         round_to: keep dead neurons until the channel counts of linear layers and ungrouped
             convolutions are multiples of this number, for hardware that is faster at multiples.
         keep_class: keep dead neurons wherever their removal would change more than layers, so that
             the result is of the model's own class, with its own forward. Implies the choices of
-            "plain"; ``prefer`` is then only checked.
+            "plain"; `prefer` is then only checked.
 
     Returns:
-        A new module with the original layer names. ``plan_of(lean)`` lists the removals. If
+        A new module with the original layer names. `plan_of(lean)` lists the removals. If
         narrowing layers is enough, it is of the model's own class; this is always so with
-        ``keep_class``, and if torch.fx cannot trace the model. Else it is a captured graph with
-        index operations; see ``plan_of(lean).representation``. If there is nothing to remove, it
+        `keep_class`, and if torch.fx cannot trace the model. Else it is a captured graph with
+        index operations; see `plan_of(lean).representation`. If there is nothing to remove, it
         computes the same operations as the original.
 
     Raises:
         ModelError: if the model does not run on the example inputs, has an output that cannot be
             verified, or contains a NaN.
-        ConfigError: for another preference, a ``round_to`` below 1, or an optimizer that holds
+        ConfigError: for another preference, a `round_to` below 1, or an optimizer that holds
             parameters which are not the model's.
         SimplifyError: if the outputs differ, naming the first layer that does. The model is
             untouched.
@@ -118,7 +119,7 @@ def make_plan(
     round_to: int = 1,
     keep_class: bool = False,
 ) -> SimplificationPlan:
-    """Return the plan of :func:`simplify` without applying it. Arguments and errors as there."""
+    """Return the plan of `simplify` without applying it. Arguments and errors as there."""
     model = _checked_model(model, "make_plan")
     source, inputs = sharing_parameters(model).eval(), Inputs.of(example_inputs)
     return next(_candidates(source, inputs, cost_model(prefer), round_to, keep_class)).plan
@@ -211,7 +212,7 @@ def _candidates(
     The last one has the outputs of the original for every model that can be verified.
 
     Raises:
-        ConfigError: for a ``round_to`` below 1.
+        ConfigError: for a `round_to` below 1.
     """
     if round_to < 1:
         raise ConfigError(f"round_to must be at least 1, not {round_to}")
@@ -444,5 +445,5 @@ def _is_double(model: nn.Module) -> bool:
 
 
 def _stored(model: nn.Module) -> int:
-    """Number of elements in the model's ``state_dict``."""
+    """Number of elements in the model's `state_dict`."""
     return sum(value.numel() for value in model.state_dict().values())

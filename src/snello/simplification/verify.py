@@ -26,13 +26,13 @@ from .ir.channels import Layout
 from .sizes import more_examples, smaller
 
 TOLERANCE = 1e-9
-"""Largest difference allowed, relative to the variation of the outputs over the batch: see :func:`difference`."""
+"""Largest difference allowed, relative to the variation of the outputs over the batch: see `difference`."""
 
 ROUNDING, LOOSEST = 100.0, 1e-6
 """Allowance for networks that amplify rounding.
 
-A difference is also allowed up to ``ROUNDING`` times the effect of one unit in the last place of
-the inputs on the original's outputs, at most ``LOOSEST``. The factor accounts for rounding at every
+A difference is also allowed up to `ROUNDING` times the effect of one unit in the last place of
+the inputs on the original's outputs, at most `LOOSEST`. The factor accounts for rounding at every
 operation, not only at the inputs.
 """
 
@@ -44,7 +44,7 @@ def verify(
     axes: Mapping[fx.Node, int],
     inputs: Example,
 ) -> None:
-    """Compare a lean model with the original: see :func:`compare`.
+    """Compare a lean model with the original: see [`compare`][snello.deploy.compare].
 
     Args:
         reference, lean: both in float64 and in evaluation mode.
@@ -151,7 +151,7 @@ def _batches(reference: nn.Module, inputs: Inputs, run: _Run) -> Iterator[tuple[
 
 
 def _rounding(reference: nn.Module, batch: Inputs, expected: _Result, run: _Run) -> float:
-    """Largest difference that rounding explains: see :data:`ROUNDING`."""
+    """Largest difference that rounding explains: see `ROUNDING`."""
     nudged = batch.map(lambda x: x * (1 + 2**-52) if x.is_floating_point() else x)
     effect = _error(expected, run(reference, nudged, expected[1]))
     return min(ROUNDING * effect, LOOSEST)
@@ -174,7 +174,7 @@ def _resized(x: Tensor, resize: bool) -> Tensor:
 
 
 def structure(output: object) -> str:
-    """Describe the structure of an output, such as ``(tensor, None)`` or ``{'out': tensor}``.
+    """Describe the structure of an output, such as `(tensor, None)` or `{'out': tensor}`.
 
     Numbers, strings and None are described by their value, other objects by their type.
     """
@@ -190,9 +190,9 @@ def structure(output: object) -> str:
 
 
 def worst_difference(expected: object, found: object) -> float:
-    """Return the largest :func:`difference` of the tensors of two outputs; NaN if any is NaN.
+    """Return the largest `difference` of the tensors of two outputs; NaN if any is NaN.
 
-    Both outputs must have the same :func:`structure`.
+    Both outputs must have the same `structure`.
     """
     pairs = zip(tensors_of(expected), tensors_of(found), strict=True)
     differences = [difference(a, b) for a, b in pairs]

@@ -1,13 +1,14 @@
 """Model files and bitstreams, and descriptions of models as data.
 
 A model is described by the name of a factory and its arguments, never by pickled code. A
-:class:`ModelSpec` is stored as JSON in a recipe, a checkpoint or a model file; :func:`build`
-constructs the network and :func:`load_weights` loads its weights. :func:`build` imports and calls
-any factory that is named; use :func:`build_untrusted` for a name read from a file, which refuses
-factories that are neither known nor trusted by the caller. A :class:`Record` adds the input shape
-and the plan that made a model lean. :func:`save` and :func:`load` write and read model files
-(``.pt``) and bitstreams (``.snello``), and :func:`inspect` describes these and exported files. Each
-kind of file is one class.
+[`ModelSpec`][snello.store.ModelSpec] is stored as JSON in a recipe, a checkpoint or a model file;
+[`build`][snello.store.build] constructs the network and [`load_weights`][snello.store.load_weights]
+loads its weights. [`build`][snello.store.build] imports and calls any factory that is named; use
+[`build_untrusted`][snello.store.build_untrusted] for a name read from a file, which refuses
+factories that are neither known nor trusted by the caller. A [`Record`][snello.store.Record] adds
+the input shape and the plan that made a model lean. `save` and `load` write and read model files
+(`.pt`) and bitstreams (`.snello`), and [`inspect`][snello.store.inspect] describes these and
+exported files. Each kind of file is one class.
 
 >>> from snello.store import ModelSpec, build
 >>> model = build("lenet-5", classes=10)

@@ -26,14 +26,15 @@ def build(name_or_spec: str | ModelSpec, /, **arguments: Any) -> nn.Module:
     """Build a network, randomly initialised unless the arguments select weights.
 
     Args:
-        name_or_spec: a network of the papers such as ``"resnet-32"``; a registered name of torchvision such as
-            ``"resnet18"``; ``"timm:resnet18"``; ``"transformers:ViTForImageClassification"`` with
-            the argument ``config``, a mapping; ``"package.module:factory"`` for your own factory,
-            which is imported and called; or a :class:`ModelSpec`. For a name from a file that you
-            did not write, use :func:`snello.store.build_untrusted`.
+        name_or_spec: a network of the papers such as `"resnet-32"`; a registered name of
+            torchvision such as `"resnet18"`; `"timm:resnet18"`;
+            `"transformers:ViTForImageClassification"` with the argument `config`, a mapping;
+            `"package.module:factory"` for your own factory, which is imported and called; or a
+            [`ModelSpec`][snello.store.ModelSpec]. For a name from a file that you did not write,
+            use [`snello.store.build_untrusted`][].
         arguments: keyword arguments of the factory; they override those of the spec. Torchvision's
-            networks get ``weights=None`` (and ``weights_backbone=None``) and timm's
-            ``pretrained=False`` unless given, to avoid downloads.
+            networks get `weights=None` (and `weights_backbone=None`) and timm's
+            `pretrained=False` unless given, to avoid downloads.
 
     Raises:
         ModelError: for an unknown name (the message has close matches), for arguments that the
@@ -53,7 +54,7 @@ def build_with(factory: Factory, name: str, arguments: dict[str, Any]) -> nn.Mod
         arguments: its keyword arguments.
 
     Raises:
-        ModelError: if the factory fails or does not return an ``nn.Module``.
+        ModelError: if the factory fails or does not return an `nn.Module`.
     """
     model = _call(name, factory, arguments)
     if not isinstance(model, nn.Module):

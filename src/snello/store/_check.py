@@ -23,11 +23,11 @@ def check_loadable(
         model: the model.
         record: its record, to be written with its weights.
         where: the file to be written, for messages.
-        trust: as for :func:`snello.store.save`.
+        trust: as for [`snello.store.save`][].
 
     Raises:
-        ModelError: with the file and the error that :func:`snello.store.load` would raise.
-        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        ModelError: with the file and the error that [`snello.store.load`][] would raise.
+        ConfigError: if `trust` is neither a string nor a collection of strings.
     """
     names = set(trusted_names(trust))
     if not isinstance(model, nn.Module) or not isinstance(record, Record):

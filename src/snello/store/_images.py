@@ -14,7 +14,7 @@ COLOURS = ("rgb", "bgr", "grey")
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Preprocessing of a network's images, ``(pixels / 255 - mean) / std``, and its classes.
+    """Preprocessing of a network's images, `(pixels / 255 - mean) / std`, and its classes.
 
     Attributes:
         mean, std: per channel, with pixels scaled to 0 … 1; one number is valid for all channels.
@@ -56,7 +56,7 @@ class ImageInput:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ImageInput:
-        """The inverse of :meth:`to_dict`.
+        """The inverse of [`to_dict`][snello.store.to_dict].
 
         Raises:
             ModelError: for damaged data.

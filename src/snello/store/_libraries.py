@@ -1,7 +1,7 @@
 """Models of other libraries, looked up by name in the library's registry.
 
-A name is ``"resnet18"`` (torchvision), or ``"LIBRARY:MODEL"`` with one of :data:`LIBRARIES`, such
-as ``"timm:resnet18"`` or ``"transformers:ViTForImageClassification"``. The text after the colon is
+A name is `"resnet18"` (torchvision), or `"LIBRARY:MODEL"` with one of `LIBRARIES`, such
+as `"timm:resnet18"` or `"transformers:ViTForImageClassification"`. The text after the colon is
 only used as a key of the registry, never imported or resolved by attribute access.
 """
 
@@ -72,12 +72,12 @@ def torchvision_names() -> list[str]:
 
 
 def reference_factory(name: str) -> Factory | None:
-    """Find a network of the papers by its short name, such as ``"resnet-32"``."""
+    """Find a network of the papers by its short name, such as `"resnet-32"`."""
     return _reference(name.replace("-", "_")) if name in reference_names() else None
 
 
 def reference_names() -> tuple[str, ...]:
-    """Short names of the papers' networks in :mod:`snello.lab`."""
+    """Short names of the papers' networks in `snello.lab`."""
     return tuple(importlib.import_module(REFERENCE).model_names())
 
 

@@ -28,15 +28,15 @@ def images_of(
     A network that was trained with another normalisation needs its own: the configuration is that
     of the library's pretrained weights.
 
-    - timm: mean, deviation and names of the classes of ``model.pretrained_cfg``;
-    - transformers: mean, deviation and colour order of the image processor in ``folder``, names of
-      the classes of ``model.config``;
-    - torchvision: those of the weights named by the argument ``weights``.
+    - timm: mean, deviation and names of the classes of `model.pretrained_cfg`;
+    - transformers: mean, deviation and colour order of the image processor in `folder`, names of
+      the classes of `model.config`;
+    - torchvision: those of the weights named by the argument `weights`.
 
     Args:
         model: the network.
         spec: name and arguments of its factory.
-        folder: folder of a Hugging Face model, with ``preprocessor_config.json``.
+        folder: folder of a Hugging Face model, with `preprocessor_config.json`.
 
     Returns:
         The preprocessing; None if the configuration has none, or none that is valid.

@@ -1,4 +1,4 @@
-"""Folders written by a Hugging Face model's ``save_pretrained``, lean or dense."""
+"""Folders written by a Hugging Face model's `save_pretrained`, lean or dense."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def is_pretrained(path: str | Path) -> bool:
 def load_pretrained(folder: str | Path) -> tuple[nn.Module, Record]:
     """Load a Hugging Face model from its folder, with the plan that made it lean.
 
-    ``save_pretrained`` of a lean model writes the plan into ``config.json``. The library's own
-    ``from_pretrained`` builds the dense widths and refuses the smaller weights; this function
+    `save_pretrained` of a lean model writes the plan into `config.json`. The library's own
+    `from_pretrained` builds the dense widths and refuses the smaller weights; this function
     applies the plan first. It neither runs code from the folder nor downloads files.
 
     Args:
-        folder: folder with ``config.json`` and safetensors weights, in one file or in several with
+        folder: folder with `config.json` and safetensors weights, in one file or in several with
             an index.
 
     Returns:

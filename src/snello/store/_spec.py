@@ -17,8 +17,8 @@ class ModelSpec:
     """A network as data, for recipes, checkpoints and model files.
 
     Attributes:
-        name: ``"package.module:factory"``, such as ``"snello.lab.models:resnet_32"``; or a model
-            name of torchvision, ``"timm:NAME"`` or ``"transformers:CLASS"``.
+        name: `"package.module:factory"`, such as `"snello.lab.models:resnet_32"`; or a model
+            name of torchvision, `"timm:NAME"` or `"transformers:CLASS"`.
         arguments: keyword arguments of the factory, JSON values only.
     """
 
@@ -32,12 +32,12 @@ class ModelSpec:
         return name.replace("_", "-") if library == REFERENCE else self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as a JSON mapping, ``{"name": …, "arguments": {…}}``."""
+        """The spec as a JSON mapping, `{"name": …, "arguments": {…}}`."""
         return {"name": self.name, "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of :meth:`to_dict`; ``arguments`` may be missing.
+        """The inverse of [`to_dict`][snello.store.to_dict]; `arguments` may be missing.
 
         Raises:
             ModelError: for a record with other keys or types.

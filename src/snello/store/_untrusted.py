@@ -35,17 +35,17 @@ def build_untrusted(
 
     Args:
         spec: the name and the arguments from the file. Without trust the name must be one of
-            :func:`snello.lab.models.model_names`, or a registered model of torchvision (``"resnet18"``), timm
-            (``"timm:resnet18"``) or transformers (``"transformers:ViTForImageClassification"``),
-            with arguments that do not load files.
-        trust: names of the form ``"package.module:factory"`` that may be imported and called with
+            [`snello.lab.models.model_names`][], or a registered model of torchvision
+            (`"resnet18"`), timm (`"timm:resnet18"`) or transformers
+            (`"transformers:ViTForImageClassification"`), with arguments that do not load files.
+        trust: names of the form `"package.module:factory"` that may be imported and called with
             the arguments of the file.
         where: origin of the spec, for messages.
 
     Raises:
         ModelError: if the name is not among these, the arguments are not plain data or would load
             or download a file, or the model cannot be built.
-        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        ConfigError: if `trust` is neither a string nor a collection of strings.
         MissingExtraError: if torchvision, timm or transformers is needed and not installed.
     """
     names = trusted_names(trust)
@@ -63,10 +63,10 @@ def build_untrusted(
 
 
 def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
-    """The names in ``trust``, as a set.
+    """The names in `trust`, as a set.
 
     Raises:
-        ConfigError: if ``trust`` is neither a string nor a collection of strings, such as True.
+        ConfigError: if `trust` is neither a string nor a collection of strings, such as True.
     """
     names = (trust,) if isinstance(trust, str) else trust
     if not isinstance(names, Collection) or not all(isinstance(n, str) and n for n in names):
@@ -174,7 +174,7 @@ def _shown(name: str) -> str:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Raise ModelError for values outside JSON, which :meth:`ModelSpec.from_dict` accepts."""
+    """Raise ModelError for values outside JSON, which `ModelSpec.from_dict` accepts."""
     if depth > _MAX_DEPTH:
         raise ModelError(f"the arguments of its model are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):

@@ -20,16 +20,16 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights of a file into a model, either all of them or none.
 
-    The file is read with ``torch.load(weights_only=True)``, or with safetensors if that is its
-    suffix, so that it cannot run code. It contains a ``state_dict``, or a mapping with one under
-    ``"state_dict"``; the prefix ``module.`` of ``DataParallel`` is removed. The counters
-    ``num_batches_tracked`` may be missing, as in files written before 2018.
+    The file is read with `torch.load(weights_only=True)`, or with safetensors if that is its
+    suffix, so that it cannot run code. It contains a `state_dict`, or a mapping with one under
+    `"state_dict"`; the prefix `module.` of `DataParallel` is removed. The counters
+    `num_batches_tracked` may be missing, as in files written before 2018.
 
     Args:
         model: model to change in place.
         path: the file; or torchvision's name of pretrained weights, such as
-            ``"ResNet50_Weights.IMAGENET1K_V2"``, which torchvision downloads once and caches in
-            ``$TORCH_HOME/hub/checkpoints``.
+            `"ResNet50_Weights.IMAGENET1K_V2"`, which torchvision downloads once and caches in
+            `$TORCH_HOME/hub/checkpoints`.
 
     Returns:
         The same model.

@@ -1,8 +1,8 @@
-"""Files of ``torch.save`` with a digest of all bytes, read without running pickled code.
+"""Files of `torch.save` with a digest of all bytes, read without running pickled code.
 
-A sealed file is a zip archive as written by torch, with an archive comment that contains ``snello
-sha256`` and the SHA-256 of all bytes before the digest. Zip readers ignore the comment, so that
-``torch.load`` can read the file too.
+A sealed file is a zip archive as written by torch, with an archive comment that contains `snello
+sha256` and the SHA-256 of all bytes before the digest. Zip readers ignore the comment, so that
+`torch.load` can read the file too.
 
 >>> save("state.pt", {"weight": torch.zeros(3)})
 >>> load("state.pt")["weight"]
@@ -40,7 +40,7 @@ def save(path: str | Path, content: Any) -> Path:
 
     Args:
         path: path of the file.
-        content: tensors and plain data, as accepted by :func:`torch.save`.
+        content: tensors and plain data, as accepted by `torch.save`.
 
     Raises:
         OutputError: if the file cannot be written, or the bytes read back differ.
@@ -61,7 +61,7 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
 
     Args:
         path: path of the file, sealed or not.
-        map_location: as for :func:`torch.load`.
+        map_location: as for `torch.load`.
 
     Raises:
         ModelError: if the file is damaged, of another kind, or contains pickled code (named in the
@@ -175,7 +175,7 @@ def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _sha256(file: BinaryIO, size: int) -> str:
-    """SHA-256 of the first ``size`` bytes of a file; leaves its position after them."""
+    """SHA-256 of the first `size` bytes of a file; leaves its position after them."""
     sha = hashlib.sha256()
     file.seek(0)
     while size:

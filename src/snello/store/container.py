@@ -1,4 +1,4 @@
-"""The bitstream ``.snello``: weights coded with ISO/IEC 15938-17, and a JSON record."""
+"""The bitstream `.snello`: weights coded with ISO/IEC 15938-17, and a JSON record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX = 56  # bytes of a container before its manifest, see docs/format.md
 
 @final
 class Container(ModelFile):
-    """A container as written by :func:`snello.compress`; writing quantises the weights."""
+    """A container as written by `snello.compress`; writing quantises the weights."""
 
     suffix: ClassVar[str] = ".snello"
 

@@ -41,19 +41,19 @@ def save(
     """Write a model file; an existing one is replaced only when the new one is complete.
 
     Args:
-        path: ``*.snello`` for a bitstream with quantised weights; ``*.pt``, or any other suffix
+        path: `*.snello` for a bitstream with quantised weights; `*.pt`, or any other suffix
             except those of exported files, for a file that keeps weights and dtypes exactly.
         model: the model.
-        record: description of its structure; before writing it is checked that :func:`load` can
+        record: description of its structure; before writing it is checked that `load` can
             build the model from it.
         settings: codec settings of a bitstream; None for the defaults.
         trust: names of your own factories that may be called for this check. A record that names
             another factory of your own is written without comparing the architecture.
 
     Raises:
-        ModelError: for a record that :func:`load` would refuse, or that describes another
+        ModelError: for a record that `load` would refuse, or that describes another
             architecture.
-        ConfigError: for the suffix of an export, or settings with a ``.pt`` file.
+        ConfigError: for the suffix of an export, or settings with a `.pt` file.
         OutputError: if the file cannot be written.
         MissingExtraError: for a bitstream without nncodec.
     """
@@ -70,12 +70,12 @@ def save(
 
 
 def load(path: str | Path, *, trust: str | Collection[str] = ()) -> tuple[nn.Module, Record]:
-    """Read a model file, a bitstream or a folder of Hugging Face's ``save_pretrained``.
+    """Read a model file, a bitstream or a folder of Hugging Face's `save_pretrained`.
 
     Args:
         path: path of the file or folder.
         trust: names of your own factories that the file may name, as for
-            :func:`snello.store.from_dict`.
+            [`snello.store.from_dict`][].
 
     Returns:
         The model in evaluation mode, on the CPU, and its record.
@@ -84,7 +84,7 @@ def load(path: str | Path, *, trust: str | Collection[str] = ()) -> tuple[nn.Mod
         ModelError: if the file is missing, damaged or not a model file, or names an untrusted
             factory.
         BitstreamError: if it is a damaged bitstream.
-        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        ConfigError: if `trust` is neither a string nor a collection of strings.
         MissingExtraError: if the model belongs to a library that is not installed, or the file is a
             bitstream and nncodec is not installed.
     """
@@ -113,9 +113,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Describe a model file, a bitstream or an exported file, without building the model.
 
     Returns:
-        Plain values: ``file``, ``format``, ``bytes``; for a model file also ``record`` and
-        ``tensors``, for a bitstream also ``settings`` and ``sha256``, for an exported file also
-        ``sha256``, ``inputs`` and ``footprint``.
+        Plain values: `file`, `format`, `bytes`; for a model file also `record` and
+        `tensors`, for a bitstream also `settings` and `sha256`, for an exported file also
+        `sha256`, `inputs` and `footprint`.
 
     Raises:
         ModelError: if the file is missing, damaged or of an unknown format.

@@ -1,4 +1,4 @@
-"""The model file ``.pt``: a ``state_dict`` and a JSON record in an archive with a digest."""
+"""The model file `.pt`: a `state_dict` and a JSON record in an archive with a digest."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FORMAT = "snello model 1"
 
 @final
 class Pt(ModelFile):
-    """A ``torch.save`` file with a digest of all bytes (:mod:`snello.store.archives`).
+    """A `torch.save` file with a digest of all bytes ([`snello.store.archives`][]).
 
-    ``torch.load(weights_only=True)`` returns a dict of ``format``, ``record`` (JSON text) and
-    ``state_dict``.
+    `torch.load(weights_only=True)` returns a dict of `format`, `record` (JSON text) and
+    `state_dict`.
     """
 
     suffix: ClassVar[str] = ".pt"

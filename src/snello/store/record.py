@@ -1,9 +1,9 @@
 """Record of a model: its architecture, plan, folded BatchNorms and input shape, as JSON.
 
-The architecture is the name and the arguments of a factory (:class:`snello.store.ModelSpec`), the
-plan is the one by which :func:`snello.simplify` made it lean. A record may name a network of snello
-or a registered model of torchvision, timm or transformers; any other factory is refused unless the
-caller passes its name as ``trust="package.module:factory"``.
+The architecture is the name and the arguments of a factory ([`snello.store.ModelSpec`][]), the
+plan is the one by which [`snello.simplify`][snello.simplification.simplify] made it lean. A record
+may name a network of snello or a registered model of torchvision, timm or transformers; any other
+factory is refused unless the caller passes its name as `trust="package.module:factory"`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class InputSpec:
 
     Attributes:
         shape: shape without the batch dimension.
-        dtype: as in :class:`Record`.
+        dtype: as in [`Record`][snello.store.Record].
     """
 
     shape: tuple[int, ...]
@@ -65,10 +65,10 @@ class Record:
     further: tuple[InputSpec, ...] = ()
 
     def example_inputs(self, batch: int = 2) -> Tensor:
-        """Random inputs of shape ``(batch, *input_shape)``, with a fixed seed; token ids 0 and 1.
+        """Random inputs of shape `(batch, *input_shape)`, with a fixed seed; token ids 0 and 1.
 
         Raises:
-            ModelError: for a model with several inputs; use :meth:`inputs`.
+            ModelError: for a model with several inputs; use [`inputs`][snello.store.Record.inputs].
         """
         if self.further:
             raise ModelError(
@@ -83,7 +83,7 @@ class Record:
         return {**self.images.to_dict(), "input_shape": list(self.input_shape)}
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
-        """All inputs, each as :meth:`example_inputs`, as a tuple of positional arguments."""
+        """All inputs, each as `example_inputs`, as a tuple of positional arguments."""
         generator = torch.Generator().manual_seed(0)
         every = (InputSpec(self.input_shape, self.dtype), *self.further)
         return tuple(_random((batch, *one.shape), one.dtype, generator) for one in every)
@@ -124,7 +124,7 @@ def _described(one: InputSpec) -> dict[str, Any]:
 
 
 def _further(data: Sequence[Mapping[str, Any]], floating: torch.dtype) -> tuple[InputSpec, ...]:
-    """The inverse of :func:`_described`; floating-point inputs take the dtype of the weights."""
+    """The inverse of `_described`; floating-point inputs take the dtype of the weights."""
     return tuple(
         InputSpec(
             tuple(int(n) for n in one["shape"]),
@@ -141,20 +141,21 @@ def from_dict(
     *,
     trust: str | Collection[str] = (),
 ) -> tuple[nn.Module, Record]:
-    """Build a model from its record and load its weights: the inverse of :func:`to_dict`.
+    """Build a model from its record and load its weights: the inverse of
+    [`to_dict`][snello.store.to_dict].
 
     Args:
         data: the record.
         state: the weights.
         where: origin of the record, for messages.
-        trust: names of your own factories, ``"package.module:factory"``, that the record may name;
+        trust: names of your own factories, `"package.module:factory"`, that the record may name;
             they are imported and called with the arguments of the record. Other names are limited
-            to those that :func:`snello.store.build_untrusted` accepts.
+            to those that [`snello.store.build_untrusted`][] accepts.
 
     Raises:
         ModelError: if the record is damaged, the weights do not fit it, or it names an untrusted
             factory.
-        ConfigError: if ``trust`` is neither a string nor a collection of strings.
+        ConfigError: if `trust` is neither a string nor a collection of strings.
         MissingExtraError: if the model belongs to a library that is not installed.
     """
     try:
@@ -196,12 +197,13 @@ def summary(data: Mapping[str, Any]) -> dict[str, Any]:
     """Summarise a record in a few plain values, for display.
 
     Args:
-        data: a record from :func:`to_dict`, or any other mapping; missing entries are left out.
+        data: a record from [`to_dict`][snello.store.to_dict], or any other mapping; missing entries
+            are left out.
 
     Returns:
-        ``model``; ``input_shape``; ``plan`` (numbers of layers, of outputs before and after, of
+        `model`; `input_shape`; `plan` (numbers of layers, of outputs before and after, of
         further parameters that are narrowed, and of layers left alone; None for a dense model);
-        ``folded_batchnorms``, their number; and ``other_keys``, the names of further entries.
+        `folded_batchnorms`, their number; and `other_keys`, the names of further entries.
 
     Raises:
         ModelError: if the plan is damaged.

@@ -1,4 +1,4 @@
-"""The model file ``.safetensors``: weights that other tools read, and the record as metadata."""
+"""The model file `.safetensors`: weights that other tools read, and the record as metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_HEADER = 100_000_000
 class Safetensors(ModelFile):
     """A file of Hugging Face's format safetensors, https://github.com/huggingface/safetensors.
 
-    Its metadata has ``format``, ``record`` (JSON text, the plan included) and ``sha256``, the digest
+    Its metadata has `format`, `record` (JSON text, the plan included) and `sha256`, the digest
     of the bytes after the header. Tensors that share memory are stored once each.
     """
 

@@ -6,7 +6,8 @@
 >>> file_runner(path, x)().shape
 torch.Size([1, 10])
 
-A format is a subclass of :class:`Format`; :data:`FORMATS` lists the available ones.
+A format is a subclass of [`Format`][snello.deploy.formats.Format];
+[`FORMATS`][snello.deploy.formats.FORMATS] lists the available ones.
 """
 
 from .format import Format as Format

@@ -1,4 +1,4 @@
-"""ExecuTorch: a program for phones in a ``.pte`` file, whose operators run in XNNPACK."""
+"""ExecuTorch: a program for phones in a `.pte` file, whose operators run in XNNPACK."""
 
 from __future__ import annotations
 

@@ -36,13 +36,15 @@ Bind: TypeAlias = Callable[[Inputs], Callable[[], object]]
 class Format(ABC):
     """A file format to export models to, with the runtime of its files.
 
-    To add a format, write a subclass in a file of this folder (:meth:`write`, :meth:`load` and
-    :meth:`inputs_of`; also the counts if the runtime allows it) and list an instance in
-    :data:`snello.deploy.FORMATS`. Export, verification, timing and the commands then support it.
-    Options of a format are the fields of its class.
+    To add a format, write a subclass in a file of this folder
+    ([`write`][snello.deploy.formats.Format.write], `load` and
+    [`inputs_of`][snello.deploy.formats.Format.inputs_of]; also the counts if the runtime allows it)
+    and list an instance in [`snello.deploy.FORMATS`][snello.deploy.formats.FORMATS]. Export,
+    verification, timing and the commands then support it. Options of a format are the fields of its
+    class.
 
     Attributes:
-        name: short name, for ``snello export --format``.
+        name: short name, for `snello export --format`.
         label: name in messages.
         suffix: suffix of its files.
         runtime: name of the runtime, as shown in results.
@@ -63,7 +65,8 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, model: nn.Module, inputs: Inputs, files: Files) -> None:
-        """Write a model to temporary files, one for each of :meth:`files`.
+        """Write a model to temporary files, one for each of
+        [`files`][snello.deploy.formats.Format.files].
 
         Args:
             model: a copy on the CPU, in evaluation mode.
@@ -79,7 +82,7 @@ class Format(ABC):
         """Load files on the CPU.
 
         Args:
-            files: the files, as listed by :meth:`files`.
+            files: the files, as listed by [`files`][snello.deploy.formats.Format.files].
             threads: number of threads of the runtime.
 
         Raises:
@@ -138,7 +141,7 @@ class Format(ABC):
         *,
         verify: bool = True,
     ) -> Path:
-        """Write a model; see :func:`snello.deploy.export`."""
+        """Write a model; see [`snello.deploy.export`][snello.deploy.formats.export]."""
         path = self.writable(path)
         files = self.files(path)
         for module in (*self.writes_with, *(self.runs_with if verify else ())):
@@ -178,7 +181,7 @@ class Format(ABC):
         *,
         runtime: str | None = None,
     ) -> Runner:
-        """Load a file for timing; see :func:`snello.deploy.file_runner`."""
+        """Load a file for timing; see `snello.deploy.file_runner`."""
         path = Path(path)
         arguments = self.inputs_of(path) if inputs is None else as_inputs(inputs)
         call = self.opened(path, threads)(arguments)

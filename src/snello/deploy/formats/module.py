@@ -25,7 +25,7 @@ class FileModel(nn.Module):
     torch.Size([1, 10])
 
     Args:
-        path: the file, of a format in :data:`snello.deploy.FORMATS`.
+        path: the file, of a format in [`snello.deploy.FORMATS`][snello.deploy.formats.FORMATS].
         threads: number of threads of the runtime.
 
     Raises:

@@ -40,11 +40,11 @@ def onnx_footprint(path: str | os.PathLike[str]) -> Footprint:
         path: the file, float32 or quantised (QDQ). Only the batch dimension may be dynamic.
 
     Returns:
-        The counts. ``parameters`` and ``nonzeros`` refer to floating-point and quantised constants
+        The counts. `parameters` and `nonzeros` refer to floating-point and quantised constants
         without scales and zero points; they may be below the model's own, because exporters fold
-        BatchNorm into convolutions. ``macs`` are those of Conv, ConvTranspose, Gemm and MatMul for
-        one sample, with shapes from a run; ``dead_neurons`` are those of the same operators with
-        constant weights; ``bytes`` is the stored size of all constants.
+        BatchNorm into convolutions. `macs` are those of Conv, ConvTranspose, Gemm and MatMul for
+        one sample, with shapes from a run; `dead_neurons` are those of the same operators with
+        constant weights; `bytes` is the stored size of all constants.
 
     Raises:
         ModelError: if the file cannot be read or does not run on one sample.

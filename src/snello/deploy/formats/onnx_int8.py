@@ -101,14 +101,15 @@ def export_int8(
     *,
     reduce_range: bool = False,
 ) -> Quantised:
-    """Export a model to ONNX, verified, and :func:`quantise` it to int8.
+    """Export a model to ONNX, verified, and [`quantise`][snello.deploy.formats.quantise] it to
+    int8.
 
     Args:
         model: any module that torch.export can capture; it is not changed.
         example_inputs: positional inputs with the batch on dimension 0.
         path: the int8 file to write; the float32 file is temporary.
         calibration: batches of inputs (B, ...), normalised as in deployment.
-        reduce_range: see :func:`quantise`.
+        reduce_range: see [`quantise`][snello.deploy.formats.quantise].
 
     Raises:
         ConfigError: for unusable example inputs or calibration data.

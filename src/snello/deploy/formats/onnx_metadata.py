@@ -1,4 +1,4 @@
-"""Facts about the inputs of an ONNX file, as JSON in its ``metadata_props``."""
+"""Facts about the inputs of an ONNX file, as JSON in its `metadata_props`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snello.errors import require
 from snello.files import write_bytes
 
 PREFIX = "snello."
-"""Keys are ``snello.mean``, ``snello.std`` ...; values are JSON."""
+"""Keys are `snello.mean`, `snello.std` ...; values are JSON."""
 
 
 def write_metadata(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def write_metadata(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> No
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the facts of :func:`write_metadata`; none in a file written by another program.
+    """Read the facts of `write_metadata`; none in a file written by another program.
 
     Raises:
         MissingExtraError: without onnx.

@@ -1,4 +1,4 @@
-"""OpenVINO: a graph in an ``.xml`` file and its weights in a ``.bin`` file."""
+"""OpenVINO: a graph in an `.xml` file and its weights in a `.bin` file."""
 
 from __future__ import annotations
 

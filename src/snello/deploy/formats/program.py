@@ -1,4 +1,4 @@
-"""torch.export: a graph of torch's operators in a ``.pt2`` file, without the model's code."""
+"""torch.export: a graph of torch's operators in a `.pt2` file, without the model's code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .program_check import check_program
 @final
 @dataclass(frozen=True)
 class Program(Format):
-    """A program of torch.export, which runs in torch as ``torch.export.load(path).module()``.
+    """A program of torch.export, which runs in torch as `torch.export.load(path).module()`.
 
     torch unpickles parts of such a file and evaluates others. A file with contents other than those
-    of :meth:`write` is refused before torch reads it; this is a precaution, not a guarantee against
+    of `write` is refused before torch reads it; this is a precaution, not a guarantee against
     malicious files.
 
     Source: https://docs.pytorch.org/docs/stable/export.html

@@ -1,7 +1,7 @@
-"""Check of a ``.pt2`` archive before torch unpickles and evaluates parts of it.
+"""Check of a `.pt2` archive before torch unpickles and evaluates parts of it.
 
-Only the contents that :class:`Program` writes are accepted: raw weights, operators of ``torch.ops``
-and of Python's ``operator``, and sizes made of symbols and integers. Archives that contain code are
+Only the contents that `Program` writes are accepted: raw weights, operators of `torch.ops`
+and of Python's `operator`, and sizes made of symbols and integers. Archives that contain code are
 refused; this does not prove that torch's reader is safe for all other archives.
 """
 

@@ -47,15 +47,12 @@ def export(
 ) -> Path:
     """Export a model, in evaluation mode and on the CPU, to the format of the file's suffix.
 
-    ====== ============ ============================ ===========
-    Suffix Format       Runtime                      Batch size
-    ====== ============ ============================ ===========
-    .onnx  ONNX         onnxruntime                  any
-    .pt2   torch.export torch, without the model's   any
-                        code
-    .xml   OpenVINO     openvino (.bin next to it)    any
-    .pte   ExecuTorch   executorch (XNNPACK)         the example's
-    ====== ============ ============================ ===========
+    | suffix | format | runtime | batch size |
+    |---|---|---|---|
+    | .onnx | ONNX | onnxruntime | any |
+    | .pt2 | torch.export | torch, without the model's code | any |
+    | .xml | OpenVINO | openvino (.bin next to it) | any |
+    | .pte | ExecuTorch | executorch (XNNPACK) | the example's |
 
     Args:
         model: any module that torch.export can capture; a copy of it is exported.
@@ -64,7 +61,7 @@ def export(
             complete and verified.
         verify: run the file in its runtime with the example's batch size and, where the batch is
             dynamic, with one sample more, and compare the outputs with PyTorch; with False the runtime is not needed.
-        format: a format with options, such as ``Onnx(opset=18)``; None chooses it by the suffix.
+        format: a format with options, such as `Onnx(opset=18)`; None chooses it by the suffix.
 
     Returns:
         The path of the file.
@@ -73,7 +70,8 @@ def export(
         ConfigError: for an unknown suffix, no inputs, or an input without a batch dimension.
         ModelError: if the model cannot be exported or does not run with another batch size, or the
             file's outputs differ by more than 1e-4 of the largest magnitude (in float16 and
-            bfloat16, by more than 8 times their ``torch.finfo(dtype).eps``); the message has the difference.
+            bfloat16, by more than 8 times their `torch.finfo(dtype).eps`); the message has the
+            difference.
         OutputError: if the file cannot be written, with the path.
         MissingExtraError: with the extra that installs the format's packages.
 

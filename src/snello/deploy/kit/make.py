@@ -44,7 +44,7 @@ def device_kit(
         ConfigError: without a model, for equal or invalid names, or for files other than ONNX.
         ModelError: if a model cannot be exported or does not run.
         OutputError: if the folder exists and is not empty, or cannot be written.
-        MissingExtraError: without the extra ``onnx``.
+        MissingExtraError: without the extra `onnx`.
     """
     folder = check_new_folder(folder)
     _check(subjects)

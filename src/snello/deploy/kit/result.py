@@ -19,7 +19,8 @@ class DeviceTime:
     """Measurement of one file on a device: times in milliseconds, memory in bytes.
 
     Attributes:
-        name, file, precision, bytes, sha256, source_sha256: see :class:`KitModel`.
+        name, file, precision, bytes, sha256, source_sha256: see
+            [`KitModel`][snello.deploy.KitModel].
         median_ms: median over the repeats.
         p10_ms: 10th percentile.
         p90_ms: 90th percentile.
@@ -44,10 +45,10 @@ class DeviceTime:
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """Result of ``bench.py`` on a device.
+    """Result of `bench.py` on a device.
 
     Attributes:
-        device: facts: ``cpu``, ``cores``, ``os``, ``machine``, versions, temperatures.
+        device: facts: `cpu`, `cores`, `os`, `machine`, versions, temperatures.
         threads: threads of ONNX Runtime.
         batch: samples per call.
         warmup: untimed calls.
@@ -64,7 +65,7 @@ class DeviceResult:
 
 
 def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
-    """Read the result of ``bench.py``.
+    """Read the result of `bench.py`.
 
     Raises:
         ConfigError: if the file does not exist or is not such a result.

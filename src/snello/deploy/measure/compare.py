@@ -28,7 +28,7 @@ class Subject:
         name: name in the result.
         model: a PyTorch model; None for a file of another runtime.
         inputs: inputs with the batch to time on dimension 0; empty for random inputs of a file.
-        file: file that the model was read from, or the file to run if ``model`` is None.
+        file: file that the model was read from, or the file to run if `model` is None.
         bitstream: True if the file is a coded bitstream.
         onnx: an existing ONNX export of the model, to be timed in ONNX Runtime.
     """
@@ -79,9 +79,10 @@ def compare(
 
     Args:
         subjects: models and files to measure; names must differ.
-        runtimes: runtimes for the PyTorch models, any of :func:`model_runtimes`. For the runtime of
-            a file format, models are exported (and verified) into a temporary folder; for int8 they
-            are calibrated on the inputs given here, which is valid for timing, not for accuracy.
+        runtimes: runtimes for the PyTorch models, any of
+            [`model_runtimes`][snello.deploy.model_runtimes]. For the runtime of a file format,
+            models are exported (and verified) into a temporary folder; for int8 they are calibrated
+            on the inputs given here, which is valid for timing, not for accuracy.
         batch: batch size of files; the batch size of models is that of their inputs.
         repeats: number of timed calls of each subject and runtime.
         warmup: number of untimed calls before them.

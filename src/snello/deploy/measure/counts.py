@@ -20,11 +20,11 @@ def footprint(
 ) -> Footprint:
     """Count the parameters, operations and bytes of a model, or of an exported file.
 
-    For an ONNX file, ``parameters`` and ``nonzeros`` refer to its constants; they may be below the
+    For an ONNX file, `parameters` and `nonzeros` refer to its constants; they may be below the
     model's own, because exporters fold BatchNorm into convolutions.
 
     Args:
-        model: any module, whose mode is restored; or the path of an ``.onnx`` or ``.pt2`` file.
+        model: any module, whose mode is restored; or the path of an `.onnx` or `.pt2` file.
         example_inputs: inputs of a module with the batch on dimension 0; only the first sample is
             run, so that counts are per sample. Ignored for a file, which records its shapes.
 
@@ -61,7 +61,7 @@ def peak_memory(
         threads: number of threads of the file's runtime; ignored for a module.
 
     Returns:
-        For a module and a ``.pt2`` file, the memory of simultaneously live tensors. For ONNX, the
+        For a module and a `.pt2` file, the memory of simultaneously live tensors. For ONNX, the
         memory growth of a new process that loads and runs the file (Linux only). None if unknown.
 
     Raises:
@@ -95,7 +95,7 @@ def required_inputs(model: object, example_inputs: Example | None, verb: str) ->
     """Return the example inputs, or refuse: a module, unlike a file, does not record its own.
 
     Raises:
-        ConfigError: if there are none, or ``model`` is not a module.
+        ConfigError: if there are none, or `model` is not a module.
     """
     check_module(model, verb)
     if example_inputs is None:

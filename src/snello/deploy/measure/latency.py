@@ -52,12 +52,14 @@ def latencies(
     of the machine affects all of them and no runner always follows the same one.
 
     Args:
-        runners: name -> runner from :func:`pytorch_runner` or :func:`file_runner`, or any callable
-            that runs PyTorch code.
+        runners: name -> runner from [`pytorch_runner`][snello.deploy.pytorch_runner] or
+            [`file_runner`][snello.deploy.formats.file_runner], or any callable that runs PyTorch
+            code.
         repeats: number of timed calls of each.
         warmup: number of untimed calls of each before them.
         threads: torch's number of threads during the run (restored afterwards).
-        batch: samples per call, reported for plain callables; a :class:`Runner` has its own.
+        batch: samples per call, reported for plain callables; a [`Runner`][snello.deploy.Runner]
+            has its own.
         device: device of plain callables; timing synchronises with an accelerator.
 
     Returns:

@@ -38,7 +38,7 @@ def measure(
 
     Raises:
         ModelError: if the model or the file does not run on the inputs.
-        ConfigError: for an unknown suffix, a module without inputs, ``onnx`` with a file, or a
+        ConfigError: for an unknown suffix, a module without inputs, `onnx` with a file, or a
             batch, repeats, warmup or threads out of range.
         MissingExtraError: naming the extra that a runtime needs.
     """

@@ -17,7 +17,7 @@ from .latency import Latency
 
 
 def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:
-    """Read a result of ``snello measure``: one profile, or several under ``"models"``.
+    """Read a result of `snello measure`: one profile, or several under `"models"`.
 
     Raises:
         ConfigError: if the file cannot be read or is not such a result.

@@ -2,16 +2,17 @@
 
 A channel is read by several layers, scaled by norms and added to other channels. To remove it from
 a network without index operations, every slice that belongs to it has to be removed.
-:func:`coupling` runs the model once, eagerly, with a label on every index of every axis of its
-tensors. Views, slices and concatenations move labels; an elementwise operation joins the labels of
-the elements that it combines; a contraction joins the labels of the input with those of the
-weight's columns. Labels that were joined, directly or not, are one channel. No tracing is needed,
-so that every model that runs can be analysed. The operands of an operation without a rule are
-pinned: they keep their width, and the reason names the line of the user's code.
+[`coupling`][snello.graph.coupled.coupling] runs the model once, eagerly, with a label on every
+index of every axis of its tensors. Views, slices and concatenations move labels; an elementwise
+operation joins the labels of the elements that it combines; a contraction joins the labels of the
+input with those of the weight's columns. Labels that were joined, directly or not, are one channel.
+No tracing is needed, so that every model that runs can be analysed. The operands of an operation
+without a rule are pinned: they keep their width, and the reason names the line of the user's code.
 
 An axis that a view splits into (heads, head dimension) is a grid: a whole head can be removed, or
-one dimension of every head; each is a :class:`Dimension`. After a cut, a norm over the channels
-computes its statistics over the kept ones: this is how the pruned network is defined. ::
+one dimension of every head; each is a [`Dimension`][snello.graph.coupled.Dimension]. After a cut, a
+norm over the channels computes its statistics over the kept ones: this is how the pruned network is
+defined.
 
     groups = coupling(model, images)
     print(groups)
@@ -58,11 +59,12 @@ def coupling(
     Args:
         model: a module. It is not changed, and the result holds no reference to it.
         args: example inputs: a tensor, a tuple or list of positional arguments, a mapping of
-            keyword arguments, or :class:`snello.graph.Inputs`. They are run in evaluation mode.
-        kwargs: keyword arguments, in addition to those in ``args``.
+            keyword arguments, or [`snello.graph.Inputs`][]. They are run in evaluation mode.
+        kwargs: keyword arguments, in addition to those in `args`.
         trial: whether to cut some channels out of a copy and compare it with the masked one, in
             float64. It takes three more forwards and pins the dimensions whose width is fixed in
-            the user's code. Without it, :func:`cut` finds them if it is given example inputs.
+            the user's code. Without it, [`cut`][snello.graph.coupled.cut] finds them if it is given
+            example inputs.
 
     Returns:
         Every dimension, with the slices that belong to each index.

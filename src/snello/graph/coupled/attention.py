@@ -42,7 +42,7 @@ def rescaled(
 
 
 def _scale(run: Run, q: Tensor, k: Tensor, given: float | None) -> float:
-    """The user's scale, or ``1 / sqrt(d)`` for the number d of kept channels of a head."""
+    """The user's scale, or `1 / sqrt(d)` for the number d of kept channels of a head."""
     if given is not None:
         return given
     kept = run.kept(run.of(q).axes[-1] or run.of(k).axes[-1])

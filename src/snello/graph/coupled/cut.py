@@ -76,10 +76,10 @@ def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
 def removed_slices(
     coupling: Coupling, removed: Removed, *, sizes: bool = False
 ) -> dict[tuple[str, int], set[int]]:
-    """(parameter or buffer, axis) -> the indices to remove; (attribute, position), with ``sizes``.
+    """(parameter or buffer, axis) -> the indices to remove; (attribute, position), with `sizes`.
 
     Raises:
-        ConfigError: as :func:`cut`.
+        ConfigError: as [`cut`][snello.graph.coupled.cut].
     """
     return _slices(coupling, _checked(coupling, removed), sizes=sizes)
 
@@ -99,7 +99,7 @@ def kept_indices(name: str, axis: int, width: int, gone: set[int]) -> list[int]:
 
 
 def shortened(value: Any, position: int, less: int) -> Any:
-    """The value of an attribute that holds a width after ``less`` indices were removed.
+    """The value of an attribute that holds a width after `less` indices were removed.
 
     Args:
         value: the width, or a tuple or list of numbers.

@@ -20,9 +20,9 @@ class Member:
         name: qualified name of a parameter or buffer, or of an integer attribute that holds a
             width.
         axis: axis of the parameter; of an attribute, the position in a tuple, or -1.
-        role: ``"write"`` for rows that compute channels, ``"read"`` for columns that use them,
-            ``"scale"`` for parameters that are combined with them element by element (norms,
-            biases, embeddings of positions), ``"size"`` for an attribute.
+        role: `"write"` for rows that compute channels, `"read"` for columns that use them,
+            `"scale"` for parameters that are combined with them element by element (norms,
+            biases, embeddings of positions), `"size"` for an attribute.
         indices: for each index of the dimension, the indices along the axis that belong to it.
     """
 
@@ -61,10 +61,10 @@ class Dimension:
     Index i is removed from all members or from none.
 
     Attributes:
-        name: name of the first module that writes the channels; with ``:heads`` or ``:head_dim``
+        name: name of the first module that writes the channels; with `:heads` or `:head_dim`
             where they belong to attention.
-        kind: ``"channels"``, ``"hidden"`` (written by one layer, read by others), ``"heads"``,
-            ``"head_dim"`` or ``"groups"`` (of a convolution).
+        kind: `"channels"`, `"hidden"` (written by one layer, read by others), `"heads"`,
+            `"head_dim"` or `"groups"` (of a convolution).
         width: number of indices.
         members: the slices and attributes that go with each index.
         norms: (module, operation) of every norm, mean or sum over these channels; after a cut it
@@ -127,12 +127,12 @@ class Coupling:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The coupling as data for :mod:`json`."""
+        """The coupling as data for `json`."""
         return asdict(self)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Coupling:
-        """The coupling that :meth:`to_json` wrote."""
+        """The coupling that [`to_json`][snello.graph.coupled.Coupling.to_json] wrote."""
         return Coupling(tuple(_dimension(entry) for entry in data["dimensions"]))
 
 

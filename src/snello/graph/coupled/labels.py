@@ -22,7 +22,7 @@ HEADS, HEAD_DIM, GROUPS = "heads", "head_dim", "groups"
 
 @dataclass(frozen=True)
 class Grid:
-    """An axis of rows and columns: its index ``r * len(columns) + c`` is row r, column c.
+    """An axis of rows and columns: its index `r * len(columns) + c` is row r, column c.
 
     An index is removed with its row or its column.
 
@@ -55,7 +55,7 @@ class Labels:
         allocated: the axes for which labels were made, in order.
         grids: the axes that were divided or joined by a view.
         pins: label -> why it must stay.
-        flags: label -> kind of its axis, such as ``"heads"``.
+        flags: label -> kind of its axis, such as `"heads"`.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Labels:
                 self.pins.setdefault(label, why)
 
     def flag(self, axis: Axis, part: str) -> None:
-        """Note the kind of an axis, such as ``"heads"``; of several notes the first is kept."""
+        """Note the kind of an axis, such as `"heads"`; of several notes the first is kept."""
         for label in axis or ():
             if label > 0:
                 self.flags.setdefault(label, part)
@@ -117,7 +117,7 @@ class Labels:
         return self.join(a, b)
 
     def join(self, a: Vector, b: Vector) -> Vector:
-        """Like :meth:`unify`, but without pinning the labels that correspond to 0."""
+        """Like `unify`, but without pinning the labels that correspond to 0."""
         for x, y in zip(a, b, strict=True):
             if x > 0 and y > 0 and x != y:
                 x, y = self.find(x), self.find(y)

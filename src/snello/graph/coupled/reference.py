@@ -38,7 +38,8 @@ def reference(
 def masked_outputs(
     model: nn.Module, units: Units, coupling: Coupling, removed: Removed, inputs: Inputs
 ) -> list[Tensor]:
-    """:func:`reference` with the units of an earlier run on inputs of these shapes.
+    """[`reference`][snello.graph.coupled.reference] with the units of an earlier run on inputs of
+    these shapes.
 
     Labels are numbered in order of execution, so that they are the same in every run.
     """

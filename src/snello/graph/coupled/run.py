@@ -66,7 +66,7 @@ class Run:
         removed: labels of removed channels; statistics are computed over the others. None to only
             record.
         labels: the labels of all tensors.
-        roles: label of a parameter's axis -> ``"read"`` or ``"write"``; none where it only scales.
+        roles: label of a parameter's axis -> `"read"` or `"write"`; none where it only scales.
         statistics: (module, operation, axis) of every reduction over labelled channels.
         mirrors: attributes that held the length of a labelled axis.
         outputs: the tensors that the model returned.
@@ -266,7 +266,7 @@ _OTHERS = ("image", "img", "patch", "window", "kernel", "grid", "vocab", "batch"
 
 
 def is_count(name: str) -> bool:
-    """True of names of attributes that count heads or groups, as in ``num_heads``."""
+    """True of names of attributes that count heads or groups, as in `num_heads`."""
     counts = any(part in name for part in _COUNTS) or name in ("h", "nh")
     return counts and not any(part in name for part in _WIDTHS)
 

@@ -20,7 +20,7 @@ from .run import Run
 from .units import Units, families
 
 ROUNDING = 1000
-"""Largest accepted difference, in multiples of :func:`_rounding`."""
+"""Largest accepted difference, in multiples of `_rounding`."""
 
 
 def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:

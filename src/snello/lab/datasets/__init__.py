@@ -13,22 +13,25 @@ validation part is a random subset of the training part, stratified by class for
 >>> images.shape, labels.dtype
 (torch.Size([32, 1, 8, 8]), torch.int64)
 
-Small datasets (digits, MNIST, CIFAR) are decoded once into memory: :class:`DataSplits` with
-:class:`Images`. ImageNet, COCO and large folders are streamed: :class:`StreamedSplits` with
-:class:`StreamedImages`, decoded and augmented by worker processes. Both have the attributes
-``name, train, validation, test, classes, mean, std, source, task, input_shape``, and the same
-function builds a data loader for either::
+Small datasets (digits, MNIST, CIFAR) are decoded once into memory:
+[`DataSplits`][snello.lab.datasets.DataSplits] with [`Images`][snello.lab.datasets.Images].
+ImageNet, COCO and large folders are streamed:
+[`StreamedSplits`][snello.lab.datasets.StreamedSplits] with
+[`StreamedImages`][snello.lab.datasets.StreamedImages], decoded and augmented by worker processes.
+Both have the attributes
+`name, train, validation, test, classes, mean, std, source, task, input_shape`, and the same
+function builds a data loader for either:
 
     loader(part, splits, batch_size, shuffle=, seed=, augment=, limit=, replicas=, rank=, workers=)
 
-A batch is (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for the task ``"segmentation"`` (float32
-``(B, 3, H, W)``, int64 ``(B, H, W)``), where 255 marks pixels without a class.
-``augment="crop-flip"`` is random cropping and horizontal flipping: with 4 pixels of padding for
+A batch is (float32 `(B, C, H, W)`, int64 `(B,)`), or for the task `"segmentation"` (float32
+`(B, 3, H, W)`, int64 `(B, H, W)`), where 255 marks pixels without a class.
+`augment="crop-flip"` is random cropping and horizontal flipping: with 4 pixels of padding for
 datasets in memory, with random area and aspect ratio for streamed classification, with a random
-scale for segmentation. ``"none"`` applies the evaluation transforms.
+scale for segmentation. `"none"` applies the evaluation transforms.
 
 The order of a shuffled loader and its augmentation depend only on the seed, on the epoch passed to
-``batches.sampler.set_epoch(epoch)`` and on the image, not on the global random state, the batch
+`batches.sampler.set_epoch(epoch)` and on the image, not on the global random state, the batch
 size, the number of workers or the number of replicas. A resumed run gets the same batches.
 
 Sources: digits, scikit-learn's copy of the UCI optical digits; MNIST, LeCun et al., 1998; CIFAR-10,

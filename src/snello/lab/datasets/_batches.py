@@ -48,8 +48,8 @@ def loader(
     """Build a data loader for one part of a dataset, normalised by the splits' channel statistics.
 
     For images in memory, whole batches are indexed, augmented and normalised as tensors, without a
-    Python loop over images. Streamed images are decoded by worker processes. With ``shuffle`` or
-    ``augment`` the sampler is a ``DistributedSampler``: call ``sampler.set_epoch(epoch)`` before
+    Python loop over images. Streamed images are decoded by worker processes. With `shuffle` or
+    `augment` the sampler is a `DistributedSampler`: call `sampler.set_epoch(epoch)` before
     every epoch, as Lightning does automatically; otherwise every epoch repeats the first one.
 
     Args:
@@ -58,25 +58,25 @@ def loader(
         batch_size: images per batch; the last batch may be smaller.
         shuffle: whether to draw a new order every epoch.
         seed: seed of order and augmentation, combined with the epoch.
-        augment: ``"crop-flip"``: in memory it pads 4 black pixels, crops a random window of the
+        augment: `"crop-flip"`: in memory it pads 4 black pixels, crops a random window of the
             original size and flips it horizontally with probability 1/2; for streamed
             classification it crops a random area with a random aspect ratio and flips it; for
             segmentation it scales by 0.5 … 2, flips and crops. The random numbers depend on (seed,
             epoch, image) only.
-        limit: use only the first ``limit`` images; the order of a part is random, so they are an
+        limit: use only the first `limit` images; the order of a part is random, so they are an
             unbiased sample.
         replicas: number of processes over which the images are split. If the number of images is
             not a multiple, the last processes repeat a few images.
         rank: index of this process, 0 … replicas − 1.
         workers: number of processes that decode streamed images; ignored for images in memory.
-        curate: builds a dynamic subset of the part, of :mod:`snello.curation`; with ``shuffle``.
+        curate: builds a dynamic subset of the part, of [`snello.curation`][]; with `shuffle`.
 
     Returns:
-        A loader of (float32 ``(B, C, H, W)``, int64 ``(B,)``), or for segmentation (float32
-        ``(B, 3, H, W)``, int64 ``(B, H, W)`` with 255 for pixels without a class). Without
+        A loader of (float32 `(B, C, H, W)`, int64 `(B,)`), or for segmentation (float32
+        `(B, 3, H, W)`, int64 `(B, H, W)` with 255 for pixels without a class). Without
         augmentation, segmentation images keep their size and are padded on the right and at the
-        bottom to the largest of the batch. With ``curate``, pairs of such a batch and the indices,
-        int64 ``(B,)``; the loader's ``dataset`` is the subset.
+        bottom to the largest of the batch. With `curate`, pairs of such a batch and the indices,
+        int64 `(B,)`; the loader's `dataset` is the subset.
 
     Raises:
         ConfigError: for a batch size or limit below 1, an unknown augmentation, a rank out of
@@ -189,12 +189,12 @@ def crop_flip(pixels: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
     """Crop windows from padded images and flip some of them horizontally.
 
     Args:
-        pixels: images, shape ``(B, C, H, W)``.
-        corners: int64, shape ``(B, 2)``: top and left of each window in the padded image, 0 … 8.
-        mirrored: boolean, shape ``(B,)``: the images to flip.
+        pixels: images, shape `(B, C, H, W)`.
+        corners: int64, shape `(B, 2)`: top and left of each window in the padded image, 0 … 8.
+        mirrored: boolean, shape `(B,)`: the images to flip.
 
     Returns:
-        The windows, shape ``(B, C, H, W)``.
+        The windows, shape `(B, C, H, W)`.
     """
     height, width = pixels.shape[2:]
     # unfold returns a view of all windows, (B, C, 9, 9, H, W): only the chosen ones are copied.

@@ -23,8 +23,8 @@ TORCHVISION_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-
 def read_cifar10(request: Request) -> RawData:
     """Read CIFAR-10 from the first source found.
 
-    The sources are ``cifar-10-batches-py``, the folders ``cifar10-jpeg`` and ``cifar10``, and
-    ``cifar10-jpeg.tar.gz``.
+    The sources are `cifar-10-batches-py`, the folders `cifar10-jpeg` and `cifar10`, and
+    `cifar10-jpeg.tar.gz`.
     """
     places: list[Path] = []
     for root in request.roots:
@@ -43,7 +43,7 @@ def read_cifar10(request: Request) -> RawData:
 
 
 def read_cifar100(request: Request) -> RawData:
-    """Read CIFAR-100 from ``cifar-100-python``, with the 100 fine classes."""
+    """Read CIFAR-100 from `cifar-100-python`, with the 100 fine classes."""
     places = [root / TORCHVISION_FOLDERS["CIFAR100"] for root in request.roots]
     for root, place in zip(request.roots, places, strict=True):
         if place.is_dir():
@@ -109,7 +109,7 @@ def _decoded(file: Path, source: Path) -> RawData:
 
 
 def _with_train(folder: Path, archive: Path) -> Path:
-    """The folder that contains ``train``: the unpacked one or a single folder inside it."""
+    """The folder that contains `train`: the unpacked one or a single folder inside it."""
     for candidate in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         if (candidate / "train").is_dir():
             return candidate

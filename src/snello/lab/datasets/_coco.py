@@ -37,7 +37,7 @@ _LABELS = {category: label for label, category in enumerate(VOC.values()) if lab
 
 
 def read_coco(request: Request) -> RawStream:
-    """Read ``train2017`` and ``val2017`` with their annotations; ``val2017`` is the test part.
+    """Read `train2017` and `val2017` with their annotations; `val2017` is the test part.
 
     Raises:
         DataError: if the dataset is missing or its annotations cannot be read.
@@ -128,7 +128,7 @@ class CocoMasks:
         return CocoMasks(self.files.subset(indices), self.objects.subset(indices))
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Draw the mask of an image: uint8, shape ``(height, width)``, 255 where instances overlap.
+        """Draw the mask of an image: uint8, shape `(height, width)`, 255 where instances overlap.
 
         Raises:
             DataError: for an outline that cannot be drawn.
@@ -149,7 +149,7 @@ class CocoMasks:
 
 
 def _covered(segmentation: Any, height: int, width: int) -> Tensor:
-    """Mask of one instance from polygons or run-length encoding: boolean, ``(height, width)``."""
+    """Mask of one instance from polygons or run-length encoding: boolean, `(height, width)`."""
     tools = _tools()
     coded = isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list)
     runs = segmentation if coded else tools.frPyObjects(segmentation, height, width)

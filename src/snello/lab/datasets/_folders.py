@@ -26,12 +26,12 @@ TEST_SHARE = 0.2
 
 
 def read_image_folder(path: Path, image_size: int | None) -> RawData:
-    """Read ``path/{train,test[,val]}/CLASS/*``, ``path/{train,val}/CLASS/*`` or ``path/CLASS/*``.
+    """Read `path/{train,test[,val]}/CLASS/*`, `path/{train,val}/CLASS/*` or `path/CLASS/*`.
 
     Args:
-        path: the folder. If it contains ``train`` and ``test``, these are the parts, and ``val``,
-            if present, is the validation part. With ``train`` and ``val`` alone, a fixed half of
-            ``val`` is the validation part and the other half the test part, so that neither has an
+        path: the folder. If it contains `train` and `test`, these are the parts, and `val`,
+            if present, is the validation part. With `train` and `val` alone, a fixed half of
+            `val` is the validation part and the other half the test part, so that neither has an
             image that a network was trained on. Otherwise every folder is a class, and a fixed fifth
             of each class is the test part.
         image_size: size in pixels to which the shorter side is resized before a centre crop; None
@@ -40,7 +40,7 @@ def read_image_folder(path: Path, image_size: int | None) -> RawData:
     Raises:
         DataError: if the folder is missing or has no classes, a class has no images, or an image
             cannot be decoded (the message names it).
-        ConfigError: if the images differ in size and ``image_size`` is None.
+        ConfigError: if the images differ in size and `image_size` is None.
     """
     check_folder(path)
     if (path / "train").is_dir():
@@ -61,7 +61,7 @@ def check_folder(path: Path) -> None:
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
-    """Read the folders of :func:`part_folders`; the classes of all parts must be the same."""
+    """Read the folders of `part_folders`; the classes of all parts must be the same."""
     classes = class_names(path / "train")
     parts = {
         part: read_classes(folder, classes, image_size)
@@ -73,7 +73,7 @@ def read_parts(path: Path, image_size: int | None) -> RawData:
 
 
 def test_and_validation(parts: Mapping[str, PartT]) -> tuple[PartT, PartT | None]:
-    """The part ``test``, and ``val`` if there is one; without ``test``, each a half of ``val``."""
+    """The part `test`, and `val` if there is one; without `test`, each a half of `val`."""
     if "test" in parts:
         return parts["test"], parts.get("val")
     validation, test = cut_out(parts["val"], 0.5, seed=0, purpose="test")
@@ -81,7 +81,7 @@ def test_and_validation(parts: Mapping[str, PartT]) -> tuple[PartT, PartT | None
 
 
 def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The folders ``train`` and ``test``, ``val`` or both, with the given classes."""
+    """The folders `train` and `test`, `val` or both, with the given classes."""
     names = [part for part in ("train", "test", "val") if (path / part).is_dir()]
     if len(names) == 1:
         raise DataError(
@@ -113,13 +113,13 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def read_classes(folder: Path, classes: Sequence[str], image_size: int | None) -> Images:
-    """Decode ``folder/CLASS/**`` of every class, in the order of :func:`list_classes`."""
+    """Decode `folder/CLASS/**` of every class, in the order of `list_classes`."""
     files, labels = list_classes(folder, classes)
     return Images(_decode(files, image_size), labels)
 
 
 def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The files of ``folder/CLASS/**`` of every class and their labels, in a fixed random order.
+    """The files of `folder/CLASS/**` of every class and their labels, in a fixed random order.
 
     Folders list one class after the other. The fixed shuffle makes any slice an unbiased sample.
     """
@@ -143,7 +143,7 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tenso
 
 
 def fixed_order(count: int) -> Tensor:
-    """A random permutation with a fixed seed: int64, shape ``(count,)``."""
+    """A random permutation with a fixed seed: int64, shape `(count,)`."""
     return torch.randperm(count, generator=generator(0, "folder order"))
 
 
@@ -227,7 +227,7 @@ def open_rgb(pil: Any, file: str) -> Any:
 
 
 def _open(pil: Any, file: str, image_size: int | None) -> Tensor:
-    """Decode one file to uint8 ``(3, H, W)``."""
+    """Decode one file to uint8 `(3, H, W)`."""
     image = open_rgb(pil, file)
     if image_size is not None:
         image = _resize(image, image_size)
@@ -236,7 +236,7 @@ def _open(pil: Any, file: str, image_size: int | None) -> Tensor:
 
 
 def _resize(image: Any, size: int) -> Any:
-    """The largest centred square of the image, resized to ``size`` × ``size``."""
+    """The largest centred square of the image, resized to `size` × `size`."""
     if image.size == (size, size):
         return image
     side = min(image.size)

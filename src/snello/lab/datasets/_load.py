@@ -46,7 +46,7 @@ _STREAMED_SIZES: dict[Task, tuple[int, int]] = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names of the datasets that :func:`load_dataset` accepts."""
+    """Names of the datasets that [`load_dataset`][snello.lab.datasets.load_dataset] accepts."""
     return tuple(_READERS)
 
 
@@ -67,20 +67,20 @@ def load_dataset(
     """Find a dataset and split it into training, validation and test parts.
 
     Args:
-        name: for images in memory ``"digits"`` (1 797 images of 8×8, comes with scikit-learn),
-            ``"mnist"``, ``"cifar10"``, ``"cifar100"`` or ``"imagefolder"``; for images streamed
-            from files ``"imagenet"``, ``"coco"`` (segmentation with the 21 classes of Pascal VOC),
-            ``"imagefolder-stream"`` or ``"maskfolder"``.
-        root: folder that holds the dataset: ``root/MNIST/raw``, ``root/cifar-10-batches-py``,
-            ``root/cifar10-jpeg/{train,test}/CLASS/*.jpg``,
-            ``root/cifar10/{train,test}/CLASS/*.jpg``, ``root/cifar10-jpeg.tar.gz``,
-            ``root/cifar-100-python``, ``root/imagenet/{train,val}/n01440764/*.JPEG`` or
-            ``root/coco`` with ``train2017``, ``val2017`` and
-            ``annotations/instances_{train,val}2017.json``; for the last two, ``root`` may be that
+        name: for images in memory `"digits"` (1 797 images of 8×8, comes with scikit-learn),
+            `"mnist"`, `"cifar10"`, `"cifar100"` or `"imagefolder"`; for images streamed
+            from files `"imagenet"`, `"coco"` (segmentation with the 21 classes of Pascal VOC),
+            `"imagefolder-stream"` or `"maskfolder"`.
+        root: folder that holds the dataset: `root/MNIST/raw`, `root/cifar-10-batches-py`,
+            `root/cifar10-jpeg/{train,test}/CLASS/*.jpg`,
+            `root/cifar10/{train,test}/CLASS/*.jpg`, `root/cifar10-jpeg.tar.gz`,
+            `root/cifar-100-python`, `root/imagenet/{train,val}/n01440764/*.JPEG` or
+            `root/coco` with `train2017`, `val2017` and
+            `annotations/instances_{train,val}2017.json`; for the last two, `root` may be that
             folder itself. None searches the folders of the environment variable SNELLO_DATA
-            (several are separated as in PATH), else ``./data``.
+            (several are separated as in PATH), else `./data`.
         validation: share of the training images that becomes the validation part, in (0, 1),
-            stratified by class except for segmentation. If an image folder contains ``val``, it is
+            stratified by class except for segmentation. If an image folder contains `val`, it is
             used instead.
         seed: seed of that random choice. The test part does not depend on it; for ImageNet and COCO
             it is the official validation part, because their test labels are not public.
@@ -88,22 +88,24 @@ def load_dataset(
             it; None keeps their size. Streamed images are resized and cropped to it; None is 224
             for classification and 480 for segmentation.
         download: let torchvision download a missing MNIST or CIFAR into the first root.
-        path: for ``"imagefolder"`` and ``"imagefolder-stream"``, a folder with ``train`` and
-            ``test`` (and optionally ``val``), with ``train`` and ``val``, of which a fixed half each
+        path: for `"imagefolder"` and `"imagefolder-stream"`, a folder with `train` and
+            `test` (and optionally `val`), with `train` and `val`, of which a fixed half each
             becomes the validation and the test part, or with one folder per class, of which a fixed
-            fifth becomes the test part. For ``"maskfolder"``, a folder with the same parts, each with
-            ``images/NAME.jpg`` and ``masks/NAME.png``; the pixels of a mask are indices into the
-            list ``classes.txt``, or 255.
-        mean, std: normalisation per channel, with pixels scaled to 0 … 1; None for the dataset's
-            own. A trained network needs those of its training.
+            fifth becomes the test part. For `"maskfolder"`, a folder with the same parts, each with
+            `images/NAME.jpg` and `masks/NAME.png`; the pixels of a mask are indices into the
+            list `classes.txt`, or 255.
+        mean: mean of each channel to subtract, with pixels scaled to 0 … 1; None for the dataset's
+            own. A trained network needs that of its training.
+        std: standard deviation of each channel to divide by, likewise.
         order: order of the channels in a batch.
         validation_path: folder with the validation images, used instead of a cut of the training
             images: one folder per class, with the names of the dataset's classes, or for
-            segmentation ``images/NAME.jpg`` and ``masks/NAME.png``.
+            segmentation `images/NAME.jpg` and `masks/NAME.png`.
 
     Returns:
-        The parts with channel statistics: :class:`DataSplits` (uint8 in memory, statistics of the
-        training part) or :class:`StreamedSplits` (statistics of ImageNet).
+        The parts with channel statistics: [`DataSplits`][snello.lab.datasets.DataSplits] (uint8 in
+        memory, statistics of the training part) or
+        [`StreamedSplits`][snello.lab.datasets.StreamedSplits] (statistics of ImageNet).
 
     Raises:
         ConfigError: for an unknown name or an option out of range.
@@ -237,7 +239,7 @@ _READERS: dict[str, Callable[[Request], RawData | RawStream]] = {
 }
 
 FIXED_SIZE = ("digits", "mnist", "cifar10", "cifar100")
-"""Datasets with images of equal size, resized only if ``image_size`` is given."""
+"""Datasets with images of equal size, resized only if `image_size` is given."""
 
 WITH_PATH = ("imagefolder", "imagefolder-stream", "maskfolder")
 """Datasets in a folder given by the user."""

@@ -23,12 +23,12 @@ from ._types import IGNORED, RawStream, StreamedImages
 
 
 def read_mask_folder(path: Path) -> RawStream:
-    """Read ``path/{train,test[,val]}/{images,masks}/**`` and ``path/classes.txt``.
+    """Read `path/{train,test[,val]}/{images,masks}/**` and `path/classes.txt`.
 
     Args:
-        path: the folder. With ``train`` and ``val`` alone, a fixed half of ``val`` is the validation
+        path: the folder. With `train` and `val` alone, a fixed half of `val` is the validation
             part and the other half the test part. An image and its mask have the same name except for the suffix.
-            ``classes.txt`` has the name of one class per line; the first is label 0.
+            `classes.txt` has the name of one class per line; the first is label 0.
 
     Raises:
         DataError: if the folder, the list of classes, a part, an image or a mask is missing.
@@ -59,7 +59,7 @@ def _classes(file: Path) -> tuple[str, ...]:
 
 
 def mask_part(folder: Path, classes: int) -> StreamedImages:
-    """List ``folder/{images,masks}/**``, paired by name; labels are below ``classes``.
+    """List `folder/{images,masks}/**`, paired by name; labels are below `classes`.
 
     Raises:
         DataError: if there are no images, or an image or a mask is missing.
@@ -106,7 +106,7 @@ class MaskFiles:
         return MaskFiles(self.files.subset(indices), self.classes)
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """Read the mask of an image: uint8, shape ``(height, width)``.
+        """Read the mask of an image: uint8, shape `(height, width)`.
 
         Raises:
             DataError: if the mask cannot be decoded, is an RGB image, differs in size from its

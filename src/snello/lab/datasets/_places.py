@@ -19,7 +19,7 @@ VARIABLE = "SNELLO_DATA"
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of :func:`snello.lab.datasets.load_dataset` that are passed to a reader."""
+    """Arguments of [`snello.lab.datasets.load_dataset`][] that are passed to a reader."""
 
     roots: tuple[Path, ...]
     path: Path
@@ -28,7 +28,7 @@ class Request:
 
 
 def roots(root: str | Path | None) -> tuple[Path, ...]:
-    """The folders to search: the given one, else those of SNELLO_DATA, else ``./data``."""
+    """The folders to search: the given one, else those of SNELLO_DATA, else `./data`."""
     if root is not None:
         return (Path(root).expanduser(),)
     listed = os.environ.get(VARIABLE, "").split(os.pathsep)

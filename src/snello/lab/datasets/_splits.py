@@ -34,7 +34,7 @@ def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tupl
     """Split off a random share of every class.
 
     Args:
-        labels: int64, shape ``(N,)``.
+        labels: int64, shape `(N,)`.
         fraction: share to split off, in (0, 1). For a class with two or more images, both sides get
             at least one.
         seed: seed of the random choice.
@@ -60,7 +60,7 @@ def stratified(labels: Tensor, fraction: float, seed: int, purpose: str) -> tupl
 
 
 def cut_out(images: PartT, fraction: float, seed: int, purpose: str) -> tuple[PartT, PartT]:
-    """The images that remain and those that are split off; see :func:`stratified`.
+    """The images that remain and those that are split off; see `stratified`.
 
     Images with segmentation masks show several classes and are therefore not stratified.
     """
@@ -78,7 +78,7 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     instead of NaN.
 
     Args:
-        pixels: uint8, shape ``(N, C, H, W)``.
+        pixels: uint8, shape `(N, C, H, W)`.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
@@ -93,7 +93,7 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def resized(images: Images, size: int | None) -> Images:
-    """Images resized to ``size`` × ``size`` (bilinear, antialiased); None keeps their size."""
+    """Images resized to `size` × `size` (bilinear, antialiased); None keeps their size."""
     if size is None or images.pixels.shape[2:] == (size, size) or len(images) == 0:
         return images
     parts = [

@@ -20,7 +20,7 @@ from ._types import IGNORED, StreamedImages, StreamedSplits
 
 Batch = tuple[Tensor, Tensor]
 Key = int | tuple[int, int]
-"""Index of an image, or (epoch, index) from an :class:`EpochKeys` sampler."""
+"""Index of an image, or (epoch, index) from an `EpochKeys` sampler."""
 
 
 class StreamedBatches(Dataset[Batch]):
@@ -60,7 +60,7 @@ class StreamedBatches(Dataset[Batch]):
             return self._seen(index)
 
     def _seen(self, index: int) -> Batch:
-        """The transformed pixels, uint8 ``(3, H, W)``, and the label ``()`` or mask ``(H, W)``."""
+        """The transformed pixels, uint8 `(3, H, W)`, and the label `()` or mask `(H, W)`."""
         image = open_rgb(
             require("PIL.Image", "train", "reading image files"), self.images.files[index]
         )

@@ -29,7 +29,7 @@ ARCHIVE = "ILSVRC2012_img_train.tar"
 
 
 def stream_image_folder(path: Path) -> RawStream:
-    """List a folder in the layout of ``read_image_folder``, without decoding its images."""
+    """List a folder in the layout of `read_image_folder`, without decoding its images."""
     check_folder(path)
     if not (path / "train").is_dir():
         classes = class_names(path)
@@ -45,13 +45,13 @@ def stream_image_folder(path: Path) -> RawStream:
 
 
 def stream_classes(folder: Path, classes: Sequence[str]) -> StreamedImages:
-    """Files of ``folder/CLASS/**``, in the order of ``list_classes``."""
+    """Files of `folder/CLASS/**`, in the order of `list_classes`."""
     files, labels = list_classes(folder, classes)
     return StreamedImages(Texts(files), labels)
 
 
 def read_imagenet(request: Request) -> RawStream:
-    """List ILSVRC2012, with ``train`` and ``val`` in class folders as torchvision unpacks them."""
+    """List ILSVRC2012, with `train` and `val` in class folders as torchvision unpacks them."""
     places = [root / name for root in request.roots for name in ("imagenet", "ILSVRC2012", "")]
     for place in places:
         if (place / "train").is_dir() and (place / "val").is_dir():

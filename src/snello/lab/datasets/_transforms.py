@@ -10,19 +10,19 @@ from ._types import IGNORED, StreamedSplits
 
 
 def image_transform(splits: StreamedSplits, augment: str) -> Any:
-    """Build a transform from a PIL image (and a ``tv_tensors.Mask``) to uint8 tensors.
+    """Build a transform from a PIL image (and a `tv_tensors.Mask`) to uint8 tensors.
 
     Args:
-        splits: the dataset: its task, its ``input_shape`` (C, side, side) for the crop and
-            ``resize``, the shorter side, are used.
-        augment: ``"none"`` or ``"crop-flip"``; checked by the loader.
+        splits: the dataset: its task, its `input_shape` (C, side, side) for the crop and
+            `resize`, the shorter side, are used.
+        augment: `"none"` or `"crop-flip"`; checked by the loader.
 
     Returns:
-        A picklable torchvision transform. ``"none"`` resizes the shorter side to ``resize``; for
+        A picklable torchvision transform. `"none"` resizes the shorter side to `resize`; for
         classification it crops the centre, for segmentation images keep their own sizes.
-        ``"crop-flip"`` for classification crops 8 … 100 % of the area at an aspect ratio of
+        `"crop-flip"` for classification crops 8 … 100 % of the area at an aspect ratio of
         3/4 … 4/3, resizes the crop and flips it horizontally with probability 1/2; for segmentation
-        it scales the shorter side to 0.5 … 2 times ``resize``, flips with probability 1/2 and takes
+        it scales the shorter side to 0.5 … 2 times `resize`, flips with probability 1/2 and takes
         a random crop. Smaller images are padded with black and label 255.
     """
     v2 = require("torchvision.transforms.v2", "train", f"streaming {splits.name}")

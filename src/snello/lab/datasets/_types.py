@@ -26,8 +26,8 @@ class Images:
     """Images and their labels.
 
     Attributes:
-        pixels: uint8, shape ``(N, C, H, W)``, 0 … 255.
-        labels: int64, shape ``(N,)``, class indices.
+        pixels: uint8, shape `(N, C, H, W)`, 0 … 255.
+        labels: int64, shape `(N,)`, class indices.
 
     Raises:
         DataError: for other dtypes or shapes.
@@ -96,12 +96,12 @@ class DataSplits:
 
     @property
     def task(self) -> Task:
-        """``"classification"``: datasets in memory have one class per image."""
+        """`"classification"`: datasets in memory have one class per image."""
         return "classification"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of one image."""
+        """`(C, H, W)` of one image."""
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
 
@@ -112,7 +112,7 @@ class MaskSource(Protocol):
     def __len__(self) -> int: ...
 
     def mask(self, index: int, height: int, width: int) -> Tensor:
-        """The class of each pixel of an image: uint8, ``(height, width)``, 255 for none."""
+        """The class of each pixel of an image: uint8, `(height, width)`, 255 for none."""
         ...
 
     def subset(self, indices: Tensor) -> MaskSource:
@@ -126,7 +126,7 @@ class StreamedImages:
 
     Attributes:
         files: path of each image.
-        targets: for classification the labels, int64 of shape ``(N,)``; for segmentation the masks.
+        targets: for classification the labels, int64 of shape `(N,)`; for segmentation the masks.
 
     Raises:
         DataError: if the numbers of files and targets differ.
@@ -149,7 +149,7 @@ class StreamedImages:
 
     @property
     def labels(self) -> Tensor:
-        """Class of every image, int64, shape ``(N,)``.
+        """Class of every image, int64, shape `(N,)`.
 
         Raises:
             DataError: for segmentation, which has a label per pixel.
@@ -171,18 +171,19 @@ class StreamedImages:
 class StreamedSplits:
     """A dataset streamed from files, split into disjoint parts.
 
-    It has the attributes of :class:`DataSplits`; :func:`snello.lab.datasets.loader` accepts both.
+    It has the attributes of [`DataSplits`][snello.lab.datasets.DataSplits];
+    [`snello.lab.datasets.loader`][] accepts both.
 
     Attributes:
-        name, train, validation, test, classes, mean, std, source: as in :class:`DataSplits`. The
-            statistics are those of ImageNet, which pretrained networks expect; for segmentation,
-            the classes include the background.
-        task: ``"classification"`` or ``"segmentation"``.
-        input_shape: ``(C, H, W)`` of a cropped training image.
+        name, train, validation, test, classes, mean, std, source: as in
+            [`DataSplits`][snello.lab.datasets.DataSplits]. The statistics are those of ImageNet,
+            which pretrained networks expect; for segmentation, the classes include the background.
+        task: `"classification"` or `"segmentation"`.
+        input_shape: `(C, H, W)` of a cropped training image.
         resize: length in pixels of an image's shorter side in evaluation. For classification, the
-            image is then centre-cropped to ``input_shape``; for segmentation it is not cropped.
+            image is then centre-cropped to `input_shape`; for segmentation it is not cropped.
         order: order of the channels in a batch.
-        apart: as in :class:`DataSplits`.
+        apart: as in [`DataSplits`][snello.lab.datasets.DataSplits].
     """
 
     name: str
@@ -214,7 +215,7 @@ Splits = DataSplits | StreamedSplits
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """A dataset as stored in its files; ``validation`` is None if the files do not define it."""
+    """A dataset as stored in its files; `validation` is None if the files do not define it."""
 
     train: Images
     test: Images
@@ -225,7 +226,7 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class RawStream:
-    """A streamed dataset as stored in files; ``validation`` is None if they do not define it."""
+    """A streamed dataset as stored in files; `validation` is None if they do not define it."""
 
     train: StreamedImages
     test: StreamedImages

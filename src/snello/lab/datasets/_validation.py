@@ -19,7 +19,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def images_for(raw: RawData, path: Path, image_size: int | None) -> Images:
-    """Read ``path/CLASS/*`` with the classes and the channels of a dataset in memory.
+    """Read `path/CLASS/*` with the classes and the channels of a dataset in memory.
 
     Args:
         raw: the dataset.
@@ -43,7 +43,7 @@ def images_for(raw: RawData, path: Path, image_size: int | None) -> Images:
 
 
 def stream_for(raw: RawStream, path: Path) -> StreamedImages:
-    """List ``path/CLASS/*``, or ``path/{images,masks}/*`` for segmentation, without decoding.
+    """List `path/CLASS/*`, or `path/{images,masks}/*` for segmentation, without decoding.
 
     Raises:
         DataError: if the folder is missing, its classes differ, or an image has no mask.
@@ -74,6 +74,6 @@ def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Grey values, uint8 ``(N, 1, H, W)``, of RGB pixels."""
+    """Grey values, uint8 `(N, 1, H, W)`, of RGB pixels."""
     weights = torch.tensor(_LUMA).view(1, 3, 1, 1)
     return (pixels.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)

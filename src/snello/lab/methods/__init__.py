@@ -1,7 +1,8 @@
 """Training methods as data: name, label, colour, constructor and options of each.
 
-Recipes, runs, tables, plots and the command line all read the table :data:`METHOD_SPECS`. Adding a
-row to it makes a new sensitivity or selection available by name::
+Recipes, runs, tables, plots and the command line all read the table
+[`METHOD_SPECS`][snello.lab.methods.METHOD_SPECS]. Adding a row to it makes a new sensitivity or
+selection available by name:
 
     METHOD_SPECS["serene"].label                      # 'SeReNe'
     method_of("serene+stochastic-0.2").share          # 0.2

@@ -1,4 +1,4 @@
-"""Parser for method names: ``serene``, ``stochastic-0.2`` (with a share), ``serene+neq``."""
+"""Parser for method names: `serene`, `stochastic-0.2` (with a share), `serene+neq`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _named(kind: Kind) -> tuple[str, ...]:
 METHODS = (
     *_named("baseline"), *_named("sensitivity"), *_named("selection"), "serene+neq",
 )  # fmt: skip
-"""Method names. ``stochastic-P`` accepts any share P in [0, 1]; ``+`` joins a sensitivity to a
+"""Method names. `stochastic-P` accepts any share P in [0, 1]; `+` joins a sensitivity to a
 selection."""
 
 JOURNEY_METHODS = ("baseline", "lobster", "serene", "neq")
@@ -37,7 +37,7 @@ class Method:
         name: the name as the user wrote it.
         sensitivity: the method that decides the decay and the pruning, or None.
         selection: the method that decides which neurons skip their update, or None.
-        share: frozen share of neurons in ``stochastic-P``, in [0, 1].
+        share: frozen share of neurons in `stochastic-P`, in [0, 1].
     """
 
     name: str
@@ -57,7 +57,7 @@ class Method:
 
 
 def method_of(name: str) -> Method:
-    """Parse the name of a method: ``"serene+neq"``, ``"stochastic-0.35"``.
+    """Parse the name of a method: `"serene+neq"`, `"stochastic-0.35"`.
 
     Raises:
         ConfigError: for an unknown name; the message suggests the nearest valid one.
@@ -96,7 +96,7 @@ def label_of(name: str, baseline: str = METHOD_SPECS["baseline"].label) -> str:
     """The label of a method in tables and plots.
 
     Args:
-        name: method name, such as ``"serene+neq"`` or ``"stochastic-0.2"``.
+        name: method name, such as `"serene+neq"` or `"stochastic-0.2"`.
         baseline: label to use for the baseline.
 
     Raises:

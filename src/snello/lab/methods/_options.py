@@ -18,9 +18,9 @@ class PruningConfig:
             across layers. The decay acts on the same unit.
         twt: relative increase of the validation loss that one pruning step may cause.
         normalise: scaling that makes scores comparable across layers; None thresholds the raw
-            magnitudes, as the papers do. See :class:`snello.pruning.Pruner`.
+            magnitudes, as the papers do. See [`snello.pruning.Pruner`][].
         max_drop: total drop of validation accuracy, relative to the dense network, that pruning may
-            cause, in [0, 1); None: no bound. See :class:`snello.pruning.QualityBound`.
+            cause, in [0, 1); None: no bound. See [`snello.pruning.QualityBound`][].
         pwe: plateau patience: number of epochs without improvement before a pruning step.
         finetune: number of final epochs without decay and without further pruning.
         every: number of steps between two observations of a sensitivity that needs an extra
@@ -57,7 +57,7 @@ class NEqConfig:
         eps: velocity below which a neuron counts as being at equilibrium.
         mu: weight of the previous velocity (momentum coefficient).
         warmup: number of decisions before neurons are frozen; one decision is an epoch unless
-            ``every`` is set.
+            `every` is set.
         probe: number of training images on which a neuron's outputs are compared.
         every: number of optimizer steps between two decisions; None: once an epoch, as published.
         positions: number of spatial positions per layer kept from the probe's outputs; None: all.

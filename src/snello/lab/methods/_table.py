@@ -27,9 +27,9 @@ class Setting:
     Attributes:
         options: the method's block of the recipe.
         seed: the recipe's seed.
-        model: network (``nn.Module``) in training; None for a selection.
-        share: the P of ``stochastic-P``, in [0, 1].
-        imitated: frozen share at every decision of the run that ``imitates`` names; None if there
+        model: network (`nn.Module`) in training; None for a selection.
+        share: the P of `stochastic-P`, in [0, 1].
+        imitated: frozen share at every decision of the run that `imitates` names; None if there
             is no such run.
     """
 
@@ -42,18 +42,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: a row of :data:`METHOD_SPECS`.
+    """One method: a row of [`METHOD_SPECS`][snello.lab.methods.METHOD_SPECS].
 
     Attributes:
         name: in recipes and on the command line.
         label: in tables and plots.
         kind: "sensitivity" (decays and prunes), "selection" (freezes neurons) or "baseline".
-        build: function that constructs the sensitivity or the selection from a :class:`Setting`.
+        build: function that constructs the sensitivity or the selection from a `Setting`.
         uses: recipe block that holds the options; empty for none.
         colour: matplotlib colour of the curve; None takes the next one of the colour cycle.
         defaults: default values of the block, for a sensitivity.
         scores: function that computes importances from calibration batches, for one-shot pruning.
-        takes_share: True if a share follows the name, as in ``stochastic-0.2``.
+        takes_share: True if a share follows the name, as in `stochastic-0.2`.
         imitates: name of the method whose frozen shares this one copies from a finished run.
     """
 

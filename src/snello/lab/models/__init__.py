@@ -1,8 +1,8 @@
 """The networks of the papers.
 
-Recipes and records refer to a network by its factory, ``"snello.lab.models:resnet_32"``, or by the
-short name ``"resnet-32"``. :func:`snello.store.build` constructs a network from such a name,
-:func:`snello.store.load_weights` loads its weights.
+Recipes and records refer to a network by its factory, `"snello.lab.models:resnet_32"`, or by the
+short name `"resnet-32"`. [`snello.store.build`][] constructs a network from such a name,
+[`snello.store.load_weights`][] loads its weights.
 
 >>> from snello.lab.models import model_names, resnet_20
 >>> model_names()[:3], model_names()[-2:]
@@ -14,7 +14,8 @@ Sources: LeNet-300-100, LeCun et al., "Gradient-based learning applied to docume
 1998; LeNet-5, the variant of Caffe's MNIST example that the pruning papers count;
 ResNet-20/32/44/56/110, He et al., "Deep residual learning for image recognition", 2016,
 https://arxiv.org/abs/1512.03385, section 4.2, shortcuts of option A; VGG-16 and AlexNet for CIFAR,
-the variants that have the published sizes: see :class:`CifarVGG16` and :class:`CifarAlexNet`.
+the variants that have the published sizes: see [`CifarVGG16`][snello.lab.models.CifarVGG16] and
+[`CifarAlexNet`][snello.lab.models.CifarAlexNet].
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "vgg_16_cifar": vgg_16_cifar,
     "alexnet_cifar": alexnet_cifar,
 }
-"""Name behind ``snello.lab.models:`` in a file -> factory."""
+"""Name behind `snello.lab.models:` in a file -> factory."""
 
 
 def model_names() -> tuple[str, ...]:

@@ -24,8 +24,8 @@ class CifarAlexNet(nn.Module):
         bias: whether convolutions and linear layers have biases.
 
     Shape:
-        Input ``(B, in_channels, H, W)`` of at least 16×16 pixels, 32×32 in the papers; output
-        ``(B, classes)``.
+        Input `(B, in_channels, H, W)` of at least 16×16 pixels, 32×32 in the papers; output
+        `(B, classes)`.
     """
 
     def __init__(
@@ -61,5 +61,5 @@ class CifarAlexNet(nn.Module):
         self.apply(lecun)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores, shape ``(B, classes)``."""
+        """Class scores, shape `(B, classes)`."""
         return self.classifier(self.flatten(self.pool(self.features(x))))  # type: ignore[no-any-return]

@@ -17,12 +17,12 @@ class LeNet300(nn.Module):
         classes: number of outputs.
         in_channels: channels of the image.
         image_size: height and width of the image, in pixels.
-        in_features: number of inputs, for data other than square images; overrides ``in_channels``
-            and ``image_size``.
+        in_features: number of inputs, for data other than square images; overrides `in_channels`
+            and `image_size`.
 
     Shape:
-        Input ``(B, in_channels, image_size, image_size)`` or anything with as many values per
-        example; output ``(B, classes)``.
+        Input `(B, in_channels, image_size, image_size)` or anything with as many values per
+        example; output `(B, classes)`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LeNet300(nn.Module):
         self.fc3 = nn.Linear(100, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores, shape ``(B, classes)``."""
+        """Class scores, shape `(B, classes)`."""
         x = self.relu1(self.fc1(self.flatten(x)))
         return self.fc3(self.relu2(self.fc2(x)))  # type: ignore[no-any-return]
 
@@ -52,7 +52,7 @@ class LeNet5(nn.Module):
     """LeNet-5 in Caffe's variant, 20-50-500-10, of the pruning papers: 431 080 parameters.
 
     Two unpadded 5×5 convolutions, each followed by 2×2 max pooling, then two linear layers. As in
-    Caffe's ``lenet_train_test.prototxt``, the only ReLU stands between the two linear layers; there
+    Caffe's `lenet_train_test.prototxt`, the only ReLU stands between the two linear layers; there
     is none after the convolutions.
 
     Args:
@@ -61,7 +61,7 @@ class LeNet5(nn.Module):
         image_size: height and width of the image, in pixels, at least 16.
 
     Shape:
-        Input ``(B, in_channels, image_size, image_size)``, output ``(B, classes)``.
+        Input `(B, in_channels, image_size, image_size)`, output `(B, classes)`.
 
     Raises:
         ModelError: if the image is too small for both convolutions and poolings.
@@ -85,6 +85,6 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores, shape ``(B, classes)``."""
+        """Class scores, shape `(B, classes)`."""
         x = self.pool2(self.conv2(self.pool1(self.conv1(x))))
         return self.fc2(self.relu(self.fc1(self.flatten(x))))  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(B, in_channels, H, W)`` to ``(B, channels, ceil(H/stride), ceil(W/stride))``."""
+        """Shape `(B, in_channels, H, W)` to `(B, channels, ceil(H/stride), ceil(W/stride))`."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(y + self.shortcut(x))  # type: ignore[no-any-return]
 
@@ -46,7 +46,7 @@ class CifarResNet(nn.Module):
 
     He et al., "Deep residual learning for image recognition", 2016,
     https://arxiv.org/abs/1512.03385. The parameters are named as in the public checkpoints
-    (``layer1.0.conv1.weight`` …, ``linear.bias``).
+    (`layer1.0.conv1.weight` …, `linear.bias`).
 
     Args:
         depth: 6n+2 with n ≥ 1: 20, 32, 44, 56, 110 …
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
         in_channels: channels of the image.
 
     Shape:
-        Input ``(B, in_channels, H, W)`` of any size, 32×32 in the paper; output ``(B, classes)``.
+        Input `(B, in_channels, H, W)` of any size, 32×32 in the paper; output `(B, classes)`.
 
     Raises:
         ModelError: for a depth that is not 6n+2.
@@ -79,7 +79,7 @@ class CifarResNet(nn.Module):
         self.apply(kaiming)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores, shape ``(B, classes)``."""
+        """Class scores, shape `(B, classes)`."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]

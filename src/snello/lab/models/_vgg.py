@@ -25,8 +25,8 @@ class CifarVGG16(nn.Module):
         dropout: probability of dropping an input of the linear layers.
 
     Shape:
-        Input ``(B, in_channels, H, W)`` of at least 32×32 pixels, 32×32 in the papers; output
-        ``(B, classes)``.
+        Input `(B, in_channels, H, W)` of at least 32×32 pixels, 32×32 in the papers; output
+        `(B, classes)`.
     """
 
     def __init__(self, classes: int = 10, *, in_channels: int = 3, dropout: float = 0.5) -> None:
@@ -52,5 +52,5 @@ class CifarVGG16(nn.Module):
         self.apply(kaiming)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores, shape ``(B, classes)``."""
+        """Class scores, shape `(B, classes)`."""
         return self.classifier(self.flatten(self.pool(self.features(x))))  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
 """Recipes: one YAML file describes one run, without code.
 
-``snello recipes ls`` lists them, ``snello recipes cp`` copies one.
+`snello recipes ls` lists them, `snello recipes cp` copies one.
 
-A :class:`Recipe` is typed and validates its own values; :func:`load_recipe` reads one and applies
-options as on the command line. Needs no torch; reading a file needs the extra ``train``.
+A [`Recipe`][snello.lab.training.Recipe] is typed and validates its own values;
+[`load_recipe`][snello.lab.training.load_recipe] reads one and applies options as on the command
+line. Needs no torch; reading a file needs the extra `train`.
 """
 
 from ._config import CurationConfig as CurationConfig

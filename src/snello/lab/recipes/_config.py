@@ -26,7 +26,7 @@ class DataConfig:
     """The dataset and its batches.
 
     Attributes:
-        name: one of :func:`snello.lab.datasets.dataset_names`: "digits", "cifar10", "imagenet",
+        name: one of [`snello.lab.datasets.dataset_names`][]: "digits", "cifar10", "imagenet",
             "imagefolder", ...
         root: folder (or several, separated as in PATH) that holds the dataset; default:
             $SNELLO_DATA, ./data.
@@ -44,7 +44,7 @@ class DataConfig:
         test_limit: number of validation images and of test images to use, for quick tries; None:
             all.
         workers: number of processes that decode images, for datasets too large for memory.
-        kept: index file of the training images to use, as :meth:`snello.curation.Kept.save` writes
+        kept: index file of the training images to use, as [`snello.curation.Kept.save`][] writes
             it; None: all.
     """
 
@@ -147,7 +147,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CurationConfig:
-    """Training images that an epoch leaves out: see :mod:`snello.curation`.
+    """Training images that an epoch leaves out: see [`snello.curation`][].
 
     Attributes:
         method: "none", "random", "infobatch" or "orderdp".
@@ -233,12 +233,12 @@ class Recipe:
     """The full description of a run: model, data, optimizer, methods and shipping.
 
     In addition to the attributes below, a recipe has one
-    :class:`~snello.lab.methods.PruningConfig` per sensitivity, under the sensitivity's name:
-    ``lobster``, ``serene``, ``output``.
+    [`PruningConfig`][snello.lab.methods.PruningConfig] per sensitivity, under the sensitivity's
+    name: `lobster`, `serene`, `output`.
 
     Attributes:
         model: the network, by name and arguments.
-        weights: file of initial weights, in a format that :func:`snello.store.load_weights` reads;
+        weights: file of initial weights, in a format that [`snello.store.load_weights`][] reads;
             None: random initialisation.
         data: the images.
         optimizer: optimizer and schedule, the same for every method.

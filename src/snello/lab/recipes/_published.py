@@ -37,7 +37,7 @@ class PublishedRow:
     """A row of a published table, with the recipe and the method that reproduce it.
 
     Attributes:
-        name: name of the row for ``snello reproduce --row``.
+        name: name of the row for `snello reproduce --row`.
         recipe, method: names of the recipe and the method that reproduce it.
         network, dataset, approach: the row's description, as published.
         published: key of a quantity -> published number; None where nothing is published.

@@ -19,13 +19,13 @@ from ._scale import given_epochs, not_given, noted, scaled
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
     """Read and check a recipe.
 
-    Two keys of the file are not fields of :class:`Recipe`: ``extends`` names a recipe that provides
-    the values missing here, and ``quick`` holds the values of a quick trial run.
+    Two keys of the file are not fields of [`Recipe`][snello.lab.training.Recipe]: `extends` names a
+    recipe that provides the values missing here, and `quick` holds the values of a quick trial run.
 
     Args:
-        name_or_path: a name from :func:`recipe_names` or a YAML file.
-        overrides: options as on the command line, ``["--epochs=3", "--data.root=/data"]``.
-        quick: apply the values of ``quick``; overrides take precedence over them.
+        name_or_path: a name from [`recipe_names`][snello.lab.training.recipe_names] or a YAML file.
+        overrides: options as on the command line, `["--epochs=3", "--data.root=/data"]`.
+        quick: apply the values of `quick`; overrides take precedence over them.
 
     Raises:
         ConfigError: for an unknown key, or a value of the wrong type or out of range.
@@ -59,12 +59,12 @@ def epoch_overrides(
 
     Args:
         name_or_path: of the recipe.
-        overrides: as for :func:`load_recipe`.
+        overrides: as for [`load_recipe`][snello.lab.training.load_recipe].
         quick: the same.
         note: values of a run that is resumed: its lengths stay.
 
     Returns:
-        Further overrides, ``["--lobster.finetune=1"]``; none without ``--epochs=`` among those given.
+        Further overrides, `["--lobster.finetune=1"]`; none without `--epochs=` among those given.
     """
     epochs = given_epochs(overrides)
     if epochs is None:
@@ -81,7 +81,7 @@ def recipe_values(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
 
     Raises:
         ConfigError: if the file is not a mapping, extends itself, or has no quick variant although
-            ``quick`` is true.
+            `quick` is true.
     """
     values = _extended(name_or_path, ())
     smaller = values.pop("quick", None)
@@ -114,7 +114,7 @@ def _extended(name_or_path: str, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def option_names() -> tuple[str, ...]:
-    """Dotted names of a recipe's options: ``"epochs"``, ``"data.batch_size"`` ..."""
+    """Dotted names of a recipe's options: `"epochs"`, `"data.batch_size"` ..."""
     return tuple(_options_of(Recipe))
 
 
@@ -203,7 +203,7 @@ def _loader() -> Any:
         """Safe loader that refuses a mapping with duplicate keys."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            """Check the keys written in the file; keys merged with ``<<`` may be overridden."""
+            """Check the keys written in the file; keys merged with `<<` may be overridden."""
             seen: dict[Any, Any] = {}
             for key, _ in node.value:
                 name = (key.tag, getattr(key, "value", None))
@@ -219,9 +219,9 @@ def _loader() -> Any:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``over`` into ``base``, recursively.
+    """Merge `over` into `base`, recursively.
 
-    Where ``over`` names another model, the base's model arguments are dropped.
+    Where `over` names another model, the base's model arguments are dropped.
     """
     result = dict(base)
     for key, value in over.items():

@@ -18,7 +18,7 @@ LENGTHS = (
 
 
 def scaled(recipe: Recipe, epochs: int) -> dict[str, Any]:
-    """Values of :data:`LENGTHS` that change when a recipe runs for another number of epochs.
+    """Values of `LENGTHS` that change when a recipe runs for another number of epochs.
 
     Each keeps its share of the run, rounded; what happened still happens, and no fine-tuning, warm-up
     or milestone is as long as the run or beyond it. Milestones that fall together are one.
@@ -51,7 +51,7 @@ def scaled(recipe: Recipe, epochs: int) -> dict[str, Any]:
 
 
 def noted(note: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of :data:`LENGTHS` that the note of a run holds."""
+    """Values of `LENGTHS` that the note of a run holds."""
     pairs = ((name, name.partition(".")) for name in LENGTHS)
     return {name: note[a][b] for name, (a, _, b) in pairs if b in note.get(a, {})}
 

@@ -1,8 +1,8 @@
 """Tables, plots and report pages of results.
 
-The results are frozen dataclasses of other packages. A :class:`Table` has a title, a header and
-rows of text, and is printed on the terminal with rich or written as Markdown. :func:`write_report`
-writes the report of a journey.
+The results are frozen dataclasses of other packages. A [`Table`][snello.lab.reporting.Table] has a
+title, a header and rows of text, and is printed on the terminal with rich or written as Markdown.
+[`write_report`][snello.lab.reporting.write_report] writes the report of a journey.
 """
 
 from ._curation import contact_sheet as contact_sheet

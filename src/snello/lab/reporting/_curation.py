@@ -19,7 +19,7 @@ def plot_scores(scores: Mapping[str, Tensor], path: Path, title: str) -> Path:
     """Histograms of scores, one below the other.
 
     Args:
-        scores: name -> ``(N,)``.
+        scores: name -> `(N,)`.
         path: of the PNG file.
         title: of the figure.
     """

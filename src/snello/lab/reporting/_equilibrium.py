@@ -30,9 +30,9 @@ def plot_updated(
     """Plot the share of updated neurons over a training, one line per run.
 
     Args:
-        runs: label -> updated share in each epoch, in [0, 1], or the :class:`EquilibriumStep`
-            returned by each step; a decision holds until the next one, and all neurons are updated
-            before the first.
+        runs: label -> updated share in each epoch, in [0, 1], or the
+            [`EquilibriumStep`][snello.equilibrium.EquilibriumStep] returned by each step; a
+            decision holds until the next one, and all neurons are updated before the first.
         path: PNG file to write.
         title: title of the plot.
         xlabel: unit of the horizontal axis.
@@ -40,7 +40,7 @@ def plot_updated(
     Raises:
         ConfigError: if there is no run, or a run is empty.
         OutputError: if the file cannot be written.
-        MissingExtraError: without matplotlib (extra ``report``).
+        MissingExtraError: without matplotlib (extra `report`).
     """
     if empty := [label for label, run in runs.items() if not run] or ([] if runs else ["runs"]):
         raise ConfigError(f"{empty[0]}: nothing to draw; pass the steps of at least one run")
@@ -70,14 +70,15 @@ def plot_equilibrium(
     *,
     eps: float | None = None,
 ) -> Path:
-    """Plot histograms of similarity and velocity over all neurons, as :class:`Velocity` has them.
+    """Plot histograms of similarity and velocity over all neurons, as
+    [`Velocity`][snello.equilibrium.Velocity] has them.
 
     The counts have a logarithmic axis, because most neurons fall into one bin. The velocity has a
-    symmetric logarithmic axis, linear within ``eps`` (within 1e-3 if ``eps`` is None).
+    symmetric logarithmic axis, linear within `eps` (within 1e-3 if `eps` is None).
 
     Args:
-        phi: layer name -> similarities, shape ``(neurons,)``.
-        velocity: layer name -> velocities, shape ``(neurons,)``.
+        phi: layer name -> similarities, shape `(neurons,)`.
+        velocity: layer name -> velocities, shape `(neurons,)`.
         path: PNG file to write.
         title: title of the plot.
         eps: bound on the velocity below which neurons are frozen, drawn as a band.
@@ -85,7 +86,7 @@ def plot_equilibrium(
     Raises:
         ConfigError: if there are no values, because no step has been taken yet.
         OutputError: if the file cannot be written.
-        MissingExtraError: without matplotlib (extra ``report``).
+        MissingExtraError: without matplotlib (extra `report`).
     """
     similarities, velocities = _values(phi), _values(velocity)
     if not similarities or not velocities:
@@ -128,9 +129,9 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
         title: title of the plot.
 
     Raises:
-        ConfigError: if ``costs`` is empty.
+        ConfigError: if `costs` is empty.
         OutputError: if the file cannot be written.
-        MissingExtraError: without matplotlib (extra ``report``).
+        MissingExtraError: without matplotlib (extra `report`).
     """
     if not costs:
         raise ConfigError("costs: there is nothing to draw; pass the cost of at least one run")
@@ -172,7 +173,7 @@ def cost_table(costs: Mapping[str, UpdateCost], title: str = "What a step costs"
         title: title of the table.
 
     Raises:
-        ConfigError: if ``costs`` is empty.
+        ConfigError: if `costs` is empty.
     """
     if not costs:
         raise ConfigError("costs: there is nothing to show; pass the cost of at least one run")

@@ -142,14 +142,14 @@ def _with_change(count: float, dense: float) -> str:
 
 
 def write_report(result: JourneyResult, folder: str | Path) -> Path:
-    """Write ``report.md``, ``report.json`` and the two plots.
+    """Write `report.md`, `report.json` and the two plots.
 
     Returns:
-        The path of ``report.md``.
+        The path of `report.md`.
 
     Raises:
         OutputError: if a file cannot be written.
-        MissingExtraError: without matplotlib (extra ``report``).
+        MissingExtraError: without matplotlib (extra `report`).
     """
     folder = Path(folder)
     write_text(folder / "report.json", as_json(result))

@@ -16,7 +16,7 @@ PERIOD = 15.0
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar over ``total`` steps; yields a function that prints a line and advances the bar.
+    """Show a bar over `total` steps; yields a function that prints a line and advances the bar.
 
     Without a terminal the lines are printed unbuffered, and once a period a line with the number of
     finished steps, the time taken and the time left.
@@ -82,7 +82,7 @@ class _Pace:
         self._start = time.monotonic()
 
     def text(self) -> str:
-        """``"3 of 12 steps, 1:30 min, 30.0 s a step, about 4:30 min left"``."""
+        """`"3 of 12 steps, 1:30 min, 30.0 s a step, about 4:30 min left"`."""
         seconds = time.monotonic() - self._start
         if not self.done:
             return f"{_clock(seconds)} so far"
@@ -100,7 +100,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def _every_period(say: Callable[[], None]) -> Iterator[None]:
-    """Call a function every :data:`PERIOD` seconds, in a thread, until the block ends."""
+    """Call a function every `PERIOD` seconds, in a thread, until the block ends."""
     over = threading.Event()
 
     def beat() -> None:

@@ -89,14 +89,14 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write_reproduction(result: Reproduction, folder: str | Path) -> Path:
-    """Write the table's ``.md``, ``.json`` and ``.png``.
+    """Write the table's `.md`, `.json` and `.png`.
 
     Returns:
         The path of the Markdown page.
 
     Raises:
         OutputError: if a file cannot be written.
-        MissingExtraError: without matplotlib (extra ``report``).
+        MissingExtraError: without matplotlib (extra `report`).
     """
     folder, name = Path(folder), result.table.name
     write_text(folder / f"{name}.json", as_json(result))

@@ -1,12 +1,13 @@
 """Training: the runs that recipes describe.
 
-A recipe describes a whole run as data. :func:`train` trains with one of its methods,
-:func:`journey` runs the round trip (train, prune, simplify, code, export, measure) and
-:func:`reproduce` runs the rows of a published table::
+A recipe describes a whole run as data. [`train`][snello.lab.training.train] trains with one of its
+methods, [`journey`][snello.lab.training.journey] runs the round trip (train, prune, simplify, code,
+export, measure) and [`reproduce`][snello.lab.training.reproduce] runs the rows of a published
+table:
 
     result = journey(load_recipe("digits", ["--epochs=10"]), "runs/digits")
 
-Needs the extra ``train``.
+Needs the extra `train`.
 """
 
 from snello.errors import require

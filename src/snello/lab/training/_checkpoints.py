@@ -11,9 +11,9 @@ from snello.store import archives
 
 
 class SealedCheckpoints(CheckpointIO):
-    """Write and read the checkpoints of a Lightning trainer with :mod:`snello.store.archives`.
+    """Write and read the checkpoints of a Lightning trainer with [`snello.store.archives`][].
 
-    Lightning's own writer needs room in ``$TMPDIR`` and replaces the old checkpoint before the new
+    Lightning's own writer needs room in `$TMPDIR` and replaces the old checkpoint before the new
     one is known to be readable.
     """
 

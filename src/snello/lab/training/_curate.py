@@ -26,7 +26,7 @@ class Curated:
 
     Attributes:
         recording: of the training.
-        features: inputs of the network's last linear layer after it, float32 ``(N, F)``; of a
+        features: inputs of the network's last linear layer after it, float32 `(N, F)`; of a
             network without one, its outputs.
     """
 

@@ -22,7 +22,7 @@ EVALUATED = 500
 
 
 def load_data(recipe: Recipe) -> Splits:
-    """Load the dataset of a recipe, with the errors of :func:`snello.lab.datasets.load_dataset`."""
+    """Load the dataset of a recipe, with the errors of [`snello.lab.datasets.load_dataset`][]."""
     data = recipe.data
     return load_dataset(
         data.name,
@@ -66,7 +66,7 @@ def check_fits(name: str, model: nn.Module, splits: Splits, *, tensor: bool = Fa
         model: in evaluation mode, on any device.
         splits: the data.
         tensor: require a classifier to return a tensor, as training does; otherwise it may return a
-            mapping or an object with ``"logits"``.
+            mapping or an object with `"logits"`.
 
     Raises:
         ModelError: if the model fails on the images or has a wrong output shape.
@@ -120,7 +120,7 @@ class Batches:
         train: this process's share of every training batch, shuffled and augmented.
         validation: this process's share of the validation images; all shares have equal size.
         test: all test images, for the single process that tests.
-        keep: the dynamic subset behind ``train``; None without curation. Its batches are pairs of a
+        keep: the dynamic subset behind `train`; None without curation. Its batches are pairs of a
             batch and the indices of the images.
 
     Args:
@@ -131,7 +131,7 @@ class Batches:
 
     Raises:
         ConfigError: if the batch cannot be split evenly over the processes, or an option of
-            :func:`snello.lab.datasets.loader` is out of range.
+            [`snello.lab.datasets.loader`][] is out of range.
         DataError: for an index file of another dataset.
     """
 

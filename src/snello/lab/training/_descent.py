@@ -26,7 +26,7 @@ def descend(
 
     Args:
         model: put into training mode at the start of every epoch.
-        batches: a DataLoader whose sampler has ``set_epoch``.
+        batches: a DataLoader whose sampler has `set_epoch`.
         optimizer: of the network's parameters.
         schedule: of the optimizer's learning rate.
         epochs: passes over the batches.

@@ -12,7 +12,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def device_of(recipe: Recipe) -> str:
-    """Device of a recipe: ``"cuda"`` or ``"cpu"``."""
+    """Device of a recipe: `"cuda"` or `"cpu"`."""
     if recipe.device != "auto":
         return recipe.device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,7 +22,7 @@ def check_device(recipe: Recipe) -> None:
     """Refuse early the device settings that Lightning would replace or refuse after loading data.
 
     Raises:
-        ConfigError: if no GPU is available for "cuda", "16-mixed" or ``sync_batchnorm``.
+        ConfigError: if no GPU is available for "cuda", "16-mixed" or `sync_batchnorm`.
     """
     device = device_of(recipe)
     if device == "cuda" and not torch.cuda.is_available():

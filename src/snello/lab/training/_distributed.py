@@ -1,6 +1,6 @@
 """Rank, world size and synchronisation of the processes of a run.
 
-``torchrun`` starts the processes and passes rank and world size in environment variables;
+`torchrun` starts the processes and passes rank and world size in environment variables;
 Lightning initialises the process group.
 """
 

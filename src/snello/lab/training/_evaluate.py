@@ -35,7 +35,7 @@ class Answers:
     """A classifier's answer to each image, in order.
 
     Attributes:
-        labels: class of each image, int64 of shape ``(N,)``.
+        labels: class of each image, int64 of shape `(N,)`.
         predicted: class with the largest output, likewise.
         loss: mean cross-entropy.
     """
@@ -46,12 +46,12 @@ class Answers:
 
     @property
     def right(self) -> Tensor:
-        """Mask of the correctly classified images, bool of shape ``(N,)``."""
+        """Mask of the correctly classified images, bool of shape `(N,)`."""
         return self.predicted == self.labels
 
 
 def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
-    """Classify every image of the batches; arguments and errors as for :func:`evaluate`."""
+    """Classify every image of the batches; arguments and errors as for `evaluate`."""
     labels, predicted, loss = [], [], 0.0
     for logits, right in _answers(model, batches, False, False):
         _check_labels(logits, right)
@@ -123,8 +123,8 @@ def evaluate_segmentation(
         batches: pairs of images and label maps (B, H, W).
         classes: number of classes, C.
         ignored: label of the pixels to ignore.
-        autocast: as for :func:`evaluate`.
-        channels_last: as for :func:`evaluate`.
+        autocast: as for [`evaluate`][snello.lab.training.evaluate].
+        channels_last: as for [`evaluate`][snello.lab.training.evaluate].
 
     Returns:
         The mean cross-entropy per pixel and, as accuracy, the mean over classes of intersection

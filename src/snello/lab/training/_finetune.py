@@ -83,7 +83,7 @@ def finetune(
         The same network, in evaluation mode.
 
     Raises:
-        ConfigError: if ``distil`` is positive without a teacher.
+        ConfigError: if `distil` is positive without a teacher.
         DivergenceError: if the loss becomes NaN or infinite.
     """
     if settings.distil and teacher is None:

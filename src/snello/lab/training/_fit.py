@@ -36,30 +36,30 @@ def train(
 ) -> TrainingResult:
     """Train a recipe's network with one method.
 
-    Under ``torchrun`` every process calls this function; each processes its share of every batch,
+    Under `torchrun` every process calls this function; each processes its share of every batch,
     and rank 0 writes the files.
 
     Args:
         recipe: the recipe.
-        method: one of :data:`snello.lab.methods.METHODS`, such as "serene+neq".
-        folder: folder for the checkpoint, the model file and ``result.json``.
+        method: one of [`snello.lab.methods.METHODS`][], such as "serene+neq".
+        folder: folder for the checkpoint, the model file and `result.json`.
         splits: the data, if already loaded.
         resume: continue from the folder's checkpoint, or return its result if the run is finished.
             Settings that the method does not use (those of other methods and of shipping) may
             differ. The final weights equal those of an uninterrupted run, bit for bit on the CPU. A
-            run may also be extended with other ``epochs`` or another ``finetune``, if the finished
+            run may also be extended with other `epochs` or another `finetune`, if the finished
             epochs would have been the same. A run restarted by torchrun after a process failed
             resumes without this option.
         progress: called with a line of text after each epoch.
-        matched: folder of the finished NEq run that ``stochastic-star`` imitates; default: ``neq``
-            next to ``folder``.
+        matched: folder of the finished NEq run that `stochastic-star` imitates; default: `neq`
+            next to `folder`.
 
     Raises:
-        ConfigError: for an unknown method; for a folder that already holds a run while ``resume``
+        ConfigError: for an unknown method; for a folder that already holds a run while `resume`
             is false, that holds a run with another method or recipe (the message names the
             differences) or one that cannot be extended; for a folder in use by another process.
         OutputError: if the disk is full; the finished epochs are kept.
-        Stopped: on SIGTERM or SIGINT in the main thread, after the current step; ``resume`` repeats
+        Stopped: on SIGTERM or SIGINT in the main thread, after the current step; `resume` repeats
             the interrupted epoch. A second signal stops at once.
         SnelloError: for errors of the data, the model and the training.
     """

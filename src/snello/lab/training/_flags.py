@@ -24,7 +24,7 @@ def flag_of(
         samples: number of test images.
         dense: validation accuracy before the first pruning step.
         pruned: validation accuracy of the last epoch.
-        max_drop: bound on the drop from ``dense`` to ``pruned``.
+        max_drop: bound on the drop from `dense` to `pruned`.
     """
     if classes is not None and at_chance(accuracy, 1 / classes, samples):
         return AT_CHANCE

@@ -172,7 +172,7 @@ def _unused(method: str) -> set[str]:
 
 
 def _length(method: str) -> set[str]:
-    """Settings of a run's length, which may differ if :func:`refusal` returns None."""
+    """Settings of a run's length, which may differ if `refusal` returns None."""
     return {"epochs", f"{method_of(method).block}.finetune"}
 
 

@@ -28,11 +28,11 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         seconds: wall-clock time of the epoch, validation included.
-        train_loss, val_loss, val_accuracy: means over the images of each part; ``val_accuracy`` is
+        train_loss, val_loss, val_accuracy: means over the images of each part; `val_accuracy` is
             the mean intersection over union for segmentation.
         pruned: share of all parameters that are exactly zero.
         updated: share of the watched neurons that were updated; 1 without NEq.
-        backward_ms: median time of ``loss.backward()`` in the epoch's own steps.
+        backward_ms: median time of `loss.backward()` in the epoch's own steps.
         executed_flops: executed FLOPs of the backward pass per sample, from torch's FLOP counter.
         paper_flops, paper_dense_flops: backward FLOPs per sample in the NEq paper's convention,
             with the epoch's frozen neurons and with none. Zero without NEq.
@@ -72,7 +72,7 @@ class EpochSeed(L.Callback):
 
 
 class BackwardTimer(L.Callback):
-    """Time every ``loss.backward()``.
+    """Time every `loss.backward()`.
 
     It must be the trainer's last callback, so that other callbacks are not part of the time.
     """
@@ -101,7 +101,7 @@ class BackwardTimer(L.Callback):
 
 
 class History(L.Callback):
-    """Keep an :class:`EpochRecord` per epoch.
+    """Keep an [`EpochRecord`][snello.lab.training.EpochRecord] per epoch.
 
     It must precede the methods' callbacks, which change masks at the end of an epoch.
 
@@ -109,7 +109,7 @@ class History(L.Callback):
         timer: the trainer's backward timer.
         sample: images and labels of one training batch, on which backward passes are profiled.
         neq: the callback that skips updates, such as NEq's; None without one.
-        metric: name of the logged metric to store as ``val_accuracy``.
+        metric: name of the logged metric to store as `val_accuracy`.
         report: called with each record as soon as it is complete.
         keep: the dynamic subset of the training images, if there is one.
     """

@@ -49,10 +49,11 @@ class ShippedRow:
         removed: share of the original parameters removed by simplification.
         macs: multiply-accumulates per sample after simplification.
         simplified_bytes: size of parameters and buffers in float32 after simplification.
-        bitstream_bytes: size of the ``.snello`` file.
+        bitstream_bytes: size of the `.snello` file.
         pytorch, onnxruntime: latencies of the simplified network; the timings of all networks are
             interleaved in one run.
-        flag: warning about the accuracy, empty for none; see :class:`TrainingResult`.
+        flag: warning about the accuracy, empty for none; see
+            [`TrainingResult`][snello.lab.training.TrainingResult].
     """
 
     method: str
@@ -84,7 +85,8 @@ class TrainedRow:
             batch with each epoch's masks and summed over the epochs. 1 for a method that skips no
             update; None if not timed (several processes).
         seconds: wall-clock time of the training.
-        flag: warning about the accuracy; see :class:`TrainingResult`.
+        flag: warning about the accuracy; see
+            [`TrainingResult`][snello.lab.training.TrainingResult].
     """
 
     method: str

@@ -36,7 +36,7 @@ class ReproducedRow:
     Attributes:
         row: the published row.
         measured: key -> number, in the units of the published one; in addition to its quantities
-            ``accuracy`` [%] and, in table 1, ``ms pytorch`` and ``ms onnxruntime``. None if the row
+            `accuracy` [%] and, in table 1, `ms pytorch` and `ms onnxruntime`. None if the row
             was not run.
         conditions: conditions of the measurement: device, threads, precision, epochs, images, ...
         why_not: error message that kept the row from being run; empty for none.
@@ -78,7 +78,7 @@ def reproduce(
     Args:
         name: "table1" or "table2".
         folder: output folder, with one folder per recipe and in it one per method.
-        row: run this row only (and the NEq run that ``stochastic-star`` imitates); other rows are
+        row: run this row only (and the NEq run that `stochastic-star` imitates); other rows are
             reported if the folder holds their results. None: all rows; an error of one is reported
             in its row, and the next one is run.
         quick: run the recipes' quick variants.
@@ -87,7 +87,7 @@ def reproduce(
 
     Raises:
         ConfigError: for an unknown table or row.
-        SnelloError: if the row requested by ``row`` cannot be run.
+        SnelloError: if the row requested by `row` cannot be run.
     """
     table, folder = published_table(name), Path(folder)
     wanted = [table.row(row)] if row is not None else list(table.rows)

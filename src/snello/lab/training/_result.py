@@ -22,7 +22,7 @@ class TrainingResult:
         method: name of the training method.
         model: path of the model file, in the run's folder.
         test_accuracy, test_loss: results of the last epoch's weights in float32; for segmentation
-            ``test_accuracy`` is the mean intersection over union.
+            `test_accuracy` is the mean intersection over union.
         epochs: one record per epoch.
         seconds: wall-clock time of training, summed over resumed attempts.
         device, threads, precision: device, number of CPU threads and precision of the training.

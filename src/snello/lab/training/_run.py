@@ -58,7 +58,7 @@ class Run:
         recipe: the recipe.
         method: name of the method.
         splits: the data.
-        matched: the finished NEq run that ``stochastic-star`` imitates.
+        matched: the finished NEq run that `stochastic-star` imitates.
         progress: called with a line of text after each epoch.
 
     Raises:

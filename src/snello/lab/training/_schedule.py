@@ -12,7 +12,7 @@ from snello.lab.recipes import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
-    """The learning rate at a given epoch, relative to ``config.lr``.
+    """The learning rate at a given epoch, relative to `config.lr`.
 
     Args:
         config: optimizer and schedule.
@@ -20,7 +20,7 @@ def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
         epochs: number of epochs of the whole training.
 
     Returns:
-        A factor in [0, 1]. During ``warmup_epochs`` it rises linearly to 1; "poly" and "cosine"
+        A factor in [0, 1]. During `warmup_epochs` it rises linearly to 1; "poly" and "cosine"
         then fall to 0 over the remaining epochs, while "step" and "multistep" count epochs from the
         start of training.
     """
@@ -74,11 +74,11 @@ def build_scheduler(
 
     Args:
         config: optimizer and schedule.
-        optimizer: made by :func:`build_optimizer`.
+        optimizer: made by `build_optimizer`.
         epochs: of the whole training.
         steps_per_epoch: steps of the first epoch.
         moment: number of epochs trained so far, for epochs of different lengths; None: all epochs
-            have ``steps_per_epoch`` steps.
+            have `steps_per_epoch` steps.
     """
     if not moves_within_epochs(config):
         by_epoch = torch.optim.lr_scheduler.LambdaLR(

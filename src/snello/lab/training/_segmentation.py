@@ -23,24 +23,24 @@ class Segmentation(L.LightningModule):
     """Cross-entropy training of a semantic segmentation network.
 
     As in torchvision's reference training, the auxiliary classifier's loss has the weight 0.5 and
-    pixels of label 255 are ignored. Logs ``train_loss``, ``val_loss``, ``val_miou``,
-    ``val_pixel_accuracy`` and the same three metrics for the test part. The losses of evaluation
+    pixels of label 255 are ignored. Logs `train_loss`, `val_loss`, `val_miou`,
+    `val_pixel_accuracy` and the same three metrics for the test part. The losses of evaluation
     are means over pixels; mIoU is the mean over classes of intersection over union, without the
     classes that are neither present nor predicted. Chen et al., "Rethinking atrous convolution for
     semantic image segmentation", 2017, https://arxiv.org/abs/1706.05587, train with the polynomial
     schedule, power 0.9:
-    ``OptimizerConfig(schedule="poly", aux_lr_factor=10)``.
+    `OptimizerConfig(schedule="poly", aux_lr_factor=10)`.
 
     Args:
         model: maps images (B, 3, H, W) to scores (B, C, H, W), or to a mapping that holds them as
-            ``"out"`` and optionally those of an auxiliary classifier as ``"aux"``, as torchvision's
+            `"out"` and optionally those of an auxiliary classifier as `"aux"`, as torchvision's
             networks do.
         classes: number of classes, C.
         optimizer: optimizer and schedule.
         aux_weight: weight of the auxiliary classifier's loss.
         ignored: label of the pixels to ignore.
         channels_last: use the channels-last memory format for the images.
-        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``; the loss is
+        keep: the dynamic subset that batches come from, as pairs `(batch, index)`; the loss is
             then the mean over images of their mean over pixels.
     """
 

@@ -19,15 +19,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Halt(BaseException):
     """Raised inside the training to end it.
 
-    Not a KeyboardInterrupt, which Lightning would turn into ``sys.exit(1)``.
+    Not a KeyboardInterrupt, which Lightning would turn into `sys.exit(1)`.
     """
 
 
 class StopSignals:
-    """Handle SIGTERM and SIGINT within a ``with`` block; restore the earlier handlers after it.
+    """Handle SIGTERM and SIGINT within a `with` block; restore the earlier handlers after it.
 
-    Outside of training steps a signal raises :class:`Halt` at once. Between :meth:`begin_steps` and
-    :meth:`end_steps` the first signal is only recorded; a second one ends the process (SIGTERM) or
+    Outside of training steps a signal raises `Halt` at once. Between `begin_steps` and
+    `end_steps` the first signal is only recorded; a second one ends the process (SIGTERM) or
     the training (SIGINT) at once. Ignored signals, as in background jobs of a shell, stay ignored.
     Does nothing outside the main thread, where Python cannot install signal handlers.
 
@@ -55,15 +55,15 @@ class StopSignals:
             signal.signal(number, handler)
 
     def begin_steps(self) -> None:
-        """Only record signals from now on; replace handlers installed since ``__enter__``."""
+        """Only record signals from now on; replace handlers installed since `__enter__`."""
         self._stepping = True
         self._take()
 
     def end_steps(self) -> None:
-        """Let signals raise :class:`Halt` at once again.
+        """Let signals raise `Halt` at once again.
 
         Raises:
-            Halt: if a signal was recorded since :meth:`begin_steps`.
+            Halt: if a signal was recorded since `begin_steps`.
         """
         self._stepping = False
         self._take()

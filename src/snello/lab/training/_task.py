@@ -20,14 +20,14 @@ from ._schedule import build_optimizer, build_scheduler, moves_within_epochs
 class Classification(L.LightningModule):
     """Cross-entropy training of an image classifier.
 
-    Logs ``train_loss``, ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy``.
+    Logs `train_loss`, `val_loss`, `val_accuracy`, `test_loss` and `test_accuracy`.
 
     Args:
         model: maps images (B, channels, H, W) to logits (B, C).
         classes: number of classes, C.
         optimizer: optimizer and schedule.
         channels_last: use the channels-last memory format for the images.
-        keep: the dynamic subset that batches come from, as pairs ``(batch, index)``.
+        keep: the dynamic subset that batches come from, as pairs `(batch, index)`.
 
     Raises:
         ConfigError: for fewer than two classes.
@@ -125,11 +125,11 @@ def logged(module: L.LightningModule, loss: Tensor, batch_idx: int, images: int)
 def configured(
     config: OptimizerConfig, model: nn.Module, trainer: L.Trainer, keep: DynamicSubset | None = None
 ) -> dict[str, Any]:
-    """Result of ``configure_optimizers``: the optimizer of a model and its schedule.
+    """Result of `configure_optimizers`: the optimizer of a model and its schedule.
 
     Raises:
         ConfigError: if the schedule depends on the number of epochs and the trainer has no
-            ``max_epochs``.
+            `max_epochs`.
     """
     optimizer, epochs = build_optimizer(config, model), trainer.max_epochs
     if not moves_within_epochs(config):

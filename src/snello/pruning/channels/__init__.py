@@ -2,7 +2,7 @@
 
 The coupled channels of a residual stream, the heads of an attention or the hidden units of a layer
 are removed together, so that the result is a narrower network of the same class, without index
-operations or masks. ::
+operations or masks.
 
     from snello.pruning.channels import Keep, group_taylor, plan_channels
 
@@ -10,7 +10,7 @@ operations or masks. ::
     print(plan)                       # widths before and after, what is pinned and why
     lean = plan.cut(model)            # then fine-tune it
 
-:func:`snello.prune` does this in several steps, with fine-tuning in between.
+[`snello.prune`][snello.search.prune.prune] does this in several steps, with fine-tuning in between.
 
 Sources: Fang et al., "DepGraph: towards any structural pruning", CVPR 2023 (groups and their
 normalised importance); Molchanov et al., "Importance estimation for neural network pruning", CVPR

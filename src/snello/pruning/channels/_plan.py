@@ -96,7 +96,7 @@ class ChannelPlan:
         }
 
     def cut(self, model: nn.Module, example: Example | None = None) -> nn.Module:
-        """Remove the channels from a copy of the model; see :func:`snello.graph.coupled.cut`."""
+        """Remove the channels from a copy of the model; see [`snello.graph.coupled.cut`][]."""
         return cut(model, self.coupling, self.removed, example)
 
     def zeroed(self, model: nn.Module) -> nn.Module:
@@ -142,7 +142,8 @@ def plan_channels(
         example: example inputs.
         keep: bounds on the size.
         importance: importance of the channels: "l1", "l2", "norm-scale", "random", or a function
-            such as those that :func:`group_taylor` and :func:`group_fisher` return.
+            such as those that [`group_taylor`][snello.pruning.channels.group_taylor] and
+            [`group_fisher`][snello.pruning.channels.group_fisher] return.
         normalise: normalisation of the scores across dimensions: "mean", "max", "standard", "rank",
             or None; "saving" divides each score by what the channel saves of the bounded sizes, so
             that the loss per saved operation decides. "auto" is "saving" for scores in one unit,
@@ -153,7 +154,7 @@ def plan_channels(
         exclude: names of dimensions that keep their width, or of modules: all dimensions that the
             module writes, scales or reads.
         groups: the coupling of the model if it is known already; else it is computed.
-        widths: dimension -> width before any pruning, which the shares in ``limits`` refer to;
+        widths: dimension -> width before any pruning, which the shares in `limits` refer to;
             default: the present widths.
 
     Returns:
@@ -277,7 +278,7 @@ class _Choice:
         return len(self._turns)
 
     def removed(self, count: int) -> dict[str, tuple[int, ...]]:
-        """The ``count`` channels with the lowest scores, before widths are rounded."""
+        """The `count` channels with the lowest scores, before widths are rounded."""
         each = torch.bincount(self._turns[:count], minlength=len(self._names)).tolist()
         found = {}
         for name, gone in zip(self._names, each, strict=True):

@@ -17,7 +17,7 @@ from snello.pruning._importance import chosen_importance
 
 Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
-"""(model, coupling) -> dimension name -> scores of shape ``(width,)``. Channels with low scores are
+"""(model, coupling) -> dimension name -> scores of shape `(width,)`. Channels with low scores are
 removed first; dimensions without scores keep their width."""
 
 Batch = tuple[Any, Tensor]
@@ -25,7 +25,7 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
-    r"""Norm of the slices: :math:`\|w\|_p^p` of each member, reduced over the members.
+    r"""Norm of the slices: $\|w\|_p^p$ of each member, reduced over the members.
 
     Args:
         p: 1 or 2.
@@ -52,7 +52,7 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
 
 
 def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-    r"""Mean of :math:`|\gamma|` over the BatchNorms of a channel.
+    r"""Mean of $|\gamma|$ over the BatchNorms of a channel.
 
     Dimensions without a BatchNorm keep their width.
 
@@ -79,7 +79,7 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
 
 
 def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
-    r"""First-order change of the loss: :math:`\sum_m |\sum_{w \in m} w\,\partial L/\partial w|`.
+    r"""First-order change of the loss: $\sum_m |\sum_{w \in m} w\,\partial L/\partial w|$.
 
     The inner sum is over the slice of one parameter, the outer one over the members. The scores are
     means over batches, with the model in evaluation mode.
@@ -95,7 +95,7 @@ def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelI
 
 
 def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
-    r"""Diagonal of the Fisher information: :math:`\sum_b (\sum_{w} w\,\partial L_b/\partial w)^2`.
+    r"""Diagonal of the Fisher information: $\sum_b (\sum_{w} w\,\partial L_b/\partial w)^2$.
 
     The inner sum is over all weights of the channel, the outer one over batches: with batches of
     one sample it is the empirical Fisher information of a scale on the channel.
@@ -158,8 +158,8 @@ def neuron_scores(scores: Mapping[str, Tensor]) -> ChannelImportance:
     """Scores of channels from scores of neurons, such as SeReNe's: the mean over the writers.
 
     Args:
-        scores: layer name -> score of each neuron, shape ``(neurons,)``, as returned by the
-            functions of :func:`snello.sensitivity.serene_scores` and ``lobster_scores`` for the
+        scores: layer name -> score of each neuron, shape `(neurons,)`, as returned by the
+            functions of [`snello.sensitivity.serene_scores`][] and `lobster_scores` for the
             granularity "neuron". The scores of each layer are divided by their mean.
     """
     scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
@@ -210,7 +210,7 @@ def _gradient_scores(
     each: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor] | None = None,
 ) -> ChannelImportance:
-    """Importance from the products ``w dL/dw``, summed over the slice of each channel.
+    """Importance from the products `w dL/dw`, summed over the slice of each channel.
 
     Args:
         batches: pairs of inputs and targets.
@@ -255,7 +255,7 @@ def _trained_members(
 def _products(
     model: nn.Module, parameters: list[nn.Parameter], batch: Batch, measure: Loss
 ) -> list[Tensor]:
-    """``w * dL/dw`` of each parameter."""
+    """`w * dL/dw` of each parameter."""
     inputs, targets = batch
     device = parameters[0].device
     with evaluation_mode(model), requiring_gradients(parameters):

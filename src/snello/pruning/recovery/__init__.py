@@ -1,6 +1,6 @@
 """Recovery of the accuracy after pruning, before and during fine-tuning.
 
-None of the steps needs labels, and only the last one needs gradients::
+None of the steps needs labels, and only the last one needs gradients:
 
     reconstruct(pruned, dense, batches)      # least squares for each layer, for removed inputs
     correct_biases(pruned, dense, batches)   # or, cheaper: only the means, through the biases

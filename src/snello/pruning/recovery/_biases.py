@@ -25,7 +25,8 @@ def correct_biases(
     """Shift biases until the mean output of every neuron is what it was before pruning, in place.
 
     Layer after layer, in the order of the forward pass and each behind the layers corrected before.
-    Cheaper than :func:`reconstruct`, which moves the weights, too, and needs the bias no more.
+    Cheaper than [`reconstruct`][snello.pruning.recovery.reconstruct], which moves the weights, too,
+    and needs the bias no more.
 
     Args:
         model: the pruned network, before it is simplified.
@@ -36,7 +37,7 @@ def correct_biases(
     Returns:
         The layers corrected. Layers without a bias, with a computed one, or that do not run exactly
         once per forward pass keep what they have, and so do dead neurons; behind a layer without a
-        bias :func:`recalibrate` corrects the mean.
+        bias [`recalibrate`][snello.pruning.recovery.recalibrate] corrects the mean.
 
     Raises:
         ConfigError: for a reference of another architecture.
@@ -81,6 +82,6 @@ def _trailing(layer: nn.Module, output: Tensor) -> int:
 
 
 def _means(layer: nn.Module, output: Tensor) -> Tensor:
-    """Mean output of each neuron, float64, shape ``(neurons,)``."""
+    """Mean output of each neuron, float64, shape `(neurons,)`."""
     axis = output.dim() - 1 - _trailing(layer, output)
     return output.detach().double().transpose(0, axis).flatten(1).mean(1)

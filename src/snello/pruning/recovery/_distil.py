@@ -15,12 +15,12 @@ from snello.wrappers import OwnHook, unwrapped
 def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     r"""Divergence of a network's class probabilities from those of its teacher.
 
-    .. math:: T^2 \, \mathrm{KL}\big(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T)\big)
+    $$T^2 \, \mathrm{KL}\big(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T)\big)$$
 
     The factor keeps gradients at the scale of cross-entropy for every temperature.
 
     Args:
-        student: scores, shape ``(B, classes, ...)``.
+        student: scores, shape `(B, classes, ...)`.
         teacher: scores of the same shape; no gradient flows into them.
         temperature: T, positive; small probabilities have more weight at higher temperatures.
 
@@ -51,7 +51,7 @@ class FeatureDistillation:
 
     An attention map is the mean of the squared activations over channels, normalised per sample;
     the loss is the mean squared distance of two maps. The widths of the networks need not be equal,
-    so that a lean network can be trained with the dense one as its teacher::
+    so that a lean network can be trained with the dense one as its teacher:
 
         features = FeatureDistillation(lean, dense, ["layer1", "layer2", "layer3"])
         loss = criterion(lean(x), y)
@@ -64,7 +64,7 @@ class FeatureDistillation:
         teacher: the network that it learns from.
         layers: names of the modules whose outputs are compared, if they are the same in both; or a
             mapping from names in the student to names in the teacher. Outputs have shape
-            ``(B, C, ...)``, or ``(B, tokens, C)`` with ``channels_last``.
+            `(B, C, ...)`, or `(B, tokens, C)` with `channels_last`.
         channels_last: whether channels are on the last axis.
 
     Raises:

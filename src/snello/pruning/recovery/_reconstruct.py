@@ -32,7 +32,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Result of :func:`reconstruct`.
+    """Result of [`reconstruct`][snello.pruning.recovery.reconstruct].
 
     Attributes:
         errors: layer name -> error of its outputs before and after, squared and relative to the
@@ -63,7 +63,7 @@ def reconstruct(
     In the order of the forward pass, with the inputs that the layers fitted before compute, the
     weights W of each layer are set to
 
-    .. math:: \arg\min_{W'} \|Y - X W'^\top\|^2 + \lambda \|W' - W\|^2
+    $$\arg\min_{W'} \|Y - X W'^\top\|^2 + \lambda \|W' - W\|^2$$
 
     with its present inputs X, the reference's outputs Y, and λ the damping times the mean square of
     an input. Weights that are exactly zero stay zero, and dead neurons stay dead.

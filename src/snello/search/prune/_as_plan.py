@@ -15,7 +15,8 @@ from snello.simplification.ir.plan import Slice
 
 
 def as_plan(model: nn.Module, channels: ChannelPlan, example: Example) -> SimplificationPlan:
-    """Convert a removal of channels to a plan that files store and :func:`snello.load` applies.
+    """Convert a removal of channels to a plan that files store and
+    [`snello.load`][snello.store.load] applies.
 
     Args:
         model: the network that the channels were chosen for.

@@ -35,8 +35,8 @@ class PruningStep:
         step: number of the step, from 1; 0 is the dense network.
         macs, parameters: remaining share of the dense network's, in (0, 1].
         channels: number of channels removed by this step.
-        cut: quality after removal and recovery, before fine-tuning; None without ``evaluate``.
-        quality: quality after fine-tuning; None without ``evaluate``.
+        cut: quality after removal and recovery, before fine-tuning; None without `evaluate`.
+        quality: quality after fine-tuning; None without `evaluate`.
     """
 
     step: int
@@ -49,7 +49,7 @@ class PruningStep:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Result of :func:`prune`.
+    """Result of [`prune`][snello.search.prune.prune].
 
     Attributes:
         model: the smaller network, of the same class and in the same mode as the original.
@@ -104,34 +104,34 @@ def prune(
         example_inputs: inputs with the shape used in deployment.
         amount: share to keep after the last step.
         importance: importance of channels, recomputed before each step; see
-            :func:`snello.pruning.channels.plan_channels`.
+            [`snello.pruning.channels.plan_channels`][].
         fit: function that fine-tunes its argument, a network, in place. It must build its own
             optimizer, because each step creates new parameters. None: no fine-tuning.
         evaluate: function that returns the quality of a network on validation data, higher is
             better; called in evaluation mode without gradients.
         steps: number of steps.
         max_drop: largest allowed drop of the quality below the dense network's; a step that exceeds
-            it is undone and ends the pruning. Requires ``evaluate``.
+            it is undone and ends the pruning. Requires `evaluate`.
         calibration: inputs without targets, to re-estimate BatchNorm statistics after each removal.
         reconstruction: also fit the weights that consumed removed channels by least squares on the
-            calibration inputs; see :func:`snello.pruning.recovery.reconstruct`. "biases" shifts the
-            biases alone; see :func:`snello.pruning.recovery.correct_biases`. Not possible if a
+            calibration inputs; see [`snello.pruning.recovery.reconstruct`][]. "biases" shifts the
+            biases alone; see [`snello.pruning.recovery.correct_biases`][]. Not possible if a
             normalisation layer computes its statistics over removed channels.
         normalise: normalisation of the scores across dimensions; see
-            :func:`snello.pruning.channels.plan_channels`.
+            [`snello.pruning.channels.plan_channels`][].
         limits: lower limits on the widths, as shares of the dense network's.
         round_to: number of which widths are multiples.
         exclude: names of dimensions or modules that keep their widths.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
             interrupted call, that call is continued. None: nothing is written.
-        on_step: called with every step, for example ``print``.
+        on_step: called with every step, for example `print`.
 
     Returns:
-        The network and a table of the steps. ``plan_of(result.model)`` is its plan, so that
-        :func:`snello.save` and :func:`snello.compress` accept it.
+        The network and a table of the steps. `plan_of(result.model)` is its plan, so that
+        [`snello.save`][snello.store.save] and [`snello.compress`][snello.codec.compress] accept it.
 
     Raises:
-        ConfigError: for numbers out of range, ``max_drop`` without ``evaluate``, ``reconstruction``
+        ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction`
             without calibration inputs, a folder of another run, or a share that cannot be reached.
         ModelError: if the model does not run on the example inputs.
     """

@@ -1,9 +1,10 @@
 """Rate search: the smallest bitstream whose decoded model stays within a bound.
 
-:func:`search_rate` evaluates decoded models to find how coarsely the weights may be quantised.
-First, one quantisation parameter (QP) for all weights is found by bisection. Then every tensor gets
-its own QP, chosen such that one more byte would reduce the output error equally in every tensor
-(reverse water-filling): layers with little influence on the output are quantised coarsely.
+[`search_rate`][snello.search.rate.search_rate] evaluates decoded models to find how coarsely the
+weights may be quantised. First, one quantisation parameter (QP) for all weights is found by
+bisection. Then every tensor gets its own QP, chosen such that one more byte would reduce the output
+error equally in every tensor (reverse water-filling): layers with little influence on the output
+are quantised coarsely.
 
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 >>> inputs = torch.randn(256, 16)

@@ -1,12 +1,12 @@
 """Bit allocation: a quantisation parameter for each tensor, from tables of bytes and costs.
 
-At quantisation parameter q, let a tensor have the cost ``c(q)`` (the error in the outputs caused by
-its quantisation) and the size ``r(q)`` in bytes. To minimise the total size for a given total cost,
+At quantisation parameter q, let a tensor have the cost `c(q)` (the error in the outputs caused by
+its quantisation) and the size `r(q)` in bytes. To minimise the total size for a given total cost,
 all tensors share one *price* λ (a Lagrange multiplier), and each takes the q that minimises
-``c(q) + λ r(q)`` (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers",
-IEEE Trans. ASSP, 1988). At high rate, ``c = a Δ²`` and a weight takes ``-log2 Δ`` bits plus a
+`c(q) + λ r(q)` (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers",
+IEEE Trans. ASSP, 1988). At high rate, `c = a Δ²` and a weight takes `-log2 Δ` bits plus a
 constant, which gives reverse water-filling (Cover and Thomas, "Elements of Information Theory",
-10.3.3): ``a Δ² / n`` is equal for all tensors, and changing the price shifts all parameters by the
+10.3.3): `a Δ² / n` is equal for all tensors, and changing the price shifts all parameters by the
 same amount.
 """
 
@@ -48,7 +48,7 @@ def coarsest_qp(tensor: Tensor) -> int:
     """The smallest quantisation parameter at which every value of a tensor rounds to zero.
 
     Args:
-        tensor: floating-point, not empty. For an all-zero tensor the result is ``QP_MIN``.
+        tensor: floating-point, not empty. For an all-zero tensor the result is `QP_MIN`.
     """
     largest = float(tensor.detach().abs().max())
     # A value rounds to zero below half a step: the step must exceed twice the largest magnitude.
@@ -72,12 +72,12 @@ def byte_table(
     Args:
         tensor: floating-point, not empty.
         settings: codec settings; their quantisation parameters are ignored.
-        octaves: as for :func:`candidate_qps`.
+        octaves: as for `candidate_qps`.
         sample: for a tensor with more elements than this, only evenly spaced rows are coded, and
             their bytes are scaled to the whole tensor.
 
     Raises:
-        ConfigError: as :func:`snello.codec.encode`.
+        ConfigError: as [`snello.codec.encode`][].
         MissingExtraError: without nncodec.
     """
     qps = candidate_qps(tensor, octaves)
@@ -135,7 +135,7 @@ def probed_costs(probes: Table, qps: Iterable[int]) -> dict[int, float]:
 def allocate(
     byte_tables: Mapping[str, Table], cost_tables: Mapping[str, Table], price: float
 ) -> Allocation:
-    """Choose for each tensor the parameter that minimises ``cost + price * bytes``.
+    """Choose for each tensor the parameter that minimises `cost + price * bytes`.
 
     Ties go to the coarser parameter.
 
@@ -169,7 +169,7 @@ def _coded_bytes(tensor: Tensor, qp: int, settings: CodecSettings) -> int:
 
 
 def _sampled(tensor: Tensor, limit: int) -> tuple[Tensor, float]:
-    """Evenly spaced rows with about ``limit`` elements, and the ratio of the whole to them."""
+    """Evenly spaced rows with about `limit` elements, and the ratio of the whole to them."""
     if tensor.numel() <= limit or tensor.dim() < 2:
         return tensor, 1.0
     count = max(1, tensor.shape[0] * limit // tensor.numel())

@@ -27,7 +27,7 @@ from snello.neurons import is_batchnorm, weighted_layers
 from ._probe import Batch, joined
 
 Moments = tuple[Tensor, Tensor]
-"""Mean and variance per channel, each of shape ``(channels,)``, in float64."""
+"""Mean and variance per channel, each of shape `(channels,)`, in float64."""
 
 
 class Correction:
@@ -38,7 +38,7 @@ class Correction:
     Args:
         reference: the model before quantisation, in the state in which it will be quantised.
         batches: calibration inputs, of which the first
-            :data:`snello.search.rate._probe.MOST_INPUTS` are run.
+            `snello.search.rate._probe.MOST_INPUTS` are run.
         bias: correct the bias of every layer with a bias, and the running mean of every BatchNorm.
         batchnorm: correct running mean and running variance of every BatchNorm.
     """
@@ -67,7 +67,7 @@ class Correction:
         Args:
             twin: the quantised model. It is run once; each layer already uses its new values, and
                 the new BatchNorm statistics stay in it.
-            original: tensors of the reference by name, from :func:`coded_tensors`.
+            original: tensors of the reference by name, from `coded_tensors`.
 
         Returns:
             Tensor name -> value, of the original's shape and dtype.
@@ -121,9 +121,9 @@ def _watching(
     norms: Sequence[str],
     see: Callable[[str, Any, Moments], Tensor | None],
 ) -> Iterator[None]:
-    """Call ``see`` with the moments of layers' outputs and of norms' inputs, inside the block.
+    """Call `see` with the moments of layers' outputs and of norms' inputs, inside the block.
 
-    If ``see`` returns a shift, it is added to the layer's output.
+    If `see` returns a shift, it is added to the layer's output.
     """
 
     def before(name: str) -> Callable[..., None]:

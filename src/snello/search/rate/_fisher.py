@@ -31,7 +31,7 @@ CHUNK = 32
 
 
 def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict[str, Tensor]:
-    """Second derivative of the outputs' distance (see :class:`Probe`) with respect to each weight.
+    """Second derivative of the outputs' distance (see `Probe`) with respect to each weight.
 
     Args:
         model: the model, which is copied.
@@ -39,7 +39,7 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
         seed: seed of the random draws; torch's global generators do not change.
 
     Returns:
-        Name of a tensor of the ``state_dict`` -> float64 tensor of its shape, on the CPU. It holds
+        Name of a tensor of the `state_dict` -> float64 tensor of its shape, on the CPU. It holds
         parameters, and running mean and variance of BatchNorms; other buffers have no known
         derivative.
     """
@@ -95,7 +95,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _leaves(twin: nn.Module, statistics: dict[str, _Statistics]) -> dict[str, Tensor]:
-    """Tensors to differentiate with respect to, under all their names in the ``state_dict``."""
+    """Tensors to differentiate with respect to, under all their names in the `state_dict`."""
     leaves = {
         name: parameter.requires_grad_()
         for name, parameter in twin.named_parameters(remove_duplicate=False)

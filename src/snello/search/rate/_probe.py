@@ -25,7 +25,7 @@ MOST_INPUTS = 256
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-    """The first :data:`MOST_INPUTS` inputs of some batches, concatenated."""
+    """The first `MOST_INPUTS` inputs of some batches, concatenated."""
     return tuple(
         torch.cat(parts)[:MOST_INPUTS] for parts in zip(*map(as_inputs, batches), strict=True)
     )
@@ -35,13 +35,13 @@ class Probe:
     """Distance between the outputs of a model before and after a change of some tensors.
 
     The distance is the Kullback-Leibler divergence of the class probabilities for outputs of shape
-    ``(B, C)``, C > 1, and the mean squared difference divided by the variance of the reference for
+    `(B, C)`, C > 1, and the mean squared difference divided by the variance of the reference for
     all others. It needs no labels, and on a few hundred inputs it is less noisy than a loss.
 
     Args:
         model: the reference, which is copied.
         batches: calibration inputs; each a tensor, or a tuple of positional arguments. See
-            :data:`MOST_INPUTS`.
+            `MOST_INPUTS`.
 
     Attributes:
         runs: number of forward passes over the calibration inputs.
@@ -90,7 +90,7 @@ class Probe:
 
 
 def distance(reference: Tensor, output: Tensor) -> float:
-    """The distance of :class:`Probe`, computed in float64."""
+    """The distance of `Probe`, computed in float64."""
     a, b = reference.double(), output.double()
     if a.dim() == 2 and a.shape[1] > 1:
         divergence = F.kl_div(

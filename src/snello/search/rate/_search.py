@@ -66,46 +66,46 @@ def search_rate(
     refresh_batchnorm: bool | None = None,
     settings: CodecSettings = _DEFAULTS,
 ) -> RateSearch:
-    """Find the smallest bitstream whose decoded model is worse by at most ``max_drop``.
+    """Find the smallest bitstream whose decoded model is worse by at most `max_drop`.
 
     First, one quantisation parameter for all weights is found by bisection; then one for every
     tensor, vectors included, from the cost of its quantisation on the calibration inputs. The
     smaller stream within the bound is returned; it has been decoded and evaluated. The result is
-    deterministic if ``evaluate`` is.
+    deterministic if `evaluate` is.
 
     Args:
         model: the model to code; it is not changed.
         evaluate: function that returns the loss or accuracy of a model on validation data (not on
             test data). Its argument is a copy of the model with decoded weights, in evaluation
             mode, on the model's device.
-        max_drop: largest allowed loss of the value, in the unit of ``evaluate``.
-        higher_is_better: true if ``evaluate`` returns an accuracy, false for a loss.
+        max_drop: largest allowed loss of the value, in the unit of `evaluate`.
+        higher_is_better: true if `evaluate` returns an accuracy, false for a loss.
         calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several
             arguments), without labels. A few hundred inputs are enough. Without it, only one
             quantisation parameter is searched, and the model is neither folded nor corrected.
-        per_tensor: search one parameter per tensor; None: if ``calibration`` is given.
-        fold: fold BatchNorms into their layers before coding; None tries both if ``calibration`` is
+        per_tensor: search one parameter per tensor; None: if `calibration` is given.
+        fold: fold BatchNorms into their layers before coding; None tries both if `calibration` is
             given, and takes the smaller stream.
         dependent_quantisation: dependent (true) or uniform (false) quantisation; None tries both
             and takes the smaller stream.
         keep_zeros: keep zero weights exactly zero, as needed for a pruned model; restricts the
             search to uniform quantisation.
         correct_bias: after quantisation, correct biases and running means so that the mean
-            activations on the calibration inputs equal the original's; None: if ``calibration`` is
+            activations on the calibration inputs equal the original's; None: if `calibration` is
             given.
         refresh_batchnorm: also correct running means and variances of BatchNorms; None: if
-            ``calibration`` is given.
+            `calibration` is given.
         settings: the other coding options. With one parameter for all weights, vectors use its
-            ``nonweight_qp``.
+            `nonweight_qp`.
 
     Returns:
         The model and settings to code, the size, and all trials.
 
     Raises:
-        ConfigError: for contradictory options, an invalid ``max_drop``, an ``evaluate`` that does
+        ConfigError: for contradictory options, an invalid `max_drop`, an `evaluate` that does
             not return a number, or if even the finest quantisation exceeds the bound (the message
             has its value).
-        ModelError: if ``fold=True`` and the model cannot be traced.
+        ModelError: if `fold=True` and the model cannot be traced.
         MissingExtraError: without nncodec.
 
     Source: the allocation is Shoham and Gersho's (1988), with Fisher information as in Choi et al.,
@@ -325,7 +325,7 @@ def _probed(
     tools: CodecSettings,
     known: Table,
 ) -> dict[int, float]:
-    """Costs of a group: those in ``known``, and measurements at ``qps`` with only it quantised."""
+    """Costs of a group: those in `known`, and measurements at `qps` with only it quantised."""
     names = next(names for names in form.groups if names[0] == name)
     return probed_costs(
         {qp: probe.quantisation_cost(names, qp, tools) for qp in qps} | dict(known), table

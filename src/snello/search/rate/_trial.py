@@ -23,7 +23,7 @@ class RateTrial:
         folded: true if the BatchNorms were folded first.
         settings: the codec settings.
         bytes: size of the NNC bitstream.
-        value: value of the decoded model, from ``evaluate``.
+        value: value of the decoded model, from `evaluate`.
         passed: true if the value is within the bound.
     """
 
@@ -43,18 +43,18 @@ class RateSearch:
         model: the model to code: a copy, with its BatchNorms folded and its biases corrected if
             that gave the smallest stream. Its weights are not quantised yet.
         settings: the settings to code it with.
-        bytes: size of the NNC stream of ``model`` with ``settings``; the ``.snello`` container adds
+        bytes: size of the NNC stream of `model` with `settings`; the `.snello` container adds
             its manifest.
-        before: value of the original model, from ``evaluate``.
+        before: value of the original model, from `evaluate`.
         after: value of the decoded model.
         bound: the worst value allowed.
         method: how the quantisation parameters were chosen.
         folded: true if the BatchNorms are folded.
         one_qp: the best trial with one quantisation parameter for all weights; None if none passed.
         per_tensor: the best trial with one per tensor; None if none passed, or none was smaller
-            than ``one_qp``.
+            than `one_qp`.
         trail: all trials, in order.
-        evaluations: number of calls of ``evaluate``, including the one for the original model.
+        evaluations: number of calls of `evaluate`, including the one for the original model.
         probes: number of forward passes over the calibration inputs to measure costs.
     """
 
@@ -73,7 +73,7 @@ class RateSearch:
     probes: int
 
     def decoded(self) -> nn.Module:
-        """A copy of ``model`` with decoded weights, as it was evaluated."""
+        """A copy of `model` with decoded weights, as it was evaluated."""
         return with_tensors(self.model, quantised(coded_tensors(self.model), self.settings))
 
 

@@ -70,7 +70,7 @@ class Workbench:
     Args:
         evaluate: loss or accuracy of a model.
         bound: the worst value allowed.
-        higher_is_better: true if ``evaluate`` returns an accuracy.
+        higher_is_better: true if `evaluate` returns an accuracy.
     """
 
     def __init__(self, evaluate: Evaluate, bound: float, higher_is_better: bool) -> None:
@@ -142,7 +142,7 @@ class Workbench:
 def _first_distinct(
     settings_at: Callable[[int], CodecSettings], indices: range, count: int
 ) -> Iterator[int]:
-    """The first ``count`` indices whose settings differ from those of the previous index."""
+    """The first `count` indices whose settings differ from those of the previous index."""
     before = None
     for index in indices:
         settings = settings_at(index)
@@ -166,7 +166,7 @@ def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, i
 
 
 def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
-    """The last index that passes between ``fine``, which does, and ``coarse``, which does not."""
+    """The last index that passes between `fine`, which does, and `coarse`, which does not."""
     while coarse - fine > 1:
         middle = (fine + coarse) // 2
         if passed(middle):
@@ -192,7 +192,7 @@ def measured(evaluate: Evaluate, model: nn.Module) -> float:
     """Evaluate a model in evaluation mode and return a float.
 
     Raises:
-        ConfigError: if ``evaluate`` does not return a number.
+        ConfigError: if `evaluate` does not return a number.
     """
     with evaluation(model):
         value = evaluate(model)
@@ -208,7 +208,7 @@ def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float
     """Compute the worst value allowed.
 
     Raises:
-        ConfigError: for an invalid ``max_drop``, or if the original model's value is not finite.
+        ConfigError: for an invalid `max_drop`, or if the original model's value is not finite.
     """
     if (
         isinstance(max_drop, bool)

@@ -1,7 +1,7 @@
 """Bypasses: ways to skip input channels of a 1x1 convolution that are not constant.
 
-May import ``ops`` and ``ir``. To add one, write one file here with a class derived from
-:class:`Bypass` and a search for it under ``@finder``: every file of this folder is imported,
+May import `ops` and `ir`. To add one, write one file here with a class derived from
+`Bypass` and a search for it under `@finder`: every file of this folder is imported,
 nothing else lists them.
 """
 

@@ -5,7 +5,7 @@ the same at every position, so that the feature map is not needed. The pointwise
 the product reads the gate instead, with its columns multiplied by the constants, and adds the
 result at every position.
 
-The channel may also depend on the position alone (see :mod:`.table`). It then has few distinct
+The channel may also depend on the position alone (see `table`). It then has few distinct
 values, which are computed once per resolution: the pointwise convolution reads the gate times each
 of these, and the first layer of the squeeze-and-excitation is given the averages of the channel.
 """
@@ -69,7 +69,7 @@ class GateBypass(Bypass):
         varying: boolean, shape (C,): the channels in which the map depends on the input.
         values: float64, shape (C,): the constant that the gate multiplies; 1 where it depends on
             the position.
-        padded: the part of :attr:`channels` that depends on the position; None if there is none.
+        padded: the part of `channels` that depends on the position; None if there is none.
     """
 
     product: Elementwise
@@ -160,7 +160,7 @@ class GateBypass(Bypass):
 class AverageBypass(Bypass):
     """The squeeze layer of a gate, which is given the averages of channels that are not computed.
 
-    It follows from a :class:`GateBypass`, which also records it in the plan.
+    It follows from a `GateBypass`, which also records it in the plan.
 
     Attributes:
         padded: the channels that are not computed.

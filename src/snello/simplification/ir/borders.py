@@ -1,7 +1,7 @@
 """Patterns in which the kernel of a convolution overlaps the border.
 
 On one axis, let i of at most b taps be cut off before the input and j of at most a taps after it:
-the pattern has number ``i * (a + 1) + j``. Over several axes, patterns are numbered like the
+the pattern has number `i * (a + 1) + j`. Over several axes, patterns are numbered like the
 elements of a tensor with one axis each, the last axis fastest.
 """
 

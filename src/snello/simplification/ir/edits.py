@@ -1,7 +1,7 @@
 """Edits of a graph: one frozen record per kind, with its tag, the nodes it names and its JSON.
 
-Nodes are named as in the captured graph of the original. ``snello.simplification.rewrite`` has one
-applier per kind. Edits are applied in the order of their ``stage``, and within a stage in the order
+Nodes are named as in the captured graph of the original. `snello.simplification.rewrite` has one
+applier per kind. Edits are applied in the order of their `stage`, and within a stage in the order
 of the plan.
 """
 
@@ -89,7 +89,7 @@ class GateInput(GraphEdit):
 
 @dataclass(frozen=True)
 class Fill(GraphEdit):
-    """A module inserted between ``operand`` and some of its readers.
+    """A module inserted between `operand` and some of its readers.
 
     It appends absent channels and selects channels by index.
 
@@ -98,7 +98,7 @@ class Fill(GraphEdit):
         operand, readers: nodes.
         axis: axis of the channels.
         appended: number of absent channels that are appended; their values are the module's buffer
-            ``constant``.
+            `constant`.
         zero: whether all of those values are zero (then they are not stored).
         index: the present and appended channels that the readers receive, in order; None for all.
     """
@@ -160,7 +160,7 @@ class IndexedSum(GraphEdit):
         width: number of channels of the result.
         index: for each channel of the other operand, the channel of the result to which it is
             added; None if that operand has no channel left.
-        constants: channels of the result to which a constant is added (the buffer ``constant``).
+        constants: channels of the result to which a constant is added (the buffer `constant`).
         in_place: whether the base may be overwritten when no gradient is recorded.
     """
 
@@ -258,7 +258,7 @@ class Geometry:
 class BorderPattern(Geometry, GraphEdit):
     """A node that returns the number of the border pattern at each position of a convolution.
 
-    A layer with a :class:`TableFold` reads it. See :mod:`.borders` for the numbers.
+    A layer with a `TableFold` reads it. See `borders` for the numbers.
 
     Attributes:
         name: name of the inserted module.

@@ -36,7 +36,7 @@ class TableFold(Fold):
     """Inputs that depend on the position alone: a table with a column for each border pattern.
 
     Attributes:
-        patterns: number of columns; see :class:`BorderPattern`.
+        patterns: number of columns; see `BorderPattern`.
     """
 
     tag = "table"

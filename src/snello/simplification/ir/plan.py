@@ -58,7 +58,7 @@ class LayerPlan(Record):
 
 @dataclass(frozen=True)
 class AttentionPlan(Record):
-    """One self-attention: ``nn.MultiheadAttention``, or an attention in windows.
+    """One self-attention: `nn.MultiheadAttention`, or an attention in windows.
 
     Attributes:
         outputs, inputs: widths of the module that is narrowed.
@@ -70,7 +70,7 @@ class AttentionPlan(Record):
             original), in the lean module's order. Those of values are also the columns of the
             output projection.
         constants: rows of queries whose value is a constant other than zero; the values are the
-            buffer ``constant``.
+            buffer `constant`.
         biased: number of the leading kept heads that have a computed position bias.
         hidden: kept hidden neurons of the network that computes the position bias.
         bias, out_bias, position_bias: whether the packed projection, the output projection and the
@@ -118,9 +118,9 @@ class SimplificationPlan:
         edits: changes to the graph, in the order in which they are applied.
         left_alone: layer or node name -> why nothing was removed there.
         attributes: qualified name of an attribute that holds a width, or a tuple of them -> its new
-            value. Only used if ``representation`` is "module".
+            value. Only used if `representation` is "module".
         constants: arguments of the forward that are fixed -> their value; the lean model does not
-            take them. The stars of ``*args`` and ``**kwargs`` are part of the name.
+            take them. The stars of `*args` and `**kwargs` are part of the name.
         base: the plan of an earlier simplification of the model, or None. The names and indices of
             this plan refer to the lean model of that plan.
         representation: "graph" for a captured graph with the original layer names, "module" for the
@@ -167,7 +167,7 @@ class SimplificationPlan:
         return sum(edit.moves_channels for edit in self.edits)
 
     def to_json(self) -> str:
-        """The plan as JSON; :meth:`from_json` is the inverse."""
+        """The plan as JSON; `from_json` is the inverse."""
         return json.dumps(self._to_dict())
 
     def _to_dict(self) -> dict[str, Any]:

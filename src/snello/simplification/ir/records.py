@@ -32,7 +32,7 @@ class Record:
 class TaggedRecord(Record):
     """A record whose JSON form has a tag that names its class.
 
-    A direct subclass is the root of a family; the definition of any further subclass with a ``tag``
+    A direct subclass is the root of a family; the definition of any further subclass with a `tag`
     registers it in the family.
     """
 
@@ -55,7 +55,7 @@ class TaggedRecord(Record):
 
     @classmethod
     def of_any_kind(cls, data: Mapping[str, Any]) -> Self:
-        """Make the record of this family that the tag in ``data`` names.
+        """Make the record of this family that the tag in `data` names.
 
         Raises:
             KeyError: if the tag or a field is missing.

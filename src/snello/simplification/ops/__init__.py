@@ -1,9 +1,9 @@
 """Rules of operations: one operation, one class, pure.
 
-May import ``ir``, ``snello.graph``, ``snello.neurons``; not ``runtime``, ``passes``, ``rewrite``.
-To add an operation, write one file here with a class derived from :class:`Operation` (or use one
-that is here) and a matcher under :func:`rule_for`: every file of this folder is imported, nothing
-else lists them.
+May import `ir`, `snello.graph`, `snello.neurons`; not `runtime`, `passes`, `rewrite`.
+To add an operation, write one file here with a class derived from `Operation` (or use one
+that is here) and a matcher under [`rule_for`][snello.simplification.rule_for]: every file of this
+folder is imported, nothing else lists them.
 """
 
 import importlib

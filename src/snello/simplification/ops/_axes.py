@@ -56,12 +56,12 @@ def turned_axes(node: fx.Node) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Indexed:
-    """``x[...]`` with slices, numbers, None and an ellipsis.
+    """`x[...]` with slices, numbers, None and an ellipsis.
 
     Attributes:
         part: the slice on the channel axis.
         axis: axis of the channels in the output.
-        alone: whether all other axes are indexed by ``:`` alone.
+        alone: whether all other axes are indexed by `:` alone.
     """
 
     part: slice

@@ -24,7 +24,7 @@ class Add(Operation):
     """The sum of two tensors of one shape, which may have different channels in the lean network.
 
     Absent channels are not inserted before the sum; the present channels of one operand are added
-    to the other by index (:class:`IndexedSum`).
+    to the other by index (`IndexedSum`).
     """
 
     accumulates: ClassVar[bool] = True
@@ -101,7 +101,7 @@ def indexed_sum(
 # Imported after elementwise.py and therefore registered later: the latest rule is tried first.
 @rule_for(operator.add, operator.iadd, torch.add, "add", "add_")
 def addition(call: Call) -> Operation | None:
-    """``a + b`` of two tensors of one shape; other sums are elementwise operations."""
+    """`a + b` of two tensors of one shape; other sums are elementwise operations."""
     args = call.node.args
     if call.node.kwargs or len(args) != 2 or not all(isinstance(a, fx.Node) for a in args):
         return None

@@ -1,7 +1,7 @@
 r"""Self-attention: the rows and columns of its projections that the output depends on.
 
-With weights :math:`A = \mathrm{softmax}(QK^\top/\sqrt d)`, head by head, and output :math:`AVP^\top
-+ b`:
+With weights $A = \mathrm{softmax}(QK^\top/\sqrt d)$, head by head, and output $AVP^\top
++ b$:
 
 - a constant dimension of V is unchanged by A, whose rows sum to one: it becomes a bias;
 - a constant dimension of K adds the same number to the scores of all keys, which softmax ignores:
@@ -14,7 +14,7 @@ If queries and keys are normalised (cosine similarity), every dimension also con
 of its vector. It is removed only if it is zero; if Q and K have no dimension in common, the scores
 of the head are all zero.
 
-The attention of a library is registered in :mod:`.attention_weights`.
+The attention of a library is registered in `attention_weights`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Folding:
     Attributes:
         bias: bias of the packed projection, shape (3 * heads * width,).
         out_bias: bias of the output projection, shape (outputs,).
-        values: constant dimensions of V that were folded into ``out_bias``, shape (heads * width,).
+        values: constant dimensions of V that were folded into `out_bias`, shape (heads * width,).
     """
 
     bias: Tensor
@@ -82,7 +82,7 @@ class Attention(Producer):
     """Self-attention.
 
     Attributes:
-        call: the node that calls the module; ``node`` is the tensor among its results.
+        call: the node that calls the module; `node` is the tensor among its results.
         weights: the module's parameters.
     """
 
@@ -328,7 +328,7 @@ def attention(call: Call) -> Operation | None:
     """Calls of self-attention.
 
     Attention in windows returns a tensor and is the operation. Other attention returns a tuple: the
-    call is absorbed, and the operation is the ``getitem`` of the first result.
+    call is absorbed, and the operation is the `getitem` of the first result.
     """
     module = call.module
     weights = None if module is None else attention_weights(module)

@@ -1,6 +1,6 @@
 """Weights of self-attention modules of any library.
 
-The attention of a library is registered by :func:`register_attention`.
+The attention of a library is registered by `register_attention`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AttentionWeights:
             so that a constant input is not constant over positions. Else it is called like
             nn.MultiheadAttention.
         names: prefixes of the names of the parameters of both projections.
-        kept_heads, rows, constants: see :class:`AttentionPlan`; of an attention that was never
+        kept_heads, rows, constants: see `AttentionPlan`; of an attention that was never
             narrowed, all heads, all rows and none.
         biased: heads that have a position bias.
         network: the layers that compute the position bias; None if there are none.
@@ -71,7 +71,7 @@ class AttentionWeights:
         Args:
             packed, out: weight and bias of both projections.
             heads: number of heads.
-            windowed, network: as above; with a network, ``cosine`` is set.
+            windowed, network: as above; with a network, `cosine` is set.
         """
         names = WINDOW_NAMES if windowed else PACKED_NAMES
         all_heads, rows = tuple(range(heads)), tuple(range(len(packed[0])))

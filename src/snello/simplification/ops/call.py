@@ -19,7 +19,7 @@ def argument(node: fx.Node, position: int, name: str, default: object = None) ->
 
 
 def one_by_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Return sizes or axes as a tuple, for both ``view(2, 3)`` and ``view((2, 3))``."""
+    """Return sizes or axes as a tuple, for both `view(2, 3)` and `view((2, 3))`."""
     nested = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
     return tuple(arguments[0] if nested else arguments)
 

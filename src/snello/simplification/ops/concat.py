@@ -1,4 +1,4 @@
-"""Concatenation, and ``expand_as``."""
+"""Concatenation, and `expand_as`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def concatenation(call: Call) -> Operation | None:
 
 @rule_for(torch.stack)
 def stack(call: Call) -> Operation | None:
-    """``torch.stack`` of tensors that have their channels on one axis."""
+    """`torch.stack` of tensors that have their channels on one axis."""
     tensors, dim = call.argument(0, "tensors"), call.argument(1, "dim", 0)
     shape = call.shape
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or shape is None:
@@ -106,7 +106,7 @@ def stack(call: Call) -> Operation | None:
 
 @dataclass(frozen=True, eq=False)
 class ExpandAs(SharedChannels):
-    """``y.expand_as(x)``, which reads the values of y and only the shape of x."""
+    """`y.expand_as(x)`, which reads the values of y and only the shape of x."""
 
     def propagate(self, *signals: Signal) -> Signal:
         return signals[0]
@@ -117,7 +117,7 @@ class ExpandAs(SharedChannels):
 
 @rule_for("expand_as")
 def expand_as(call: Call) -> Operation | None:
-    """``y.expand_as(x)`` where both have their channels on the same axis."""
+    """`y.expand_as(x)` where both have their channels on the same axis."""
     moving, out = call.moving_operand(), call.shape
     if moving is None or out is None:
         return None

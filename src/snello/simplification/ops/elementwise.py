@@ -183,7 +183,7 @@ def _of(call: Call, found: Operands, function: Callable[[Sequence[Tensor]], Tens
 
 @rule_for(torch.max, torch.min)
 def extremum(call: Call) -> Operation | None:
-    """``torch.max(a, b)``; with one tensor it is a reduction."""
+    """`torch.max(a, b)`; with one tensor it is a reduction."""
     binary = len(call.node.args) > 1 and isinstance(call.node.args[1], fx.Node)
     return elementwise(call) if binary else None
 
@@ -204,7 +204,7 @@ class Operands:
     Attributes:
         axis: axis of the output's channels.
         operands: tensors with one channel for each channel of the output.
-        own_axes: axes of the channels of ``operands``.
+        own_axes: axes of the channels of `operands`.
         parameters: bare parameters, with their nodes.
         shared: tensors with a single channel, which is broadcast.
         unknown: whether a value is read that is not known per channel.
@@ -307,7 +307,7 @@ def bare_parameter(call: Call, node: fx.Node, axis: int) -> Parameter | None:
 
 
 def _viewed(node: fx.Node, axis: int) -> tuple[fx.Node | None, int]:
-    """The vector of which a node is a view with its entries on one axis: ``w.view(1, -1, 1)``.
+    """The vector of which a node is a view with its entries on one axis: `w.view(1, -1, 1)`.
 
     The size of that axis must be written as -1, so that the view also works for a shorter vector.
 

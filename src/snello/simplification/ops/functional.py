@@ -1,4 +1,4 @@
-"""Layers without a module: ``F.linear`` and ``F.conv2d`` with parameters that a module holds."""
+"""Layers without a module: `F.linear` and `F.conv2d` with parameters that a module holds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Depthwise(Functional):
 
 @rule_for(F.linear)
 def functional_linear(call: Call) -> Functional | None:
-    """``F.linear`` with parameters that nothing else reads."""
+    """`F.linear` with parameters that nothing else reads."""
     if call.shape is None:
         return None
     return _functional(call, nn.Linear(1, 1, device="meta"), len(call.shape) - 1)
@@ -86,7 +86,7 @@ _CONVOLUTIONS: dict[Any, type[_ConvNd]] = {
 
 @rule_for(*_CONVOLUTIONS)
 def functional_convolution(call: Call) -> Functional | None:
-    """``F.conv1d`` to ``F.conv3d`` of a batch, ungrouped or depthwise, with parameters that nothing
+    """`F.conv1d` to `F.conv3d` of a batch, ungrouped or depthwise, with parameters that nothing
     else reads.
     """
     options: dict[str, Any] = {

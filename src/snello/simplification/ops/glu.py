@@ -18,7 +18,7 @@ from .registry import rule_for
 
 @dataclass(frozen=True, eq=False)
 class GatedLinearUnit(Operation):
-    """``a * sigmoid(b)`` with a, b the first and the second half of the operand's channels.
+    """`a * sigmoid(b)` with a, b the first and the second half of the operand's channels.
 
     Source: Dauphin et al., Language Modeling with Gated Convolutional Networks, ICML 2017.
     """
@@ -57,7 +57,7 @@ class GatedLinearUnit(Operation):
 
 @rule_for(nn.GLU, F.glu)
 def gated_linear_unit(call: Call) -> Operation | None:
-    """``nn.GLU`` and ``F.glu`` over the channels, or over another axis."""
+    """`nn.GLU` and `F.glu` over the channels, or over another axis."""
     moving, module = call.moving_operand(), call.module
     dim = call.argument(1, "dim", -1) if module is None else module.dim
     if moving is None or call.shape is None or not isinstance(dim, int):

@@ -89,7 +89,7 @@ class GroupNorm(Operation):
 
 @rule_for(nn.GroupNorm)
 def group_norm(call: Call) -> Operation | None:
-    """``nn.GroupNorm``."""
+    """`nn.GroupNorm`."""
     operand, module = call.operand(1), call.module
     assert isinstance(module, nn.GroupNorm)
     if operand is None:
@@ -105,7 +105,7 @@ def group_norm(call: Call) -> Operation | None:
 
 @rule_for(F.group_norm)
 def functional_group_norm(call: Call) -> Operation | None:
-    """``F.group_norm`` with a literal number of groups and parameters that only it reads."""
+    """`F.group_norm` with a literal number of groups and parameters that only it reads."""
     operand, groups = call.known_operand(1), call.node.args[1:2]
     if operand is None or not groups or type(groups[0]) is not int:
         return None

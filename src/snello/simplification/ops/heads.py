@@ -148,7 +148,7 @@ class ZerosByHead(Source):
 
 @rule_for(torch.zeros)
 def zeros_by_head(call: Call) -> Operation | None:
-    """``torch.zeros((1, heads, queries, keys))``, T5's position bias of attention without one."""
+    """`torch.zeros((1, heads, queries, keys))`, T5's position bias of attention without one."""
     shape = call.shape or ()
     if len(shape) != 4 or shape[0] != 1 or not call.node.args:
         return None
@@ -207,7 +207,7 @@ def norm_over_positions(call: Call) -> Operation | None:
 
 @rule_for(F.layer_norm, F.rms_norm)
 def functional_norm_over_positions(call: Call) -> Operation | None:
-    """``F.layer_norm`` and ``F.rms_norm`` over axes after the channel axis."""
+    """`F.layer_norm` and `F.rms_norm` over axes after the channel axis."""
     moving, over = call.moving_operand(), call.argument(1, "normalized_shape")
     if moving is None or call.shape is None or not isinstance(over, (tuple, list)):
         return None
@@ -217,7 +217,7 @@ def functional_norm_over_positions(call: Call) -> Operation | None:
 
 @rule_for("unbind", torch.unbind)
 def unbind(call: Call) -> Operation | None:
-    """``unbind`` along another axis: each ``getitem`` of a part is an operation, see `unbound`."""
+    """`unbind` along another axis: each `getitem` of a part is an operation, see `unbound`."""
     moving, dim = call.moving_operand(), call.argument(1, "dim", 0)
     if moving is None or not isinstance(dim, int) or dim % len(sizes(moving[0])) == moving[1]:
         return None
@@ -273,7 +273,7 @@ class PartOfSplit(Operation):
 
 @rule_for(operator.getitem)
 def unbound(call: Call) -> Operation | None:
-    """One part of an ``unbind``, by its index."""
+    """One part of an `unbind`, by its index."""
     source = call.node.args[0]
     if not isinstance(source, fx.Node) or source.target not in ("unbind", torch.unbind):
         return None
@@ -298,7 +298,7 @@ def _indices(call: Call, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
 
     Returns:
         The tensor before the split, the axis of its channels, and the index of the channel at each
-        element of ``node``, in its shape; None if there is no split.
+        element of `node`, in its shape; None if there is no split.
     """
     permutations = []
     while node.target in PERMUTES:

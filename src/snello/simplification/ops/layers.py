@@ -296,7 +296,7 @@ def linear(call: Call) -> Operation | None:
 
 @rule_for(_ConvNd)
 def convolution(call: Call) -> Operation | None:
-    """A convolution of batched input, without the argument ``output_size``."""
+    """A convolution of batched input, without the argument `output_size`."""
     assert call.module is not None
     weight: Tensor = call.module.weight  # type: ignore[assignment]
     if call.shape is None or len(call.shape) != weight.dim() or len(call.node.args) > 1:
@@ -361,7 +361,7 @@ def embedding(call: Call) -> Operation | None:
 
 @rule_for(operator.getitem)
 def table_columns(call: Call) -> Operation | None:
-    """``table[index]`` with a bare parameter of two axes, such as position biases of heads."""
+    """`table[index]` with a bare parameter of two axes, such as position biases of heads."""
     source, index = call.node.args[:2]
     if not isinstance(source, fx.Node) or not isinstance(index, fx.Node) or call.shape is None:
         return None

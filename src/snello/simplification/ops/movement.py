@@ -62,7 +62,7 @@ def reduction(call: Call) -> Operation | None:
 def extreme(call: Call) -> Operation | None:
     """Maximum or minimum along an axis whose indices are not read.
 
-    The call is absorbed; the ``getitem`` of its values is the operation.
+    The call is absorbed; the `getitem` of its values is the operation.
     """
     moving, over = call.moving_operand(), reduced_axes(call.node)
     if moving is None or over is None:
@@ -122,7 +122,7 @@ def vector_norm(call: Call) -> Operation | None:
 
 @rule_for(operator.getitem)
 def position_index(call: Call) -> Operation | None:
-    """``x[...]`` with slices, numbers and None, all channels kept."""
+    """`x[...]` with slices, numbers and None, all channels kept."""
     moving = call.moving_operand()
     if moving is None or call.shape is None:
         return None

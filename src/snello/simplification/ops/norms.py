@@ -217,7 +217,7 @@ def layer_norm(call: Call) -> Operation | None:
 
 @rule_for(F.layer_norm, F.rms_norm)
 def functional_layer_norm(call: Call) -> Operation | None:
-    """``F.layer_norm`` and ``F.rms_norm`` over the channels alone."""
+    """`F.layer_norm` and `F.rms_norm` over the channels alone."""
     operand, over = call.known_operand(-1), call.argument(1, "normalized_shape")
     if operand is None or call.shape is None or not isinstance(over, (tuple, list)):
         return None

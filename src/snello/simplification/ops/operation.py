@@ -36,7 +36,7 @@ class Edit:
     """A graph edit with the values of the buffers of the module that it inserts.
 
     Attributes:
-        record: the edit; its ``name`` is empty until the plan gives it one.
+        record: the edit; its `name` is empty until the plan gives it one.
         values: name of a buffer -> float64 value.
     """
 
@@ -74,7 +74,7 @@ class Lowered:
     Attributes:
         layers, attentions, norms, parameters: as in the plan.
         edits: changes to the graph.
-        values: key in the lean model's ``state_dict`` -> float64 value, where constants are folded.
+        values: key in the lean model's `state_dict` -> float64 value, where constants are folded.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Operation:
 
     Attributes:
         node: the operation in the graph.
-        operands: nodes whose channels it reads. They need not be arguments of ``node``: a shuffle
+        operands: nodes whose channels it reads. They need not be arguments of `node`: a shuffle
             of three nodes is one operation at the last of them.
         axes: the axis of the channels in each operand.
         axis: the axis of the channels in the output; None if the output has none (sizes).
@@ -127,7 +127,7 @@ class Operation:
     """True if the operation reads the shapes of its operands, but not their values."""
 
     accumulates: ClassVar[bool] = False
-    """True if the operation adds one operand to another, see :meth:`base`: operands keep their layouts."""
+    """True if the operation adds one operand to another, see `base`: operands keep their layouts."""
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:
@@ -145,7 +145,7 @@ class Operation:
         return False
 
     def map_values(self, values: Tensor) -> Tensor:
-        """Map values of the operand to values of the output, if it :attr:`is_step`.
+        """Map values of the operand to values of the output, if it `is_step`.
 
         Args:
             values: float64, shape (..., C).
@@ -172,7 +172,7 @@ class Operation:
     def sources(self, channels: Tensor) -> list[Tensor]:
         """Return the channels of each operand from which some channels of the output are computed.
 
-        Unlike :meth:`live_inputs`, constants are not taken into account.
+        Unlike `live_inputs`, constants are not taken into account.
 
         Args:
             channels: boolean, shape (C of the output,).
@@ -188,7 +188,7 @@ class Operation:
             signal, useful: signal and useful channels of the output.
             received: layouts of the operands.
             forced: the neurons to keep, in order, instead of the live ones; None for these. Used
-                only by operations that :attr:`produces`; the others ignore it.
+                only by operations that `produces`; the others ignore it.
         """
         raise NotImplementedError
 

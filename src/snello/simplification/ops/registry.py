@@ -34,16 +34,16 @@ def register_rule(target: Any, matcher: Matcher) -> None:
     Args:
         target: a module class, a function, the name of a tensor method ("view"), or the dotted name
             of a class or function of a library that need not be installed ("package.module.Class").
-        matcher: takes a :class:`Call` and returns an :class:`Operation`, or None to try the next
+        matcher: takes a `Call` and returns an `Operation`, or None to try the next
             matcher. The matcher that was registered last is tried first.
     """
     _rules.add(target, matcher)
 
 
 def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
-    """Register a matcher, or an operation's class with a classmethod ``match``, for some targets.
+    """Register a matcher, or an operation's class with a classmethod `match`, for some targets.
 
-    Arguments as for :func:`register_rule`.
+    Arguments as for [`register_rule`][snello.simplification.register_rule].
     """
 
     def register(matcher: Registered) -> Registered:
@@ -57,7 +57,7 @@ def rule_for(*targets: Any) -> Callable[[Registered], Registered]:
 def register_pattern(pattern: Pattern) -> Pattern:
     """Register a search for operations that consist of several nodes, such as a channel shuffle.
 
-    The pattern yields operations at the last of their nodes, with the earlier ones as ``steps``.
+    The pattern yields operations at the last of their nodes, with the earlier ones as `steps`.
     If an operand does not have its channels on the axis that the operation expects, or if a node
     outside of the pattern also reads a step, the nodes are matched one by one instead.
     """

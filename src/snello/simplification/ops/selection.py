@@ -221,7 +221,7 @@ def flip(call: Call) -> Operation | None:
 
 @rule_for(operator.getitem)
 def channel_slice(call: Call) -> Operation | None:
-    """``x[:, a:b]``: a slice of channels with known ends, with all other axes whole."""
+    """`x[:, a:b]`: a slice of channels with known ends, with all other axes whole."""
     moving = call.moving_operand()
     if moving is None or call.shape is None:
         return None
@@ -238,7 +238,7 @@ def channel_slice(call: Call) -> Operation | None:
 
 @rule_for("narrow", torch.narrow)
 def narrow(call: Call) -> Operation | None:
-    """``x.narrow(dim, start, length)``: consecutive channels, or positions."""
+    """`x.narrow(dim, start, length)`: consecutive channels, or positions."""
     moving, node = call.moving_operand(), call.node
     given = [argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length"))]
     if moving is None or call.shape is None or not all(isinstance(n, int) for n in given):
@@ -253,7 +253,7 @@ def narrow(call: Call) -> Operation | None:
 
 @rule_for(*_CHUNKS)
 def chunks(call: Call) -> Operation | None:
-    """Chunks and splits: the call is absorbed, and the ``getitem`` of each part is an operation."""
+    """Chunks and splits: the call is absorbed, and the `getitem` of each part is an operation."""
     return (
         Absorbed.of(call.node)
         if call.moving_operand() is not None and _is_split(call.node)
@@ -301,7 +301,7 @@ def _split(channels: Tensor, node: fx.Node) -> Sequence[Tensor]:
 
 @rule_for(F.pad)
 def pad(call: Call) -> Operation | None:
-    """``F.pad``: padding of positions in any mode, or of channels with zeros."""
+    """`F.pad`: padding of positions in any mode, or of channels with zeros."""
     moving, node = call.moving_operand(), call.node
     if moving is None or call.shape is None:
         return None

@@ -75,7 +75,7 @@ class SplitChannels(Operation):
 
 @rule_for(*VIEWS)
 def split(call: Call) -> Operation | None:
-    """Views that split the channel axis into several; :meth:`Call.split_axis` selects one."""
+    """Views that split the channel axis into several; `Call.split_axis` selects one."""
     moving, after = call.moving_operand(), call.shape
     if moving is None or after is None or not sizes_are_written_out(call.node):
         return None

@@ -128,7 +128,7 @@ def view(call: Call) -> Operation | None:
 def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
     """A view that merges the channels with axes before and after them.
 
-    With the batch, too, as attention by ``torch.bmm`` does it with its heads, where the model's own
+    With the batch, too, as attention by `torch.bmm` does it with its heads, where the model's own
     forward stays: an index of channels in a graph would know one batch size alone.
     """
     before, after = sizes(operand), sizes(call.node)
@@ -149,7 +149,7 @@ def _merged(call: Call, operand: fx.Node, axis: int) -> View | None:
 
 
 def _place(shape: tuple[int, ...], start: int, merged: int) -> int | None:
-    """Axis of size ``merged`` after axes of ``start`` elements in total; None if there is none."""
+    """Axis of size `merged` after axes of `start` elements in total; None if there is none."""
     axes = range(1, len(shape))
     return next((i for i in axes if math.prod(shape[:i]) == start and shape[i] == merged), None)
 
@@ -158,7 +158,7 @@ def sizes_are_written_out(node: fx.Node) -> bool:
     """Return True if a view has one argument per size.
 
     A single size can be replaced in the lean graph, but not one inside a whole shape, as in
-    ``x.view(y.shape)``.
+    `x.view(y.shape)`.
     """
     if node.target not in SIZED:
         return True
@@ -209,7 +209,7 @@ def _read_by_layers(graph: Graph, node: fx.Node) -> bool:
 
 @rule_for("expand")
 def expand(call: Call) -> Operation | None:
-    """``x.expand(...)`` that leaves the channels as they are."""
+    """`x.expand(...)` that leaves the channels as they are."""
     moving, out = call.moving_operand(), call.shape
     if moving is None or out is None or len(call.node.args) < 2:
         return None
@@ -222,7 +222,7 @@ def expand(call: Call) -> Operation | None:
 
 @rule_for("repeat", "tile", torch.tile)
 def repeat(call: Call) -> Operation | None:
-    """``x.repeat(...)`` and ``x.tile(...)``, of the channels, too: all of them follow each other."""
+    """`x.repeat(...)` and `x.tile(...)`, of the channels, too: all of them follow each other."""
     moving, out = call.moving_operand(), call.shape
     times = one_by_one(call.node.args[1:])
     if moving is None or out is None or len(times) > len(out):
@@ -237,7 +237,7 @@ def repeat(call: Call) -> Operation | None:
 
 @rule_for("repeat_interleave", torch.repeat_interleave)
 def repeat_interleave(call: Call) -> Operation | None:
-    """``x.repeat_interleave(times, dim)``, of the channels, too: those of one follow each other."""
+    """`x.repeat_interleave(times, dim)`, of the channels, too: those of one follow each other."""
     moving, times, dim = call.moving_operand(), call.argument(1, "repeats"), call.argument(2, "dim")
     if moving is None or type(times) is not int or type(dim) is not int:
         return None
@@ -257,14 +257,14 @@ def pixel_unshuffle(call: Call) -> Operation | None:
 
 @rule_for("dim")
 def dim(call: Call) -> Operation | None:
-    """``x.dim()``."""
+    """`x.dim()`."""
     moving = call.moving_operand()
     return None if moving is None else Sizes(call.node, (moving[0],), (moving[1],), None)
 
 
 @rule_for("size", getattr)
 def size(call: Call) -> Operation | None:
-    """``x.size()``, ``x.size(dim)`` and ``x.shape``.
+    """`x.size()`, `x.size(dim)` and `x.shape`.
 
     None if the number of channels may be read in a way that cannot be found in the graph, for
     example as part of a whole shape.
@@ -293,7 +293,7 @@ def _counts(node: fx.Node, shown: list[int], axis: int) -> list[fx.Node] | None:
 
     Args:
         node: a shape, or a slice of one.
-        shown: for each entry of ``node``, the axis whose size it is.
+        shown: for each entry of `node`, the axis whose size it is.
         axis: axis of the channels.
     """
     found: list[fx.Node] = []

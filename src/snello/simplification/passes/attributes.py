@@ -20,20 +20,20 @@ _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
 def attributes(model: nn.Module, facts: Facts, plan: SimplificationPlan) -> dict[str, int] | None:
-    """Find the attributes, such as ``num_heads``, that a model's own forward takes its sizes from.
+    """Find the attributes, such as `num_heads`, that a model's own forward takes its sizes from.
 
     With new values in them, the model can keep its class: no literal is written into a graph.
 
-    1. A number of the plan is an argument of a view, a split or ``F.group_norm`` in the forward of
+    1. A number of the plan is an argument of a view, a split or `F.group_norm` in the forward of
        some module. The integer attributes of that module which have the number's old value, and
        a name that fits, take the new one.
-    2. A name fits that speaks of a count (``num_heads``) where channels become heads or groups, and
-       of a width (``dim``) elsewhere.
+    2. A name fits that speaks of a count (`num_heads`) where channels become heads or groups, and
+       of a width (`dim`) elsewhere.
 
     This is a guess by value and name: verification of the narrowed model shows whether it holds.
 
     Requires:
-        ``operations`` and ``axes``.
+        `operations` and `axes`.
 
     Ensures:
         Qualified name -> new value; None if no number has an attribute, or one attribute would need
@@ -67,12 +67,12 @@ def _mirrors(model: nn.Module, facts: Facts, node: fx.Node, edit: SetNumber) -> 
 
 
 def is_width(name: str) -> bool:
-    """True of names of widths, such as ``in_channels``."""
+    """True of names of widths, such as `in_channels`."""
     return any(part in name for part in _WIDTHS)
 
 
 def _fits(name: str, counts: bool) -> bool:
-    """True of names of counts, or else of widths. A ``head_dim`` is a width."""
+    """True of names of counts, or else of widths. A `head_dim` is a width."""
     width = is_width(name)
     count = any(part in name for part in _COUNTS) or name in ("h", "nh")
     return count and not width if counts else width

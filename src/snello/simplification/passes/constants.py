@@ -19,10 +19,10 @@ def constants(facts: Facts) -> Facts:
     2. A tensor without an operation has no constant channel.
 
     Requires:
-        ``operations`` and ``axes``.
+        `operations` and `axes`.
 
     Ensures:
-        ``signals``, for every node in ``axes``.
+        `signals`, for every node in `axes`.
     """
     signals: dict[fx.Node, Signal] = {}
     for node, operation in facts.operations.items():

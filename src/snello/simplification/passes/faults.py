@@ -87,7 +87,7 @@ def mirrored_widths(
 ) -> dict[str, int]:
     """Attributes of modules that hold the width of a tensor which they are given narrower.
 
-    A forward that compares ``x.shape[1]`` with ``self.channels`` reads no size that a graph shows.
+    A forward that compares `x.shape[1]` with `self.channels` reads no size that a graph shows.
 
     1. An integer attribute takes the width in the lean model if it has that of the original, and
        the name of a width.

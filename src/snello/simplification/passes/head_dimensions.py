@@ -29,7 +29,7 @@ _PRODUCTS = {
 """Products of queries with keys, and of scores with values."""
 
 Values = Mapping[str, Tensor]
-"""Key in the lean model's ``state_dict`` -> folded constants, float64."""
+"""Key in the lean model's `state_dict` -> folded constants, float64."""
 
 
 def head_dimensions(
@@ -39,7 +39,7 @@ def head_dimensions(
 
     The other passes remove heads as a whole. A dimension of a head is shared by all heads of a
     layer, and often by queries, keys and values, because one attribute holds its width. What
-    belongs together is found by :func:`snello.graph.coupled.coupling` on the lean model.
+    belongs together is found by [`snello.graph.coupled.coupling`][] on the lean model.
 
     1. A dimension goes if all rows that compute it are zero, biases included: zero values give
        zero outputs, and a product of zeros adds nothing to a score.
@@ -58,7 +58,7 @@ def head_dimensions(
         values: its folded constants.
 
     Requires:
-        All attributes of ``facts``.
+        All attributes of `facts`.
 
     Returns:
         The plan with narrower heads, and its values; None if there is nothing to narrow.

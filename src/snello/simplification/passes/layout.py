@@ -20,7 +20,7 @@ from .refused import rule_of
 def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arrangement:
     """Lay out the channels of every tensor of the lean network.
 
-    1. A producer keeps the neurons that are useful and not constant, or those in ``forced``.
+    1. A producer keeps the neurons that are useful and not constant, or those in `forced`.
     2. Any other operation arranges its operands, which determines the layout of its output.
     3. The reader of a bypass receives the layout that the bypass returns.
     4. A tensor that is needed (for its values or only for its shape) but has no channel left is
@@ -32,10 +32,10 @@ def layout(facts: Facts, forced: Mapping[fx.Node, Tensor] | None = None) -> Arra
         forced: producer -> the neurons that it must keep, in order, instead of the live ones.
 
     Requires:
-        All attributes of ``facts``.
+        All attributes of `facts`.
 
     Ensures:
-        Every operand that is read has at least one channel. ``forced`` of the result contains the
+        Every operand that is read has at least one channel. `forced` of the result contains the
         given producers and those of case 4.
 
     Raises:

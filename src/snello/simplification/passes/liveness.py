@@ -30,11 +30,11 @@ def liveness(facts: Facts, cost: CostModel) -> Facts:
        operands of the bypass are then read, and the product before it is not computed there.
 
     Requires:
-        ``operations``, ``axes`` and ``signals``.
+        `operations`, `axes` and `signals`.
 
     Ensures:
-        ``useful``, for every node in ``signals``; ``bypasses``, those in use, in the order of
-        acceptance; ``operations``, with the products that are not computed marked as such.
+        `useful`, for every node in `signals`; `bypasses`, those in use, in the order of
+        acceptance; `operations`, with the products that are not computed marked as such.
     """
     possible = candidates(Found(facts.graph, facts.operations, facts.signals))
     uses = _Uses(

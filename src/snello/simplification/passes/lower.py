@@ -23,7 +23,7 @@ class Decision:
 
     Attributes:
         plan: the plan.
-        values: key in the lean model's ``state_dict`` -> float64 value.
+        values: key in the lean model's `state_dict` -> float64 value.
     """
 
     plan: SimplificationPlan
@@ -53,10 +53,10 @@ def lower(
         draft: a plan with all other fields set.
 
     Requires:
-        All attributes of ``facts``; an arrangement of the same model.
+        All attributes of `facts`; an arrangement of the same model.
 
     Ensures:
-        A plan that :func:`snello.simplification.rewrite.apply` can apply to the captured model,
+        A plan that `snello.simplification.rewrite.apply` can apply to the captured model,
         with edits in the order of their stages.
     """
     lowered = {node: _lower(facts, arrangement, overwritable, node) for node in facts.operations}

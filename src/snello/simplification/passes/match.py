@@ -36,7 +36,7 @@ def match(graph: Graph, refused: Mapping[fx.Node, str] | None = None) -> Facts:
         A graph with shapes.
 
     Ensures:
-        ``operations`` and ``axes``. Every node whose operation has an axis is in ``axes``.
+        `operations` and `axes`. Every node whose operation has an axis is in `axes`.
     """
     first = _matched(graph, refused or {}, {})
     found = [first, *(_matched(graph, refused or {}, splits) for splits in _choices(first))]

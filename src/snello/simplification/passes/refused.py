@@ -24,7 +24,7 @@ class RuleError(Exception):
 
 @contextmanager
 def rule_of(node: fx.Node) -> Iterator[None]:
-    """Turn any error of a rule into :class:`RuleError`.
+    """Turn any error of a rule into `RuleError`.
 
     A rule may be the user's own; an error in it must not stop the simplification of the model.
 

@@ -20,13 +20,13 @@ def left_alone(
     """Report layers that keep their neurons for want of an operation, and reads at full width.
 
     1. An outermost module with parameters that is not called in evaluation mode. It is removed,
-       unless the result is of the model's own class (``own_class``).
+       unless the result is of the model's own class (`own_class`).
     2. A layer, norm or attention without an operation.
     3. A node whose rule has failed, or a module whose own forward does not take narrower tensors.
     4. Another node without an operation, if one of its operands was narrowed.
 
     Requires:
-        ``operations`` and ``axes``; an arrangement of the same model.
+        `operations` and `axes`; an arrangement of the same model.
 
     Ensures:
         Layer or node name -> reason, with file and line of the model's code where they are known.

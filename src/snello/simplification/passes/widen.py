@@ -29,10 +29,10 @@ def round_up(facts: Facts, arrangement: Arrangement, multiple: int) -> Arrangeme
     2. The widths of grouped convolutions are not changed.
 
     Requires:
-        ``multiple`` >= 1.
+        `multiple` >= 1.
 
     Ensures:
-        A layout of the same model that keeps every channel of ``arrangement``'s ungrouped layers.
+        A layout of the same model that keeps every channel of `arrangement`'s ungrouped layers.
     """
     if multiple == 1:
         return arrangement
@@ -54,7 +54,7 @@ def widen(facts: Facts, arrangement: Arrangement, cost: CostModel) -> Arrangemen
     1. Where operands with different channels are combined, or an operand is read at full width, the
        producers of the operands may keep the channels that the operands lack.
     2. They do if the cost model finds the computation of these channels cheaper than the index
-       operation. A cost model with ``widens_in_part`` is not asked: every operand with a suitable
+       operation. A cost model with `widens_in_part` is not asked: every operand with a suitable
        producer is widened.
     3. The layout is repeated until no more neurons are kept.
 

@@ -32,7 +32,7 @@ def without_edits(
             contains them; a recorded graph contains them even where the code computes them.
 
     Requires:
-        All attributes of ``facts``.
+        All attributes of `facts`.
 
     Ensures:
         A plan whose edits, if it still has any, no producer can avoid.

@@ -1,7 +1,7 @@
 """Rewriting: the only package that edits graphs or weights.
 
-May import ``runtime``, ``ops`` and ``ir``; never ``passes``. A new kind of edit needs one applier
-in ``appliers.py``, registered by the type of its record under ``@applies``.
+May import `runtime`, `ops` and `ir`; never `passes`. A new kind of edit needs one applier
+in `appliers.py`, registered by the type of its record under `@applies`.
 """
 
 from .apply import CONFIG_KEY as CONFIG_KEY

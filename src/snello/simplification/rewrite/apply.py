@@ -22,10 +22,10 @@ from .guard import guard
 from .narrow import narrow
 
 _PLAN = "_snello_plan"
-"""Attribute of a lean model, and key in the ``meta`` of a graph module, with the plan as JSON."""
+"""Attribute of a lean model, and key in the `meta` of a graph module, with the plan as JSON."""
 
 CONFIG_KEY = "snello_plan"
-"""Entry of a Hugging Face configuration with the plan as JSON: ``save_pretrained`` writes it."""
+"""Entry of a Hugging Face configuration with the plan as JSON: `save_pretrained` writes it."""
 
 
 def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -33,19 +33,20 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
 
     Rows and columns of weights are selected; folded constants are zero until values are loaded. To
     load a lean model, build the original architecture, apply the plan and load the lean
-    ``state_dict``.
+    `state_dict`.
 
     Args:
-        plan: a plan of :func:`snello.simplification.make_plan`, or one read from JSON.
+        plan: a plan of `snello.simplification.make_plan`, or one read from JSON.
         model: a model of the architecture for which the plan was made; it is not changed.
 
     Returns:
         A captured graph with the original layer names, or a module of the model's own class; see
-        :attr:`SimplificationPlan.representation`.
+        [`SimplificationPlan.representation`][snello.simplification.SimplificationPlan.representation].
 
     Raises:
         ModelError: if the plan was made for another architecture, naming the layer.
-        ConfigError: if the plan is not a :class:`SimplificationPlan`.
+        ConfigError: if the plan is not a
+            [`SimplificationPlan`][snello.simplification.SimplificationPlan].
     """
     check_module(model, "apply")
     if not isinstance(plan, SimplificationPlan):
@@ -164,7 +165,7 @@ def write_values(lean: nn.Module, values: Mapping[str, Tensor]) -> None:
 
     Args:
         lean: changed in place.
-        values: key in the ``state_dict`` -> value. Keys that the model does not have, such as those
+        values: key in the `state_dict` -> value. Keys that the model does not have, such as those
             of removed branches, are ignored.
     """
     state = lean.state_dict(keep_vars=True)

@@ -17,7 +17,7 @@ def erase_arguments(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
 
     Args:
         graph: graph of the lean model.
-        constants: placeholder -> value, with the stars of ``*args`` and ``**kwargs`` in the names.
+        constants: placeholder -> value, with the stars of `*args` and `**kwargs` in the names.
     """
     for node in list(graph.nodes):
         if node.op == "placeholder" and str(node.target) in constants:
@@ -25,7 +25,7 @@ def erase_arguments(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
 
 
 def wake_dropout(model: nn.Module, lean: fx.GraphModule, constants: Mapping[str, Any]) -> None:
-    """Replace functional dropout by modules where its ``training`` argument is the model's mode.
+    """Replace functional dropout by modules where its `training` argument is the model's mode.
 
     A graph that was captured in evaluation mode would never drop anything; a module follows the
     mode of the graph module. The calls are found by a second capture in training mode.

@@ -6,16 +6,16 @@ import ast
 
 
 def reach_directly(body: list[str]) -> list[str]:
-    """Rewrite the lines of a ``forward`` to call layers through ``_modules``.
+    """Rewrite the lines of a `forward` to call layers through `_modules`.
 
-    For use with :meth:`torch.fx.Graph.on_generate_code`. torch.fx writes
-    ``getattr(self.features, "0").conv(x)``. Each step of this path is first a failed attribute
-    lookup, then a call of ``nn.Module.__getattr__`` in Python, which takes a tenth of the time of a
+    For use with `torch.fx.Graph.on_generate_code`. torch.fx writes
+    `getattr(self.features, "0").conv(x)`. Each step of this path is first a failed attribute
+    lookup, then a call of `nn.Module.__getattr__` in Python, which takes a tenth of the time of a
     lean MobileNet at batch 1. The dictionaries contain the same layers, also after one has been
     replaced.
 
     Args:
-        body: the lines of a ``forward``, each of which may hold several statements.
+        body: the lines of a `forward`, each of which may hold several statements.
     """
     return [_direct(line) for line in body]
 
@@ -37,7 +37,7 @@ def _direct(line: str) -> str:
 
 
 def _path(expression: ast.expr) -> list[str] | None:
-    """Return the names of submodules on the path from ``self``; None for another expression."""
+    """Return the names of submodules on the path from `self`; None for another expression."""
     match expression:
         case ast.Name("self"):
             return []

@@ -31,7 +31,7 @@ def guard(lean: fx.GraphModule, domain: Domain | None) -> None:
 
 
 class _Again:
-    """Hook for ``deepcopy`` that adds the guard to a copy without forward pre-hooks."""
+    """Hook for `deepcopy` that adds the guard to a copy without forward pre-hooks."""
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain

@@ -178,7 +178,7 @@ class LeanAttention(nn.Module):
         raise NotImplementedError
 
     def expanded(self) -> AttentionWeights:
-        """Return the weights in the shapes of the original; see :class:`AttentionWeights`."""
+        """Return the weights in the shapes of the original; see `AttentionWeights`."""
         plan, (weight, bias, out) = self.plan, self._projections()
         size, rows = plan.heads * plan.width, torch.tensor(plan.rows, dtype=torch.long)
         full = weight.new_zeros(3 * size, weight.shape[1]).index_copy(
@@ -267,7 +267,7 @@ def _heads_first(x: Tensor, heads: int) -> Tensor:
 class LeanMultiheadAttention(LeanAttention):
     """Narrowed nn.MultiheadAttention with its signature; attention weights are never returned.
 
-    Parameters: ``in_proj_weight`` (rows, inputs), ``in_proj_bias`` (rows,), ``out_proj``.
+    Parameters: `in_proj_weight` (rows, inputs), `in_proj_bias` (rows,), `out_proj`.
     """
 
     in_proj_weight: Tensor

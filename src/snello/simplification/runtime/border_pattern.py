@@ -68,7 +68,7 @@ class _Axis:
 class BorderPatterns(CachedConstant):
     """Number of the border pattern at each position of a convolution's output.
 
-    Patterns are numbered as in :mod:`snello.simplification.ir.borders`. Only the size of the input
+    Patterns are numbered as in `snello.simplification.ir.borders`. Only the size of the input
     is read.
 
     Args:

@@ -1,6 +1,6 @@
 """Convolutions with folded constants in addition to the bias.
 
-They have no rule of their own: :class:`snello.simplification.ops.layers.Weighted` reads their
+They have no rule of their own: `snello.simplification.ops.layers.Weighted` reads their
 buffers.
 """
 
@@ -23,15 +23,15 @@ from .position_dependent import Computed
 class FoldedConv(CachedConstant, _ConvNd):
     """A convolution with the contribution of removed inputs in buffers, each of which may be None:
 
-    - ``border``, shape (out, 1, *kernel), or (1, out, *kernel) if transposed: the kernel summed
+    - `border`, shape (out, 1, *kernel), or (1, out, *kernel) if transposed: the kernel summed
       over constant inputs, weighted by their values. Its convolution with ones is the contribution
       of these inputs at every resolution: a bias in the interior, less at the border, where the
       padding cuts off part of the kernel.
-    - ``table``, shape (out, border patterns): the contribution of inputs that depended on the
+    - `table`, shape (out, border patterns): the contribution of inputs that depended on the
       position alone. The forward receives the pattern at each position.
-    - ``gated``, shape (out, C of the gate, 1, ...): columns of inputs that were a constant times a
+    - `gated`, shape (out, C of the gate, 1, ...): columns of inputs that were a constant times a
       gate, multiplied by the constants. The forward receives the gate; its last channels may
-      multiply values that depend on the position (``static``).
+      multiply values that depend on the position (`static`).
 
     Shape: that of the convolution.
     """
@@ -77,19 +77,19 @@ class FoldedConv(CachedConstant, _ConvNd):
 
 
 class FoldedConv1d(FoldedConv, nn.Conv1d):  # type: ignore[misc]
-    """Conv1d with constants folded in; see :class:`FoldedConv`."""
+    """Conv1d with constants folded in; see `FoldedConv`."""
 
 
 class FoldedConv2d(FoldedConv, nn.Conv2d):  # type: ignore[misc]
-    """Conv2d with constants folded in; see :class:`FoldedConv`."""
+    """Conv2d with constants folded in; see `FoldedConv`."""
 
 
 class FoldedConv3d(FoldedConv, nn.Conv3d):  # type: ignore[misc]
-    """Conv3d with constants folded in; see :class:`FoldedConv`."""
+    """Conv3d with constants folded in; see `FoldedConv`."""
 
 
 class FoldedConvTransposed(FoldedConv, _ConvTransposeNd):  # type: ignore[misc]
-    """A transposed convolution with constants folded in; of the buffers it only uses ``border``."""
+    """A transposed convolution with constants folded in; of the buffers it only uses `border`."""
 
     def _at_border(self, x: Tensor, border: Tensor) -> Tensor:
         operation: Any = getattr(F, f"conv_transpose{x.dim() - 2}d")
@@ -99,15 +99,15 @@ class FoldedConvTransposed(FoldedConv, _ConvTransposeNd):  # type: ignore[misc]
 
 
 class FoldedConvTranspose1d(FoldedConvTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
-    """ConvTranspose1d with constants folded in; see :class:`FoldedConv`."""
+    """ConvTranspose1d with constants folded in; see `FoldedConv`."""
 
 
 class FoldedConvTranspose2d(FoldedConvTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
-    """ConvTranspose2d with constants folded in; see :class:`FoldedConv`."""
+    """ConvTranspose2d with constants folded in; see `FoldedConv`."""
 
 
 class FoldedConvTranspose3d(FoldedConvTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
-    """ConvTranspose3d with constants folded in; see :class:`FoldedConv`."""
+    """ConvTranspose3d with constants folded in; see `FoldedConv`."""
 
 
 _KINDS: dict[type[_ConvNd], type[FoldedConv]] = {

@@ -20,9 +20,9 @@ class ChannelFill(nn.Module):
 
     Args:
         edit: the channels to append and to select. Constants other than zero are the buffer
-            ``constant``.
+            `constant`.
 
-    Shape: only the size of ``edit.axis`` changes.
+    Shape: only the size of `edit.axis` changes.
     """
 
     snello_leaf = True

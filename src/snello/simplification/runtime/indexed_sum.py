@@ -23,10 +23,10 @@ from .constants import CachedConstant, along, index_tensor, recording
 class ChannelSum(CachedConstant):
     """Add a tensor to some channels of another one, and constants to some.
 
-    The channels of the result are those of the base and ``edit.grown`` new ones after them. The
+    The channels of the result are those of the base and `edit.grown` new ones after them. The
     base is overwritten if the plan allows it (no node reads it later) and no gradient is recorded.
 
-    Shape: (N, C, *) and, with an index, (N, len(index), *) to (N, ``edit.width``, *).
+    Shape: (N, C, *) and, with an index, (N, len(index), *) to (N, `edit.width`, *).
     """
 
     snello_leaf = True
@@ -98,7 +98,7 @@ def _index_add(base: Tensor, axis: int, index: Tensor, other: Tensor, owned: boo
 def _inverse(index: Sequence[int], width: int) -> Tensor:
     """For each channel of the result, the channel of the other operand.
 
-    It is ``len(index)``, one past the last channel, where the other operand has none.
+    It is `len(index)`, one past the last channel, where the other operand has none.
     """
     gather = torch.full((width,), len(index))
     gather[list(index)] = torch.arange(len(index))
@@ -123,7 +123,7 @@ class ScatterAdded(Operation):
     def _spread(
         self, first: Tensor, second: Tensor | None = None, *, absent: float
     ) -> tuple[Tensor, Tensor]:
-        """Values of both operands in the channels of the output, ``absent`` where there is none."""
+        """Values of both operands in the channels of the output, `absent` where there is none."""
         a, b = (torch.full((len(self.constants),), absent, dtype=first.dtype) for _ in range(2))
         a[: len(first)] = first
         if second is not None:

@@ -21,13 +21,13 @@ from .border_pattern import BorderPatterns
 from .constants import CachedConstant, along
 
 Computed = tuple[Tensor, Tensor, Tensor]
-"""The result of :class:`PositionDependentChannels`."""
+"""The result of `PositionDependentChannels`."""
 
 
 class PositionDependentChannels(CachedConstant):
     """Channels that depend on the position alone, computed once per resolution.
 
-    The buffer ``taps``, shape (C, kernel positions + 1), has the contribution of each position of
+    The buffer `taps`, shape (C, kernel positions + 1), has the contribution of each position of
     the kernel and, in its last column, the bias.
 
     Args:

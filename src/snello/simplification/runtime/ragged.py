@@ -21,7 +21,7 @@ from .convolution import convolve
 class RaggedConv(CachedConstant):
     """A grouped convolution whose groups have lost different numbers of channels.
 
-    Only the remaining kernels are stored: ``weight`` has shape (pairs, *kernel), one kernel for
+    Only the remaining kernels are stored: `weight` has shape (pairs, *kernel), one kernel for
     each pair of a kept input and a kept output of the same group. In the forward, the groups are
     padded with zeros to one width: that of the widest group, or the next larger one for which
     grouped convolutions are fast.
@@ -104,7 +104,7 @@ def _fast_width(channels: int) -> int:
     """Return the next larger number of channels per group at which grouped convolutions are fast.
 
     On x86, groups of 4, 8, 16, 24 or 32 channels take 0.5 to 0.95 of the time of groups of 3, 7,
-    13, 23 or 30 (``benchmarks/index_operations.py``): the zeros are cheaper than the odd size.
+    13, 23 or 30 (`benchmarks/index_operations.py`): the zeros are cheaper than the odd size.
     """
     if channels <= 4:
         return channels if channels < 3 else 4

@@ -34,7 +34,7 @@ def lean_attention(module: nn.Module, plan: AttentionPlan) -> nn.Module:
 class LeanWindowAttention(LeanAttention):
     """Narrowed self-attention in shifted windows.
 
-    Parameters: ``qkv``, ``proj``, ``relative_position_bias_table`` (offsets, heads).
+    Parameters: `qkv`, `proj`, `relative_position_bias_table` (offsets, heads).
     Shape: (N, H, W, inputs) to (N, H, W, outputs); H and W are padded to multiples of the window.
 
     Source: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows,
@@ -137,8 +137,8 @@ class LeanWindowAttention(LeanAttention):
 class LeanCosineWindowAttention(LeanWindowAttention):
     """Narrowed attention with cosine similarity, and a position bias that a small network computes.
 
-    Parameters: ``qkv``, ``proj``, ``logit_scale`` (heads, 1, 1), ``cpb_mlp`` (of the first
-    ``plan.biased`` heads; the others have no position bias).
+    Parameters: `qkv`, `proj`, `logit_scale` (heads, 1, 1), `cpb_mlp` (of the first
+    `plan.biased` heads; the others have no position bias).
 
     Source: Liu et al., Swin Transformer V2: Scaling Up Capacity and Resolution, CVPR 2022.
     """

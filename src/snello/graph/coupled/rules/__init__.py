@@ -1,7 +1,7 @@
 """Rules: the labels of an operation's outputs from those of its inputs.
 
 A rule is named after an operator of aten. It is called with the run, the arguments and the outputs
-that were computed, and returns the :class:`Shadow` of each tensor among the outputs (or one, where
+that were computed, and returns the `Shadow` of each tensor among the outputs (or one, where
 the operator has one output). Operators that torch tags as pointwise share one rule; an operator
 without a rule pins all labels of its operands.
 """
@@ -42,7 +42,7 @@ def apply(run: Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def rule_of(name: str, func: Any) -> Rule:
-    """The rule of an operator; an in-place operator (``add_``) has that of its functional form."""
+    """The rule of an operator; an in-place operator (`add_`) has that of its functional form."""
     functional = name.rstrip("_") if name.endswith("_") and not name.startswith("_") else name
     for known in (name, functional):
         if known in RULES:

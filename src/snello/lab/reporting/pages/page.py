@@ -110,7 +110,8 @@ def write_page(page: Page, path: str | Path) -> Path:
 
 
 def read_figures(path: str | Path) -> tuple[str, tuple[Figure, ...]] | None:
-    """The title and the figures of a page that [`write_page`][snello.lab.reporting.pages.write_page] wrote.
+    """The title and the figures of a page that
+    [`write_page`][snello.lab.reporting.pages.write_page] wrote.
 
     Returns:
         Both; None for another file.
