@@ -373,7 +373,7 @@ def kill_channels(model: nn.Module, inputs: Inputs) -> None:
         dead = torch.randperm(group.width, generator=generator)[: group.width // 2].tolist()
         for member in group.parameters:
             if member.role != "read" and member.name in tensors:
-                index = torch.tensor(member.of(dead))
+                index = torch.tensor(member.of(dead), dtype=torch.long)
                 tensors[member.name].index_fill_(member.axis, index, 0)
 
 
