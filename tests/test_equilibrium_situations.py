@@ -299,6 +299,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.exhaustive  # test_equilibrium_distributed.py has two processes in every run
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("no gloo")

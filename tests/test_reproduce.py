@@ -169,7 +169,7 @@ def test_rows_that_cannot_run_say_so(tmp_path: Path) -> None:
     assert "quick variants" in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_command_runs_a_row_of_table_1(
     data: Path,
     tmp_path: Path,

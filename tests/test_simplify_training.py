@@ -279,6 +279,7 @@ def _distributed_step(rank: int, port: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
