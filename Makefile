@@ -8,7 +8,7 @@ OUT ?= runs/demo
 .PHONY: help demo test test-all test-sample lint bench docs clean
 
 help:
-	@echo "make demo   the whole round trip on the built-in digits: prints the tables, writes $(OUT)/report.md"
+	@echo "make demo   the whole round trip on the built-in digits: prints the tables, writes the page $(OUT)/report.html"
 	@echo "make test   the tests, in some minutes"
 	@echo "make test-all, test-sample   all tests, in an hour; some of the long ones, drawn by SEED"
 	@echo "make lint   ruff, types, import contracts"
