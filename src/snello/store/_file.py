@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from snello.codec import CodecSettings
+from snello.errors import ConfigError, ModelError
+
+from .record import summary
 
 Content = tuple[dict[str, Any], dict[str, Tensor]]
 """The record of a model and its weights."""
@@ -62,7 +66,52 @@ class ModelFile(ABC):
         """
 
 
-def row(name: str, value: Tensor) -> dict[str, Any]:
-    """The description of a tensor that is stored as it is."""
+class ExactFile(ModelFile):
+    """A format that stores the weights as they are.
+
+    Attributes:
+        format: name and version of the format, which its files hold.
+    """
+
+    format: ClassVar[str]
+
+    def write(
+        self,
+        path: Path,
+        record: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        settings: CodecSettings | None,
+    ) -> Path:
+        if settings is not None:
+            raise ConfigError(
+                f"codec settings apply to *.snello files only, and {path} would store the weights "
+                "uncompressed: name the file *.snello, or omit the settings"
+            )
+        return self._write(path, json.dumps(record), state)
+
+    @abstractmethod
+    def _write(self, path: Path, record: str, state: Mapping[str, Tensor]) -> Path:
+        """Write a file with the record as JSON text."""
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        record, state = self.read(path)
+        size = sum(value.numel() * value.element_size() for value in state.values())
+        return {
+            "file": str(path),
+            "format": self.format,
+            "bytes": {"tensors": size, "total": path.stat().st_size},
+            "record": summary(record),
+            "tensors": [_row(name, value) for name, value in state.items()],
+        }
+
+
+def foreign(path: Path) -> ModelError:
+    """The error for a file of weights that another program wrote."""
+    return ModelError(
+        f"{path} is not a snello model file; to load its weights, use --model NAME --weights {path}"
+    )
+
+
+def _row(name: str, value: Tensor) -> dict[str, Any]:
     dtype = str(value.dtype).removeprefix("torch.")
     return {"name": name, "shape": tuple(value.shape), "dtype": dtype, "coding": "exact"}

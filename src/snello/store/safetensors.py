@@ -7,16 +7,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from torch import Tensor
 
-from snello.codec import CodecSettings
-from snello.errors import ConfigError, MissingExtraError, ModelError, require
+from snello.errors import MissingExtraError, ModelError, require
 from snello.files import write_bytes
 
-from ._file import Content, ModelFile, row
-from .record import summary
+from ._file import Content, ExactFile, foreign
 
 FORMAT = "snello safetensors 1"
 MOST_HEADER = 100_000_000
@@ -24,7 +22,7 @@ MOST_HEADER = 100_000_000
 
 
 @final
-class Safetensors(ModelFile):
+class Safetensors(ExactFile):
     """A file of Hugging Face's format safetensors, https://github.com/huggingface/safetensors.
 
     Its metadata has `format`, `record` (JSON text, the plan included) and `sha256`, the digest
@@ -32,38 +30,26 @@ class Safetensors(ModelFile):
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    format: ClassVar[str] = FORMAT
 
     def recognises(self, path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(9)
         return len(start) == 9 and start[8:] == b"{" and _header_bytes(start) <= MOST_HEADER
 
-    def write(
-        self,
-        path: Path,
-        record: Mapping[str, Any],
-        state: Mapping[str, Tensor],
-        settings: CodecSettings | None,
-    ) -> Path:
-        if settings is not None:
-            raise ConfigError(
-                f"codec settings apply to *.snello files only, and {path} would store the weights "
-                "uncompressed: name the file *.snello, or omit the settings"
-            )
+    def _write(self, path: Path, record: str, state: Mapping[str, Tensor]) -> Path:
         save = _library().save
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-        digest = _digest(save(tensors))
-        metadata = {"format": FORMAT, "record": json.dumps(record), "sha256": digest}
-        return write_bytes(path, save(tensors, metadata))
+        digest = _digest(save(tensors))  # of what follows the header, which is to hold it
+        return write_bytes(
+            path, save(tensors, {"format": FORMAT, "record": record, "sha256": digest})
+        )
 
     def read(self, path: Path) -> Content:
         data, library = path.read_bytes(), _library()
         metadata = _metadata(data, path)
         if metadata.get("format") != FORMAT:
-            raise ModelError(
-                f"{path} is not a snello model file; to load its weights, use --model NAME "
-                f"--weights {path}"
-            )
+            raise foreign(path)
         if _digest(data) != metadata.get("sha256"):
             raise ModelError(
                 f"{path} is damaged: its digest does not fit its content; copy it again"
@@ -72,17 +58,6 @@ class Safetensors(ModelFile):
             return json.loads(metadata["record"]), library.load(data)
         except Exception as error:  # the library raises errors of its own
             raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
-
-    def inspect(self, path: Path) -> dict[str, Any]:
-        record, state = self.read(path)
-        size = sum(value.numel() * value.element_size() for value in state.values())
-        return {
-            "file": str(path),
-            "format": FORMAT,
-            "bytes": {"tensors": size, "total": path.stat().st_size},
-            "record": summary(record),
-            "tensors": [row(name, value) for name, value in state.items()],
-        }
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
