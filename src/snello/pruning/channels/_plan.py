@@ -14,7 +14,7 @@ from snello.errors import ConfigError
 from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
-from snello.pruning._normalise import MAGNITUDES, Normalise, comparable, normalise_of
+from snello.pruning._normalise import Normalise, comparable, normalise_of
 
 from ._size import Size, SizeModel
 from .importances import ChannelImportance, importance_of, positive
@@ -172,7 +172,9 @@ def plan_channels(
     size = SizeModel(model, found, example)
     dense = size({})
     scores = positive(measure(model, found))
-    if normalise == "saving" or (normalise == "auto" and _in_one_unit(measure)):
+    if normalise == "saving" or (
+        normalise == "auto" and normalise_of("auto", measure) is None  # scores in one unit
+    ):
         scores = {n: score / _saving(keep, dense, size({n: (0,)})) for n, score in scores.items()}
     else:
         scores = comparable(scores, normalise_of(normalise, measure))
@@ -210,11 +212,6 @@ def plan_channels(
         if len(gone) > HEAVY["neuron"] * len(scores[name])
     )
     return ChannelPlan(found, removed, dense, size(removed), heavy)
-
-
-def _in_one_unit(importance: ChannelImportance) -> bool:
-    """True if scores of different dimensions can be compared as they are."""
-    return getattr(importance, "normalise", MAGNITUDES) is None
 
 
 def _saving(keep: Keep, dense: Size, smaller: Size) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +14,7 @@ from torch import nn
 from snello.errors import ConfigError, ModelError
 from snello.files import write_text
 from snello.graph import Example, Inputs, evaluation
-from snello.graph.coupled import coupling
+from snello.graph.coupled import Coupling, coupling
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
@@ -150,6 +151,7 @@ def prune(
         plan = plan_channels(
             lean, example_inputs, wanted, importance=importance, normalise=normalise,
             limits=limits, round_to=round_to, exclude=exclude, widths=run.widths,
+            groups=run.coupling if number == 1 else None,
         )  # fmt: skip
         narrow = _recovered(lean, plan, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
@@ -250,11 +252,20 @@ class _Run:
         self._folder = folder
         self._settings = {"amount": asdict(amount), "steps": steps}
         self.dense = size_of(model, example)
-        self.widths = {d.name: d.width for d in coupling(model, example).dimensions}
         if not self.dense.macs:
             raise ModelError(
                 f"{type(model).__name__} has no multiply-accumulates on the example inputs"
             )
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The coupled channels of the dense network."""
+        return coupling(self._model, self._example)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The widths of the dense network's dimensions."""
+        return {d.name: d.width for d in self.coupling.dimensions}
 
     def quality(self, model: nn.Module) -> float | None:
         """Evaluate a network with the caller's function; None without one."""
