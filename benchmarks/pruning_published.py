@@ -394,7 +394,7 @@ class FineTuning:
 
 @dataclass
 class Progress:
-    """What a run has done, as plain values: the JSON row and the counters of the loop.
+    """Progress of a run in plain values: the JSON row and the counters of the loop.
 
     Attributes:
         epochs: of regularisation and pruning.

@@ -118,6 +118,9 @@ def need_training(arguments: argparse.Namespace) -> None:
         method_of(arguments.method)
     require("lightning", "train", "training")
     require("rich", "report", "drawing tables")
+    from snello.lab.reporting import pages
+
+    pages.check_libraries()
 
 
 FIELDS = (

@@ -74,6 +74,7 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     from snello.lab.datasets import load_dataset
     from snello.lab.reporting import Table, busy, contact_sheet, pages, plot_scores
 
+    pages.check_libraries()
     splits = load_dataset(
         arguments.data, arguments.data_root, validation=arguments.validation, seed=arguments.seed,
         image_size=arguments.image_size, path=arguments.data_path,

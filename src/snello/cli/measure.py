@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ._profiles import clock_table, paper_table
 
+    pages.check_libraries()
     seed(arguments)  # random weights of an architecture, random inputs
     given = subjects(arguments, batch=arguments.batch)
     if arguments.onnx:

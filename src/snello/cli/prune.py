@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.search.prune import prune
     from snello.store import check_loadable, save
 
+    pages.check_libraries()
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
     use_recipe_beside(arguments, arguments.file)

@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     out, report = _files(arguments)
     from snello.lab.reporting import Table, busy, pages, percent, plot_potential
 
+    pages.check_libraries()
     ratios = _ratios(arguments.ratios, arguments.apply)
     subject = _subject(arguments)
     with busy("pruning and measuring"):

@@ -9,6 +9,7 @@ from .layers import layer_chart as layer_chart
 from .page import Chart as Chart
 from .page import Figure as Figure
 from .page import Page as Page
+from .page import check_libraries as check_libraries
 from .page import read_figures as read_figures
 from .page import write_page as write_page
 from .runs import curation_page as curation_page
@@ -20,7 +21,7 @@ from .runs import training_page as training_page
 from .runs import with_layers as with_layers
 
 __all__ = [
-    "Chart", "Figure", "Page", "comparison", "curation_page", "journey_page", "layer_chart",
+    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_chart",
     "measurement_page", "pruning_page",
     "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
 ]  # fmt: skip

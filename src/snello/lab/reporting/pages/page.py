@@ -92,7 +92,7 @@ def write_page(page: Page, path: str | Path) -> Path:
         OutputError: if the file cannot be written.
         MissingExtraError: without Jinja2 and vl-convert (extra `report`).
     """
-    require("vl_convert", "report", "drawing the charts of report.html")
+    check_libraries()
     text = (
         environment()
         .from_string(template("page.html.jinja"))
@@ -107,6 +107,16 @@ def write_page(page: Page, path: str | Path) -> Path:
         )
     )
     return write_text(Path(path), text)
+
+
+def check_libraries() -> None:
+    """Check that pages can be written, before the work that they report.
+
+    Raises:
+        MissingExtraError: without Jinja2 or vl-convert (extra `report`).
+    """
+    environment()
+    require("vl_convert", "report", "drawing the charts of report.html")
 
 
 def read_figures(path: str | Path) -> tuple[str, tuple[Figure, ...]] | None:
