@@ -113,6 +113,22 @@ def _read(arguments: argparse.Namespace, image_size: int | None) -> Splits:
     return splits
 
 
+def require_data(arguments: argparse.Namespace, file: str | Path | None, why: str) -> None:
+    """Require a dataset, of the command line or of the recipe beside a model file.
+
+    Args:
+        arguments: as for `use_recipe_beside`; changed in place.
+        file: the model file; None for an architecture.
+        why: the need, such as "prune needs data to measure on".
+
+    Raises:
+        ConfigError: if neither names a dataset.
+    """
+    use_recipe_beside(arguments, file)
+    if not arguments.data:
+        raise ConfigError(f"{why}: choose a dataset, such as --data=cifar10")
+
+
 def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) -> None:
     """Complete the dataset's options by the recipe of the run that a model file belongs to.
 

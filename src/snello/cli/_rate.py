@@ -12,7 +12,7 @@ from ._data import (
     batches_of,
     load_images,
     quality,
-    use_recipe_beside,
+    require_data,
     warn_if_seen,
 )
 from ._inputs import check_one_input
@@ -79,11 +79,8 @@ def search_images(arguments: argparse.Namespace, model: nn.Module, record: Recor
     """
     from snello.lab.training import check_fits
 
-    use_recipe_beside(arguments, getattr(arguments, "file", None))
-    if not arguments.data:
-        raise ConfigError(
-            "--max-drop needs data to measure on: choose a dataset, such as --data=cifar10"
-        )
+    file = getattr(arguments, "file", None)
+    require_data(arguments, file, "--max-drop needs data to measure on")
     for option in ("validation_images", "calibration_images"):
         if getattr(arguments, option) < 1:
             flag = f"--{option.replace('_', '-')}"

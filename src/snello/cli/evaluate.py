@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, ModelError
 
-from ._data import add_data_arguments, batches_of, load_images, quality, use_recipe_beside
+from ._data import add_data_arguments, batches_of, load_images, quality, require_data
 from ._inputs import check_one_input, check_writable, device, finish, seed, warn
 from ._names import complete_with, datasets, suffixes
 from ._own_code import add_own_code_argument, own_code
@@ -57,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Score each file on the images, show the table and write JSON."""
-    use_recipe_beside(arguments, arguments.files[0])
-    if not arguments.data:
-        raise ConfigError("evaluate needs images: choose a dataset, such as --data=cifar10")
+    require_data(arguments, arguments.files[0], "evaluate needs images")
     if arguments.batch < 1:
         raise ConfigError(f"--batch={arguments.batch}: choose at least 1")
     for path in arguments.files:

@@ -14,7 +14,7 @@ from ._data import (
     add_data_arguments,
     check_classification,
     load_images,
-    use_recipe_beside,
+    require_data,
     warn_if_seen,
 )
 from ._images import with_classes
@@ -107,11 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     pages.check_libraries()
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
-    use_recipe_beside(arguments, arguments.file)
-    if not arguments.data:
-        raise ConfigError(
-            "prune needs data to measure on: choose a dataset, such as --data=cifar10"
-        )
+    require_data(arguments, arguments.file, "prune needs data to measure on")
     if arguments.calibration < 1:
         raise ConfigError(f"--calibration={arguments.calibration}: at least 1 image is needed")
     model, record = read_model(arguments)

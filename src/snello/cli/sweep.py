@@ -14,7 +14,7 @@ from ._data import (
     add_data_arguments,
     check_classification,
     load_images,
-    use_recipe_beside,
+    require_data,
     warn_if_seen,
 )
 from ._images import with_classes
@@ -179,11 +179,7 @@ def _subject(arguments: argparse.Namespace) -> _Subject:
     if arguments.apply is not None and arguments.model is not None:
         check_loadable(model, record, str(arguments.out), trust=named_code(arguments))
     check_one_input(record, "sweep")
-    use_recipe_beside(arguments, arguments.file)
-    if not arguments.data:
-        raise ConfigError(
-            "sweep needs data to measure on: choose a dataset, such as --data=cifar10"
-        )
+    require_data(arguments, arguments.file, "sweep needs data to measure on")
     splits = load_images(arguments, record.images, record.input_shape)
     check_classification(splits, "sweep")
     model = model.to(device(arguments))
