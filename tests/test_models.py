@@ -208,8 +208,13 @@ def test_every_torchvision_name_builds() -> None:
     models = pytest.importorskip("torchvision.models")
     names = [n for m in (models, models.segmentation) for n in models.list_models(module=m)]
     assert len(names) > 80
+    # RegNet computes its widths with tensors and reads them, so that it needs a device with memory.
+    regnets = {name for name in names if name.startswith("regnet")}
+    assert {"regnet_x_400mf", "regnet_y_400mf"} < regnets
     with torch.device("meta"):
-        assert all(isinstance(build(name), nn.Module) for name in names)
+        assert all(isinstance(build(name), nn.Module) for name in names if name not in regnets)
+    for name in ("regnet_x_400mf", "regnet_y_400mf"):
+        assert isinstance(build(name), nn.Module)
 
 
 def test_pretrained_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
