@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from seams.codec import installation
 from snello.cli import main
-from snello.codec import _install, install, require_nncodec
+from snello.codec import install, require_nncodec
 from snello.errors import ConfigError, MissingExtraError, OutputError
 
 
@@ -36,8 +37,8 @@ def test_a_build_replaces_the_earlier_one(
     folder = tmp_path / "share/nncodec"
     folder.mkdir(parents=True)
     (folder / "old").touch()
-    monkeypatch.setattr(_install, "REQUIREMENT", wheel(tmp_path))
-    monkeypatch.setattr(_install, "FOLDER", folder)
+    monkeypatch.setattr(installation, "REQUIREMENT", wheel(tmp_path))
+    monkeypatch.setattr(installation, "FOLDER", folder)
     assert main(["install-codec"]) == 0
     assert str(folder) in capsys.readouterr().out
     assert (folder / "nncodec/nnc_core/coder.py").exists()
@@ -56,7 +57,7 @@ def test_a_failed_build_leaves_the_earlier_one(
     broken = (
         wheel(tmp_path, ("coder",)) if fault == "a part is missing" else str(tmp_path / "no.whl")
     )
-    monkeypatch.setattr(_install, "REQUIREMENT", broken)
+    monkeypatch.setattr(installation, "REQUIREMENT", broken)
     with pytest.raises(ConfigError, match=r"approximator" if "part" in fault else r"no\.whl"):
         install(folder)
     assert [p.name for p in folder.parent.iterdir()] == ["nncodec"]
@@ -72,7 +73,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "snello_only_here.py").write_text("where = 'folder'")
     (tmp_path / "json.py").write_text("raise AssertionError('hides a module of the environment')")
-    monkeypatch.setattr(_install, "FOLDER", tmp_path)
+    monkeypatch.setattr(installation, "FOLDER", tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert require_nncodec("snello_only_here").where == "folder"
     sys.modules.pop("snello_only_here")
@@ -84,4 +85,6 @@ def test_the_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_requirement_is_that_of_the_extra() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert tomllib.loads(text)["project"]["optional-dependencies"]["nnc"] == [_install.REQUIREMENT]
+    assert tomllib.loads(text)["project"]["optional-dependencies"]["nnc"] == [
+        installation.REQUIREMENT
+    ]

@@ -297,7 +297,7 @@ def test_arguments_have_a_bounded_depth(folder: Path) -> None:
 # Shadows of libraries
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("library", "name"),
     [
