@@ -157,7 +157,8 @@ def run(arguments: argparse.Namespace) -> None:
     table = Table(title, header, rows, note)
     page = pages.pruning_page(title, found, table, test, dense)
     if arguments.file is not None:
-        page = pages.with_layers(page, {"dense": arguments.file, "pruned": out})
+        files = {"dense": arguments.file, "pruned": out}
+        page = pages.with_layers(page, files, named_code(arguments))
     pages.write_page(page, f"{out}.html")
     print(f"written: {out}, {out}.html")
     finish(table, page.data, Path(f"{out}.json"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import megabytes, percent
 
 from .charts import bars, front, histogram, lines
-from .layers import layer_chart
+from .layers import layer_charts
 from .page import Chart, Figure, Page
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
         f"{name}: the round trip", summary, _journey_figures(result),
         (*_shipped_fronts(result), *_curves(result.runs)), tuple(tables), result,
     )  # fmt: skip
-    return with_layers(page, files)
+    return with_layers(page, files, (result.recipe.model.name,))
 
 
 def training_page(title: str, result: TrainingResult) -> Page:
@@ -142,8 +142,16 @@ def curation_page(
     return Page(title, table.note, (), charts, (table,), data)
 
 
-def measurement_page(profiles: Sequence[Profile], tables: Sequence[Table]) -> Page:
-    """The page of a measurement: one bar per network and runtime."""
+def measurement_page(
+    profiles: Sequence[Profile], tables: Sequence[Table], trust: Collection[str] = ()
+) -> Page:
+    """The page of a measurement: one bar per network and runtime.
+
+    Args:
+        profiles: what was measured.
+        tables: the same as tables.
+        trust: the user's own factories that the files may name.
+    """
     rows = [
         {"network": p.name, "runtime": runtime, "median latency [ms]": time.median_ms}
         for p in profiles
@@ -159,13 +167,19 @@ def measurement_page(profiles: Sequence[Profile], tables: Sequence[Table]) -> Pa
     if sizes:
         charts.append(bars("Size and work", sizes, "network", "millions", by="count", log=True))
     page = Page("Measured in one run", tables[-1].note, (), tuple(charts), tuple(tables), profiles)
-    return with_layers(page, {p.name: p.file for p in profiles if p.file is not None})
+    return with_layers(page, {p.name: p.file for p in profiles if p.file is not None}, trust)
 
 
-def with_layers(page: Page, files: Mapping[str, str | Path]) -> Page:
-    """A page with the parameters of each layer of some model files, if there are any."""
-    chart = layer_chart(files)
-    return page if chart is None else replace(page, charts=(*page.charts, chart))
+def with_layers(page: Page, files: Mapping[str, str | Path], trust: Collection[str] = ()) -> Page:
+    """A page with what is in each layer of some model files, if there are any.
+
+    Args:
+        page: the page.
+        files: name -> file, the dense network first.
+        trust: the user's own factories that the files may name.
+    """
+    charts, tables = layer_charts(files, trust)
+    return replace(page, charts=(*page.charts, *charts), tables=(*page.tables, *tables))
 
 
 def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
