@@ -13,13 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
-from snello.errors import require
 from snello.files import write_text
 from snello.graph.coupled import coupling
 from snello.integrations.lightning import (
@@ -42,6 +40,7 @@ from ._distributed import World, world
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
+from ._loggers import check_loggers, loggers
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
@@ -94,7 +93,7 @@ class Run:
             SnelloError: for errors of optimizer, sensitivity, pruner and selection.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
-        _loggers(self.recipe, Path())
+        check_loggers(self.recipe.log)
         if self.method.sensitivity is not None:
             sensitivity = self._sensitivity(self.model)
             config = self.recipe.pruning(self.method)
@@ -281,7 +280,7 @@ class Run:
                 precision=recipe.precision,
                 plugins=SealedCheckpoints(),
                 callbacks=[callback for callback in callbacks if callback is not None],
-                logger=_loggers(recipe, folder),
+                logger=loggers(recipe, self.method.name, folder),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
@@ -343,14 +342,6 @@ def _strategy(world: World, device: str, partly: bool) -> Any:
     backend = "gloo" if device == "cpu" else "nccl"
     # A fully frozen layer gets no gradient: without this option DDP would wait for it.
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
-
-
-def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
-    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    if "tensorboard" in recipe.log:
-        require("tensorboard", "tensorboard", "logging for TensorBoard")
-    # Loggers number their versions, so that a resumed run keeps the logs of earlier attempts.
-    return [kinds[name](folder / "logs", name=name) for name in recipe.log]
 
 
 def _task(
