@@ -399,6 +399,19 @@ def test_logs_hold_the_figures_that_matter(tmp_path: Path) -> None:
     assert list((tmp_path / "logs/tensorboard").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("baseline", set()), ("lobster", {"sensitivity"}), ("serene+neq", {"sensitivity", "velocity"})],
+)
+def test_a_run_ends_with_its_distributions(method: str, names: set[str], tmp_path: Path) -> None:
+    run = train(_recipe(), method, tmp_path)
+    assert set(run.distributions) == names
+    assert TrainingResult.read(tmp_path / "result.json").distributions == run.distributions
+    for one in run.distributions.values():
+        assert len(one.edges) == len(one.counts) + 1
+        assert sum(one.counts) > 0
+
+
 @pytest.mark.exhaustive  # the two packages are no part of the test environment
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_services_get_the_figures_without_a_server(

@@ -37,6 +37,7 @@ from ._checkpoints import SealedCheckpoints
 from ._data import Batches, image_input, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
+from ._distributions import LastDistributions
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
@@ -254,6 +255,7 @@ class Run:
         curation = None if self.batches.keep is None else CurationCallback(self.batches.keep)
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         self.pruning = self._pruning_callback()
+        self.last = LastDistributions(self.pruning, update)
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -261,7 +263,8 @@ class Run:
         # The order matters: an epoch is recorded before pruning and probing change its masks, and
         # the weight average must exist before masks are applied to it.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
+            EpochSeed(recipe.seed), self.last, self.history, curation, self.average, self.pruning, update,
+            self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -320,6 +323,7 @@ class Run:
             precision=self.recipe.precision,
             processes=self.world.size,
             flag=self._flag(test),
+            distributions=self.last.found,
         )
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
 

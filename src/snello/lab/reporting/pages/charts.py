@@ -150,9 +150,24 @@ def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart
     finite = values.detach().double().flatten()
     finite = finite[finite.isfinite()]
     counts, edges = torch.histogram(finite.cpu(), bins)
+    return counted(title, edges.tolist(), [int(count) for count in counts], name)
+
+
+def counted(
+    title: str, edges: Sequence[float], counts: Sequence[int], name: str, *, note: str = ""
+) -> Chart:
+    """A histogram whose values have been counted.
+
+    Args:
+        title: heading.
+        edges: edges of the intervals, one more than counts.
+        counts: numbers of values.
+        name: title of the horizontal axis.
+        note: conditions.
+    """
     rows = [
-        {"from": low, "to": high, "count": int(count)}
-        for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)
+        {"from": low, "to": high, "count": count}
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     return Chart(
         title,
@@ -171,6 +186,7 @@ def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart
                 "y": {"field": "count", "type": "quantitative", "title": "count"},
             },
         },
+        note,
     )
 
 

@@ -14,7 +14,7 @@ from snello.lab.reporting._journey import round_trip_table, shipping_table, trai
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import megabytes, percent
 
-from .charts import bars, front, histogram, lines
+from .charts import bars, counted, front, histogram, lines
 from .layers import layer_charts
 from .page import Chart, Figure, Page
 
@@ -57,7 +57,8 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
     }
     page = Page(
         f"{name}: the round trip", summary, _journey_figures(result),
-        (*_shipped_fronts(result), *_curves(result.runs)), tuple(tables), result,
+        (*_shipped_fronts(result), *_curves(result.runs), *_distributions(result.runs)),
+        tuple(tables), result,
     )  # fmt: skip
     return with_layers(page, files, (result.recipe.model.name,))
 
@@ -72,7 +73,8 @@ def training_page(title: str, result: TrainingResult) -> Page:
         Figure("Seconds", "", f"{result.seconds:.0f}", f"{result.threads} thread(s), {result.device}"),
     )  # fmt: skip
     summary = f"{label_of(result.method)}, {len(result.epochs)} epochs, {result.precision}."
-    return Page(title, summary, figures, _curves({result.method: result}), (), result)
+    charts = (*_curves({result.method: result}), *_distributions({result.method: result}))
+    return Page(title, summary, figures, charts, (), result)
 
 
 def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: float) -> Page:
@@ -205,6 +207,18 @@ def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
             _less("Training [s]", plain.seconds, cheap.seconds, lambda s: f"{s:.3g}", name)
         )
     return tuple(found)
+
+
+def _distributions(runs: Mapping[str, TrainingResult]) -> list[Chart]:
+    """Histograms of the sensitivities and velocities that the runs ended with."""
+    return [
+        counted(
+            f"{label_of(method)}: {name} at the end", found.edges, found.counts, f"log10 of the {name}",
+            note=f"{found.zeros} more values are exactly zero." if found.zeros else "",
+        )
+        for method, run in runs.items()
+        for name, found in run.distributions.items()
+    ]  # fmt: skip
 
 
 def _less(label: str, before: float, after: float, form: Any, name: str) -> Figure:
