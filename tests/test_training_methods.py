@@ -401,7 +401,11 @@ def test_logs_hold_the_figures_that_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "names"),
-    [("baseline", set()), ("lobster", {"sensitivity"}), ("serene+neq", {"sensitivity", "velocity"})],
+    [
+        ("baseline", set()),
+        ("lobster", {"sensitivity"}),
+        ("serene+neq", {"sensitivity", "velocity"}),
+    ],
 )
 def test_a_run_ends_with_its_distributions(method: str, names: set[str], tmp_path: Path) -> None:
     run = train(_recipe(), method, tmp_path)

@@ -99,7 +99,8 @@ def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: fl
         if s.quality is not None
     ]  # fmt: skip
     chart = front(
-        "Accuracy against work", rows, "share of the MACs", "validation accuracy", label="step"
+        "Accuracy against work", rows, "share of the MACs", "validation accuracy", label="step",
+        form="%",
     )  # fmt: skip
     data = {
         "steps": found.steps, "stopped": found.stopped, "test_accuracy": test,
