@@ -94,7 +94,7 @@ def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: fl
         Figure("Parameters", "100 %", percent(last.parameters)),
     )  # fmt: skip
     rows = [
-        {"share of the MACs": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}"}
+        {"share of the MACs": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}" if s.step else "dense"}
         for s in found.steps
         if s.quality is not None
     ]  # fmt: skip
@@ -161,14 +161,14 @@ def measurement_page(
         for runtime, time in p.latencies.items()
     ]
     charts = [bars("Latency", rows, "network", "median latency [ms]", by="runtime")]
-    sizes = [
-        {"network": p.name, "count": kind, "millions": value / 1e6}
-        for p in profiles
-        if p.footprint is not None
-        for kind, value in (("parameters", p.footprint.parameters), ("MACs", p.footprint.macs or 0))
-    ]
-    if sizes:
-        charts.append(bars("Size and work", sizes, "network", "millions", by="count", log=True))
+    counted = [p for p in profiles if p.footprint is not None]
+    for title, count in (
+        ("Parameters", lambda p: p.footprint.parameters),
+        ("Multiply-accumulates of a sample", lambda p: p.footprint.macs or 0),
+    ):
+        sizes = [{"network": p.name, "millions": count(p) / 1e6, "kind": title} for p in counted]
+        if any(row["millions"] for row in sizes):
+            charts.append(bars(title, sizes, "network", "millions", by="kind"))
     page = Page("Measured in one run", tables[-1].note, (), tuple(charts), tuple(tables), profiles)
     return with_layers(page, {p.name: p.file for p in profiles if p.file is not None}, trust)
 
