@@ -31,6 +31,7 @@ from . import (
     simplify,
     sweep,
     train,
+    tune,
     view,
 )
 from ._own_code import import_path_restored
@@ -38,7 +39,7 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
+    journey, train, tune, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
     measure, bench_device, report, view, recipes, curate, completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
