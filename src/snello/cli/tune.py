@@ -146,7 +146,7 @@ def _epsilon(
     from snello.lab.training.tuning import epsilon
 
     method = arguments.method if "neq" in arguments.method else "neq"
-    with progress(0) as line:
+    with progress(8) as line:
         found = epsilon(
             recipe, folder, arguments.updated, method=method, declared=declared, progress=line
         )

@@ -143,7 +143,9 @@ def _number(name: str, end: Any) -> float:
     if isinstance(end, (int, float)) and not isinstance(end, bool):
         return end
     try:
-        return float(end)
+        if isinstance(end, str):
+            return float(end)
+        raise TypeError(type(end).__name__)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"tune: {name}: {end!r} is no number, which the end of a range must be: {_FORM}"

@@ -15,11 +15,12 @@ from snello.lab.recipes import Recipe, recipe_text
 from snello.lab.training._fit import validate
 from snello.search.tune import Bisection, bisect
 
-from ._shared import trained
+from ._shared import check_one_process, trained
 from ._space import range_of
 
 TOLERANCE = 0.02
 """Largest difference between the wished and the measured share."""
+_WIDE = {"neq.eps": [1e-8, 1.0, "log"]}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def epsilon(
         folder: for them and for `winner.yaml`.
         updated: wished share of the neurons, mean over all epochs, in (0, 1).
         method: "neq", alone or joined to a sensitivity.
-        declared: ranges by dotted name, of which `neq.eps` is used; None: the default range.
+        declared: ranges by dotted name, of which `neq.eps` is used; None: 1e-8 to 1.
         tolerance: largest difference from the wished share at which the bisection ends.
         steps: largest number of trainings.
         progress: called with a line of text after each training.
@@ -72,13 +73,14 @@ def epsilon(
         ConfigError: for a share out of range, or a method without NEq.
         SnelloError: for errors of the data, the model and the training.
     """
+    check_one_process("epsilon")
     selection = method_of(method).selection
     if selection is None or selection.name != "neq":
         raise ConfigError(
             f"--updated needs a method with NEq, such as --method=neq, not {method!r}"
         )
     check_option(0 < updated < 1, f"--updated is a share in (0, 1), not {updated}")
-    space = range_of(recipe, method, "neq.eps", declared)
+    space = range_of(recipe, method, "neq.eps", {**_WIDE, **(declared or {})})
     splits = validate(replace(recipe, methods=(method,)))
     say = progress or (lambda line: None)
     accuracies: list[float] = []

@@ -15,6 +15,7 @@ from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
 from snello.lab.training._fit import train, validate
 
+from ._shared import check_one_process
 from ._space import range_of
 
 
@@ -62,8 +63,8 @@ def ramp(
 ) -> RampResult:
     """Train once with a lambda that rises geometrically from epoch to epoch.
 
-    The network is pruned on plateaus of one epoch, without fine-tuning at the end, so that its
-    sparsity rises through the training: every epoch is a point of the curve. The points are a
+    The network is pruned after every epoch but the last, within the recipe's bound on the loss, so that
+    its sparsity rises through the training: every epoch is a point of the curve. The points are a
     guide to the range of lambda, not results: networks trained with a constant lambda and fine-tuned are
     better. A ramp in the folder that was stopped goes on.
 
@@ -79,13 +80,14 @@ def ramp(
         ConfigError: for a method without a sensitivity, or a wrong range.
         SnelloError: for errors of the data, the model and the training.
     """
+    check_one_process("ramp")
     block = method_of(method).block
     if block is None:
         raise ConfigError(
             f"--ramp needs a method with a sensitivity, such as --method=lobster, not {method!r}"
         )
     within = range_of(recipe, method, f"{block}.lmbda", declared)
-    options = replace(getattr(recipe, block), lmbda=within.low, pwe=1, finetune=0)
+    options = replace(getattr(recipe, block), lmbda=within.low, finetune=min(1, recipe.epochs - 1))
     steep = replace(recipe, **{block: options}, methods=(method,))  # type: ignore[arg-type]
     place = Path(folder) / f"ramp-{within.low:g}-{within.high:g}"
     rise = _Rise(within.low, within.high, recipe.epochs)
@@ -111,7 +113,19 @@ class _Rise(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set lambda; the sensitivity exists since the start of the training."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        pruning = next(c for c in callbacks if isinstance(c, SensitivityPruning))
+        pruning = _pruning(trainer)
         assert pruning.sensitivity is not None
         pruning.sensitivity.lmbda = self.at(trainer.current_epoch + 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prune, unless the epoch was a plateau after which the callback has done so, or the last."""
+        pruning = _pruning(trainer)
+        assert pruning.pruner is not None
+        done = pruning.last_step is not None and pruning.last_step.search is not None
+        if not done and trainer.current_epoch + 2 < self._epochs:
+            pruning.pruner.prune()
+
+
+def _pruning(trainer: L.Trainer) -> SensitivityPruning:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(c for c in callbacks if isinstance(c, SensitivityPruning))

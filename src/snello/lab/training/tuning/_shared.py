@@ -6,10 +6,25 @@ from pathlib import Path
 
 import filelock
 
+from snello.errors import ConfigError
 from snello.lab.datasets import Splits
 from snello.lab.recipes import Recipe
+from snello.lab.training._distributed import world
 from snello.lab.training._fit import train
 from snello.lab.training._result import CHECKPOINT, RESULT, TrainingResult
+
+
+def check_one_process(name: str) -> None:
+    """Refuse to run under torchrun.
+
+    Raises:
+        ConfigError: if there are several processes.
+    """
+    if world().size > 1:
+        raise ConfigError(
+            f"{name} trains each network in one process: start it without torchrun; for several "
+            "workers, start snello tune as often in the same folder, or with the same --storage"
+        )
 
 
 def trained(

@@ -15,7 +15,6 @@ from snello.errors import ConfigError, Stopped
 from snello.files import write_text
 from snello.lab.datasets import Splits
 from snello.lab.recipes import CurationConfig, Recipe, recipe_text
-from snello.lab.training._distributed import world
 from snello.lab.training._fit import validate
 from snello.search.tune import Space, best, front, is_shared, open_study, search
 
@@ -23,7 +22,7 @@ from ._final import Finals
 from ._note import check_same_study, noted, study_name
 from ._result import FinalRow, TrialRow, Tuned
 from ._settings import TuneSettings
-from ._shared import trained
+from ._shared import check_one_process, trained
 from ._space import space_of, value_of, with_values
 from ._trial import Trials
 
@@ -61,11 +60,7 @@ def tune(
         Stopped: on SIGTERM or SIGINT during a training.
         SnelloError: for errors of the data, the model and the training.
     """
-    if world().size > 1:
-        raise ConfigError(
-            "tune trains each trial in one process: start it without torchrun, as often as there are "
-            "workers, in the same folder or with the same --storage"
-        )
+    check_one_process("tune")
     settings = settings or TuneSettings()
     try:
         return _Tuning(recipe, Path(folder), settings, declared, progress or (lambda _: None)).run()
