@@ -35,24 +35,27 @@ def main() -> None:
     """Run all searches and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=27)
+    parser.add_argument("--trials", type=int, default=18)
     parser.add_argument("--seeds", type=int, default=3, help="searches, each with its seed")
     parser.add_argument("--finals", type=int, default=3, help="final trainings of each winner")
     parser.add_argument("--method", default="lobster")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--folder", type=Path, help="of the studies, to go on after a stop")
     given = parser.parse_args()
     torch.set_num_threads(1)
     started, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        searches = [_compared(given, 10 * seed, Path(folder)) for seed in range(given.seeds)]
-    facts = {
-        "recipe": RECIPE, "method": given.method, "epochs": given.epochs, "trials": given.trials,
-        "goal": asdict(Goal()), "threads": 1, "torch": torch.__version__, "cpu": _processor(),
-        "load": os.getloadavg()[0],
-        "wall_seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu,
-    }  # fmt: skip
-    result = {**facts, "searches": searches, "summary": _summary(searches)}
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    searches: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(given.seeds):
+            searches.append(_compared(given, 10 * seed, given.folder or Path(temporary)))
+            facts = {
+                "recipe": RECIPE, "method": given.method, "epochs": given.epochs, "trials": given.trials,
+                "goal": asdict(Goal()), "threads": 1, "torch": torch.__version__, "cpu": _processor(),
+                "load": os.getloadavg()[0], "wall_seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - cpu,
+            }  # fmt: skip
+            result = {**facts, "summary": _summary(searches), "searches": searches}
+            given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["summary"], indent=1))
 
 
@@ -66,7 +69,7 @@ def _compared(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, o
     same = replace(settings, trials=count, choices=Choices("random", "none"))
     other = folder / f"{seed}-random"
     for place in (folder / f"{seed}-tpe" / "final").glob("[dr]e*-seed*/"):
-        shutil.copytree(place, other / "final" / place.name)
+        shutil.copytree(place, other / "final" / place.name, dirs_exist_ok=True)
     plain = tune(recipe, other, same, progress=print)
     return {"seed": seed, "tpe": _facts(tuned), "random": _facts(plain)}
 

@@ -163,7 +163,10 @@ def test_every_pruner_runs(pruner: str) -> None:
     search(study, objective, SPACE, GOAL, trials=8)
     assert len(study.trials) == 8
     assert all(t.state.is_finished() for t in study.trials)
-    assert any(t.state.name == "PRUNED" for t in study.trials) == (pruner != "none") or pruner != "asha"
+    assert (
+        any(t.state.name == "PRUNED" for t in study.trials) == (pruner != "none")
+        or pruner != "asha"
+    )
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
@@ -180,7 +183,11 @@ def test_a_stopped_study_ends_like_an_uninterrupted_one(sampler: str, tmp_path: 
                 attempt.proceed()
             epochs.append((attempt.number, epoch))
             attempt.report(epoch, _measured(attempt, epoch))
-            if epochs.count((attempt.number, epoch)) == 1 and attempt.number in (4, 11) and epoch == 1:
+            if (
+                epochs.count((attempt.number, epoch)) == 1
+                and attempt.number in (4, 11)
+                and epoch == 1
+            ):
                 raise KeyboardInterrupt
         return _measured(attempt, EPOCHS)
 
@@ -261,9 +268,7 @@ print(ran)
 """
 
 
-@pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("journal", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("journal", marks=pytest.mark.exhaustive)])
 def test_two_processes_share_one_study(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     storage = str(path) if kind == "journal" else f"sqlite:///{tmp_path}/study.db"

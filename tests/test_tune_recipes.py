@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-for name in ("lightning", "jsonargparse", "optuna", "jinja2", "vl_convert"):
-    pytest.importorskip(name)
+pytest.importorskip("lightning")
+pytest.importorskip("optuna")
+pytest.importorskip("vl_convert")
 
 from snello.cli import main as snello
 from snello.errors import ConfigError
@@ -91,7 +92,9 @@ def test_every_method_has_a_default_space(method: str) -> None:
 
 def test_the_default_learning_rates_lie_around_the_recipe_s(recipe: Recipe) -> None:
     (rate,) = space_of(recipe, "baseline")
-    assert (rate.low, rate.high) == pytest.approx((recipe.optimizer.lr / 10, recipe.optimizer.lr * 10))
+    assert (rate.low, rate.high) == pytest.approx(
+        (recipe.optimizer.lr / 10, recipe.optimizer.lr * 10)
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,10 @@ def test_wrong_spaces_are_refused(recipe: Recipe, declared: dict[str, Any], part
 
 def test_ranges_of_other_methods_are_left_out(recipe: Recipe) -> None:
     declared = {"lobster.twt": [0.1, 0.2], "neq.eps": [0.1, 0.2], "data.batch_size": [10, 20]}
-    assert [one.name for one in space_of(recipe, "lobster", declared)] == ["lobster.twt", "data.batch_size"]
+    assert [one.name for one in space_of(recipe, "lobster", declared)] == [
+        "lobster.twt",
+        "data.batch_size",
+    ]
 
 
 def test_values_are_set_at_any_depth(recipe: Recipe) -> None:
@@ -127,7 +133,9 @@ def test_values_are_set_at_any_depth(recipe: Recipe) -> None:
     assert (changed.lobster.lmbda, changed.ema) == (0.5, 0.5)  # type: ignore[attr-defined]
     assert changed.model.arguments == {**recipe.model.arguments, "classes": 7}
     assert "classes" not in recipe.model.arguments
-    assert dataclasses.replace(changed, lobster=recipe.lobster, model=recipe.model, ema=None) == recipe  # type: ignore[attr-defined,call-arg]
+    assert (
+        dataclasses.replace(changed, lobster=recipe.lobster, model=recipe.model, ema=None) == recipe
+    )  # type: ignore[attr-defined,call-arg]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,10 @@ def test_impossible_goals_are_refused(goal: dict[str, float]) -> None:
 
 
 def test_a_stopped_tuning_goes_on_and_writes_its_winner(recipe: Recipe, tmp_path: Path) -> None:
-    folder, asked = tmp_path / "out", TuneSettings(trials=3, seeds=1, choices=Choices(pruner="none"))
+    folder, asked = (
+        tmp_path / "out",
+        TuneSettings(trials=3, seeds=1, choices=Choices(pruner="none")),
+    )
     said: list[str] = []
 
     def stop(line: str) -> None:
@@ -203,7 +214,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for wrong, part in (
         ("--within=2x", "write 90s, 45m, 2h"),
         ("--minimise=parametres", "did you mean 'parameters'"),
-        ("--trial=3", "did you mean '--trials'"),
+        ("--trial=3", "did you mean 'trials'"),
         ("--ramp", "--front and --ramp"),
     ):
         assert snello([*words, "--front", "--method=neq", wrong]) in (1, 2)
@@ -211,30 +222,31 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_epsilon_by_bisection(recipe: Recipe, tmp_path: Path) -> None:
-    found = epsilon(recipe, tmp_path, 0.8, steps=4, tolerance=0.02)
+    found = epsilon(recipe, tmp_path, 0.45, steps=4, tolerance=0.02)
     shares = [share for _, share in found.found.tried]
-    assert shares[0] > 0.8 > shares[1], "the range includes the wished share"
-    nearest = min(shares, key=lambda share: abs(share - 0.8))
+    assert shares[0] > 0.45 > shares[1], "the range includes the wished share"
+    nearest = min(shares, key=lambda share: abs(share - 0.45))
     assert found.found.effect == nearest
     assert load_recipe(found.recipe).neq.eps == found.found.setting
-    again = epsilon(recipe, tmp_path, 0.8, steps=4, tolerance=0.02)
+    again = epsilon(recipe, tmp_path, 0.45, steps=4, tolerance=0.02)
     assert again == found, "nothing was trained again"
     with pytest.raises(ConfigError, match="--updated needs a method with NEq"):
-        epsilon(recipe, tmp_path, 0.8, method="lobster")
+        epsilon(recipe, tmp_path, 0.45, method="lobster")
     with pytest.raises(ConfigError, match=r"in \(0, 1\), not 1"):
         epsilon(recipe, tmp_path, 1.0)
 
 
 def test_a_ramp_prunes_further_in_every_epoch(tmp_path: Path) -> None:
-    recipe = load_recipe("digits", ["--epochs=6", "--data.limit=300", "--lobster.finetune=1"])
+    options = ["--epochs=9", "--methods=[lobster]", "--lobster.finetune=1", "--data.limit=500"]
     declared = {"lobster.lmbda": [1e-4, 1e-2, "log"]}
-    found = ramp(recipe, tmp_path, method="lobster", declared=declared)
-    ratios = [b.lmbda / a.lmbda for a, b in zip(found.points, found.points[1:], strict=False)]
-    assert ratios == pytest.approx([100**0.2] * 5)
-    assert (found.points[0].lmbda, found.points[-1].lmbda) == pytest.approx((1e-4, 1e-2))
+    found = ramp(load_recipe("digits", options), tmp_path, method="lobster", declared=declared)
+    lmbdas = [point.lmbda for point in found.points]
+    assert lmbdas == pytest.approx([0, 0, 0, *(1e-4 * 100 ** (k / 5) for k in range(6))])
     pruned = [point.pruned for point in found.points]
+    assert pruned[:3] == [0, 0, 0], "the first third is plain training"
     assert pruned == sorted(pruned)
-    assert pruned[-1] > pruned[2] > 0
+    assert len(set(pruned)) >= 5
+    recipe = load_recipe("digits")
     with pytest.raises(ConfigError, match="--ramp needs a method with a sensitivity"):
         ramp(recipe, tmp_path, method="neq")
 
@@ -253,7 +265,10 @@ def _tuned(own: list[float], tuned: list[float]) -> Tuned:
 @pytest.mark.parametrize(
     ("tuned", "part"),
     [
-        ([0.4, 0.4], "beats the recipe's own values (mean difference of the penalised cost -0.1000"),
+        (
+            [0.4, 0.4],
+            "beats the recipe's own values (mean difference of the penalised cost -0.1000",
+        ),
         ([0.6, 0.7], "does not beat the recipe's own values: it is worse"),
         ([0.4, 0.7], "does not clearly beat"),
         ([0.5, 0.5], "has the recipe's own values"),

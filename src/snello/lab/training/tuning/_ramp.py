@@ -18,6 +18,9 @@ from snello.lab.training._fit import train, validate
 from ._shared import check_one_process
 from ._space import range_of
 
+TWT = 0.05
+"""Largest relative increase of the validation loss by one pruning step of a ramp."""
+
 
 @dataclass(frozen=True)
 class RampPoint:
@@ -25,7 +28,7 @@ class RampPoint:
 
     Attributes:
         epoch: counted from 1.
-        lmbda: strength of the decay during it.
+        lmbda: strength of the decay during it; 0 in the plain first third.
         pruned: share of the parameters at zero after it.
         accuracy: validation accuracy after it.
     """
@@ -63,10 +66,11 @@ def ramp(
 ) -> RampResult:
     """Train once with a lambda that rises geometrically from epoch to epoch.
 
-    The network is pruned after every epoch but the last, within the recipe's bound on the loss, so that
-    its sparsity rises through the training: every epoch is a point of the curve. The points are a
-    guide to the range of lambda, not results: networks trained with a constant lambda and fine-tuned are
-    better. A ramp in the folder that was stopped goes on.
+    The first third of the epochs is plain training. After it the network is pruned after every epoch but
+    the last, each time within a bound on the loss of at most `TWT`, so that its sparsity rises in small
+    steps: every epoch is a point of the curve. The points are a guide to the range of lambda, not
+    results: networks trained with a constant lambda and fine-tuned are better. A ramp in the folder that
+    was stopped goes on.
 
     Args:
         recipe: of the training.
@@ -87,7 +91,12 @@ def ramp(
             f"--ramp needs a method with a sensitivity, such as --method=lobster, not {method!r}"
         )
     within = range_of(recipe, method, f"{block}.lmbda", declared)
-    options = replace(getattr(recipe, block), lmbda=within.low, finetune=min(1, recipe.epochs - 1))
+    given = recipe.pruning(method_of(method))
+    # A patience that no plateau exceeds: the ramp alone decides when to prune.
+    options = replace(
+        given, lmbda=within.low, twt=min(given.twt, TWT), pwe=recipe.epochs,
+        finetune=min(1, recipe.epochs - 1),
+    )  # fmt: skip
     steep = replace(recipe, **{block: options}, methods=(method,))  # type: ignore[arg-type]
     place = Path(folder) / f"ramp-{within.low:g}-{within.high:g}"
     rise = _Rise(within.low, within.high, recipe.epochs)
@@ -101,14 +110,17 @@ def ramp(
 
 
 class _Rise(L.Callback):
-    """Set the decay of a sensitivity at the start of each epoch."""
+    """Set the decay of a sensitivity at the start of each epoch, and prune at its end."""
 
     def __init__(self, low: float, high: float, epochs: int) -> None:
         self._low, self._high, self._epochs = low, high, epochs
+        self._plain = epochs // 3
 
     def at(self, epoch: int) -> float:
         """Lambda during an epoch, counted from 1."""
-        share = (epoch - 1) / max(1, self._epochs - 1)
+        if epoch <= self._plain:
+            return 0.0
+        share = (epoch - self._plain - 1) / max(1, self._epochs - self._plain - 1)
         return float(self._low * (self._high / self._low) ** share)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -118,11 +130,11 @@ class _Rise(L.Callback):
         pruning.sensitivity.lmbda = self.at(trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prune, unless the epoch was a plateau after which the callback has done so, or the last."""
+        """Prune after an epoch of the ramp; after the last but one, the callback does so itself."""
+        epoch = trainer.current_epoch + 1
         pruning = _pruning(trainer)
         assert pruning.pruner is not None
-        done = pruning.last_step is not None and pruning.last_step.search is not None
-        if not done and trainer.current_epoch + 2 < self._epochs:
+        if max(1, self._plain) <= epoch < self._epochs - 1:
             pruning.pruner.prune()
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from snello.errors import ConfigError, check_option
-from snello.lab.methods import SPACES, Around, method_of
+from snello.lab.methods import METHOD_SPECS, SPACES, Around, method_of
 from snello.lab.recipes import Recipe, check_option_names
 from snello.search.tune import Interval, Space, dimension
 
@@ -67,7 +67,7 @@ def range_of(
 
 def _is_block(name: str) -> bool:
     """Return True for an option in the block of some method."""
-    return name.partition(".")[0] in SPACES and not name.startswith("optimizer.")
+    return name.partition(".")[0] in {spec.uses for spec in METHOD_SPECS.values() if spec.uses}
 
 
 def _defaults(recipe: Recipe, method: str) -> dict[str, Any]:
@@ -85,14 +85,14 @@ def _checked(recipe: Recipe, method: str, name: str, given: Any) -> Any:
     kinds = _kinds(name)
     blocks = tuple(f"{block}." for block in method_of(method).uses)
     check_option(
-        name in _LEARNING or name.startswith((*_PARTS, *blocks)),
-        f"tune: {name} cannot be tuned: options of the optimizer, the model's arguments, the "
-        "method's block, data.batch_size and data.augment can",
-    )
-    check_option(
         not any(map(is_dataclass, kinds)),
         f"tune: {name} is a block of options: name one of them, such as "
         f"{name}.{_first_field(kinds)}",
+    )
+    check_option(
+        name in _LEARNING or name.startswith((*_PARTS, *blocks)),
+        f"tune: {name} cannot be tuned: options of the optimizer, the model's arguments, the "
+        "method's block, data.batch_size and data.augment can",
     )
     numbers = {int, float} & set(kinds)
     found = dimension(name, given, whole=int in numbers if numbers else None)
