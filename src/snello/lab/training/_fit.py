@@ -102,7 +102,7 @@ def _train(
     imitated = _finished(Path(matched or folder.parent / imitates)) if imitates else None
     splits = splits or load_data(recipe)
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
-    trainer = run.trainer(folder, signals, callbacks)
+    trainer = run.trainer(folder, signals, list(callbacks))
     if run.world.is_first:  # only now: an error above must not leave a folder that looks started
         write_note(folder, recipe, method)
     rejoin(device_of(recipe))

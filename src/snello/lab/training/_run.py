@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -242,9 +242,7 @@ class Run:
             )
         return evaluate(model, batches, autocast=autocast, channels_last=last)
 
-    def trainer(
-        self, folder: Path, signals: StopSignals, further: Sequence[L.Callback] = ()
-    ) -> L.Trainer:
+    def trainer(self, folder: Path, signals: StopSignals, more: list[L.Callback]) -> L.Trainer:
         """Build the Lightning trainer: a checkpoint after every epoch, one device per process."""
         recipe = self.recipe
         self.timer = BackwardTimer()
@@ -265,7 +263,7 @@ class Run:
         # the weight average must exist before masks are applied to it.
         callbacks = [
             EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
-            StopBetweenSteps(signals), checkpoint, *further,
+            StopBetweenSteps(signals), checkpoint, *more,
         ]  # fmt: skip
         with _quiet():
             return L.Trainer(
