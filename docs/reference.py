@@ -19,7 +19,8 @@ MODULES = (
     "snello.search.prune", "snello.search.rate", "snello.search.tune", "snello.store", "snello.store.archives",
     "snello.integrations.lightning",
     "snello.integrations.huggingface", "snello.lab.methods", "snello.lab.models",
-    "snello.lab.datasets", "snello.lab.training", "snello.lab.training.tuning", "snello.lab.reporting", "snello.lab.reporting.pages", "snello.errors",
+    "snello.lab.datasets", "snello.lab.training", "snello.lab.training.tuning",
+    "snello.lab.reporting", "snello.lab.reporting.pages", "snello.errors",
 )  # fmt: skip
 """Modules whose public names have pages, in the order of the navigation."""
 

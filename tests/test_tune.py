@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 
 import optuna
 
-from snello.errors import ConfigError, OutputError
+from snello.errors import ConfigError, DivergenceError, OutputError
 from snello.search.tune import (
     PRUNERS,
     SAMPLERS,
@@ -225,6 +225,30 @@ def test_a_trial_that_runs_out_of_time_is_continued(tmp_path: Path) -> None:
     assert 0 < reported < EPOCHS
     search(study, objective, SPACE, GOAL, trials=2, locks=tmp_path)
     assert [t.number for t in study.trials if t.state.is_finished()] == [0, 1]
+
+
+def test_impossible_values_do_not_block_a_study(tmp_path: Path) -> None:
+    def refusing(attempt: Attempt) -> Measured:
+        if attempt.number == 1:
+            raise ConfigError("impossible together")
+        return objective(attempt)
+
+    study = _study(tmp_path / "study.log", pruner="none")
+    with pytest.raises(ConfigError, match="impossible"):
+        search(study, refusing, SPACE, GOAL, trials=3, locks=tmp_path)
+    search(study, refusing, SPACE, GOAL, trials=3, locks=tmp_path)
+    states = [t.state.name for t in study.trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_divergence_counts_as_pruned() -> None:
+    def diverging(attempt: Attempt) -> Measured:
+        raise DivergenceError("the loss is nan")
+
+    study = _study()
+    search(study, diverging, SPACE, GOAL, trials=2)
+    assert [t.state.name for t in study.trials] == ["PRUNED"] * 2
+    assert best(study, GOAL) is None
 
 
 def test_trial_0_has_the_given_values() -> None:

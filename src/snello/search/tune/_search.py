@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from snello.errors import DivergenceError
+from snello.errors import ConfigError, DivergenceError, ModelError
 
 from ._attempt import Attempt, OutOfTime
 from ._claims import PLACE, Claims
@@ -44,8 +44,9 @@ def search(
 
     Args:
         study: from [`open_study`][snello.search.tune.open_study].
-        objective: see [`Attempt`][snello.search.tune.Attempt]. After an error of it, or a signal, the
-            trial stays open and is continued by the next search in the same folder.
+        objective: see [`Attempt`][snello.search.tune.Attempt]. After a signal, or an error such as
+            a full disk, the trial stays open and is continued by the next search in the same folder;
+            after a ConfigError or a ModelError it is given up and does not count.
         space: the settings.
         goal: of the objective, and the constraint "drop" of a complete trial.
         trials: number of trials of the whole study.
@@ -110,6 +111,10 @@ class _Job:
         except DivergenceError:
             attempt.note(diverged=True)
             self._study.tell(trial, state=TrialState.PRUNED)
+        except (ConfigError, ModelError):
+            # Values that do not go together: continued, the trial would raise the same for ever.
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
         except OutOfTime:
             return
         else:
