@@ -188,8 +188,8 @@ def _answer(summary: dict[str, Any]) -> str:
     better = "lower" if tuned["value"][0] < random["value"][0] else "higher"
     return (
         f"**{verdict}**; mean penalised cost {tuned['value'][0]:.3f} against {own['value'][0]:.3f}. "
-        f"It is {better} than that of random search with the same budget ({random['value'][0]:.3f}), which is better than the recipe in "
-        f"{random['ahead of the recipe']} of {random['trainings']}."
+        f"It is {better} than that of random search with the same budget ({random['value'][0]:.3f}), "
+        f"which is better than the recipe in {random['ahead of the recipe']} of {random['trainings']}."
     )
 
 
