@@ -40,7 +40,7 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, tune, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
+    journey, train, reproduce, tune, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
     measure, bench_device, report, view, recipes, curate, install_codec,
     completion,
 )  # fmt: skip
