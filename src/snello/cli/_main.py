@@ -32,6 +32,7 @@ from . import (
     simplify,
     sweep,
     train,
+    tune,
     view,
 )
 from ._own_code import import_path_restored
@@ -39,7 +40,7 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
+    journey, train, reproduce, tune, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
     measure, bench_device, report, view, recipes, curate, install_codec,
     completion,
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 [`search_rate`][snello.search.rate.search_rate] finds the smallest bitstream, with a quantisation
 parameter for each tensor. [`prune`][snello.search.prune.prune] removes channels of a trained
-network, step by step.
+network, step by step. [`snello.search.tune`][snello.search.tune.search], which needs the extra `tune`,
+searches hyper-parameters with Optuna.
 """
 
 from .prune import Pruned as Pruned
