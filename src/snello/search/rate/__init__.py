@@ -30,6 +30,7 @@ from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
 from ._trial import RateTrial as RateTrial
 from ._trial import coded_tensors as coded_tensors
+from ._trial import with_tensors as with_tensors
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = ["RateSearch", "search_rate"]

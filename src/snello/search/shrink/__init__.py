@@ -13,7 +13,9 @@ for a cost that is measured: latency, operations, bytes, memory or your own.
 """
 
 from ._candidate import Candidate as Candidate
+from ._judge import Judge as Judge
+from ._judge import Verdict as Verdict
 from ._shrink import Shrunk as Shrunk
 from ._shrink import shrink as shrink
 
-__all__ = ["Candidate", "Shrunk", "shrink"]
+__all__ = ["Candidate", "Judge", "Shrunk", "Verdict", "shrink"]

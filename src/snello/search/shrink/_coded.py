@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.codec import CodecSettings, encode
+from snello.codec import CodecSettings, encode, quantised
 from snello.neurons import is_batchnorm
-from snello.search.rate import RateSearch, coded_tensors, search_rate
+from snello.search.rate import RateSearch, coded_tensors, search_rate, with_tensors
 
 from ._groups import SPARSITIES, magnitude_masks
 from ._judge import Judge
@@ -41,6 +41,11 @@ def coded(
         fold=True if normed else None,
         dependent_quantisation=None if sparse else True,
     )
+
+
+def decoded(model: nn.Module, settings: CodecSettings) -> nn.Module:
+    """A copy of a network with the weights that its bitstream decodes to."""
+    return with_tensors(model, quantised(coded_tensors(model), settings))
 
 
 def settings_to_json(settings: CodecSettings) -> dict[str, Any]:

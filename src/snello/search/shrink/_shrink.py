@@ -18,6 +18,7 @@ from snello.pruning.channels import ChannelImportance
 from snello.wrappers import copied, unwrapped
 
 from ._candidate import Candidate, Precision
+from ._coded import decoded
 from ._search import Minimise, Search
 
 LEVERS = ("channels", "weights", "int8", "nnc")
@@ -63,6 +64,21 @@ class Shrunk:
     def precision(self) -> Precision:
         """Precision of the chosen candidate."""
         return self.chosen.precision
+
+    def deployed(self) -> nn.Module:
+        """The network as it was evaluated: of a bitstream, with decoded weights.
+
+        Raises:
+            ConfigError: for int8, which is evaluated as a file.
+        """
+        if self.precision == "int8":
+            raise ConfigError(
+                "an int8 network is evaluated as a file: snello.deploy.export_int8 writes it, and "
+                "snello.deploy.FileModel runs it"
+            )
+        if self.settings is None:
+            return copied(self.model)
+        return decoded(self.model, self.settings)
 
     def __str__(self) -> str:
         head = ("precision", "channels", "zeros", "predicted", "cost", "drop", "limit", "")

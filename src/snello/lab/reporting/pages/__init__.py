@@ -19,9 +19,11 @@ from .runs import pruning_page as pruning_page
 from .runs import sweep_page as sweep_page
 from .runs import training_page as training_page
 from .runs import with_layers as with_layers
+from .shrink import shrink_data as shrink_data
+from .shrink import shrink_page as shrink_page
 
 __all__ = [
     "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_chart",
     "measurement_page", "pruning_page",
-    "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
+    "read_figures", "shrink_data", "shrink_page", "sweep_page", "training_page", "with_layers", "write_page",
 ]  # fmt: skip
