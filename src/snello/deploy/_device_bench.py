@@ -217,6 +217,8 @@ def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any
     Raises:
         KitError: for a kit without operations.
     """
+    if result["batch"] != 1:
+        raise KitError(f"--profile times single samples: --batch={result['batch']} does not fit it")
     try:
         kit = json.loads((folder / "operations.json").read_text())
     except (OSError, ValueError) as error:
