@@ -38,8 +38,7 @@ from snello.deploy import FileModel, export, export_int8, file_runner, footprint
 from snello.files import write_text
 from snello.graph import coupling
 from snello.graph.coupled import Coupling
-from snello.lab.datasets import Splits, load_dataset, loader
-from snello.lab.datasets import normalised
+from snello.lab.datasets import Splits, load_dataset, loader, normalised
 from snello.lab.reporting.pages import shrink_data
 from snello.lab.training import FineTuning, answers, finetune
 from snello.pruning.channels import Keep, group_taylor, plan_channels
@@ -83,7 +82,8 @@ class Work:
         self.judge = Judge(lambda m: answers(m, self.test).right, self.model)
 
     def evaluate(self, model: nn.Module) -> Tensor:
-        return answers(model, self.validation).right
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            return answers(model, self.validation).right
 
     @property
     def fit(self) -> Callable[[nn.Module], object] | None:
@@ -92,7 +92,7 @@ class Work:
             return None
         settings = FineTuning(
             epochs=o.finetune_epochs, lr=o.lr, limit=o.finetune_images, distil=o.distil,
-            augment="crop-flip" if o.network == "resnet32" else "none",
+            precision="bf16" if o.bf16 else "32", augment="crop-flip" if o.network == "resnet32" else "none",
         )  # fmt: skip
         return lambda model: finetune(model, self.splits, settings, teacher=self.model)
 
@@ -102,6 +102,7 @@ class Work:
             self.model, self.example, self.evaluate, fit=self.fit, max_drop=MAX_DROP,
             minimise=self.options.minimise, allow=allow, calibration=self.calibration,
             importance=group_taylor(self.labelled), trials=self.options.trials, folder=folder,
+            round_to=self.options.round_to,
             on_candidate=lambda c: print(name, c.precision, c.cost, c.predicted, c.limit, c.why, flush=True),
         )  # fmt: skip
 
@@ -132,7 +133,8 @@ def _ranks(batches: list[tuple[Tensor, Tensor]]) -> Any:
 
     def scores(model: nn.Module, groups: Coupling) -> dict[str, Tensor]:
         return {
-            n: (s.argsort().argsort().double() + 1) / len(s) for n, s in measure(model, groups).items()
+            n: (s.argsort().argsort().double() + 1) / len(s)
+            for n, s in measure(model, groups).items()
         }
 
     return scores
@@ -188,6 +190,12 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--distil", type=float, default=0.5)
+    parser.add_argument("--round-to", type=int)
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="evaluate and fine-tune in bfloat16; test images in float32",
+    )
     parser.add_argument("--folder")
     parser.add_argument("--out", required=True)
     options = parser.parse_args()

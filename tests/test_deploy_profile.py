@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from tests.seams.deploy import session_of
 from torch import Tensor, nn
 
 from snello import Record, save
@@ -28,7 +29,6 @@ from snello.deploy.operations import (
 from snello.errors import ConfigError
 from snello.flops import counted
 from snello.store import ModelSpec, build
-from tests.seams.deploy import session_of
 
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.seams.search import Group, Judge, Log, OperationCost, ShapeModel, front, lane
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
@@ -21,7 +22,6 @@ from snello.graph.coupled import cut
 from snello.pruning.channels import measured_size
 from snello.search import shrink
 from snello.search.shrink import Candidate, Shrunk
-from tests.seams.search import Group, Judge, Log, OperationCost, ShapeModel, front, lane
 
 INPUTS = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
 
@@ -78,7 +78,9 @@ def test_paired_differences_leave_agreement_out() -> None:
 
 @pytest.mark.parametrize("minimise", ["macs", "bytes"])
 def test_an_interrupted_search_gives_the_same_answer(tmp_path: Path, minimise: str) -> None:
-    allow = ("channels", "weights", "int8") if minimise == "macs" else ("channels", "weights", "nnc")
+    allow = (
+        ("channels", "weights", "int8") if minimise == "macs" else ("channels", "weights", "nnc")
+    )
     if minimise == "bytes":
         pytest.importorskip("nncodec")
     whole = shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, trials=4)
@@ -218,26 +220,27 @@ def _candidate(cost: float, passed: bool) -> Candidate:
     )
 
 
+def _tried(lane_: Any, judge: Any) -> list[int]:
+    """The indices that a lane tries."""
+    tried = [next(lane_)]
+    for _ in range(100):
+        try:
+            tried.append(lane_.send(judge(tried[-1])))
+        except StopIteration:
+            break
+    return tried
+
+
 @pytest.mark.parametrize("limit", [0, 1, 17, 40, 59])
 def test_bisection_finds_the_furthest_point(limit: int) -> None:
-    steps, tried = lane(60, 20, falling=True), []
-    index = next(steps)
-    with pytest.raises(StopIteration):
-        while True:
-            tried.append(index)
-            index = steps.send(_candidate(60 - index, index <= limit))
+    tried = _tried(lane(60, 20, falling=True), lambda i: _candidate(60 - i, i <= limit))
     assert limit in tried
     assert len(tried) <= 8
 
 
 @pytest.mark.parametrize("cheapest", [3, 20, 44])
 def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
-    steps, tried = lane(60, 30, falling=False), []
-    index = next(steps)
-    with pytest.raises(StopIteration):
-        while True:
-            tried.append(index)
-            index = steps.send(_candidate(abs(index - cheapest), index <= 50))
+    tried = _tried(lane(60, 30, falling=False), lambda i: _candidate(abs(i - cheapest), i <= 50))
     assert min(abs(i - cheapest) for i in tried) <= 2
 
 

@@ -72,7 +72,13 @@ def arrays(path: Path, *shapes: tuple[int, ...], labels: int | None = None) -> N
 
 def test_a_model_with_two_inputs(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays(own / "samples.npz", (6,), (4,))
-    argv = ["shrink", "--model=ownnets:two", "--input-shape=6", "--input-shape=4", "--samples=samples.npz"]
+    argv = [
+        "shrink",
+        "--model=ownnets:two",
+        "--input-shape=6",
+        "--input-shape=4",
+        "--samples=samples.npz",
+    ]
     options = ["--minimise=macs", "--max-drop=0.2", "--folder=search"]
     assert main([*argv, *options]) == 0, capsys.readouterr().err
     report = json.loads((own / "lean.pt.json").read_text())

@@ -34,7 +34,9 @@ class Samples:
 
     def batches(self, part: slice = slice(None)) -> list[tuple[Tensor, ...]]:
         """Batches of inputs."""
-        split = [x[part].split(BATCH) for x in self.inputs]
+        import torch
+
+        split = [torch.split(x[part], BATCH) for x in self.inputs]
         return list(zip(*split, strict=True))
 
     def answers(self, model: nn.Module) -> Tensor:

@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     given = [subject for subject, _ in found]
     data = None if arguments.no_int8 else _calibration(given, _shared(found, arguments), arguments)
     with busy("exporting"):
-        kit = device_kit(folder, given, int8=not arguments.no_int8, calibration=data, profile=arguments.profile)
+        kit = device_kit(
+            folder, given, int8=not arguments.no_int8, calibration=data, profile=arguments.profile
+        )
     rows = tuple((m.file, m.precision, megabytes(m.bytes), m.source) for m in kit.models)
     script = "python bench.py --profile" if arguments.profile else "python bench.py"
     note = f"Copy {folder} to the device and run '{script}' there; its README says how."

@@ -75,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option, default, text in (
         ("--validation-images", 5000, "number of validation images, at most"),
-        ("--calibration", 512, "number of training images for sensitivities, statistics and ranges"),
+        (
+            "--calibration",
+            512,
+            "number of training images for sensitivities, statistics and ranges",
+        ),
         ("--trials", 8, "number of candidates per precision, at most"),
         ("--threads", 1, "threads of ONNX Runtime"),
         ("--finetune", 0, "epochs of fine-tuning of each candidate"),
@@ -120,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     work = (_from_samples if arguments.samples else _from_images)(arguments, model, record)
     found = shrink(
         model, record.inputs(1), work["evaluate"], fit=work["fit"], max_drop=arguments.max_drop,
-        minimise=arguments.minimise, device=arguments.device, allow=_names(arguments.allow),
+        minimise=arguments.minimise, device=arguments.device, allow=_levers(arguments),
         calibration=work["calibration"], importance=_importance(arguments),
         round_to=arguments.round_to, exclude=_names(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
@@ -137,9 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     finish(table, page.data, Path(f"{path}.json"))
 
 
-def _from_images(
-    arguments: argparse.Namespace, model: nn.Module, record: Record
-) -> dict[str, Any]:
+def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
     """Evaluation and calibration on a dataset."""
     from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits, image_input
@@ -157,9 +159,7 @@ def _from_images(
     check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
-    batches = loader(
-        splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration
-    )
+    batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     return {
         "evaluate": lambda network: answers(network, validation).right,
         "fit": fine_tuning(arguments, model, splits),
@@ -236,6 +236,11 @@ def _say(candidate: Any) -> None:
 
 def _importance(arguments: argparse.Namespace) -> str | None:
     return None if arguments.importance in (None, "fisher") else str(arguments.importance)
+
+
+def _levers(arguments: argparse.Namespace) -> Any:
+    """The levers; their names are checked by the search."""
+    return _names(arguments.allow)
 
 
 def _names(text: str) -> list[str]:

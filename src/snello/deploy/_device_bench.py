@@ -185,17 +185,18 @@ def operation_times(
     Raises:
         KitError: for a model that does not run.
     """
-    found = {}
-    for entry in entries:
-        models = {part: session_of(base64.b64decode(entry[part]), threads) for part in ("one", "many")}
-        feeds = {part: random_feed(session, 1) for part, session in models.items()}
-        times = take_turns(
-            list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup
-        )
-        one, many = (_low(times[part]) for part in ("one", "many"))
-        # Below the resolution of the clock the difference may be negative.
-        found[entry["key"]] = max((many - one) / (entry["branches"] - 1), 1e-6)
-    return found
+    return {entry["key"]: _operation_time(entry, threads, repeats, warmup) for entry in entries}
+
+
+def _operation_time(entry: dict[str, Any], threads: int, repeats: int, warmup: int) -> float:
+    models = {part: session_of(base64.b64decode(entry[part]), threads) for part in ("one", "many")}
+    feeds = {part: random_feed(session, 1) for part, session in models.items()}
+    times = take_turns(
+        list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup
+    )
+    one, many = (_low(times[part]) for part in ("one", "many"))
+    # Below the resolution of the clock the difference may be negative.
+    return max((many - one) / (int(entry["branches"]) - 1), 1e-6)
 
 
 def _milliseconds(session: Any, feed: dict[str, Any]) -> float:

@@ -39,8 +39,8 @@ same file on the machine that wrote this folder. {calibration}
 
 _PROFILE = """
 `python bench.py --profile` also times single operations at many widths and writes `profile.json`, a profile of this
-device: `snello shrink model.pt --data=... --minimise=latency --device=profile.json` plans with it. The files with `-w75`,
-`-w50` and `-w25` in their names are narrower versions of the models, for the fit of its predictions.
+device: `snello shrink model.pt --data=... --minimise=latency --device=profile.json` plans with it. The files with
+`-w75`, `-w50` and `-w25` in their names are narrower versions of the models, for the fit of its predictions.
 """
 
 
@@ -59,4 +59,7 @@ def readme(models: Sequence[KitModel], random_calibration: bool, *, profile: boo
         if random_calibration
         else ""
     )
-    return _TEXT.format(calibration=calibration, rows="\n".join(rows), version=__version__, profile=_PROFILE if profile else "")
+    return _TEXT.format(
+        calibration=calibration, rows="\n".join(rows), version=__version__,
+        profile=_PROFILE if profile else "",
+    )  # fmt: skip

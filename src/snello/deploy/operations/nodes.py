@@ -105,7 +105,7 @@ class _Graph:
 def _conv(graph: _Graph, operation: Operation, branches: int) -> None:
     samples, into, out, groups, *size = operation.shape
     kernel, strides, padding, dilation = operation.split_options()
-    attributes = {
+    attributes: dict[str, Any] = {
         "kernel_shape": kernel, "strides": strides, "pads": (*padding, *padding), "dilations": dilation,
         "group": groups,
     }  # fmt: skip

@@ -43,9 +43,9 @@ def operations_of(model: nn.Module, example_inputs: Example) -> tuple[Operation,
     return tuple(recorder.found)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Operation] = []
 
     def __torch_dispatch__(

@@ -127,7 +127,7 @@ def _between(points: Mapping[tuple[int, ...], float], widths: tuple[int, ...]) -
         else:
             share = (width - low) / (high - low)
             sides = [(low, 1 - share), (high, share)]
-        corners = [(c + (n,), weight * w) for c, weight in corners for n, w in sides]
+        corners = [((*c, n), weight * w) for c, weight in corners for n, w in sides]
     inside = all(
         min(p[a] for p in points) <= n <= max(p[a] for p in points) for a, n in enumerate(widths)
     )

@@ -83,4 +83,3 @@ def sparse_factors(model: nn.Module, settings: CodecSettings) -> dict[float, flo
 def _bytes(name: str, tensor: Tensor, settings: CodecSettings) -> int:
     own = {name: settings.qp_of[name]} if name in settings.qp_of else {}
     return len(encode({name: tensor}, replace(settings, qp_of=own)))
-

@@ -46,7 +46,7 @@ def orders(
     Raises:
         ConfigError: for an unknown importance.
     """
-    measure = importance_of(importance) if importance is not None else _default(model, batches)
+    measure = _default(model, batches) if importance is None else importance_of(importance)
     scores = positive(measure(model, coupling))
     return {
         d.name: scores[d.name].argsort(stable=True).tolist()
@@ -165,7 +165,7 @@ def _monotone(distances: Sequence[float]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _default(model: nn.Module, batches: Sequence[Example]) -> str | ChannelImportance:
+def _default(model: nn.Module, batches: Sequence[Example]) -> ChannelImportance:
     """Fisher information with classes drawn from the network's own answers; else magnitude."""
     pairs = []
     generator = torch.Generator().manual_seed(0)
@@ -178,5 +178,9 @@ def _default(model: nn.Module, batches: Sequence[Example]) -> str | ChannelImpor
         drawn = torch.multinomial(outputs[0].double().softmax(1).cpu(), 1, generator=generator)
         for start in range(0, len(drawn), CHUNK):
             part = slice(start, start + CHUNK)
-            pairs.append((inputs.map(lambda x, part=part: x[part]), drawn[part].flatten()))
+            pairs.append((_part(inputs, part), drawn[part].flatten()))
     return group_fisher(pairs) if pairs else importance_of("l2")
+
+
+def _part(inputs: Inputs, part: slice) -> Inputs:
+    return inputs.map(lambda x: x[part])

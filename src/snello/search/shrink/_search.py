@@ -193,9 +193,7 @@ class Search:
     def _all_levels(self, levels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         if self._minimise != "latency":
             return dict(levels)
-        return {
-            n: widths_of(len(order), self._round_to, True) for n, order in self._order.items()
-        }
+        return {n: widths_of(len(order), self._round_to, True) for n, order in self._order.items()}
 
     def _cost(self, precision: Precision) -> Cost:
         if self._minimise == "latency":
@@ -338,4 +336,3 @@ def _digest(model: nn.Module) -> str:
         total.update(f"{name}{tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().double().numpy().tobytes())
     return total.hexdigest()[:16]
-

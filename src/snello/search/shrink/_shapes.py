@@ -106,7 +106,9 @@ class ShapeModel:
         found = list(entry.shape)
         for axis, slopes in entry.slopes.items():
             whole = entry.shape[axis]
-            gone = {n: s * (self.dense[n] - widths.get(n, self.dense[n])) for n, s in slopes.items()}
+            gone = {
+                n: s * (self.dense[n] - widths.get(n, self.dense[n])) for n, s in slopes.items()
+            }
             if sum(s * self.dense[n] for n, s in slopes.items()) <= whole + 0.5:
                 left = whole - sum(gone.values())
             else:

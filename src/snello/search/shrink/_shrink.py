@@ -88,9 +88,7 @@ class Shrunk:
 
     def _row(self, c: Candidate) -> tuple[str, ...]:
         kept = sum(c.widths.get(n, w) for n, w in self.widths.items())
-        numbers = [
-            "-" if v is None else f"{v:.6g}" for v in (c.predicted, c.cost, c.drop, c.limit)
-        ]
+        numbers = ["-" if v is None else f"{v:.6g}" for v in (c.predicted, c.cost, c.drop, c.limit)]
         mark = "chosen" if c is self.chosen else c.why or ("" if c.passed else "beyond the bound")
         share = kept / max(sum(self.widths.values()), 1)
         return (c.precision, f"{share:.2f}", f"{c.sparsity:.2f}", *numbers, mark)
@@ -169,7 +167,9 @@ def shrink(
     """
     _check(max_drop, minimise, allow, trials, round_to)
     model = unwrapped(model, "shrink")
-    profile = device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
+    profile = (
+        device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
+    )
     cost: Minimise = minimise
     search = Search(
         copied(model).eval(), example_inputs, evaluate, fit, max_drop, cost, profile, allow,

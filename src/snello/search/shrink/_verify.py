@@ -112,10 +112,12 @@ class Verifier:
         return search
 
     def _measured(self, found: Candidate, network: nn.Module, at: FrontPoint) -> Candidate:
-        if found.precision == "nnc":
-            found = self._as_stream(found, network, at.point)
-        else:
-            found = self._as_file(found, network)
+        as_stream = found.precision == "nnc"
+        found = (
+            self._as_stream(found, network, at.point)
+            if as_stream
+            else self._as_file(found, network)
+        )
         cost = self._cost(found, network, at)
         passed = found.limit is not None and found.limit <= self._task.bound
         return replace(found, cost=cost, passed=passed)

@@ -154,8 +154,9 @@ def _layers(found: Shrunk) -> tuple[Table, ...]:
             for name, tensor in found.model.named_parameters()
             if tensor.dim() > 1
         )
-        tables.append(Table("Precisions", ("Tensor", "Dense", "Chosen"), rows, "Uniform or dependent quantisation with the parameter QP: steps double every 4."))  # fmt: skip
+        note = "QP: quantisation parameter; the step doubles every 4."
+        tables.append(Table("Precisions", ("Tensor", "Dense", "Chosen"), rows, note))
     elif found.precision == "int8":
-        rows = (("all convolutions and products with weights", "float32", "int8, a scale per channel"),)  # fmt: skip
+        rows = (("convolutions, products with weights", "float32", "int8, a scale per channel"),)
         tables.append(Table("Precisions", ("Tensor", "Dense", "Chosen"), rows))
     return tuple(tables)
