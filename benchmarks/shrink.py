@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from snello.deploy import FileModel, export, export_int8, file_runner, footprint, latencies
+from snello.deploy.operations import fit_latency, operations_of, this_device
 from snello.files import write_text
-from snello.graph import coupling
+from snello.graph import coupling, cut
 from snello.graph.coupled import Coupling
 from snello.lab.datasets import Splits, load_dataset, loader, normalised
 from snello.lab.reporting.pages import shrink_data
@@ -49,6 +50,9 @@ from snello.timing import cpu_seconds
 
 MAX_DROP = 0.005
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FIT_SHARES = (0.75, 0.5, 0.25)
+"""Shares of the widths of the networks that a prediction is fitted to, with the dense one."""
+
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the widths of the uniform baseline."""
 
@@ -172,6 +176,47 @@ def timed_together(work: Work, networks: dict[str, tuple[nn.Module, str]]) -> di
     return {name: latency.p10_ms for name, latency in found.items()}
 
 
+def predictions(network: str, count: int) -> dict[str, Any]:
+    """Predicted and measured latency of networks of random widths, untrained."""
+    torch.manual_seed(0)
+    name, shape = ("lenet-5", (1, 28, 28)) if network == "lenet5" else ("resnet-32", (3, 32, 32))
+    model, x = build(name, classes=10).eval(), torch.randn(1, *shape)
+    groups = coupling(model, x)
+    _, table = this_device()
+    files = {"dense": export(model, x, Path(tempfile.mkdtemp()) / "dense.onnx")}
+    sums = {"dense": table.measured(operations_of(model, x)).sum(operations_of(model, x))}
+    for i in range(count):
+        share = None if i >= len(FIT_SHARES) else FIT_SHARES[i]
+        gone = {d.name: range(_kept(d.width, share), d.width) for d in groups.free}
+        lean = cut(model, groups, gone)
+        operations = operations_of(lean, x)
+        sums[str(i)] = table.measured(operations).sum(operations)
+        files[str(i)] = export(lean, x, files["dense"].with_name(f"{i}.onnx"), verify=False)
+    found = latencies({n: file_runner(f, x) for n, f in files.items()}, repeats=100)
+    times = {n: latency.p10_ms for n, latency in found.items()}
+    used = ["dense", *(str(i) for i in range(len(FIT_SHARES)))]
+    fit = fit_latency([(sums[n], times[n]) for n in used])
+    rows = [
+        {
+            "table_ms": sums[n],
+            "predicted_ms": fit(sums[n]),
+            "measured_ms": times[n],
+            "fit": n in used,
+        }
+        for n in files
+    ]
+    errors = [abs(r["predicted_ms"] / r["measured_ms"] - 1) for r in rows if not r["fit"]]
+    within = sum(e <= 0.1 for e in errors)
+    return {"network": network, "fit": asdict(fit), "rows": rows, "within_10_percent": [within, len(errors)],
+            "worst": max(errors), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+
+
+def _kept(width: int, share: float | None) -> int:
+    step = 8 if width >= 16 else 1
+    chosen = share if share is not None else float(torch.rand(()).clamp_min(0.1))
+    return min(width, max(step, round(chosen * width / step) * step))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -198,8 +243,18 @@ def main() -> None:
     )
     parser.add_argument("--folder")
     parser.add_argument("--out", required=True)
+    parser.add_argument(
+        "--predictions",
+        type=int,
+        help="only compare the latency of this many networks of random widths",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.predictions:
+        compared = predictions(options.network, options.predictions)
+        write_text(options.out, json.dumps(compared, indent=1))
+        print(json.dumps(compared, indent=1))
+        return
     work = Work(options)
     dense = {"accuracy": work.judge.value, "bytes": footprint(work.model, work.example).bytes}
     print("dense", dense, len(coupling(work.model, work.example).free), flush=True)

@@ -3,7 +3,7 @@
 A model holds the operation several times, side by side: the difference between the times of a model
 with many branches and of one with a single branch is free of the runtime's overhead per call and of
 conversions of the input's layout. Weights are constants that the runtime computes when it loads the
-model, so that a model has a few hundred bytes.
+model, so that a model has one or two kilobytes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ def shrink_table(title: str, found: Shrunk, remark: str = "") -> Table:
         remark: further remark, such as the accuracy on test images.
     """
     unit = f" [{found.unit}]" if found.unit else ""
-    header = ("Candidate", "Precision", "Channels", "Zeros", f"Predicted{unit}", f"Cost{unit}", "Quality", "Drop", "At most")  # fmt: skip
+    header = (
+        "Candidate", "Precision", "Channels", "Zeros", f"Predicted{unit}", f"Cost{unit}", "Quality",
+        "Drop", "At most",
+    )  # fmt: skip
     ordered = sorted(found.candidates, key=lambda c: -(c.cost or 0.0))
     rows = tuple(_row(found, c) for c in ordered)
     samples = (
