@@ -189,12 +189,14 @@ def operation_times(
 
 
 def _operation_time(entry: dict[str, Any], threads: int, repeats: int, warmup: int) -> float:
+    import numpy
+
     models = {part: session_of(base64.b64decode(entry[part]), threads) for part in ("one", "many")}
     feeds = {part: random_feed(session, 1) for part, session in models.items()}
     times = take_turns(
         list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup
     )
-    one, many = (_low(times[part]) for part in ("one", "many"))
+    one, many = (float(numpy.quantile(times[part], 0.1)) for part in ("one", "many"))
     # Below the resolution of the clock the difference may be negative.
     return max((many - one) / (int(entry["branches"]) - 1), 1e-6)
 
@@ -203,13 +205,6 @@ def _milliseconds(session: Any, feed: dict[str, Any]) -> float:
     begin = time.perf_counter_ns()
     session.run(None, feed)
     return (time.perf_counter_ns() - begin) / 1e6
-
-
-def _low(times: Sequence[float]) -> float:
-    """The 10th percentile."""
-    import numpy
-
-    return float(numpy.quantile(times, 0.1))
 
 
 def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -229,8 +224,7 @@ def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any
         ) from error
     if kit.get("format") != OPERATIONS:
         raise KitError(f"operations.json has the format {kit.get('format')!r}, not {OPERATIONS!r}")
-    times = operation_times(kit["operations"], result["threads"], repeats)
-    keys = kit["models"]
+    times, keys = operation_times(kit["operations"], result["threads"], repeats), kit["models"]
     models = [
         {"name": row["name"], "precision": row["precision"], "ms": row["p10_ms"],
          "operations": keys[row["file"]]}
