@@ -16,6 +16,7 @@ import torch
 from tests.seams.search import Group, Judge, Log, OperationCost, ShapeModel, front, lane
 from torch import Tensor, nn
 
+from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
 from snello.errors import ConfigError
 from snello.graph import coupling
 from snello.graph.coupled import cut
@@ -134,6 +135,24 @@ def test_a_line_that_another_process_is_writing_is_read_later(tmp_path: Path) ->
         assert log.find("x") is None
         file.write('"value": 2}\n')
     assert log.find("x") == {"value": 2}
+
+
+def test_latency_on_another_device_follows_its_staircase() -> None:
+    """A device that computes in blocks of 16 gains nothing by widths in between."""
+    grid = [(a, b) for a in range(1, 33) for b in range(1, 33)]
+    times = {
+        Operation("linear", (1, a, b)).key: math.ceil(a / 16) * math.ceil(b / 16) * 1e-3
+        for a, b in grid
+    }
+    dense = [Operation("linear", (1, *shape)).key for shape in ((16, 32), (32, 24), (24, 4))]
+    whole = ProfiledModel("dense", "float32", 1e-3 * sum((2, 4, 2)) * 3, tuple(dense))
+    profile = DeviceProfile({"cpu": "blocks"}, 1, times, (whole,))
+    found = shrunk(minimise="latency", device=profile, allow=("channels",))
+    assert found.chosen.widths == {"0": 16, "2": 16}
+    assert found.chosen.cost == found.chosen.predicted == pytest.approx(3 * 3e-3)
+    assert found.dense.cost == found.dense.predicted == pytest.approx(3 * 8e-3)
+    assert found.chosen.latency_ms is None
+    assert "blocks" in found.device
 
 
 def conv_net() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +86,9 @@ class Log:
         if self._folder is None:
             yield True
             return
-        lock = FileLock(self._folder / "locks" / f"{key}.lock")
+        # Names of modules may hold characters that a file system does not allow.
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        lock = FileLock(self._folder / "locks" / f"{name}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -101,8 +101,9 @@ class Networks:
         if self._batches:
             recalibrate(model, self._batches)
         if self._fit is not None:
+            device = next((p.device for p in model.parameters()), None)
             self._fit(model)
-            model.eval()
+            model.to(device).eval()  # the fine-tuning may have moved it
         if held is not None:
             held.remove()
         # Zero weights may leave whole neurons dead.

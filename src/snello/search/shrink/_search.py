@@ -132,7 +132,10 @@ class Search:
     @property
     def dense(self) -> FrontPoint:
         """The point at which nothing is removed."""
-        return FrontPoint(Point(), 0.0, 0.0)
+        elsewhere = self._minimise == "latency" and self._device is not None
+        # On another device the prediction is all that is known of a cost.
+        cost = self._cost("float32").total(Point()) if elsewhere else 0.0
+        return FrontPoint(Point(), 0.0, cost)
 
     def _facts(self, max_drop: float, device: DeviceProfile | None) -> Mapping[str, Any]:
         """What the results depend on, to be compared when a search goes on."""

@@ -46,7 +46,7 @@ def shrink_data(found: Shrunk) -> dict[str, Any]:
     return {
         "candidates": [{"key": c.key, "state": state_of(found, c), **c.to_json()} for c in found.candidates],
         "chosen": found.chosen.key, "unit": found.unit, "bound": found.bound, "samples": found.samples,
-        "widths": dict(found.widths), "qp_of": qp, "device": found.device,
+        "widths": dict(found.widths), "qp": found.settings and found.settings.qp, "qp_of": qp, "device": found.device,
         "fits": {name: asdict(fit) for name, fit in found.fits.items()},
     }  # fmt: skip
 
