@@ -5,7 +5,7 @@ specifications, whose scripts are part of the file: no page loads anything from 
 """
 
 from .comparison import comparison as comparison
-from .layers import layer_chart as layer_chart
+from .layers import layer_charts as layer_charts
 from .page import Chart as Chart
 from .page import Figure as Figure
 from .page import Page as Page
@@ -23,7 +23,7 @@ from .shrink import shrink_data as shrink_data
 from .shrink import shrink_page as shrink_page
 
 __all__ = [
-    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_chart",
+    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_charts",
     "measurement_page", "pruning_page",
     "read_figures", "shrink_data", "shrink_page", "sweep_page", "training_page", "with_layers", "write_page",
 ]  # fmt: skip
