@@ -19,7 +19,7 @@ from ._data import (
 from ._images import with_classes
 from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model, warn
 from ._names import channel_importances, complete_with, datasets
-from ._own_code import named_code, own_code
+from ._own_code import named_code
 from ._samples import read_samples
 from .prune import fine_tuning
 
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     page = pages.shrink_page(title, found, table)
     if arguments.file is not None:
         page = pages.with_layers(
-            page, {"dense": arguments.file, "chosen": path}, own_code(arguments)
+            page, {"dense": arguments.file, "chosen": path}, named_code(arguments)
         )
     pages.write_page(page, f"{path}.html")
     print(f"written: {path}, {path}.html")
