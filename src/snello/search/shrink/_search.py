@@ -262,11 +262,11 @@ class Search:
         reference = self._verifier.reference
         assert reference is not None
         runs = []
-        for share, path in files.items():
+        for name, path in files.items():
             # In pairs, as candidates are timed: more networks would empty the caches in between.
-            times = self._bench.times({share: path})
-            ms = times[share] * reference / times[""]
-            runs.append({"share": float(share), "table": sums[share], "ms": ms})
+            times = self._bench.times({name: path})
+            ms = times[name] * reference / times[""]
+            runs.append({"share": float(name), "table": sums[name], "ms": ms})
         return runs
 
     def _attempt(self, precision: Precision, points: Sequence[FrontPoint]) -> Attempt:
