@@ -20,6 +20,7 @@ from ._progress import busy as busy
 from ._progress import progress as progress
 from ._reproduce import reproduction_tables as reproduction_tables
 from ._reproduce import write_reproduction as write_reproduction
+from ._shrink import shrink_table as shrink_table
 from ._tables import Table as Table
 from ._tables import markdown as markdown
 from ._tables import show as show
