@@ -76,6 +76,8 @@ class SelectiveUpdate:
         optimizers: the optimizers given, without their wrappers.
         optimizer: the first of them, or None.
         left_alone: layer name -> why its neurons are always updated.
+        similarities: layer name -> similarity of each neuron's outputs to those of the step before,
+            of the last step; empty before it, or if the selection does not observe.
 
     Raises:
         ConfigError: for an impossible option, sharded parameters, an optimizer of another model,
@@ -121,6 +123,7 @@ class SelectiveUpdate:
         self.optimizers = self.freezer.optimizers
         self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}
+        self.similarities: dict[str, Tensor] = {}
         self._step = 0
 
     @property
@@ -146,9 +149,9 @@ class SelectiveUpdate:
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
-        similarities = self._similarities() if self.selection.observes else {}
+        self.similarities = self._similarities() if self.selection.observes else {}
         # Also during warm-up: most rules have a state to advance.
-        chosen = self.selection.select(self._layers, similarities)
+        chosen = self.selection.select(self._layers, self.similarities)
         self._step += 1
         self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})
         return self.status()
