@@ -6,10 +6,13 @@
 Fine-tunes public ResNet-32 weights on JPEG CIFAR-10. Every row has the same images, views of them,
 order of a seed, batches, optimizer and kind of schedule; a schedule always ends with the training.
 Augmentation is deterministic for all rows, as cached features need it: each epoch takes one of
-``--views`` views of every image in turn: the image, mirrored.
+``--views`` views of every image in turn. The first is the image; the others are shifted by up to 4
+pixels, by another amount for every image, and every second view is mirrored.
 
 Seconds are CPU seconds of the training loop on one thread, with everything that a method needs in
 them: probe, hooks, masks, re-estimated statistics, storing and reading features, drawing samples.
+Before and after each epoch a fixed reference step is timed, outside of these seconds: on a machine
+with other work the speed of a core changes from minute to minute, and it is divided out.
 Accuracy: all test images, last epoch. Rows are written as they are finished, and what is there is
 not run again. ``--rows list`` names the rows.
 """
@@ -34,6 +37,7 @@ from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate, Selection,
 from snello.equilibrium import Stochastic, Velocity
 from snello.files import write_text
 from snello.lab.datasets import load_dataset
+from snello.lab.datasets._batches import crop_flip
 from snello.lab.models import CifarResNet
 from snello.pruning.recovery import recalibrate
 from snello.store import load_weights
@@ -136,7 +140,10 @@ def parsed(name: str) -> Row:
 
 @dataclass
 class Images:
-    """Training and test images, normalised; view v of training image i is at i + v × images."""
+    """Training and test images, normalised; view v of training image i is at i + v × images.
+
+    An object of this class is a dataset for a dynamic subset: its samples are their indices.
+    """
 
     train: Tensor
     labels: Tensor
@@ -161,17 +168,51 @@ def load(images: int, views: int) -> Images:
     def ready(pixels: Tensor) -> Tensor:
         return ((pixels.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
 
+    pixels = splits.train.pixels[:images]
+    shown = [pixels]
+    for view in range(1, views):
+        draw = torch.Generator().manual_seed(view)
+        corners = torch.randint(0, 9, (len(pixels), 2), generator=draw)
+        shown.append(crop_flip(pixels, corners, torch.full((len(pixels),), view % 2 == 1)))
     return Images(
-        ready(splits.train.pixels[:images]), splits.train.labels[:images],
+        ready(torch.cat(shown)), splits.train.labels[:images],
         ready(splits.test.pixels), splits.test.labels, views,
     )  # fmt: skip
 
 
+class Speed:
+    """Seconds of a fixed step, the measure of the core's present speed."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._model = CifarResNet(32).to(memory_format=torch.channels_last)
+        self._x = torch.randn(100, 3, 32, 32).to(memory_format=torch.channels_last)
+        self()
+
+    def __call__(self) -> float:
+        began = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self._model(self._x).float().square().mean()
+        loss.backward()
+        return time.process_time() - began
+
+
 @dataclass
 class Run:
-    """What a training leaves: for each epoch CPU seconds so far, share of samples, layers at rest."""
+    """What a training leaves.
+
+    Attributes:
+        seconds: CPU seconds of each epoch; what is prepared before is part of the first.
+        reference: seconds of the reference step before each epoch and after the last.
+        wall: seconds of all, with the reference steps.
+        kept: share of the samples.
+        steps: number of steps.
+        resting: number of watched layers at rest at the end of each epoch.
+        accuracy: test accuracy after the last epoch.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
     wall: float = 0.0
     kept: float = 1.0
     steps: int = 0
@@ -213,7 +254,9 @@ def linear_freezing(model: nn.Module, moment: float, start: float = 0.5) -> None
 
 def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, batch: int) -> Run:
     """Train by the method of a row."""
-    run, began, wall = Run(), time.process_time(), time.perf_counter()
+    speed, run, wall = Speed(), Run(), time.perf_counter()
+    run.reference.append(speed())
+    began = time.process_time()
     keep, where = subset(row, images, seed)
     model.train()
     freezeout = FreezeOut(model) if row.baseline == "freezeout" else None
@@ -233,8 +276,7 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
                 if run.steps or not update.selection.observes:
                     update.step()
             index = where[chosen]
-            x = images.train[index]
-            x = x.flip(3) if view else x
+            x = images.train[index + view * size]
             with torch.autocast("cpu", torch.bfloat16):
                 out = forward(x, index + view * size)
             losses = F.cross_entropy(out.float(), images.labels[index], reduction="none")
@@ -252,6 +294,8 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
         if row.baseline == "linear":
             linear_freezing(model, (epoch + 1) / row.epochs)
         run.seconds.append(time.process_time() - began)
+        run.reference.append(speed())
+        began = time.process_time()
         run.resting.append(len(update.freezer.resting) if update else 0)
     run.wall = time.perf_counter() - wall
     run.kept = keep.kept * len(where) / size
@@ -331,7 +375,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, default=15_000)
-    parser.add_argument("--views", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")

@@ -1,0 +1,137 @@
+"""Fine-tuning of a trained network with resting layers and cached features, beside a plain one."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.curation import RandomSubset
+from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
+from snello.integrations import scores_of
+from snello.lab.datasets import DataSplits, Splits, loader
+from snello.lab.recipes import Recipe
+from snello.store import load
+
+from ._data import Batches
+from ._distributed import World
+from ._evaluate import evaluate
+from ._schedule import build_optimizer
+
+EPOCHS, IMAGES = 8, 2000
+
+
+@dataclass(frozen=True)
+class FineTunedRow:
+    """One of the two fine-tunings.
+
+    Attributes:
+        method: "plain" (every layer is trained) or "resting" (all but the classifier rest, and
+            their outputs are cached).
+        test_accuracy: test accuracy after it, in [0, 1].
+        seconds: CPU seconds of its epochs, with everything included; the epochs of the two are
+            trained in turns.
+        epoch_ms: median CPU time of an epoch in milliseconds.
+        note: why no features were cached; empty if they were.
+    """
+
+    method: str
+    test_accuracy: float
+    seconds: float
+    epoch_ms: float
+    note: str = ""
+
+
+@dataclass
+class _Tuning:
+    """A model in fine-tuning."""
+
+    model: nn.Module
+    batches: Any
+    optimizer: torch.optim.Optimizer
+    forward: Callable[[Tensor, Tensor], Any]
+    seconds: list[float] = field(default_factory=list)
+
+    def epoch(self) -> None:
+        began = time.process_time()
+        self.model.train()
+        for (images, labels), index in self.batches:
+            loss = F.cross_entropy(scores_of(self.forward(images, index)), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.seconds.append(time.process_time() - began)
+
+
+def compare_finetuning(
+    recipe: Recipe, folder: Path, splits: Splits, epochs: int = EPOCHS
+) -> tuple[FineTunedRow, ...]:
+    """Fine-tune a trained network twice on the same images without augmentation, in turns.
+
+    Args:
+        recipe: the recipe with which it was trained; the learning rate is a tenth of its own.
+        folder: folder of the trained network.
+        splits: the dataset; at most the first 2 000 training images are used.
+        epochs: number of epochs.
+
+    Returns:
+        A row each, plain first; none for streamed images and other tasks than classification, whose
+        samples are augmented at random.
+    """
+    if not isinstance(splits, DataSplits) or splits.task != "classification":
+        return ()
+    model, _ = load(folder / "model.pt", trust=recipe.model.name)
+    plain = _tuning(recipe, copy.deepcopy(model), splits)
+    resting = _tuning(recipe, model, splits)
+    with _at_rest(resting) as cache:
+        # In turns, so that a busy machine slows both down alike.
+        for number in range(epochs):
+            for tuning in (plain, resting) if number % 2 else (resting, plain):
+                tuning.epoch()
+        note = cache.status.reason or ""
+    test = Batches(recipe, splits, World()).test
+    return (_row("plain", plain, test), _row("resting", resting, test, note))
+
+
+def _tuning(recipe: Recipe, model: nn.Module, splits: DataSplits) -> _Tuning:
+    optimizer = build_optimizer(recipe.optimizer, model)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.1
+    batches = loader(
+        splits.train, splits, recipe.data.batch_size, shuffle=True, seed=recipe.seed,
+        limit=min(recipe.data.limit or IMAGES, IMAGES), curate=lambda part: RandomSubset(part, 0.0),
+    )  # fmt: skip
+    return _Tuning(model, batches, optimizer, lambda images, _index: model(images))
+
+
+@contextmanager
+def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
+    """Let all layers but the classifier rest, and cache their outputs, inside the block."""
+    began = time.process_time()
+    (probe, _), _ = next(iter(tuning.batches))
+    update = SelectiveUpdate(tuning.model, tuning.optimizer, probe[:2], Prefix(1.0))
+    update.step()
+    cache = FeatureCache(update, len(tuning.batches.dataset))
+    tuning.forward = cache
+    tuning.seconds.append(time.process_time() - began)
+    try:
+        yield cache
+    finally:
+        cache.close()
+        update.remove()
+
+
+def _row(method: str, tuning: _Tuning, test: Any, note: str = "") -> FineTunedRow:
+    accuracy = evaluate(tuning.model, test).accuracy
+    return FineTunedRow(
+        method, accuracy, sum(tuning.seconds), 1e3 * statistics.median(tuning.seconds), note
+    )
