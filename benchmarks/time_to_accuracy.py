@@ -33,8 +33,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.curation import DynamicSubset, InfoBatch, OrderDP, RandomSubset, keep_random
-from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate, Selection, Settled
-from snello.equilibrium import Stochastic, Velocity
+from snello.equilibrium import (
+    FeatureCache,
+    Prefix,
+    Selection,
+    SelectiveUpdate,
+    Settled,
+    Stochastic,
+    Velocity,
+)
 from snello.files import write_text
 from snello.lab.datasets import load_dataset
 from snello.lab.datasets._batches import crop_flip
@@ -271,10 +278,8 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
     for epoch in range(row.epochs):
         view = epoch % images.views
         for number, chosen in enumerate(batches(sampler, batch)):
-            if update and number % max(1, size // batch // row.every) == 0:
-                # Nothing has moved before the first step: a rule that observes would freeze all.
-                if run.steps or not update.selection.observes:
-                    update.step()
+            if update and due(row, update, number, run.steps, size // batch):
+                update.step()
             index = where[chosen]
             x = images.train[index + view * size]
             with torch.autocast("cpu", torch.bfloat16):
@@ -304,6 +309,13 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
     if update:
         update.remove()
     return run
+
+
+def due(row: Row, update: SelectiveUpdate, number: int, steps: int, length: int) -> bool:
+    """Whether the rule is asked before a batch of an epoch."""
+    # Nothing has moved before the first step: a rule that observes would freeze all.
+    ready = steps > 0 or not update.selection.observes
+    return ready and number % max(1, length // row.every) == 0
 
 
 def batches(sampler: Any, size: int) -> Iterator[Tensor]:

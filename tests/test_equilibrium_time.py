@@ -15,19 +15,21 @@ from snello.equilibrium import (
     NeVe,
     Prefix,
     SelectiveUpdate,
-    Stochastic,
     StepTimes,
+    Stochastic,
     TimeBudget,
     Velocity,
     WatchedLayer,
+    _worth,
 )
+from snello.equilibrium._timing import PhaseTiming, StepTiming
 from snello.errors import ConfigError
 
 
 def test_a_budget_takes_the_smallest_depth_that_keeps_it() -> None:
     times = StepTimes((0, 2, 4), (10.0, 6.0, 3.0))
     assert [times.depth(ms) for ms in (10.0, 9.9, 6.0, 3.0)] == [0, 2, 2, 4]
-    with pytest.raises(ConfigError, match="no step takes at most 2.9"):
+    with pytest.raises(ConfigError, match="no step takes at most"):
         times.depth(2.9)
 
 
@@ -41,7 +43,7 @@ def test_layers_rest_to_the_depth_of_the_budget_and_further_if_at_rest() -> None
 
     for rule, expected in ((None, ["a", "b"]), (Fixed(0.0), ["a", "b", "c"])):
         budget = TimeBudget(6.0, rule)
-        with pytest.raises(ConfigError, match="call budget.measure"):
+        with pytest.raises(ConfigError, match="nothing has been measured"):
             budget.select(layers, {})
         budget.times = StepTimes((0, 2, 4), (10.0, 6.0, 3.0))
         assert list(budget.select(layers, {})) == expected
@@ -123,3 +125,48 @@ def test_neve_uses_the_probe_of_any_selection_that_observes() -> None:
         NeVe(blind)
     with pytest.raises(ConfigError, match="it has no optimizer"):
         NeVe(SelectiveUpdate(network(), None, batch()[0], Velocity()))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+def test_nothing_is_frozen_where_it_costs_time(
+    monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    measured = []
+
+    def timed(update: SelectiveUpdate, *_: object) -> StepTiming:
+        measured.append(len(update.freezer.resting))
+        phase = PhaseTiming(1.0, 1.0, 1.0, ratio, ratio, ratio)
+        return StepTiming(phase, phase, phase, phase, 1, 8, "cpu", 1)
+
+    monkeypatch.setattr(_worth, "time_step", timed)
+    model = network()
+    optimizer = sgd(model)
+    shares = iter((0.0, 0.5, 0.5, 1.0))
+    update = SelectiveUpdate(
+        model, optimizer, batch()[0], Prefix(lambda _: next(shares)), only_if_faster=True
+    )
+    kinds = [type(module) for module in model]
+    steps = [update.step() for _ in range(3)]
+    assert measured == [2]  # the third decision is the second again
+    assert steps[0].note == ""
+    if ratio > 1:
+        assert "nothing is frozen" in steps[2].note
+        assert steps[2].total == 1
+        assert [type(module) for module in model] == kinds
+        before = [p.detach().clone() for p in model.parameters()]
+        train(model, optimizer)
+        assert not any(map(torch.equal, before, model.parameters()))
+    else:
+        assert steps[2].note == ""
+        assert len(update.freezer.resting) == 2
+    update.step()
+    assert measured == [2, 5]
+
+
+def test_the_decision_is_measured() -> None:
+    model = network()
+    update = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.2), only_if_faster=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = update.step()
+    assert bool(step.note) == (step.total == 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

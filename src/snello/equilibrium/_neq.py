@@ -22,6 +22,7 @@ from ._layers import monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import Formula, Selection, Velocity, WatchedLayer
+from ._worth import Worth
 
 
 class UpdateOptions(TypedDict, total=False):
@@ -32,6 +33,7 @@ class UpdateOptions(TypedDict, total=False):
     kinds: Iterable[str] | None
     positions: int | None
     dispatch: DispatchMode
+    only_if_faster: bool
 
 
 class SelectiveUpdate:
@@ -70,6 +72,9 @@ class SelectiveUpdate:
         dispatch: "measured" times once per shape whether computing only the active rows is faster
             than masking the dense gradient; "fixed" decides by a rule, so that two runs are
             bit-identical.
+        only_if_faster: apply masks only if a training step on the probe is measured to be faster
+            with them. If it is not, as in a network too small to gain, nothing is frozen, no hook
+            is attached, and the step's `note` says so. For one process.
 
     Attributes:
         model: the model, unwrapped.
@@ -97,6 +102,7 @@ class SelectiveUpdate:
         kinds: Iterable[str] | None = None,
         positions: int | None = None,
         dispatch: DispatchMode = "measured",
+        only_if_faster: bool = False,
     ) -> None:
         if warmup < 1:
             raise ConfigError(
@@ -125,6 +131,7 @@ class SelectiveUpdate:
         self._reference = self._probe.outputs(layers) if selection.observes else {}
         self.similarities: dict[str, Tensor] = {}
         self._step = 0
+        self._worth = Worth() if only_if_faster else None
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -153,7 +160,10 @@ class SelectiveUpdate:
         # Also during warm-up: most rules have a state to advance.
         chosen = self.selection.select(self._layers, self.similarities)
         self._step += 1
-        self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})
+        masks: Mapping[str, Tensor] = self._agreed(chosen) if self._step >= self.warmup else {}
+        if self._worth is not None:
+            masks = self._worth.judged(self, self._probe.inputs, masks)
+        self.freezer.apply(masks)
         return self.status()
 
     def status(self) -> EquilibriumStep:
@@ -167,6 +177,7 @@ class SelectiveUpdate:
             total=sum(learning.values()) / sum(len(mask) for mask in masks.values()),
             flops=paper_flops(self._macs, updated),
             dense_flops=paper_flops(self._macs, {}),
+            note="" if self._worth is None else self._worth.reason,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -289,7 +300,7 @@ class NEq(SelectiveUpdate):
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
         formula: "paper" or "released"; see [`Velocity`][snello.equilibrium.Velocity].
-        options: `warmup`, `exclude`, `kinds`, `positions` and `dispatch` of
+        options: `warmup`, `exclude`, `kinds`, `positions`, `dispatch`, `only_if_faster` of
             [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate], which describes all arguments.
 
     Raises:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.curation import RandomSubset
 from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
 from snello.integrations import scores_of
 from snello.lab.datasets import DataSplits, Splits, loader
@@ -53,19 +52,22 @@ class FineTunedRow:
 
 @dataclass
 class _Tuning:
-    """A model in fine-tuning."""
+    """A model in fine-tuning, on images in memory."""
 
     model: nn.Module
-    batches: Any
+    images: Tensor
+    labels: Tensor
     optimizer: torch.optim.Optimizer
     forward: Callable[[Tensor, Tensor], Any]
     seconds: list[float] = field(default_factory=list)
+    prepared: float = 0.0
 
-    def epoch(self) -> None:
+    def epoch(self, order: Tensor, batch: int) -> None:
         began = time.process_time()
         self.model.train()
-        for (images, labels), index in self.batches:
-            loss = F.cross_entropy(scores_of(self.forward(images, index)), labels)
+        for index in order.split(batch):
+            outputs = scores_of(self.forward(self.images[index], index))
+            loss = F.cross_entropy(outputs, self.labels[index])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -90,39 +92,44 @@ def compare_finetuning(
     if not isinstance(splits, DataSplits) or splits.task != "classification":
         return ()
     model, _ = load(folder / "model.pt", trust=recipe.model.name)
-    plain = _tuning(recipe, copy.deepcopy(model), splits)
-    resting = _tuning(recipe, model, splits)
+    images, labels = _in_memory(recipe, splits)
+    plain = _tuning(recipe, copy.deepcopy(model), images, labels)
+    resting = _tuning(recipe, model, images, labels)
+    random = torch.Generator().manual_seed(recipe.seed)
     with _at_rest(resting) as cache:
         # In turns, so that a busy machine slows both down alike.
         for number in range(epochs):
+            order = torch.randperm(len(images), generator=random)
             for tuning in (plain, resting) if number % 2 else (resting, plain):
-                tuning.epoch()
+                tuning.epoch(order, recipe.data.batch_size)
         note = cache.status.reason or ""
     test = Batches(recipe, splits, World()).test
     return (_row("plain", plain, test), _row("resting", resting, test, note))
 
 
-def _tuning(recipe: Recipe, model: nn.Module, splits: DataSplits) -> _Tuning:
+def _in_memory(recipe: Recipe, splits: DataSplits) -> tuple[Tensor, Tensor]:
+    """The first training images, without augmentation, and their labels."""
+    batches = loader(splits.train, splits, 500, limit=min(recipe.data.limit or IMAGES, IMAGES))
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def _tuning(recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> _Tuning:
     optimizer = build_optimizer(recipe.optimizer, model)
     for group in optimizer.param_groups:
         group["lr"] *= 0.1
-    batches = loader(
-        splits.train, splits, recipe.data.batch_size, shuffle=True, seed=recipe.seed,
-        limit=min(recipe.data.limit or IMAGES, IMAGES), curate=lambda part: RandomSubset(part, 0.0),
-    )  # fmt: skip
-    return _Tuning(model, batches, optimizer, lambda images, _index: model(images))
+    return _Tuning(model, images, labels, optimizer, lambda images, _index: model(images))
 
 
 @contextmanager
 def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
     """Let all layers but the classifier rest, and cache their outputs, inside the block."""
     began = time.process_time()
-    (probe, _), _ = next(iter(tuning.batches))
-    update = SelectiveUpdate(tuning.model, tuning.optimizer, probe[:2], Prefix(1.0))
+    update = SelectiveUpdate(tuning.model, tuning.optimizer, tuning.images[:2], Prefix(1.0))
     update.step()
-    cache = FeatureCache(update, len(tuning.batches.dataset))
+    cache = FeatureCache(update, len(tuning.images))
     tuning.forward = cache
-    tuning.seconds.append(time.process_time() - began)
+    tuning.prepared = time.process_time() - began
     try:
         yield cache
     finally:
@@ -132,6 +139,5 @@ def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
 
 def _row(method: str, tuning: _Tuning, test: Any, note: str = "") -> FineTunedRow:
     accuracy = evaluate(tuning.model, test).accuracy
-    return FineTunedRow(
-        method, accuracy, sum(tuning.seconds), 1e3 * statistics.median(tuning.seconds), note
-    )
+    seconds = tuning.prepared + sum(tuning.seconds)
+    return FineTunedRow(method, accuracy, seconds, 1e3 * statistics.median(tuning.seconds), note)
