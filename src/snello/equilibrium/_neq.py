@@ -78,6 +78,7 @@ class SelectiveUpdate:
 
     Attributes:
         model: the model, unwrapped.
+        wrapped: the model as it was given.
         optimizers: the optimizers given, without their wrappers.
         optimizer: the first of them, or None.
         left_alone: layer name -> why its neurons are always updated.
@@ -112,7 +113,7 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
-        self.model = _unwrapped(model)
+        self.wrapped, self.model = model, _unwrapped(model)
         self.selection, self.warmup = selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)
         self._probe = Probe(self.model, probe, positions)
