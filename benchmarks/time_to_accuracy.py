@@ -119,20 +119,13 @@ ROWS: dict[str, Row] = {
 
 
 def parsed(name: str) -> Row:
-    """A row by name: one of `ROWS`, or `rest-A[-B][+option…]`.
+    """A row by its name and options: `rest-2-3+anneal+stored+info0.5`, `orderdp-0.5+e4`.
 
-    `rest-2-3+anneal+stored+info0.5`: the first part stops after 2 epochs, the second after 3.
-    Options: anneal, adapt, computed, stored, info0.5, eN (epochs).
+    In `rest-A-B` the first part of the network stops after A epochs, the second after B. Options:
+    anneal, adapt, computed, stored, info0.5, eN (N epochs).
     """
-    if name in ROWS:
-        return ROWS[name]
     head, *options = name.split("+")
-    kind, *moments = head.split("-")
-    if kind != "rest" or not moments:
-        raise SystemExit(f"no row {name!r}; there are: {', '.join(ROWS)}, rest-A-B+options")
-    rests = tuple(map(float, moments))
-    every = 1 if all(moment.is_integer() for moment in rests) else 4
-    row = Row(rests=rests, cache="computed", every=every)
+    row = ROWS[head] if head in ROWS else _resting(head)
     for option in options:
         if option in ("stored", "computed"):
             row = replace(row, cache=option)
@@ -143,6 +136,15 @@ def parsed(name: str) -> Row:
         else:
             row = replace(row, **{{"anneal": "annealed", "adapt": "adapt"}[option]: True})
     return row
+
+
+def _resting(name: str) -> Row:
+    kind, *moments = name.split("-")
+    if kind != "rest" or not moments:
+        raise SystemExit(f"no row {name!r}; there are: {', '.join(ROWS)}, rest-A-B+options")
+    rests = tuple(map(float, moments))
+    every = 1 if all(moment.is_integer() for moment in rests) else 4
+    return Row(rests=rests, cache="computed", every=every)
 
 
 @dataclass

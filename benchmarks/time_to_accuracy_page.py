@@ -136,7 +136,9 @@ def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
     whole = [p for p in points if len(p.accuracies) == len(plain.accuracies)]
 
     def best(names: tuple[str, ...], within: float, share: float) -> tuple[bool, str]:
-        fitting = [p for p in whole if p.name.startswith(names[0]) and all(n in p.name for n in names[1:])]
+        fitting = [
+            p for p in whole if p.name.startswith(names[0]) and all(n in p.name for n in names[1:])
+        ]
         good = [p for p in fitting if to_plain(p, plain) >= -within - 1e-9]
         if not good:
             closest = max(fitting, key=lambda p: to_plain(p, plain), default=None)
@@ -161,9 +163,7 @@ def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
     )  # fmt: skip
     above_text = "no row lies on the curve's range"
     if top is not None:
-        above_text = (
-            f"`{top[1].name}`: {100 * top[0]:+.2f} points; the seeds' spread is {100 * spread(curve):.2f}"
-        )
+        above_text = f"`{top[1].name}`: {100 * top[0]:+.2f} points; the seeds' spread is {100 * spread(curve):.2f}"
     return [
         ("at least 35 % less time at most 0.2 points below plain, by layers at rest", *best(("rest",), 0.002, 0.65)),
         ("at least 50 % less time with cached features, likewise", *best(("rest", "stored"), 0.002, 0.5)),
