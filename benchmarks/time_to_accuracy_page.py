@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -87,7 +88,7 @@ def fewer(points: list[Point]) -> list[Point]:
 
 def at_same_time(point: Point, curve: list[Point]) -> dict[int, float] | None:
     """For each seed, accuracy over that of fewer epochs at the same seconds, between two of them."""
-    for low, high in zip(curve, curve[1:], strict=False):
+    for low, high in pairwise(curve):
         if low.seconds <= point.seconds <= high.seconds:
             part = (point.seconds - low.seconds) / (high.seconds - low.seconds)
             return {
@@ -168,7 +169,8 @@ def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
         ("at least 35 % less time at most 0.2 points below plain, by layers at rest", *best(("rest",), 0.002, 0.65)),
         ("at least 50 % less time with cached features, likewise", *best(("rest", "stored"), 0.002, 0.5)),
         ("InfoBatch: at least 25 % less time at most 0.2 points below plain", *best(("infobatch",), 0.002, 0.75)),
-        ("layers at rest and InfoBatch: half of the time at most 0.3 points below plain", *best(("rest", "info"), 0.003, 0.5)),
+        ("layers at rest and InfoBatch: half of the time at most 0.3 points below plain",
+         *best(("rest", "info"), 0.003, 0.5)),
         ("above fewer epochs at the same time by more than the seeds' spread", bool(ahead), above_text),
     ]  # fmt: skip
 
