@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from equilibrium_samples import batch, network, sgd, train
+from seams.equilibrium import worth_module
 from snello.equilibrium import (
     NEq,
     NeVe,
+    PhaseTiming,
     Prefix,
     SelectiveUpdate,
     StepTimes,
+    StepTiming,
     Stochastic,
     TimeBudget,
     Velocity,
     WatchedLayer,
-    _worth,
 )
-from snello.equilibrium._timing import PhaseTiming, StepTiming
 from snello.errors import ConfigError
 
 
@@ -138,7 +139,7 @@ def test_nothing_is_frozen_where_it_costs_time(
         phase = PhaseTiming(1.0, 1.0, 1.0, ratio, ratio, ratio)
         return StepTiming(phase, phase, phase, phase, 1, 8, "cpu", 1)
 
-    monkeypatch.setattr(_worth, "time_step", timed)
+    monkeypatch.setattr(worth_module, "time_step", timed)
     model = network()
     optimizer = sgd(model)
     shares = iter((0.0, 0.5, 0.5, 1.0))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from seams.training import compare_finetuning
 from snello.lab.datasets import Splits
 from snello.lab.recipes import Recipe
 from snello.lab.training import load_recipe, train, validate
-from snello.lab.training._resting import compare_finetuning
 
 
 @pytest.fixture(scope="module")
