@@ -24,6 +24,7 @@ $(VENV)/.python:
 
 $(VENV)/.all: $(VENV)/.python pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[all]'
+	$(BIN)/snello install-codec
 	touch $@
 
 $(VENV)/.test: $(VENV)/.all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 from sampling import Sampler, mark_members
+from snello.codec import require_nncodec
+from snello.errors import MissingExtraError
+
+# Where the codec was built into a folder of its own, `importorskip` finds it from here on.
+with contextlib.suppress(MissingExtraError):
+    require_nncodec()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

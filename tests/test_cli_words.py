@@ -49,7 +49,7 @@ def by_turns(commands: Sequence[str]) -> pytest.MarkDecorator:
     )
 
 
-@by_turns(sorted({*NAMES} - {"completion", "inspect", "recipes", "view"}))
+@by_turns(sorted({*NAMES} - {"completion", "inspect", "install-codec", "recipes", "view"}))
 def test_every_option_of_every_command_takes_any_value(command: str, value: str) -> None:
     """Before and behind the positional arguments, and none of them is lost."""
     option = next(o for o in ("--out", "--data-root", "--own-code") if _has(command, o))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,27 +10,22 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from curation_samples import METHODS, SAMPLES, dataset
+from pair import in_two_processes
 from snello.curation import DynamicSubset, RandomSubset, Recorder
 from snello.errors import ConfigError
 
 EPOCHS = 4
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        found: dict[str, Any] = {name: _trained(name) for name in METHODS}
-        found["own sampler"] = _trained("infobatch", DistributedSampler(dataset(), seed=7))
-        found["resumed"] = _resumed()
-        found["recorded"] = _recorded(rank)
-        torch.manual_seed(rank)  # ranks that are offered different orders
-        with pytest.raises(ConfigError, match="the ranks do not do the same"):
-            list(RandomSubset(dataset(), 0.3).sampler(RandomSampler(dataset())))
-        torch.save(found, Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _everything(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _trained(name) for name in METHODS}
+    found["own sampler"] = _trained("infobatch", DistributedSampler(dataset(), seed=7))
+    found["resumed"] = _resumed()
+    found["recorded"] = _recorded(rank)
+    torch.manual_seed(rank)  # ranks that are offered different orders
+    with pytest.raises(ConfigError, match="the ranks do not do the same"):
+        list(RandomSubset(dataset(), 0.3).sampler(RandomSampler(dataset())))
+    return found
 
 
 def _made(name: str, inner: Any = None) -> tuple[DynamicSubset, DataLoader[Any]]:
@@ -85,13 +77,8 @@ def _recorded(rank: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def ranks() -> list[dict[str, Any]]:
+    return in_two_processes(_everything)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "own sampler"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from equilibrium_samples import batch, network, sgd, train
+from pair import in_two_processes
 from snello.equilibrium import (
     FeatureCache,
     MatchedStochastic,
@@ -34,19 +32,12 @@ SELECTIONS: dict[str, Any] = {
 }
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        found = {name: _decided(name, rank) for name in SELECTIONS}
-        found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
-        found["refused"] = {"wrappers": torch.tensor(_refused())}
-        found |= {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
-        found["cached"] = _cached(rank, 2)
-        torch.save(found, Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _everything(rank: int) -> dict[str, Any]:
+    found = {name: _decided(name, rank) for name in SELECTIONS}
+    found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
+    found["refused"] = {"wrappers": torch.tensor(_refused())}
+    found["cached"] = _cached(rank, 2)
+    return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
 
 
 def _decided(name: str, rank: int) -> dict[str, Any]:
@@ -153,22 +144,8 @@ def _refused() -> int:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("no gloo")
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(rank, port, str(folder))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
-    return first, second
+def outcomes() -> list[dict[str, Any]]:
+    return in_two_processes(_everything)
 
 
 @pytest.mark.parametrize("name", SELECTIONS)

@@ -5,19 +5,17 @@ processes.
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from pair import begin
 from seams.equilibrium import Decision, Dispatch, Freezer, Work
 
 FROZEN = {"0": 0.5, "3": 0.75, "6": 1.0, "10": 0.4}
@@ -286,38 +284,18 @@ def train(model: nn.Module, step: nn.Module, rank: int, size: int) -> dict[str, 
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        model = network()
-        # Layers that are frozen whole give no gradient, which DDP has to be told.
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-        torch.save(train(model, wrapped, rank, 2), Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _half(rank: int) -> dict[str, Tensor]:
+    model = network()
+    # Layers that are frozen whole give no gradient, which DDP has to be told.
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    return train(model, wrapped, rank, 2)
 
 
-@pytest.mark.exhaustive  # test_equilibrium_distributed.py has two processes in every run
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("no gloo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
+def test_two_processes_equal_one() -> None:
+    together = begin(_half)
     model = network()
     alone = train(model, model, 0, 1)
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = together()
     for name, values in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], values)

@@ -199,7 +199,7 @@ def _one_line(error: str) -> None:
     assert len(error) < 1200
 
 
-@pytest.mark.sampled(160)
+@pytest.mark.sampled(57)  # no divisor of the product: other cases for every command
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_what_a_model_file_names(
@@ -232,7 +232,7 @@ def test_no_command_runs_what_a_bitstream_names(
         _nothing_happened(folder)
 
 
-@pytest.mark.sampled(100)
+@pytest.mark.sampled(47)
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("loader", ["load", "load a bitstream", "from_dict", "build_untrusted"])
 def test_no_loader_runs_what_a_record_names(loader: str, case: str, folder: Path) -> None:
@@ -297,7 +297,7 @@ def test_arguments_have_a_bounded_depth(folder: Path) -> None:
 # Shadows of libraries
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("library", "name"),
     [

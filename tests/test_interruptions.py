@@ -31,7 +31,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 pytest.importorskip("jsonargparse")
 
-EPOCHS = 5
+EPOCHS = 4
 KINDS = ("kill", "term", "full disk")
 TIMES = {"seconds", "backward_ms", "dense_ms", "sparse_ms"}
 RUN = (

@@ -176,7 +176,7 @@ def test_pickled_code_is_refused(tmp_path: Path) -> None:
 
 def test_weights_alone_are_no_model_file(tmp_path: Path) -> None:
     torch.save(_model().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ModelError, match=r"not a snello model file.*--weights .*weights\.pt"):
+    with pytest.raises(ModelError, match=r"not a snello model file.*--weights=.*weights\.pt"):
         load(tmp_path / "weights.pt")
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 pytest.importorskip("jinja2")
 pytest.importorskip("vl_convert")
 
-from snello import ModelSpec, Record, save
+from snello import ModelSpec, Record, save, simplify
 from snello.cli.view import server
 from snello.errors import ConfigError, MissingExtraError
 from snello.lab.reporting import Table
-from snello.lab.reporting.pages import Chart, Figure, Page, layer_chart, write_page
+from snello.lab.reporting.pages import Figure, Page, layer_charts, write_page
 from snello.lab.reporting.pages.charts import bars, front, histogram, lines
+from snello.simplification import plan_of
 from snello.store import build
 
 ROWS = [
@@ -93,12 +95,45 @@ def test_fields_with_brackets_and_points_are_columns() -> None:
 
 def test_layers_are_counted_from_the_files(tmp_path: Path) -> None:
     save(tmp_path / "a.pt", build("lenet-300-100"), Record(ModelSpec("lenet-300-100"), (1, 28, 28)))
-    chart = layer_chart({"dense": tmp_path / "a.pt", "gone": tmp_path / "b.pt", "x": "x.onnx"})
-    assert isinstance(chart, Chart)
-    rows = chart.spec["data"]["values"]
-    assert {row["network"] for row in rows} == {"dense"}
-    assert [row["parameters"] for row in rows] == [785 * 300, 301 * 100, 101 * 10]
-    assert layer_chart({"x": tmp_path / "x.onnx"}) is None
+    charts, tables = layer_charts(
+        {"dense": tmp_path / "a.pt", "gone": tmp_path / "b.pt", "x": "x.onnx"}
+    )
+    assert not tables
+    found = {chart.spec["encoding"]["x"]["title"]: chart.spec["data"]["values"] for chart in charts}
+    assert {row["network"] for rows in found.values() for row in rows} == {"dense"}
+    counts = {
+        kind: [row[kind] for row in found[kind]] for kind in ("parameters", "neurons", "MACs")
+    }
+    assert counts == {
+        "parameters": [785 * 300, 301 * 100, 101 * 10],
+        "neurons": [300, 100, 10],
+        "MACs": [784 * 300, 300 * 100, 100 * 10],
+    }
+    assert len(found["milliseconds"]) >= 3
+    assert layer_charts({"x": tmp_path / "x.onnx"}) == ((), ())
+
+
+def test_of_a_stranger_only_the_parameters_are_drawn(tmp_path: Path) -> None:
+    """The network is built for no more than its bars: a factory that nobody named is not called."""
+    record = Record(ModelSpec("lenet-300-100"), (1, 28, 28))
+    save(tmp_path / "a.pt", build("lenet-300-100"), record)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["record"] = content["record"].replace("lenet-300-100", "nowhere:factory")
+    torch.save(content, tmp_path / "b.pt")
+    (chart,), tables = layer_charts({"stranger": tmp_path / "b.pt"})
+    assert [row["parameters"] for row in chart.spec["data"]["values"]] == [235500, 30100, 1010]
+    assert not tables
+
+
+def test_what_was_left_alone_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = simplify(build("lenet-300-100"), torch.rand(2, 1, 28, 28))
+    save(tmp_path / "a.pt", lean, Record(ModelSpec("lenet-300-100"), (1, 28, 28)))
+    plan = plan_of(lean)
+    assert plan is not None
+    wide = replace(plan, left_alone={"fc": "its reader has no rule"})
+    monkeypatch.setattr("snello.lab.reporting.pages.layers.plan_of", lambda model: wide)
+    _, (table,) = layer_charts({"lean": tmp_path / "a.pt"})
+    assert table.rows == (("lean", "fc", "its reader has no rule"),)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")

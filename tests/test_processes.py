@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
 
+from pair import end, in_two_processes
 from snello import Pruner
 from snello.errors import ConfigError
 from snello.processes import meet
@@ -25,15 +24,8 @@ if not distributed.is_available():
     pytest.skip("needs torch.distributed", allow_module_level=True)
 
 
-def _run(rank: int, folder: str, what: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=SECONDS),
-    )
+def _run(rank: int, what: str) -> tuple[float, str]:
+    """Seconds, and what was said."""
     call = CASES[what](rank)
     distributed.barrier()
     started = time.perf_counter()
@@ -42,10 +34,14 @@ def _run(rank: int, folder: str, what: str) -> None:
         said = "fine"
     except ConfigError as error:
         said = str(error)
-    Path(folder, f"said-{rank}").write_text(f"{time.perf_counter() - started:.2f} {said}")
+    seconds = time.perf_counter() - started
     if what == "one rank":
         time.sleep(SECONDS)  # as in its training step
-    distributed.destroy_process_group()
+    return seconds, said
+
+
+def _said(what: str) -> list[tuple[float, str]]:
+    return in_two_processes(_run, what, timeout=SECONDS)
 
 
 def _pruner(**options: Any) -> Pruner:
@@ -88,26 +84,15 @@ CASES: dict[str, Callable[[int], Call]] = {
 }  # fmt: skip
 
 
-def _said(what: str, folder: Path) -> list[tuple[float, str]]:
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_run, args=(rank, str(folder), what)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    texts = [(folder / f"said-{rank}").read_text().partition(" ") for rank in range(2)]
-    return [(float(seconds), said) for seconds, _, said in texts]
+@pytest.mark.slow
+def test_steps_on_every_rank_are_taken() -> None:
+    assert [said for _, said in _said("all")] == ["fine", "fine"]
 
 
 @pytest.mark.slow
-def test_steps_on_every_rank_are_taken(tmp_path: Path) -> None:
-    assert [said for _, said in _said("all", tmp_path)] == ["fine", "fine"]
-
-
-@pytest.mark.slow
-def test_a_step_on_one_rank_is_told_before_the_collective_aborts(tmp_path: Path) -> None:
-    (seconds, said), (_, other) = _said("one rank", tmp_path)
+def test_a_step_on_one_rank_is_told_before_the_collective_aborts() -> None:
+    (seconds, said), (_, other) = _said("one rank")
+    end()  # from now on these ranks would count their calls differently
     assert said == (
         "Pruner.step on rank 0: rank 1 of 2 did not come: call it on every rank, as often and in the same order as on "
         "the others"
@@ -122,8 +107,8 @@ def test_a_step_on_one_rank_is_told_before_the_collective_aborts(tmp_path: Path)
     ("what", "words"),
     [("schedule", "'pwe': 2"), ("state", "'bad': 1"), ("call", "rank 1 calls Pruner.step")],
 )
-def test_ranks_that_disagree_are_found_at_once(what: str, words: str, tmp_path: Path) -> None:
-    for seconds, said in _said(what, tmp_path):
+def test_ranks_that_disagree_are_found_at_once(what: str, words: str) -> None:
+    for seconds, said in _said(what):
         assert said.startswith("the ranks do not do the same: rank 0 calls ")
         assert words in said
         assert seconds < SECONDS * 0.8, "they were not waited for"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from pair import begin
 from snello import simplify
 from snello.errors import ConfigError
 from snello.pruning import Cubic, OneShot, Pruner, Ratio
@@ -154,22 +154,14 @@ def taylor_masks(batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return pruner.masks
 
 
-def _rank(rank: int, folder: str) -> None:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+def _half(rank: int) -> dict[str, Tensor]:
     _, _, batches = trained(4)
-    torch.save(taylor_masks(batches[rank::2]), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return taylor_masks(batches[rank::2])
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="needs torch.distributed")
-def test_processes_with_other_batches_prune_what_one_with_all_of_them_prunes(
-    tmp_path: Path,
-) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+def test_processes_with_other_batches_prune_what_one_with_all_of_them_prunes() -> None:
+    together = begin(_half)
     expected = taylor_masks(trained(4)[2])
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for rank, found in enumerate(together()):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], mask) for name, mask in expected.items()), rank

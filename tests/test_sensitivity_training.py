@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pair import begin
 from snello.pruning import LossBound, Pruner
 from snello.sensitivity import (
     Lobster,
@@ -149,17 +147,7 @@ def test_autocast_measures_the_same_up_to_its_precision(examples: int | None) ->
 # Two processes
 
 
-def _worker(rank: int, port: int, name: str, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        torch.save(_everything(rank, 2), Path(folder) / f"{name}{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
-
-
-def _everything(rank: int, size: int) -> dict[str, Any]:
+def _everything(rank: int, size: int = 2) -> dict[str, Any]:
     """Every method trained, and a network pruned, on this process's half of each batch."""
     half = 8 // size
     batches = [(x[rank * half :][:half], y[rank * half :][:half]) for x, y in map(batch, range(4))]
@@ -184,27 +172,11 @@ def _everything(rank: int, size: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def outcomes() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """One process with the joined batches, and the two that had half of each."""
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("no gloo")
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_worker, args=(rank, port, "rank", str(folder))) for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
+    together = begin(_everything)
     alone = _everything(0, 1)
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = together()
     return alone, first, second
 
 

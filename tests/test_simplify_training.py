@@ -5,18 +5,17 @@ neurons.
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from laws import assert_same_outputs, generator, kill, kill_neurons, randomise
+from pair import in_two_processes
 from snello.errors import ConfigError
 from snello.neurons import apply_masks, weighted_layers
 from snello.simplification import make_plan, plan_of, simplify
@@ -266,34 +265,15 @@ def test_autocast_runs_a_lean_model() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in lean.parameters())
 
 
-def _distributed_step(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        model, inputs, _ = dead_model("resnet-8")
-        lean = DistributedDataParallel(simplify(model, inputs[0]))
-        lean(inputs[0][rank : rank + 1]).square().sum().backward()
-        torch.save({n: p.grad for n, p in lean.module.named_parameters()}, f"{folder}/{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _distributed_step(rank: int) -> dict[str, Any]:
+    model, inputs, _ = dead_model("resnet-8")
+    lean = DistributedDataParallel(simplify(model, inputs[0]))
+    lean(inputs[0][rank : rank + 1]).square().sum().backward()
+    return {name: p.grad for name, p in lean.module.named_parameters()}
 
 
-@pytest.mark.exhaustive
-def test_two_processes_train_a_lean_model(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_distributed_step, args=(r, port, str(tmp_path))) for r in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def test_two_processes_train_a_lean_model() -> None:
+    first, second = in_two_processes(_distributed_step)
     model, inputs, _ = dead_model("resnet-8")
     lean = simplify(model, inputs[0])
     (lean(inputs[0][:2]).square().sum() / 2).backward()  # DDP averages over the processes

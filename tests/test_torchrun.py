@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from _pytest.mark import ParameterSet
 
 import snello
 
@@ -76,44 +75,36 @@ def _torchrun(data: Path, out: Path, *options: str, methods: tuple[str, ...] = (
 
 
 @pytest.fixture(scope="module")
-def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two processes' runs."""
-    out = tmp_path_factory.mktemp("torchrun") / "together"
-    _torchrun(data, out, methods=samples.QUICK)
-    return out
-
-
-@pytest.fixture(scope="module")
 def rest_together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of the other methods."""
+    """The folder of two processes' runs of the methods behind the marker."""
     out = tmp_path_factory.mktemp("torchrun") / "rest"
     _torchrun(data, out, methods=samples.REST)
     return out
-
-
-def _of(request: pytest.FixtureRequest, method: str) -> Path:
-    folder: Path = request.getfixturevalue(
-        "together" if method in samples.QUICK else "rest_together"
-    )
-    return folder
-
-
-def _method(method: str, *values: str) -> ParameterSet:
-    marks = () if method in samples.QUICK else pytest.mark.exhaustive
-    return pytest.param(method, *values, marks=marks)
 
 
 def _losses(run: TrainingResult) -> list[float]:
     return [loss for epoch in run.epochs for loss in (epoch.train_loss, epoch.val_loss)]
 
 
-@pytest.mark.parametrize("method", [_method(name) for name in (*samples.QUICK, *samples.REST)])
-def test_two_processes_train_as_one(
-    method: str, data: Path, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    joined = TrainingResult.read(_of(request, method) / method / "result.json")
+@pytest.mark.parametrize("method", samples.QUICK)
+def test_two_processes_train_and_decide_as_one(method: str, data: Path, tmp_path: Path) -> None:
+    """Both laws in one test, so that one process pays for the two."""
+    _torchrun(data, tmp_path / "together", methods=(method,))
+    _check_one_training(tmp_path / "together", method, data, tmp_path / "alone")
+    _check_one_decision(tmp_path / "together", method)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("method", samples.REST)
+def test_with_every_method(method: str, data: Path, rest_together: Path, tmp_path: Path) -> None:
+    _check_one_training(rest_together, method, data, tmp_path)
+    _check_one_decision(rest_together, method)
+
+
+def _check_one_training(together: Path, method: str, data: Path, out: Path) -> None:
+    joined = TrainingResult.read(together / method / "result.json")
     assert joined.processes == 2
-    alone = train(samples.recipe_of(str(data), batch_statistics=False), method, tmp_path)
+    alone = train(samples.recipe_of(str(data), batch_statistics=False), method, out)
     assert alone.processes == 1
     assert _losses(joined) == pytest.approx(_losses(alone), abs=1e-5)
     assert [e.pruned for e in joined.epochs] == pytest.approx(
@@ -125,37 +116,30 @@ def test_two_processes_train_as_one(
     assert joined.test_loss == pytest.approx(alone.test_loss, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"),
-    [
-        _method("lobster", "masks"),
-        _method("serene", "masks"),
-        _method("neq", "frozen"),
-        _method("serene+neq", "masks"),
-        _method("serene+neq", "frozen"),
-    ],
-)
-def test_masks_and_weights_are_the_same_on_both_ranks(
-    method: str, kind: str, request: pytest.FixtureRequest
-) -> None:
-    (first, one), (second, other) = (
-        torch.load(_of(request, method) / f"{method}-{kind}-{rank}.pt", weights_only=True)
-        for rank in (0, 1)
-    )
-    assert first.keys() == second.keys()
-    dropped = sum(int(mask.sum() if kind == "frozen" else (~mask).sum()) for mask in first.values())
-    assert dropped > 0, "masks that hold nothing would be the same in any case"
-    for name, mask in first.items():
-        assert torch.equal(mask, second[name]), name
-    for name, weight in one.items():
-        assert torch.equal(weight, other[name]), name
+def _check_one_decision(together: Path, method: str) -> None:
+    """Masks, frozen neurons and weights are the same on both ranks."""
+    for kind in samples.NOTED.get(method, ()):
+        (first, one), (second, other) = (
+            torch.load(together / f"{method}-{kind}-{rank}.pt", weights_only=True)
+            for rank in (0, 1)
+        )
+        assert first.keys() == second.keys()
+        dropped = sum(
+            int(mask.sum() if kind == "frozen" else (~mask).sum()) for mask in first.values()
+        )
+        assert dropped > 0, "masks that hold nothing would be the same in any case"
+        for name, mask in first.items():
+            assert torch.equal(mask, second[name]), name
+        for name, weight in one.items():
+            assert torch.equal(weight, other[name]), name
 
 
+@pytest.mark.exhaustive
 def test_with_batch_statistics_two_processes_are_two_half_batches(
-    data: Path, together: Path
+    data: Path, rest_together: Path
 ) -> None:
     """The plain loop: the mean of the losses of what the two ranks see, one step."""
-    joined = TrainingResult.read(together / "with-statistics" / "result.json")
+    joined = TrainingResult.read(rest_together / "with-statistics" / "result.json")
     recipe = samples.recipe_of(str(data), batch_statistics=True)
     splits = load_data(recipe)
     model, config = initial_model(recipe, splits), recipe.optimizer

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import lightning as L
 from seams.training import build_optimizer, flag_of, lr_factor, share_of
 from snello import Lobster, SeReNe, load, simplify
 from snello.equilibrium import Stochastic
-from snello.errors import ConfigError, DataError, SnelloError
+from snello.errors import ConfigError, DataError, MissingExtraError, SnelloError
 from snello.integrations.lightning import (
     SelectiveUpdateCallback,
     SensitivityPruning,
@@ -396,6 +397,52 @@ def test_logs_hold_the_figures_that_matter(tmp_path: Path) -> None:
     assert [float(row["updated"]) for row in rows] == pytest.approx([e.updated for e in run.epochs])
     assert {"train_loss", "val_loss", "val_accuracy"} <= rows[0].keys()
     assert list((tmp_path / "logs/tensorboard").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("baseline", set()),
+        ("lobster", {"sensitivity"}),
+        ("serene+neq", {"sensitivity", "velocity"}),
+    ],
+)
+def test_a_run_ends_with_its_distributions(method: str, names: set[str], tmp_path: Path) -> None:
+    run = train(_recipe(), method, tmp_path)
+    assert set(run.distributions) == names
+    assert TrainingResult.read(tmp_path / "result.json").distributions == run.distributions
+    for one in run.distributions.values():
+        assert len(one.edges) == len(one.counts) + 1
+        assert sum(one.counts) > 0
+
+
+@pytest.mark.exhaustive  # the two packages are no part of the test environment
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_services_get_the_figures_without_a_server(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = train(_recipe(f"--log=[{name}]"), "baseline", tmp_path)
+    if name == "wandb":
+        assert list((tmp_path / "logs/wandb").rglob("*.wandb"))
+        return
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'logs/mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "snello")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params["method"] == "baseline"
+    assert found.data.metrics["val_loss"] == pytest.approx(run.epochs[-1].val_loss)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'snello\[{name}\]'"):
+        train(_recipe(f"--log=[{name}]"), "baseline", tmp_path)
 
 
 # What is found before the first step

@@ -64,3 +64,12 @@ def test_the_demo_runs_from_the_wheel(installed: Path) -> None:
         pytest.importorskip(extra)
     _snello(installed, "journey", "digits", "--quick", f"--out={installed.parent / 'demo'}")
     assert (installed.parent / "demo/report.html").stat().st_size > 500_000
+
+
+def test_an_index_would_take_the_wheel(installed: Path) -> None:
+    pytest.importorskip("twine")
+    wheels = [str(path) for path in (installed.parent / "dist").iterdir()]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *wheels]
+    found = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert found.returncode == 0, found.stdout
+    assert found.stdout.count("PASSED") == len(wheels) > 0

@@ -27,6 +27,13 @@ COUNTS = (80, 20)
 QUICK = ("serene+neq",)
 """Masks with frozen neurons; the other methods run behind the marker."""
 REST = ("baseline", "lobster", "serene", "neq")
+NOTED = {
+    "lobster": ("masks",),
+    "serene": ("masks",),
+    "neq": ("frozen",),
+    "serene+neq": ("masks", "frozen"),
+}
+"""What is noted of each method's decisions."""
 KILLED = "killed"
 
 
@@ -99,7 +106,7 @@ def main(data: str, out: Path, methods: list[str]) -> None:
         _dying_once()
         train(recipe_of(data, batch_statistics=False), "serene", out)
         return
-    if methods == list(QUICK):
+    if methods == list(REST):
         train(recipe_of(data, batch_statistics=True), "baseline", out / "with-statistics")
     for method in methods:
         _noting(out)

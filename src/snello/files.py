@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import glob
 import hashlib
 import os
@@ -121,6 +122,9 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
     Not for use from several threads: Python has one such place per process.
     """
+    # torch puts a cache that lasts into the place of temporary files, where that is first asked for.
+    cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield

@@ -4,6 +4,9 @@
 from snello.codec import _child as child
 from snello.codec import _worker as worker
 
+# The requirement is replaced by wheels that a test makes, and the folder by one of its own.
+from snello.codec import _install as installation
+
 # A container with a valid digest and a wrong manifest cannot be made with the public writer.
 from snello.codec._container import _FIXED as FIXED
 from snello.codec._container import MAGIC as MAGIC

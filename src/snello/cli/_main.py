@@ -22,6 +22,7 @@ from . import (
     evaluate,
     export,
     inspect,
+    install_codec,
     journey,
     measure,
     prune,
@@ -39,7 +40,8 @@ from ._words import UsageError, command_in, divided
 
 COMMANDS = (
     journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
-    measure, bench_device, report, view, recipes, curate, completion,
+    measure, bench_device, report, view, recipes, curate, install_codec,
+    completion,
 )  # fmt: skip
 # Each of these modules imports what its command computes with when it runs, not before: help, usage
 # errors and completion take a fifth of a second, and torch alone ten times as long.

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     complete_with(action, names)
     parser.add_argument(
-        "--out", help="the file to write; default: model.onnx, model-int8.onnx, model.pt2 ..."
+        "--out",
+        help="the file to write; default: the model's name with -int8 and the suffix of the format",
     )
     parser.add_argument(
         "--batch", type=int, default=1, help="fixed batch size of an executorch program; default: 1"
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     format, int8 = _format(arguments), arguments.format == INT8
     model, record = read_model(arguments)
-    out = check_writable(arguments.out or f"model{'-int8' if int8 else ''}{format.suffix}")
+    stem = Path(arguments.file or "model").stem
+    out = check_writable(arguments.out or f"{stem}{'-int8' if int8 else ''}{format.suffix}")
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)

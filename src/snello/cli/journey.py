@@ -21,7 +21,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the journey, show its tables and write the report."""
     need_training(arguments)
     require("matplotlib", "report", "drawing plots")
-    require("nncodec", "nnc", "coding bitstreams")
+    from snello.codec import require_nncodec
+
+    require_nncodec()
     require("onnxruntime", "onnx", "measuring exported networks")
     require("onnxscript", "onnx", "exporting to ONNX")
     from snello.lab.reporting import (

@@ -11,6 +11,7 @@ from snello.files import temporary_files_in
 
 from ._inputs import add_architecture_arguments, check_writable, finish, seed
 from ._names import runtimes, suffixes
+from ._own_code import named_code
 from ._subjects import subjects
 
 HELP = "measure parameters, non-zeros, MACs, memory, bytes and latency of models in one run"
@@ -69,6 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
         clock_table("On the clock, in one run", profiles),
     )
     show(paper)
-    page = pages.measurement_page(profiles, (paper, clock))
+    page = pages.measurement_page(profiles, (paper, clock), named_code(arguments))
     print(f"written: {pages.write_page(page, out.with_suffix('.html'))}")
     finish(clock, result, out)

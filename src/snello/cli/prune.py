@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     )
-    with progress(arguments.steps + 1) as line:
+    with progress(arguments.steps) as line:
         found = prune(
             model, record.example_inputs(1).to(device(arguments)), keep,
             importance=_importance(arguments, batches), fit=_fit(arguments, model, splits),
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,
             exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
-            on_step=lambda step: line(
+            on_step=lambda step: step.step and line(  # the dense network is no step
                 f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
             ),
         )  # fmt: skip
@@ -157,7 +157,8 @@ def run(arguments: argparse.Namespace) -> None:
     table = Table(title, header, rows, note)
     page = pages.pruning_page(title, found, table, test, dense)
     if arguments.file is not None:
-        page = pages.with_layers(page, {"dense": arguments.file, "pruned": out})
+        files = {"dense": arguments.file, "pruned": out}
+        page = pages.with_layers(page, files, named_code(arguments))
     pages.write_page(page, f"{out}.html")
     print(f"written: {out}, {out}.html")
     finish(table, page.data, Path(f"{out}.json"))

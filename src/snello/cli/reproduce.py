@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     require("matplotlib", "report", "drawing plots")
     if arguments.table == "table1":
-        require("nncodec", "nnc", "coding bitstreams")
+        from snello.codec import require_nncodec
+
+        require_nncodec()
         require("onnxruntime", "onnx", "measuring exported networks")
         require("onnxscript", "onnx", "exporting to ONNX")
     from snello.lab.reporting import progress, reproduction_tables, show, write_reproduction

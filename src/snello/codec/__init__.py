@@ -15,7 +15,7 @@ True
 
 Decoding runs in a child process with [`Limits`][snello.codec.Limits]: a damaged or hostile file
 raises an error. The codec knows names and arrays, never modules. It needs the package `nncodec`
-(extra `nnc`); [`read_header`][snello.codec.read_header] does not.
+(`snello install-codec`, or the extra `nnc`); [`read_header`][snello.codec.read_header] does not.
 
 Sources: ISO/IEC 15938-17, "Compression of neural networks for multimedia content description and
 analysis"; Becking et al., "NNCodec: An Open Source Software Implementation of the Neural Network
@@ -29,6 +29,8 @@ from ._container import decompress as decompress
 from ._container import is_container as is_container
 from ._container import read_header as read_header
 from ._container import stream_of as stream_of
+from ._install import install as install
+from ._install import require_nncodec as require_nncodec
 from ._limits import Limits as Limits
 from ._manifest import Header as Header
 from ._manifest import TensorEntry as TensorEntry
@@ -44,5 +46,5 @@ from ._stream import step_sizes as step_sizes
 # Other names are for the packages of snello.
 __all__ = [
     "CodecSettings", "Decompressed", "Header", "Limits", "TensorEntry", "compress", "decode",
-    "decompress", "encode", "quantised", "read_header",
+    "decompress", "encode", "install", "quantised", "read_header",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from torch import Tensor
 from snello.errors import BitstreamError, ConfigError, require
 
 from . import _worker
+from ._install import require_nncodec
 from ._limits import Limits
 from ._worker import BudgetError, Claim
 
@@ -187,7 +188,7 @@ def check_claims(claims: list[Claim], limits: Limits) -> None:
 
 def _paths() -> list[str]:
     """The folders from which the child imports numpy and nncodec."""
-    modules = (require(name, "nnc", "NNC coding") for name in ("numpy", "nncodec"))
+    modules = (require("numpy", "nnc", "NNC coding"), require_nncodec())
     found = {str(Path(module.__file__ or "").absolute().parents[1]) for module in modules}
     return sorted(found)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from snello.errors import BitstreamError, require
 
+from ._install import require_nncodec
 from ._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
 
 _UNARY_LENGTH_MINUS_1 = 10
@@ -36,8 +37,8 @@ def core(module: str) -> Any:
         MissingExtraError: without nncodec.
     """
     # The package first, because its modules import each other through it.
-    require("nncodec.nnc_core", "nnc", "NNC coding")
-    return require(f"nncodec.nnc_core.{module}", "nnc", "NNC coding")
+    require_nncodec("nncodec.nnc_core")
+    return require_nncodec(f"nncodec.nnc_core.{module}")
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,16 @@ from .measure.counts import footprint as footprint
 from .measure.counts import peak_memory as peak_memory
 from .measure.latency import Latency as Latency
 from .measure.latency import latencies as latencies
+from .measure.layers import LayerProfile as LayerProfile
+from .measure.layers import profile_layers as profile_layers
 from .measure.measure import measure as measure
 from .measure.records import read_profiles as read_profiles
 
 __all__ = [
     "FORMATS", "DeviceResult", "DeviceTime", "FileModel", "Footprint", "Format", "Kit", "KitModel", "Latency",
-    "Onnx", "PeakMemory", "Profile", "Quantised", "Runner", "Subject", "compare", "compiled_runner",
+    "LayerProfile", "Onnx", "PeakMemory", "Profile", "Quantised", "Runner", "Subject", "compare", "compiled_runner",
     "device_kit", "export", "export_int8", "file_bytes", "file_runner", "footprint", "format_of",
-    "latencies", "measure", "model_runtimes", "peak_memory", "pytorch_runner", "quantise",
+    "latencies", "measure", "model_runtimes", "peak_memory", "profile_layers",
+    "pytorch_runner", "quantise",
     "read_device_result", "read_profiles",
 ]  # fmt: skip

@@ -108,7 +108,8 @@ class ExactFile(ModelFile):
 def foreign(path: Path) -> ModelError:
     """The error for a file of weights that another program wrote."""
     return ModelError(
-        f"{path} is not a snello model file; to load its weights, use --model NAME --weights {path}"
+        f"{path} is not a snello model file; if it is a state_dict, make one of it: snello simplify --model=NAME "
+        f"--weights={path} --input-shape=3,32,32 --out=model.pt"
     )
 
 

@@ -56,7 +56,8 @@ def check_folder(path: Path) -> None:
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise DataError(
-            f"no image folder in {path.absolute()}: it {found}; pass path=/a/folder/of/images"
+            f"no image folder in {path.absolute()}: it {found}; give the folder that "
+            "holds train/CLASS or CLASS folders (data.path in a recipe, --data-path)"
         )
 
 
@@ -86,7 +87,7 @@ def part_folders(path: Path, classes: Sequence[str]) -> dict[str, Path]:
     if len(names) == 1:
         raise DataError(
             f"{path.absolute()} has a folder 'train' but no folder 'test' or 'val'; add one with the same classes, "
-            f"or pass path={path / 'train'} to use a fifth of it as the test part"
+            f"or give {path / 'train'} as the folder to use a fifth of it as the test part"
         )
     folders = {part: path / part for part in names}
     for folder in folders.values():

@@ -170,7 +170,8 @@ def _reader(name: str) -> Callable[[Request], RawData | RawStream]:
         close = difflib.get_close_matches(name.lower(), _READERS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
-            f"there is no dataset {name!r}; {hint}the datasets are: {', '.join(_READERS)}"
+            f"there is no dataset {name!r}; {hint}the datasets are: {', '.join(_READERS)}; a folder of "
+            "your own is --data=imagefolder --data-path=FOLDER"
         )
     return _READERS[name]
 

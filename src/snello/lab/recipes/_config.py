@@ -256,7 +256,7 @@ class Recipe:
         channels_last: memory format of convolutional networks.
         sync_batchnorm: compute batch statistics over all GPUs.
         log: loggers that receive the metrics of each epoch, in addition to the result file: "csv",
-            "tensorboard".
+            "tensorboard", "wandb", "mlflow".
     """
 
     model: ModelSpec
@@ -275,7 +275,7 @@ class Recipe:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     sync_batchnorm: bool = False
-    log: tuple[Literal["csv", "tensorboard"], ...] = ()
+    log: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
 
     def __post_init__(self) -> None:
         check_option(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snello.errors import ModelError
 
+from ._distributions import Distribution
 from ._history import EpochRecord
 
 NOTE, CHECKPOINT, MODEL, RESULT = "recipe.json", "last.ckpt", "model.pt", "result.json"
@@ -27,6 +29,8 @@ class TrainingResult:
         seconds: wall-clock time of training, summed over resumed attempts.
         device, threads, precision: device, number of CPU threads and precision of the training.
         processes: number of processes that shared every batch.
+        distributions: "sensitivity" (of the last step) and "velocity" (of the last probing), where
+            the method has them.
         flag: "at chance" if the network is no better than guessing, "beyond max_drop" if it lost
             more accuracy than the recipe allows; else empty.
     """
@@ -42,6 +46,7 @@ class TrainingResult:
     precision: str
     processes: int = 1
     flag: str = ""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
 
     @staticmethod
     def read(path: Path) -> TrainingResult:
@@ -52,9 +57,12 @@ class TrainingResult:
         """
         try:
             data = json.loads(path.read_text())
-            return TrainingResult(
-                **{**data, "epochs": tuple(EpochRecord(**e) for e in data["epochs"])}
-            )
+            epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
+            distributions = {
+                name: Distribution(tuple(d["edges"]), tuple(d["counts"]), d["zeros"])
+                for name, d in data.get("distributions", {}).items()
+            }
+            return TrainingResult(**{**data, "epochs": epochs, "distributions": distributions})
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(
                 f"{path} is damaged: remove it to train the last epochs again"

@@ -13,13 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from snello.curation import DynamicSubset
 from snello.equilibrium import Selection, SelectiveUpdate, Stochastic
-from snello.errors import require
 from snello.files import write_text
 from snello.graph.coupled import coupling
 from snello.integrations.lightning import (
@@ -39,9 +37,11 @@ from ._checkpoints import SealedCheckpoints
 from ._data import Batches, image_input, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
+from ._distributions import LastDistributions
 from ._evaluate import Evaluation, evaluate, evaluate_segmentation
 from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
+from ._loggers import check_loggers, loggers
 from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
@@ -94,7 +94,7 @@ class Run:
             SnelloError: for errors of optimizer, sensitivity, pruner and selection.
         """
         optimizer = build_optimizer(self.recipe.optimizer, self.model)
-        _loggers(self.recipe, Path())
+        check_loggers(self.recipe.log)
         if self.method.sensitivity is not None:
             sensitivity = self._sensitivity(self.model)
             config = self.recipe.pruning(self.method)
@@ -255,6 +255,7 @@ class Run:
         curation = None if self.batches.keep is None else CurationCallback(self.batches.keep)
         self.average = WeightAverage(recipe.ema) if recipe.ema is not None else None
         self.pruning = self._pruning_callback()
+        self.last = LastDistributions(self.pruning, update)
         checkpoint = ModelCheckpoint(
             folder, filename=Path(CHECKPOINT).stem, save_top_k=1, monitor=None, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -262,7 +263,8 @@ class Run:
         # The order matters: an epoch is recorded before pruning and probing change its masks, and
         # the weight average must exist before masks are applied to it.
         callbacks = [
-            EpochSeed(recipe.seed), self.history, curation, self.average, self.pruning, update, self.timer,
+            EpochSeed(recipe.seed), self.last, self.history, curation, self.average, self.pruning, update,
+            self.timer,
             StopBetweenSteps(signals), checkpoint,
         ]  # fmt: skip
         with _quiet():
@@ -281,7 +283,7 @@ class Run:
                 precision=recipe.precision,
                 plugins=SealedCheckpoints(),
                 callbacks=[callback for callback in callbacks if callback is not None],
-                logger=_loggers(recipe, folder),
+                logger=loggers(recipe, self.method.name, folder),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
@@ -321,6 +323,7 @@ class Run:
             precision=self.recipe.precision,
             processes=self.world.size,
             flag=self._flag(test),
+            distributions=self.last.found,
         )
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1))
 
@@ -343,14 +346,6 @@ def _strategy(world: World, device: str, partly: bool) -> Any:
     backend = "gloo" if device == "cpu" else "nccl"
     # A fully frozen layer gets no gradient: without this option DDP would wait for it.
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
-
-
-def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
-    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    if "tensorboard" in recipe.log:
-        require("tensorboard", "tensorboard", "logging for TensorBoard")
-    # Loggers number their versions, so that a resumed run keeps the logs of earlier attempts.
-    return [kinds[name](folder / "logs", name=name) for name in recipe.log]
 
 
 def _task(

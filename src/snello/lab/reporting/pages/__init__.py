@@ -5,7 +5,7 @@ specifications, whose scripts are part of the file: no page loads anything from 
 """
 
 from .comparison import comparison as comparison
-from .layers import layer_chart as layer_chart
+from .layers import layer_charts as layer_charts
 from .page import Chart as Chart
 from .page import Figure as Figure
 from .page import Page as Page
@@ -21,7 +21,7 @@ from .runs import training_page as training_page
 from .runs import with_layers as with_layers
 
 __all__ = [
-    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_chart",
+    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_charts",
     "measurement_page", "pruning_page",
     "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
 ]  # fmt: skip

@@ -12,6 +12,8 @@ from torch import Tensor
 from .page import Chart
 
 Rows = Sequence[Mapping[str, Any]]
+_DECADES = [0, *(10**power for power in range(13))]
+"""Ticks of a logarithmic axis that starts at zero, of which those in range are drawn."""
 
 
 def lines(
@@ -50,7 +52,9 @@ def lines(
     )  # fmt: skip
 
 
-def front(title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "") -> Chart:
+def front(
+    title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "", form: str = "~s"
+) -> Chart:
     """Points with their names: what is given up for what.
 
     Args:
@@ -60,9 +64,13 @@ def front(title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "")
         y: column of the vertical axis, a share in [0, 1].
         label: column with the names.
         note: conditions.
+        form: format of the horizontal axis, such as "%".
     """
     position = {
-        "x": {"field": _field(x), "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 30}},
+        "x": {
+            "field": _field(x), "type": "quantitative", "title": x, "axis": {"tickCount": 6, "format": form},
+            "scale": {"zero": False, "padding": 30},
+        },
         "y": {
             "field": _field(y), "type": "quantitative", "title": y, "axis": {"format": ".1%"},
             "scale": {"zero": False, "padding": 15},
@@ -127,7 +135,7 @@ def bars(
                 },
                 "x": {
                     "field": _field(value), "type": "quantitative", "title": value, "scale": scale,
-                    "axis": {"tickCount": 5, "format": "~s"},
+                    "axis": {"format": "~s"} | ({"values": _DECADES} if log else {"tickCount": 5}),
                 },
                 "yOffset": {"field": _field(by), "sort": kinds},
                 "color": {"field": _field(by), "type": "nominal", "sort": kinds},
@@ -150,9 +158,24 @@ def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart
     finite = values.detach().double().flatten()
     finite = finite[finite.isfinite()]
     counts, edges = torch.histogram(finite.cpu(), bins)
+    return counted(title, edges.tolist(), [int(count) for count in counts], name)
+
+
+def counted(
+    title: str, edges: Sequence[float], counts: Sequence[int], name: str, *, note: str = ""
+) -> Chart:
+    """A histogram whose values have been counted.
+
+    Args:
+        title: heading.
+        edges: edges of the intervals, one more than counts.
+        counts: numbers of values.
+        name: title of the horizontal axis.
+        note: conditions.
+    """
     rows = [
-        {"from": low, "to": high, "count": int(count)}
-        for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)
+        {"from": low, "to": high, "count": count}
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     return Chart(
         title,
@@ -171,6 +194,7 @@ def histogram(title: str, values: Tensor, name: str, *, bins: int = 50) -> Chart
                 "y": {"field": "count", "type": "quantitative", "title": "count"},
             },
         },
+        note,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from snello.lab.reporting._journey import (
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import megabytes, percent
 
-from .charts import bars, front, histogram, lines
-from .layers import layer_chart
+from .charts import bars, counted, front, histogram, lines
+from .layers import layer_charts
 from .page import Chart, Figure, Page
 
 if TYPE_CHECKING:
@@ -64,9 +64,10 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
     }
     page = Page(
         f"{name}: the round trip", summary, _journey_figures(result),
-        (*_shipped_fronts(result), *_curves(result.runs)), tuple(tables), result,
+        (*_shipped_fronts(result), *_curves(result.runs), *_distributions(result.runs)),
+        tuple(tables), result,
     )  # fmt: skip
-    return with_layers(page, files)
+    return with_layers(page, files, (result.recipe.model.name,))
 
 
 def training_page(title: str, result: TrainingResult) -> Page:
@@ -79,7 +80,8 @@ def training_page(title: str, result: TrainingResult) -> Page:
         Figure("Seconds", "", f"{result.seconds:.0f}", f"{result.threads} thread(s), {result.device}"),
     )  # fmt: skip
     summary = f"{label_of(result.method)}, {len(result.epochs)} epochs, {result.precision}."
-    return Page(title, summary, figures, _curves({result.method: result}), (), result)
+    charts = (*_curves({result.method: result}), *_distributions({result.method: result}))
+    return Page(title, summary, figures, charts, (), result)
 
 
 def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: float) -> Page:
@@ -99,12 +101,13 @@ def pruning_page(title: str, found: Pruned, table: Table, test: float, dense: fl
         Figure("Parameters", "100 %", percent(last.parameters)),
     )  # fmt: skip
     rows = [
-        {"share of the MACs": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}"}
+        {"share of the MACs": s.macs, "validation accuracy": s.quality, "step": f"step {s.step}" if s.step else "dense"}
         for s in found.steps
         if s.quality is not None
     ]  # fmt: skip
     chart = front(
-        "Accuracy against work", rows, "share of the MACs", "validation accuracy", label="step"
+        "Accuracy against work", rows, "share of the MACs", "validation accuracy", label="step",
+        form="%",
     )  # fmt: skip
     data = {
         "steps": found.steps, "stopped": found.stopped, "test_accuracy": test,
@@ -149,30 +152,44 @@ def curation_page(
     return Page(title, table.note, (), charts, (table,), data)
 
 
-def measurement_page(profiles: Sequence[Profile], tables: Sequence[Table]) -> Page:
-    """The page of a measurement: one bar per network and runtime."""
+def measurement_page(
+    profiles: Sequence[Profile], tables: Sequence[Table], trust: Collection[str] = ()
+) -> Page:
+    """The page of a measurement: one bar per network and runtime.
+
+    Args:
+        profiles: what was measured.
+        tables: the same as tables.
+        trust: the user's own factories that the files may name.
+    """
     rows = [
         {"network": p.name, "runtime": runtime, "median latency [ms]": time.median_ms}
         for p in profiles
         for runtime, time in p.latencies.items()
     ]
     charts = [bars("Latency", rows, "network", "median latency [ms]", by="runtime")]
-    sizes = [
-        {"network": p.name, "count": kind, "millions": value / 1e6}
-        for p in profiles
-        if p.footprint is not None
-        for kind, value in (("parameters", p.footprint.parameters), ("MACs", p.footprint.macs or 0))
-    ]
-    if sizes:
-        charts.append(bars("Size and work", sizes, "network", "millions", by="count", log=True))
+    counted = [p for p in profiles if p.footprint is not None]
+    for title, count in (
+        ("Parameters", lambda p: p.footprint.parameters),
+        ("Multiply-accumulates of a sample", lambda p: p.footprint.macs or 0),
+    ):
+        sizes = [{"network": p.name, "millions": count(p) / 1e6, "kind": title} for p in counted]
+        if any(row["millions"] for row in sizes):
+            charts.append(bars(title, sizes, "network", "millions", by="kind"))
     page = Page("Measured in one run", tables[-1].note, (), tuple(charts), tuple(tables), profiles)
-    return with_layers(page, {p.name: p.file for p in profiles if p.file is not None})
+    return with_layers(page, {p.name: p.file for p in profiles if p.file is not None}, trust)
 
 
-def with_layers(page: Page, files: Mapping[str, str | Path]) -> Page:
-    """A page with the parameters of each layer of some model files, if there are any."""
-    chart = layer_chart(files)
-    return page if chart is None else replace(page, charts=(*page.charts, chart))
+def with_layers(page: Page, files: Mapping[str, str | Path], trust: Collection[str] = ()) -> Page:
+    """A page with what is in each layer of some model files, if there are any.
+
+    Args:
+        page: the page.
+        files: name -> file, the dense network first.
+        trust: the user's own factories that the files may name.
+    """
+    charts, tables = layer_charts(files, trust)
+    return replace(page, charts=(*page.charts, *charts), tables=(*page.tables, *tables))
 
 
 def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
@@ -198,6 +215,18 @@ def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
             _less("Training [s]", plain.seconds, cheap.seconds, lambda s: f"{s:.3g}", name)
         )
     return tuple(found)
+
+
+def _distributions(runs: Mapping[str, TrainingResult]) -> list[Chart]:
+    """Histograms of the sensitivities and velocities that the runs ended with."""
+    return [
+        counted(
+            f"{label_of(method)}: {name} at the end", found.edges, found.counts, f"log10 of the {name}",
+            note=f"{found.zeros} more values are exactly zero." if found.zeros else "",
+        )
+        for method, run in runs.items()
+        for name, found in run.distributions.items()
+    ]  # fmt: skip
 
 
 def _less(label: str, before: float, after: float, form: Any, name: str) -> Figure:
