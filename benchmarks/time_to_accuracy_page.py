@@ -188,17 +188,22 @@ def draw(points: list[Point], path: Path) -> None:
         "layers at rest": "tab:green", "neurons at rest": "tab:olive", "published freezing": "tab:purple",
         "fewer samples": "tab:blue", "both": "tab:red",
     }  # fmt: skip
+    last = (0.0, 0.0)
     for point in points:
         values = [100 * value for value in point.accuracies.values()]
-        error = [[100 * point.accuracy - min(values)], [max(values) - 100 * point.accuracy]]
-        colour = colours.get(point.kind, "0.3")
-        axes.errorbar(point.seconds, 100 * point.accuracy, error, fmt="o", color=colour, capsize=2)
+        x, y = point.seconds, 100 * point.accuracy
+        error = [[y - min(values)], [max(values) - y]]
+        axes.errorbar(x, y, error, fmt="o", color=colours.get(point.kind, "0.3"), capsize=2)
+        # Points are sorted by time: a label that would cover the last one goes below its point.
+        close = abs(x - last[0]) < 40 and abs(y - last[1]) < 0.2
         axes.annotate(
-            point.name, (point.seconds, 100 * point.accuracy), fontsize=6, xytext=(4, 3),
+            point.name, (x, y), fontsize=6, xytext=(4, -10 if close else 4),
             textcoords="offset points",
         )  # fmt: skip
+        last = (0.0, 0.0) if close else (x, y)
     for kind, colour in colours.items():
-        axes.plot([], [], "o", color=colour, label=kind)
+        if any(point.kind == kind for point in points):
+            axes.plot([], [], "o", color=colour, label=kind)
     axes.set(xlabel="CPU seconds of the training", ylabel="test accuracy, last epoch [%]")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
@@ -211,7 +216,8 @@ def page(rows: list[dict[str, Any]], before: str, after: str) -> str:
     lines += ["## What was asked for", "", "| | reached | best row |", "|---|---|---|"]
     for what, reached, by in criteria(points):
         lines.append(f"| {what} | {'yes' if reached else 'no'} | {by} |")
-    lines += ["", "## All rows", "", markdown(table(points)).strip(), "", after.strip(), ""]
+    rows_text = markdown(table(points)).removeprefix("### ").strip()
+    lines += ["", "## All rows", "", rows_text, "", after.strip(), ""]
     return "\n".join(lines)
 
 

@@ -65,11 +65,11 @@ class _Tuning:
     def epoch(self, order: Tensor, batch: int) -> None:
         began = time.process_time()
         self.model.train()
-        for index in order.split(batch):
+        for index in order.split(batch):  # type: ignore[no-untyped-call]
             outputs = scores_of(self.forward(self.images[index], index))
             loss = F.cross_entropy(outputs, self.labels[index])
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.seconds.append(time.process_time() - began)
 
