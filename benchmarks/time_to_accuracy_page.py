@@ -118,7 +118,7 @@ def table(points: list[Point]) -> Table:
         rows.append(
             (
                 f"`{point.name}`", point.kind, f"{point.seconds:.0f}", f"{point.seconds / plain.seconds:.2f}",
-                f"{point.kept:.0%}", f"{point.accuracy:.2%}",
+                f"{100 * point.kept:.0f} %", f"{100 * point.accuracy:.2f} %",
                 " ".join(f"{100 * point.accuracies[seed]:.2f}" for seed in sorted(point.accuracies)),
                 f"{100 * to_plain(point, plain):+.2f}",
                 "" if not above else f"{100 * mean(above.values()):+.2f}",
@@ -149,7 +149,7 @@ def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
 
     def shown(point: Point) -> str:
         return (
-            f"`{point.name}`: {1 - point.seconds / plain.seconds:.0%} less time, "
+            f"`{point.name}`: {100 - 100 * point.seconds / plain.seconds:.0f} % less time, "
             f"{100 * to_plain(point, plain):+.2f} points"
         )
 
