@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snello.curation import InfoBatch
 from snello.equilibrium import (
     FeatureCache,
     Prefix,
@@ -215,3 +216,45 @@ def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:
     assert calls
     assert model.a.weight.grad is None
     assert model.c.weight.grad is not None
+
+
+def _curated(limit: int) -> tuple[list[float], list[int], int, dict[str, Tensor]]:
+    """A training on a subset that changes with every epoch, and how often the front ran."""
+    torch.manual_seed(1)
+    model = Branches().double()
+    images = torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    labels = torch.randint(0, 5, (40,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    neq = SelectiveUpdate(model, optimizer, images[:4], Prefix(0.5), dispatch="fixed")
+    neq.step()
+    cache = FeatureCache(neq, len(images), measured=False, limit=limit)
+    keep = InfoBatch(range(len(images)), 0.8, seed=3)
+    sampler, losses, sizes, runs = keep.sampler(), [], [], []
+    model.a.register_forward_hook(lambda *_: runs.append(1))
+    model.train()
+    for epoch in range(6):
+        index = torch.tensor(list(sampler))
+        sizes.append(len(index))
+        for where in index.split(8):
+            torch.manual_seed(epoch)
+            found = F.cross_entropy(cache(images[where], where), labels[where], reduction="none")
+            loss = keep.weigh(found, where)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    cache.close()
+    return losses, sizes, len(runs), model.state_dict()
+
+
+def test_cached_features_survive_a_changing_subset() -> None:
+    losses, sizes, runs, weights = _curated(2**30)
+    plain, _, every, others = _curated(0)
+    # Not to the bit: a sample meets others, in batches of other sizes, when its features are stored.
+    assert losses == pytest.approx(plain, rel=1e-10)
+    assert all(torch.allclose(value, others[name]) for name, value in weights.items())
+    assert sizes[0] == 40
+    assert min(sizes) < 40
+    assert len(set(sizes[1:])) > 1  # the subset changes
+    assert every > runs
+    assert runs <= 5 + 3  # the five batches of the first epoch; the cut is tried on some more

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from equilibrium_samples import batch, network, sgd, train
 from pair import in_two_processes
 from snello.equilibrium import (
+    FeatureCache,
     MatchedStochastic,
     ParameterBudget,
     Prefix,
@@ -35,6 +36,7 @@ def _everything(rank: int) -> dict[str, Any]:
     found = {name: _decided(name, rank) for name in SELECTIONS}
     found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
     found["refused"] = {"wrappers": torch.tensor(_refused())}
+    found["cached"] = _cached(rank, 2)
     return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
 
 
@@ -85,6 +87,33 @@ def _trained(name: str, rank: int) -> dict[str, Any]:
         "weights": {key: p.detach().clone() for key, p in model.named_parameters()},
         "frozen": torch.stack(frozen),
     }
+
+
+def _cached(rank: int, size: int) -> dict[str, Any]:
+    """A training with cached features whose layers rest after an epoch and are thawed at last."""
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+    ).double()
+    wrapped, optimizer = _wrapped(model), sgd(model)
+    shares = iter((0.0, 0.5, 0.5, 0.0))
+    update = SelectiveUpdate(wrapped, optimizer, batch()[0], Prefix(lambda _: next(shares)))
+    cache = FeatureCache(update, 8, measured=False)
+    x, y = batch(3)
+    stored, sent = [], []
+    for _ in range(4):
+        update.step()
+        for index in torch.arange(8).view(2, 4):
+            own = index[rank::size]
+            optimizer.zero_grad()
+            cross_entropy(cache(x[own], own), y[own]).backward()
+            optimizer.step()
+        stored.append(cache.status.stored)
+        rest = cache._prefix.rest if cache._prefix is not None else wrapped
+        sent.append(sum(p.numel() for p in rest.parameters()))
+    cache.close()
+    weights = {key: p.detach().clone() for key, p in model.named_parameters()}
+    return {"weights": weights, "stored": stored, "sent": sent}
 
 
 def _stops(rank: int) -> bool:
@@ -151,6 +180,19 @@ def test_what_a_rule_remembers_is_the_same_on_every_rank(name: str, outcomes: An
     for kind in ("phi", "velocity", "change"):
         for layer, values in first[kind].items():
             assert torch.equal(values, second[kind][layer])
+
+
+def test_two_processes_with_cached_features_are_one(outcomes: Any) -> None:
+    """Also after thawing; gradients before the cut are not sent."""
+    alone = _cached(0, 1)
+    assert alone["stored"] == [0, 8, 8, 0]
+    for outcome in outcomes:
+        found = outcome["cached"]
+        assert found["stored"] == [0, 4, 4, 0]
+        assert found["sent"] == alone["sent"]
+        assert found["sent"][1] == found["sent"][0] - (2 * 4 * 9 + 4)
+        for key, weights in found["weights"].items():
+            assert torch.allclose(weights, alone["weights"][key], rtol=1e-12, atol=1e-14), key
 
 
 def test_wrappers_that_want_every_gradient_are_refused(outcomes: Any) -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib", reason="the extra report is not installed")
 from seams.reporting import plots
 from snello.deploy import Latency
 from snello.lab.reporting import (
+    finetuning_table,
     markdown,
     plot_potential,
     round_trip_table,
@@ -29,6 +30,7 @@ from snello.lab.reporting import (
 )
 from snello.lab.training import (
     EpochRecord,
+    FineTunedRow,
     JourneyResult,
     ReproducedRow,
     Reproduction,
@@ -133,6 +135,19 @@ def test_round_trip_table_holds_the_methods_that_went_both_ways(result: JourneyR
 def test_no_combination_no_round_trip(result: JourneyResult) -> None:
     runs = {method: run for method, run in result.runs.items() if "+" not in method}
     assert round_trip_table(replace(result, runs=runs)) is None
+
+
+def test_finetuning_table_compares_with_the_plain_row(result: JourneyResult) -> None:
+    assert finetuning_table(result) is None
+    rows = (
+        FineTunedRow("plain", 0.9, 2.0, 100.0),
+        FineTunedRow("resting", 0.89, 0.5, 25.0, "the disk is full"),
+    )
+    table = finetuning_table(replace(result, finetuned=rows))
+    assert table is not None
+    assert _cells(table, "Time") == ["1.00x", "0.25x"]
+    assert _cells(table, "Accuracy") == ["90.00 %", "89.00 %"]
+    assert "Not cached: the disk is full" in table.note
 
 
 def test_every_row_is_as_long_as_its_header(result: JourneyResult) -> None:

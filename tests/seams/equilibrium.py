@@ -21,3 +21,6 @@ from snello.equilibrium._layers import monitored_layers as monitored_layers
 # Similarities are compared with the formulas of the paper, neuron by neuron.
 from snello.equilibrium._probe import Probe as Probe
 from snello.equilibrium._probe import by_channel as by_channel
+
+# Times are replaced by monkeypatching, so that what follows from them is exact.
+from snello.equilibrium import _worth as worth_module

@@ -18,3 +18,6 @@ from snello.lab.training._flags import flag_of as flag_of
 # The learning rate as a function is compared with torch's schedulers.
 from snello.lab.training._schedule import build_optimizer as build_optimizer
 from snello.lab.training._schedule import lr_factor as lr_factor
+
+# The fine-tuning that the round trip ends with, without the round trip.
+from snello.lab.training._resting import compare_finetuning as compare_finetuning

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     require("onnxruntime", "onnx", "measuring exported networks")
     require("onnxscript", "onnx", "exporting to ONNX")
     from snello.lab.reporting import (
+        finetuning_table,
         pages,
         progress,
         round_trip_table,
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         show(shipping_table(result))
     if result.trained:
         show(training_table(result))
+    if (tuned := finetuning_table(result)) is not None:
+        show(tuned)
     if (both := round_trip_table(result)) is not None:
         show(both)
     print(f"written: {page}, and the same as report.md and report.json")

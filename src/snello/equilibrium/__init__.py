@@ -29,7 +29,8 @@ neurons), [`MatchedStochastic`][snello.equilibrium.MatchedStochastic] (as many r
 froze: the paper's Stochastic*) and [`Prefix`][snello.equilibrium.Prefix] (whole layers from the
 input on, with [`FreezeOut`][snello.equilibrium.FreezeOut]'s timetable).
 [`ParameterBudget`][snello.equilibrium.ParameterBudget] updates a fixed number of parameters, those
-with most velocity. All are arguments of [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate];
+with most velocity, and [`TimeBudget`][snello.equilibrium.TimeBudget] lets layers rest until a step
+takes at most some milliseconds. All are arguments of [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate];
 [`NEq`][snello.equilibrium.NEq] is the one with [`Velocity`][snello.equilibrium.Velocity].
 
 Cost: freezing saves weight gradients, which are about half of a backward pass. `decided.flops`
@@ -58,6 +59,8 @@ from ._memory import StepMemory as StepMemory
 from ._memory import step_memory as step_memory
 from ._neq import NEq as NEq
 from ._neq import SelectiveUpdate as SelectiveUpdate
+from ._neve import NeVe as NeVe
+from ._neve import VelocityStep as VelocityStep
 from ._probe import similarity as similarity
 from ._records import EquilibriumStep as EquilibriumStep
 from ._selection import Selection as Selection
@@ -65,6 +68,8 @@ from ._selection import Velocity as Velocity
 from ._selection import WatchedLayer as WatchedLayer
 from ._settled import Settled as Settled
 from ._sketch import sketch as sketch
+from ._time_budget import StepTimes as StepTimes
+from ._time_budget import TimeBudget as TimeBudget
 from ._timing import BackwardTiming as BackwardTiming
 from ._timing import PhaseTiming as PhaseTiming
 from ._timing import StepTiming as StepTiming
@@ -73,8 +78,9 @@ from ._timing import time_step as time_step
 
 # Other names are for the packages of snello.
 __all__ = [
-    "EquilibriumStep", "FeatureCache", "FreezeOut", "MatchedStochastic", "NEq", "ParameterBudget", "Prefix",
-    "Selection", "SelectiveUpdate", "Settled", "Stochastic", "UpdateCost", "Velocity", "WatchedLayer",
+    "EquilibriumStep", "FeatureCache", "FreezeOut", "MatchedStochastic", "NEq", "NeVe", "ParameterBudget",
+    "Prefix", "Selection", "SelectiveUpdate", "Settled", "Stochastic", "TimeBudget", "UpdateCost", "Velocity",
+    "WatchedLayer",
     "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
     "time_backward", "time_step",
 ]  # fmt: skip

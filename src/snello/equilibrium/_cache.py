@@ -17,6 +17,7 @@ from torch import Tensor
 from snello.errors import ConfigError, ModelError
 
 from ._neq import SelectiveUpdate
+from ._parallel import in_parallel
 from ._prefix import RestingPrefix, resting_prefix
 
 
@@ -51,6 +52,10 @@ class FeatureCache:
     off if all of its layers rest. It runs in evaluation mode (BatchNorm statistics are fixed,
     dropout is off), because a feature must not depend on the epoch or on the other samples of its
     batch. When the set of resting layers changes, the features are computed again.
+
+    With several processes, call it instead of the model in `DistributedDataParallel` that the
+    update was given. Gradients are averaged over the processes for the layers after the cut only,
+    and each process stores the features of the samples that it gets.
 
     Samples must be the same in each epoch: without random augmentation, or with one that depends on
     the index alone. [`check`][snello.equilibrium.FeatureCache.check] raises an error if a sample of
@@ -118,7 +123,7 @@ class FeatureCache:
         where = self._checked(index, len(args[0]))
         self._look(args)
         if self._prefix is None:
-            return model(*args)
+            return self._update.wrapped(*args)
         return self._prefix.run_rest(self._features(args, where), args)
 
     @property
@@ -183,6 +188,7 @@ class FeatureCache:
             except ModelError as error:
                 self._reason = str(error)
         if self._prefix is not None:
+            self._prefix = in_parallel(self._prefix, self._update.wrapped)
             self._open(self._prefix)
         self._key = self._state(args)
 

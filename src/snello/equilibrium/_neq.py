@@ -22,6 +22,7 @@ from ._layers import monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import Formula, Selection, Velocity, WatchedLayer
+from ._worth import Worth
 
 
 class UpdateOptions(TypedDict, total=False):
@@ -32,6 +33,7 @@ class UpdateOptions(TypedDict, total=False):
     kinds: Iterable[str] | None
     positions: int | None
     dispatch: DispatchMode
+    only_if_faster: bool
 
 
 class SelectiveUpdate:
@@ -70,12 +72,18 @@ class SelectiveUpdate:
         dispatch: "measured" times once per shape whether computing only the active rows is faster
             than masking the dense gradient; "fixed" decides by a rule, so that two runs are
             bit-identical.
+        only_if_faster: apply masks only if a training step on the probe is measured to be faster
+            with them. If it is not, as in a network too small to gain, nothing is frozen, no hook
+            is attached, and the step's `note` says so. For one process.
 
     Attributes:
         model: the model, unwrapped.
+        wrapped: the model as it was given.
         optimizers: the optimizers given, without their wrappers.
         optimizer: the first of them, or None.
         left_alone: layer name -> why its neurons are always updated.
+        similarities: layer name -> similarity of each neuron's outputs to those of the step before,
+            of the last step; empty before it, or if the selection does not observe.
 
     Raises:
         ConfigError: for an impossible option, sharded parameters, an optimizer of another model,
@@ -95,6 +103,7 @@ class SelectiveUpdate:
         kinds: Iterable[str] | None = None,
         positions: int | None = None,
         dispatch: DispatchMode = "measured",
+        only_if_faster: bool = False,
     ) -> None:
         if warmup < 1:
             raise ConfigError(
@@ -104,7 +113,7 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
-        self.model = _unwrapped(model)
+        self.wrapped, self.model = model, _unwrapped(model)
         self.selection, self.warmup = selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)
         self._probe = Probe(self.model, probe, positions)
@@ -121,7 +130,9 @@ class SelectiveUpdate:
         self.optimizers = self.freezer.optimizers
         self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}
+        self.similarities: dict[str, Tensor] = {}
         self._step = 0
+        self._worth = Worth() if only_if_faster else None
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -146,11 +157,14 @@ class SelectiveUpdate:
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
-        similarities = self._similarities() if self.selection.observes else {}
+        self.similarities = self._similarities() if self.selection.observes else {}
         # Also during warm-up: most rules have a state to advance.
-        chosen = self.selection.select(self._layers, similarities)
+        chosen = self.selection.select(self._layers, self.similarities)
         self._step += 1
-        self.freezer.apply(self._agreed(chosen) if self._step >= self.warmup else {})
+        masks: Mapping[str, Tensor] = self._agreed(chosen) if self._step >= self.warmup else {}
+        if self._worth is not None:
+            masks = self._worth.judged(self, self._probe.inputs, masks)
+        self.freezer.apply(masks)
         return self.status()
 
     def status(self) -> EquilibriumStep:
@@ -164,6 +178,7 @@ class SelectiveUpdate:
             total=sum(learning.values()) / sum(len(mask) for mask in masks.values()),
             flops=paper_flops(self._macs, updated),
             dense_flops=paper_flops(self._macs, {}),
+            note="" if self._worth is None else self._worth.reason,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,7 +301,7 @@ class NEq(SelectiveUpdate):
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
         formula: "paper" or "released"; see [`Velocity`][snello.equilibrium.Velocity].
-        options: `warmup`, `exclude`, `kinds`, `positions` and `dispatch` of
+        options: `warmup`, `exclude`, `kinds`, `positions`, `dispatch`, `only_if_faster` of
             [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate], which describes all arguments.
 
     Raises:

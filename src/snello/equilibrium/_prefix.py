@@ -34,7 +34,7 @@ class RestingPrefix:
     """
 
     front: fx.GraphModule
-    rest: fx.GraphModule
+    rest: nn.Module
     modules: tuple[str, ...]
     features: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     inputs: tuple[int, ...]

@@ -16,6 +16,7 @@ class EquilibriumStep:
         flops: backward FLOPs per sample until the next step in the paper's convention (weight
             gradients only; see `step_flops` for the FLOPs executed).
         dense_flops: the same with nothing frozen.
+        note: why nothing is frozen although the selection named neurons, with `only_if_faster`.
     """
 
     step: int
@@ -23,3 +24,4 @@ class EquilibriumStep:
     total: float
     flops: float
     dense_flops: float
+    note: str = ""

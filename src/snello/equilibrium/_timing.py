@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from snello.optimizers import parameters_of
 from snello.timing import spread_of, take_turns, timed
 
 from ._flops import undisturbed
-from ._neq import SelectiveUpdate
+
+if TYPE_CHECKING:  # which decides by these times, too
+    from ._neq import SelectiveUpdate
 
 _DENSE = "dense"
 _KINDS = (_DENSE, "sparse")

@@ -11,6 +11,7 @@ from ._equilibrium import cost_table as cost_table
 from ._equilibrium import plot_costs as plot_costs
 from ._equilibrium import plot_equilibrium as plot_equilibrium
 from ._equilibrium import plot_updated as plot_updated
+from ._journey import finetuning_table as finetuning_table
 from ._journey import round_trip_table as round_trip_table
 from ._journey import shipping_table as shipping_table
 from ._journey import training_table as training_table
@@ -36,7 +37,7 @@ from ._values import percent as percent
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "Table", "contact_sheet", "cost_table", "epsilon_table", "finals_table", "markdown", "plot_costs",
+    "Table", "contact_sheet", "cost_table", "epsilon_table", "finals_table", "finetuning_table", "markdown", "plot_costs",
     "plot_equilibrium", "plot_potential", "plot_scores", "plot_updated", "ramp_table",
     "reproduction_tables", "round_trip_table", "shipping_table", "show", "training_table",
     "trials_table", "write_report", "write_reproduction",

@@ -51,6 +51,7 @@ from ._journey import journey as journey  # noqa: E402
 from ._reproduce import ReproducedRow as ReproducedRow  # noqa: E402
 from ._reproduce import Reproduction as Reproduction  # noqa: E402
 from ._reproduce import reproduce as reproduce  # noqa: E402
+from ._resting import FineTunedRow as FineTunedRow  # noqa: E402
 from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
 from ._task import Classification as Classification  # noqa: E402

@@ -32,6 +32,7 @@ from ._evaluate import evaluate
 from ._fit import train, validate
 from ._flags import flag_of
 from ._folder import claimed
+from ._resting import FineTunedRow, compare_finetuning
 from ._result import RESULT, TrainingResult
 from ._run import Progress, Run
 
@@ -110,6 +111,8 @@ class JourneyResult:
         runs: the training runs, by method.
         shipped, trained: the two tables.
         batch_size: images per training step.
+        finetuned: the baseline's network, fine-tuned plainly and with resting layers; empty if it
+            was not trained, or its images cannot be cached.
     """
 
     recipe: Recipe
@@ -119,6 +122,7 @@ class JourneyResult:
     shipped: tuple[ShippedRow, ...]
     trained: tuple[TrainedRow, ...]
     batch_size: int
+    finetuned: tuple[FineTunedRow, ...] = ()
 
 
 def journey(
@@ -157,9 +161,13 @@ def _journey(
     # If one method both prunes and skips updates, both tables list all methods for comparison.
     both = any(is_shipped(m) and is_trained(m) and m != "baseline" for m in runs)
     shipped: tuple[ShippedRow, ...] = ()
+    finetuned: tuple[FineTunedRow, ...] = ()
     if world().is_first:
         say("simplify, code, export, measure ...")
         shipped = ship(recipe, folder, [m for m in runs if both or is_shipped(m)], splits)
+        if "baseline" in runs and any(map(is_trained, set(runs) - {"baseline"})):
+            say("fine-tune with and without resting layers ...")
+            finetuned = compare_finetuning(recipe, folder / "baseline", splits)
     return JourneyResult(
         recipe=recipe,
         data_source=splits.source,
@@ -171,6 +179,7 @@ def _journey(
             Run(recipe, "neq", splits).dense_flops,
         ),
         batch_size=recipe.data.batch_size,
+        finetuned=finetuned,
     )
 
 

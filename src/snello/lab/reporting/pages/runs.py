@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from snello.lab.methods import label_of
-from snello.lab.reporting._journey import round_trip_table, shipping_table, training_table
+from snello.lab.reporting._journey import (
+    finetuning_table,
+    round_trip_table,
+    shipping_table,
+    training_table,
+)
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import megabytes, percent
 
@@ -49,6 +54,8 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
     )
     tables = [shipping_table(result)] if result.shipped else []
     tables += [training_table(result)] if result.trained else []
+    if (tuned := finetuning_table(result)) is not None:
+        tables.append(tuned)
     if (both := round_trip_table(result)) is not None:
         tables.append(both)
     files = {

@@ -1,0 +1,426 @@
+"""Accuracy against CPU seconds of fine-tunings that save work, beside fine-tunings of fewer epochs.
+
+    python benchmarks/time_to_accuracy.py --weights resnet32.th --rows plain epochs-5 --seeds 0 1 2 \
+        --out runs/time
+
+Fine-tunes public ResNet-32 weights on JPEG CIFAR-10. Every row has the same images, views of them,
+order of a seed, batches, optimizer and kind of schedule; a schedule always ends with the training.
+Augmentation is deterministic for all rows, as cached features need it: each epoch takes one of
+``--views`` views of every image in turn. The first is the image; the others are shifted by up to 4
+pixels, by another amount for every image, and every second view is mirrored.
+
+Seconds are CPU seconds of the training loop on one thread, with everything that a method needs in
+them: probe, hooks, masks, re-estimated statistics, storing and reading features, drawing samples.
+Before and after each epoch a fixed reference step is timed, outside of these seconds: on a machine
+with other work the speed of a core changes from minute to minute, and it is divided out.
+Accuracy: all test images, last epoch. Rows are written as they are finished, and what is there is
+not run again. ``--rows list`` names the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.curation import DynamicSubset, InfoBatch, OrderDP, RandomSubset, keep_random
+from snello.equilibrium import (
+    FeatureCache,
+    Prefix,
+    Selection,
+    SelectiveUpdate,
+    Settled,
+    Stochastic,
+    Velocity,
+)
+from snello.files import write_text
+from snello.lab.datasets import load_dataset
+from snello.lab.datasets._batches import crop_flip
+from snello.lab.models import CifarResNet
+from snello.pruning.recovery import recalibrate
+from snello.store import load_weights
+
+# Parts of the network, from the input on. Layers watched: each convolution and its BatchNorm.
+PARTS = (("conv1", "bn1", "layer1"), ("layer2",), ("layer3", "linear"))
+LAYERS = (0, 22, 42, 62)
+ADAPTED = 2000  # images on which statistics are estimated again
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to train.
+
+    Attributes:
+        epochs: number of epochs.
+        rests: epoch at which the first, the first two … parts stop learning; empty for never.
+        annealed: whether the learning rate of a part ends when it stops, not with the training.
+        adapt: whether statistics of BatchNorm are estimated on the images before the training.
+        cache: "stored", "computed" (evaluation mode, without autograd) or "" (the model itself).
+        select: rule of the selective update; None for none, or that of `rests`.
+        every: calls of the rule in an epoch.
+        curate: makes the dynamic subset.
+        static: share of the images, stratified, that are left out for good.
+        baseline: "freezeout", "linear" or "".
+    """
+
+    epochs: int = 8
+    rests: tuple[float, ...] = ()
+    annealed: bool = False
+    adapt: bool = False
+    cache: str = ""
+    select: Callable[[], Selection] | None = None
+    every: int = 1
+    curate: Callable[[Any, int, int], DynamicSubset] | None = None
+    static: float = 0.0
+    baseline: str = ""
+
+
+def _info(ratio: float) -> Callable[[Any, int, int], DynamicSubset]:
+    return lambda data, epochs, seed: InfoBatch(data, ratio, epochs=epochs, seed=seed)
+
+
+def _random(ratio: float) -> Callable[[Any, int, int], DynamicSubset]:
+    return lambda data, epochs, seed: RandomSubset(data, ratio, seed=seed)
+
+
+def _order(ratio: float) -> Callable[[Any, int, int], DynamicSubset]:
+    return lambda data, epochs, seed: OrderDP(data, ratio, seed=seed)
+
+
+def _settled(eps: float, share: float) -> Callable[[], Selection]:
+    return lambda: Settled(Velocity(eps), share, scattered=False)
+
+
+ROWS: dict[str, Row] = {
+    "plain": Row(),
+    **{f"epochs-{n}": Row(epochs=n) for n in (1, 2, 3, 4, 5, 6)},
+    "neq": Row(select=lambda: Velocity(1e-3)),
+    "stochastic-0.5": Row(select=lambda: Stochastic(0.5)),
+    "freezeout": Row(baseline="freezeout"),
+    "linear": Row(baseline="linear"),
+    "settled-1e-3-0.8": Row(select=_settled(1e-3, 0.8), every=4, cache="computed"),
+    "settled-5e-3-0.7": Row(select=_settled(5e-3, 0.7), every=4, cache="computed"),
+    "settled-5e-3-0.7-stored": Row(select=_settled(5e-3, 0.7), every=4, cache="stored"),
+    "infobatch-0.5": Row(curate=_info(0.5)),
+    "infobatch-0.7": Row(curate=_info(0.7)),
+    **{f"orderdp-{r}": Row(curate=_order(r)) for r in (0.3, 0.5, 0.7)},
+    **{f"rs2-{r}": Row(curate=_random(r)) for r in (0.3, 0.5, 0.7)},
+    **{f"static-{r}": Row(static=r) for r in (0.3, 0.5, 0.7)},
+}
+
+
+def parsed(name: str) -> Row:
+    """A row by its name and options: `rest-2-3+anneal+stored+info0.5`, `orderdp-0.5+e4`.
+
+    In `rest-A-B` the first part of the network stops after A epochs, the second after B. Options:
+    anneal, adapt, computed, stored, info0.5, eN (N epochs).
+    """
+    head, *options = name.split("+")
+    row = ROWS[head] if head in ROWS else _resting(head)
+    for option in options:
+        if option in ("stored", "computed"):
+            row = replace(row, cache=option)
+        elif option.startswith("info"):
+            row = replace(row, curate=_info(float(option[4:])))
+        elif option.startswith("e") and option[1:].isdigit():
+            row = replace(row, epochs=int(option[1:]))
+        else:
+            row = replace(row, **{{"anneal": "annealed", "adapt": "adapt"}[option]: True})
+    return row
+
+
+def _resting(name: str) -> Row:
+    kind, *moments = name.split("-")
+    if kind != "rest" or not moments:
+        raise SystemExit(f"no row {name!r}; there are: {', '.join(ROWS)}, rest-A-B+options")
+    rests = tuple(map(float, moments))
+    every = 1 if all(moment.is_integer() for moment in rests) else 4
+    return Row(rests=rests, cache="computed", every=every)
+
+
+@dataclass
+class Images:
+    """Training and test images, normalised; view v of training image i is at i + v × images.
+
+    An object of this class is a dataset for a dynamic subset: its samples are their indices.
+    """
+
+    train: Tensor
+    labels: Tensor
+    test: Tensor
+    truth: Tensor
+    views: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def load(images: int, views: int) -> Images:
+    """JPEG CIFAR-10 from SNELLO_DATA, the first images of the training part."""
+    splits = load_dataset("cifar10", validation=0.1, seed=0)
+    # The normalisation with which the public weights were trained.
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+    def ready(pixels: Tensor) -> Tensor:
+        return ((pixels.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
+
+    pixels = splits.train.pixels[:images]
+    shown = [pixels]
+    for view in range(1, views):
+        draw = torch.Generator().manual_seed(view)
+        corners = torch.randint(0, 9, (len(pixels), 2), generator=draw)
+        shown.append(crop_flip(pixels, corners, torch.full((len(pixels),), view % 2 == 1)))
+    return Images(
+        ready(torch.cat(shown)), splits.train.labels[:images],
+        ready(splits.test.pixels), splits.test.labels, views,
+    )  # fmt: skip
+
+
+class Speed:
+    """Seconds of a fixed step, the measure of the core's present speed."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._model = CifarResNet(32).to(memory_format=torch.channels_last)
+        self._x = torch.randn(100, 3, 32, 32).to(memory_format=torch.channels_last)
+        self()
+
+    def __call__(self) -> float:
+        began = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self._model(self._x).float().square().mean()
+        loss.backward()
+        return time.process_time() - began
+
+
+@dataclass
+class Run:
+    """What a training leaves.
+
+    Attributes:
+        seconds: CPU seconds of each epoch; what is prepared before is part of the first.
+        reference: seconds of the reference step before each epoch and after the last.
+        wall: seconds of all, with the reference steps.
+        kept: share of the samples.
+        steps: number of steps.
+        resting: number of watched layers at rest at the end of each epoch.
+        accuracy: test accuracy after the last epoch.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    wall: float = 0.0
+    kept: float = 1.0
+    steps: int = 0
+    resting: list[int] = field(default_factory=list)
+    accuracy: float = 0.0
+
+
+class FreezeOut:
+    """FreezeOut, cubic and scaled: every module's own cosine, which ends when the module stops.
+
+    Source: Brock et al., "FreezeOut", 2017, and its code, https://github.com/ajbrock/FreezeOut.
+    """
+
+    def __init__(self, model: nn.Module, t0: float = 0.8) -> None:
+        found = (*model.layer1, *model.layer2, *model.layer3)  # type: ignore[misc]
+        self.modules = (nn.ModuleList([model.conv1, model.bn1]), *found, model.linear)  # type: ignore[list-item]
+        last = len(self.modules) - 1
+        self.ends = [(t0 + (1 - t0) * i / last) ** 3 for i in range(last + 1)]
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(m.parameters()), "end": end, "scale": 1 / end}
+            for m, end in zip(self.modules, self.ends, strict=True)
+        ]
+
+    def stop(self, moment: float) -> None:
+        for module, end in zip(self.modules, self.ends, strict=True):
+            if moment >= end:
+                module.requires_grad_(False).eval()
+
+
+def linear_freezing(model: nn.Module, moment: float, start: float = 0.5) -> None:
+    """Composer's layer freezing: a share of the modules that grows linearly; BatchNorm goes on."""
+    leaves = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
+    share = max(0.0, (moment - start) / (1 - start))
+    for module in leaves[: int(share * len(leaves))]:
+        module.requires_grad_(False)
+
+
+def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, batch: int) -> Run:
+    """Train by the method of a row."""
+    speed, run, wall = Speed(), Run(), time.perf_counter()
+    run.reference.append(speed())
+    began = time.process_time()
+    keep, where = subset(row, images, seed)
+    model.train()
+    freezeout = FreezeOut(model) if row.baseline == "freezeout" else None
+    groups = freezeout.groups() if freezeout else grouped(model, row)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4)
+    if row.adapt:
+        with torch.autocast("cpu", torch.bfloat16):
+            recalibrate(model, images.train[where[:ADAPTED]].split(batch))
+    update, cache = selective(row, model, optimizer, images, where)
+    sampler, forward = keep.sampler(), cache or (lambda x, _index: model(x))
+    size = len(images)
+    for epoch in range(row.epochs):
+        view = epoch % images.views
+        for number, chosen in enumerate(batches(sampler, batch)):
+            if update and due(row, update, number, run.steps, size // batch):
+                update.step()
+            index = where[chosen]
+            x = images.train[index + view * size]
+            with torch.autocast("cpu", torch.bfloat16):
+                out = forward(x, index + view * size)
+            losses = F.cross_entropy(out.float(), images.labels[index], reduction="none")
+            loss = keep.weigh(losses, chosen)
+            optimizer.zero_grad()
+            loss.backward()
+            moment = keep.moment / row.epochs
+            optimizer.step()
+            for group in optimizer.param_groups:
+                at = min(1.0, moment / group["end"])
+                group["lr"] = lr * group["scale"] * 0.5 * (1 + math.cos(math.pi * at))
+            run.steps += 1
+            if freezeout:
+                freezeout.stop(moment)
+        if row.baseline == "linear":
+            linear_freezing(model, (epoch + 1) / row.epochs)
+        run.seconds.append(time.process_time() - began)
+        run.reference.append(speed())
+        began = time.process_time()
+        run.resting.append(len(update.freezer.resting) if update else 0)
+    run.wall = time.perf_counter() - wall
+    run.kept = keep.kept * len(where) / size
+    if cache:
+        cache.close()
+    if update:
+        update.remove()
+    return run
+
+
+def due(row: Row, update: SelectiveUpdate, number: int, steps: int, length: int) -> bool:
+    """Whether the rule is asked before a batch of an epoch."""
+    # Nothing has moved before the first step: a rule that observes would freeze all.
+    ready = steps > 0 or not update.selection.observes
+    return ready and number % max(1, length // row.every) == 0
+
+
+def batches(sampler: Any, size: int) -> Iterator[Tensor]:
+    keys = torch.tensor(list(sampler))
+    yield from keys.split(size)
+
+
+def subset(row: Row, images: Images, seed: int) -> tuple[DynamicSubset, Tensor]:
+    """The dynamic subset (of all, if the row has none), and the indices of its samples."""
+    where = torch.arange(len(images))
+    if row.static:
+        where = keep_random(images.labels, row.static, seed=seed).indices
+    make = row.curate or _random(0.0)
+    return make(range(len(where)), row.epochs, seed), where
+
+
+def grouped(model: nn.Module, row: Row) -> list[dict[str, Any]]:
+    """Parameter groups of the parts, with the end of their cosine as a share of the training."""
+    ends = [1.0] * len(PARTS)
+    if row.annealed:
+        for i, moment in enumerate(row.rests):
+            ends[i] = max(moment, 1e-9) / row.epochs
+    return [
+        {"params": [p for name in part for p in model.get_submodule(name).parameters()],
+         "end": end, "scale": 1.0}
+        for part, end in zip(PARTS, ends, strict=True)
+    ]  # fmt: skip
+
+
+def selective(
+    row: Row, model: nn.Module, optimizer: Any, images: Images, where: Tensor
+) -> tuple[SelectiveUpdate | None, FeatureCache | None]:
+    if row.rests:
+        calls = [moment * row.every for moment in row.rests]
+
+        def share(step: int) -> float:
+            return LAYERS[sum(step > call for call in calls)] / LAYERS[-1]
+
+        rule: Selection = Prefix(share)
+    elif row.select:
+        rule = row.select()
+    else:
+        return None, None
+    update = SelectiveUpdate(model, optimizer, images.train[where[:50]], rule)
+    if not row.cache:
+        return update, None
+    limit = 2**33 if row.cache == "stored" else 0
+    return update, FeatureCache(update, len(images) * images.views, limit=limit)
+
+
+def accuracy(model: nn.Module, images: Images) -> float:
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hits = sum(
+            int((model(x).argmax(1) == y).sum())
+            for x, y in zip(images.test.split(250), images.truth.split(250), strict=True)
+        )
+    return hits / len(images.truth)
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", type=Path, required=True, help="state_dict of a CIFAR ResNet")
+    parser.add_argument("--depth", type=int, default=32)
+    parser.add_argument("--rows", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--images", type=int, default=15_000)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
+    options = parser.parse_args(given)
+    torch.set_num_threads(1)
+    if options.rows == ["list"]:
+        print(*ROWS, sep="\n")
+        return
+    images = load(options.images, options.views)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for name in options.rows:
+            file = options.out / f"{name}-seed-{seed}.json"
+            if not file.exists():
+                write_text(file, json.dumps(one(parsed(name), name, images, seed, options)))
+                print(file.read_text(), flush=True)
+
+
+def one(
+    row: Row, name: str, images: Images, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train and test a row once."""
+    torch.manual_seed(seed)
+    model = CifarResNet(options.depth).to(memory_format=torch.channels_last)
+    load_weights(model, options.weights)
+    run = train(row, model, images, seed, options.lr, options.batch)
+    run.accuracy = accuracy(model, images)
+    setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
+               "views": options.views, "lr": options.lr, "batch": options.batch}  # fmt: skip
+    return {**setting, **asdict(run)}
+
+
+if __name__ == "__main__":
+    main()

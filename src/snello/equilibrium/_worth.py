@@ -1,0 +1,88 @@
+"""A measured decision whether frozen neurons save time at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from snello.errors import check_option
+from snello.graph import tensors_of
+from snello.processes import rank_and_size
+
+from ._timing import time_backward, time_step
+
+if TYPE_CHECKING:
+    from ._neq import SelectiveUpdate
+
+REPEATS = 5
+CHANGED = 0.25
+"""Change of the frozen share after which a decision is measured again."""
+
+
+@dataclass
+class Worth:
+    """Freeze only what makes a training step on the probe faster.
+
+    Attributes:
+        reason: why nothing is frozen now; empty if the masks are applied, or are empty.
+    """
+
+    reason: str = ""
+    _share: float | None = None
+    _resting: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_option(
+            rank_and_size()[1] == 1,
+            "only_if_faster: times differ between processes; leave it out in distributed training",
+        )
+
+    def judged(
+        self, update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """The masks if they make a step faster, else none.
+
+        A decision holds until the frozen share has changed by a quarter of all neurons, or other
+        layers rest whole, so that the measurements cost a few steps of the training.
+        """
+        neurons = sum(len(mask) for mask in masks.values())
+        share = sum(int(mask.sum()) for mask in masks.values()) / max(neurons, 1)
+        resting = frozenset(name for name, mask in masks.items() if bool(mask.all()))
+        if not share:
+            self.reason = ""
+            return masks
+        known = self._share is not None and abs(share - self._share) < CHANGED
+        if not known or resting != self._resting:
+            self._share, self._resting = share, resting
+            self.reason = _loss_of_time(update, inputs, masks)
+        return {} if self.reason else masks
+
+
+def _loss_of_time(
+    update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
+) -> str:
+    """The two times, if a step with these masks is not faster; else an empty text."""
+    before = update.freezer.frozen
+    update.freezer.apply(masks)
+    try:
+        if update.optimizers:
+            step = time_step(update, inputs, None, _loss, REPEATS).step
+        else:
+            step = time_backward(update, inputs, None, _loss, REPEATS)
+    finally:
+        update.freezer.apply(before)
+    if step.ratio < 1:
+        return ""
+    return (
+        f"a step on the probe takes {step.sparse_ms:.3g} ms with the frozen neurons and {step.dense_ms:.3g} ms "
+        "without: nothing is frozen"
+    )
+
+
+def _loss(outputs: object, _targets: object) -> Tensor:
+    # Any scalar of all outputs has a backward pass of the same cost.
+    parts = [t.float().square().mean() for t in tensors_of(outputs) if t.is_floating_point()]
+    return sum(parts[1:], start=parts[0])

@@ -1,0 +1,173 @@
+"""A budget of measured time, and the learning rate that follows velocities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from equilibrium_samples import batch, network, sgd, train
+from seams.equilibrium import worth_module
+from snello.equilibrium import (
+    NEq,
+    NeVe,
+    PhaseTiming,
+    Prefix,
+    SelectiveUpdate,
+    StepTimes,
+    StepTiming,
+    Stochastic,
+    TimeBudget,
+    Velocity,
+    WatchedLayer,
+)
+from snello.errors import ConfigError
+
+
+def test_a_budget_takes_the_smallest_depth_that_keeps_it() -> None:
+    times = StepTimes((0, 2, 4), (10.0, 6.0, 3.0))
+    assert [times.depth(ms) for ms in (10.0, 9.9, 6.0, 3.0)] == [0, 2, 2, 4]
+    with pytest.raises(ConfigError, match="no step takes at most"):
+        times.depth(2.9)
+
+
+def test_layers_rest_to_the_depth_of_the_budget_and_further_if_at_rest() -> None:
+    layers = {name: WatchedLayer(2, 1) for name in "abcd"}
+    whole, half = torch.ones(2, dtype=torch.bool), torch.tensor([True, False])
+
+    class Fixed(Stochastic):
+        def select(self, layers: object, similarities: object) -> dict[str, Tensor]:
+            return {"a": half, "b": half, "c": whole, "d": half}
+
+    for rule, expected in ((None, ["a", "b"]), (Fixed(0.0), ["a", "b", "c"])):
+        budget = TimeBudget(6.0, rule)
+        with pytest.raises(ConfigError, match="nothing has been measured"):
+            budget.select(layers, {})
+        budget.times = StepTimes((0, 2, 4), (10.0, 6.0, 3.0))
+        assert list(budget.select(layers, {})) == expected
+        again = TimeBudget(6.0, rule)
+        again.load_state_dict(budget.state_dict())
+        assert again.times == budget.times
+
+
+def test_measuring_changes_nothing_and_times_never_rise() -> None:
+    model = network()
+    optimizer = sgd(model)
+    x, y = batch()
+    budget = TimeBudget(1e9)
+    update = SelectiveUpdate(model, optimizer, x, budget)
+    train(model, optimizer, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    times = budget.measure(update, x, y, cross_entropy, depths=2, repeats=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert times.depths[0] == 0
+    assert times.depths[-1] == len(update.frozen)
+    assert list(times.milliseconds) == sorted(times.milliseconds, reverse=True)
+    update.step()
+    assert update.freezer.resting == ()
+    budget.milliseconds = times.milliseconds[-1]
+    update.step()
+    assert len(update.freezer.resting) in times.depths
+
+
+def _steps(update: SelectiveUpdate, phis: list[list[float]], neve: NeVe) -> list[object]:
+    found = []
+    for phi in phis:
+        update.similarities = {"a": torch.tensor(phi, dtype=torch.float64)}
+        found.append(neve.step())
+    return found
+
+
+def test_neve_follows_its_equation_and_lowers_the_rate_on_a_plateau() -> None:
+    model = network()
+    optimizer = sgd(model)
+    neq = NEq(model, optimizer, batch()[0])
+    neve = NeVe(neq, factor=0.5, patience=1, bound=0.05)
+    with pytest.raises(ConfigError, match="call the selective update's step"):
+        neve.step()
+    first, second = _steps(neq, [[0.2, 0.6], [0.6, 0.8]], neve)
+    assert math.isinf(first.change)
+    assert first.speed == pytest.approx(0.6)
+    # v = (0.4 - 0.5 * 0.8, 0.2 - 0.5 * 0.4) = 0
+    assert second.speed == pytest.approx(0, abs=1e-12)
+    assert second.change == pytest.approx((0.8**2 + 0.4**2) / 2)
+    assert (first.stop, second.stop) == (False, True)
+    rates = []
+    for phi in ([0.9, 0.9], [0.1, 0.1], [0.95, 0.95], [0.0, 0.0]):
+        lowered = _steps(neq, [phi], neve)[0].lowered
+        rates.append((lowered, optimizer.param_groups[0]["lr"]))
+    # The change fell at the first of these; two steps without a lower one follow.
+    assert rates == [(False, 0.1), (False, 0.1), (True, 0.05), (False, 0.05)]
+
+
+def test_neve_resumes_from_its_state() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    first, second = NeVe(neq, patience=0), NeVe(neq, patience=0)
+    _steps(neq, [[0.5], [0.7]], first)
+    second.load_state_dict(first.state_dict())
+    assert _steps(neq, [[0.1], [0.9]], first) == _steps(neq, [[0.1], [0.9]], second)
+
+
+def test_neve_uses_the_probe_of_any_selection_that_observes() -> None:
+    model = network()
+    optimizer = sgd(model)
+    neq = NEq(model, optimizer, batch()[0])
+    train(model, optimizer)
+    neq.step()
+    step = NeVe(neq).step()
+    expected = torch.cat([1 - phi for phi in neq.selection.phi.values()]).abs().mean()
+    assert step.speed == pytest.approx(float(expected), rel=1e-6)
+    blind = SelectiveUpdate(network(), None, batch()[0], Prefix(0.5))
+    with pytest.raises(ConfigError, match="its selection Prefix runs no probe"):
+        NeVe(blind)
+    with pytest.raises(ConfigError, match="it has no optimizer"):
+        NeVe(SelectiveUpdate(network(), None, batch()[0], Velocity()))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+def test_nothing_is_frozen_where_it_costs_time(
+    monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    measured = []
+
+    def timed(update: SelectiveUpdate, *_: object) -> StepTiming:
+        measured.append(len(update.freezer.resting))
+        phase = PhaseTiming(1.0, 1.0, 1.0, ratio, ratio, ratio)
+        return StepTiming(phase, phase, phase, phase, 1, 8, "cpu", 1)
+
+    monkeypatch.setattr(worth_module, "time_step", timed)
+    model = network()
+    optimizer = sgd(model)
+    shares = iter((0.0, 0.5, 0.5, 1.0))
+    update = SelectiveUpdate(
+        model, optimizer, batch()[0], Prefix(lambda _: next(shares)), only_if_faster=True
+    )
+    kinds = [type(module) for module in model]
+    steps = [update.step() for _ in range(3)]
+    assert measured == [2]  # the third decision is the second again
+    assert steps[0].note == ""
+    if ratio > 1:
+        assert "nothing is frozen" in steps[2].note
+        assert steps[2].total == 1
+        assert [type(module) for module in model] == kinds
+        before = [p.detach().clone() for p in model.parameters()]
+        train(model, optimizer)
+        assert not any(map(torch.equal, before, model.parameters()))
+    else:
+        assert steps[2].note == ""
+        assert len(update.freezer.resting) == 2
+    update.step()
+    assert measured == [2, 5]
+
+
+def test_the_decision_is_measured() -> None:
+    model = network()
+    update = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.2), only_if_faster=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = update.step()
+    assert bool(step.note) == (step.total == 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,44 @@
+"""The fine-tuning with resting layers that the round trip shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seams.training import compare_finetuning
+from snello.lab.datasets import Splits
+from snello.lab.recipes import Recipe
+from snello.lab.training import load_recipe, train, validate
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Splits]:
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = load_recipe("digits", ["--data.limit=100"], quick=True)
+    splits = validate(recipe)
+    train(recipe, "baseline", folder, splits=splits)
+    return recipe, folder, splits
+
+
+def test_both_are_fine_tuned_and_only_one_caches(trained: tuple[Recipe, Path, Splits]) -> None:
+    recipe, folder, splits = trained
+    before = (folder / "model.pt").read_bytes()
+    plain, resting = compare_finetuning(recipe, folder, splits, epochs=3)
+    again = compare_finetuning(recipe, folder, splits, epochs=3)
+    assert (plain.method, resting.method) == ("plain", "resting")
+    assert [row.test_accuracy for row in again] == [plain.test_accuracy, resting.test_accuracy]
+    assert plain.note == ""
+    assert min(plain.seconds, resting.seconds, plain.epoch_ms, resting.epoch_ms) > 0
+    assert (folder / "model.pt").read_bytes() == before
+
+
+def test_nothing_is_shown_for_other_tasks(trained: tuple[Recipe, Path, Splits]) -> None:
+    recipe, folder, splits = trained
+
+    class Segments(type(splits)):  # type: ignore[misc]
+        task = "segmentation"
+
+    other = Segments(**{f: getattr(splits, f) for f in splits.__dataclass_fields__})
+    assert compare_finetuning(recipe, folder, replace(other)) == ()
