@@ -37,8 +37,8 @@ from ._values import percent as percent
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "Table", "contact_sheet", "cost_table", "epsilon_table", "finals_table", "finetuning_table", "markdown", "plot_costs",
-    "plot_equilibrium", "plot_potential", "plot_scores", "plot_updated", "ramp_table",
+    "Table", "contact_sheet", "cost_table", "epsilon_table", "finals_table", "finetuning_table", "markdown",
+    "plot_costs", "plot_equilibrium", "plot_potential", "plot_scores", "plot_updated", "ramp_table",
     "reproduction_tables", "round_trip_table", "shipping_table", "show", "training_table",
     "trials_table", "write_report", "write_reproduction",
 ]  # fmt: skip
