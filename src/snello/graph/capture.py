@@ -19,6 +19,7 @@ from ._tracer import Tracer
 from .graph import Graph
 from .inputs import Example, Inputs
 from .merged import merged
+from .modes import containers_restored
 from .places import module_of_error, place_of_error
 from .recorded import record
 from .shapes import propagate_shapes
@@ -70,14 +71,19 @@ def capture(
     """
     model = unwrapped(model, "capture")
     inputs = _together(args, kwargs)
+    with containers_restored(model):
+        return _captured(model, inputs, constants or {})
+
+
+def _captured(model: nn.Module, inputs: Inputs | None, constants: Mapping[str, Any]) -> Graph:
     if inputs is None:
-        module, kept = _traced(model, None, constants or {})
+        module, kept = _traced(model, None, constants)
         _follow_in_place_operations(module)
         return _graph(module, kept)
     arguments = _bound(model, inputs)
     expected = _outputs(model, inputs)
     try:
-        module, kept = _traced(model, arguments, constants or {})
+        module, kept = _traced(model, arguments, constants)
         _follow_in_place_operations(module)
         found = propagate_shapes(module, arguments)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy

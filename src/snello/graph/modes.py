@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: its parameters, submodules and hooks."""
+
+
+@contextmanager
+def containers_restored(model: nn.Module) -> Iterator[None]:
+    """Restore the dictionaries and lists that the classes of a model keep as attributes.
+
+    timm's attention stores a function of its weights in evaluation mode. It would go on with it when
+    the weights are pruned afterwards, and would keep the proxies of a trace.
+    """
+    kept = [
+        (holder, copy.copy(holder))
+        for module in model.modules()
+        for name, holder in vars(module).items()
+        if type(holder) in (dict, list) and name not in _TORCH
+    ]
+    try:
+        yield
+    finally:
+        for holder, before in kept:
+            holder.clear()
+            (holder.update if isinstance(holder, dict) else holder.extend)(before)
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation mode; after the block every module has its own mode again."""
+    """Set a model to evaluation mode; after the block every module is as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with containers_restored(model):
+            yield
     finally:
         # One by one: model.train() would also change layers that the user keeps in eval mode.
         for module, training in modes.items():
