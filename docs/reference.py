@@ -15,11 +15,13 @@ from snello.cli import help_texts
 MODULES = (
     "snello.sensitivity", "snello.pruning", "snello.pruning.channels", "snello.pruning.recovery",
     "snello.simplification", "snello.graph", "snello.graph.coupled", "snello.codec", "snello.deploy",
-    "snello.deploy.formats", "snello.equilibrium", "snello.curation", "snello.search",
-    "snello.search.prune", "snello.search.rate", "snello.store", "snello.store.archives",
+    "snello.deploy.formats", "snello.deploy.operations", "snello.equilibrium", "snello.curation", "snello.search",
+    "snello.search.prune", "snello.search.rate", "snello.search.shrink", "snello.search.tune",
+    "snello.store", "snello.store.archives",
     "snello.integrations.lightning",
     "snello.integrations.huggingface", "snello.lab.methods", "snello.lab.models",
-    "snello.lab.datasets", "snello.lab.training", "snello.lab.reporting", "snello.lab.reporting.pages", "snello.errors",
+    "snello.lab.datasets", "snello.lab.training", "snello.lab.training.tuning",
+    "snello.lab.reporting", "snello.lab.reporting.pages", "snello.errors",
 )  # fmt: skip
 """Modules whose public names have pages, in the order of the navigation."""
 

@@ -117,6 +117,19 @@ result = [layer.weight[0].tolist(), "largest" in parser.format_help()]
 """,
         expected=[[1.0, 2.0, 0.0, 0.0], True],
     ),
+    "tuning space": Addition(
+        limit=1,
+        inserted={
+            "lab/methods/_spaces.py": [('"mu": [0.0, 0.9]', '"probe": [10, 100], ')],
+        },
+        use="""
+from snello.lab.recipes import load_recipe
+from snello.lab.training.tuning import space_of
+added = [one for one in space_of(load_recipe("digits"), "neq") if one.name == "neq.probe"]
+result = [(one.low, one.high, one.whole) for one in added]
+""",
+        expected=[[10, 100, True]],
+    ),
     "selection": Addition(
         limit=2,
         files={

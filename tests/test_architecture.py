@@ -112,6 +112,8 @@ def test_public_docstrings(name: str) -> None:
     if name.startswith(("snello.lab.training", "snello.lab.reporting", "snello.integrations")):
         pytest.importorskip("lightning")
         pytest.importorskip("jsonargparse")
+    if name in ("snello.search.tune", "snello.lab.training.tuning"):
+        pytest.importorskip("optuna")
     package = importlib.import_module(name)
     assert package.__doc__, f"{name} has no docstring"
     for exported in getattr(package, "__all__", ()):

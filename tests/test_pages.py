@@ -41,7 +41,7 @@ PAGE = Page(
         lines("Loss", ROWS, "epoch", "loss [nats]", by="method", log=True),
         front("Front", [{"size": 2.0, "accuracy": 0.9, "name": "a.b"}], "size", "accuracy", label="name"),
         histogram("Scores", torch.tensor([0.0, 1.0, 1.0, float("nan")]), "score", bins=2),
-        bars("Bars", [{"layer": "conv1", "of": k, "n": 3} for k in "xy"], "layer", "n", by="of", log=True),
+        bars("Bars", [{"layer": "conv1", "of": k, "n": 3} for k in "xy"], "layer", "n", by="of"),
     ),
     (Table("Steps", ("Step", "MACs"), (("0", "1.000"),), "a note"),),
     {"steps": [1, 2], "text": "</script><script>alert(1)"},

@@ -32,7 +32,8 @@ LAZY = [
     if "_lazily(" in path.read_text()
 ]
 HEAVY = {"torch", "numpy", "lightning", "torchmetrics", "torchvision", "jsonargparse", "yaml",
-         "rich", "matplotlib", "sklearn", "onnx", "onnxruntime", "nncodec", "argcomplete"}  # fmt: skip
+         "rich", "matplotlib", "sklearn", "onnx", "onnxruntime", "nncodec", "argcomplete",
+         "optuna", "sqlalchemy"}  # fmt: skip
 MODULES = 250
 """Modules that a light command may import, those of Python included: 150 to 190 are imported."""
 

@@ -24,6 +24,7 @@ if _typing.TYPE_CHECKING:
     from .pruning import Pruner as Pruner
     from .pruning.channels import Keep as Keep
     from .search import prune as prune
+    from .search import shrink as shrink
     from .sensitivity import Lobster as Lobster
     from .sensitivity import SeReNe as SeReNe
     from .simplification import plan_of as plan_of
@@ -42,7 +43,7 @@ else:
             "errors": ("SnelloError",),
             "pruning": ("Pruner",),
             "pruning.channels": ("Keep",),
-            "search": ("prune",),
+            "search": ("prune", "shrink"),
             "sensitivity": ("Lobster", "SeReNe"),
             "simplification": ("plan_of", "simplify"),
             "store": ("ModelSpec", "Record", "load", "save"),
@@ -52,5 +53,5 @@ else:
 __all__ = [
     "CodecSettings", "Keep", "Lobster", "ModelSpec", "NEq", "Pruner", "Record", "SeReNe",
     "SnelloError", "__version__", "compress", "decompress", "export", "footprint", "load",
-    "measure", "plan_of", "prune", "save", "simplify",
+    "measure", "plan_of", "prune", "save", "shrink", "simplify",
 ]  # fmt: skip

@@ -21,3 +21,12 @@ from snello.search.rate._trial import with_tensors as with_tensors
 
 # Bisection is a function of numbers, tested on functions that no network has.
 from snello.search.rate._workbench import first_below as first_below
+
+# Parts of shrink whose laws do not need a whole search.
+from snello.search.shrink._costs import OperationCost as OperationCost
+from snello.search.shrink._front import front as front
+from snello.search.shrink._judge import Judge as Judge
+from snello.search.shrink._lanes import lane as lane
+from snello.search.shrink._log import Log as Log
+from snello.search.shrink._point import Group as Group
+from snello.search.shrink._shapes import ShapeModel as ShapeModel

@@ -29,9 +29,11 @@ from . import (
     recipes,
     report,
     reproduce,
+    shrink,
     simplify,
     sweep,
     train,
+    tune,
     view,
 )
 from ._own_code import import_path_restored
@@ -39,7 +41,8 @@ from ._signals import is_speaker, sigterm_raised
 from ._words import UsageError, command_in, divided
 
 COMMANDS = (
-    journey, train, reproduce, sweep, prune, simplify, compress, decompress, inspect, export, evaluate,
+    journey, train, reproduce, tune, sweep, prune, shrink, simplify, compress, decompress, inspect,
+    export, evaluate,
     measure, bench_device, report, view, recipes, curate, install_codec,
     completion,
 )  # fmt: skip
@@ -178,9 +181,10 @@ def _parser(given: str | None) -> tuple[_Parser, _Parser | None]:
         if _name(command) == given:
             own = sub
             sub.add_argument("--seed", type=int, help="seed of all random numbers")
-            sub.add_argument(
-                "--device", choices=("auto", "cpu", "cuda"), help="device to compute on"
-            )
+            if not hasattr(command, "DEVICE"):  # a command with a --device of its own
+                sub.add_argument(
+                    "--device", choices=("auto", "cpu", "cuda"), help="device to compute on"
+                )
             command.add_arguments(sub)
             sub.set_defaults(run=command.run, takes_recipe=sub.get_default("takes_recipe") or False)
     return parser, own

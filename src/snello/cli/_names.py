@@ -52,6 +52,21 @@ def runtimes() -> tuple[str, ...]:
     return (*runners, *_class_values("deploy/formats", "runtime"))
 
 
+def samplers() -> tuple[str, ...]:
+    """Names of the samplers of `snello tune`."""
+    return _keys("search/tune/_choices.py", "SAMPLERS")
+
+
+def pruners() -> tuple[str, ...]:
+    """Names of the pruners of `snello tune`."""
+    return _keys("search/tune/_choices.py", "PRUNERS")
+
+
+def costs() -> tuple[str, ...]:
+    """Names of the costs of `snello tune`."""
+    return _keys("lab/training/tuning/_costs.py", "COSTS")
+
+
 def complete_with(action: argparse.Action, names: Sequence[str]) -> None:
     """Complete an option's value with these names in a shell; other values stay possible."""
     action.completer = lambda **_: names  # type: ignore[attr-defined]

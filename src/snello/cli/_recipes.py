@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from snello.lab.recipes import Recipe
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe, --out, --resume and --quick; all other options are fields of the recipe."""
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser, *, folder: str = "runs/RECIPE", resume: bool = True
+) -> None:
+    """Add the recipe, --out, --resume and --quick; all other options are fields of the recipe.
+
+    Args:
+        parser: of the command.
+        folder: the default of --out, for its help.
+        resume: add --resume; a command without it continues what the folder holds.
+    """
     action = parser.add_argument(
         "recipe",
         nargs="?",
@@ -34,8 +42,9 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name from 'snello recipes ls', or a YAML file",
     )
     complete_with(action, recipe_names())
-    parser.add_argument("--out", help="run folder; default: runs/RECIPE")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    parser.add_argument("--out", help=f"run folder; default: {folder}")
+    if resume:
+        parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(
         "--quick", action="store_true", help="use the recipe's quick variant, a trial of minutes"
     )
@@ -114,7 +123,7 @@ def need_training(arguments: argparse.Namespace) -> None:
     overrides(arguments)
     if "recipe" in arguments:
         recipe_path(arguments.recipe)
-    if "method" in arguments:
+    if getattr(arguments, "method", None) is not None:
         method_of(arguments.method)
     require("lightning", "train", "training")
     require("rich", "report", "drawing tables")

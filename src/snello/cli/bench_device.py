@@ -26,7 +26,8 @@ HELP = (
 EPILOG = (
     "example: snello bench-device kit lean.pt dense.pt\n"
     "         copy the folder, run 'python bench.py' there, and read what it wrote:\n"
-    "         snello report measure.json device.json"
+    "         snello report measure.json device.json\n"
+    "         snello bench-device kit dense.pt --profile   for snello shrink --device=profile.json"
 )
 
 
@@ -39,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model files (.pt, .safetensors, .snello) and ONNX files, or folders of them",
     )
     parser.add_argument("--no-int8", action="store_true", help="leave the int8 versions out")
+    parser.add_argument(
+        "--profile", action="store_true", help="add operations and narrower networks: 'python bench.py --profile' on "
+        "the device then writes a profile for snello shrink --device=profile.json",
+    )  # fmt: skip
     add_own_code_argument(parser)
     add_calibration_arguments(parser)
     parser.set_defaults(model=None)
@@ -55,9 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     given = [subject for subject, _ in found]
     data = None if arguments.no_int8 else _calibration(given, _shared(found, arguments), arguments)
     with busy("exporting"):
-        kit = device_kit(folder, given, int8=not arguments.no_int8, calibration=data)
+        kit = device_kit(
+            folder, given, int8=not arguments.no_int8, calibration=data, profile=arguments.profile
+        )
     rows = tuple((m.file, m.precision, megabytes(m.bytes), m.source) for m in kit.models)
-    note = f"Copy {folder} to the device and run 'python bench.py' there; its README says how."
+    script = "python bench.py --profile" if arguments.profile else "python bench.py"
+    note = f"Copy {folder} to the device and run '{script}' there; its README says how."
     show(
         Table("Kit for another device", ("File", "Precision", "Size [MB]", "Made from"), rows, note)
     )

@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     with progress(arguments.steps) as line:
         found = prune(
             model, record.example_inputs(1).to(device(arguments)), keep,
-            importance=_importance(arguments, batches), fit=_fit(arguments, model, splits),
+            importance=_importance(arguments, batches), fit=fine_tuning(arguments, model, splits),
             evaluate=lambda network: evaluate(network, validation).accuracy,
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
@@ -193,10 +193,16 @@ def _importance(
     return str(name)
 
 
-def _fit(
+def fine_tuning(
     arguments: argparse.Namespace, dense: nn.Module, splits: Splits
 ) -> Callable[[nn.Module], object] | None:
-    """Function that fine-tunes a network after a step; None for zero epochs."""
+    """Function that fine-tunes a network; None for zero epochs.
+
+    Args:
+        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `augment`, `precision`, `seed`.
+        dense: the dense network, the teacher of a distillation.
+        splits: the dataset.
+    """
     from snello.lab.training import FineTuning, finetune
     from snello.wrappers import copied
 

@@ -2,6 +2,7 @@
 
     python bench.py                      writes device.json next to this file
     python bench.py --threads 4 --repeats 200
+    python bench.py --profile            also times single operations, and writes profile.json
 
 The models are listed in models.json. Their timings are interleaved: each repeat calls every model
 once, so that a temporary slowdown affects all of them equally. Outputs are compared with those on
@@ -15,6 +16,7 @@ device.json
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -28,6 +30,8 @@ from typing import Any, Callable, Sequence  # noqa: UP035
 
 FORMAT = "snello device 1"
 KIT = "snello device kit 1"
+PROFILE = "snello device profile 1"
+OPERATIONS = "snello device operations 1"
 # A minimal ONNX file, y = x for one float: running it first keeps the runtime's own memory out of
 # the measurement of a model.
 IDENTITY = bytes.fromhex(
@@ -162,6 +166,77 @@ def _status(field: str) -> int | None:
     return None
 
 
+def operation_times(
+    entries: Sequence[dict[str, Any]], threads: int, repeats: int = 30, warmup: int = 3
+) -> dict[str, float]:
+    """Time single operations, in milliseconds.
+
+    An operation's time is the difference between a model with several of its copies and a model
+    with one, per copy. Of each model's times the 10th percentile counts: other programs can only
+    add to it.
+
+    Args:
+        entries: `key`, `one` and `many` (ONNX models in base64) and `branches`, the copies in
+            `many`.
+        threads: threads of ONNX Runtime.
+        repeats: timed calls of each model.
+        warmup: untimed calls before them.
+
+    Raises:
+        KitError: for a model that does not run.
+    """
+    return {entry["key"]: _operation_time(entry, threads, repeats, warmup) for entry in entries}
+
+
+def _operation_time(entry: dict[str, Any], threads: int, repeats: int, warmup: int) -> float:
+    import numpy
+
+    models = {part: session_of(base64.b64decode(entry[part]), threads) for part in ("one", "many")}
+    feeds = {part: random_feed(session, 1) for part, session in models.items()}
+    times = take_turns(
+        list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup
+    )
+    one, many = (float(numpy.quantile(times[part], 0.1)) for part in ("one", "many"))
+    # Below the resolution of the clock the difference may be negative.
+    return max((many - one) / (int(entry["branches"]) - 1), 1e-6)
+
+
+def _milliseconds(session: Any, feed: dict[str, Any]) -> float:
+    begin = time.perf_counter_ns()
+    session.run(None, feed)
+    return (time.perf_counter_ns() - begin) / 1e6
+
+
+def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Time the operations of a kit; `result` has the times of its whole models.
+
+    Raises:
+        KitError: for a kit without operations.
+    """
+    if result["batch"] != 1:
+        raise KitError(f"--profile times single samples: --batch={result['batch']} does not fit it")
+    try:
+        kit = json.loads((folder / "operations.json").read_text())
+    except (OSError, ValueError) as error:
+        raise KitError(
+            f"{folder / 'operations.json'} cannot be read: {error}; make the kit with "
+            "snello bench-device --profile"
+        ) from error
+    if kit.get("format") != OPERATIONS:
+        raise KitError(f"operations.json has the format {kit.get('format')!r}, not {OPERATIONS!r}")
+    times, keys = operation_times(kit["operations"], result["threads"], repeats), kit["models"]
+    models = [
+        {"name": row["name"], "precision": row["precision"], "ms": row["p10_ms"],
+         "operations": keys[row["file"]]}
+        for row in result["models"]
+        if row["file"] in keys
+    ]  # fmt: skip
+    return {
+        "format": PROFILE, "device": result["device"], "threads": result["threads"], "times": times,
+        "models": models, "note": "",
+    }  # fmt: skip
+
+
 def _read_kit(folder: Path) -> list[dict[str, Any]]:
     try:
         kit = json.loads((folder / "models.json").read_text())
@@ -225,9 +300,7 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
     }
 
     def milliseconds(file: str) -> float:
-        begin = time.perf_counter_ns()
-        sessions[file].run(None, feeds[file])
-        return (time.perf_counter_ns() - begin) / 1e6
+        return _milliseconds(sessions[file], feeds[file])
 
     before = temperature()
     times = take_turns(list(sessions), milliseconds, repeats, warmup)
@@ -324,6 +397,9 @@ def main() -> int:
     parser.add_argument(
         "--out", default=str(here / "device.json"), help="default: device.json next to this file"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="also write profile.json: times of single operations"
+    )
     parser.add_argument("--peak", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -331,16 +407,23 @@ def main() -> int:
         return 0
     try:
         result = run(here, options.threads, options.batch, options.warmup, options.repeats)
+        found = profile(here, result, options.repeats) if options.profile else None
     except (KitError, ImportError, OSError) as error:
         sys.stderr.write(f"bench.py: error: {error}\n")
         return 1
-    out = Path(options.out)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(out)
     _print(result)
-    sys.stdout.write(f"written: {out}\n")
+    out = Path(options.out)
+    _write(out, result)
+    if found is not None:
+        _write(out.with_name("profile.json"), found)
     return 0
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
+    sys.stdout.write(f"written: {path}\n")
 
 
 if __name__ == "__main__":

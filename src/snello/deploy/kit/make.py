@@ -20,6 +20,7 @@ from snello.errors import ConfigError, ModelError, require
 from snello.files import check_new_folder, sha256_of, writing_folder
 
 from .models import Kit, KitModel, Precision
+from .operations import with_narrowed, write_operations
 from .readme import readme
 
 
@@ -29,6 +30,7 @@ def device_kit(
     *,
     int8: bool = True,
     calibration: Iterable[tuple[Tensor, ...] | Tensor] | None = None,
+    profile: bool = False,
 ) -> Kit:
     """Write a folder that times models on another device, with onnxruntime and numpy only.
 
@@ -39,6 +41,9 @@ def device_kit(
         int8: add an int8 version of every model that is not an ONNX file.
         calibration: batches of inputs (B, ...) for int8, shared by all models; None uses each
             model's example inputs, which the README states.
+        profile: add every operation of the models at narrower widths, and three narrower versions
+            of each model, so that `bench.py --profile` on the device writes the profile that
+            [`snello.shrink`][snello.search.shrink.shrink] plans with.
 
     Raises:
         ConfigError: without a model, for equal or invalid names, or for files other than ONNX.
@@ -47,7 +52,11 @@ def device_kit(
         MissingExtraError: without the extra `onnx`.
     """
     folder = check_new_folder(folder)
+    if profile:
+        subjects = with_narrowed(subjects)
     _check(subjects)
+    if profile and all(subject.model is None for subject in subjects):
+        raise ConfigError("a profile needs a PyTorch model: an ONNX file cannot be narrowed")
     batches = None if calibration is None else list(calibration)
     with writing_folder(folder) as inside:
         models = [model for subject in subjects for model in _add(inside, subject, int8, batches)]
@@ -56,7 +65,9 @@ def device_kit(
         )
         content = {"format": bench.KIT, "models": [asdict(model) for model in models]}
         (inside / "models.json").write_text(json.dumps(content, indent=1))
-        (inside / "README.md").write_text(readme(models, kit.random_calibration))
+        if profile:
+            write_operations(inside / "operations.json", subjects, models, int8=int8)
+        (inside / "README.md").write_text(readme(models, kit.random_calibration, profile=profile))
         shutil.copyfile(str(bench.__file__), inside / "bench.py")
     return kit
 

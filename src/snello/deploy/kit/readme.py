@@ -17,7 +17,7 @@ Copy this folder to the device, which needs Python 3.8 or newer and two packages
 
 This takes about a minute and writes `device.json`. Copy this file back and compare it with other measurements:
 `snello report measure.json device.json`.
-
+{profile}
 - Raspberry Pi: use a 64-bit system (`uname -m` prints aarch64); ONNX Runtime has no 32-bit packages.
 - Android: use a terminal with a 64-bit Linux, such as Termux with `proot-distro install debian`.
 - `--threads 4`, `--batch 8`, `--repeats 200` change the conditions, which are recorded in the result.
@@ -37,12 +37,20 @@ same file on the machine that wrote this folder. {calibration}
 """
 
 
-def readme(models: Sequence[KitModel], random_calibration: bool) -> str:
+_PROFILE = """
+`python bench.py --profile` also times single operations at many widths and writes `profile.json`, a profile of this
+device: `snello shrink model.pt --data=... --minimise=latency --device=profile.json` plans with it. The files with
+`-w75`, `-w50` and `-w25` in their names are narrower versions of the models, for the fit of its predictions.
+"""
+
+
+def readme(models: Sequence[KitModel], random_calibration: bool, *, profile: bool = False) -> str:
     """Instructions for a kit, with a table of its models.
 
     Args:
         models: models of the kit.
         random_calibration: True if the kit has int8 files calibrated on random inputs.
+        profile: True if the kit has operations.
     """
     rows = [f"| {m.file} | {m.precision} | {m.bytes} | {m.source} |" for m in models]
     calibration = (
@@ -51,4 +59,7 @@ def readme(models: Sequence[KitModel], random_calibration: bool) -> str:
         if random_calibration
         else ""
     )
-    return _TEXT.format(calibration=calibration, rows="\n".join(rows), version=__version__)
+    return _TEXT.format(
+        calibration=calibration, rows="\n".join(rows), version=__version__,
+        profile=_PROFILE if profile else "",
+    )  # fmt: skip

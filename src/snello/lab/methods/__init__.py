@@ -17,12 +17,14 @@ from ._names import label_of as label_of
 from ._names import method_of as method_of
 from ._options import NEqConfig as NEqConfig
 from ._options import PruningConfig as PruningConfig
+from ._spaces import SPACES as SPACES
+from ._spaces import Around as Around
 from ._table import METHOD_SPECS as METHOD_SPECS
 from ._table import MethodSpec as MethodSpec
 from ._table import Setting as Setting
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "METHODS", "METHOD_SPECS", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
+    "METHODS", "METHOD_SPECS", "SPACES", "Around", "MethodSpec", "NEqConfig", "PruningConfig", "label_of",
     "method_of",
 ]  # fmt: skip

@@ -20,7 +20,9 @@ from ._published import PublishedTable as PublishedTable
 from ._published import Quantity as Quantity
 from ._published import published_table as published_table
 from ._recipe import check_option_names as check_option_names
+from ._recipe import declared_space as declared_space
 from ._recipe import epoch_overrides as epoch_overrides
 from ._recipe import load_recipe as load_recipe
 from ._recipe import option_names as option_names
 from ._recipe import recipe_parser as recipe_parser
+from ._text import recipe_text as recipe_text

@@ -19,8 +19,9 @@ from ._scale import given_epochs, not_given, noted, scaled
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Recipe:
     """Read and check a recipe.
 
-    Two keys of the file are not fields of [`Recipe`][snello.lab.training.Recipe]: `extends` names a
-    recipe that provides the values missing here, and `quick` holds the values of a quick trial run.
+    Three keys of the file are not fields of [`Recipe`][snello.lab.training.Recipe]: `extends` names a
+    recipe that provides the values missing here, `quick` holds the values of a quick trial run, and
+    `tune` the ranges that `snello tune` searches.
 
     Args:
         name_or_path: a name from [`recipe_names`][snello.lab.training.recipe_names] or a YAML file.
@@ -32,6 +33,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     """
     jsonargparse = require("jsonargparse", "train", "reading recipes")
     values = recipe_values(name_or_path, quick=quick)
+    values.pop(_TUNE, None)
     _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
     _check_comment(name_or_path, overrides)
     parser = recipe_parser()
@@ -43,6 +45,33 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
+
+
+_TUNE = "tune"
+
+
+def declared_space(name_or_path: str, *, quick: bool = False) -> dict[str, Any]:
+    """The ranges that a recipe declares under `tune`, as it writes them; empty without any.
+
+    Args:
+        name_or_path: of the recipe.
+        quick: apply the values of `quick`.
+
+    Returns:
+        Dotted name of an option -> range.
+
+    Raises:
+        ConfigError: if `tune` is no mapping, or names something that is no option of a recipe.
+    """
+    space = recipe_values(name_or_path, quick=quick).get(_TUNE) or {}
+    if not isinstance(space, Mapping):
+        raise ConfigError(
+            f"recipe {name_or_path}: tune must be a mapping of options to ranges, such as "
+            f"{{optimizer.lr: [0.01, 1, log]}}, not {space!r}"
+        )
+    names = [str(name) for name in space]
+    _check_names(f"{name_or_path}: tune", names)
+    return dict(zip(names, space.values(), strict=True))
 
 
 def epoch_overrides(

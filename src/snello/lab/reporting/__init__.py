@@ -21,9 +21,14 @@ from ._progress import busy as busy
 from ._progress import progress as progress
 from ._reproduce import reproduction_tables as reproduction_tables
 from ._reproduce import write_reproduction as write_reproduction
+from ._shrink import shrink_table as shrink_table
 from ._tables import Table as Table
 from ._tables import markdown as markdown
 from ._tables import show as show
+from ._tuning import epsilon_table as epsilon_table
+from ._tuning import finals_table as finals_table
+from ._tuning import ramp_table as ramp_table
+from ._tuning import trials_table as trials_table
 from ._values import as_json as as_json
 from ._values import flops as flops
 from ._values import megabytes as megabytes
@@ -32,8 +37,8 @@ from ._values import percent as percent
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [
-    "Table", "contact_sheet", "cost_table", "finetuning_table", "markdown", "plot_costs", "plot_equilibrium",
-    "plot_potential", "plot_scores",
-    "plot_updated", "reproduction_tables", "round_trip_table", "shipping_table", "show",
-    "training_table", "write_report", "write_reproduction",
+    "Table", "contact_sheet", "cost_table", "epsilon_table", "finals_table", "finetuning_table", "markdown",
+    "plot_costs", "plot_equilibrium", "plot_potential", "plot_scores", "plot_updated", "ramp_table",
+    "reproduction_tables", "round_trip_table", "shipping_table", "show", "training_table",
+    "trials_table", "write_report", "write_reproduction",
 ]  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import lightning as L
 
 from snello.errors import ConfigError, ModelError, OutputError, Stopped
 from snello.files import is_full
@@ -33,6 +35,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     matched: str | Path | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> TrainingResult:
     """Train a recipe's network with one method.
 
@@ -53,6 +56,7 @@ def train(
         progress: called with a line of text after each epoch.
         matched: folder of the finished NEq run that `stochastic-star` imitates; default: `neq`
             next to `folder`.
+        callbacks: further callbacks of Lightning, after snello's own.
 
     Raises:
         ConfigError: for an unknown method; for a folder that already holds a run while `resume`
@@ -70,7 +74,7 @@ def train(
         claimed(folder, resume=resume),
         _going_on(recipe, folder, signals),
     ):
-        return _train(recipe, method, folder, splits, resume, progress, matched, signals)
+        return _train(recipe, method, folder, splits, resume, progress, matched, signals, callbacks)
 
 
 def _train(
@@ -82,6 +86,7 @@ def _train(
     progress: Progress | None,
     matched: str | Path | None,
     signals: StopSignals,
+    callbacks: Sequence[L.Callback],
 ) -> TrainingResult:
     result_file, checkpoint = folder / RESULT, folder / CHECKPOINT
     done = finished_epochs(folder) if resume else 0
@@ -97,7 +102,7 @@ def _train(
     imitated = _finished(Path(matched or folder.parent / imitates)) if imitates else None
     splits = splits or load_data(recipe)
     run = Run(recipe, method, splits, matched=imitated, progress=progress)
-    trainer = run.trainer(folder, signals)
+    trainer = run.trainer(folder, signals, list(callbacks))
     if run.world.is_first:  # only now: an error above must not leave a folder that looks started
         write_note(folder, recipe, method)
     rejoin(device_of(recipe))

@@ -90,10 +90,10 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         {"method": method, **_read(note)},
         _asked(recipe, method),
     )  # notes written by older versions have no method
-    if differences := _differences(there, asked, _unused(method), _length(method)):
+    if found := differences(there, asked, _unused(method), _length(method)):
         raise ConfigError(
-            f"{folder} holds a run of another recipe: {'; '.join(differences[:3])}"
-            f"{' ...' if differences[3:] else ''}: choose another --out, or resume with the run's "
+            f"{folder} holds a run of another recipe: {'; '.join(found[:3])}"
+            f"{' ...' if found[3:] else ''}: choose another --out, or resume with the run's "
             "own settings"
         )
     if (reason := refusal(there, recipe, method, done)) is not None:
@@ -176,7 +176,7 @@ def _length(method: str) -> set[str]:
     return {"epochs", f"{method_of(method).block}.finetune"}
 
 
-def _differences(
+def differences(
     there: Mapping[str, Any],
     here: Mapping[str, Any],
     skip: Collection[str] = (),
@@ -188,7 +188,7 @@ def _differences(
     for name in sorted({*there, *here} - {*skip}):
         old, new, dotted = there.get(name), here.get(name), f"{within}{name}"
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, allowed=allowed, within=f"{dotted}.")
+            found += differences(old, new, allowed=allowed, within=f"{dotted}.")
         elif old != new and dotted not in allowed:
             found.append(f"{dotted} is {old!r} there, {new!r} here")
     return found

@@ -242,7 +242,7 @@ class Run:
             )
         return evaluate(model, batches, autocast=autocast, channels_last=last)
 
-    def trainer(self, folder: Path, signals: StopSignals) -> L.Trainer:
+    def trainer(self, folder: Path, signals: StopSignals, more: list[L.Callback]) -> L.Trainer:
         """Build the Lightning trainer: a checkpoint after every epoch, one device per process."""
         recipe = self.recipe
         self.timer = BackwardTimer()
@@ -265,7 +265,7 @@ class Run:
         callbacks = [
             EpochSeed(recipe.seed), self.last, self.history, curation, self.average, self.pruning, update,
             self.timer,
-            StopBetweenSteps(signals), checkpoint,
+            StopBetweenSteps(signals), checkpoint, *more,
         ]  # fmt: skip
         with _quiet():
             return L.Trainer(

@@ -7,8 +7,10 @@
 (True, True)
 """
 
+from ._as_plan import as_plan as as_plan
 from ._prune import Pruned as Pruned
 from ._prune import PruningStep as PruningStep
 from ._prune import prune as prune
 
+# The names left out of __all__ are internal to snello's own packages.
 __all__ = ["Pruned", "PruningStep", "prune"]

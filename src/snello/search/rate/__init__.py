@@ -24,9 +24,13 @@ https://arxiv.org/abs/1612.01543; Nagel et al., "Data-free quantization through 
 and bias correction", ICCV 2019, https://arxiv.org/abs/1906.04721.
 """
 
+from ._probe import distance as distance
+from ._probe import float_tensors as float_tensors
 from ._search import search_rate as search_rate
 from ._trial import RateSearch as RateSearch
 from ._trial import RateTrial as RateTrial
+from ._trial import coded_tensors as coded_tensors
+from ._trial import with_tensors as with_tensors
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = ["RateSearch", "search_rate"]

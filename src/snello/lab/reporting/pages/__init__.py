@@ -19,9 +19,15 @@ from .runs import pruning_page as pruning_page
 from .runs import sweep_page as sweep_page
 from .runs import training_page as training_page
 from .runs import with_layers as with_layers
+from .shrink import shrink_data as shrink_data
+from .shrink import shrink_page as shrink_page
+from .tuning import epsilon_page as epsilon_page
+from .tuning import ramp_page as ramp_page
+from .tuning import tuning_page as tuning_page
 
 __all__ = [
-    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "journey_page", "layer_charts",
-    "measurement_page", "pruning_page",
-    "read_figures", "sweep_page", "training_page", "with_layers", "write_page",
+    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "epsilon_page",
+    "journey_page", "layer_charts", "measurement_page", "pruning_page", "ramp_page", "read_figures",
+    "shrink_data", "shrink_page",
+    "sweep_page", "training_page", "tuning_page", "with_layers", "write_page",
 ]  # fmt: skip

@@ -12,8 +12,6 @@ from torch import Tensor
 from .page import Chart
 
 Rows = Sequence[Mapping[str, Any]]
-_DECADES = [0, *(10**power for power in range(13))]
-"""Ticks of a logarithmic axis that starts at zero, of which those in range are drawn."""
 
 
 def lines(
@@ -105,9 +103,7 @@ def front(
     )
 
 
-def bars(
-    title: str, rows: Rows, names: str, value: str, *, by: str, note: str = "", log: bool = False
-) -> Chart:
+def bars(title: str, rows: Rows, names: str, value: str, *, by: str, note: str = "") -> Chart:
     """Horizontal bars, side by side for each name.
 
     Args:
@@ -117,11 +113,9 @@ def bars(
         value: column with the lengths.
         by: column that tells the bars of one name apart, in the order of the rows.
         note: conditions.
-        log: logarithmic lengths, for values that differ by orders of magnitude.
     """
     kinds = list(dict.fromkeys(row[by] for row in rows))
     count = len({row[names] for row in rows})
-    scale = {"type": "symlog"} if log else {}
     return Chart(
         title,
         {
@@ -134,8 +128,8 @@ def bars(
                     "axis": {"labelLimit": 160},
                 },
                 "x": {
-                    "field": _field(value), "type": "quantitative", "title": value, "scale": scale,
-                    "axis": {"format": "~s"} | ({"values": _DECADES} if log else {"tickCount": 5}),
+                    "field": _field(value), "type": "quantitative", "title": value,
+                    "axis": {"tickCount": 5, "labelExpr": "format(datum.value, '~s')"},
                 },
                 "yOffset": {"field": _field(by), "sort": kinds},
                 "color": {"field": _field(by), "type": "nominal", "sort": kinds},

@@ -19,17 +19,16 @@ from .page import Chart
 
 _NOTE = "A layer that is gone has no bar."
 COUNTS = {
-    "Where the parameters are": ("parameters", True, f"Logarithmic. {_NOTE}"),
-    "Width of the layers": ("neurons", False, _NOTE),
-    "Where the multiply-accumulates are": ("MACs", False, "Of one sample."),
+    "Where the parameters are": ("parameters", _NOTE),
+    "Width of the layers": ("neurons", _NOTE),
+    "Where the multiply-accumulates are": ("MACs", "Of one sample."),
     "Where the time goes in PyTorch": (
         "milliseconds",
-        False,
         "CPU time, median of 20 forwards of one sample in turns, one thread. ONNX Runtime fuses layers and "
         "divides its time in other ways.",
     ),
 }
-"""Title of a chart -> what it counts, if it is logarithmic, and its note."""
+"""Title of a chart -> what it counts, and its note."""
 
 
 def layer_charts(
@@ -72,18 +71,22 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _column(kind: str, rows: tuple[LayerProfile, ...]) -> dict[str, float]:
-    values = {
-        "parameters": lambda row: row.parameters,
-        "neurons": lambda row: row.width or 0,
-        "MACs": lambda row: row.macs,
-        "milliseconds": lambda row: round(row.median_ms, 4),
-    }[kind]
-    return {row.name: value for row in rows if (value := values(row)) > 0}
+    found: dict[str, float] = {}
+    for row in rows:
+        values = {
+            "parameters": row.parameters,
+            "neurons": row.width or 0,
+            "MACs": row.macs,
+            "milliseconds": round(row.median_ms, 4),
+        }
+        if values[kind] > 0:
+            found[row.name] = values[kind]
+    return found
 
 
 def _charts(counted: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[Chart, ...]:
     found = []
-    for title, (kind, log, note) in COUNTS.items():
+    for title, (kind, note) in COUNTS.items():
         by_network = counted.get(kind, {})
         layers = dict.fromkeys(layer for count in by_network.values() for layer in count)
         rows = [
@@ -92,7 +95,7 @@ def _charts(counted: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[C
             for name, count in by_network.items()
         ]
         if rows:
-            found.append(bars(title, rows, "layer", kind, by="network", note=note, log=log))
+            found.append(bars(title, rows, "layer", kind, by="network", note=note))
     return tuple(found)
 
 

@@ -168,14 +168,15 @@ def measurement_page(
         for runtime, time in p.latencies.items()
     ]
     charts = [bars("Latency", rows, "network", "median latency [ms]", by="runtime")]
-    counted = [p for p in profiles if p.footprint is not None]
-    for title, count in (
-        ("Parameters", lambda p: p.footprint.parameters),
-        ("Multiply-accumulates of a sample", lambda p: p.footprint.macs or 0),
-    ):
-        sizes = [{"network": p.name, "millions": count(p) / 1e6, "kind": title} for p in counted]
-        if any(row["millions"] for row in sizes):
-            charts.append(bars(title, sizes, "network", "millions", by="kind"))
+    sizes = {p.name: p.footprint for p in profiles if p.footprint is not None}
+    counts = {
+        "Parameters": {name: size.parameters for name, size in sizes.items()},
+        "Multiply-accumulates of a sample": {name: size.macs or 0 for name, size in sizes.items()},
+    }
+    for title, count in counts.items():
+        rows = [{"network": n, "millions": c / 1e6, "kind": title} for n, c in count.items()]
+        if any(count.values()):
+            charts.append(bars(title, rows, "network", "millions", by="kind"))
     page = Page("Measured in one run", tables[-1].note, (), tuple(charts), tuple(tables), profiles)
     return with_layers(page, {p.name: p.file for p in profiles if p.file is not None}, trust)
 

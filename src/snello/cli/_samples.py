@@ -1,0 +1,99 @@
+"""Samples in a file of arrays, for networks that take no images, or several inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import ConfigError, DataError, ModelError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from snello.store import Record
+
+LABELS = "labels"
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of a network, and the right answers.
+
+    Attributes:
+        inputs: one tensor per input, with the samples on dimension 0.
+        labels: class of each sample; None to compare with the dense network's answers.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def batches(self, part: slice = slice(None)) -> list[tuple[Tensor, ...]]:
+        """Batches of inputs."""
+        import torch
+
+        split = [torch.split(x[part], BATCH) for x in self.inputs]
+        return list(zip(*split, strict=True))
+
+    def answers(self, model: nn.Module) -> Tensor:
+        """Class with the largest output of each sample, or the outputs themselves if there are no
+        classes.
+
+        Raises:
+            ModelError: if the network returns no tensor with a row per sample.
+        """
+        import torch
+
+        found = []
+        with torch.no_grad():
+            for batch in self.batches():
+                outputs: Any = model(*batch)
+                outputs = getattr(outputs, "logits", outputs)
+                if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+                    raise ModelError(
+                        f"--samples needs a classifier, whose output has the shape (samples, classes): "
+                        f"{type(model).__name__} returns {getattr(outputs, 'shape', type(outputs).__name__)}"
+                    )  # fmt: skip
+                found.append(outputs.argmax(1))
+        return torch.cat(found)
+
+
+def read_samples(path: str, record: Record) -> Samples:
+    """Read the samples of an `.npz` file: one array per input, in order, and `labels`.
+
+    Args:
+        path: the file.
+        record: record of the model, with the shapes of its inputs.
+
+    Raises:
+        DataError: if the file cannot be read.
+        ConfigError: if its arrays do not fit the model.
+    """
+    import torch
+
+    numpy = require("numpy", "onnx", "--samples")
+    try:
+        with numpy.load(Path(path), allow_pickle=False) as file:
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as an .npz file of arrays without objects: {error}"
+        ) from error
+    labels = arrays.pop(LABELS, None)
+    wanted = record.inputs(1)
+    shapes = [tuple(x.shape[1:]) for x in arrays.values()]
+    if shapes != [tuple(x.shape[1:]) for x in wanted]:
+        raise ConfigError(
+            f"{path} has the arrays {', '.join(f'{n} {tuple(x.shape)}' for n, x in arrays.items())}; the model "
+            f"takes {len(wanted)} input(s) of shape {', '.join(str(tuple(x.shape[1:])) for x in wanted)}, "
+            "in this order, with the samples first"
+        )  # fmt: skip
+    counts = {len(x) for x in (*arrays.values(), *([] if labels is None else [labels]))}
+    if len(counts) != 1 or not min(counts):
+        raise ConfigError(f"{path}: the arrays have {sorted(counts)} samples; they must be equal")
+    inputs = tuple(x.to(w.dtype) for x, w in zip(arrays.values(), wanted, strict=True))
+    return Samples(inputs, None if labels is None else labels.long())

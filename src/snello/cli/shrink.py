@@ -1,0 +1,249 @@
+"""`snello shrink`: the cheapest network within a bound on the drop of its accuracy."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import ConfigError
+
+from ._data import (
+    add_data_arguments,
+    check_classification,
+    load_images,
+    require_data,
+    warn_if_seen,
+)
+from ._images import with_classes
+from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model, warn
+from ._names import channel_importances, complete_with, datasets
+from ._own_code import named_code
+from ._samples import read_samples
+from .prune import fine_tuning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.lab.datasets import Splits
+    from snello.search.shrink import Shrunk
+    from snello.store import Record
+
+HELP = "find the cheapest network, for a device, whose accuracy stays within a bound"
+EPILOG = (
+    "example: snello shrink model.pt --data=cifar10 --max-drop=0.01 --minimise=bytes --out=lean.snello\n"
+    "         snello shrink model.pt --data=cifar10 --max-drop=0.01 --minimise=latency "
+    "--device=profile.json"
+)
+DEVICE = "profile"
+"""`--device` names the profile of a device to plan for; the search computes on the CPU."""
+COSTS = ("latency", "macs", "bytes", "memory")
+LEVERS = ("channels", "weights", "int8", "nnc")
+BATCH = 250
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    add_model_arguments(parser)
+    complete_with(
+        parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
+    )
+    add_data_arguments(parser, judged=True)
+    parser.add_argument(
+        "--samples", metavar="FILE.npz", help="instead of --data: an array per input of the model, in order, and "
+        "'labels'; without labels, the answers of the dense network count as right",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-drop", type=float, default=0.01, help="largest drop of the validation accuracy, for "
+        "its upper limit at 95 %% confidence; default: 0.01, one point",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minimise", choices=COSTS, default="latency", help="the cost; default: latency, of one "
+        "input in ONNX Runtime on the CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", metavar="PROFILE", help="profile of another device, which snello bench-device --profile "
+        "measures; default: this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", default=",".join(LEVERS), help=f"levers, comma-separated; default: {','.join(LEVERS)}"
+    )  # fmt: skip
+    names = channel_importances()
+    complete_with(
+        parser.add_argument("--importance", help=f"fisher (default), {', '.join(names)}"), names
+    )
+    for option, default, text in (
+        ("--validation-images", 5000, "number of validation images, at most"),
+        (
+            "--calibration",
+            512,
+            "number of training images for sensitivities, statistics and ranges",
+        ),
+        ("--trials", 8, "number of candidates per precision, at most"),
+        ("--threads", 1, "threads of ONNX Runtime"),
+        ("--finetune", 0, "epochs of fine-tuning of each candidate"),
+        ("--batch-size", 128, "images per step of fine-tuning"),
+    ):
+        parser.add_argument(option, type=int, default=default, help=f"{text}; default: {default}")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
+    parser.add_argument(
+        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
+    )
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--distil", action="store_true", help="distil from the dense network while fine-tuning"
+    )
+    parser.add_argument("--round-to", type=int, metavar="N", help="widths are multiples of N")
+    parser.add_argument(
+        "--exclude", default="", help="dimensions to leave as they are, comma-separated"
+    )
+    parser.add_argument(
+        "--folder", help="folder of the log and the networks: an interrupted search goes on there, and several "
+        "processes with the same folder share one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", default="lean", help="the file to write, without suffix: .pt (float32), .onnx "
+        "(int8) or .snello (bitstream) is added; default: lean",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Search, report each candidate, and write the network and its page."""
+    from snello.lab.reporting import pages, shrink_table
+    from snello.search.shrink import shrink
+    from snello.store import check_loadable
+
+    pages.check_libraries()
+    out = check_writable(str(Path(arguments.out).with_suffix(".pt")))
+    if not arguments.samples:
+        require_data(arguments, arguments.file, "shrink needs data to measure on")
+    model, record = read_model(arguments)
+    if arguments.model is not None:
+        check_loadable(model, record, str(out), trust=named_code(arguments))
+    work = (_from_samples if arguments.samples else _from_images)(arguments, model, record)
+    found = shrink(
+        model, record.inputs(1), work["evaluate"], fit=work["fit"], max_drop=arguments.max_drop,
+        minimise=arguments.minimise, device=arguments.device, allow=_levers(arguments),
+        calibration=work["calibration"], importance=_importance(arguments),
+        round_to=arguments.round_to, exclude=_names(arguments.exclude), trials=arguments.trials,
+        threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
+    )  # fmt: skip
+    record = work["record"]
+    path = _write(arguments, found, record, out, work["calibration"])
+    title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
+    table = shrink_table(title, found, work["test"](found))
+    page = pages.shrink_page(title, found, table)
+    if arguments.file is not None:
+        page = pages.with_layers(
+            page, {"dense": arguments.file, "chosen": path}, named_code(arguments)
+        )
+    pages.write_page(page, f"{path}.html")
+    print(f"written: {path}, {path}.html")
+    finish(table, page.data, Path(f"{path}.json"))
+
+
+def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
+    """Evaluation and calibration on a dataset."""
+    from snello.lab.datasets import loader
+    from snello.lab.training import answers, check_fits, image_input
+
+    for option in ("validation_images", "calibration"):
+        if getattr(arguments, option) < 1:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
+    check_one_input(record, "shrink with --data (--samples takes several)")
+    splits = load_images(arguments, record.images, record.input_shape)
+    check_classification(splits, "shrink")
+    record = with_classes(record, splits)
+    if record.images is None:  # the network is fitted to the dataset's own normalisation
+        record = replace(record, images=image_input(splits))
+    check_fits(record.model.name, model, splits)
+    warn_if_seen(arguments, splits)
+    validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
+    batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
+    return {
+        "evaluate": lambda network: answers(network, validation).right,
+        "fit": fine_tuning(arguments, model, splits),
+        "calibration": [images for images, _ in batches],
+        "record": record,
+        "test": lambda found: _tested(found, model, splits),
+    }
+
+
+def _from_samples(
+    arguments: argparse.Namespace, model: nn.Module, record: Record
+) -> dict[str, Any]:
+    """Evaluation and calibration on the samples of a file."""
+    if arguments.data or arguments.finetune:
+        raise ConfigError("--samples excludes --data and --finetune: it has no training part")
+    samples = read_samples(arguments.samples, record)
+    labels = samples.answers(model) if samples.labels is None else samples.labels
+    if samples.labels is None:
+        warn("no labels in the file: the share of unchanged answers is the quality", "note")
+    return {
+        "evaluate": lambda network: (samples.answers(network) == labels).double(),
+        "fit": None,
+        "calibration": samples.batches(slice(arguments.calibration)),
+        "record": record,
+        "test": lambda _: "",
+    }
+
+
+def _tested(found: Shrunk, dense: nn.Module, splits: Splits) -> str:
+    """The drop on test images, which the search did not see."""
+    from snello.lab.datasets import loader
+    from snello.lab.training import answers
+    from snello.search.shrink import Judge
+
+    if found.precision == "int8":
+        return ""  # the file is measured by snello evaluate
+    batches = list(loader(splits.test, splits, BATCH))
+    verdict = Judge(lambda network: answers(network, batches).right, dense)(found.deployed())
+    return (
+        f"On {len(splits.test)} test images: accuracy {verdict.value:.4f}, {verdict.drop:+.4f} below the "
+        f"dense network's, at most {verdict.limit:+.4f} at 95 % confidence."
+    )  # fmt: skip
+
+
+def _write(
+    arguments: argparse.Namespace, found: Shrunk, record: Record, out: Path,
+    calibration: list[Any],
+) -> Path:  # fmt: skip
+    """Write the network in its precision; the path."""
+    from snello.deploy import export_int8
+    from snello.store import save
+
+    trust = named_code(arguments)
+    if found.precision == "nnc":
+        path = out.with_suffix(".snello")
+        return save(path, found.model.cpu(), record, settings=found.settings, trust=trust)
+    if found.precision == "int8":
+        path = out.with_suffix(".onnx")
+        export_int8(found.model.cpu(), record.inputs(1), path, calibration)
+        print(f"written: {save(out, found.model.cpu(), record, trust=trust)} (float32)")
+        return path
+    return save(out, found.model.cpu(), record, trust=trust)
+
+
+def _say(candidate: Any) -> None:
+    if candidate.why:
+        text = candidate.why
+    else:
+        text = f"cost {candidate.cost:g}, " if candidate.cost is not None else ""
+        text += f"drop {candidate.drop:+.4f}, at most {candidate.limit:+.4f}"
+        text += "" if candidate.passed else ", beyond the bound"
+    print(f"{candidate.precision}, {len(candidate.widths)} widths: {text}", flush=True)
+
+
+def _importance(arguments: argparse.Namespace) -> str | None:
+    return None if arguments.importance in (None, "fisher") else str(arguments.importance)
+
+
+def _levers(arguments: argparse.Namespace) -> Any:
+    """The levers; their names are checked by the search."""
+    return _names(arguments.allow)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]

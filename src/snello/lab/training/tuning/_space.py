@@ -1,0 +1,158 @@
+"""The space of a recipe: what it declares, or the defaults of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_type_hints
+
+from snello.errors import ConfigError, check_option
+from snello.lab.methods import METHOD_SPECS, SPACES, Around, method_of
+from snello.lab.recipes import Recipe, check_option_names
+from snello.search.tune import Interval, Space, dimension
+
+ARGUMENTS = "model.arguments"
+_LEARNING = {"data.batch_size", "data.augment"}
+_PARTS = ("optimizer.", f"{ARGUMENTS}.", "accumulate", "ema", "precision")
+"""Options that change a training, with those of the method's blocks."""
+
+
+def space_of(recipe: Recipe, method: str, declared: Mapping[str, Any] | None = None) -> Space:
+    """The settings to tune for a method, checked.
+
+    Args:
+        recipe: it must take the ends of each range.
+        method: name of the method; ranges of other methods' blocks are left out.
+        declared: dotted name -> range, as in a recipe's `tune`; None or empty: those of
+            [`SPACES`][snello.lab.methods.SPACES] for the method's blocks and the optimizer.
+
+    Raises:
+        ConfigError: for an unknown name, for an option that cannot be tuned, for a range that is
+            empty or leaves the option's own, and if nothing remains.
+    """
+    ranges = declared or _defaults(recipe, method)
+    check_option_names(ranges)
+    uses = method_of(method).uses
+    space = tuple(
+        _checked(recipe, method, name, given)
+        for name, given in ranges.items()
+        if name.partition(".")[0] in uses or not _is_block(name)
+    )
+    check_option(
+        bool(space),
+        f"tune: no range is left for the method {method!r}: the recipe declares "
+        f"{', '.join(ranges)}; choose --method, or declare ranges of its blocks "
+        f"({', '.join(sorted(uses)) or 'it has none'}) or of the optimizer",
+    )
+    return space
+
+
+def range_of(
+    recipe: Recipe, method: str, name: str, declared: Mapping[str, Any] | None = None
+) -> Interval:
+    """The range of one number, above 0: as declared, else the default.
+
+    Raises:
+        ConfigError: for a wrong range.
+    """
+    ranges = {**_defaults(recipe, method), **(declared or {})}
+    found = _checked(recipe, method, name, ranges[name])
+    check_option(
+        isinstance(found, Interval) and found.low > 0,
+        f"tune: {name}: {ranges[name]!r} is no range of numbers above 0",
+    )
+    assert isinstance(found, Interval)
+    return found
+
+
+def _is_block(name: str) -> bool:
+    """Return True for an option in the block of some method."""
+    return name.partition(".")[0] in {spec.uses for spec in METHOD_SPECS.values() if spec.uses}
+
+
+def _defaults(recipe: Recipe, method: str) -> dict[str, Any]:
+    blocks = {**dict.fromkeys(sorted(method_of(method).uses)), "optimizer": None}
+    return {
+        f"{block}.{field}": given.of(value_of(recipe, f"{block}.{field}"))
+        if isinstance(given, Around)
+        else given
+        for block in blocks
+        for field, given in SPACES.get(block, SPACES["lobster"]).items()
+    }
+
+
+def _checked(recipe: Recipe, method: str, name: str, given: Any) -> Any:
+    kinds = _kinds(name)
+    blocks = tuple(f"{block}." for block in method_of(method).uses)
+    check_option(
+        not any(map(is_dataclass, kinds)),
+        f"tune: {name} is a block of options: name one of them, such as "
+        f"{name}.{_first_field(kinds)}",
+    )
+    check_option(
+        name in _LEARNING or name.startswith((*_PARTS, *blocks)),
+        f"tune: {name} cannot be tuned: options of the optimizer, the model's arguments, the "
+        "method's block, data.batch_size and data.augment can",
+    )
+    numbers = {int, float} & set(kinds)
+    found = dimension(name, given, whole=int in numbers if numbers else None)
+    check_option(
+        bool(numbers) or name.startswith(ARGUMENTS) or not isinstance(found, Interval),
+        f"tune: {name} is no number: write {{choices: [a, b]}}",
+    )
+    for sample in found.samples:
+        try:
+            _validated(with_values(recipe, {name: sample}), method)
+        except ConfigError as error:
+            raise ConfigError(f"tune: {name}={sample}: {error}") from error
+    return found
+
+
+def _validated(recipe: Recipe, method: str) -> Recipe:
+    return replace(recipe, methods=(method,))
+
+
+def _kinds(name: str) -> tuple[Any, ...]:
+    """Types of an option; a model's own argument may have any."""
+    if name.startswith(ARGUMENTS):
+        return ()
+    kind: Any = Recipe
+    for part in name.split("."):
+        kind = get_type_hints(kind)[part]
+    return (kind, *getattr(kind, "__args__", ()))
+
+
+def _first_field(kinds: tuple[Any, ...]) -> str:
+    return next((fields(kind)[0].name for kind in kinds if is_dataclass(kind)), "name")
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """Value of an option by its dotted name; None for an argument that the recipe does not give."""
+    value: Any = recipe
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values.
+
+    Args:
+        recipe: left as it is.
+        values: dotted name of an option -> value.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+    changed: Recipe = recipe
+    for name, value in values.items():
+        changed = _replaced(changed, name.split("."), value)
+    return changed
+
+
+def _replaced(options: Any, path: list[str], value: Any) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(options, Mapping):
+        return {**options, name: _replaced(options.get(name, {}), rest, value) if rest else value}
+    inner = _replaced(getattr(options, name), rest, value) if rest else value
+    return replace(options, **{name: inner})

@@ -1,0 +1,135 @@
+"""A log with one JSON line per result, which several processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# torch depends on filelock. A lock of a process that is killed is released by the system.
+from filelock import FileLock, Timeout
+
+from snello.errors import ConfigError
+
+WAIT = 0.1
+"""Seconds between two looks at what another process is computing."""
+
+Job = Callable[[], Mapping[str, Any]]
+
+
+class Log:
+    """Results by key; each is computed once, by whichever process comes first.
+
+    Args:
+        folder: folder of `candidates.jsonl` and of the locks; None keeps results in memory.
+        settings: what the results depend on, compared with that of the file.
+
+    Raises:
+        ConfigError: if the folder holds results of other settings.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._known: dict[str, dict[str, Any]] = {}
+        self._read = 0
+        if folder is None:
+            return
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        wanted = json.loads(json.dumps(settings))
+        found = self.result("settings", lambda: wanted)
+        if found != wanted:
+            odd = sorted(key for key in wanted if found.get(key) != wanted[key])
+            raise ConfigError(
+                f"{folder} holds a search with other settings ({', '.join(odd)}): choose another folder, "
+                "or remove it"
+            )  # fmt: skip
+
+    def result(self, key: str, job: Job) -> dict[str, Any]:
+        """The result of one job."""
+        return self.results({key: job})[key]
+
+    def results(self, jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+        """The results of some jobs: from the file, computed here, or awaited."""
+        left, found = dict(jobs), {}
+        while left:
+            before = len(left)
+            for key in list(left):
+                if (result := self.attempt(key, left[key])) is not None:
+                    found[key] = result
+                    del left[key]
+            if len(left) == before:
+                time.sleep(WAIT)
+        return {key: found[key] for key in jobs}
+
+    def attempt(self, key: str, job: Job) -> dict[str, Any] | None:
+        """The result of a job; None while another process computes it."""
+        if (known := self.find(key)) is not None:
+            return known
+        with self._claim(key) as mine:
+            if not mine:
+                return None
+            # It may have been written between the look and the claim.
+            return self.find(key) or self._write(key, job())
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """A result that is known already."""
+        if key not in self._known:
+            self._refresh()
+        return self._known.get(key)
+
+    @contextmanager
+    def _claim(self, key: str) -> Iterator[bool]:
+        if self._folder is None:
+            yield True
+            return
+        # Names of modules may hold characters that a file system does not allow.
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        lock = FileLock(self._folder / "locks" / f"{name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @property
+    def _file(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "candidates.jsonl"
+
+    def _refresh(self) -> None:
+        if self._folder is None or not self._file.is_file():
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            # A process that was killed may have left half a line, and others write behind it.
+            for line in file.read().split(b"\n")[:-1]:
+                self._read += len(line) + 1
+                try:
+                    entry = json.loads(line)
+                    self._known.setdefault(entry.pop("key"), entry)
+                except (ValueError, KeyError, AttributeError):
+                    continue
+
+    def _write(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        line = json.dumps({"key": key, **result})
+        self._known[key] = json.loads(line)
+        self._known[key].pop("key")
+        if self._folder is not None:
+            with FileLock(self._folder / "locks" / "file.lock"):
+                half = self._file.is_file() and not _ends_with_newline(self._file)
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write("\n" * half + line + "\n")
+        return self._known[key]
+
+
+def _ends_with_newline(path: Path) -> bool:
+    data = path.read_bytes()
+    return not data or data.endswith(b"\n")

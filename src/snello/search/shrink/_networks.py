@@ -1,0 +1,112 @@
+"""Networks of the points: surgery, recovery, fine-tuning, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from snello.graph import Example
+from snello.graph.coupled import Coupling
+from snello.neurons import apply_masks, dead_neurons, weighted_layers
+from snello.pruning import pin
+from snello.pruning.channels import ChannelPlan, Size
+from snello.pruning.recovery import recalibrate
+from snello.search.prune import as_plan
+from snello.simplification import SimplificationPlan, apply, plan_of, simplify
+from snello.store import archives
+from snello.wrappers import copied
+
+from ._groups import Orders, magnitude_masks, removed_by
+from ._point import Point
+
+Fit = Callable[[nn.Module], object]
+
+_NO_SIZE = Size(0, 0)
+
+
+class Networks:
+    """Builds the network of a point, once.
+
+    Args:
+        dense: the trained network, which is not changed.
+        coupling: its coupling.
+        order: indices of every dimension, the least important first.
+        example: example inputs.
+        batches: calibration inputs, to estimate BatchNorm statistics.
+        fit: fine-tuning; None for none.
+        folder: folder of the files; None keeps the networks in memory.
+    """
+
+    def __init__(
+        self, dense: nn.Module, coupling: Coupling, order: Orders, example: Example,
+        batches: Sequence[Example], fit: Fit | None, folder: Path | None,
+    ) -> None:  # fmt: skip
+        self._dense, self._coupling, self._order, self._example = dense, coupling, order, example
+        self._batches, self._fit, self._folder = batches, fit, folder
+        self._kept: dict[str, nn.Module] = {}
+
+    def __call__(self, point: Point) -> nn.Module:
+        """The network of a point, recovered and fine-tuned; built again if its file is missing."""
+        if point.dense:
+            return copied(self._dense)
+        found = self.stored(f"network-{point.key}")
+        if found is None:
+            found = self._built(point)
+            self.store(f"network-{point.key}", found)
+        return found
+
+    def cut(self, point: Point) -> nn.Module:
+        """The network of a point without recovery, as it is timed."""
+        removed = removed_by(point, self._order)
+        if not removed:
+            return copied(self._dense)
+        plan = ChannelPlan(self._coupling, removed, _NO_SIZE, _NO_SIZE)
+        return apply(as_plan(self._dense, plan, self._example), self._dense)
+
+    def store(self, name: str, model: nn.Module) -> None:
+        """Keep a network: its plan and its tensors."""
+        if self._folder is None:
+            self._kept[name] = model
+            return
+        plan = plan_of(model)
+        content = {
+            "plan": None if plan is None else plan.to_json(),
+            "state_dict": model.state_dict(),
+        }
+        archives.save(self._folder / f"{name}.pt", content)
+
+    def stored(self, name: str) -> nn.Module | None:
+        """A copy of a network that was kept; None if there is none."""
+        if self._folder is None:
+            return copied(self._kept[name]) if name in self._kept else None
+        path = self._folder / f"{name}.pt"
+        if not path.is_file():
+            return None
+        content = archives.load(path)
+        model = copied(self._dense)
+        if content["plan"] is not None:
+            model = apply(SimplificationPlan.from_json(content["plan"]), model)
+        model.load_state_dict(content["state_dict"])
+        return model
+
+    def _built(self, point: Point) -> nn.Module:
+        model = self.cut(point)
+        held = None
+        if point.sparsity:
+            masks = magnitude_masks(model, point.sparsity)
+            apply_masks(model, masks)
+            held = pin(model, None, masks)
+        if self._batches:
+            recalibrate(model, self._batches)
+        if self._fit is not None:
+            device = next((p.device for p in model.parameters()), None)
+            self._fit(model)
+            model.to(device).eval()  # the fine-tuning may have moved it
+        if held is not None:
+            held.remove()
+        # Zero weights may leave whole neurons dead.
+        if any(bool(dead_neurons(layer).any()) for layer in weighted_layers(model).values()):
+            model = simplify(model, self._example, keep_class=True)
+        return model

@@ -1,0 +1,180 @@
+"""Verification of candidates: every number of a record is measured here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from snello.codec import CodecSettings
+from snello.deploy import FileModel, file_bytes, footprint, peak_memory
+from snello.errors import ModelError
+from snello.files import write_text
+from snello.graph import Example
+from snello.pruning.channels import measured_size
+from snello.search.rate import RateSearch
+from snello.timing import cpu_seconds
+
+from ._candidate import Candidate, Precision
+from ._coded import coded, settings_from_json, settings_to_json
+from ._front import FrontPoint
+from ._judge import Judge, Verdict
+from ._measure import Bench
+from ._networks import Networks
+from ._point import Point
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a search asks for.
+
+    Attributes:
+        minimise: "latency", "macs", "bytes", "memory", or a function from a network to its cost.
+        bound: largest allowed upper limit of the drop.
+        here: true if latency is measured on this machine.
+    """
+
+    minimise: str | Callable[[nn.Module], float]
+    bound: float
+    here: bool
+
+
+class Verifier:
+    """Builds and measures candidates.
+
+    Args:
+        task: what the search asks for.
+        networks: builder of networks.
+        judge: quality of networks.
+        bench: timing of exported networks.
+        example: example inputs.
+        calibration: inputs of the rate search, positional.
+        folder: folder of the search; None if nothing is written.
+    """
+
+    def __init__(
+        self, task: Task, networks: Networks, judge: Judge, bench: Bench, example: Example,
+        calibration: list[tuple[Tensor, ...]], folder: Path | None,
+    ) -> None:  # fmt: skip
+        self._task, self._networks, self._judge, self._bench = task, networks, judge, bench
+        self._example, self._calibration, self._folder = example, calibration, folder
+        self._settings: dict[str, CodecSettings] = {}
+        self.reference: float | None = None  # latency of the dense network, in milliseconds
+
+    def __call__(self, at: FrontPoint, precision: Precision) -> Candidate:
+        """Build, evaluate and measure a candidate, in the precision to deploy it in."""
+        begin = cpu_seconds()
+        key = f"{precision}-{at.point.key}"
+        try:
+            network = self._networks(at.point)
+        except ModelError as error:
+            return _failed(key, precision, at, error, begin)
+        size = measured_size(network, self._example)
+        found = Candidate(
+            key, precision, dict(at.point.widths), at.point.sparsity, at.distance, None, None, None, None,
+            size.macs, size.parameters, None, None, None, None, passed=False,
+        )  # fmt: skip
+        try:
+            found = self._measured(found, network, at)
+        except ModelError as error:  # of the exporter or the quantiser
+            found = replace(found, why=str(error))
+        return replace(found, seconds=round(cpu_seconds() - begin, 2))
+
+    def stream(self, key: str, point: Point) -> tuple[nn.Module, CodecSettings]:
+        """The network of a bitstream and the settings to code it with; searched if not known."""
+        model, settings = self._networks.stored(f"coded-{key}"), self._stored_settings(key)
+        if model is not None and settings is not None:
+            return model, settings
+        network = self._networks(point)
+        search = self._coded(key, network, point, self._judge(network).limit)
+        return search.model, search.settings
+
+    def _stored_settings(self, key: str) -> CodecSettings | None:
+        if self._folder is None:
+            return self._settings.get(key)
+        path = self._folder / f"coded-{key}.json"
+        return settings_from_json(json.loads(path.read_text())) if path.is_file() else None
+
+    def _coded(self, key: str, network: nn.Module, point: Point, used: float) -> RateSearch:
+        search = coded(
+            network, self._judge, self._task.bound, used, self._calibration,
+            sparse=point.sparsity > 0,
+        )  # fmt: skip
+        self._networks.store(f"coded-{key}", search.model)
+        self._settings[key] = search.settings
+        if self._folder is not None:
+            content = json.dumps(settings_to_json(search.settings))
+            write_text(self._folder / f"coded-{key}.json", content)
+        return search
+
+    def _measured(self, found: Candidate, network: nn.Module, at: FrontPoint) -> Candidate:
+        as_stream = found.precision == "nnc"
+        found = (
+            self._as_stream(found, network, at.point)
+            if as_stream
+            else self._as_file(found, network)
+        )
+        cost = self._cost(found, network, at)
+        passed = found.limit is not None and found.limit <= self._task.bound
+        return replace(found, cost=cost, passed=passed)
+
+    def _as_stream(self, found: Candidate, network: nn.Module, point: Point) -> Candidate:
+        before = self._judge(network)
+        if before.limit > self._task.bound:  # quantisation would only add to it
+            return _judged(found, before)
+        search = self._coded(found.key, network, point, before.limit)
+        return _judged(replace(found, bytes=search.bytes), self._judge(search.decoded()))
+
+    def _as_file(self, found: Candidate, network: nn.Module) -> Candidate:
+        minimise, int8 = self._task.minimise, found.precision == "int8"
+        timed = minimise == "latency" and self._task.here
+        if not (int8 or timed or minimise == "memory"):
+            verdict = self._judge(network)
+            return _judged(replace(found, bytes=footprint(network, self._example).bytes), verdict)
+        path = self._bench.exported(network, found.precision, "candidate")
+        found = replace(
+            found, bytes=file_bytes(path) if int8 else footprint(network, self._example).bytes
+        )
+        if minimise == "memory":
+            found = replace(found, memory=self._memory(path, network))
+        if timed:
+            times = self._bench.times({"candidate": path})
+            assert self.reference is not None
+            found = replace(found, latency_ms=times["candidate"] * self.reference / times[""])
+        return _judged(found, self._judge(FileModel(path) if int8 else network))
+
+    def _memory(self, path: Path, network: nn.Module) -> int | None:
+        found = self._bench.memory(path)
+        if found is not None:
+            return found
+        tensors = peak_memory(network, self._example)  # where processes cannot be measured
+        return None if tensors is None else tensors.bytes
+
+    def _cost(self, found: Candidate, network: nn.Module, at: FrontPoint) -> float | None:
+        minimise = self._task.minimise
+        if callable(minimise):
+            return float(minimise(network))
+        if minimise == "latency" and not self._task.here:
+            return at.cost  # the device is elsewhere: its profile is all that is known
+        known: dict[str, Any] = {
+            "latency": found.latency_ms, "macs": found.macs, "bytes": found.bytes,
+            "memory": found.memory,
+        }  # fmt: skip
+        return None if known[minimise] is None else float(known[minimise])
+
+
+def _judged(found: Candidate, verdict: Verdict) -> Candidate:
+    return replace(found, value=verdict.value, drop=verdict.drop, limit=verdict.limit)
+
+
+def _failed(
+    key: str, precision: Precision, at: FrontPoint, error: Exception, begin: float
+) -> Candidate:  # fmt: skip
+    return Candidate(
+        key, precision, dict(at.point.widths), at.point.sparsity, at.distance, None, None, None, None,
+        0, 0, None, None, None, None, False, str(error), round(cpu_seconds() - begin, 2),
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""Shrinking: the answer holds its bound by measurement, and a search that was interrupted goes on
+to the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.seams.search import Group, Judge, Log, OperationCost, ShapeModel, front, lane
+from torch import Tensor, nn
+
+from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
+from snello.errors import ConfigError
+from snello.graph import coupling
+from snello.graph.coupled import cut
+from snello.pruning.channels import measured_size
+from snello.search import shrink
+from snello.search.shrink import Candidate, Shrunk
+
+INPUTS = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
+    for parameter in model.parameters():  # biases would decide most of the answers
+        nn.init.normal_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+    return model.eval()
+
+
+LABELS = network()(INPUTS).argmax(1)
+
+
+def right(model: nn.Module) -> Tensor:
+    return (model(INPUTS).argmax(1) == LABELS).double()
+
+
+def shrunk(**options: Any) -> Shrunk:
+    given: dict[str, Any] = {"minimise": "macs", "max_drop": 0.2, "calibration": [INPUTS]}
+    return shrink(network(), INPUTS[:1], right, **{**given, **options})
+
+
+def test_the_answer_holds_the_bound() -> None:
+    found = shrunk(max_drop=0.05)
+    size = measured_size(found.model, INPUTS[:1])
+    differences = 1 - right(found.model)
+    limit = float(differences.mean()) + 1.6449 * float(differences.std()) / math.sqrt(256)
+    assert found.chosen.limit == pytest.approx(limit, abs=1e-12)
+    assert limit <= 0.05
+    assert found.chosen.cost == size.macs == found.chosen.predicted < found.dense.macs
+    rejected = [c for c in found.candidates if not c.passed]
+    assert rejected, "the bound was not tight"
+    assert all(c.cost is not None and c.cost < size.macs for c in rejected)
+    assert "chosen" in str(found)
+
+
+def test_a_scalar_is_compared_plainly() -> None:
+    found = shrink(
+        network(), INPUTS[:1], lambda m: float(right(m).mean()), minimise="macs", max_drop=0.2,
+        calibration=[INPUTS],
+    )  # fmt: skip
+    assert found.samples == 1
+    assert found.chosen.limit == found.chosen.drop == pytest.approx(1 - right(found.model).mean())
+
+
+def test_paired_differences_leave_agreement_out() -> None:
+    """The limit depends on the samples that change, not on the accuracy."""
+    answers = iter([torch.tensor([1.0, 0.0] * 50), torch.tensor([1.0, 0.0] * 49 + [0.0, 0.0])])
+    verdict = Judge(lambda _: next(answers), nn.Identity())(nn.Identity())
+    assert verdict.drop == pytest.approx(0.01)
+    assert verdict.limit == pytest.approx(0.01 + 1.6449 * 0.1 / 10)
+
+
+@pytest.mark.parametrize("minimise", ["macs", "bytes"])
+def test_an_interrupted_search_gives_the_same_answer(tmp_path: Path, minimise: str) -> None:
+    allow = (
+        ("channels", "weights", "int8") if minimise == "macs" else ("channels", "weights", "nnc")
+    )
+    if minimise == "bytes":
+        pytest.importorskip("nncodec")
+    whole = shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, trials=4)
+    lines = (tmp_path / "whole" / "candidates.jsonl").read_text().splitlines(keepends=True)
+    # Half of its results, and half a line.
+    (tmp_path / "half").mkdir()
+    log = tmp_path / "half" / "candidates.jsonl"
+    log.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:20])
+    resumed = shrunk(folder=tmp_path / "half", minimise=minimise, allow=allow, trials=4)
+    memory = shrunk(minimise=minimise, allow=allow, trials=4)
+    for other in (resumed, memory):
+        assert other.chosen.widths == whole.chosen.widths
+        assert other.chosen.cost == whole.chosen.cost
+        assert other.settings == whole.settings
+        for a, b in zip(other.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+    again = shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, trials=4)
+    assert str(again) == str(whole)
+    assert (tmp_path / "whole" / "candidates.jsonl").read_text() == "".join(lines)
+    with pytest.raises(ConfigError, match="max_drop"):
+        shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, max_drop=0.1)
+
+
+def _worker(folder: Path, number: int) -> None:
+    torch.set_num_threads(1)
+    found = shrunk(folder=folder)
+    (folder / f"answer-{number}.json").write_text(json.dumps(found.chosen.to_json()))
+
+
+def test_two_processes_share_a_search(tmp_path: Path) -> None:
+    """Each result is computed once, and both give the answer of one process."""
+    spawn = multiprocessing.get_context("fork")
+    workers = [spawn.Process(target=_worker, args=(tmp_path, i)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    keys = [json.loads(x)["key"] for x in (tmp_path / "candidates.jsonl").read_text().splitlines()]
+    assert len(keys) == len(set(keys))
+    answers = [json.loads((tmp_path / f"answer-{i}.json").read_text()) for i in range(2)]
+    assert answers[0] == answers[1]
+    assert answers[0]["widths"] == shrunk().chosen.widths
+
+
+def test_a_line_that_another_process_is_writing_is_read_later(tmp_path: Path) -> None:
+    log = Log(tmp_path, {"a": 1})
+    with (tmp_path / "candidates.jsonl").open("a") as file:
+        file.write('{"key": "x", ')
+        file.flush()
+        assert log.find("x") is None
+        file.write('"value": 2}\n')
+    assert log.find("x") == {"value": 2}
+
+
+def test_latency_on_another_device_follows_its_staircase() -> None:
+    """A device that computes in blocks of 16 gains nothing by widths in between."""
+    grid = [(a, b) for a in range(1, 33) for b in range(1, 33)]
+    times = {
+        Operation("linear", (1, a, b)).key: math.ceil(a / 16) * math.ceil(b / 16) * 1e-3
+        for a, b in grid
+    }
+    dense = [Operation("linear", (1, *shape)).key for shape in ((16, 32), (32, 24), (24, 4))]
+    whole = ProfiledModel("dense", "float32", 1e-3 * sum((2, 4, 2)) * 3, tuple(dense))
+    profile = DeviceProfile({"cpu": "blocks"}, 1, times, (whole,))
+    found = shrunk(minimise="latency", device=profile, allow=("channels",), max_drop=1.0)
+    assert found.chosen.widths == {"0": 16, "2": 16}
+    assert found.chosen.cost == found.chosen.predicted == pytest.approx(3 * 3e-3)
+    assert found.dense.cost == found.dense.predicted == pytest.approx(3 * 8e-3)
+    assert found.chosen.latency_ms is None
+    assert "blocks" in found.device
+
+
+def conv_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5),
+    ).eval()  # fmt: skip
+
+
+class Attention(nn.Module):
+    """A tiny vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.block = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("build", [conv_net, Attention])
+def test_shapes_at_any_widths_are_those_of_the_cut_network(build: Any) -> None:
+    model, x = build().eval(), torch.randn(2, 3, 8, 8)
+    groups = coupling(model, x)
+    shapes = ShapeModel(model, groups, x)
+    macs = OperationCost(shapes, lambda o: o.macs / 2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        widths = {
+            n: int(torch.randint(1, w + 1, (), generator=generator))
+            for n, w in shapes.dense.items()
+        }
+        gone = {n: range(shapes.dense[n] - kept) for n, kept in widths.items()}
+        lean = cut(model, groups, gone, x)
+        assert sum(shapes.elements(widths).values()) == sum(
+            t.numel() for t in (*lean.parameters(), *lean.buffers())
+        )
+        point = type("P", (), {"widths": widths})()
+        assert macs.total(point) == measured_size(lean, x).macs
+
+
+class _Separable:
+    """A cost that is a sum over the groups."""
+
+    def __init__(self, groups: Sequence[Group], weights: dict[str, float]) -> None:
+        self._whole = {g.name: g.levels[0] for g in groups}
+        self._weights = weights
+
+    def near(self, group: str, point: Any) -> float:
+        return self._weights[group] * point.widths.get(group, self._whole[group])
+
+    def total(self, point: Any) -> float:
+        return sum(self.near(name, point) for name in self._whole)
+
+
+def test_the_front_of_a_separable_cost_is_optimal() -> None:
+    """No combination is cheaper at the same distance: the property of a Lagrangian's minimisers."""
+    groups = [
+        Group("a", (4, 3, 2, 1), (0.0, 0.1, 0.3, 1.0)),
+        Group("b", (8, 4, 2), (0.0, 0.05, 0.6)),
+        Group("c", (5, 1), (0.0, 0.4)),
+    ]
+    cost = _Separable(groups, {"a": 3.0, "b": 1.0, "c": 0.5})
+    found = front(groups, cost)  # type: ignore[arg-type]
+    assert found[0].point.dense
+    assert dict(found[-1].point.widths) == {"a": 1, "b": 2, "c": 1}
+    every = [
+        (da + db + dc, 3.0 * a + 1.0 * b + 0.5 * c)
+        for a, da in zip(groups[0].levels, groups[0].drops, strict=True)
+        for b, db in zip(groups[1].levels, groups[1].drops, strict=True)
+        for c, dc in zip(groups[2].levels, groups[2].drops, strict=True)
+    ]
+    for point in found:
+        assert not [d for d, c in every if d < point.distance - 1e-12 and c <= point.cost]
+    assert [p.cost for p in found] == sorted((p.cost for p in found), reverse=True)
+
+
+def _candidate(cost: float, passed: bool) -> Candidate:
+    return Candidate(
+        "", "float32", {}, 0.0, 0.0, None, None, None, None, 0, 0, None, None, None, cost, passed
+    )
+
+
+def _tried(lane_: Any, judge: Any) -> list[int]:
+    """The indices that a lane tries."""
+    tried = [next(lane_)]
+    for _ in range(100):
+        try:
+            tried.append(lane_.send(judge(tried[-1])))
+        except StopIteration:
+            break
+    return tried
+
+
+@pytest.mark.parametrize("limit", [0, 1, 17, 40, 59])
+def test_bisection_finds_the_furthest_point(limit: int) -> None:
+    tried = _tried(lane(60, 20, falling=True), lambda i: _candidate(60 - i, i <= limit))
+    assert limit in tried
+    assert len(tried) <= 8
+
+
+@pytest.mark.parametrize("cheapest", [3, 20, 44])
+def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
+    tried = _tried(lane(60, 30, falling=False), lambda i: _candidate(abs(i - cheapest), i <= 50))
+    assert min(abs(i - cheapest) for i in tried) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": -1}, "max_drop"),
+        ({"minimise": "latancy"}, "latency"),
+        ({"allow": ("chanels",)}, "chanels"),
+        ({"allow": "channels"}, "allow"),
+        ({"trials": 0}, "trials"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        shrunk(**options)
+
+
+def test_an_evaluate_without_numbers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="number"):
+        shrink(network(), INPUTS[:1], lambda _: None, minimise="macs")
+    with pytest.raises(ConfigError, match="NaN"):
+        shrink(network(), INPUTS[:1], lambda _: math.nan, minimise="macs")
