@@ -124,6 +124,9 @@ def test_neve_uses_the_probe_of_any_selection_that_observes() -> None:
     blind = SelectiveUpdate(network(), None, batch()[0], Prefix(0.5))
     with pytest.raises(ConfigError, match="its selection Prefix runs no probe"):
         NeVe(blind)
+    careful = NEq(network(), None, batch()[0], only_if_faster=True)
+    with pytest.raises(ConfigError, match="leave it out to follow velocities"):
+        NeVe(careful)
     with pytest.raises(ConfigError, match="it has no optimizer"):
         NeVe(SelectiveUpdate(network(), None, batch()[0], Velocity()))
 
@@ -162,6 +165,9 @@ def test_nothing_is_frozen_where_it_costs_time(
         assert len(update.freezer.resting) == 2
     update.step()
     assert measured == [2, 5]
+    if ratio > 1:  # two losses: the selection is not asked any more, and would raise
+        assert update.step().note == update.status().note != ""
+        assert update.step().step == 6
 
 
 def test_the_decision_is_measured() -> None:

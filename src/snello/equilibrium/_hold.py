@@ -78,11 +78,12 @@ class RowHold:
         self._held: list[HeldRows] = []
         # A stack, because step() of a subclass may call that of its base class.
         self._aside: WeakKeyDictionary[Optimizer, list[_Aside]] = WeakKeyDictionary()
-        follow_steps(self)
 
     def set(self, held: Iterable[HeldRows]) -> None:
         """Replace the held rows by these, and erase their momentum."""
         self._held = list(held)
+        # Without held rows not even the call before and after each step.
+        (follow_steps if self._held else unfollow_steps)(self)
         with torch.no_grad():
             for optimizer in self._optimizers:
                 for rows in self._held:
@@ -100,7 +101,8 @@ class RowHold:
         try:
             yield
         finally:
-            follow_steps(self)
+            if self._held:
+                follow_steps(self)
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """Copy the held rows that an optimizer is about to change."""

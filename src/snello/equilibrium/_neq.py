@@ -74,7 +74,8 @@ class SelectiveUpdate:
             bit-identical.
         only_if_faster: apply masks only if a training step on the probe is measured to be faster
             with them. If it is not, as in a network too small to gain, nothing is frozen, no hook
-            is attached, and the step's `note` says so. For one process.
+            is attached, and the step's `note` says so. Once it would not pay with most neurons
+            frozen either, the probe is not run any more. For one process.
 
     Attributes:
         model: the model, unwrapped.
@@ -133,6 +134,7 @@ class SelectiveUpdate:
         self.similarities: dict[str, Tensor] = {}
         self._step = 0
         self._worth = Worth() if only_if_faster else None
+        self.only_if_faster = only_if_faster
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -157,6 +159,10 @@ class SelectiveUpdate:
         Raises:
             DivergenceError: if the probe outputs of a layer are not finite.
         """
+        if self._worth is not None and self._worth.given_up:
+            self._step += 1
+            self.freezer.apply({})
+            return self.status()
         self.similarities = self._similarities() if self.selection.observes else {}
         # Also during warm-up: most rules have a state to advance.
         chosen = self.selection.select(self._layers, self.similarities)

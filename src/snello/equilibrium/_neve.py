@@ -89,6 +89,10 @@ class NeVe:
             f"update: its selection {name} runs no probe, so that there are no similarities; use Velocity",
         )
         check_option(
+            not update.only_if_faster,
+            "update: with only_if_faster=True the probe may stop; leave it out to follow velocities",
+        )
+        check_option(
             bool(update.optimizers), "update: it has no optimizer whose learning rate could be set"
         )
         self._update = update

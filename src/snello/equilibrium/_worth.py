@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from snello.errors import check_option
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from ._neq import SelectiveUpdate
 
 REPEATS = 5
+FASTER = 0.95
+"""Largest ratio of the two times that counts as a gain: a smaller one may be noise."""
+REFUSALS = 2
+"""Measured losses after which nothing is tried any more."""
 CHANGED = 0.25
 """Change of the frozen share after which a decision is measured again."""
 
@@ -28,9 +33,11 @@ class Worth:
 
     Attributes:
         reason: why nothing is frozen now; empty if the masks are applied, or are empty.
+        refusals: number of measured losses of time.
     """
 
     reason: str = ""
+    refusals: int = 0
     _share: float | None = None
     _resting: frozenset[str] = frozenset()
 
@@ -39,6 +46,11 @@ class Worth:
             rank_and_size()[1] == 1,
             "only_if_faster: times differ between processes; leave it out in distributed training",
         )
+
+    @property
+    def given_up(self) -> bool:
+        """True after two losses of time: the probe need not run any more."""
+        return self.refusals >= REFUSALS
 
     def judged(
         self, update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
@@ -58,7 +70,18 @@ class Worth:
         if not known or resting != self._resting:
             self._share, self._resting = share, resting
             self.reason = _loss_of_time(update, inputs, masks)
+            self.refusals += bool(self.reason)
+            if self.reason and not resting and _loss_of_time(update, inputs, _most(masks)):
+                self.refusals = REFUSALS  # it would not pay later, either
         return {} if self.reason else masks
+
+
+def _most(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Nine tenths of the neurons of every layer: about the most that a rule for neurons freezes."""
+    return {
+        name: torch.arange(len(mask), device=mask.device) < int(0.9 * len(mask))
+        for name, mask in masks.items()
+    }
 
 
 def _loss_of_time(
@@ -74,7 +97,7 @@ def _loss_of_time(
             step = time_backward(update, inputs, None, _loss, REPEATS)
     finally:
         update.freezer.apply(before)
-    if step.ratio < 1:
+    if step.ratio <= FASTER:
         return ""
     return (
         f"a step on the probe takes {step.sparse_ms:.3g} ms with the frozen neurons and {step.dense_ms:.3g} ms "
