@@ -143,6 +143,22 @@ def _page(result: dict[str, Any]) -> str:
     )
     return f"""# Tuning against random search
 
+{_answer(result["summary"])}
+
+| values | trainings | parameters left | test accuracy | penalised cost | better than the recipe |
+|---|---|---|---|---|---|
+{finals}
+
+| seed | search | trials | epochs | seconds | winner's cost | its drop, points | cost, other seeds | winner |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+
+The winner's cost and drop are those of its trial, on {VALIDATION_IMAGES} validation images, where an
+image is 0.7 points: a search picks settings that were lucky with its seed. The column beside them has
+the cost with other seeds. All numbers: [tuning.json](tuning.json).
+
+## Conditions
+
     OMP_NUM_THREADS=1 python benchmarks/tuning.py
 
 LOBSTER on the digits (`{result["recipe"]}`, {result["epochs"]} epochs), LeNet-300-100. Cost: share of the
@@ -153,20 +169,6 @@ seed. The winners are then trained with three other seeds, beside the recipe's o
 network of the same seeds, and compared on the {TEST_IMAGES} test images. Mean and standard deviation.
 One thread, {result["cpu"]}, beside other work (load {result["load"]:.1f}):
 {result["cpu_seconds"] / 60:.1f} minutes of CPU time in all.
-
-| values | trainings | parameters left | test accuracy | penalised cost | better than the recipe |
-|---|---|---|---|---|---|
-{finals}
-
-{_answer(result["summary"])}
-
-| seed | search | trials | epochs | seconds | winner's cost | its drop, points | cost, other seeds | winner |
-|---|---|---|---|---|---|---|---|---|
-{rows}
-
-The winner's cost and drop are those of its trial, on {VALIDATION_IMAGES} validation images, where an
-image is 0.7 points: a search picks settings that were lucky with its seed. The column beside them has
-the cost with other seeds. All numbers: [tuning.json](tuning.json).
 """
 
 
