@@ -7,7 +7,7 @@ import argparse
 HELP = "build the NNC coder in a folder of this environment, without changing the version of numpy"
 EPILOG = (
     "example: snello install-codec\n"
-    "         it needs pip and a C++ compiler, and takes about a minute"
+    "         it needs pip and a C++ compiler, and takes about two minutes"
 )
 
 
@@ -23,5 +23,5 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from snello.codec import install
 
-    print("building the package nncodec: about a minute", flush=True)
+    print("building the package nncodec: about two minutes", flush=True)
     print(f"NNC coder -> {install()}")

@@ -47,7 +47,8 @@ def loggers(recipe: Recipe, method: str, folder: Path) -> list[Any]:
         MissingExtraError: naming the extra of a logger whose package is not installed.
     """
     check_loggers(recipe.log)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    if recipe.log:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
     found = [_KINDS[name](f"{recipe.data.name}-{method}", folder / "logs") for name in recipe.log]
     for logger in found:
         logger.log_hyperparams({**asdict(recipe), "method": method})
