@@ -171,6 +171,9 @@ COMMANDS: dict[str, Callable[[str], list[str]]] = {
     "export": lambda f: ["export", f, "--out=out.onnx"],
     "compress": lambda f: ["compress", f, "--out=out.snello"],
     "sweep": lambda f: ["sweep", f, "--data=digits", "--out=sweep.json"],
+    "prune": lambda f: ["prune", f, "--data=digits", "--macs=0.5", "--out=out.pt"],
+    "shrink": lambda f: ["shrink", f, "--data=digits", "--out=out.pt"],
+    "evaluate": lambda f: ["evaluate", f, "--data=digits", "--out=evaluate.json"],
     "bench-device": lambda f: ["bench-device", "kit", f, "--no-int8"],
     "decompress": lambda f: ["decompress", f, "--out=out.pt"],
 }
