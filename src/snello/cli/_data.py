@@ -14,6 +14,7 @@ from snello.errors import ConfigError, ModelError
 
 from ._images import add_image_arguments, given_images
 from ._inputs import warn
+from ._names import complete_with, datasets
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
 
 NOTE = "recipe.json"
 """File with the recipe of a run, in the folder of its model."""
+
+
+def add_dataset_argument(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Add `--data`, whose names a shell completes.
+
+    Args:
+        parser: the parser.
+        default: the rest of the help: what holds without the option.
+    """
+    names = datasets()
+    complete_with(parser.add_argument("--data", help=f"one of: {', '.join(names)}{default}"), names)
+
+
+def check_image_counts(arguments: argparse.Namespace, *options: str) -> None:
+    """Refuse options that ask for less than one image.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for option in options:
+        if (count := getattr(arguments, option)) < 1:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{flag}={count}: at least 1 image is needed")
 
 
 def add_data_arguments(

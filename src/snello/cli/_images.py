@@ -100,6 +100,17 @@ def with_classes(record: Record, splits: Splits) -> Record:
     return replace(record, images=replace(record.images, classes=splits.classes))
 
 
+def fitted(record: Record, splits: Splits) -> Record:
+    """The record of a network that is fitted to a dataset, with its normalisation and classes.
+
+    A normalisation that the record has stays.
+    """
+    from snello.lab.training import image_input
+
+    record = with_classes(record, splits)
+    return record if record.images is not None else replace(record, images=image_input(splits))
+
+
 def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
     if text is None:
         return None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from snello.errors import ConfigError
-
 from ._data import (
     add_data_arguments,
     batches_of,
+    check_image_counts,
     load_images,
     quality,
     require_data,
@@ -81,10 +80,7 @@ def search_images(arguments: argparse.Namespace, model: nn.Module, record: Recor
 
     file = getattr(arguments, "file", None)
     require_data(arguments, file, "--max-drop needs data to measure on")
-    for option in ("validation_images", "calibration_images"):
-        if getattr(arguments, option) < 1:
-            flag = f"--{option.replace('_', '-')}"
-            raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
+    check_image_counts(arguments, "validation_images", "calibration_images")
     check_one_input(record, "--max-drop")
     splits = load_images(arguments, record.images, record.input_shape)
     check_fits(record.model.name, model, splits)

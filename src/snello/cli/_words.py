@@ -70,3 +70,8 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
             )
         (own if known else others).append(word)
     return own, others
+
+
+def listed(text: str) -> list[str]:
+    """Names that are separated by commas; none in an empty text."""
+    return [name for name in text.split(",") if name]

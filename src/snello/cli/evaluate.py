@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, ModelError
 
-from ._data import add_data_arguments, batches_of, load_images, quality, require_data
+from ._data import (
+    add_data_arguments,
+    add_dataset_argument,
+    batches_of,
+    load_images,
+    quality,
+    require_data,
+)
 from ._inputs import check_one_input, check_writable, device, finish, seed, warn
-from ._names import complete_with, datasets, suffixes
+from ._names import suffixes
 from ._own_code import add_own_code_argument, own_code
 
 if TYPE_CHECKING:
@@ -35,14 +42,7 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("files", nargs="+", help=f"files ({', '.join(suffixes())})")
-    names = datasets()
-    complete_with(
-        parser.add_argument(
-            "--data",
-            help=f"one of: {', '.join(names)}; default: that of the recipe beside the first file",
-        ),
-        names,
-    )
+    add_dataset_argument(parser, "; default: that of the recipe beside the first file")
     add_data_arguments(parser)
     parser.add_argument(
         "--part", choices=(*PARTS, "all"), default="test",

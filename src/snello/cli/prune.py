@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +10,15 @@ from snello.errors import ConfigError, nearest
 
 from ._data import (
     add_data_arguments,
+    add_dataset_argument,
     check_classification,
+    check_image_counts,
     load_images,
     require_data,
     warn_if_seen,
 )
-from ._images import with_classes
+from ._finetuning import add_finetuning_arguments, fine_tuning
+from ._images import fitted
 from ._inputs import (
     add_model_arguments,
     check_model_file,
@@ -26,14 +27,13 @@ from ._inputs import (
     finish,
     read_model,
 )
-from ._names import channel_importances, complete_with, datasets
+from ._names import channel_importances, complete_with
 from ._own_code import named_code
+from ._words import listed
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from snello.lab.datasets import Splits
     from snello.pruning.channels import ChannelImportance, Keep
 
 HELP = "remove the least important channels of a trained network, and fine-tune the smaller network"
@@ -48,9 +48,7 @@ BATCH = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    complete_with(
-        parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
-    )
+    add_dataset_argument(parser)
     add_data_arguments(parser, judged=True)
     for name in ("macs", "parameters", "channels"):
         parser.add_argument(f"--{name}", type=float, help=f"share of the {name} to keep, like 0.5")
@@ -64,18 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "importances and BatchNorm statistics on; default: 1000",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=1, help="number of pruning steps; default: 1")
-    parser.add_argument(
-        "--finetune", type=int, default=0, metavar="EPOCHS", help="epochs of fine-tuning after each step; default: 0"
-    )  # fmt: skip
-    parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
-    parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
-    parser.add_argument(
-        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
-    )
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
-    parser.add_argument(
-        "--distil", action="store_true", help="distil from the dense network while fine-tuning"
-    )
+    add_finetuning_arguments(parser, "after each step")
     parser.add_argument(
         "--reconstruct", nargs="?", const=True, default=False, choices=(True, "biases"),
         metavar="biases", help="fit the layers that used removed channels by least squares before "
@@ -100,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
     from snello.lab.reporting import Table, pages, percent, progress
-    from snello.lab.training import check_fits, evaluate, image_input
+    from snello.lab.training import check_fits, evaluate
     from snello.search.prune import prune
     from snello.store import check_loadable, save
 
@@ -108,17 +95,14 @@ def run(arguments: argparse.Namespace) -> None:
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
     require_data(arguments, arguments.file, "prune needs data to measure on")
-    if arguments.calibration < 1:
-        raise ConfigError(f"--calibration={arguments.calibration}: at least 1 image is needed")
+    check_image_counts(arguments, "calibration")
     model, record = read_model(arguments)
     if arguments.model is not None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
     check_one_input(record, "prune")
     splits = load_images(arguments, record.images, record.input_shape)
     check_classification(splits, "prune")
-    record = with_classes(record, splits)
-    if record.images is None:  # the network is fitted to the dataset's own normalisation
-        record = replace(record, images=image_input(splits))
+    record = fitted(record, splits)
     model = model.to(device(arguments))
     check_fits(record.model.name, model, splits)
     if arguments.max_drop is not None:
@@ -135,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,
-            exclude=[name for name in arguments.exclude.split(",") if name], folder=arguments.folder,
+            exclude=listed(arguments.exclude), folder=arguments.folder,
             on_step=lambda step: step.step and line(  # the dense network is no step
                 f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
             ),
@@ -191,27 +175,3 @@ def _importance(
             f"{', '.join(known)}"
         )
     return str(name)
-
-
-def fine_tuning(
-    arguments: argparse.Namespace, dense: nn.Module, splits: Splits
-) -> Callable[[nn.Module], object] | None:
-    """Function that fine-tunes a network; None for zero epochs.
-
-    Args:
-        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `augment`, `precision`, `seed`.
-        dense: the dense network, the teacher of a distillation.
-        splits: the dataset.
-    """
-    from snello.lab.training import FineTuning, finetune
-    from snello.wrappers import copied
-
-    settings = FineTuning(
-        epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,
-        distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
-        precision=arguments.precision, seed=arguments.seed or 0,
-    )  # fmt: skip
-    if not settings.epochs:
-        return None
-    teacher = copied(dense).eval() if arguments.distil else None
-    return lambda network: finetune(network, splits, settings, teacher=teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,20 @@ from snello.errors import ConfigError
 
 from ._data import (
     add_data_arguments,
+    add_dataset_argument,
     check_classification,
+    check_image_counts,
     load_images,
     require_data,
     warn_if_seen,
 )
-from ._images import with_classes
+from ._finetuning import add_finetuning_arguments, fine_tuning
+from ._images import fitted
 from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model, warn
-from ._names import channel_importances, complete_with, datasets
+from ._names import channel_importances, complete_with
 from ._own_code import named_code
 from ._samples import read_samples
-from .prune import fine_tuning
+from ._words import listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,9 +48,7 @@ BATCH = 250
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    complete_with(
-        parser.add_argument("--data", help=f"one of: {', '.join(datasets())}"), datasets()
-    )
+    add_dataset_argument(parser)
     add_data_arguments(parser, judged=True)
     parser.add_argument(
         "--samples", metavar="FILE.npz", help="instead of --data: an array per input of the model, in order, and "
@@ -82,18 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
         ("--trials", 8, "number of candidates per precision, at most"),
         ("--threads", 1, "threads of ONNX Runtime"),
-        ("--finetune", 0, "epochs of fine-tuning of each candidate"),
-        ("--batch-size", 128, "images per step of fine-tuning"),
     ):
         parser.add_argument(option, type=int, default=default, help=f"{text}; default: {default}")
-    parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
-    parser.add_argument(
-        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
-    )
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
-    parser.add_argument(
-        "--distil", action="store_true", help="distil from the dense network while fine-tuning"
-    )
+    add_finetuning_arguments(parser, "of each candidate")
     parser.add_argument("--round-to", type=int, metavar="N", help="widths are multiples of N")
     parser.add_argument(
         "--exclude", default="", help="dimensions to leave as they are, comma-separated"
@@ -122,11 +113,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
         check_loadable(model, record, str(out), trust=named_code(arguments))
     work = (_from_samples if arguments.samples else _from_images)(arguments, model, record)
+    levers: Any = listed(arguments.allow)  # the search checks their names
     found = shrink(
         model, record.inputs(1), work["evaluate"], fit=work["fit"], max_drop=arguments.max_drop,
-        minimise=arguments.minimise, device=arguments.device, allow=_levers(arguments),
+        minimise=arguments.minimise, device=arguments.device, allow=levers,
         calibration=work["calibration"], importance=_importance(arguments),
-        round_to=arguments.round_to, exclude=_names(arguments.exclude), trials=arguments.trials,
+        round_to=arguments.round_to, exclude=listed(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
     )  # fmt: skip
     record = work["record"]
@@ -146,18 +138,13 @@ def run(arguments: argparse.Namespace) -> None:
 def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
     """Evaluation and calibration on a dataset."""
     from snello.lab.datasets import loader
-    from snello.lab.training import answers, check_fits, image_input
+    from snello.lab.training import answers, check_fits
 
-    for option in ("validation_images", "calibration"):
-        if getattr(arguments, option) < 1:
-            flag = f"--{option.replace('_', '-')}"
-            raise ConfigError(f"{flag}={getattr(arguments, option)}: at least 1 image is needed")
+    check_image_counts(arguments, "validation_images", "calibration")
     check_one_input(record, "shrink with --data (--samples takes several)")
     splits = load_images(arguments, record.images, record.input_shape)
     check_classification(splits, "shrink")
-    record = with_classes(record, splits)
-    if record.images is None:  # the network is fitted to the dataset's own normalisation
-        record = replace(record, images=image_input(splits))
+    record = fitted(record, splits)
     check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
@@ -238,12 +225,3 @@ def _say(candidate: Any) -> None:
 
 def _importance(arguments: argparse.Namespace) -> str | None:
     return None if arguments.importance in (None, "fisher") else str(arguments.importance)
-
-
-def _levers(arguments: argparse.Namespace) -> Any:
-    """The levers; their names are checked by the search."""
-    return _names(arguments.allow)
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]

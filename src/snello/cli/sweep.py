@@ -12,6 +12,7 @@ from snello.lab.methods import METHOD_SPECS
 
 from ._data import (
     add_data_arguments,
+    add_dataset_argument,
     check_classification,
     load_images,
     require_data,
@@ -27,7 +28,7 @@ from ._inputs import (
     finish,
     read_model,
 )
-from ._names import complete_with, datasets, importances
+from ._names import importances
 from ._own_code import named_code
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ RATIOS = "0,0.5,0.7,0.8,0.9,0.95,0.98"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
-    action = parser.add_argument(
-        "--data", help=f"one of: {', '.join(datasets())}; default: that of the recipe beside the model"
-    )  # fmt: skip
-    complete_with(action, datasets())
+    add_dataset_argument(parser, "; default: that of the recipe beside the model")
     add_data_arguments(parser, judged=True)
     parser.add_argument("--granularity", choices=("weight", "neuron"), default="weight")
     parser.add_argument("--scope", choices=("global", "layer"), default="global")

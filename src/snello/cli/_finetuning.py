@@ -1,0 +1,59 @@
+"""Fine-tuning of the networks that a command makes: its options, and the function."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from snello.lab.datasets import Splits
+
+
+def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None:
+    """Add the options that `fine_tuning` reads.
+
+    Args:
+        parser: the parser.
+        when: the networks that are fine-tuned, for the help: "after each step".
+    """
+    parser.add_argument(
+        "--finetune", type=int, default=0, metavar="EPOCHS", help=f"epochs of fine-tuning {when}; default: 0"
+    )  # fmt: skip
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="images per step of fine-tuning; default: 128"
+    )
+    parser.add_argument(
+        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
+    )
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
+    parser.add_argument(
+        "--distil", action="store_true", help="distil from the dense network while fine-tuning"
+    )
+
+
+def fine_tuning(
+    arguments: argparse.Namespace, dense: nn.Module, splits: Splits
+) -> Callable[[nn.Module], object] | None:
+    """Function that fine-tunes a network; None for zero epochs.
+
+    Args:
+        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `augment`, `precision`, `seed`.
+        dense: the dense network, the teacher of a distillation.
+        splits: the dataset.
+    """
+    from snello.lab.training import FineTuning, finetune
+    from snello.wrappers import copied
+
+    settings = FineTuning(
+        epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,
+        distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
+        precision=arguments.precision, seed=arguments.seed or 0,
+    )  # fmt: skip
+    if not settings.epochs:
+        return None
+    teacher = copied(dense).eval() if arguments.distil else None
+    return lambda network: finetune(network, splits, settings, teacher=teacher)
