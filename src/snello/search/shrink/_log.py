@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# torch depends on filelock. A lock of a process that is killed is released by the system.
-from filelock import FileLock, Timeout
+from filelock import FileLock  # torch depends on it
 
 from snello.errors import ConfigError
+from snello.search.locks import claimed
 
 WAIT = 0.1
 """Seconds between two looks at what another process is computing."""
@@ -88,16 +89,8 @@ class Log:
             return
         # Names of modules may hold characters that a file system does not allow.
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        lock = FileLock(self._folder / "locks" / f"{name}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(self._folder / "locks" / f"{name}.lock") as mine:
+            yield mine
 
     @property
     def _file(self) -> Path:
@@ -131,5 +124,8 @@ class Log:
 
 
 def _ends_with_newline(path: Path) -> bool:
-    data = path.read_bytes()
-    return not data or data.endswith(b"\n")
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

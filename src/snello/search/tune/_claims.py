@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
 from snello.errors import OutputError
+from snello.search.locks import claimed
 
 PLACE = "place"
 """Attribute of a trial: the machine and the folder in which it runs."""
@@ -37,14 +36,5 @@ class Claims:
         if self._folder is None:
             yield True
             return
-        path = self._folder / f"{number}.lock"
-        lock = filelock.FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(self._folder / f"{number}.lock") as mine:
+            yield mine
