@@ -93,6 +93,10 @@ class _Run:
     _times: dict[str, float] = field(default_factory=dict)
     _watching: bool = False
 
+    def __post_init__(self) -> None:
+        # Once: the clock is read between layers.
+        self._device = next((t.device for t in self.inputs.tensors()), torch.device("cpu"))
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         handles = []
@@ -127,8 +131,7 @@ class _Run:
         return leave
 
     def _now(self) -> float:
-        device = next((t.device for t in self.inputs.tensors()), torch.device("cpu"))
-        return cpu_seconds() if device.type == "cpu" else now(device)
+        return cpu_seconds() if self._device.type == "cpu" else now(self._device)
 
     def timed(self) -> dict[str, float]:
         """Seconds of each layer in one forward; of another forward under the empty name.

@@ -29,6 +29,10 @@ COUNTS = {
     ),
 }
 """Title of a chart -> what it counts, and its note."""
+_FIELDS = {
+    "parameters": "parameters", "neurons": "width", "MACs": "macs", "milliseconds": "median_ms",
+}  # fmt: skip
+"""What is counted -> its field in the profile of a layer."""
 
 
 def layer_charts(
@@ -55,8 +59,7 @@ def layer_charts(
         counts = {name: parameters_of(read(path)[1]) for name, path in drawn.items()}
         return _charts({"parameters": counts}), ()
     counted = {
-        kind: {name: _column(kind, rows) for name, rows in profiles.items()}
-        for kind in ("parameters", "neurons", "MACs", "milliseconds")
+        kind: {name: _column(kind, rows) for name, rows in profiles.items()} for kind in _FIELDS
     }
     left = _left_alone({name: model for name, (model, _) in loaded.items()})
     return _charts(counted), left
@@ -71,17 +74,8 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _column(kind: str, rows: tuple[LayerProfile, ...]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in rows:
-        values = {
-            "parameters": row.parameters,
-            "neurons": row.width or 0,
-            "MACs": row.macs,
-            "milliseconds": round(row.median_ms, 4),
-        }
-        if values[kind] > 0:
-            found[row.name] = values[kind]
-    return found
+    values = {row.name: round(getattr(row, _FIELDS[kind]) or 0, 4) for row in rows}
+    return {name: value for name, value in values.items() if value > 0}
 
 
 def _charts(counted: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[Chart, ...]:

@@ -15,7 +15,7 @@ from snello.lab.recipes import Recipe, recipe_text
 from snello.lab.training._fit import validate
 from snello.search.tune import Bisection, bisect
 
-from ._shared import check_one_process, trained
+from ._shared import WINNER, check_one_process, trained
 from ._space import range_of
 
 TOLERANCE = 0.02
@@ -101,5 +101,5 @@ def epsilon(
     )
     title = f"{recipe.model.label} on {recipe.data.name}, {method}: eps for {updated:.0%} updated"
     text = recipe_text(with_epsilon(found.setting), [title])
-    path = write_text(Path(folder) / "winner.yaml", text)
+    path = write_text(Path(folder) / WINNER, text)
     return Epsilon(method, updated, found, tuple(accuracies), str(path))

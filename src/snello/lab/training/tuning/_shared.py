@@ -13,6 +13,9 @@ from snello.lab.training._distributed import world
 from snello.lab.training._fit import train
 from snello.lab.training._result import CHECKPOINT, RESULT, TrainingResult
 
+WINNER = "winner.yaml"
+"""The recipe with the values that were found."""
+
 
 def check_one_process(name: str) -> None:
     """Refuse to run under torchrun.

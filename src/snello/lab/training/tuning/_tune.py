@@ -22,11 +22,11 @@ from ._final import Finals
 from ._note import check_same_study, noted, study_name
 from ._result import FinalRow, TrialRow, Tuned
 from ._settings import TuneSettings
-from ._shared import check_one_process, trained
+from ._shared import WINNER, check_one_process, trained
 from ._space import space_of, value_of, with_values
 from ._trial import Trials
 
-WINNER, STUDY = "winner.yaml", "study.log"
+STUDY = "study.log"
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
 Say = Callable[[str], object]
 
