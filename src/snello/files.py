@@ -122,14 +122,26 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
     Not for use from several threads: Python has one such place per process.
     """
-    # torch puts a cache that lasts into the place of temporary files, where that is first asked for.
-    cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+    # torch keeps compiled kernels in the place of temporary files; they are to outlast the block.
+    own = "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    if own:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_cache()
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = before
+        if own:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+def _inductor_cache() -> str:
+    """The folder that torch would use outside the block."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        user = str(os.getuid())
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
