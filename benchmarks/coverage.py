@@ -509,7 +509,6 @@ def row(
         kill_channels(model, inputs)
     else:
         kill(model, TORCHVISION[name][1] if masks == "inner" else "")
-    model.train().eval()  # timm's attention then forgets the biases that it has cached before they died
     could = (never_varying if library == "torchvision" else could_go)(model, inputs)
     plain = export_seconds(model, inputs)
     try:
