@@ -145,7 +145,7 @@ def _ranks(batches: list[tuple[Tensor, Tensor]]) -> Any:
 
 
 def row(work: Work, name: str, found: Shrunk, seconds: float) -> dict[str, Any]:
-    """What a variant costs, and its drop on the test images."""
+    """Cost of a variant, and its drop on the test images."""
     model: nn.Module
     if found.precision == "int8":
         path = Path(tempfile.mkdtemp()) / "int8.onnx"

@@ -208,7 +208,7 @@ class Speed:
 
 @dataclass
 class Run:
-    """What a training leaves.
+    """Results of a training.
 
     Attributes:
         seconds: CPU seconds of each epoch; what is prepared before is part of the first.
@@ -314,7 +314,7 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
 
 
 def due(row: Row, update: SelectiveUpdate, number: int, steps: int, length: int) -> bool:
-    """Whether the rule is asked before a batch of an epoch."""
+    """Return True if the rule is asked before a batch of an epoch."""
     # Nothing has moved before the first step: a rule that observes would freeze all.
     ready = steps > 0 or not update.selection.observes
     return ready and number % max(1, length // row.every) == 0

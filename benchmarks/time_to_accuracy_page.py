@@ -132,7 +132,7 @@ def table(points: list[Point]) -> Table:
 
 
 def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
-    """What was asked for, whether it was reached, and by what."""
+    """Bounds, rows that reach them, and by how much."""
     plain, curve = next(p for p in points if p.name == "plain"), fewer(points)
     whole = [p for p in points if len(p.accuracies) == len(plain.accuracies)]
 

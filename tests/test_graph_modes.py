@@ -1,4 +1,4 @@
-"""What snello runs a model for leaves no trace in it."""
+"""Runs of a model by snello leave no trace in it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ NOTED = {
     "neq": ("frozen",),
     "serene+neq": ("masks", "frozen"),
 }
-"""What is noted of each method's decisions."""
+"""Method -> kinds of its decisions that are noted."""
 KILLED = "killed"
 
 

@@ -1,4 +1,4 @@
-"""What was measured on a device, as a file that a search on another machine reads."""
+"""Measurements of a device, as a file that a search on another machine reads."""
 
 from __future__ import annotations
 

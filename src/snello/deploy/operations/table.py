@@ -102,7 +102,7 @@ def measured_here(operations: list[Operation], threads: int) -> dict[str, float]
 
 
 def _family(operation: Operation) -> tuple[Any, tuple[int, ...]]:
-    """What operations of other widths have in common, and the widths."""
+    """Split an operation into the part that all widths share, and its widths."""
     shape = operation.shape
     if operation.kind == "conv":
         samples, into, out, groups, *size = shape

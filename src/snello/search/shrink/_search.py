@@ -138,7 +138,7 @@ class Search:
         return FrontPoint(Point(), 0.0, cost)
 
     def _facts(self, max_drop: float, device: DeviceProfile | None) -> Mapping[str, Any]:
-        """What the results depend on, to be compared when a search goes on."""
+        """Settings that the results depend on, to be compared when a search goes on."""
         return {
             "max_drop": max_drop,
             "minimise": self._minimise if isinstance(self._minimise, str) else "a function",

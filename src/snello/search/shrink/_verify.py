@@ -30,7 +30,7 @@ from ._point import Point
 
 @dataclass(frozen=True)
 class Task:
-    """What a search asks for.
+    """The request of a search.
 
     Attributes:
         minimise: "latency", "macs", "bytes", "memory", or a function from a network to its cost.
