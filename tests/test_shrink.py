@@ -108,6 +108,33 @@ def test_an_interrupted_search_gives_the_same_answer(tmp_path: Path, minimise: s
         shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, max_drop=0.1)
 
 
+def test_a_network_with_norms_is_read_back_from_the_folder(tmp_path: Path) -> None:
+    """The rate search folds the norms, which changes the keys of the network that is kept."""
+    pytest.importorskip("nncodec")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(),
+        nn.Linear(24, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        model(INPUTS)  # statistics
+    labels = model.eval()(INPUTS).argmax(1)
+
+    def found(folder: Path | None) -> Shrunk:
+        return shrink(
+            model, INPUTS[:1], lambda m: (m(INPUTS).argmax(1) == labels).double(), minimise="bytes",
+            max_drop=0.2, calibration=[INPUTS], allow=("channels", "nnc"), trials=3, folder=folder,
+        )  # fmt: skip
+
+    whole, again, memory = found(tmp_path), found(tmp_path), found(None)
+    assert whole.chosen.precision == "nnc"
+    assert whole.chosen.cost < whole.dense.bytes
+    for other in (again, memory):
+        assert other.chosen.cost == whole.chosen.cost
+        assert other.settings == whole.settings
+        assert torch.equal(other.model(INPUTS), whole.model(INPUTS))
+
+
 def _worker(folder: Path, number: int) -> None:
     torch.set_num_threads(1)
     found = shrunk(folder=folder)

@@ -14,7 +14,14 @@ from snello.pruning import pin
 from snello.pruning.channels import ChannelPlan, Size
 from snello.pruning.recovery import recalibrate
 from snello.search.prune import as_plan
-from snello.simplification import SimplificationPlan, apply, plan_of, simplify
+from snello.simplification import (
+    SimplificationPlan,
+    apply,
+    apply_folds,
+    folds_of,
+    plan_of,
+    simplify,
+)
 from snello.store import archives
 from snello.wrappers import copied
 
@@ -66,13 +73,14 @@ class Networks:
         return apply(as_plan(self._dense, plan, self._example), self._dense)
 
     def store(self, name: str, model: nn.Module) -> None:
-        """Keep a network: its plan and its tensors."""
+        """Keep a network: its plan, its folded norms and its tensors."""
         if self._folder is None:
             self._kept[name] = model
             return
         plan = plan_of(model)
         content = {
             "plan": None if plan is None else plan.to_json(),
+            "folded_batchnorms": folds_of(model),
             "state_dict": model.state_dict(),
         }
         archives.save(self._folder / f"{name}.pt", content)
@@ -88,6 +96,7 @@ class Networks:
         model = copied(self._dense)
         if content["plan"] is not None:
             model = apply(SimplificationPlan.from_json(content["plan"]), model)
+        model = apply_folds(content["folded_batchnorms"], model)
         model.load_state_dict(content["state_dict"])
         return model
 
