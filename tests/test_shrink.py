@@ -282,14 +282,23 @@ def _tried(lane_: Any, judge: Any) -> list[int]:
 
 @pytest.mark.parametrize("limit", [0, 1, 17, 40, 59])
 def test_bisection_finds_the_furthest_point(limit: int) -> None:
-    tried = _tried(lane(60, 20, falling=True), lambda i: _candidate(60 - i, i <= limit))
+    costs = range(60, 0, -1)
+    tried = _tried(lane(costs, 20, falling=True), lambda i: _candidate(costs[i], i <= limit))
     assert limit in tried
     assert len(tried) <= 8
 
 
+def test_bisection_halves_the_cost() -> None:
+    """Of a front with most points at a few per cent, a tight bound is not looked for there."""
+    costs = [100, 95, 90, 80, 70, 60, 50, 40, *range(20, 0, -1)]
+    tried = _tried(lane(costs, 5, falling=True), lambda i: _candidate(costs[i], costs[i] >= 80))
+    assert [costs[i] for i in tried] == [100, 50, 80, 70]
+
+
 @pytest.mark.parametrize("cheapest", [3, 20, 44])
 def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
-    tried = _tried(lane(60, 30, falling=False), lambda i: _candidate(abs(i - cheapest), i <= 50))
+    costs = range(60, 0, -1)
+    tried = _tried(lane(costs, 30, falling=False), lambda i: _candidate(abs(i - cheapest), i <= 50))
     assert min(abs(i - cheapest) for i in tried) <= 2
 
 

@@ -15,11 +15,14 @@ Attempt = Callable[[int], Candidate | None]
 """Tries a point: its candidate, or None while another process is at it."""
 
 
-def lane(count: int, trials: int, *, falling: bool) -> Lane:
+def lane(costs: Sequence[float], trials: int, *, falling: bool) -> Lane:
     """Bisect for the furthest point within the bound.
 
+    The interval of costs is halved, not the number of points: most points of a front may be tiny
+    networks, far beyond any bound.
+
     Args:
-        count: number of points on the front; the first is the dense network.
+        costs: predicted costs of the points on the front; the first is the dense network.
         trials: number of points to try, at most.
         falling: true if the cost falls along the front, so that the furthest point is the
             cheapest. Otherwise, as for a bitstream whose quantisation uses up what the removal of
@@ -29,25 +32,31 @@ def lane(count: int, trials: int, *, falling: bool) -> Lane:
     seen[0] = yield 0
     if not seen[0].passed:  # this precision alone exceeds the bound
         return
-    while len(seen) < min(trials, count):
-        index = _next(seen, count, falling)
+    while len(seen) < min(trials, len(costs)):
+        index = _next(seen, costs, falling)
         if index is None:
             return
         seen[index] = yield index
 
 
-def _next(seen: dict[int, Candidate], count: int, falling: bool) -> int | None:
+def _next(seen: dict[int, Candidate], costs: Sequence[float], falling: bool) -> int | None:
     passed = [i for i, c in seen.items() if c.passed and c.cost is not None]
     best = min(passed, key=lambda i: (seen[i].cost, -i)) if not falling and passed else None
     low = best if best is not None else max(passed, default=0)
     # Beyond a point that failed, or that costs more, none is tried.
-    high = min((i for i in seen if i > low), default=count)
+    high = min((i for i in seen if i > low), default=len(costs))
     if high - low > 1:
-        return (low + high) // 2
+        return _middle(costs, low, high)
     if falling:
         return None
     before = max((i for i in seen if i < low), default=low)
-    return (before + low) // 2 if low - before > 1 else None
+    return _middle(costs, before, low) if low - before > 1 else None
+
+
+def _middle(costs: Sequence[float], low: int, high: int) -> int:
+    """The point between two others whose cost is nearest to the mean of theirs."""
+    wanted = (costs[low] + costs[min(high, len(costs) - 1)]) / 2
+    return min(range(low + 1, high), key=lambda i: abs(costs[i] - wanted))
 
 
 def run_lanes(lanes: Sequence[tuple[Lane, Attempt]]) -> None:

@@ -113,7 +113,7 @@ class Search:
                 found = self._front(precision)
                 lanes.append(
                     (
-                        lane(len(found), self._trials, falling=precision != "nnc"),
+                        lane([p.cost for p in found], self._trials, falling=precision != "nnc"),
                         self._attempt(precision, found),
                     )
                 )
@@ -138,7 +138,10 @@ class Search:
         return FrontPoint(Point(), 0.0, cost)
 
     def _facts(self, max_drop: float, device: DeviceProfile | None) -> Mapping[str, Any]:
-        """Settings that the results depend on, to be compared when a search goes on."""
+        """Settings that the results depend on, to be compared when a search goes on.
+
+        The number of trials is none: a search goes on with more of them.
+        """
         return {
             "max_drop": max_drop,
             "minimise": self._minimise if isinstance(self._minimise, str) else "a function",
@@ -146,7 +149,6 @@ class Search:
             "device": None if device is None else device.label,
             "threads": self._threads,
             "round_to": self._round_to,
-            "trials": self._trials,
             "model": _digest(self._model),
         }
 
