@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise
-from snello.simplification import plan_of, simplify
+from snello.simplification import SimplificationPlan, apply, plan_of, simplify
 
 
 class Checked(nn.Module):
@@ -36,6 +36,37 @@ class SameWidth(nn.Module):
         if channels < 1:
             raise ValueError("no channels")
         return self.conv(x).view(batch, channels, height, width).sin()
+
+
+class Parts(nn.Module):
+    """A convolution on one part of its input, as in FasterNet and InceptionNeXt.
+
+    Args:
+        held: kind of the attribute with the widths of the parts: tuple, list, int, or slice for an
+            end of two slices; None for widths that are written into the forward.
+    """
+
+    def __init__(self, held: type | None) -> None:
+        super().__init__()
+        self.held = held
+        if held in (tuple, list):
+            self.sections = held((6, 10))
+        elif held is int:
+            self.dim_conv, self.untouched = 6, 10
+        elif held is slice:
+            self.num_c = 6
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.held in (tuple, list):
+            first, second = torch.split(x, self.sections, dim=1)
+        elif self.held is int:
+            first, second = x.split([self.dim_conv, self.untouched], dim=1)
+        elif self.held is slice:
+            first, second = x[:, : self.num_c], x[:, self.num_c :]
+        else:
+            first, second = x[:, :6], x[:, 6:]
+        return torch.cat((self.conv(first), second), 1)
 
 
 @torch.no_grad()
@@ -83,3 +114,49 @@ def test_one_module_at_fault_leaves_the_others_narrow(first: bool) -> None:
     (reason,) = {v for k, v in plan_of(lean).left_alone.items() if k == str(at)}
     assert "does not take narrower tensors" in reason
     assert "test_simplify_own_forward.py" in reason
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+@pytest.mark.parametrize("held", [tuple, list, int, slice])
+def test_attributes_with_the_widths_of_parts_follow(held: type, keep_class: bool) -> None:
+    model = network(Parts(held))
+    with torch.no_grad():
+        for dead in (0, 1, 2, 7):  # not the same number in each part
+            model[0].weight[dead], model[0].bias[dead] = 0, 0
+            model[0].weight[dead + 8], model[0].bias[dead + 8] = 1, 1
+        kill(model[2].conv)
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert type(lean) is type(model)
+    kept = (model[0].weight.flatten(1) != 0).any(1)
+    first, second = int(kept[:6].sum()), int(kept[6:].sum())
+    assert first != second
+    assert lean[0].weight.shape[0] == first + second
+    assert lean[2].conv.weight.shape == (3, first, 3, 3)
+    assert lean[3].weight.shape[1] == 3 + second
+    wanted = {
+        tuple: {"2.sections": (first, second)},
+        list: {"2.sections": (first, second)},
+        int: {"2.dim_conv": first, "2.untouched": second},
+        slice: {"2.num_c": first},
+    }
+    assert plan_of(lean).attributes == wanted[held]
+    again = apply(SimplificationPlan.from_json(plan_of(lean).to_json()), network(Parts(held)))
+    again.load_state_dict(lean.state_dict())
+    if held is list:
+        assert again[2].sections == [first, second]
+    for other in (lean, again):
+        assert_same_outputs(model, other, x, tolerance=1e-12)
+
+
+def test_widths_of_parts_that_are_written_into_the_forward_are_kept() -> None:
+    """With `keep_class`, the parts keep their widths; a graph may cut them."""
+    model = network(Parts(None))
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=generator(2))
+    kept = simplify(model, x, keep_class=True)
+    assert type(kept) is type(model)
+    assert kept[0].weight.shape[0] == 16
+    free = simplify(model, x)
+    assert free.get_submodule("0").weight.shape[0] == 8
+    for lean in (kept, free):
+        assert_same_outputs(model, lean, x, tolerance=1e-12)

@@ -20,9 +20,9 @@ from . import runtime as runtime  # registers the rules of modules inside lean n
 from .agreement import Agreement, agreement
 from .cost import CostModel, PlainCost, cost_model
 from .ir.channels import Layout
-from .ir.edits import SetNumber
+from .ir.edits import Pick, SetNumber
 from .ir.plan import SimplificationPlan
-from .passes.attributes import attributes
+from .passes.attributes import Values, attributes
 from .passes.constants import constants
 from .passes.facts import Arrangement
 from .passes.faults import fault, mirrored_widths
@@ -234,7 +234,7 @@ def _candidates(
         for candidate in _of_own_class(other):
             if candidate.plan.layers and _kept(candidate.plan) < _kept(decision.plan):
                 yield _because(candidate, "its heads are merged with the batch")
-    if not run.unreached and all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
+    if not run.unreached:
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
             for candidate in run.with_narrower_heads(_as_module(decision, mirrored)):
@@ -267,7 +267,11 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     """Ways to simplify a model without a change to its forward."""
     # A recorded graph has literal sizes where the code may compute them. First assume that it does;
     # verification shows whether that is right.
-    _, decision = run.without_edits(numbers=False)
+    _, decision = run.without_edits(numbers=False, picks=False)
+    if decision.plan.edits_of(Pick):
+        if mirrored := attributes(run.model, run.facts, decision.plan):
+            yield from run.with_narrower_heads(_as_module(decision, mirrored))
+        _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
         if mirrored := attributes(run.model, run.facts, decision.plan):
             yield from run.with_narrower_heads(_as_module(decision, mirrored))
@@ -280,7 +284,7 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     yield _Candidate(replace(whole, representation="module"), {})
 
 
-def _as_module(decision: Decision, attributes: Mapping[str, int] | None = None) -> _Candidate:
+def _as_module(decision: Decision, attributes: Values | None = None) -> _Candidate:
     plan = replace(decision.plan, edits=(), representation="module", attributes=attributes or {})
     return _Candidate(plan, decision.values)
 
@@ -311,10 +315,11 @@ class _Passes:
         """Make the plan."""
         return self._repeated(lambda arrangement: (arrangement, self._lower(arrangement)))
 
-    def without_edits(self, *, numbers: bool) -> tuple[Arrangement, Decision]:
+    def without_edits(self, *, numbers: bool, picks: bool = True) -> tuple[Arrangement, Decision]:
         """Make a plan that edits no graph; see the pass of that name."""
+        kinds = (SetNumber,) * (not numbers) + (Pick,) * (not picks)
         return self._repeated(
-            lambda arrangement: without_edits(self.facts, arrangement, self._lower, numbers=numbers)
+            lambda arrangement: without_edits(self.facts, arrangement, self._lower, kinds)
         )
 
     def with_narrower_heads(self, candidate: _Candidate) -> Iterator[_Candidate]:
@@ -332,7 +337,7 @@ class _Passes:
         Attributes of the module at fault take the width that it is given. If that does not help,
         its operations are left alone from then on, and the passes start again.
         """
-        mirrored: dict[str, int] = {}
+        mirrored: Values = {}
         before = dict(self.refused)
         for attempt in range(_ATTEMPTS):
             arrangement, decision = self.without_edits(numbers=False)

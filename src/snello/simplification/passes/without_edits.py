@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
-from snello.simplification.ir.edits import GraphEdit, SetNumber
+from snello.simplification.ir.edits import GraphEdit
 
 from .facts import Arrangement, Facts
 from .layout import layout
@@ -17,7 +17,7 @@ Lower = Callable[[Arrangement], Decision]
 
 
 def without_edits(
-    facts: Facts, arrangement: Arrangement, lower: Lower, *, numbers: bool
+    facts: Facts, arrangement: Arrangement, lower: Lower, allowed: tuple[type[GraphEdit], ...]
 ) -> tuple[Arrangement, Decision]:
     """Force producers to keep all of their neurons where a plan would edit the graph.
 
@@ -28,8 +28,9 @@ def without_edits(
         facts: facts about the model.
         arrangement: its layouts.
         lower: makes the plan of an arrangement.
-        numbers: whether literal sizes in views count as edits. They have to if the model's code
-            contains them; a recorded graph contains them even where the code computes them.
+        allowed: kinds of edits that do not count. Literal sizes in views have to count if the model's
+            code contains them; a recorded graph contains them even where the code computes them.
+            Slices do not if their ends may be attributes.
 
     Requires:
         All attributes of `facts`.
@@ -40,7 +41,7 @@ def without_edits(
     nodes = {node.name: node for node in facts.graph.nodes}
     while True:
         decision = lower(arrangement)
-        edits = [e for e in decision.plan.edits if numbers or not isinstance(e, SetNumber)]
+        edits = [e for e in decision.plan.edits if not isinstance(e, allowed)]
         wider = _forced(facts, arrangement, edits, nodes)
         if len(wider) == 0:
             return arrangement, decision

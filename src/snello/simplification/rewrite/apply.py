@@ -84,7 +84,9 @@ def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
     narrow(model, plan)
     for name, value in plan.attributes.items():
         owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, value)
+        module = model.get_submodule(owner)
+        as_list = isinstance(getattr(module, attribute), list)
+        setattr(module, attribute, list(value) if as_list else value)  # type: ignore[arg-type]
     _keep(plan, model)
 
 

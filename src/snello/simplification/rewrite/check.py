@@ -57,7 +57,7 @@ def _missing(
     for name in plan.attributes:
         owner, _, attribute = name.rpartition(".")
         module = root if not owner else modules.get(owner)
-        kind = tuple if isinstance(plan.attributes[name], tuple) else int
+        kind = (tuple, list) if isinstance(plan.attributes[name], tuple) else int
         if not isinstance(getattr(module, attribute, None), kind):
             yield name
 
