@@ -3,7 +3,12 @@
     python benchmarks/time_to_accuracy.py --weights resnet32.th --rows plain epochs-5 --seeds 0 1 2 \
         --out runs/time
 
-Fine-tunes public ResNet-32 weights on JPEG CIFAR-10. Every row has the same images, views of them,
+Fine-tunes public ResNet-32 weights on JPEG CIFAR-10, or trains from scratch without `--weights`:
+
+    python benchmarks/time_to_accuracy.py --depth 20 --epochs 30 --images 22500 --views 10 --lr 0.1 \
+        --rows plain plain+e18 rest-15-22+anneal+info0.5 --out runs/scratch
+
+Every row has the same images, views of them,
 order of a seed, batches, optimizer and kind of schedule; a schedule always ends with the training.
 Augmentation is deterministic for all rows, as cached features need it: each epoch takes one of
 ``--views`` views of every image in turn. The first is the image; the others are shifted by up to 4
@@ -49,9 +54,8 @@ from snello.lab.models import CifarResNet
 from snello.pruning.recovery import recalibrate
 from snello.store import load_weights
 
-# Parts of the network, from the input on. Layers watched: each convolution and its BatchNorm.
+# Parts of the network, from the input on.
 PARTS = (("conv1", "bn1", "layer1"), ("layer2",), ("layer3", "linear"))
-LAYERS = (0, 22, 42, 62)
 ADAPTED = 2000  # images on which statistics are estimated again
 
 
@@ -118,7 +122,7 @@ ROWS: dict[str, Row] = {
 }
 
 
-def parsed(name: str) -> Row:
+def parsed(name: str, epochs: int = 8) -> Row:
     """A row by its name and options: `rest-2-3+anneal+stored+info0.5`, `orderdp-0.5+e4`.
 
     In `rest-A-B` the first part of the network stops after A epochs, the second after B. Options:
@@ -126,6 +130,8 @@ def parsed(name: str) -> Row:
     """
     head, *options = name.split("+")
     row = ROWS[head] if head in ROWS else _resting(head)
+    if not head.startswith("epochs-"):
+        row = replace(row, epochs=epochs)
     for option in options:
         if option in ("stored", "computed"):
             row = replace(row, cache=option)
@@ -348,13 +354,16 @@ def grouped(model: nn.Module, row: Row) -> list[dict[str, Any]]:
 
 
 def selective(
-    row: Row, model: nn.Module, optimizer: Any, images: Images, where: Tensor
+    row: Row, model: CifarResNet, optimizer: Any, images: Images, where: Tensor
 ) -> tuple[SelectiveUpdate | None, FeatureCache | None]:
     if row.rests:
         calls = [moment * row.every for moment in row.rests]
 
+        # Layers watched in the stem and in each stage: every convolution and its BatchNorm.
+        ends = [0, *(2 + 4 * len(model.layer1) * stage for stage in (1, 2, 3))]
+
         def share(step: int) -> float:
-            return LAYERS[sum(step > call for call in calls)] / LAYERS[-1]
+            return ends[sum(step > call for call in calls)] / ends[-1]
 
         rule: Selection = Prefix(share)
     elif row.select:
@@ -384,10 +393,11 @@ def main(given: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--weights", type=Path, required=True, help="state_dict of a CIFAR ResNet")
+    parser.add_argument("--weights", type=Path, help="state_dict of a CIFAR ResNet")
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=15_000)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.02)
@@ -404,7 +414,9 @@ def main(given: list[str] | None = None) -> None:
         for name in options.rows:
             file = options.out / f"{name}-seed-{seed}.json"
             if not file.exists():
-                write_text(file, json.dumps(one(parsed(name), name, images, seed, options)))
+                write_text(
+                    file, json.dumps(one(parsed(name, options.epochs), name, images, seed, options))
+                )
                 print(file.read_text(), flush=True)
 
 
@@ -414,11 +426,13 @@ def one(
     """Train and test a row once."""
     torch.manual_seed(seed)
     model = CifarResNet(options.depth).to(memory_format=torch.channels_last)
-    load_weights(model, options.weights)
+    if options.weights is not None:
+        load_weights(model, options.weights)
     run = train(row, model, images, seed, options.lr, options.batch)
     run.accuracy = accuracy(model, images)
     setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
-               "views": options.views, "lr": options.lr, "batch": options.batch}  # fmt: skip
+               "views": options.views, "lr": options.lr, "batch": options.batch,
+               "depth": options.depth, "from_scratch": options.weights is None}  # fmt: skip
     return {**setting, **asdict(run)}
 
 
