@@ -4,6 +4,7 @@ to the same answer.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import multiprocessing
@@ -13,7 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.seams.search import Group, Judge, Log, OperationCost, ShapeModel, front, lane
+from tests.seams.search import (
+    Group,
+    Judge,
+    Log,
+    OperationCost,
+    OutputDistance,
+    ShapeModel,
+    front,
+    lane,
+)
 from torch import Tensor, nn
 
 from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
@@ -239,6 +249,23 @@ class _Separable:
 
     def total(self, point: Any) -> float:
         return sum(self.near(name, point) for name in self._whole)
+
+
+def test_the_distance_of_a_small_step_is_small() -> None:
+    """Statistics of a few inputs differ from those of the training: that is no distance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
+    model(100 * INPUTS)  # statistics of other inputs
+    model.eval()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    distance = OutputDistance(model, [INPUTS[:32]])
+    assert distance(copy.deepcopy(model)) == 0
+    smaller, larger = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        smaller[0].weight[0] = 0
+        larger[0].weight[:32] = 0
+    assert 0 < distance(smaller) < 0.1 * distance(larger)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
 def test_the_front_of_a_separable_cost_is_optimal() -> None:

@@ -24,6 +24,7 @@ from snello.search.rate._workbench import first_below as first_below
 
 # Parts of shrink whose laws do not need a whole search.
 from snello.search.shrink._costs import OperationCost as OperationCost
+from snello.search.shrink._distance import OutputDistance as OutputDistance
 from snello.search.shrink._front import front as front
 from snello.search.shrink._judge import Judge as Judge
 from snello.search.shrink._lanes import lane as lane

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snello.graph import Example, Inputs, evaluation
 from snello.pruning.recovery import recalibrate
 from snello.search.rate import distance, float_tensors
+from snello.wrappers import copied
 
 
 class OutputDistance:
@@ -19,13 +20,17 @@ class OutputDistance:
     difference over variance for others; the mean over batches and outputs.
 
     Args:
-        dense: the reference.
+        dense: the reference; it is not changed.
         batches: inputs without targets.
     """
 
     def __init__(self, dense: nn.Module, batches: Sequence[Example]) -> None:
         self._batches = [Inputs.of(batch) for batch in batches]
-        self._reference = [_outputs(dense, batch) for batch in self._batches]
+        # With statistics of the same inputs as every other network: else the noise of statistics of
+        # a few hundred inputs would be a part of every distance, and no small step would pay.
+        reference = copied(dense)
+        recalibrate(reference, self._batches)
+        self._reference = [_outputs(reference, batch) for batch in self._batches]
 
     def __call__(self, model: nn.Module) -> float:
         """The distance of a network; BatchNorm statistics are estimated again first, in place."""
