@@ -149,6 +149,31 @@ def test_attributes_with_the_widths_of_parts_follow(held: type, keep_class: bool
         assert_same_outputs(model, other, x, tolerance=1e-12)
 
 
+class Ghost(nn.Module):
+    """As many channels as asked for, of the two halves that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = 16
+        self.first, self.cheap = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return torch.cat((x, self.cheap(x)), 1)[:, : self.out]
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_a_slice_that_takes_all_channels_needs_no_new_end(keep_class: bool) -> None:
+    model = network(Ghost())
+    kill(model[2].first)
+    kill(model[2].cheap)
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert type(lean) is type(model)
+    assert lean[3].weight.shape[1] == 8
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+
+
 def test_widths_of_parts_that_are_written_into_the_forward_are_kept() -> None:
     """With `keep_class`, the parts keep their widths; a graph may cut them."""
     model = network(Parts(None))

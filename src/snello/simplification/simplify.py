@@ -269,7 +269,8 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     # verification shows whether that is right.
     _, decision = run.without_edits(numbers=False, picks=False)
     if decision.plan.edits_of(Pick):
-        if mirrored := attributes(run.model, run.facts, decision.plan):
+        mirrored = attributes(run.model, run.facts, decision.plan)
+        if mirrored is not None:
             yield from run.with_narrower_heads(_as_module(decision, mirrored))
         _, decision = run.without_edits(numbers=False)
     if all(isinstance(edit, SetNumber) for edit in decision.plan.edits):
