@@ -268,6 +268,26 @@ def test_the_distance_of_a_small_step_is_small() -> None:
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
+def test_new_statistics_are_kept_where_they_bring_the_outputs_nearer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4)
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(50):
+            model(INPUTS)
+    distance = OutputDistance(model.eval(), [INPUTS[:32]])
+    smaller, larger = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        smaller[0].weight[0] *= 0.9
+        for parameter in larger[0].parameters():
+            parameter *= 0.2  # statistics repair all of it
+    assert distance.recovered(smaller) is smaller
+    found = distance.recovered(larger)
+    assert not torch.equal(found[3].running_mean, larger[3].running_mean)
+    assert torch.equal(larger[3].running_mean, model[3].running_mean)
+
+
 def test_the_front_of_a_separable_cost_is_optimal() -> None:
     """No combination is cheaper at the same distance: the property of a Lagrangian's minimisers."""
     groups = [

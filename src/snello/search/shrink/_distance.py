@@ -26,19 +26,34 @@ class OutputDistance:
 
     def __init__(self, dense: nn.Module, batches: Sequence[Example]) -> None:
         self._batches = [Inputs.of(batch) for batch in batches]
+        self._dense = [_outputs(dense, batch) for batch in self._batches]
         # With statistics of the same inputs as every other network: else the noise of statistics of
         # a few hundred inputs would be a part of every distance, and no small step would pay.
         reference = copied(dense)
         recalibrate(reference, self._batches)
-        self._reference = [_outputs(reference, batch) for batch in self._batches]
+        self._recalibrated = [_outputs(reference, batch) for batch in self._batches]
 
     def __call__(self, model: nn.Module) -> float:
         """The distance of a network; BatchNorm statistics are estimated again first, in place."""
         recalibrate(model, self._batches)
+        return self._between(model, self._recalibrated)
+
+    def recovered(self, model: nn.Module) -> nn.Module:
+        """A network with BatchNorm statistics estimated again, if its outputs are nearer with them.
+
+        They repair a network that lost much. To one that lost little, the statistics of a few
+        inputs without the augmentation of its training may do more harm.
+        """
+        other = copied(model)
+        recalibrate(other, self._batches)
+        nearer = self._between(other, self._dense) < self._between(model, self._dense)
+        return other if nearer else model
+
+    def _between(self, model: nn.Module, reference: Sequence[Sequence[Tensor]]) -> float:
         pairs = [
             distance(a, b)
-            for batch, reference in zip(self._batches, self._reference, strict=True)
-            for a, b in zip(reference, _outputs(model, batch), strict=True)
+            for batch, outputs in zip(self._batches, reference, strict=True)
+            for a, b in zip(outputs, _outputs(model, batch), strict=True)
         ]
         total = math.fsum(pairs) / max(len(pairs), 1)
         return total if math.isfinite(total) else 1e30  # JSON has no infinity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +12,6 @@ from snello.graph.coupled import Coupling
 from snello.neurons import apply_masks, dead_neurons, weighted_layers
 from snello.pruning import pin
 from snello.pruning.channels import ChannelPlan, Size
-from snello.pruning.recovery import recalibrate
 from snello.search.prune import as_plan
 from snello.simplification import (
     SimplificationPlan,
@@ -25,6 +24,7 @@ from snello.simplification import (
 from snello.store import archives
 from snello.wrappers import copied
 
+from ._distance import OutputDistance
 from ._groups import Orders, magnitude_masks, removed_by
 from ._point import Point
 
@@ -41,17 +41,17 @@ class Networks:
         coupling: its coupling.
         order: indices of every dimension, the least important first.
         example: example inputs.
-        batches: calibration inputs, to estimate BatchNorm statistics.
+        distance: estimates BatchNorm statistics; None without calibration inputs.
         fit: fine-tuning; None for none.
         folder: folder of the files; None keeps the networks in memory.
     """
 
     def __init__(
         self, dense: nn.Module, coupling: Coupling, order: Orders, example: Example,
-        batches: Sequence[Example], fit: Fit | None, folder: Path | None,
+        distance: OutputDistance | None, fit: Fit | None, folder: Path | None,
     ) -> None:  # fmt: skip
         self._dense, self._coupling, self._order, self._example = dense, coupling, order, example
-        self._batches, self._fit, self._folder = batches, fit, folder
+        self._distance, self._fit, self._folder = distance, fit, folder
         self._kept: dict[str, nn.Module] = {}
 
     def __call__(self, point: Point) -> nn.Module:
@@ -102,13 +102,11 @@ class Networks:
 
     def _built(self, point: Point) -> nn.Module:
         model = self.cut(point)
-        held = None
-        if point.sparsity:
-            masks = magnitude_masks(model, point.sparsity)
-            apply_masks(model, masks)
-            held = pin(model, None, masks)
-        if self._batches:
-            recalibrate(model, self._batches)
+        masks = magnitude_masks(model, point.sparsity) if point.sparsity else {}
+        apply_masks(model, masks)
+        if self._distance is not None:
+            model = self._distance.recovered(model)
+        held = pin(model, None, masks) if masks else None
         if self._fit is not None:
             device = next((p.device for p in model.parameters()), None)
             self._fit(model)

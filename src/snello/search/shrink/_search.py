@@ -87,7 +87,13 @@ class Search:
         self._distance = OutputDistance(model, batches)
         inputs = [_positional(batch) for batch in batches]
         self._networks = Networks(
-            model, self.coupling, order, example, list(calibration), fit, folder
+            model,
+            self.coupling,
+            order,
+            example,
+            self._distance if calibration else None,
+            fit,
+            folder,
         )
         self._bench = Bench(model, example, inputs, self._threads)
         self._task = Task(minimise, max_drop, device is None)
