@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,19 +21,21 @@ import torch
 import snello
 from snello import CodecSettings, Record, decompress, load, save
 from snello.cli import main
+from snello.lab.datasets import loader
+from snello.search.shrink import Judge
 from snello.store import ImageInput, ModelSpec, build, inspect
 
-for module in (
-    "lightning",
-    "sklearn",
-    "jsonargparse",
-    "rich",
-    "matplotlib",
-    "nncodec",
-    "onnxruntime",
-    "onnxscript",
-):
-    pytest.importorskip(module)
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+pytest.importorskip("jsonargparse")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("nncodec")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from seams.training import coding_of
+from snello.lab.training import answers, load_data, load_recipe
 
 SPEC = ModelSpec("lenet-300-100", {"in_features": 64})
 SMALL = (
@@ -154,6 +156,22 @@ def test_report_agrees_with_the_runs(travelled: Travelled) -> None:
         assert row["test_accuracy"] == pytest.approx(
             report["runs"][row["method"]]["test_accuracy"], abs=0.004
         )
+
+
+@pytest.mark.slow
+def test_bitstreams_of_a_journey_hold_their_bound(travelled: Travelled) -> None:
+    """The upper limit of the paired drop is at most `ship.max_drop` of the recipe."""
+    recipe = load_recipe("digits")
+    splits = load_data(recipe)
+    images = list(loader(splits.validation, splits, 100))
+    for method in ("baseline", "lobster", "serene"):
+        lean, _ = load(travelled.folder / method / "simplified.pt")
+        decoded, _ = load(travelled.folder / method / "model.snello")
+        judge = Judge(lambda m: answers(m, images).right, lean)
+        assert judge(decoded).limit <= recipe.ship.max_drop == 0.005
+        fixed = replace(recipe, ship=replace(recipe.ship, qp=-30))
+        model, settings = coding_of(fixed, lean, None, splits)  # type: ignore[arg-type]
+        assert (model, settings) == (lean, CodecSettings(qp=-30))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snello.codec._install import FOLDER
+from seams.codec import installation
 
 pytest.importorskip("hatchling")
 
@@ -40,7 +40,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _snello(installed: Path, *words: str) -> str:
     # -S: an editable installation would put the sources on the path. Without `site`, a virtual
     # environment is not known as such either, so that the codec's own folder would not be found.
-    path = [str(installed), *(p for p in sys.path if p.endswith("site-packages")), str(FOLDER)]
+    path = [
+        str(installed),
+        *(p for p in sys.path if p.endswith("site-packages")),
+        str(installation.FOLDER),
+    ]
     found = subprocess.run(
         [sys.executable, "-S", "-m", "snello", *words], cwd=installed.parent, text=True, check=True,
         capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},

@@ -1,5 +1,8 @@
 """Private names of ``snello.lab.training`` that tests use."""
 
+# How a network is coded, without a journey.
+from snello.lab.training._coding import coding_of as coding_of
+
 # Processes must start from one network, compared without a training.
 from snello.lab.training._data import initial_model as initial_model
 

@@ -189,21 +189,32 @@ class ShipConfig:
     """Options of coding and timing.
 
     Attributes:
-        qp: quantisation parameter (QP) of the weights in the NNC bitstream; lower is finer.
+        max_drop: largest drop of the accuracy by coding the bitstream: upper limit at 95 % of the
+            paired drop on validation images, or the drop of the mean IoU for segmentation. A rate
+            search finds the smallest bitstream within it.
+        validation_images: number of validation images that the search measures on.
+        qp: quantisation parameter (QP) of the weights in the NNC bitstream, without a search; lower
+            is finer. None: search.
         repeats: number of timed forward passes per network and runtime.
         warmup: number of untimed forward passes before them.
         threads: CPU threads while timing.
         batch: images per forward while timing.
     """
 
-    qp: int = -32
+    max_drop: float = 0.005
+    validation_images: int = 2000
+    qp: int | None = None
     repeats: int = 100
     warmup: int = 10
     threads: int = 1
     batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "threads", "batch"):
+        check_option(
+            0 <= self.max_drop < 1,
+            f"ship.max_drop is a share of the images, from 0 to below 1, not {self.max_drop}",
+        )
+        for name in ("validation_images", "repeats", "threads", "batch"):
             check_option(
                 getattr(self, name) >= 1,
                 f"ship.{name} must be at least 1, not {getattr(self, name)}",

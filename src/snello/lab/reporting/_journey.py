@@ -15,10 +15,18 @@ from ._tables import Table, markdown
 from ._values import as_json, flops, megabytes, milliseconds, percent
 
 if TYPE_CHECKING:  # drawing a table must not need the training extra
+    from snello.lab.recipes import Recipe
     from snello.lab.training import JourneyResult
 
 
 _TUNED = {"plain": "All layers", "resting": "Classifier only, features cached"}
+
+
+def _coded(recipe: Recipe) -> str:
+    ship = recipe.ship
+    if ship.qp is not None:
+        return f"with QP {ship.qp}"
+    return f"the smallest within {100 * ship.max_drop:g} points on validation images"
 
 
 def shipping_table(result: JourneyResult) -> Table:
@@ -26,8 +34,8 @@ def shipping_table(result: JourneyResult) -> Table:
     latency = result.shipped[0].pytorch if result.shipped else None
     note = (
         "Params left and lean MB: after removal of dead neurons, in float32. Accuracy: last epoch, "
-        "test images. Decoded: network decoded from the NNC bitstream. Latency: median (p10-p90) "
-        "of the simplified network, all networks interleaved in one run"
+        f"test images. Decoded: network decoded from the NNC bitstream, {_coded(result.recipe)}. "
+        "Latency: median (p10-p90) of the simplified network, all networks interleaved in one run"
     )
     if latency is not None:
         note += f"; batch {latency.batch}, {latency.threads} thread(s), {latency.device}, {latency.repeats} repeats"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-from snello.codec import CodecSettings
 from snello.deploy import (
     Latency,
     export,
@@ -26,6 +25,7 @@ from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
 
+from ._coding import coding_of
 from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
@@ -254,7 +254,8 @@ def _shipped_row(
     recipe: Recipe, folder: Path, method: str, net: _Net, times: dict[str, Latency], splits: Splits
 ) -> ShippedRow:
     path, trust = folder / method / "model.snello", recipe.model.name
-    save(path, net.lean, net.record, settings=CodecSettings(qp=recipe.ship.qp), trust=trust)
+    model, settings = coding_of(recipe, net.lean, net.record, splits)
+    save(path, model, net.record, settings=settings, trust=trust)
     decoded, _ = load(path, trust=trust)
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
