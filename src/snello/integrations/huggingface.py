@@ -1,4 +1,6 @@
-"""Callback for Hugging Face's Trainer: sensitivity, pruning and selective updates."""
+"""Hugging Face's Trainer: a callback for sensitivity, pruning and selective updates, and a subclass
+for dynamic subsets of the data.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from snello.store import archives
 from snello.wrappers import OwnHook
 
 from ._combined import frozen_rows_held
+from ._curated_trainer import curated_trainer as curated_trainer
 from ._scores import scores_of
 
 
