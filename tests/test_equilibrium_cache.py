@@ -258,3 +258,41 @@ def test_cached_features_survive_a_changing_subset() -> None:
     assert len(set(sizes[1:])) > 1  # the subset changes
     assert every > runs
     assert runs <= 5 + 3  # the five batches of the first epoch; the cut is tried on some more
+
+
+def test_a_compiled_front_is_compiled_once_per_cut() -> None:
+    """Masks of the layers behind the cut change in every step, and nothing is compiled again."""
+    torch.compiler.reset()
+    torch.manual_seed(1)
+    model = Branches()
+    images = torch.randn(8, 3, 8, 8)
+    shares = [{"a": 1.0, "norm": 1.0, "b": 0.5, "c": 0.25 * i} for i in range(4)]
+    names = {"a", "norm", "b", "c", "head"}
+    rule = Fixed(*[{**dict.fromkeys(names, 0.0), **share} for share in shares])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    update = SelectiveUpdate(model, optimizer, images[:4], rule, dispatch="fixed")
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(len(graph.graph.nodes))
+        return graph.forward
+
+    cache = FeatureCache(
+        update, 8, limit=0, compile=lambda front: torch.compile(front, backend=backend)
+    )  # fmt: skip
+    found = []
+    for _ in range(3):
+        update.step()
+        found.append(cache(images, torch.arange(8)))
+        optimizer.zero_grad()
+        found[-1].square().sum().backward()
+        optimizer.step()
+    assert len(compiled) == 1
+    assert cache.status.layers[0] == "a"
+    torch.manual_seed(0)
+    got = cache(images, torch.arange(8))
+    plain = FeatureCache(update, 8, limit=0)
+    torch.manual_seed(0)
+    assert torch.equal(got, plain(images, torch.arange(8)))
+    assert len(compiled) == 1
+    torch.compiler.reset()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import finalize
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
 
@@ -71,6 +71,9 @@ class FeatureCache:
             the dtype in which they are computed, for bit-identical results with and without cache.
         measured: whether to store features only if reading them is faster than computing them,
             which is timed once per cut.
+        compile: function that compiles the front, such as `torch.compile`; None: it runs as it is.
+            The front is a graph of its own: new masks of the layers after the cut do not compile it
+            again, a new cut does.
 
     Raises:
         ConfigError: for a number of samples below one, or a folder that does not exist.
@@ -89,13 +92,14 @@ class FeatureCache:
         limit: int = 2**32,
         dtype: torch.dtype | None = None,
         measured: bool = True,
+        compile: Callable[[nn.Module], Callable[..., Any]] | None = None,
     ) -> None:
         if samples < 1:
             raise ConfigError(f"samples: must be at least 1, not {samples}")
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"folder: there is no folder {folder}")
         self._update, self._samples, self._limit = update, samples, limit
-        self._dtype, self._measured = dtype, measured
+        self._dtype, self._measured, self._compile = dtype, measured, compile
         self._folder = Path(tempfile.mkdtemp(prefix="snello-features-", dir=folder))
         self._remove = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._prefix: RestingPrefix | None = None
@@ -189,6 +193,9 @@ class FeatureCache:
                 self._reason = str(error)
         if self._prefix is not None:
             self._prefix = in_parallel(self._prefix, self._update.wrapped)
+            if self._compile is not None:
+                compiled = self._compile(self._prefix.front)
+                self._prefix = replace(self._prefix, compiled=compiled)
             self._open(self._prefix)
         self._key = self._state(args)
 

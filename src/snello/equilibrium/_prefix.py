@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ class RestingPrefix:
         modules: names of the modules in `front` that have parameters.
         features: shape of each feature without the batch, and its dtype.
         inputs: positions of the model's inputs that `rest` reads.
+        compiled: what computes the features in place of `front`, such as the compiled `front`.
     """
 
     front: fx.GraphModule
@@ -38,6 +39,7 @@ class RestingPrefix:
     modules: tuple[str, ...]
     features: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     inputs: tuple[int, ...]
+    compiled: Callable[..., Any] | None = None
 
     @property
     def bytes_per_sample(self) -> int:
@@ -53,7 +55,8 @@ class RestingPrefix:
     def run_front(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Compute the features, without gradients."""
         with torch.no_grad(), self.still():
-            found: tuple[Tensor, ...] = self.front(*inputs)
+            front = self.front if self.compiled is None else self.compiled
+            found: tuple[Tensor, ...] = front(*inputs)
         return found
 
     def run_rest(self, features: Sequence[Tensor], inputs: Sequence[Any]) -> Any:
