@@ -59,7 +59,7 @@ class Probe:
             Layer name -> shape `(samples, channels, positions)`; the calls of a shared layer
             are concatenated along the samples and padded with zeros to the same number of
             positions, which changes no cosine. A layer that the forward never calls as a module
-            is missing.
+            is missing, except those in `lent`.
         """
         found: dict[str, list[Tensor]] = {}
 
