@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
 from snello.files import temporary_files_in, writing
-from snello.graph import as_inputs
+from snello.graph import Example, as_inputs
 
 from .onnx import Onnx, onnx_session
 
@@ -95,7 +95,7 @@ def _quantised(
 
 def export_int8(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...] | Tensor,
+    example_inputs: Example,
     path: str | os.PathLike[str],
     calibration: Iterable[tuple[Tensor, ...] | Tensor],
     *,
@@ -106,7 +106,8 @@ def export_int8(
 
     Args:
         model: any module that torch.export can capture; it is not changed.
-        example_inputs: positional inputs with the batch on dimension 0.
+        example_inputs: positional inputs with the batch on dimension 0, or a dictionary of keyword
+            arguments.
         path: the int8 file to write; the float32 file is temporary.
         calibration: batches of inputs (B, ...), normalised as in deployment.
         reduce_range: see [`quantise`][snello.deploy.formats.quantise].
