@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from laws import kill
 from seams.deploy import verify
 from snello import plan_of, simplify
-from snello.deploy import export, file_runner, footprint
+from snello.deploy import export, export_int8, file_runner, footprint
 from snello.errors import ConfigError, ModelError, OutputError
 from snello.neurons import neuron_count
 from snello.store import build
@@ -111,6 +111,16 @@ def test_inputs_by_name_and_decorated_forwards(tmp_path: Path) -> None:
             assert torch.allclose(torch.as_tensor(a), b, atol=1e-6)
     with pytest.raises(ConfigError, match="not a dictionary"):
         file_runner(path, {"first": x})  # type: ignore[arg-type]
+
+
+def test_int8_with_inputs_by_name(tmp_path: Path) -> None:
+    model, x, y = TwoInTwoOut().eval(), torch.randn(20, 3), torch.randn(20, 4)
+    example = {"second": y[:1], "first": x[:1]}
+    found = export_int8(model, example, tmp_path / "int8.onnx", [{"first": x, "second": y}, (y, x)])
+    assert found.samples == 40
+    assert found.difference < 0.05
+    with pytest.raises(ConfigError, match="the file takes second, first"):
+        export_int8(model, example, tmp_path / "int8.onnx", [{"first": x}])
 
 
 def test_a_model_of_transformers_is_exported(tmp_path: Path) -> None:
