@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,15 @@ from tests.seams.search import (
 )
 from torch import Tensor, nn
 
+from pair import in_two_processes
 from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
 from snello.graph import coupling
 from snello.graph.coupled import cut
 from snello.pruning.channels import measured_size
 from snello.search import shrink
 from snello.search.shrink import Candidate, Shrunk
+from snello.simplification import simplify
 
 INPUTS = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
 
@@ -145,24 +146,68 @@ def test_a_network_with_norms_is_read_back_from_the_folder(tmp_path: Path) -> No
         assert torch.equal(other.model(INPUTS), whole.model(INPUTS))
 
 
-def _worker(folder: Path, number: int) -> None:
-    torch.set_num_threads(1)
-    found = shrunk(folder=folder)
-    (folder / f"answer-{number}.json").write_text(json.dumps(found.chosen.to_json()))
+@pytest.mark.parametrize("minimise", ["macs", "bytes"])
+def test_a_network_without_free_channels_is_left_as_it_is(minimise: str) -> None:
+    if minimise == "bytes":
+        pytest.importorskip("nncodec")
+    model = nn.Linear(16, 4).eval()  # the whole model is one layer
+    labels = model(INPUTS).argmax(1)
+    found = shrink(
+        model, INPUTS[:1], lambda m: (m(INPUTS).argmax(1) == labels).double(), minimise=minimise,  # type: ignore[arg-type]
+        max_drop=0.2, calibration=[INPUTS], allow=("channels", "nnc"), trials=3,
+    )  # fmt: skip
+    assert found.chosen.widths == {}
+    assert found.chosen.limit <= 0.2
+    assert found.chosen.cost < found.dense.bytes if minimise == "bytes" else 65
+
+
+@pytest.mark.parametrize("minimise", ["macs", "bytes"])
+def test_a_lean_network_is_shrunk_further(tmp_path: Path, minimise: str) -> None:
+    """Its own plan is not applied once more when it is read back."""
+    if minimise == "bytes":
+        pytest.importorskip("nncodec")
+    model = network()
+    with torch.no_grad():
+        model[0].weight[:12], model[0].bias[:12] = 0, 0
+    lean = simplify(model, INPUTS[:2])
+    labels = lean(INPUTS).argmax(1)
+
+    def found() -> Shrunk:
+        return shrink(
+            lean, INPUTS[:1], lambda m: (m(INPUTS).argmax(1) == labels).double(), minimise=minimise,  # type: ignore[arg-type]
+            max_drop=0.2, calibration=[INPUTS], allow=("channels", "nnc"), trials=3, folder=tmp_path,
+        )  # fmt: skip
+
+    first, again = found(), found()
+    assert first.chosen.cost < first.dense.cost
+    assert torch.equal(first.model(INPUTS), again.model(INPUTS))
+
+
+def test_a_network_that_cannot_be_exported_is_refused() -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+    model = Odd().eval()
+    with pytest.raises(ModelError, match="exported"):
+        shrink(model, INPUTS[:1], lambda m: 1.0, minimise="memory", calibration=[INPUTS])
+
+
+def _worker(rank: int, folder: Path) -> dict[str, Any]:
+    return shrunk(folder=folder).chosen.to_json()
 
 
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     """Each result is computed once, and both give the answer of one process."""
-    spawn = multiprocessing.get_context("fork")
-    workers = [spawn.Process(target=_worker, args=(tmp_path, i)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    answers = in_two_processes(_worker, tmp_path)
     keys = [json.loads(x)["key"] for x in (tmp_path / "candidates.jsonl").read_text().splitlines()]
     assert len(keys) == len(set(keys))
-    answers = [json.loads((tmp_path / f"answer-{i}.json").read_text()) for i in range(2)]
     assert answers[0] == answers[1]
     assert answers[0]["widths"] == shrunk().chosen.widths
 

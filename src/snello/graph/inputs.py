@@ -95,6 +95,9 @@ class Positional(nn.Module):
         super().__init__()
         self.model = model
         self._leaves, self._structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        plain = not inputs.args and all(isinstance(v, Tensor) for v in inputs.kwargs.values())
+        self.names: list[str] | None = list(inputs.kwargs) if plain else None
+        """Names of the tensors in order; None unless all are keyword arguments."""
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)

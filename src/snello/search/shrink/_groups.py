@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, cut
-from snello.neurons import apply_masks, weighted_layers
+from snello.neurons import apply_masks, qualified, weighted_layers
 from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, positive
 from snello.search.rate import float_tensors
 from snello.wrappers import copied
@@ -144,7 +144,7 @@ def magnitude_masks(model: nn.Module, share: float) -> dict[str, Tensor]:
     weights are small, is not emptied first.
     """
     weights = {
-        f"{name}.weight".lstrip("."): layer.weight.detach()
+        qualified(name, "weight"): layer.weight.detach()
         for name, layer in weighted_layers(model).items()
         if isinstance(layer.weight, nn.Parameter)
     }

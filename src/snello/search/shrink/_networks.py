@@ -77,9 +77,10 @@ class Networks:
         if self._folder is None:
             self._kept[name] = model
             return
-        plan = plan_of(model)
+        plan, own = plan_of(model), plan_of(self._dense)
         content = {
-            "plan": None if plan is None else plan.to_json(),
+            # The dense network may be a lean one, whose own plan is not to be applied once more.
+            "plan": None if plan is None or plan == own else plan.to_json(),
             "folded_batchnorms": folds_of(model),
             "state_dict": model.state_dict(),
         }

@@ -18,6 +18,7 @@ from snello.deploy.operations import (
     fit_latency,
     this_device,
 )
+from snello.errors import ModelError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
 from snello.pruning.channels import ChannelImportance
@@ -81,9 +82,8 @@ class Search:
         self.judge = Judge(evaluate, model)
         batches = list(calibration) or [example]
         self.coupling = coupling(model, example)
-        order = orders(model, self.coupling, importance, batches, exclude)
-        if "channels" not in allow:
-            order = {}
+        free = self.coupling.free if "channels" in allow else ()
+        order = orders(model, self.coupling, importance, batches, exclude) if free else {}
         self._distance = OutputDistance(model, batches)
         inputs = [_positional(batch) for batch in batches]
         self._networks = Networks(
@@ -165,7 +165,10 @@ class Search:
             self.label = profile.label
             found = self._log.result("latency-dense", lambda: {"ms": self._bench.times({})[""]})
             self._verifier.reference = found["ms"]
-        self._first = self._log_candidate("float32", self.dense).key
+        first = self._log_candidate("float32", self.dense)
+        if first.why:
+            raise ModelError(f"shrink: the dense network: {first.why}")
+        self._first = first.key
 
     def _front(self, precision: Precision) -> list[FrontPoint]:
         """The front of a precision, as it is in the log."""
