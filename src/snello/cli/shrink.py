@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
     table = shrink_table(title, found, work["test"](found))
     page = pages.shrink_page(title, found, table)
+    page = replace(page, data=page.data | {"files": _files(arguments, found, path)})
     if arguments.file is not None:
         page = pages.with_layers(
             page, {"dense": arguments.file, "chosen": path}, named_code(arguments)
@@ -211,6 +213,17 @@ def _write(
         print(f"written: {save(out, found.model.cpu(), record, trust=trust)} (float32)")
         return path
     return save(out, found.model.cpu(), record, trust=trust)
+
+
+def _files(arguments: argparse.Namespace, found: Shrunk, path: Path) -> list[dict[str, str]]:
+    """Files of the dense and the chosen candidate, by which a kit's times are assigned to them."""
+    from snello.files import sha256_of
+
+    given = [] if arguments.file is None else [(found.dense, arguments.file)]
+    return [
+        {"key": candidate.key, "file": Path(file).name, "sha256": sha256_of(file)}
+        for candidate, file in (*given, (found.chosen, path))
+    ]
 
 
 def _say(candidate: Any) -> None:
