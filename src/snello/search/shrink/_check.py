@@ -33,9 +33,10 @@ def check_options(
             f"shrink: minimise={minimise!r}{nearest(str(minimise), COSTS)}; choose one of {', '.join(COSTS)}, "
             "or a function from a network to its cost"
         )  # fmt: skip
-    several = isinstance(allow, Collection) and not isinstance(allow, str)
-    if not several or not allow or (odd := [n for n in allow if n not in LEVERS]):
-        what = ", ".join(map(repr, odd)) if several and allow else repr(allow)
+    names = list(allow) if isinstance(allow, Collection) and not isinstance(allow, str) else []
+    odd = [name for name in names if name not in LEVERS]
+    if odd or not names:
+        what = ", ".join(map(repr, odd)) or repr(allow)
         raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(LEVERS)}")
     for name, value in counts.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
