@@ -163,6 +163,8 @@ def _batches(calibration: Tensor | Sequence[Example] | None) -> tuple[Example, .
         raise ConfigError("calibration: there is no batch of inputs; pass at least one, or None")
     for batch in batches:
         given = isinstance(batch, (Tensor, tuple, list, Mapping, Inputs))
+        if isinstance(batch, (tuple, list)):
+            given = all(isinstance(x, Tensor) for x in batch)
         tensors = Inputs.of(batch).tensors() if given else ()
         if not tensors or not all(x.dim() and len(x) for x in tensors):
             raise ConfigError(
