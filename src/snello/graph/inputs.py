@@ -68,6 +68,12 @@ class Inputs:
         """The shapes of [`tensors`][snello.graph.Inputs.tensors]."""
         return tuple(tuple(int(n) for n in tensor.shape) for tensor in self.tensors())
 
+    def in_order_of(self, first: Inputs) -> Inputs:
+        """The same arguments, with the keywords in the order of others if they are the same."""
+        if set(self.kwargs) != set(first.kwargs):
+            return self
+        return Inputs(self.args, {name: self.kwargs[name] for name in first.kwargs})
+
     def map(self, function: Callable[[Tensor], Any]) -> Inputs:
         """The same arguments with a function applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.graph import evaluation
+from snello.graph import Example, evaluation
 from snello.neurons import is_batchnorm, qualified, weighted_layers
 
-from ._probe import Batch, joined
+from ._probe import joined
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance per channel, each of shape `(channels,)`, in float64."""
@@ -44,7 +44,7 @@ class Correction:
     """
 
     def __init__(
-        self, reference: nn.Module, batches: Sequence[Batch], *, bias: bool, batchnorm: bool
+        self, reference: nn.Module, batches: Sequence[Example], *, bias: bool, batchnorm: bool
     ) -> None:
         # A layer's shift must be known before the next layer runs: all inputs form one batch.
         self._inputs = joined(batches)
@@ -112,7 +112,7 @@ class Correction:
     def _run(self, model: nn.Module) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         with evaluation(model):
-            model(*(x.to(device) for x in self._inputs))
+            self._inputs.map(lambda x: x.to(device)).call(model)
 
 
 @contextmanager

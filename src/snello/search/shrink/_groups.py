@@ -46,6 +46,8 @@ def orders(
     Raises:
         ConfigError: for an unknown importance.
     """
+    if not coupling.free:
+        return {}
     measure = _default(model, batches) if importance is None else importance_of(importance)
     scores = positive(measure(model, coupling))
     return {
@@ -179,7 +181,12 @@ def _default(model: nn.Module, batches: Sequence[Example]) -> ChannelImportance:
         for start in range(0, len(drawn), CHUNK):
             part = slice(start, start + CHUNK)
             pairs.append((_part(inputs, part), drawn[part].flatten()))
-    return group_fisher(pairs) if pairs else importance_of("l2")
+    return group_fisher(pairs, _cross_entropy) if pairs else importance_of("l2")
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    # The one tensor of the output, in whichever structure the model returns it.
+    return nn.functional.cross_entropy(float_tensors(outputs)[0], targets)
 
 
 def _part(inputs: Inputs, part: slice) -> Inputs:
