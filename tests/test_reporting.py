@@ -192,6 +192,20 @@ def test_progress_prints_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -
     assert not captured.out
 
 
+def test_lines_within_a_step_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(progress_module, "PERIOD", 0.02)
+    with progress(3) as line:
+        line("epoch 1 of step 1", done=False)
+        line("step 1")
+        time.sleep(0.2)
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["epoch 1 of step 1", "step 1"]
+    assert any(text.startswith("1 of 3 steps") for text in said)
+
+
 def test_busy_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with busy("coding"):

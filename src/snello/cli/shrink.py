@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     return {
         "evaluate": lambda network: answers(network, validation).right,
-        "fit": fine_tuning(arguments, model, splits),
+        "fit": fine_tuning(arguments, model, splits, partial(print, flush=True)),
         "calibration": [images for images, _ in batches],
         "record": record,
         "test": lambda found: _tested(found, model, splits),
