@@ -182,7 +182,7 @@ class FeatureCache:
         if self._state(args) == self._key:
             return
         self._drop()
-        resting = self._update.freezer.resting
+        resting = self._update.freezer.resting_parameters()
         if resting:
             try:
                 with self._update.freezer.dense():
@@ -203,8 +203,7 @@ class FeatureCache:
         """Key of the cut: resting layers, input shapes, and versions of the tensors before it."""
         freezer = self._update.freezer
         if self._prefix is None:  # without buffers: statistics change with every batch
-            layers = [freezer.layers[name] for name in freezer.resting]
-            tensors: list[Tensor] = [p for m in layers for p in m.parameters(recurse=False)]
+            tensors: list[Tensor] = freezer.resting_parameters()
         else:
             front = self._prefix.front
             tensors = [*front.parameters(), *front.buffers()]

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from snello.errors import ConfigError, ModelError
@@ -21,6 +19,7 @@ from snello.neurons import neuron_layers, weighted_layers
 
 from ._gradients import input_gradients_only
 from ._probe import Probe
+from ._uses import WeightUse, WeightUses, in_projections
 
 
 @dataclass(frozen=True)
@@ -28,75 +27,48 @@ class ForwardUse:
     """Use of the layers with neurons in one forward pass.
 
     Attributes:
-        called: names of the layers that are called as modules, in order of their first call.
-        macs: layer name -> multiply-accumulates per sample; also of the layers whose weights are
-            used by another module, as torchvision's shifted window attention does.
+        called: names of the layers that are called as modules.
+        lent: names of the layers whose weights another module uses, as torchvision's shifted window
+            attention does, and never with a bias that is not the layer's.
+        order: names of both, in order of their first use.
+        macs: layer name -> multiply-accumulates per sample.
     """
 
     called: tuple[str, ...]
+    lent: tuple[str, ...]
+    order: tuple[str, ...]
     macs: dict[str, float]
 
 
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
-    """Layers that the probe calls, in order, and their MACs.
+    """Layers that the probe uses, in order, and their MACs.
 
     Normalisation layers count 2 per output entry. Products of activations (attention) belong to no
     neuron and are not counted. The input projection of a `MultiheadAttention`, which is not a
-    submodule, is counted under the name `in_proj`.
+    submodule, has the name `in_proj`.
     """
     layers = neuron_layers(model)
     called: dict[str, float] = {}
     used: dict[str, float] = {}
+    order: dict[str, None] = {}
+    foreign: set[str] = set()
 
     def count(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         x = inputs[0] if inputs else output  # only used for transposed convolutions
+        order[name] = None
         called[name] = called.get(name, 0.0) + layer_macs(layers[name], x, output) / probe.samples
 
-    def count_use(name: str, macs: int) -> None:
-        used[name] = used.get(name, 0.0) + macs / probe.samples
+    def count_use(use: WeightUse) -> None:
+        order[use.layer] = None
+        used[use.layer] = used.get(use.layer, 0.0) + use.macs / probe.samples
+        if not use.own:
+            foreign.add(use.layer)
 
     # Called layers are counted by hooks, weights that another module uses by the products.
-    with _WeightUses(weighted_layers(model), count_use):
+    with WeightUses({**weighted_layers(model), **in_projections(model)}, count_use):
         probe.read(layers, count)
-    return ForwardUse(tuple(called), used | called)
-
-
-class _WeightUses(TorchFunctionMode):
-    """Intercepts every product of an input with a layer's weight, in any module."""
-
-    PRODUCTS = frozenset(
-        (
-            F.linear,
-            F.conv1d,
-            F.conv2d,
-            F.conv3d,
-            F.conv_transpose1d,
-            F.conv_transpose2d,
-            F.conv_transpose3d,
-        )
-    )
-
-    def __init__(self, layers: Mapping[str, nn.Module], use: Callable[[str, int], None]) -> None:
-        super().__init__()
-        self._owners = {id(layer.weight): (name, layer) for name, layer in layers.items()}
-        self._use = use
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func in self.PRODUCTS and len(args) > 1 and id(args[1]) in self._owners:
-            name, layer = self._owners[id(args[1])]
-            self._use(name, layer_macs(layer, args[0], output))
-        elif func is F.multi_head_attention_forward and id(args[11]) in self._owners:
-            self._attention(args)
-        return output
-
-    def _attention(self, args: Any) -> None:
-        (query, key, value, width), (name, _) = args[:4], self._owners[id(args[11])]
-        self._use(name, query.numel() * width)
-        self._use(
-            name.replace("out_proj", "in_proj"),
-            (query.numel() + key.numel() + value.numel()) * width,
-        )
+    lent = tuple(name for name in used if name not in called and name not in foreign)
+    return ForwardUse(tuple(called), lent, tuple(order), used | called)
 
 
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from snello.optimizers import Optimizers, check_trained, optimizers_of
 from ._dispatch import Dispatch
 from ._hold import HeldRows, RowHold
 from ._sparse import attach, detach
+from ._whole import Whole, attach_whole, detach_whole
 
 
 class Freezer:
@@ -25,6 +26,7 @@ class Freezer:
         layers: layer name -> Linear, convolution, BatchNorm or LayerNorm.
         optimizers: one optimizer, several, or none yet.
         dispatch: decides where only the active rows are computed.
+        wholes: the modules around them that rest with their layers.
 
     Raises:
         ConfigError: if a parameter of the layers is trained, but by none of the optimizers given.
@@ -35,8 +37,10 @@ class Freezer:
         layers: Mapping[str, nn.Module],
         optimizers: Optimizers,
         dispatch: Dispatch | None = None,
+        wholes: Collection[Whole] = (),
     ) -> None:
         self.layers, self.dispatch = dict(layers), dispatch or Dispatch()
+        self._wholes = tuple(wholes)
         self.optimizers = self._checked(optimizers)
         self._frozen = {name: _nothing(layer) for name, layer in layers.items()}
         self.resting: tuple[str, ...] = ()
@@ -71,7 +75,8 @@ class Freezer:
             for name, layer in self.layers.items()
         }
         self.resting = tuple(name for name, mask in self._frozen.items() if bool(mask.all()))
-        self.hold.set(held for name in self.layers for held in self._rows(name))
+        rows = [held for name in self.layers for held in self._rows(name)]
+        self.hold.set([*rows, *map(_all_rows, self._own())])
         self._attach()
 
     def remove(self) -> None:
@@ -93,10 +98,23 @@ class Freezer:
     def _attach(self) -> None:
         for name, layer in self.layers.items():
             attach(layer, self._frozen[name], self.dispatch, self.hold)
+        for whole in self._wholes:
+            attach_whole(whole, self.resting, self.hold)
 
     def _detach(self) -> None:
         for layer in self.layers.values():
             detach(layer)
+        for whole in self._wholes:
+            detach_whole(whole.module)
+
+    def resting_parameters(self) -> list[Tensor]:
+        """All parameters that get no gradient: of the layers frozen whole, and of their modules."""
+        layers = [self.layers[name] for name in self.resting]
+        return [*(p for layer in layers for p in layer.parameters(recurse=False)), *self._own()]
+
+    def _own(self) -> Iterator[Tensor]:
+        for whole in self._wholes:
+            yield from whole.own_parameters(self.resting)
 
     def _rows(self, name: str) -> list[HeldRows]:
         layer, index = self.layers[name], self._frozen[name].nonzero().flatten()
@@ -117,6 +135,11 @@ class Freezer:
                 f"mask {name!r}: must be boolean of shape ({count},), true where frozen, "
                 f"not {mask.dtype} of shape {tuple(mask.shape)}"
             )
+
+
+def _all_rows(parameter: Tensor) -> HeldRows:
+    count = len(parameter) if parameter.dim() else 1
+    return HeldRows(parameter, torch.arange(count, device=parameter.device))
 
 
 def _nothing(layer: nn.Module) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.errors import ConfigError
 from snello.neurons import CONVOLUTIONS, TRANSPOSED, computed, head, neuron_layers, select_layers
+
+from ._uses import in_projections
 
 WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 
@@ -29,8 +32,8 @@ def monitored_layers(
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers whose neurons are watched and may be frozen, and those that are not.
 
-    Watched are Linear, convolutions, BatchNorm and LayerNorm with an affine transform; never the
-    head.
+    Watched are Linear, convolutions, BatchNorm and LayerNorm with an affine transform, and the input
+    projections of `MultiheadAttention`; never the head.
 
     Args:
         model: any module.
@@ -45,7 +48,7 @@ def monitored_layers(
             or when neurons of the model are frozen already.
     """
     wanted = _wanted(kinds)
-    candidates = neuron_layers(model)
+    candidates = {**neuron_layers(model), **in_projections(model)}
     if held := [
         name for name, module in candidates.items() if hasattr(type(module), "_snello_plain")
     ]:
@@ -110,7 +113,9 @@ def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:
     if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
         # Freezing a row here would freeze it in the other module as well.
         return "one of its parameters is tied to another layer"
-    if isinstance(module, _AS_DOCUMENTED) and not _runs_as_documented(module):
+    if isinstance(module, _AS_DOCUMENTED) and not (
+        _runs_as_documented(module) or _normalises_as_documented(module)
+    ):
         return f"{type(module).__name__} computes its output in its own way"
     return None
 
@@ -121,3 +126,20 @@ def _runs_as_documented(module: nn.Module) -> bool:
     methods = ("forward", "_conv_forward") if isinstance(module, CONVOLUTIONS) else ("forward",)
     same = all(getattr(type(module), method) is getattr(base, method) for method in methods)
     return same and not any(method in vars(module) for method in methods)
+
+
+def _normalises_as_documented(module: nn.Module) -> bool:
+    """Return true for a LayerNorm with an own forward, as timm's, that gives torch's outputs.
+
+    Those with the channels on another axis do not: their neurons are elsewhere in the output.
+    """
+    if not isinstance(module, nn.LayerNorm) or "forward" in vars(module):
+        return False
+    shape = (2, 3, *module.normalized_shape)
+    steps = torch.linspace(-1, 1, torch.Size(shape).numel(), device=module.weight.device)
+    x = steps.square().reshape(shape).to(module.weight.dtype)
+    try:
+        with torch.no_grad():
+            return torch.allclose(module.forward(x), nn.LayerNorm.forward(module, x))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False

@@ -22,6 +22,7 @@ from ._layers import monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import Formula, Selection, Velocity, WatchedLayer
+from ._whole import wholes
 from ._worth import Worth
 
 
@@ -120,14 +121,17 @@ class SelectiveUpdate:
         self._probe = Probe(self.model, probe, positions)
         use = forward_use(self.model, self._probe)
         self._macs = use.macs
-        layers = {name: found[name] for name in use.called if name in found}
-        # MultiheadAttention and others use the weights without calling the layer.
+        # The module around a layer that is lent rests in its place, but not the model.
+        lent = {name for name in use.lent if "." in name}
+        layers = {n: found[n] for n in use.order if n in found and (n in use.called or n in lent)}
+        self._probe.lent = lent
         uncalled = [name for name in found if name not in layers]
         self.left_alone |= dict.fromkeys(uncalled, "the forward never calls it as a module")
         if not layers:
             raise ConfigError(f"NEq: no layer is left to watch; left alone: {self.left_alone}")
         self._layers = {name: _watched(layer) for name, layer in layers.items()}
-        self.freezer = Freezer(layers, optimizer, Dispatch(dispatch))
+        inside = wholes(self.model, layers, lent)
+        self.freezer = Freezer(layers, optimizer, Dispatch(dispatch), inside)
         self.optimizers = self.freezer.optimizers
         self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}

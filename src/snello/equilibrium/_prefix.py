@@ -65,13 +65,13 @@ class RestingPrefix:
 
 
 def resting_prefix(
-    model: nn.Module, frozen: Collection[str], inputs: Sequence[Tensor]
+    model: nn.Module, frozen: Collection[Tensor], inputs: Sequence[Tensor]
 ) -> RestingPrefix | None:
     """Cut a network after its resting layers.
 
     Args:
         model: the model without wrappers, in the mode in which it is trained.
-        frozen: names of the layers of which all neurons are frozen.
+        frozen: the parameters of the layers of which all neurons are frozen.
         inputs: a small batch, the model's positional arguments.
 
     Returns:
@@ -85,7 +85,8 @@ def resting_prefix(
     shapes = _Shapes(graph.module, len(inputs[0]))
     with evaluation_mode(model), torch.no_grad():
         shapes.run(*inputs)
-    resting = _resting(model, graph.module.graph, frozen, shapes.tensors)
+    still = {id(p) for p in frozen}
+    resting = _resting(model, graph.module.graph, still, shapes.tensors)
     frontier = [
         node
         for node in resting
@@ -124,7 +125,7 @@ class _Shapes(fx.Interpreter):
 
 
 def _resting(
-    model: nn.Module, graph: fx.Graph, frozen: Collection[str], tensors: Collection[fx.Node]
+    model: nn.Module, graph: fx.Graph, frozen: Collection[int], tensors: Collection[fx.Node]
 ) -> dict[fx.Node, None]:
     """The nodes whose values do not change while the frozen layers are frozen, in order."""
     found: dict[fx.Node, None] = {}
@@ -138,7 +139,7 @@ def _resting(
     return found
 
 
-def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[str]) -> bool:
+def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[int]) -> bool:
     if node.op == "call_function":
         return node.target not in _RANDOM
     if node.op == "get_attr":
@@ -146,17 +147,10 @@ def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[str]) -> b
     if node.op == "call_method":
         # An in-place method would overwrite the stored features.
         return not str(node.target).endswith("_")
-    module, name = _module(model, node), str(node.target)
+    module = _module(model, node)
     if getattr(module, "inplace", False) and node.all_input_nodes[0].op == "placeholder":
         return False
-    return all(
-        f"{name}.{inner}".rstrip(".") in frozen or not _learns(child)
-        for inner, child in module.named_modules()
-    )
-
-
-def _learns(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters(recurse=False))
+    return all(id(p) in frozen or not p.requires_grad for p in module.parameters())
 
 
 def _module(model: nn.Module, node: fx.Node) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from snello.graph import Example, evaluation, positional
 from snello.wrappers import eagerly
 
 from ._sketch import sketch
+from ._uses import WeightUses
 
 Read = Callable[[str, tuple[Any, ...], Tensor], None]
 
@@ -28,12 +29,16 @@ class Probe:
         positions: number of spatial positions of every output to keep, see
             [`sketch`][snello.equilibrium.sketch]; None for all.
 
+    Attributes:
+        lent: names of layers that are read where a module uses their weights without calling them.
+
     Raises:
         ConfigError: for an empty probe, or fewer than one position.
     """
 
     def __init__(self, model: nn.Module, inputs: Example, positions: int | None = None) -> None:
         self.model, self.positions = model, positions
+        self.lent: Collection[str] = ()
         self._called, self.inputs = positional(model, inputs)
         if positions is not None and positions < 1:
             raise ConfigError(
@@ -80,6 +85,10 @@ class Probe:
                     lambda _m, inputs, output, name=name: read(name, inputs, output)
                 )
                 stack.callback(handle.remove)
+            if lent := {name: layers[name] for name in self.lent if name in layers}:
+                stack.enter_context(
+                    WeightUses(lent, lambda use: read(use.layer, (use.x,), use.output))
+                )
             try:
                 self._called(*self.inputs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -83,7 +83,7 @@ def _work(layer: Any, kind: tuple[Any, ...], x: Tensor, positions: int, last: bo
     return None if decision is not None and not decision.sliced else work
 
 
-def _eager(forward: Forward) -> Forward:
+def eager(forward: Forward) -> Forward:
     """Break the graph here under torch.compile: the layer runs between two compiled parts."""
 
     @wraps(forward)
@@ -107,7 +107,7 @@ def _detached_forward(self: Any, *args: Any) -> Any:
     return plain.forward(stand_in, *args)
 
 
-@_eager
+@eager
 def _linear_forward(self: Any, x: Tensor) -> Any:
     attached = _in_force(self)
     if attached is None:
@@ -124,7 +124,7 @@ def _linear_forward(self: Any, x: Tensor) -> Any:
     )
 
 
-@_eager
+@eager
 def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     attached = _in_force(self)
     if attached is None:
@@ -205,7 +205,7 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
     return x, list(before)
 
 
-@_eager
+@eager
 def _other_forward(self: Any, *args: Any) -> Any:
     """Forward of layers that cannot be sliced, such as normalisations: all frozen, or plain."""
     attached = _in_force(self)
@@ -234,8 +234,8 @@ def _copied_plain(self: Any, _protocol: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _sparse_class(plain: Any) -> Any:
-    """The subclass that a layer gets while rows are frozen; one per class of layer."""
+def sparse_class(plain: Any, forward: Callable[..., Any]) -> Any:
+    """The subclass that a module gets while rows are frozen; one per class and forward."""
     return type(
         f"Sparse{plain.__name__}",
         (plain,),
@@ -244,7 +244,7 @@ def _sparse_class(plain: Any) -> Any:
             "__module__": __name__,
             "__reduce_ex__": _copied_plain,
             "_snello_plain": plain,
-            "forward": _SLICED.get(plain.forward, _other_forward),
+            "forward": forward,
             "snello_leaf": True,
         },
     )
@@ -276,7 +276,7 @@ def attach(module: nn.Module, frozen: Tensor, dispatch: Dispatch, owner: object 
     _attached[module] = _Attached(rows, dispatch, gates, owner)
     if rows.all_frozen or isinstance(module, (nn.Linear, _ConvNd)):
         plain: Any = type(module)
-        module.__class__ = _sparse_class(plain)
+        module.__class__ = sparse_class(plain, _SLICED.get(plain.forward, _other_forward))
 
 
 def _gate(axis: int | None, rows: Rows) -> Callable[[Tensor], None]:

@@ -33,7 +33,7 @@ def _frozen(updates: SelectiveUpdate) -> Iterator[tuple[Tensor, Tensor]]:
     """Parameters with frozen neurons, each with a boolean mask broadcastable to its shape."""
     for name, mask in updates.frozen.items():
         if bool(mask.any()):
-            layer = updates.model.get_submodule(name)
+            layer = updates.freezer.layers[name]
             for key, parameter in layer.named_parameters(recurse=False):
                 wide = key == "weight" and parameter.dim() > 1
                 rows = spread(layer, mask) if wide else mask.view_as(parameter)
