@@ -202,7 +202,8 @@ def test_lines_within_a_step_do_not_count(
         line("step 1")
         time.sleep(0.2)
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["epoch 1 of step 1", "step 1"]
+    # The thread may speak before, on a busy machine.
+    assert [x for x in said if x.startswith(("epoch", "step"))] == ["epoch 1 of step 1", "step 1"]
     assert any(text.startswith("1 of 3 steps") for text in said)
 
 
@@ -224,7 +225,7 @@ def test_a_pipe_gets_a_line_a_period_with_rate_and_time_left(
         line("epoch 1")
         time.sleep(0.2)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "epoch 1"
+    assert "epoch 1" in said
     assert "coding: 0:00 min so far" in said
     pattern = r"1 of 4 steps, 0:00 min, 0\.\d s a step, about 0:0\d min left"
     assert any(re.fullmatch(pattern, text) for text in said)
