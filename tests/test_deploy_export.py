@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +16,14 @@ from torch import Tensor, nn
 from laws import kill
 from seams.deploy import verify
 from snello import plan_of, simplify
-from snello.deploy import export, file_runner, footprint
+from snello.deploy import export, export_int8, file_runner, footprint
 from snello.errors import ConfigError, ModelError, OutputError
 from snello.neurons import neuron_count
 from snello.store import build
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def small() -> nn.Sequential:
@@ -76,6 +80,68 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     found = file_runner(path, (x, y))()
     for a, b in zip(found, model(x, y).values(), strict=True):  # type: ignore[call-overload]
         assert torch.allclose(torch.from_numpy(a), b, atol=1e-6)
+
+
+def test_inputs_by_name_and_decorated_forwards(tmp_path: Path) -> None:
+    """As transformers decorates them: the code of the wrapper takes (*args, **kwargs)."""
+
+    def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return forward(self, *args, **kwargs)
+
+        return wrapper
+
+    class Decorated(TwoInTwoOut):
+        forward = decorated(TwoInTwoOut.forward)  # type: ignore[assignment]
+
+    model, x, y = Decorated().eval(), torch.randn(2, 3), torch.randn(2, 4)
+    wanted = model(x, y)
+    for name, example, order in (
+        ("args", (x, y), (x, y)),
+        ("kwargs", {"second": y, "first": x}, (y, x)),
+        ("other", {"first": x, "second": y}, (x, y)),
+    ):
+        path = export(model, example, tmp_path / f"{name}.onnx")
+        if name != "args":
+            session = onnxruntime.InferenceSession(path)
+            assert [given.name for given in session.get_inputs()] == list(example)
+        found = file_runner(path, order)()
+        for a, b in zip(found, wanted.values(), strict=True):
+            assert torch.allclose(torch.as_tensor(a), b, atol=1e-6)
+    with pytest.raises(ConfigError, match="not a dictionary"):
+        file_runner(path, {"first": x})  # type: ignore[arg-type]
+
+
+def test_int8_with_inputs_by_name(tmp_path: Path) -> None:
+    model, x, y = TwoInTwoOut().eval(), torch.randn(20, 3), torch.randn(20, 4)
+    example = {"second": y[:1], "first": x[:1]}
+    found = export_int8(model, example, tmp_path / "int8.onnx", [{"first": x, "second": y}, (y, x)])
+    assert found.samples == 40
+    assert found.difference < 0.05
+    with pytest.raises(ConfigError, match="the file takes second, first"):
+        export_int8(model, example, tmp_path / "int8.onnx", [{"first": x}])
+
+
+def test_a_model_of_transformers_is_exported(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids = torch.randint(0, 50, (1, 8))
+    for i, example in enumerate(
+        ((ids,), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    ):
+        path = export(model, example, tmp_path / f"{i}.onnx")
+        inputs = (ids,) if i == 0 else tuple(example.values())
+        found = torch.as_tensor(file_runner(path, inputs)()[0])
+        assert torch.allclose(found, model(ids).logits, atol=1e-5)
 
 
 def test_model_is_untouched_and_nothing_is_said(

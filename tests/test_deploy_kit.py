@@ -16,15 +16,16 @@ from torch import nn
 
 from snello import Record, save
 from snello.cli import main
-from snello.deploy import Subject, device_kit, export, read_device_result
+from snello.deploy import Subject, device_kit, export, format_of, read_device_result
 from snello.errors import ConfigError, OutputError
 from snello.files import check_new_folder, check_writable, writing_folder
-from snello.store import ModelSpec, build
+from snello.store import ImageInput, ModelSpec, build
 
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")
 
 SPEC = ModelSpec("lenet-300-100", {"in_features": 64})
+IMAGES = ImageInput((0.5,), (0.25,), classes=("a", "b"))
 QUICK = ("--repeats", "4", "--warmup", "1")
 
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file, an ONNX file, and the kit of both."""
     path = tmp_path_factory.mktemp("kit")
     torch.manual_seed(0)
-    save(path / "net.pt", build(SPEC).eval(), Record(SPEC, (1, 8, 8)))
+    save(path / "net.pt", build(SPEC).eval(), Record(SPEC, (1, 8, 8), images=IMAGES))
     export(nn.Linear(3, 2), torch.randn(2, 3), path / "tiny.onnx")
     assert (
         main(["bench-device", str(path / "kit"), str(path / "net.pt"), str(path / "tiny.onnx")])
@@ -72,6 +73,14 @@ def test_a_kit_is_whole(folder: Path) -> None:
     assert "random inputs" in readme
     assert "snello" not in {word for line in (kit / "bench.py").read_text().splitlines()
                             if line.strip().startswith(("import ", "from ")) for word in line.split()}  # fmt: skip
+
+
+def test_files_describe_their_inputs(folder: Path) -> None:
+    """The facts of the model file are in its exports; a file that is copied stays as it was."""
+    facts = Record(SPEC, (1, 8, 8), images=IMAGES).image_facts()
+    for name in ("net.onnx", "net-int8.onnx"):
+        assert format_of(folder / "kit" / name).metadata(folder / "kit" / name) == facts
+    assert (folder / "kit" / "tiny.onnx").read_bytes() == (folder / "tiny.onnx").read_bytes()
 
 
 def test_what_comes_back(folder: Path, ran: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,16 @@ from tests.seams.search import (
 )
 from torch import Tensor, nn
 
+from pair import in_two_processes
 from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
 from snello.graph import coupling
 from snello.graph.coupled import cut
-from snello.pruning.channels import measured_size
+from snello.pruning.channels import Keep, measured_size, plan_channels
 from snello.search import shrink
+from snello.search.prune import as_plan
 from snello.search.shrink import Candidate, Shrunk
+from snello.simplification import apply, fold_batchnorm
 
 INPUTS = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
 
@@ -114,8 +116,12 @@ def test_an_interrupted_search_gives_the_same_answer(tmp_path: Path, minimise: s
     again = shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, trials=4)
     assert str(again) == str(whole)
     assert (tmp_path / "whole" / "candidates.jsonl").read_text() == "".join(lines)
-    with pytest.raises(ConfigError, match="max_drop"):
-        shrunk(folder=tmp_path / "whole", minimise=minimise, allow=allow, max_drop=0.1)
+    same: dict[str, Any] = {"folder": tmp_path / "whole", "minimise": minimise, "allow": allow}
+    for name, value in (
+        ("max_drop", 0.1), ("exclude", ("0",)), ("importance", "l1"), ("calibration", [INPUTS[:9]])
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=name):
+            shrunk(**same, **{name: value})
 
 
 def test_a_network_with_norms_is_read_back_from_the_folder(tmp_path: Path) -> None:
@@ -145,24 +151,122 @@ def test_a_network_with_norms_is_read_back_from_the_folder(tmp_path: Path) -> No
         assert torch.equal(other.model(INPUTS), whole.model(INPUTS))
 
 
-def _worker(folder: Path, number: int) -> None:
-    torch.set_num_threads(1)
-    found = shrunk(folder=folder)
-    (folder / f"answer-{number}.json").write_text(json.dumps(found.chosen.to_json()))
+@pytest.mark.parametrize("minimise", ["macs", "bytes"])
+def test_a_network_without_free_channels_is_left_as_it_is(minimise: str) -> None:
+    if minimise == "bytes":
+        pytest.importorskip("nncodec")
+    model = nn.Linear(16, 4).eval()  # the whole model is one layer
+    labels = model(INPUTS).argmax(1)
+    found = shrink(
+        model, INPUTS[:1], lambda m: (m(INPUTS).argmax(1) == labels).double(), minimise=minimise,  # type: ignore[arg-type]
+        max_drop=0.2, calibration=[INPUTS], allow=("channels", "nnc"), trials=3,
+    )  # fmt: skip
+    assert found.chosen.widths == {}
+    assert found.chosen.limit <= 0.2
+    assert found.chosen.cost < found.dense.bytes if minimise == "bytes" else 65
+
+
+def test_a_network_that_cannot_be_exported_is_refused() -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+    model = Odd().eval()
+    with pytest.raises(ModelError, match="exported"):
+        shrink(model, INPUTS[:1], lambda m: 1.0, minimise="memory", calibration=[INPUTS])
+
+
+@pytest.mark.parametrize(
+    ("form", "minimise", "allow"),
+    [
+        ("lean", "bytes", ("nnc",)),
+        ("folded", "macs", ("channels",)),
+        ("lean and folded", "macs", ("channels",)),
+    ],
+)
+def test_a_network_that_was_made_lean_before_is_read_back(
+    form: str, minimise: Any, allow: Any, tmp_path: Path
+) -> None:
+    """Its own plan and folds are part of what it starts from; they are not applied twice."""
+    pytest.importorskip("nncodec")
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(
+        nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4)
+    )  # fmt: skip
+    with torch.no_grad():
+        model(INPUTS)  # statistics
+        model[0].weight[20:] = 0
+    model.eval()
+    if "lean" in form:
+        plan = plan_channels(model, INPUTS[:1], Keep(parameters=0.6))
+        model = apply(as_plan(model, plan, INPUTS[:1]), model)
+    if "folded" in form:
+        model = fold_batchnorm(model, INPUTS[:2])
+    labels = model(INPUTS).argmax(1)
+
+    def found(folder: Path | None) -> Shrunk:
+        return shrink(
+            model, INPUTS[:1], lambda m: m(INPUTS).argmax(1) == labels, minimise=minimise,
+            allow=allow, max_drop=0.2, calibration=[INPUTS], trials=3, folder=folder,
+        )  # fmt: skip
+
+    whole, again, memory = found(tmp_path), found(tmp_path), found(None)
+    for other in (again, memory):
+        assert other.chosen.cost == whole.chosen.cost
+        assert torch.equal(other.model(INPUTS), whole.model(INPUTS))
+    assert (
+        float((whole.deployed()(INPUTS).argmax(1) == labels).double().mean()) == whole.chosen.value
+    )
+
+
+class TwoInputs(nn.Module):
+    """Two inputs of different widths, and an output in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, scale: float = 1.0, z: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(torch.relu(self.a(x) + scale * self.b(z)))}
+
+
+@pytest.mark.parametrize("allow", [("nnc",), ("int8",)])
+def test_keywords_may_come_in_any_order(allow: Any) -> None:
+    """Neither the order of the forward's parameters nor of the example decides."""
+    pytest.importorskip("nncodec" if allow == ("nnc",) else "onnxruntime")
+    torch.manual_seed(0)
+    model = TwoInputs().eval()
+    x, z = INPUTS[:, :6], INPUTS[:, 6:10]
+    labels = model(x, z=z)["logits"].argmax(1)
+
+    def agree(network: nn.Module) -> Tensor:
+        one = network(x, z=z)["logits"]
+        assert torch.equal(one, network(z=z, x=x)["logits"])
+        return one.argmax(1) == labels
+
+    found = shrink(
+        model, {"z": z[:1], "x": x[:1]}, agree, minimise="bytes", max_drop=0.2, allow=allow,
+        calibration=[{"z": z[:64], "x": x[:64]}, {"x": x[64:128], "z": z[64:128]}],
+    )  # fmt: skip
+    assert not any(candidate.why for candidate in found.candidates)
+    assert [c.precision for c in found.candidates if c.passed][-1] == allow[0]
+
+
+def _worker(rank: int, folder: Path) -> dict[str, Any]:
+    return shrunk(folder=folder).chosen.to_json()
 
 
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     """Each result is computed once, and both give the answer of one process."""
-    spawn = multiprocessing.get_context("fork")
-    workers = [spawn.Process(target=_worker, args=(tmp_path, i)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    answers = in_two_processes(_worker, tmp_path)
     keys = [json.loads(x)["key"] for x in (tmp_path / "candidates.jsonl").read_text().splitlines()]
     assert len(keys) == len(set(keys))
-    answers = [json.loads((tmp_path / f"answer-{i}.json").read_text()) for i in range(2)]
     assert answers[0] == answers[1]
     assert answers[0]["widths"] == shrunk().chosen.widths
 
@@ -357,11 +461,45 @@ def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
         ({"allow": ("chanels",)}, "chanels"),
         ({"allow": "channels"}, "allow"),
         ({"trials": 0}, "trials"),
+        ({"trials": "3"}, "trials"),
+        ({"round_to": 2.5}, "round_to"),
+        ({"threads": 0}, "threads"),
+        ({"minimise": ["macs"]}, "macs"),
+        ({"minimise": lambda _: None}, "None"),
+        ({"minimise": lambda _: math.nan}, "nan"),
+        ({"allow": 3}, "allow"),
+        ({"allow": iter(("channels",))}, "allow"),
+        ({"exclude": ("9",)}, "no dimension '9'"),
+        ({"exclude": "0"}, "exclude"),
+        ({"fit": 3}, "fit"),
+        ({"calibration": INPUTS}, "list of batches"),
+        ({"calibration": None}, "list of batches"),
+        ({"calibration": [INPUTS[:0]]}, "no samples"),
+        ({"calibration": [(INPUTS, LABELS)]}, "without labels"),
+        ({"calibration": [INPUTS.double()]}, "first batch of calibration"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         shrunk(**options)
+
+
+def test_a_classifier_without_free_channels_is_only_coded() -> None:
+    model = nn.Linear(16, 4)
+    for minimise in ("macs", lambda m: sum(p.numel() for p in m.parameters())):
+        found = shrink(
+            model, INPUTS[:1], lambda m: m(INPUTS).argmax(1) == 0, minimise=minimise, calibration=[INPUTS]
+        )  # fmt: skip
+        assert found.chosen is found.dense
+
+
+def test_a_cost_that_cannot_be_measured_is_refused() -> None:
+    """No runtime computes convolutions in float64; the dense network would win unmeasured."""
+    pytest.importorskip("onnxruntime")
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(56, 4)).double()
+    inputs = INPUTS[:, None].double()
+    with pytest.raises(ModelError, match="memory of the dense network"):
+        shrink(model, inputs[:1], lambda m: m(inputs).argmax(1) == 0, minimise="memory")
 
 
 def test_an_evaluate_without_numbers_is_refused() -> None:

@@ -114,6 +114,8 @@ def test_a_tiny_vision_transformer(own: Path, capsys: pytest.CaptureFixture[str]
         (["--samples=none.npz"], "none.npz"),
         (["--samples=samples.npz", "--finetune=1"], "--finetune"),
         (["--samples=odd.npz"], "in this order"),
+        (["--samples=half.npz"], "half.npz"),
+        (["--samples=one-hot.npz"], "one whole number per sample"),
         (["--samples=samples.npz", "--allow=chanels"], "chanels"),
         (["--samples=samples.npz", "--device=none.json"], "none.json"),
     ],
@@ -123,6 +125,10 @@ def test_mistakes(
 ) -> None:
     arrays(own / "samples.npz", (6,), (4,))
     arrays(own / "odd.npz", (5,), (4,))
+    whole = (own / "samples.npz").read_bytes()
+    (own / "half.npz").write_bytes(whole[: len(whole) // 2])
+    x, z, labels = torch.zeros(8, 6), torch.zeros(8, 4), torch.eye(4).repeat(2, 1)
+    numpy.savez(own / "one-hot.npz", x=x.numpy(), z=z.numpy(), labels=labels.numpy())
     argv = ["shrink", "--model=ownnets:two", "--input-shape=6", "--input-shape=4", *options]
     assert main(argv) == 1
     assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Private names of ``snello.lab.training`` that tests use."""
 
-# How a network is coded, without a journey.
+# How a network is coded, and when again, without a journey.
+from snello.lab.training._coding import coded as coded
 from snello.lab.training._coding import coding_of as coding_of
 
 # Processes must start from one network, compared without a training.

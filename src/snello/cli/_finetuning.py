@@ -36,7 +36,10 @@ def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None
 
 
 def fine_tuning(
-    arguments: argparse.Namespace, dense: nn.Module, splits: Splits
+    arguments: argparse.Namespace,
+    dense: nn.Module,
+    splits: Splits,
+    say: Callable[[str], object],
 ) -> Callable[[nn.Module], object] | None:
     """Function that fine-tunes a network; None for zero epochs.
 
@@ -44,6 +47,7 @@ def fine_tuning(
         arguments: with `finetune`, `lr`, `batch_size`, `distil`, `augment`, `precision`, `seed`.
         dense: the dense network, the teacher of a distillation.
         splits: the dataset.
+        say: called after each epoch with a line on it.
     """
     from snello.lab.training import FineTuning, finetune
     from snello.wrappers import copied
@@ -56,4 +60,8 @@ def fine_tuning(
     if not settings.epochs:
         return None
     teacher = copied(dense).eval() if arguments.distil else None
-    return lambda network: finetune(network, splits, settings, teacher=teacher)
+
+    def report(epoch: int, loss: float) -> None:
+        say(f"  fine-tuning: epoch {epoch} of {settings.epochs}, loss {loss:.4f}")
+
+    return lambda network: finetune(network, splits, settings, teacher=teacher, report=report)

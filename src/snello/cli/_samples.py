@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from snello.errors import ConfigError, DataError, ModelError, require
 
@@ -79,7 +80,8 @@ def read_samples(path: str, record: Record) -> Samples:
     try:
         with numpy.load(Path(path), allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError) as error:
+    # A truncated archive raises BadZipFile or EOFError, one file of numpy.save AttributeError.
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as an .npz file of arrays without objects: {error}"
         ) from error
@@ -95,5 +97,10 @@ def read_samples(path: str, record: Record) -> Samples:
     counts = {len(x) for x in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1 or not min(counts):
         raise ConfigError(f"{path}: the arrays have {sorted(counts)} samples; they must be equal")
+    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        raise ConfigError(
+            f"{path}: labels is an array of shape {tuple(labels.shape)} and {labels.dtype}; it must hold one whole "
+            "number per sample, the class"
+        )  # fmt: skip
     inputs = tuple(x.to(w.dtype) for x, w in zip(arrays.values(), wanted, strict=True))
     return Samples(inputs, None if labels is None else labels.long())

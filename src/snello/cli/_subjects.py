@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
+from ._images import described
 from ._inputs import on_device, read_model
 from ._own_code import own_code
 
@@ -62,7 +63,8 @@ def subjects_and_images(
         arguments.file = None
         model, record = read_model(arguments)
         model, inputs = on_device(model, record.inputs(batch), arguments)
-        return [(Subject(arguments.model, model, inputs), record.images)]
+        facts = record.image_facts()
+        return [(Subject(arguments.model, model, inputs, facts=facts), record.images)]
     paths = [path for text in arguments.files for path in _expanded(Path(text))]
     names = _names(paths, short_names)
     return [_subject(path, name, batch, arguments) for path, name in zip(paths, names, strict=True)]
@@ -78,7 +80,9 @@ def _subject(
         return Subject(name, file=path), None
     model, record = load(path, trust=own_code(arguments))
     model, inputs = on_device(model, record.inputs(batch), arguments)
-    return Subject(name, model, inputs, path, bitstream=path.suffix == ".snello"), record.images
+    facts = described(record, arguments).image_facts()
+    coded = path.suffix == ".snello"
+    return Subject(name, model, inputs, path, bitstream=coded, facts=facts), record.images
 
 
 def _expanded(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,8 @@ def run(arguments: argparse.Namespace) -> None:
     with progress(arguments.steps) as line:
         found = prune(
             model, record.example_inputs(1).to(device(arguments)), keep,
-            importance=_importance(arguments, batches), fit=fine_tuning(arguments, model, splits),
+            importance=_importance(arguments, batches),
+            fit=fine_tuning(arguments, model, splits, partial(line, done=False)),
             evaluate=lambda network: evaluate(network, validation).accuracy,
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
 from snello.files import write_text
@@ -14,12 +15,15 @@ from ._inputs import check_writable
 
 if TYPE_CHECKING:
     from snello.deploy import DeviceResult, Profile
+    from snello.lab.reporting import Table
 
 HELP = "read results of 'snello measure' and of a kit's bench.py, and show them side by side"
 EPILOG = (
     "example: snello report measure.json pi3.json phone.json --out=report.md\n"
     "A device's times are shown in the row of the timed file, or of the file it was exported from, "
-    "matched by SHA-256."
+    "matched by SHA-256.\n"
+    "         snello report lean.pt.json pi3.json: the latency that 'snello shrink' predicted, and the measured "
+    "one, also added to the page lean.pt.html"
 )
 
 
@@ -43,8 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     profiles: list[Profile] = []
     devices: list[tuple[str, DeviceResult]] = []
+    searches: dict[Path, dict[str, Any]] = {}
     for path in map(Path, arguments.results):
-        if _is_device(path):
+        data = _content(path)
+        if "candidates" in data and "chosen" in data:
+            searches[path] = data
+        elif "device" in data:
             devices.append((path.stem, read_device_result(path)))
         else:
             profiles += read_profiles(path)
@@ -55,7 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
             "pi3.json"
         )
     tables = [paper_table("On paper", profiles)] if profiles else []
-    tables.append(clock_table("On the clock", profiles, devices))
+    if profiles or not searches:
+        tables.append(clock_table("On the clock", profiles, devices))
+    tables += [_joined(path, data, devices) for path, data in searches.items()]
     for table in tables:
         show(table)
     if out:
@@ -63,11 +73,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"written: {write_text(out, text)}")
 
 
-def _is_device(path: Path) -> bool:
+def _joined(path: Path, data: dict[str, Any], devices: Sequence[tuple[str, DeviceResult]]) -> Table:
+    """Add measured latencies to the page and the JSON file of a search; the table.
+
+    Raises:
+        ConfigError: without a device's result, or if it does not belong to the search.
+    """
+    from snello.lab.reporting import as_json
+    from snello.lab.reporting.pages import add_to_page, measured_on
+
+    if not devices:
+        raise ConfigError(
+            f"{path} is a search: give what a kit's bench.py wrote on the device, too"
+        )
+    table, rows = measured_on(data, devices)
+    data["measured"] = rows
+    page = path.with_suffix(".html")
+    if page.is_file():
+        print(f"written: {add_to_page(page, [table], data)}")
+    print(f"written: {write_text(path, as_json(data))}")
+    return table
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    return isinstance(data, dict) and "device" in data
+    return data if isinstance(data, dict) else {}

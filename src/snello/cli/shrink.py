@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
     table = shrink_table(title, found, work["test"](found))
     page = pages.shrink_page(title, found, table)
+    page = replace(page, data=page.data | {"files": _files(arguments, found, path)})
     if arguments.file is not None:
         page = pages.with_layers(
             page, {"dense": arguments.file, "chosen": path}, named_code(arguments)
@@ -151,7 +154,7 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     return {
         "evaluate": lambda network: answers(network, validation).right,
-        "fit": fine_tuning(arguments, model, splits),
+        "fit": fine_tuning(arguments, model, splits, partial(print, flush=True)),
         "calibration": [images for images, _ in batches],
         "record": record,
         "test": lambda found: _tested(found, model, splits),
@@ -211,6 +214,17 @@ def _write(
         print(f"written: {save(out, found.model.cpu(), record, trust=trust)} (float32)")
         return path
     return save(out, found.model.cpu(), record, trust=trust)
+
+
+def _files(arguments: argparse.Namespace, found: Shrunk, path: Path) -> list[dict[str, str]]:
+    """Files of the dense and the chosen candidate, by which a kit's times are assigned to them."""
+    from snello.files import sha256_of
+
+    given = [] if arguments.file is None else [(found.dense, arguments.file)]
+    return [
+        {"key": candidate.key, "file": Path(file).name, "sha256": sha256_of(file)}
+        for candidate, file in (*given, (found.chosen, path))
+    ]
 
 
 def _say(candidate: Any) -> None:

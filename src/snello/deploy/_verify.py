@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import math
@@ -77,10 +78,14 @@ def one_more(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def dynamic_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[object, ...]:
     """Dynamic shapes of torch.export with a free batch size on dimension 0 of each input."""
-    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    code = getattr(getattr(type(model).forward, "__code__", None), "co_argcount", None)
-    # torch.export groups the inputs of forward(*inputs) into one tuple.
-    return (dynamic,) if code == 1 else dynamic
+    batch = {0: torch.export.Dim("batch")}
+    bound = inspect.signature(model.forward).bind(*inputs)
+    # torch.export groups the inputs of forward(*inputs) into one tuple. The signature is that of the
+    # function inside decorators, as torch.export reads it.
+    return tuple(
+        tuple(batch for _ in value) if isinstance(value, tuple) else batch
+        for value in bound.arguments.values()
+    )
 
 
 def batch_of(inputs: tuple[Tensor, ...]) -> int:

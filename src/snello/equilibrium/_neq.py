@@ -48,13 +48,13 @@ class SelectiveUpdate:
     forward pass does not change, and BatchNorm statistics are still updated. Masks are kept until
     the next step or [`remove`][snello.equilibrium.SelectiveUpdate.remove].
 
-    Projections of attention whose weights a module uses without calling a layer are watched as well:
+    Projections of attention whose weights a module uses without calling a layer are watched, too:
     `qkv` and `proj` of torchvision's window attention, and `in_proj` and `out_proj` of
     `MultiheadAttention`, where `in_proj` is a name for the attention's own `in_proj_weight`. They
     save time once all their neurons are frozen; before that their dense gradient is masked.
     Parameters of a module in no layer, such as tables of relative positions, rest together with all
-    layers in the module, if all of them are watched and have more parameters than these; never those
-    of the model itself.
+    layers in the module, if all of them are watched and have more parameters than these. Parameters
+    of the model itself never do.
 
     In distributed training every process calls [`step`][snello.equilibrium.SelectiveUpdate.step]
     and runs the probe, so that each can save and restore its state, but all ranks use the

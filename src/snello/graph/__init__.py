@@ -36,6 +36,7 @@ from .decisions import Decisions as Decisions
 from .graph import Graph as Graph
 from .inputs import Example as Example
 from .inputs import Inputs as Inputs
+from .inputs import Positional as Positional
 from .inputs import as_inputs as as_inputs
 from .inputs import positional as positional
 from .modes import evaluation as evaluation

@@ -68,6 +68,12 @@ class Inputs:
         """The shapes of [`tensors`][snello.graph.Inputs.tensors]."""
         return tuple(tuple(int(n) for n in tensor.shape) for tensor in self.tensors())
 
+    def in_order_of(self, first: Inputs) -> Inputs:
+        """The same arguments, with the keywords in the order of others if they are the same."""
+        if set(self.kwargs) != set(first.kwargs):
+            return self
+        return Inputs(self.args, {name: self.kwargs[name] for name in first.kwargs})
+
     def map(self, function: Callable[[Tensor], Any]) -> Inputs:
         """The same arguments with a function applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
@@ -95,6 +101,9 @@ class Positional(nn.Module):
         super().__init__()
         self.model = model
         self._leaves, self._structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        plain = not inputs.args and all(isinstance(v, Tensor) for v in inputs.kwargs.values())
+        self.names: list[str] | None = list(inputs.kwargs) if plain else None
+        """Names of the tensors in order; None unless all are keyword arguments."""
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)

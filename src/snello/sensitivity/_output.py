@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.neurons import LayerFilter, plain_layers, select_layers, weighted_layers
+from snello.neurons import LayerFilter, plain_layers, qualified, select_layers, weighted_layers
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import unwrapped
 
@@ -78,7 +78,7 @@ class OutputSensitivity(Sensitivity):
         chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
         layers, self.left_alone = plain_layers(chosen)
         # By identity: a tied weight decays once.
-        unique = {id(m.weight): (f"{name}.weight", m.weight) for name, m in layers.items()}
+        unique = {id(m.weight): (qualified(name, "weight"), m.weight) for name, m in layers.items()}
         self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
         self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
         self._class_dim, self._ignore_index, self._group = class_dim, ignore_index, group

@@ -25,7 +25,7 @@ from snello.deploy._verify import (
 )
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_writable, sha256_of, writing
-from snello.graph import as_inputs
+from snello.graph import Example, as_inputs, positional
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 Files: TypeAlias = tuple[Path, ...]
@@ -136,7 +136,7 @@ class Format(ABC):
     def export(
         self,
         model: nn.Module,
-        example_inputs: Inputs | Tensor,
+        example_inputs: Example,
         path: str | os.PathLike[str],
         *,
         verify: bool = True,
@@ -146,7 +146,8 @@ class Format(ABC):
         files = self.files(path)
         for module in (*self.writes_with, *(self.runs_with if verify else ())):
             self.require(module, "export")
-        inputs, clone = checked_inputs(example_inputs), on_cpu(model)
+        called, tensors = positional(model, example_inputs)
+        inputs, clone = checked_inputs(tensors), on_cpu(called)
         batches = (inputs, one_more(inputs)) if self.any_batch else (inputs,)
         check_batch_sizes(clone, batches)
         with ExitStack() as stack:
@@ -183,6 +184,10 @@ class Format(ABC):
     ) -> Runner:
         """Load a file for timing; see `snello.deploy.file_runner`."""
         path = Path(path)
+        if isinstance(inputs, Mapping):
+            raise ConfigError(
+                f"{path}: inputs are a tuple of tensors, in the order of the file's inputs, not a dictionary"
+            )
         arguments = self.inputs_of(path) if inputs is None else as_inputs(inputs)
         call = self.opened(path, threads)(arguments)
         return runner(runtime or self.runtime, arguments, threads, call, str(path), device="cpu")

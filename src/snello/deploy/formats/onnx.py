@@ -17,6 +17,7 @@ from snello.deploy._footprint import Footprint
 from snello.deploy._memory import PeakMemory
 from snello.deploy._verify import batch_of, dynamic_batch, first_line, quiet, shapes
 from snello.errors import ConfigError, ModelError, require
+from snello.graph import Positional
 
 from .format import Bind, Files, Format, Inputs
 from .onnx_counts import onnx_footprint
@@ -51,6 +52,7 @@ class Onnx(Format):
                     model,
                     inputs,
                     dynamo=True,
+                    input_names=model.names if isinstance(model, Positional) else None,
                     opset_version=self.opset,
                     dynamic_shapes=dynamic_batch(model, inputs),
                     external_data=False,

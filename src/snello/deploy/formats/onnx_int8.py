@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
 from snello.files import temporary_files_in, writing
-from snello.graph import as_inputs
+from snello.graph import Example, as_inputs
 
 from .onnx import Onnx, onnx_session
+
+Batch = tuple[Tensor, ...] | Tensor | Mapping[str, Tensor]
+"""Inputs of one call: in the order of the file's inputs, or by their names."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Quantised:
 def quantise(
     source: str | os.PathLike[str],
     path: str | os.PathLike[str],
-    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    calibration: Iterable[Batch],
     *,
     reduce_range: bool = False,
 ) -> Quantised:
@@ -80,7 +83,7 @@ def quantise(
 def _quantised(
     source: Path,
     path: Path,
-    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    calibration: Iterable[Batch],
     reduce_range: bool,
     what: str,
 ) -> Quantised:
@@ -95,9 +98,9 @@ def _quantised(
 
 def export_int8(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...] | Tensor,
+    example_inputs: Example,
     path: str | os.PathLike[str],
-    calibration: Iterable[tuple[Tensor, ...] | Tensor],
+    calibration: Iterable[Batch],
     *,
     reduce_range: bool = False,
 ) -> Quantised:
@@ -106,9 +109,11 @@ def export_int8(
 
     Args:
         model: any module that torch.export can capture; it is not changed.
-        example_inputs: positional inputs with the batch on dimension 0.
+        example_inputs: positional inputs with the batch on dimension 0, or a dictionary of keyword
+            arguments.
         path: the int8 file to write; the float32 file is temporary.
-        calibration: batches of inputs (B, ...), normalised as in deployment.
+        calibration: batches of inputs (B, ...), normalised as in deployment: tensors, tuples in the
+            order of the file's inputs, or dictionaries by their names.
         reduce_range: see [`quantise`][snello.deploy.formats.quantise].
 
     Raises:
@@ -135,10 +140,8 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def _checked(
-    calibration: Iterable[tuple[Tensor, ...] | Tensor], names: list[str]
-) -> list[tuple[Tensor, ...]]:
-    batches = [tuple(x.detach().cpu() for x in as_inputs(batch)) for batch in calibration]
+def _checked(calibration: Iterable[Batch], names: list[str]) -> list[tuple[Tensor, ...]]:
+    batches = [tuple(x.detach().cpu() for x in _in_order(batch, names)) for batch in calibration]
     if not batches or not all(batch_of(batch) for batch in batches):
         raise ConfigError(
             "calibration has no samples: pass batches of real inputs, 100 samples or more"
@@ -155,6 +158,16 @@ def _checked(
                 "samples"
             )
     return batches
+
+
+def _in_order(batch: Batch, names: list[str]) -> tuple[Tensor, ...]:
+    if not isinstance(batch, Mapping):
+        return as_inputs(batch)
+    if set(batch) != set(names):
+        raise ConfigError(
+            f"calibration gives the inputs {', '.join(batch)}; the file takes {', '.join(names)}"
+        )
+    return tuple(batch[name] for name in names)
 
 
 def _check_layers(source: Path, what: str) -> None:

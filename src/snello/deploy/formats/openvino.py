@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +17,9 @@ from snello.errors import ModelError
 
 from .format import Bind, Files, Format, Inputs
 from .onnx import Onnx
+
+METADATA = ["snello", "facts"]
+"""Path of the facts, as JSON, in the `rt_info` of a graph."""
 
 
 @final
@@ -45,9 +50,24 @@ class OpenVino(Format):
             onnx = Path(folder) / "model.onnx"
             Onnx().write(model, inputs, (onnx,))
             made = onnx.with_suffix(".xml")  # OpenVINO refuses the temporary files' suffix
-            openvino.save_model(openvino.convert_model(onnx), made, compress_to_fp16=False)
-            for source, target in zip(self.files(made), files, strict=True):
-                source.replace(target)
+            self._save(openvino.convert_model(onnx), made, files)
+
+    def metadata(self, path: Path) -> dict[str, Any]:
+        graph = self._graph(self.files(path))
+        if not graph.has_rt_info(METADATA):
+            return {}
+        try:
+            found = json.loads(graph.get_rt_info(METADATA).astype(str))
+        except ValueError:
+            return {}  # written by another program
+        return found if isinstance(found, dict) else {}
+
+    def add_metadata(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        graph = self._graph(self.files(path))
+        graph.set_rt_info(json.dumps(self.metadata(path) | dict(facts)), METADATA)
+        with TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+            self._save(graph, Path(folder) / "model.xml", self.files(path))
+        return True
 
     def load(self, files: Files, threads: int) -> Bind:
         compiled = self._compiled(files, threads)
@@ -77,6 +97,20 @@ class OpenVino(Format):
             )
         return random_inputs(sizes)
 
+    def _save(self, graph: Any, made: Path, files: Files) -> None:
+        """Write a graph through a temporary `.xml` file: the graph last, after its weights."""
+        openvino = self.require("openvino", "export")
+        openvino.save_model(graph, made, compress_to_fp16=False)
+        for source, target in reversed(list(zip(self.files(made), files, strict=True))):
+            source.replace(target)
+
+    def _graph(self, files: Files) -> Any:
+        openvino = self.require("openvino", "running")
+        try:
+            return openvino.Core().read_model(*map(str, files))
+        except Exception as error:  # openvino raises RuntimeError and its own exceptions
+            raise ModelError(f"OpenVINO cannot load {files[0]}: {first_line(error)}") from error
+
     def _compiled(self, files: Files, threads: int) -> Any:
         openvino = self.require("openvino", "running")
         settings = {
@@ -84,8 +118,8 @@ class OpenVino(Format):
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
         }
-        core = openvino.Core()
+        graph = self._graph(files)
         try:
-            return core.compile_model(core.read_model(*map(str, files)), "CPU", settings)
+            return openvino.Core().compile_model(graph, "CPU", settings)
         except Exception as error:  # openvino raises RuntimeError and its own exceptions
             raise ModelError(f"OpenVINO cannot load {files[0]}: {first_line(error)}") from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import ClassVar, final
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +19,10 @@ from snello.deploy._memory import PeakMemory, peak_memory_of
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import dynamic_batch, first_line, one_more, quiet, shapes
 from snello.errors import ModelError
+from snello.files import write_bytes
 
 from .format import Bind, Files, Format, Inputs
-from .program_check import check_program
+from .program_check import METADATA, check_program
 
 
 @final
@@ -57,6 +62,24 @@ class Program(Format):
         """Refuse a file that is missing or holds anything that torch could run as code."""
         super().check(path)
         check_program(path)
+
+    def metadata(self, path: Path) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                # The archive contains a single folder with an arbitrary name.
+                names = [n for n in archive.namelist() if n.partition("/")[2] == METADATA]
+                found = json.loads(archive.read(names[0])) if names else {}
+        except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
+            return {}  # damaged, or written by another program
+        return found if isinstance(found, dict) else {}
+
+    def add_metadata(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        program, text = self.read(path), json.dumps(self.metadata(path) | dict(facts))
+        data = io.BytesIO()
+        with quiet():
+            torch.export.save(program, data, extra_files={PurePosixPath(METADATA).name: text})
+        write_bytes(path, data.getvalue())
+        return True
 
     def inputs_of(self, path: Path, batch: int | None = None) -> Inputs:
         """Random inputs of the recorded shapes; a batch size that the file fixes wins."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snello.deploy._runners import Runner
 from snello.errors import ConfigError
+from snello.graph import Example
 
 from .executorch import ExecuTorch
 from .format import Format
@@ -39,7 +40,7 @@ def format_of(path: str | os.PathLike[str]) -> Format:
 
 def export(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...] | Tensor,
+    example_inputs: Example,
     path: str | os.PathLike[str],
     *,
     verify: bool = True,
@@ -56,7 +57,8 @@ def export(
 
     Args:
         model: any module that torch.export can capture; a copy of it is exported.
-        example_inputs: positional inputs with the batch on dimension 0.
+        example_inputs: positional inputs with the batch on dimension 0, or a dictionary of keyword
+            arguments; its tensors are the file's inputs in this order.
         path: the file to write; missing folders are created. The file appears only when it is
             complete and verified.
         verify: run the file in its runtime with the example's batch size and, where the batch is

@@ -15,6 +15,7 @@ from torch import Tensor
 from snello.deploy import _device_bench as bench
 from snello.deploy.formats import export, quantise
 from snello.deploy.formats.onnx import onnx_session
+from snello.deploy.formats.onnx_metadata import write_metadata
 from snello.deploy.measure.compare import Subject
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_new_folder, sha256_of, writing_folder
@@ -103,12 +104,19 @@ def _add(
         shutil.copyfile(subject.file, plain)
         return [_entry(subject, plain, _precision(plain))]
     export(subject.model, subject.inputs, plain)
+    _describe(plain, subject)
     found = [_entry(subject, plain, "float32")]
     if int8:
         quantised = inside / f"{subject.name}-int8.onnx"
         quantise(plain, quantised, [subject.inputs] if calibration is None else calibration)
+        _describe(quantised, subject)
         found.append(_entry(subject, quantised, "int8"))
     return found
+
+
+def _describe(file: Path, subject: Subject) -> None:
+    if subject.facts:
+        write_metadata(file, subject.facts)
 
 
 def _entry(subject: Subject, file: Path, precision: Precision) -> KitModel:

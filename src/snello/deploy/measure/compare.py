@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class Subject:
         file: file that the model was read from, or the file to run if `model` is None.
         bitstream: True if the file is a coded bitstream.
         onnx: an existing ONNX export of the model, to be timed in ONNX Runtime.
+        facts: facts about the inputs, such as the normalisation, for the metadata of a kit's files.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     file: Path | None = None
     bitstream: bool = False
     onnx: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ with the offset a and the slope s fitted on a few runs of whole networks
 activations, additions, copies between layouts.
 
 >>> model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(1, 64)
->>> [operation.key for operation in operations_of(model, x)]
-['linear 1x64x32 float32', 'linear 1x32x4 float32']
+>>> for operation in operations_of(model, x):
+...     print(operation.key)
+linear 1x64x32 float32
+linear 1x32x4 float32
 
 Sources: Yang et al., "NetAdapt", ECCV 2018 (a table of measured layers); Shen et al., "Structural
 pruning via latency-saliency knapsack", NeurIPS 2022 (its steps as the widths to choose from).

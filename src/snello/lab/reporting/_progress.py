@@ -15,8 +15,10 @@ PERIOD = 15.0
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
+def progress(total: int) -> Iterator[Callable[..., None]]:
     """Show a bar over `total` steps; yields a function that prints a line and advances the bar.
+
+    With `done=False` it prints the line only: an epoch within a step.
 
     Without a terminal the lines are printed unbuffered, and once a period a line with the number of
     finished steps, the time taken and the time left.
@@ -29,9 +31,9 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         pace = _Pace(total)
         with _every_period(lambda: console.print(pace.text(), markup=False)):
 
-            def said(text: str) -> None:
+            def said(text: str, *, done: bool = True) -> None:
                 console.print(text, markup=False)
-                pace.done += 1
+                pace.done += done
 
             yield said
         return
@@ -47,9 +49,9 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total or None)
 
-        def line(text: str) -> None:
+        def line(text: str, *, done: bool = True) -> None:
             console.print(text, markup=False)
-            bar.advance(task)
+            bar.advance(task, int(done))
 
         yield line
 

@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from snello import __version__
 from snello.codec import CodecSettings
+from snello.files import sha256_of, write_text
 from snello.lab.datasets import Splits, loader
 from snello.lab.recipes import Recipe
 from snello.search.rate import search_rate
 from snello.search.shrink import Judge
-from snello.store import Record
+from snello.store import Record, save
 
 from ._evaluate import answers, evaluate
+from ._result import MODEL
 
+STREAM, CODING = "model.snello", "coding.json"
+"""The bitstream in a run's folder, and what it was coded from."""
 CALIBRATION = 256
 """Training images, without labels, on which the cost of quantising each tensor is estimated."""
+
+
+def coded(recipe: Recipe, folder: Path, model: nn.Module, record: Record, splits: Splits) -> Path:
+    """Code the simplified network of a finished run, unless its folder has that bitstream.
+
+    The search is the slowest step after the training: a journey that was interrupted after it keeps
+    its result, as long as the trained weights and the recipe's bound are the same.
+
+    Args:
+        recipe: the recipe.
+        folder: the run's folder, with its trained model file.
+        model: the simplified network.
+        record: its record.
+        splits: the dataset.
+
+    Returns:
+        The bitstream's path.
+
+    Raises:
+        ConfigError: if even the finest quantisation exceeds the bound.
+    """
+    path, log = folder / STREAM, folder / CODING
+    ship = recipe.ship
+    source = {
+        "snello": __version__, "model": sha256_of(folder / MODEL), "max_drop": ship.max_drop,
+        "validation_images": ship.validation_images, "qp": ship.qp,
+    }  # fmt: skip
+    if _noted(log) != source | {"stream": sha256_of(path) if path.is_file() else None}:
+        chosen, settings = coding_of(recipe, model, record, splits)
+        save(path, chosen, record, settings=settings, trust=recipe.model.name)
+        write_text(log, json.dumps(source | {"stream": sha256_of(path)}, indent=1))
+    return path
+
+
+def _noted(log: Path) -> Any:
+    """The content of a log; None if it is missing or damaged."""
+    try:
+        return json.loads(log.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def coding_of(

@@ -25,7 +25,7 @@ from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
 
-from ._coding import coding_of
+from ._coding import coded
 from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate
@@ -253,10 +253,8 @@ def _time(recipe: Recipe, folder: Path, nets: Mapping[str, _Net]) -> dict[str, L
 def _shipped_row(
     recipe: Recipe, folder: Path, method: str, net: _Net, times: dict[str, Latency], splits: Splits
 ) -> ShippedRow:
-    path, trust = folder / method / "model.snello", recipe.model.name
-    model, settings = coding_of(recipe, net.lean, net.record, splits)
-    save(path, model, net.record, settings=settings, trust=trust)
-    decoded, _ = load(path, trust=trust)
+    path = coded(recipe, folder / method, net.lean, net.record, splits)
+    decoded, _ = load(path, trust=recipe.model.name)
     batches = Batches(recipe, splits, World()).test
     total, nonzero = count_parameters(net.original)
     size = footprint(net.lean, net.record.example_inputs(1))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError, DataError
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
-from snello.neurons import is_batchnorm, named_tensors
+from snello.neurons import is_batchnorm, named_tensors, qualified
 from snello.processes import sum_on_cpu
 from snello.pruning._importance import chosen_importance
 
@@ -62,7 +62,7 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
     Source: Liu et al., "Network slimming", ICCV 2017, section 3.
     """
     scales = {
-        f"{name}.weight": module.weight.detach().abs()
+        qualified(name, "weight"): module.weight.detach().abs()
         for name, module in model.named_modules()
         if is_batchnorm(module) and module.weight is not None
     }
@@ -224,6 +224,8 @@ def _gradient_scores(
         parameters = {n: p for n, p in named_tensors(model).items() if isinstance(p, nn.Parameter)}
         used = _trained_members(coupling, parameters)
         names = list({member.name for members in used.values() for member in members})
+        if not names:
+            return {}
         totals = {name: torch.zeros(coupling[name].width) for name in used}
         count = 0
         for batch in batches:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.graph import evaluation
-from snello.neurons import is_batchnorm, weighted_layers
+from snello.graph import Example, evaluation
+from snello.neurons import is_batchnorm, qualified, weighted_layers
 
-from ._probe import Batch, joined
+from ._probe import joined
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance per channel, each of shape `(channels,)`, in float64."""
@@ -44,7 +44,7 @@ class Correction:
     """
 
     def __init__(
-        self, reference: nn.Module, batches: Sequence[Batch], *, bias: bool, batchnorm: bool
+        self, reference: nn.Module, batches: Sequence[Example], *, bias: bool, batchnorm: bool
     ) -> None:
         # A layer's shift must be known before the next layer runs: all inputs form one batch.
         self._inputs = joined(batches)
@@ -82,8 +82,9 @@ class Correction:
                 changed.update(self._statistics(name, module, original, found))
                 return None
             shift = self._expected[name][0][0] - found[0]
-            bias = original[f"{name}.bias"]
-            changed[f"{name}.bias"] = (module.bias.detach().double() + shift).to(bias.dtype)
+            key = qualified(name, "bias")
+            bias = original[key]
+            changed[key] = (module.bias.detach().double() + shift).to(bias.dtype)
             return shift
 
         with _watching(twin, self._biased, self._norms, correct):
@@ -94,7 +95,7 @@ class Correction:
         self, name: str, module: Any, original: Mapping[str, Tensor], found: Moments
     ) -> dict[str, Tensor]:
         mean, variance = self._expected[name][0]
-        old = {key: original[f"{name}.{key}"] for key in ("running_mean", "running_var")}
+        old = {key: original[qualified(name, key)] for key in ("running_mean", "running_var")}
         new = {"running_mean": old["running_mean"].double() + found[0] - mean}
         if self._variance:
             # For a constant channel the ratio of variances is undefined.
@@ -103,7 +104,7 @@ class Correction:
         with torch.no_grad():
             for key, value in new.items():
                 getattr(module, key).copy_(value)
-        return {f"{name}.{key}": value.to(old[key].dtype) for key, value in new.items()}
+        return {qualified(name, key): value.to(old[key].dtype) for key, value in new.items()}
 
     def _note(self, name: str, _module: Any, found: Moments) -> None:
         self._expected.setdefault(name, []).append(found)
@@ -111,7 +112,7 @@ class Correction:
     def _run(self, model: nn.Module) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         with evaluation(model):
-            model(*(x.to(device) for x in self._inputs))
+            self._inputs.map(lambda x: x.to(device)).call(model)
 
 
 @contextmanager

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.graph import as_inputs, evaluation_mode
+from snello.graph import Example, Inputs, evaluation_mode
 from snello.neurons import is_batchnorm
 from snello.wrappers import copied
 
-from ._probe import Batch, float_tensors
+from ._probe import float_tensors
 
 CHUNK = 32
 """Inputs per backward pass. Each pass has one random draw: small passes average over more draws."""
 
 
-def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict[str, Tensor]:
+def fisher(model: nn.Module, batches: Sequence[Example], *, seed: int = 0) -> dict[str, Tensor]:
     """Second derivative of the outputs' distance (see `Probe`) with respect to each weight.
 
     Args:
@@ -54,13 +54,13 @@ def fisher(model: nn.Module, batches: Sequence[Batch], *, seed: int = 0) -> dict
             device = next((leaf.device for leaf in leaves.values()), torch.device("cpu"))
             drawn = [
                 _draw(output, generator)
-                for output in float_tensors(twin(*(x.to(device) for x in inputs)))
+                for output in float_tensors(_moved(inputs, device).call(twin))
             ]
             slopes = torch.autograd.grad(sum(drawn), list(leaves.values()), allow_unused=True)  # type: ignore[arg-type]
             for name, slope in zip(leaves, slopes, strict=True):
                 if slope is not None:
                     total[name] += slope.double().cpu().square()
-            count += len(inputs[0])
+            count += len(inputs.tensors()[0])
     found = {name: value / count for name, value in total.items()}
     for name, parts in statistics.items():
         # Chain rule from the scale s to the variance, squared because gradients are squared.
@@ -124,6 +124,15 @@ def _draw(output: Tensor, generator: torch.Generator) -> Tensor:
     return (output.double() * signs).sum() * (2 / (per_input * spread)).sqrt()
 
 
-def _chunks(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, ...]]:
-    for batch in batches:
-        yield from zip(*(torch.split(x, CHUNK) for x in as_inputs(batch)), strict=True)
+def _chunks(batches: Sequence[Example]) -> Iterator[Inputs]:
+    for batch in map(Inputs.of, batches):
+        count = len(batch.tensors()[0])
+        yield from (_part(batch, slice(start, start + CHUNK)) for start in range(0, count, CHUNK))
+
+
+def _part(inputs: Inputs, part: slice) -> Inputs:
+    return inputs.map(lambda x: x[part])
+
+
+def _moved(inputs: Inputs, device: torch.device) -> Inputs:
+    return inputs.map(lambda x: x.to(device))

@@ -12,23 +12,21 @@ from torch import Tensor, nn
 
 from snello.codec import CodecSettings, quantised
 from snello.errors import ConfigError
-from snello.graph import as_inputs, evaluation
+from snello.graph import Example, Inputs, evaluation
 from snello.wrappers import copied
 
 from ._trial import coded_tensors, fill
-
-Batch = Tensor | tuple[Tensor, ...]
-
 
 MOST_INPUTS = 256
 """Number of calibration inputs that probes and corrections use; the first ones, as one batch."""
 
 
-def joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+def joined(batches: Sequence[Example]) -> Inputs:
     """The first `MOST_INPUTS` inputs of some batches, concatenated."""
-    return tuple(
-        torch.cat(parts)[:MOST_INPUTS] for parts in zip(*map(as_inputs, batches), strict=True)
-    )
+    first = Inputs.of(batches[0])
+    every = [Inputs.of(batch).in_order_of(first).tensors() for batch in batches]
+    parts = iter([torch.cat(tensors)[:MOST_INPUTS] for tensors in zip(*every, strict=True)])
+    return first.map(lambda _: next(parts))
 
 
 class Probe:
@@ -40,8 +38,8 @@ class Probe:
 
     Args:
         model: the reference, which is copied.
-        batches: calibration inputs; each a tensor, or a tuple of positional arguments. See
-            `MOST_INPUTS`.
+        batches: calibration inputs; each a tensor, a tuple of positional arguments or a mapping of
+            keyword arguments. See `MOST_INPUTS`.
 
     Attributes:
         runs: number of forward passes over the calibration inputs.
@@ -50,7 +48,7 @@ class Probe:
         ConfigError: without a batch, or if the model returns no floating-point tensor.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
         if not batches:
             raise ConfigError(
                 "calibration: there is no batch of inputs; pass at least one, or None"
@@ -80,7 +78,7 @@ class Probe:
         self.runs += 1
         device = next((value.device for value in self._tensors.values()), torch.device("cpu"))
         with evaluation(self._model):
-            found = float_tensors(self._model(*(x.to(device) for x in self._inputs)))
+            found = float_tensors(self._inputs.map(lambda x: x.to(device)).call(self._model))
         if not found:
             raise ConfigError(
                 f"calibration: {type(self._model).__name__} returned no floating-point tensor to "

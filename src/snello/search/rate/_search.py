@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snello.codec import CodecSettings
 from snello.errors import ConfigError
-from snello.graph import as_inputs
+from snello.graph import Example, Inputs
 from snello.neurons import is_batchnorm
 from snello.simplification import fold_batchnorm, folds_of
 from snello.wrappers import copied
@@ -27,7 +27,7 @@ from ._allocation import (
 )
 from ._correct import Correction
 from ._fisher import fisher
-from ._probe import Batch, Probe
+from ._probe import Probe
 from ._trial import Evaluate, RateSearch, with_tensors
 from ._workbench import Form, Workbench, check_bound, first_below, measured
 
@@ -42,7 +42,7 @@ _PRICES = range(-100 * _FINENESS, 50 * _FINENESS)  # from 1e-30 to 1e15 per byte
 
 @dataclass(frozen=True)
 class _Options:
-    calibration: Sequence[Batch]
+    calibration: Sequence[Example]
     per_tensor: bool
     fold: bool | None
     dependent: tuple[bool, ...]
@@ -57,7 +57,7 @@ def search_rate(
     *,
     max_drop: float,
     higher_is_better: bool = False,
-    calibration: Tensor | Sequence[Batch] | None = None,
+    calibration: Tensor | Sequence[Example] | None = None,
     per_tensor: bool | None = None,
     fold: bool | None = None,
     dependent_quantisation: bool | None = None,
@@ -81,8 +81,9 @@ def search_rate(
         max_drop: largest allowed loss of the value, in the unit of `evaluate`.
         higher_is_better: true if `evaluate` returns an accuracy, false for a loss.
         calibration: a batch of inputs, or a sequence of batches (a tuple is one batch of several
-            arguments), without labels. A few hundred inputs are enough. Without it, only one
-            quantisation parameter is searched, and the model is neither folded nor corrected.
+            arguments, a mapping one of keyword arguments), without labels. A few hundred inputs are
+            enough. Without it, only one quantisation parameter is searched, and the model is
+            neither folded nor corrected.
         per_tensor: search one parameter per tensor; None: if `calibration` is given.
         fold: fold BatchNorms into their layers before coding; None tries both if `calibration` is
             given, and takes the smaller stream.
@@ -144,13 +145,13 @@ def _check(model: nn.Module, options: _Options) -> None:
         raise ConfigError(f"{type(model).__name__} has no floating-point tensor to quantise")
 
 
-def _wanted(choice: bool | None, batches: Sequence[Batch], name: str) -> bool:
+def _wanted(choice: bool | None, batches: Sequence[Example], name: str) -> bool:
     if choice and not batches:
         raise ConfigError(f"{name}=True needs inputs to run the model on: pass calibration")
     return bool(batches) if choice is None else choice
 
 
-def _batches(calibration: Tensor | Sequence[Batch] | None) -> tuple[Batch, ...]:
+def _batches(calibration: Tensor | Sequence[Example] | None) -> tuple[Example, ...]:
     batches = (
         ()
         if calibration is None
@@ -161,11 +162,15 @@ def _batches(calibration: Tensor | Sequence[Batch] | None) -> tuple[Batch, ...]:
     if calibration is not None and not len(batches):
         raise ConfigError("calibration: there is no batch of inputs; pass at least one, or None")
     for batch in batches:
-        if not all(isinstance(x, Tensor) and x.dim() and len(x) for x in as_inputs(batch)):
+        given = isinstance(batch, (Tensor, tuple, list, Mapping, Inputs))
+        if isinstance(batch, (tuple, list)):
+            given = all(isinstance(x, Tensor) for x in batch)
+        tensors = Inputs.of(batch).tensors() if given else ()
+        if not tensors or not all(x.dim() and len(x) for x in tensors):
             raise ConfigError(
                 "every batch of calibration must be a tensor with a first dimension of at least 1, "
-                f"or a tuple of such tensors, not a {type(batch).__name__}; pass inputs without "
-                "labels"
+                "or a tuple or mapping of keywords to such tensors, not a "
+                f"{type(batch).__name__}; pass inputs without labels"
             )
     return tuple(batches)
 
@@ -193,7 +198,7 @@ def _forms(model: nn.Module, options: _Options) -> list[Form]:
     models = [] if options.fold else [copied(model)]
     if options.fold or (options.fold is None and options.calibration and _has_batchnorm(model)):
         # Two examples are enough to trace the model.
-        folded = fold_batchnorm(model, tuple(x[:2] for x in as_inputs(options.calibration[0])))
+        folded = fold_batchnorm(model, Inputs.of(options.calibration[0]).map(lambda x: x[:2]))
         if options.fold or folds_of(folded) != folds_of(model):
             models.append(folded)
     return [

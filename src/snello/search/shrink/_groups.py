@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, cut
-from snello.neurons import apply_masks, weighted_layers
+from snello.neurons import apply_masks, qualified, weighted_layers
 from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, positive
 from snello.search.rate import float_tensors
 from snello.wrappers import copied
@@ -46,6 +46,8 @@ def orders(
     Raises:
         ConfigError: for an unknown importance.
     """
+    if not coupling.free:
+        return {}
     measure = _default(model, batches) if importance is None else importance_of(importance)
     scores = positive(measure(model, coupling))
     return {
@@ -144,7 +146,7 @@ def magnitude_masks(model: nn.Module, share: float) -> dict[str, Tensor]:
     weights are small, is not emptied first.
     """
     weights = {
-        f"{name}.weight".lstrip("."): layer.weight.detach()
+        qualified(name, "weight"): layer.weight.detach()
         for name, layer in weighted_layers(model).items()
         if isinstance(layer.weight, nn.Parameter)
     }
@@ -179,7 +181,12 @@ def _default(model: nn.Module, batches: Sequence[Example]) -> ChannelImportance:
         for start in range(0, len(drawn), CHUNK):
             part = slice(start, start + CHUNK)
             pairs.append((_part(inputs, part), drawn[part].flatten()))
-    return group_fisher(pairs) if pairs else importance_of("l2")
+    return group_fisher(pairs, _cross_entropy) if pairs else importance_of("l2")
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    # The one tensor of the output, in whichever structure the model returns it.
+    return nn.functional.cross_entropy(float_tensors(outputs)[0], targets)
 
 
 def _part(inputs: Inputs, part: slice) -> Inputs:

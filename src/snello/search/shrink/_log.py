@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock  # torch depends on it
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, OutputError
 from snello.search.locks import claimed
 
 WAIT = 0.1
@@ -39,7 +39,10 @@ class Log:
         self._read = 0
         if folder is None:
             return
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
         wanted = json.loads(json.dumps(settings))
         found = self.result("settings", lambda: wanted)
         if found != wanted:
@@ -107,8 +110,8 @@ class Log:
                 self._read += len(line) + 1
                 try:
                     entry = json.loads(line)
-                    self._known.setdefault(entry.pop("key"), entry)
-                except (ValueError, KeyError, AttributeError):
+                    self._known.setdefault(str(entry.pop("key")), entry)
+                except (ValueError, KeyError, AttributeError, TypeError):
                     continue
 
     def _write(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,10 +93,11 @@ class Networks:
         if not path.is_file():
             return None
         content = archives.load(path)
-        model = copied(self._dense)
-        if content["plan"] is not None:
-            model = apply(SimplificationPlan.from_json(content["plan"]), model)
-        model = apply_folds(content["folded_batchnorms"], model)
+        model = _narrowed(copied(self._dense), content["plan"])
+        # A network that was coded before has folded norms already.
+        own = folds_of(model)
+        folds = {n: layer for n, layer in content["folded_batchnorms"].items() if n not in own}
+        model = apply_folds(folds, model)
         model.load_state_dict(content["state_dict"])
         return model
 
@@ -117,3 +118,15 @@ class Networks:
         if any(bool(dead_neurons(layer).any()) for layer in weighted_layers(model).values()):
             model = simplify(model, self._example, keep_class=True)
         return model
+
+
+def _narrowed(model: nn.Module, text: str | None) -> nn.Module:
+    """Apply the plans between a network, which may be lean itself, and one made from it."""
+    own, steps = plan_of(model), []
+    plan = None if text is None else SimplificationPlan.from_json(text)
+    while plan is not None and plan != own:
+        steps.append(plan)
+        plan = plan.base
+    for step in reversed(steps):
+        model = apply(step, model)
+    return model

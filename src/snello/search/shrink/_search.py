@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from snello.codec import CodecSettings
 from snello.deploy import peak_memory
@@ -18,16 +18,18 @@ from snello.deploy.operations import (
     fit_latency,
     this_device,
 )
+from snello.errors import ModelError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
-from snello.pruning.channels import ChannelImportance
+from snello.pruning.channels import ChannelImportance, importance_of
 
 from ._candidate import Candidate, Precision
+from ._check import check_names
 from ._coded import rates, sparse_factors
 from ._costs import ByteCost, Cost, OperationCost, SlopeCost, latency_cost
 from ._distance import OutputDistance
 from ._front import FrontPoint, front
-from ._groups import channel_groups, orders, steps_of, weight_group, widths_of
+from ._groups import Orders, channel_groups, orders, steps_of, weight_group, widths_of
 from ._judge import Evaluate, Judge
 from ._lanes import Attempt, lane, run_lanes
 from ._log import Log
@@ -35,7 +37,7 @@ from ._measure import Bench
 from ._networks import Fit, Networks
 from ._point import Group, Point
 from ._shapes import ShapeModel
-from ._verify import Task, Verifier
+from ._verify import Task, Verifier, cost_of
 
 FIT_SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
 """Shares of the widths of the networks that offset and slope of the latency are fitted to."""
@@ -77,15 +79,31 @@ class Search:
         self._folder, self._show = folder, on_candidate
         self._precisions = precisions_of(minimise, allow)
         self._threads = threads if device is None else device.threads
-        self._log = Log(folder, self._facts(max_drop, device))
+        # Mistakes are found before the folder belongs to this search.
         self.judge = Judge(evaluate, model)
-        batches = list(calibration) or [example]
         self.coupling = coupling(model, example)
-        order = orders(model, self.coupling, importance, batches, exclude)
-        if "channels" not in allow:
-            order = {}
+        check_names(exclude, self.coupling)
+        if importance is not None:
+            importance_of(importance)
+        facts = {
+            "exclude": sorted(exclude),
+            "importance": _name(importance),
+            "fit": fit is not None,
+            "inputs": Inputs.of(example).shapes,
+            "calibration": [Inputs.of(batch).shapes for batch in calibration],
+            "samples": self.judge.samples,
+        }
+        self._log = Log(folder, {**self._facts(max_drop, device), **facts})
+        batches = list(calibration) or [example]
+        order: Orders = {}
+        if "channels" in allow and self.coupling.free:
+            # By every process, since scores are summed over those of a group.
+            own = orders(model, self.coupling, importance, batches, exclude)
+            # In the log, so that a width means the same channels if batches come in another order.
+            order = self._log.result("orders", lambda: {"channels": own})["channels"]
         self._distance = OutputDistance(model, batches)
-        inputs = [_positional(batch) for batch in batches]
+        first = Inputs.of(example)
+        inputs = [Inputs.of(batch).in_order_of(first).tensors() for batch in batches]
         self._networks = Networks(
             model,
             self.coupling,
@@ -98,7 +116,7 @@ class Search:
         self._bench = Bench(model, example, inputs, self._threads)
         self._task = Task(minimise, max_drop, device is None)
         self._verifier = Verifier(
-            self._task, self._networks, self.judge, self._bench, example, inputs, folder
+            self._task, self._networks, self.judge, self._bench, example, batches, folder
         )
         self.shapes = ShapeModel(model, self.coupling, example)
         self._order, self._device = order, device
@@ -150,7 +168,9 @@ class Search:
         """
         return {
             "max_drop": max_drop,
-            "minimise": self._minimise if isinstance(self._minimise, str) else "a function",
+            "minimise": self._minimise
+            if isinstance(self._minimise, str)
+            else f"a function {_name(self._minimise)}",
             "allow": sorted(self._allow),
             "device": None if device is None else device.label,
             "threads": self._threads,
@@ -165,7 +185,10 @@ class Search:
             self.label = profile.label
             found = self._log.result("latency-dense", lambda: {"ms": self._bench.times({})[""]})
             self._verifier.reference = found["ms"]
-        self._first = self._log_candidate("float32", self.dense).key
+        dense = self._log_candidate("float32", self.dense)
+        if dense.cost is None:  # every other candidate would fail alike
+            raise ModelError(f"shrink: the {self._minimise} of the dense network: {dense.why}")
+        self._first = dense.key
 
     def _front(self, precision: Precision) -> list[FrontPoint]:
         """The front of a precision, as it is in the log."""
@@ -225,7 +248,7 @@ class Search:
 
     def _estimate(self, model: nn.Module) -> float:
         if callable(self._minimise):
-            return float(self._minimise(model))
+            return cost_of(self._minimise, model)
         found = peak_memory(model, self._example)
         assert found is not None  # of a module it is always known
         return float(found.bytes)
@@ -318,6 +341,13 @@ def precisions_of(minimise: Minimise, allow: Collection[str]) -> tuple[Precision
     return ("float32",)
 
 
+def _name(function: object) -> str | None:
+    """Name of an option that is a name or a function."""
+    if function is None or isinstance(function, str):
+        return function
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
 def _near(share: float, width: int, round_to: int | None) -> int:
     step = round_to or (8 if width >= 16 else 1)
     return min(width, max(step, round(share * width / step) * step))
@@ -332,10 +362,6 @@ def _chosen_levels(group: Group, levels: Sequence[int]) -> Group:
     return Group(
         group.name, tuple(group.levels[i] for i in kept), tuple(group.drops[i] for i in kept)
     )
-
-
-def _positional(batch: Example) -> tuple[Tensor, ...]:
-    return Inputs.of(batch).tensors()
 
 
 def _batch(example: Example) -> int:

@@ -12,20 +12,15 @@ from torch import nn
 
 from snello.codec import CodecSettings
 from snello.deploy.operations import DeviceProfile, LatencyFit, read_profile
-from snello.errors import ConfigError, nearest
+from snello.errors import ConfigError
 from snello.graph import Example
 from snello.pruning.channels import ChannelImportance
 from snello.wrappers import copied, unwrapped
 
 from ._candidate import Candidate, Precision
+from ._check import COSTS, LEVERS, Lever, batches_of, check_functions, check_options
 from ._coded import decoded
 from ._search import Minimise, Search
-
-LEVERS = ("channels", "weights", "int8", "nnc")
-COSTS = {"latency": "ms", "macs": "MACs", "bytes": "bytes", "memory": "bytes"}
-"""Cost -> its unit."""
-
-Lever = Literal["channels", "weights", "int8", "nnc"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +151,8 @@ def shrink(
         The network, and all candidates with what was predicted and what was measured.
 
     Raises:
-        ConfigError: for numbers out of range, unknown names, a folder of another search, or an
-            `evaluate` that returns no numbers.
+        ConfigError: for numbers out of range, unknown names, a folder of another search,
+            calibration inputs that the model does not take, or functions that return no numbers.
         ModelError: if the model does not run on the example inputs.
         MissingExtraError: without onnx and onnxruntime (latency, memory, int8) or nncodec (nnc).
 
@@ -165,7 +160,9 @@ def shrink(
     latency-saliency knapsack" (HALP), NeurIPS 2022; Shoham and Gersho, "Efficient bit allocation
     for an arbitrary set of quantizers", 1988.
     """
-    _check(max_drop, minimise, allow, trials, round_to)
+    counts = {"trials": trials, "threads": threads, "round_to": round_to}
+    check_options(max_drop, minimise, allow, counts)
+    check_functions({"evaluate": evaluate}, {"fit": fit, "on_candidate": on_candidate})
     model = unwrapped(model, "shrink")
     profile = (
         device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
@@ -173,7 +170,7 @@ def shrink(
     cost: Minimise = minimise
     search = Search(
         copied(model).eval(), example_inputs, evaluate, fit, max_drop, cost, profile, allow,
-        list(calibration), importance, round_to, exclude, trials, threads,
+        batches_of(calibration, model), importance, round_to, exclude, trials, threads,
         None if folder is None else Path(folder), on_candidate,
     )  # fmt: skip
     candidates = search.run()
@@ -187,21 +184,3 @@ def shrink(
         COSTS.get(minimise, "") if isinstance(minimise, str) else "", max_drop, search.judge.samples,
         search.shapes.dense, search.label, search.fits,
     )  # fmt: skip
-
-
-def _check(
-    max_drop: float, minimise: object, allow: Collection[str], trials: int, round_to: int | None
-) -> None:
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not max_drop >= 0:
-        raise ConfigError(f"shrink: max_drop={max_drop!r} is a drop of the quality, at least 0")
-    if not callable(minimise) and minimise not in COSTS:
-        raise ConfigError(
-            f"shrink: minimise={minimise!r}{nearest(str(minimise), COSTS)}; choose one of {', '.join(COSTS)}, "
-            "or a function from a network to its cost"
-        )  # fmt: skip
-    if isinstance(allow, str) or not allow or (odd := [n for n in allow if n not in LEVERS]):
-        what = repr(allow) if isinstance(allow, str) or not allow else ", ".join(map(repr, odd))
-        raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(LEVERS)}")
-    for name, value in (("trials", trials), ("round_to", round_to)):
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise ConfigError(f"shrink: {name}={value!r} must be at least 1")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from snello.codec import CodecSettings
-from snello.deploy import FileModel, file_bytes, footprint, peak_memory
-from snello.errors import ModelError
+from snello.deploy import file_bytes, footprint, peak_memory
+from snello.errors import ConfigError, ModelError
 from snello.files import write_text
 from snello.graph import Example
 from snello.pruning.channels import measured_size
@@ -21,6 +22,7 @@ from snello.timing import cpu_seconds
 
 from ._candidate import Candidate, Precision
 from ._coded import coded, settings_from_json, settings_to_json
+from ._file_network import FileNetwork
 from ._front import FrontPoint
 from ._judge import Judge, Verdict
 from ._measure import Bench
@@ -52,13 +54,13 @@ class Verifier:
         judge: quality of networks.
         bench: timing of exported networks.
         example: example inputs.
-        calibration: inputs of the rate search, positional.
+        calibration: inputs of the rate search.
         folder: folder of the search; None if nothing is written.
     """
 
     def __init__(
         self, task: Task, networks: Networks, judge: Judge, bench: Bench, example: Example,
-        calibration: list[tuple[Tensor, ...]], folder: Path | None,
+        calibration: Sequence[Example], folder: Path | None,
     ) -> None:  # fmt: skip
         self._task, self._networks, self._judge, self._bench = task, networks, judge, bench
         self._example, self._calibration, self._folder = example, calibration, folder
@@ -145,7 +147,9 @@ class Verifier:
             times = self._bench.times({"candidate": path})
             assert self.reference is not None
             found = replace(found, latency_ms=times["candidate"] * self.reference / times[""])
-        return _judged(found, self._judge(FileModel(path) if int8 else network))
+        return _judged(
+            found, self._judge(FileNetwork(path, network, self._example) if int8 else network)
+        )
 
     def _memory(self, path: Path, network: nn.Module) -> int | None:
         found = self._bench.memory(path)
@@ -157,7 +161,7 @@ class Verifier:
     def _cost(self, found: Candidate, network: nn.Module, at: FrontPoint) -> float | None:
         minimise = self._task.minimise
         if callable(minimise):
-            return float(minimise(network))
+            return cost_of(minimise, network)
         if minimise == "latency" and not self._task.here:
             return at.cost  # the device is elsewhere: its profile is all that is known
         known: dict[str, Any] = {
@@ -165,6 +169,24 @@ class Verifier:
             "memory": found.memory,
         }  # fmt: skip
         return None if known[minimise] is None else float(known[minimise])
+
+
+def cost_of(function: Callable[[nn.Module], Any], network: nn.Module) -> float:
+    """The cost of a network by the caller's function.
+
+    Raises:
+        ConfigError: if it returns no finite number.
+    """
+    found = function(network)
+    try:
+        cost = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        cost = math.nan
+    if not math.isfinite(cost):
+        raise ConfigError(
+            f"shrink: the function minimise returned {found!r}; return a finite number, lower is better"
+        )
+    return cost
 
 
 def _judged(found: Candidate, verdict: Verdict) -> Candidate:

@@ -48,7 +48,8 @@ def bisect(
     Args:
         measure: setting -> effect.
         target: wished effect.
-        low, high: ends of the range.
+        low: lower end of the range.
+        high: upper end.
         tolerance: largest difference from the target at which the search ends.
         log: halve the logarithm of the range; needs low > 0.
         steps: largest number of measurements, at least 2: the first are at the ends.

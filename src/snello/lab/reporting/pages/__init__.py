@@ -5,10 +5,12 @@ specifications, whose scripts are part of the file: no page loads anything from 
 """
 
 from .comparison import comparison as comparison
+from .devices import measured_on as measured_on
 from .layers import layer_charts as layer_charts
 from .page import Chart as Chart
 from .page import Figure as Figure
 from .page import Page as Page
+from .page import add_to_page as add_to_page
 from .page import check_libraries as check_libraries
 from .page import read_figures as read_figures
 from .page import write_page as write_page
@@ -26,8 +28,8 @@ from .tuning import ramp_page as ramp_page
 from .tuning import tuning_page as tuning_page
 
 __all__ = [
-    "Chart", "Figure", "Page", "check_libraries", "comparison", "curation_page", "epsilon_page",
-    "journey_page", "layer_charts", "measurement_page", "pruning_page", "ramp_page", "read_figures",
+    "Chart", "Figure", "Page", "add_to_page", "check_libraries", "comparison", "curation_page", "epsilon_page",
+    "journey_page", "layer_charts", "measured_on", "measurement_page", "pruning_page", "ramp_page", "read_figures",
     "shrink_data", "shrink_page",
     "sweep_page", "training_page", "tuning_page", "with_layers", "write_page",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello._version import __version__
-from snello.errors import require
+from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.lab.reporting._tables import Table
 from snello.lab.reporting._values import as_json
@@ -98,6 +98,7 @@ def write_page(page: Page, path: str | Path) -> Path:
         .from_string(template("page.html.jinja"))
         .render(
             page=page,
+            tables=_tables(page.tables),
             charts=[_embedded(chart.spec) for chart in page.charts],
             data=_escaped(as_json(page.data)),
             figures=_escaped(as_json({"title": page.title, "figures": page.figures})),
@@ -107,6 +108,43 @@ def write_page(page: Page, path: str | Path) -> Path:
         )
     )
     return write_text(Path(path), text)
+
+
+def add_to_page(path: str | Path, tables: Sequence[Table], data: Any) -> Path:
+    """Add tables to a page that [`write_page`][snello.lab.reporting.pages.write_page] wrote.
+
+    Tables of an earlier call are replaced.
+
+    Args:
+        path: HTML file of the page.
+        tables: tables to show after those of the page.
+        data: all results, embedded as JSON in place of the page's.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: if the file is not such a page.
+        OutputError: if the file cannot be written.
+        MissingExtraError: without Jinja2 (extra `report`).
+    """
+    path = Path(path)
+    parts = {
+        r'(<section id="added">).*?(</section>)': _tables(tables),
+        r'(<script type="application/json" id="report">).*?(</script>)': _escaped(as_json(data)),
+    }
+    text = path.read_text("utf-8") if path.is_file() else ""
+    for pattern, content in parts.items():
+        found = re.search(pattern, text, flags=re.S)
+        if found is None:
+            raise ConfigError(f"{path} is not a page of this version of snello: write it once more")
+        text = text[: found.end(1)] + content + text[found.start(2) :]
+    return write_text(path, text)
+
+
+def _tables(tables: Sequence[Table]) -> str:
+    found: str = environment().from_string(template("tables.html.jinja")).render(tables=tables)
+    return found
 
 
 def check_libraries() -> None:

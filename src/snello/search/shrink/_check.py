@@ -1,0 +1,105 @@
+"""Checks of the arguments, before the first measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from snello.errors import ConfigError, nearest
+from snello.graph import Example, Inputs, evaluation
+from snello.graph.coupled import Coupling
+
+LEVERS = ("channels", "weights", "int8", "nnc")
+COSTS = {"latency": "ms", "macs": "MACs", "bytes": "bytes", "memory": "bytes"}
+"""Cost -> its unit."""
+
+Lever = Literal["channels", "weights", "int8", "nnc"]
+
+
+def check_options(
+    max_drop: object, minimise: object, allow: object, counts: Mapping[str, object]
+) -> None:
+    """Check numbers and names.
+
+    Raises:
+        ConfigError: for a value of another type, out of range, or an unknown name.
+    """
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not max_drop >= 0:
+        raise ConfigError(f"shrink: max_drop={max_drop!r} is a drop of the quality, at least 0")
+    if not callable(minimise) and (not isinstance(minimise, str) or minimise not in COSTS):
+        raise ConfigError(
+            f"shrink: minimise={minimise!r}{nearest(str(minimise), COSTS)}; choose one of {', '.join(COSTS)}, "
+            "or a function from a network to its cost"
+        )  # fmt: skip
+    names = list(allow) if isinstance(allow, Collection) and not isinstance(allow, str) else []
+    odd = [name for name in names if name not in LEVERS]
+    if odd or not names:
+        what = ", ".join(map(repr, odd)) or repr(allow)
+        raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(LEVERS)}")
+    for name, value in counts.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):  # type: ignore[operator]
+            raise ConfigError(f"shrink: {name}={value!r} must be a whole number, at least 1")
+
+
+def check_functions(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
+    """Check that functions can be called.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    given = {**needed, **{name: value for name, value in optional.items() if value is not None}}
+    for name, value in given.items():
+        if not callable(value):
+            raise ConfigError(f"shrink: {name}={value!r} is no function of a network")
+
+
+def check_names(exclude: Collection[str], coupling: Coupling) -> None:
+    """Check names of dimensions.
+
+    Raises:
+        ConfigError: for a name that no dimension has, which would exclude nothing.
+    """
+    names = [dimension.name for dimension in coupling.dimensions]
+    if isinstance(exclude, str) or not isinstance(exclude, Collection):
+        raise ConfigError(f"shrink: exclude={exclude!r}; give a list of names of dimensions")
+    for name in exclude:
+        if name not in names:
+            raise ConfigError(
+                f"shrink: exclude: there is no dimension {name!r}{nearest(str(name), names)}; "
+                f"there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            )
+
+
+def batches_of(calibration: object, model: nn.Module) -> list[Example]:
+    """The calibration inputs, read once.
+
+    Raises:
+        ConfigError: for a single tensor, a batch without samples, or one that the model does not
+            take, such as a pair of inputs and labels.
+    """
+    if isinstance(calibration, (Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
+        raise ConfigError(
+            f"shrink: calibration is a {type(calibration).__name__}; give a list of batches of inputs: "
+            "[images[:256]]"
+        )  # fmt: skip
+    batches = list(calibration)
+    for batch in batches:
+        inputs = Inputs.of(batch)
+        if any(not x.dim() or not len(x) for x in inputs.tensors()):
+            raise ConfigError(
+                f"shrink: a batch of calibration of shapes {inputs.shapes} has no samples"
+            )
+    for batch in batches[:1]:
+        try:
+            with evaluation(model):
+                Inputs.of(batch).map(lambda x: x.clone()).call(model)
+        except Exception as error:  # the model's own code may raise anything
+            raise ConfigError(
+                f"shrink: the model does not run on the first batch of calibration, of shapes "
+                f"{', '.join(map(str, Inputs.of(batch).shapes))}: {error}; it holds inputs without labels, as a "
+                "tensor, a tuple of arguments or a mapping of keywords: [x for x, _ in loader]"
+            ) from error  # fmt: skip
+    return batches

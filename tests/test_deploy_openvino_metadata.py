@@ -1,0 +1,30 @@
+"""Facts about the images in OpenVINO's files: what is written is read, and outputs stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from snello.deploy import export, file_runner, format_of
+
+for package in ("openvino", "onnx", "onnxscript"):
+    pytest.importorskip(package)
+
+FACTS = {"mean": [0.5], "classes": ["a", 'the "b"', "<c>"], "input_shape": [6]}
+
+
+def test_facts_are_read_as_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 6)
+    path = export(nn.Sequential(nn.Linear(6, 4), nn.ReLU()).eval(), inputs, tmp_path / "m.xml")
+    format, before = format_of(path), file_runner(path, inputs)()
+    assert format.metadata(path) == {}
+    assert format.add_metadata(path, FACTS)
+    assert format.metadata(path) == FACTS
+    assert format.add_metadata(path, {"mean": [0.25]})
+    assert format.metadata(path) == FACTS | {"mean": [0.25]}
+    assert torch.equal(torch.tensor(before[0]), torch.tensor(file_runner(path, inputs)()[0]))
+    assert {file.name for file in tmp_path.iterdir()} == {"m.xml", "m.bin"}
