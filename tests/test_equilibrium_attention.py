@@ -6,11 +6,14 @@ import copy
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+
+import torchvision
 
 from seams.equilibrium import by_channel
 from snello.equilibrium import NEq, SelectiveUpdate, Stochastic, backward_flops
@@ -92,7 +95,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "crossed, own keys": lambda: Crossed(add_bias_kv=True),
     "crossed, own sizes": lambda: Crossed(kdim=4, vdim=4),
     "gain": Gained,
-    "timm swin": lambda: timm.models.SwinTransformer(
+    "timm swin": lambda: pytest.importorskip("timm").models.SwinTransformer(
         8,
         2,
         num_classes=3,
@@ -102,7 +105,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         window_size=2,
         drop_path_rate=0,
     ),
-    "timm vit": lambda: timm.models.VisionTransformer(
+    "timm vit": lambda: pytest.importorskip("timm").models.VisionTransformer(
         8, 4, num_classes=3, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2
     ),
 }
