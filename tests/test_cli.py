@@ -21,7 +21,6 @@ import torch
 import snello
 from snello import CodecSettings, Record, decompress, load, save
 from snello.cli import main
-from snello.lab.datasets import loader
 from snello.search.shrink import Judge
 from snello.store import ImageInput, ModelSpec, build, inspect
 
@@ -34,7 +33,7 @@ pytest.importorskip("nncodec")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from seams.training import coding_of
+from seams.training import coding_of, measured_on
 from snello.lab.training import answers, load_data, load_recipe
 
 SPEC = ModelSpec("lenet-300-100", {"in_features": 64})
@@ -163,11 +162,12 @@ def test_bitstreams_of_a_journey_hold_their_bound(travelled: Travelled) -> None:
     """The upper limit of the paired drop is at most `ship.max_drop` of the recipe."""
     recipe = load_recipe("digits")
     splits = load_data(recipe)
-    images = list(loader(splits.validation, splits, 100))
+    images = measured_on(recipe, splits)
+    assert sum(len(x) for x, _ in images()) == len(splits.validation) + len(splits.train)
     for method in ("baseline", "lobster", "serene"):
         lean, _ = load(travelled.folder / method / "simplified.pt")
         decoded, _ = load(travelled.folder / method / "model.snello")
-        judge = Judge(lambda m: answers(m, images).right, lean)
+        judge = Judge(lambda m: answers(m, images()).right, lean)
         assert judge(decoded).limit <= recipe.ship.max_drop == 0.005
         fixed = replace(recipe, ship=replace(recipe.ship, qp=-30))
         model, settings = coding_of(fixed, lean, None, splits)  # type: ignore[arg-type]

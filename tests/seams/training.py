@@ -3,6 +3,7 @@
 # How a network is coded, and when again, without a journey.
 from snello.lab.training._coding import coded as coded
 from snello.lab.training._coding import coding_of as coding_of
+from snello.lab.training._coding import measured_on as measured_on
 
 # Processes must start from one network, compared without a training.
 from snello.lab.training._data import initial_model as initial_model

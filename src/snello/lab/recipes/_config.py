@@ -192,7 +192,8 @@ class ShipConfig:
         max_drop: largest drop of the accuracy by coding the bitstream: upper limit at 95 % of the
             paired drop on validation images, or the drop of the mean IoU for segmentation. A rate
             search finds the smallest bitstream within it.
-        validation_images: number of validation images that the search measures on.
+        validation_images: number of images that the search measures on: validation images, and
+            training images where there are fewer.
         qp: quantisation parameter (QP) of the weights in the NNC bitstream, without a search; lower
             is finer. None: search.
         repeats: number of timed forward passes per network and runtime.

@@ -26,7 +26,7 @@ def _coded(recipe: Recipe) -> str:
     ship = recipe.ship
     if ship.qp is not None:
         return f"with QP {ship.qp}"
-    return f"the smallest within {100 * ship.max_drop:g} points on validation images"
+    return f"the smallest within {100 * ship.max_drop:g} points, without the test images"
 
 
 def shipping_table(result: JourneyResult) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from snello import __version__
 from snello.codec import CodecSettings
@@ -71,7 +73,7 @@ def coding_of(
 ) -> tuple[nn.Module, CodecSettings]:
     """Choose how a network is coded: with the recipe's QP, or by a rate search.
 
-    The search measures on validation images; test images play no part.
+    The search measures on the images of `measured_on`; test images play no part.
 
     Args:
         recipe: its `ship` block has the bound or the QP.
@@ -88,13 +90,13 @@ def coding_of(
     ship, size = recipe.ship, recipe.data.batch_size
     if ship.qp is not None:
         return model, CodecSettings(qp=ship.qp)
-    images = list(loader(splits.validation, splits, size, limit=ship.validation_images))
+    images = measured_on(recipe, splits)
     seen = loader(splits.train, splits, size, shuffle=True, seed=recipe.seed, limit=CALIBRATION)
 
     def quality(network: nn.Module) -> Any:
         if splits.task == "classification":
-            return answers(network, images).right
-        return evaluate(network, images).accuracy
+            return answers(network, images()).right
+        return evaluate(network, images()).accuracy
 
     judge = Judge(quality, model)
     found = search_rate(
@@ -105,3 +107,19 @@ def coding_of(
         calibration=[batch.to(record.dtype) for batch, _ in seen],
     )
     return found.model, found.settings
+
+
+def measured_on(recipe: Recipe, splits: Splits) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """The batches on which coding is judged: of validation images, then of training images.
+
+    What coding changes is measured against the same network in float32, so that training images
+    count as well. They are taken where there are fewer validation images than the recipe wants:
+    no change among nine images says nothing about one in a hundred.
+    """
+    size, count = recipe.data.batch_size, recipe.ship.validation_images
+    parts = [loader(splits.validation, splits, size, limit=count)]
+    if (missing := count - len(splits.validation)) > 0:
+        more = {"shuffle": True, "seed": recipe.seed, "limit": missing}
+        parts.append(loader(splits.train, splits, size, **more))  # type: ignore[arg-type]
+    # Read anew each time: thousands of large images do not fit into memory.
+    return lambda: chain.from_iterable(parts)
