@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
@@ -22,25 +21,12 @@ from snello import Lobster, NEq, Pruner, SeReNe
 from snello.errors import ConfigError
 from snello.integrations.huggingface import huggingface_callback
 from snello.pruning import LossBound, Plateau
+from trainer_samples import Net
 
 EPOCHS, STEPS = 4, 4
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Net(nn.Module):
-    """A model as the Trainer expects it: it returns a mapping with loss and logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        logits = self.last(self.first(x).relu())
-        found = {"logits": logits}
-        return found if labels is None else {"loss": F.cross_entropy(logits, labels), **found}
 
 
 def _data() -> list[dict[str, Tensor]]:

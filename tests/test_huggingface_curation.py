@@ -24,24 +24,11 @@ import snello
 from snello.curation import DynamicSubset, InfoBatch, OrderDP, RandomSubset
 from snello.errors import ConfigError
 from snello.integrations.huggingface import curated_trainer
+from trainer_samples import Net
 
 EPOCHS = 4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Net(nn.Module):
-    """A model as the Trainer expects it: it returns a mapping with loss and logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        logits = self.last(self.first(x).relu())
-        found = {"logits": logits}
-        return found if labels is None else {"loss": F.cross_entropy(logits, labels), **found}
 
 
 def rows(count: int = 44) -> list[dict[str, Tensor]]:

@@ -32,7 +32,7 @@ COUNTS = {
 _FIELDS = {
     "parameters": "parameters", "neurons": "width", "MACs": "macs", "milliseconds": "median_ms",
 }  # fmt: skip
-"""What is counted -> its field in the profile of a layer."""
+"""Counted quantity -> its field in the profile of a layer."""
 
 
 def layer_charts(
