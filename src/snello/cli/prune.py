@@ -75,6 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1"
     )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="choose what to remove by the change of the outputs "
+        "on the calibration images, not by scores; pays with --round-to",
+    )
+    parser.add_argument(
+        "--branches", action="store_true", help="also remove whole residual branches; with --measured"
+    )  # fmt: skip
     parser.add_argument("--exclude", default="", help="modules to leave unpruned, comma-separated")
     parser.add_argument(
         "--folder", help="folder to save each step in, and to continue an interrupted run from"
@@ -95,6 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
     pages.check_libraries()
     out = check_model_file(arguments.out)
     keep = _keep(arguments)
+    if arguments.branches and not arguments.measured:
+        raise ConfigError("--branches needs --measured: branches have no score, they are measured")
     require_data(arguments, arguments.file, "prune needs data to measure on")
     check_image_counts(arguments, "calibration")
     model, record = read_model(arguments)
@@ -121,7 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,
-            exclude=listed(arguments.exclude), folder=arguments.folder,
+            exclude=listed(arguments.exclude), measured=arguments.measured,
+            branches=arguments.branches, folder=arguments.folder,
             on_step=lambda step: step.step and line(  # the dense network is no step
                 f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
             ),
@@ -134,9 +146,12 @@ def run(arguments: argparse.Namespace) -> None:
          percent(s.quality or 0))
         for s in found.steps
     )  # fmt: skip
+    branches = [name for step in found.steps for name in step.branches]
     note = (
         f"Accuracy on {len(splits.validation)} validation images; on {len(splits.test)} test images "
-        f"{percent(test)}, dense {percent(dense)}. " + (found.stopped or "")
+        f"{percent(test)}, dense {percent(dense)}. "
+        + (f"Without the branches of {', '.join(branches)}. " if branches else "")
+        + (found.stopped or "")
     )
     header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned")
     title = f"{record.model.label} on {arguments.data}: channels pruned"

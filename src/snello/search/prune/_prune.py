@@ -16,14 +16,15 @@ from snello.files import write_text
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, coupling
 from snello.pruning import LayerLimits
-from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
+from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
 from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
-from snello.simplification import SimplificationPlan, apply, plan_of
+from snello.simplification import SimplificationPlan, apply, plan_of, simplify
 from snello.store import archives
 from snello.wrappers import copied, unwrapped
 
 from ._as_plan import as_plan
+from ._measured import Removal, choose_measured
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,6 +37,7 @@ class PruningStep:
         step: number of the step, from 1; 0 is the dense network.
         macs, parameters: remaining share of the dense network's, in (0, 1].
         channels: number of channels removed by this step.
+        branches: residual branches removed whole by this step, by the layer that wrote them.
         cut: quality after removal and recovery, before fine-tuning; None without `evaluate`.
         quality: quality after fine-tuning; None without `evaluate`.
     """
@@ -46,6 +48,7 @@ class PruningStep:
     channels: int
     cut: float | None
     quality: float | None
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Pruned:
     """Result of [`prune`][snello.search.prune.prune].
 
     Attributes:
-        model: the smaller network, of the same class and in the same mode as the original.
+        model: the smaller network, in the mode of the original and of its class, or a
+            `torch.fx.GraphModule` once a branch was removed.
         steps: an entry for the dense network, then one per step.
         stopped: reason why the last step was undone; None if all steps were taken.
     """
@@ -71,6 +75,8 @@ class Pruned:
             lines.append(
                 f"{s.step:>4} {s.macs:>6.3f} {s.parameters:>10.3f} {cut:>13} {quality:>10}"
             )
+            if s.branches:
+                lines.append(f"     without the branches of {', '.join(s.branches)}")
         return "\n".join(lines if self.stopped is None else [*lines, self.stopped])
 
 
@@ -90,6 +96,8 @@ def prune(
     limits: LayerLimits | None = None,
     round_to: int = 1,
     exclude: Collection[str] = (),
+    measured: bool = False,
+    branches: bool = False,
     folder: str | Path | None = None,
     on_step: Callable[[PruningStep], object] | None = None,
 ) -> Pruned:
@@ -123,6 +131,12 @@ def prune(
         limits: lower limits on the widths, as shares of the dense network's.
         round_to: number of which widths are multiples.
         exclude: names of dimensions or modules that keep their widths.
+        measured: choose by measurement: always the part whose removal changes the network's
+            outputs on the calibration inputs least, per saving. The importance then only orders the
+            channels of a dimension. It takes some forward passes per part, and pays above all
+            with `round_to`, where few and large parts have to be chosen.
+        branches: also remove whole residual branches, such as the convolutions of a residual
+            block, the attention or the hidden layer of a transformer's. Requires `measured`.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
             interrupted call, that call is continued. None: nothing is written.
         on_step: called with every step, for example `print`.
@@ -132,35 +146,48 @@ def prune(
         [`snello.save`][snello.store.save] and [`snello.compress`][snello.codec.compress] accept it.
 
     Raises:
-        ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction`
-            without calibration inputs, a folder of another run, or a share that cannot be reached.
+        ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction` or
+            `measured` without calibration inputs, `branches` without `measured`, a folder of
+            another run, or a share that cannot be reached.
         ModelError: if the model does not run on the example inputs.
     """
-    _check(steps, max_drop, evaluate, calibration, reconstruction)
-    model = unwrapped(model, "prune")
     batches = list(calibration)
-    run = _Run(
-        model, example_inputs, evaluate, None if folder is None else Path(folder), amount, steps
-    )
+    _check(steps, max_drop, evaluate)
+    _check_calibration(batches, reconstruction, measured, branches)
+    model = unwrapped(model, "prune")
+    settings = {
+        "amount": asdict(amount),
+        "steps": steps,
+        "measured": measured,
+        "branches": branches,
+    }
+    run = _Run(model, example_inputs, evaluate, None if folder is None else Path(folder), settings)
     lean, taken = run.resumed()
     if not taken:
         taken = [PruningStep(0, 1.0, 1.0, 0, None, run.quality(lean))]
         _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
         wanted = run.relative(lean, amount.after(number / steps))
-        plan = plan_channels(
-            lean, example_inputs, wanted, importance=importance, normalise=normalise,
-            limits=limits, round_to=round_to, exclude=exclude, widths=run.widths,
-            groups=run.coupling if number == 1 else None,
-        )  # fmt: skip
-        narrow = _recovered(lean, plan, example_inputs, batches, reconstruction)
+        options: dict[str, Any] = {
+            "importance": importance, "limits": limits, "round_to": round_to, "exclude": exclude,
+            "widths": run.widths, "groups": run.coupling if number == 1 else None,
+        }  # fmt: skip
+        removal = (
+            choose_measured(lean, example_inputs, wanted, batches, branches=branches, **options)
+            if measured
+            else Removal(
+                plan_channels(lean, example_inputs, wanted, normalise=normalise, **options)
+            )
+        )
+        narrow = _recovered(lean, removal, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
         if fit is not None:
             fit(narrow)
         size = size_of(narrow, example_inputs)
         step = PruningStep(
             number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
-            sum(map(len, plan.removed.values())), cut, run.quality(narrow),
+            sum(map(len, removal.plan.removed.values())), cut, run.quality(narrow),
+            tuple(branch.name for branch in removal.branches),
         )  # fmt: skip
         _show(step, on_step)
         if (why := _too_far(taken[0], step, max_drop)) is not None:
@@ -171,13 +198,7 @@ def prune(
     return Pruned(lean.train(model.training), tuple(taken))
 
 
-def _check(
-    steps: int,
-    max_drop: float | None,
-    evaluate: object,
-    calibration: Iterable[Example],
-    reconstruction: bool | str,
-) -> None:
+def _check(steps: int, max_drop: float | None, evaluate: object) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"prune: steps is a number of steps, at least 1, not {steps!r}")
     if max_drop is not None and evaluate is None:
@@ -186,23 +207,33 @@ def _check(
         )
     if max_drop is not None and not max_drop >= 0:
         raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop}")
+
+
+def _check_calibration(
+    batches: Sequence[Example], reconstruction: bool | str, measured: bool, branches: bool
+) -> None:
     if reconstruction not in (False, True, "biases"):
         raise ConfigError(
             f"prune: reconstruction is True, False or 'biases', not {reconstruction!r}"
         )
-    if reconstruction and calibration == ():
-        raise ConfigError("prune: reconstruction needs calibration, batches of inputs")
+    if branches and not measured:
+        raise ConfigError(
+            "prune: branches have no score: give measured=True, too, and calibration, batches of inputs"
+        )
+    for name, given in (("reconstruction", reconstruction), ("measured", measured)):
+        if given and not batches:
+            raise ConfigError(f"prune: {name} needs calibration, batches of inputs")
 
 
 def _recovered(
     model: nn.Module,
-    plan: ChannelPlan,
+    removal: Removal,
     example: Example,
     batches: Sequence[Example],
     reconstruction: bool | str,
 ) -> nn.Module:
-    """The network without the channels, recovered as far as possible without training."""
-    source = model
+    """The network without channels and branches, recovered as far as is possible untrained."""
+    plan, source = removal.plan, removal.zeroed_branches(model)
     if reconstruction:
         if normed := [n for n in plan.removed if plan.removed[n] and plan.coupling[n].norms]:
             raise ConfigError(
@@ -210,10 +241,12 @@ def _recovered(
                 f"{plan.coupling[normed[0]].norms[0][0]!r} computes its statistics; use "
                 "reconstruction=False"
             )
-        source = plan.zeroed(model)
+        source = plan.zeroed(source)
         recover = correct_biases if reconstruction == "biases" else reconstruct
         recover(source, model, batches)
     narrow = apply(as_plan(model, plan, example), source)
+    if removal.branches:
+        narrow = simplify(narrow, example)
     if batches:
         recalibrate(narrow, batches)
     return narrow
@@ -245,12 +278,11 @@ class _Run:
         example: Example,
         evaluate: Callable[[nn.Module], float] | None,
         folder: Path | None,
-        amount: Keep,
-        steps: int,
+        settings: dict[str, Any],
     ) -> None:
         self._model, self._example, self._evaluate = model, Inputs.of(example), evaluate
         self._folder = folder
-        self._settings = {"amount": asdict(amount), "steps": steps}
+        self._settings = settings
         self.dense = size_of(model, example)
         if not self.dense.macs:
             raise ModelError(
@@ -311,7 +343,10 @@ class _Run:
                 f"{self._folder} holds a pruning with other settings ({table['settings']}): choose "
                 "another folder, or remove it"
             )
-        taken = [PruningStep(**entry) for entry in table["steps"]]
+        taken = [
+            PruningStep(**{**entry, "branches": tuple(entry["branches"])})
+            for entry in table["steps"]
+        ]
         content = archives.load(self._folder / f"step-{taken[-1].step}.pt")
         lean = apply(SimplificationPlan.from_json(content["plan"]), fresh)
         lean.load_state_dict(content["state_dict"])

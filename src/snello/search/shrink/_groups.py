@@ -13,11 +13,11 @@ from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, cut
 from snello.neurons import apply_masks, qualified, weighted_layers
 from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, positive
+from snello.search.output_distance import OutputDistance
 from snello.search.rate import float_tensors
 from snello.wrappers import copied
 
 from ._costs import SPARSITY, Cost
-from ._distance import OutputDistance
 from ._log import Log
 from ._point import Group, Point
 
