@@ -89,13 +89,21 @@ def table(path: Path, points: list[Point]) -> Table:
     return Table(title, header, tuple(rows))
 
 
-def picture(groups: list[list[Point]], path: Path) -> None:
-    """Accuracy against MACs and against latency, one line per method."""
+def schedule(path: Path) -> str:
+    """Network and training of a file of rows, for the legend."""
+    depth, _, epochs, images = path.stem.removeprefix("resnet").split("-")
+    return f"ResNet-{depth}, {epochs} × {images}"
+
+
+def picture(groups: dict[Path, list[Point]], path: Path) -> None:
+    """Accuracy against MACs and against latency, one line per method and schedule."""
     lines: dict[str, list[Point]] = defaultdict(list)
-    for points in groups:
+    schedules = {schedule(own) for own in groups}
+    for own, points in groups.items():
         for point in points:
-            lines[point.method].append(point)
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+            name = f"{point.method} ({schedule(own)})" if len(schedules) > 1 else point.method
+            lines[name].append(point)
+    figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     axes = {
@@ -119,20 +127,20 @@ def picture(groups: list[list[Point]], path: Path) -> None:
         panel.set_xlabel(label)
         panel.grid(color="0.9")
     panels[0].set_ylabel("test accuracy, last epoch [%]")
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 
 def main(folder: Path) -> None:
     """Print the tables and write the picture."""
-    drawn = []
+    drawn = {}
     for path in sorted(folder.glob("resnet*.json"), reverse=True):
         if path.stem.endswith("-latency"):
             continue
         points = points_of(path)
         print(markdown(table(path, points)), end="\n\n")
         if "-0-" not in path.stem:  # without fine-tuning: another question
-            drawn.append(points)
+            drawn[path] = points
     picture(drawn, folder / "accuracy.png")
 
 
