@@ -13,6 +13,7 @@ from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling
 from snello.neurons import is_batchnorm
 from snello.search.rate import float_tensors
+from snello.simplification import simplify
 from snello.wrappers import copied
 
 
@@ -39,7 +40,9 @@ def find_branches(model: nn.Module, groups: Coupling, example: Example) -> tuple
     """The branches of a network that can be removed while another path still leads past them.
 
     A candidate is every layer that writes a dimension after another one has written it. With its
-    parameters at zero, exactly those parameters have no gradient that only the branch uses.
+    parameters at zero, exactly those parameters have no gradient that only the branch uses. Of
+    nested candidates, the outermost is a branch; and none is one that simplification keeps, such
+    as a gate, which is a factor and not a summand.
 
     Args:
         model: the network; it is not changed.
@@ -47,13 +50,13 @@ def find_branches(model: nn.Module, groups: Coupling, example: Example) -> tuple
         example: its example inputs.
 
     Raises:
-        ModelError: if the model does not run on the example inputs.
+        ModelError: if the model does not run on the example inputs, or cannot be simplified.
     """
-    inputs, probe = Inputs.of(example), copied(model)
+    inputs, probe = Inputs.of(example), _without_zeros(model)
     parameters = dict(probe.named_parameters())
     norms = _norms_of_their_own(probe, inputs)
     dense = _used(probe, inputs)
-    found = []
+    found: dict[str, Branch] = {}
     for dimension in groups.dimensions:
         writers = list(dict.fromkeys(w.rpartition(".")[0] for w in dimension.writers))
         for name in writers[1:]:
@@ -63,8 +66,28 @@ def find_branches(model: nn.Module, groups: Coupling, example: Example) -> tuple
             within = frozenset(dense - used) | set(zeroed)
             first = [n for n in parameters if n.rpartition(".")[0] == writers[0]]
             if zeroed and not within & set(first):
-                found.append(Branch(name, zeroed, within))
-    return tuple({branch.name: branch for branch in found}.values())
+                found[name] = Branch(name, zeroed, within)
+    outermost = [
+        b
+        for b in found.values()
+        if not any(set(b.zeroed) < other.within for other in found.values() if other is not b)
+    ]
+    if not outermost:
+        return ()
+    bare = simplify(without(probe, [n for b in outermost for n in b.zeroed]), example)
+    left = {name for name, _ in bare.named_parameters()}
+    return tuple(b for b in outermost if not b.within & left)
+
+
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """A copy without tensors of zeros: layers that start at zero would hide what is before them."""
+    probe = copied(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            if parameter.is_floating_point() and not bool(parameter.any()):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return probe
 
 
 def without(model: nn.Module, zeroed: Iterable[str]) -> nn.Module:
