@@ -128,6 +128,70 @@ def test_a_profile_is_read_back(tmp_path: Path) -> None:
             read_profile(tmp_path / "p.json")
 
 
+def _content(**changes: object) -> dict[str, object]:
+    key = _linear(8, 8).key
+    model = {"name": "a", "precision": "float32", "ms": 3.0, "operations": [key]}
+    model |= {n.removeprefix("model_"): v for n, v in changes.items() if n.startswith("model_")}
+    plain = {n: v for n, v in changes.items() if not n.startswith("model_")}
+    return {
+        "format": "snello device profile 1", "device": {}, "threads": 1, "times": {key: 0.5},
+        "models": [model], **plain,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threads": 0}, "threads=0"),
+        ({"threads": 1.7}, r"threads=1\.7"),
+        ({"threads": 10**9}, "threads="),
+        ({"device": "Pi"}, "device='Pi'"),
+        ({"times": {"conv 1 2": 1.0}}, "no key of an operation"),
+        ({"times": {"linear 0x0x0 float32": 1.0}}, "no key of an operation"),
+        ({"times": {"linear 1x8x8 float32": True}}, "True is no time"),
+        ({"times": {"linear 1x8x8 float32": -1}}, "-1 is no time"),
+        ({"model_ms": float("nan")}, "a: nan is no time"),
+        ({"model_ms": -1.0}, r"a: -1\.0 is no time"),
+        ({"model_precision": "bf16"}, "precision 'bf16'"),
+        ({"model_operations": "conv"}, "no list"),
+        ({"model_operations": ["foo"]}, "'foo' is no key"),
+        ({"format": "snello device profile 2"}, "profile 2"),
+    ],
+)
+def test_wrong_numbers_in_a_profile_are_named(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """They had led to predictions of nan, or of networks that no device was asked about."""
+    (tmp_path / "p.json").write_text(json.dumps(_content(**changes)))
+    with pytest.raises(ConfigError, match=words) as refused:
+        read_profile(tmp_path / "p.json")
+    assert "p.json" in str(refused.value)
+
+
+def test_a_network_without_operations_does_not_decide_the_slope(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(_content(model_operations=[])))
+    assert read_profile(tmp_path / "p.json").fit().runs == 0
+
+
+def test_a_digest_tells_profiles_of_one_device_apart() -> None:
+    key = _linear(8, 8).key
+    first, again = (DeviceProfile({"cpu": "x"}, 1, {key: ms}) for ms in (0.5, 0.6))
+    assert first.label == again.label
+    assert first.digest != again.digest
+
+
+def test_a_damaged_cache_is_measured_again(tmp_path: Path) -> None:
+    this_device(cache=tmp_path)[1](_linear(8, 8))
+    (path,) = tmp_path.glob("operations-*.json")
+    path.write_text(path.read_text()[:40])
+    with pytest.warns(UserWarning, match="measured again"):
+        _, table = this_device(cache=tmp_path)
+    assert table.times == {}
+    with pytest.warns(UserWarning, match="measured again"):
+        table(_linear(8, 8))
+    assert read_profile(path).times == table.times
+
+
 def test_a_kit_brings_back_a_profile(tmp_path: Path) -> None:
     """From the model to the kit, to the profile that a machine with onnxruntime alone measures."""
     spec = ModelSpec("lenet-300-100", {"in_features": 64})

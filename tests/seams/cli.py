@@ -23,6 +23,9 @@ from snello.cli._own_code import named_code as named_code
 from snello.cli._recipes import run_folder as run_folder
 from snello.cli._subjects import subjects as subjects
 
+# Spellings of a time, without a study.
+from snello.cli.tune import _seconds as seconds_of
+
 # Signals are sent to this process, within the block that handles them.
 from snello.cli._signals import is_speaker as is_speaker
 from snello.cli._signals import sigterm_raised as sigterm_raised

@@ -29,6 +29,7 @@ EPILOG = (
     "example: snello tune digits --method=neq --updated=0.5"
 )
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PART = r"(\d+(?:\.\d+)?)(secs?|s|mins?|m|hours?|h|days?|d)(?![a-z])"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials", type=int, default=20, help="trials of the whole study, pruned ones included; default: 20"
     )  # fmt: skip
-    parser.add_argument("--within", help="time for everything: 90s, 45m, 2h, 1d; default: no bound")
+    parser.add_argument(
+        "--within", help="time for everything: 90s, 45m, 2h, 1h30m, 1d; default: no bound"
+    )
     parser.add_argument(
         "--max-drop", type=float, default=0.01, help="largest drop of the validation accuracy against the dense "
         "network: 0.01 is one point; default: 0.01",
@@ -183,14 +186,17 @@ def _name(recipe: Recipe) -> str:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Seconds of a time such as `2h`.
+    """Seconds of a time such as `2h` or `1h30m`; of a plain number, that number.
 
     Raises:
         ConfigError: for another form.
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if found is None:
-        raise ConfigError(f"--within={text!r} is no time: write 90s, 45m, 2h or 1d")
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    plain = "".join(text.lower().split())
+    if re.fullmatch(r"\d+(\.\d+)?", plain):
+        return float(plain)
+    parts = re.findall(_PART, plain)
+    if not parts or re.sub(_PART, "", plain):
+        raise ConfigError(f"--within={text!r} is no time: write 90s, 45m, 2h, 1h30m or 1d")
+    return sum(float(number) * _UNITS[unit[0]] for number, unit in parts)

@@ -47,7 +47,10 @@ class Operation:
             if kind not in ("conv", "linear", "matmul") or precision not in ("float32", "int8"):
                 raise ValueError(key)
             numbers = tuple(int(n) for text in options for n in text.split("."))
-            return Operation(kind, tuple(map(int, shape.split("x"))), numbers, precision)  # type: ignore[arg-type]
+            sizes = tuple(map(int, shape.split("x")))
+            if not _are_sizes(kind, sizes, numbers):
+                raise ValueError(key)
+            return Operation(kind, sizes, numbers, precision)  # type: ignore[arg-type]
         except ValueError as error:
             raise ConfigError(f"{key!r} is no key of an operation") from error
 
@@ -85,3 +88,15 @@ class Operation:
         samples, into, out, groups = self.shape[:4]
         kernel = self.split_options()[0]
         return samples * out * (into // max(groups, 1)) * prod(kernel) * prod(self.output_size)
+
+
+def _are_sizes(kind: str, shape: tuple[int, ...], options: tuple[int, ...]) -> bool:
+    """Return True if an operation of a kind can have these numbers."""
+    if min(shape) < 1:
+        return False
+    if kind != "conv":
+        return not options and len(shape) == (3 if kind == "linear" else 4)
+    size = len(shape) - 4
+    padding = options[2 * size : 3 * size]
+    others = options[: 2 * size] + options[3 * size :]
+    return size >= 1 and len(options) == 4 * size and min(others) >= 1 and min(padding) >= 0

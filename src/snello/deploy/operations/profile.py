@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from snello.deploy import _device_bench as bench
 from snello.errors import ConfigError, require
@@ -17,6 +18,9 @@ from snello.files import write_text
 from .fit import LatencyFit, fit_latency
 from .operation import Operation, Precision
 from .table import OperationTable, measured_here
+
+MOST_THREADS = 4096
+"""Most threads of a profile: a larger number is a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,12 @@ class DeviceProfile:
     note: str = ""
 
     @property
+    def digest(self) -> str:
+        """Short text that differs for profiles of other times, threads or networks."""
+        content = json.dumps([self.threads, dict(self.times), list(map(asdict, self.models))])
+        return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+    @property
     def label(self) -> str:
         """The device, its threads and its runtime in words."""
         return (
@@ -67,13 +77,17 @@ class DeviceProfile:
         return OperationTable(self.times, None, f"the profile of {self.label}")
 
     def fit(self, precision: Precision = "float32") -> LatencyFit:
-        """Offset and slope from its whole networks of one precision."""
+        """Offset and slope from its whole networks of one precision.
+
+        Networks without a single operation of the table say nothing about the slope, and are left
+        out.
+        """
         table = self.table()
         return fit_latency(
             [
                 (table.sum(map(Operation.from_key, model.operations)), model.ms)
                 for model in self.models
-                if model.precision == precision
+                if model.precision == precision and model.operations
             ]
         )
 
@@ -96,29 +110,54 @@ def read_profile(path: str | os.PathLike[str]) -> DeviceProfile:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["format"] != bench.PROFILE:
-            raise ConfigError(
-                f"{path} has the format {data['format']!r}, a profile {bench.PROFILE!r}: run "
-                "bench.py with --profile, in a kit made with --profile"
-            )
-        models = tuple(
-            ProfiledModel(m["name"], m["precision"], float(m["ms"]), tuple(m["operations"]))
-            for m in data["models"]
-        )
-        times = {str(key): float(ms) for key, ms in data["times"].items()}
-        for key, ms in times.items():
-            Operation.from_key(key)
-            if not 0 < ms < float("inf"):
-                raise ValueError(f"{key}: {ms} ms")
-        return DeviceProfile(
-            dict(data["device"]), int(data["threads"]), times, models, str(data.get("note", ""))
-        )
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON, or damaged: {error}") from error
+    given = data.get("format") if isinstance(data, dict) else None
+    if given != bench.PROFILE:
+        raise ConfigError(
+            f"{path} has the format {given!r}, a profile {bench.PROFILE!r}: run bench.py with "
+            "--profile, in a kit made with --profile"
+        )
+    try:
+        return _profile_of(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is no profile of a device, or damaged: {error!r}") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"{path} is a damaged profile: {reason}; run bench.py --profile on the device again"
+        ) from error
+
+
+def _profile_of(data: Mapping[str, Any]) -> DeviceProfile:
+    threads = data["threads"]
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads={threads!r} is no number of threads")
+    if not isinstance(data["device"], dict):
+        raise ValueError(f"device={data['device']!r} holds no facts by name")
+    times = {key: _positive(ms, key) for key, ms in data["times"].items()}
+    for key in times:
+        Operation.from_key(key)
+    models = tuple(map(_model_of, data["models"]))
+    return DeviceProfile(data["device"], threads, times, models, str(data.get("note", "")))
+
+
+def _model_of(entry: Mapping[str, Any]) -> ProfiledModel:
+    name, precision, operations = entry["name"], entry["precision"], entry["operations"]
+    if precision not in get_args(Precision):
+        raise ValueError(f"{name}: precision {precision!r} is none of {get_args(Precision)}")
+    if not isinstance(operations, list):
+        raise ValueError(f"{name}: operations={operations!r} is no list")
+    for key in operations:
+        Operation.from_key(key)
+    return ProfiledModel(name, precision, _positive(entry["ms"], name), tuple(operations))
+
+
+def _positive(ms: object, name: str) -> float:
+    number = isinstance(ms, (int, float)) and not isinstance(ms, bool)
+    if not (number and 0 < ms < float("inf")):  # type: ignore[operator]
+        raise ValueError(f"{name}: {ms!r} is no time in milliseconds")
+    return float(ms)  # type: ignore[arg-type]
 
 
 def this_device(
@@ -143,15 +182,23 @@ def this_device(
     folder = Path(home) / "snello" if cache is None else Path(cache)
     name = f"{device['cpu']} {device['cores']} {threads} {device['onnxruntime']}"
     path = folder / f"operations-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
-    known = dict(read_profile(path).times) if path.is_file() else {}
+    known = _kept(path)
 
     def measure(operations: list[Operation]) -> Mapping[str, float]:
         found = measured_here(operations, threads)
         # Another process may have added its own meanwhile.
-        kept = dict(read_profile(path).times) if path.is_file() else {}
-        known.update({**kept, **found})
+        known.update({**_kept(path), **found})
         DeviceProfile(device, threads, known, note="cache of snello").save(path)
         return found
 
     profile = DeviceProfile(device, threads, known)
     return profile, OperationTable(known, measure, "this machine")
+
+
+def _kept(path: Path) -> dict[str, float]:
+    """Times of a cache; none of a damaged one, which is measured again and written over."""
+    try:
+        return dict(read_profile(path).times) if path.is_file() else {}
+    except ConfigError as error:
+        warnings.warn(f"{error}: measured again", stacklevel=3)
+        return {}

@@ -8,6 +8,7 @@ from ._tables import Table
 from ._values import percent
 
 if TYPE_CHECKING:
+    from snello.deploy.operations import LatencyFit
     from snello.search.shrink import Candidate, Shrunk
 
 
@@ -33,11 +34,17 @@ def shrink_table(title: str, found: Shrunk, remark: str = "") -> Table:
         else ""
     )
     device = f"Latency on {found.device}: 10th percentile of a call. " if found.device else ""
-    fits = "".join(
-        f"{name}: {fit.offset:.4g} ms + {fit.slope:.3f} x table, within {percent(fit.residual, 1)} on {fit.runs} "
-        "networks. " for name, fit in found.fits.items()
-    )  # fmt: skip
+    fits = "".join(f"{name}: {_fit(fit)}. " for name, fit in found.fits.items())
     return Table(title, header, rows, f"{samples}{device}{fits}{remark}".strip())
+
+
+def _fit(fit: LatencyFit) -> str:
+    if not fit.runs:
+        return "the plain sum of the table, since no whole network was timed"
+    text = f"{fit.offset:.4g} ms + {fit.slope:.3f} x table"
+    if fit.runs == 1:  # one run is always met
+        return f"{text}, from 1 network"
+    return f"{text}, within {percent(fit.residual, 1)} on {fit.runs} networks"
 
 
 def state_of(found: Shrunk, candidate: Candidate) -> str:

@@ -102,6 +102,23 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         )
 
 
+def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:
+    """Check that the finished run in a folder is of these settings, its length included.
+
+    Raises:
+        ConfigError: if it is not; the message names the settings that differ.
+    """
+    if not (folder / NOTE).is_file():
+        return
+    there, asked = _read(folder / NOTE), _asked(recipe, method)
+    # The machine has no influence on which run it is.
+    if found := differences(there, asked, _unused(method) | {"device", "log"}):
+        raise ConfigError(
+            f"{folder} holds a run of other settings: {'; '.join(found[:3])}"
+            f"{' ...' if found[3:] else ''}: choose another --out, or remove {folder.parent}"
+        )
+
+
 def holds_run(folder: Path) -> bool:
     """Return True if a folder holds a run that can be resumed."""
     return any((folder / name).is_file() for name in (RESULT, CHECKPOINT))

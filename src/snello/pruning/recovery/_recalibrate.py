@@ -29,7 +29,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
 
     Raises:
         ConfigError: if the batches seem to contain targets.
-        DataError: if there is no batch.
+        DataError: if there is no batch, or one with a single value per channel. The statistics are
+            left as they were.
 
     Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning",
     ECCV 2020, section 3.3, adaptive batch normalisation.
@@ -39,6 +40,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
         return 0
     momenta = [norm.momentum for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    before = [{n: b.clone() for n, b in norm.named_buffers()} for norm in norms]
     count = 0
     with evaluation(model):
         try:
@@ -49,6 +51,15 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
             for batch in batches:
                 count += 1
                 inputs_only(batch).map(lambda tensor: tensor.to(device)).call(model)
+        except ValueError as error:
+            for norm, buffers in zip(norms, before, strict=True):
+                norm.load_state_dict(buffers, strict=False)
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                f"recalibrate: batch {count - 1} has one value per channel of a BatchNorm, which has "
+                "no variance: give calibration inputs in batches of two samples or more"
+            ) from error
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "int8", "nnc"]
@@ -63,3 +63,9 @@ class Candidate:
         """The record of a line of the log."""
         names = {f.name for f in fields(Candidate)}
         return Candidate(key=key, **{n: v for n, v in data.items() if n in names})
+
+    @staticmethod
+    def is_record(data: Mapping[str, Any]) -> bool:
+        """Return True if data has all fields of a record, but for the key and the defaults."""
+        needed = {f.name for f in fields(Candidate) if f.default is MISSING}
+        return needed - {"key", "predicted"} <= set(data)

@@ -65,6 +65,7 @@ class ByteCost:
         rates: tensor -> bytes per entry.
         sparse: share of zero weights -> factor of a tensor's bytes.
         weights: names of the tensors that are made sparse.
+        overhead: bytes of the file that are no tensors.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class ByteCost:
         rates: Mapping[str, float],
         sparse: Mapping[float, float],
         weights: Sequence[str] = (),
+        overhead: float = 0.0,
     ) -> None:
         self._shapes, self._rates, self._sparse = shapes, rates, sparse
-        self._weights = frozenset(weights)
+        self._weights, self._overhead = frozenset(weights), overhead
 
     def total(self, point: Point) -> float:
-        """The bytes of all tensors."""
-        return self._sum(self._shapes.elements(point.widths), point)
+        """The bytes of all tensors, and of the rest of the file."""
+        return self._overhead + self._sum(self._shapes.elements(point.widths), point)
 
     def near(self, group: str, point: Point) -> float:
         """The bytes of the tensors that a group changes."""

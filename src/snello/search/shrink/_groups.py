@@ -135,7 +135,10 @@ def weight_group(model: nn.Module, distance: OutputDistance, log: Log) -> Group:
         return {"distances": [0.0, *found]}
 
     return Group(
-        SPARSITY, SPARSITIES, _monotone(log.result("sensitivity-weights", curve)["distances"])
+        # Not "sensitivity-weights": a layer may be called weights.
+        SPARSITY,
+        SPARSITIES,
+        _monotone(log.result(f"sensitivity-{SPARSITY}", curve)["distances"]),
     )
 
 

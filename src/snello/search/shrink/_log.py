@@ -28,13 +28,20 @@ class Log:
     Args:
         folder: folder of `candidates.jsonl` and of the locks; None keeps results in memory.
         settings: what the results depend on, compared with that of the file.
+        whole: tells from a key and an entry if the entry has all fields; others are computed again,
+            as if they were not there.
 
     Raises:
-        ConfigError: if the folder holds results of other settings.
+        ConfigError: if the folder holds results of other settings, or without their settings.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+        whole: Callable[[str, Mapping[str, Any]], bool] = lambda key, entry: True,
+    ) -> None:
+        self._folder, self._whole = folder, whole
         self._known: dict[str, dict[str, Any]] = {}
         self._read = 0
         if folder is None:
@@ -44,6 +51,12 @@ class Log:
         except OSError as error:
             raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
         wanted = json.loads(json.dumps(settings))
+        # Every process writes the settings first: without them, the line was lost.
+        if self.find("settings") is None and self._known:
+            raise ConfigError(
+                f"{self._file} has results, but not the settings of their search: choose another "
+                f"folder, or remove {folder}"
+            )
         found = self.result("settings", lambda: wanted)
         if found != wanted:
             odd = sorted(key for key in wanted if found.get(key) != wanted[key])
@@ -110,7 +123,9 @@ class Log:
                 self._read += len(line) + 1
                 try:
                     entry = json.loads(line)
-                    self._known.setdefault(str(entry.pop("key")), entry)
+                    key = str(entry.pop("key"))
+                    if self._whole(key, entry):
+                        self._known.setdefault(key, entry)
                 except (ValueError, KeyError, AttributeError, TypeError):
                     continue
 

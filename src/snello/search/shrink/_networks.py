@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from snello.errors import ModelError
 from snello.graph import Example
 from snello.graph.coupled import Coupling
 from snello.neurons import apply_masks, dead_neurons, weighted_layers
@@ -92,7 +93,13 @@ class Networks:
         path = self._folder / f"{name}.pt"
         if not path.is_file():
             return None
-        content = archives.load(path)
+        try:
+            content = archives.load(path)
+        except ModelError as error:
+            # Not built again: a random fine-tuning would give another network than was measured.
+            raise ModelError(
+                f"{error}: remove the folder {self._folder}, or choose another one"
+            ) from error
         model = _narrowed(copied(self._dense), content["plan"])
         # A network that was coded before has folded norms already.
         own = folds_of(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
@@ -93,7 +93,7 @@ class Search:
             "calibration": [Inputs.of(batch).shapes for batch in calibration],
             "samples": self.judge.samples,
         }
-        self._log = Log(folder, {**self._facts(max_drop, device), **facts})
+        self._log = Log(folder, {**self._facts(max_drop, device), **facts}, is_whole)
         batches = list(calibration) or [example]
         order: Orders = {}
         if "channels" in allow and self.coupling.free:
@@ -172,7 +172,8 @@ class Search:
             if isinstance(self._minimise, str)
             else f"a function {_name(self._minimise)}",
             "allow": sorted(self._allow),
-            "device": None if device is None else device.label,
+            # Its times, too: a device that was measured again has the same label.
+            "device": None if device is None else f"{device.label}, {device.digest}",
             "threads": self._threads,
             "round_to": self._round_to,
             "model": _digest(self._model),
@@ -258,8 +259,13 @@ class Search:
         floating = {n: t for n, t in state.items() if t.is_floating_point()}
         if precision != "nnc":
             small = precision == "int8"
+            # As `footprint` counts: in float32, whatever the type of the network is.
             sizes = {n: 1.0 if small and t.dim() > 1 else 4.0 for n, t in floating.items()}
-            return ByteCost(self.shapes, sizes, {})
+            tensors = ByteCost(self.shapes, sizes, {}).total(Point())
+            # Integer buffers, and of an int8 file the graph and the scales, as the dense one shows.
+            whole = self._log_candidate(precision, self.dense).bytes
+            rest = 0.0 if whole is None else max(0.0, whole - tensors)
+            return ByteCost(self.shapes, sizes, {}, overhead=rest)
         first = self._log_candidate("nnc", self.dense)
         if not first.passed:
             return ByteCost(self.shapes, dict.fromkeys(floating, 1.0), {})
@@ -330,6 +336,20 @@ class Search:
     def _candidate(self, key: str, record: Mapping[str, Any]) -> Candidate:
         """The candidate of a record, with its prediction: the first ones were tried without."""
         return Candidate.from_json(key, {**record, "predicted": self._predicted.get(key)})
+
+
+_FIELDS = {
+    "orders": {"channels"}, "front-": {"points"}, "sensitivity-": {"distances"},
+    "latency-dense": {"ms"}, "latency-fit-": {"runs"},
+}  # fmt: skip
+"""Beginning of a key -> fields of its line in the log."""
+
+
+def is_whole(key: str, entry: Mapping[str, Any]) -> bool:
+    """Return True if a line of the log has the fields that its key calls for."""
+    if key.startswith(tuple(f"{precision}-" for precision in get_args(Precision))):
+        return Candidate.is_record(entry)
+    return all(needed <= set(entry) for begin, needed in _FIELDS.items() if key.startswith(begin))
 
 
 def precisions_of(minimise: Minimise, allow: Collection[str]) -> tuple[Precision, ...]:

@@ -99,7 +99,14 @@ class Verifier:
         if self._folder is None:
             return self._settings.get(key)
         path = self._folder / f"coded-{key}.json"
-        return settings_from_json(json.loads(path.read_text())) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return settings_from_json(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:  # a ConfigError is a ValueError
+            raise ConfigError(
+                f"{path} is damaged: remove the folder {self._folder}, or choose another one"
+            ) from error
 
     def _coded(self, key: str, network: nn.Module, point: Point, used: float) -> RateSearch:
         search = coded(

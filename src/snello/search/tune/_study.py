@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 
 from snello.errors import ConfigError, OutputError
@@ -40,7 +41,7 @@ def open_study(
         first: values of trial 0, such as a recipe's own; others are sampled.
 
     Raises:
-        ConfigError: for a URL that no storage of Optuna takes.
+        ConfigError: for a URL that no storage of Optuna takes, or a damaged journal.
         OutputError: for a journal file that cannot be written, or a database that does not answer.
     """
 
@@ -73,11 +74,42 @@ def _storage(given: str | Path) -> BaseStorage:
     path = Path(text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return _journal(path)
     except OSError as error:
         raise OutputError(
             f"cannot write the study {path}: {error.strerror or error}; give another --storage"
         ) from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    lock = JournalFileSymlinkLock(str(path))
+    if path.is_file():
+        lock.acquire()
+        try:
+            _cut_half_line(path)
+        finally:
+            lock.release()
+    try:
+        if path.is_file() and (lines := path.read_bytes().splitlines()):
+            json.loads(lines[-1])  # of which Optuna says nothing before it writes
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError:
+        raise
+    except Exception as error:  # Optuna replays the lines as they are, so that anything may fail
+        raise ConfigError(
+            f"the study {path} is damaged, or no journal of Optuna ({type(error).__name__}: "
+            f"{_short(error)}): restore it, or remove it and the folder of its trials"
+        ) from error
+
+
+def _cut_half_line(path: Path) -> None:
+    """Remove half a line, as a full disk or a killed process leaves it.
+
+    Optuna ignores it when it reads, but would write the next line behind it.
+    """
+    with path.open("rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
 
 
 def _database(url: str) -> BaseStorage:

@@ -11,6 +11,7 @@ from snello.lab.datasets import Splits
 from snello.lab.recipes import Recipe
 from snello.lab.training._distributed import world
 from snello.lab.training._fit import train
+from snello.lab.training._folder import check_finished_run
 from snello.lab.training._result import CHECKPOINT, RESULT, TrainingResult
 
 WINNER = "winner.yaml"
@@ -36,10 +37,14 @@ def trained(
     """Train in a folder, continue what is there, or wait for the process that trains there.
 
     The checkpoint of a finished training is removed.
+
+    Raises:
+        ConfigError: if the folder holds a training with other settings.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
         if (folder / RESULT).is_file() and not (folder / CHECKPOINT).is_file():
+            check_finished_run(folder, recipe, method)
             return TrainingResult.read(folder / RESULT)
         result = train(recipe, method, folder, splits=splits, resume=True)
         (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from snello.errors import ConfigError, check_option
+from snello.errors import ConfigError, SnelloError, check_option
+from snello.lab.datasets import Splits
 from snello.lab.methods import METHOD_SPECS, SPACES, Around, method_of
 from snello.lab.recipes import Recipe, check_option_names
+from snello.lab.training._fit import validate
 from snello.search.tune import Interval, Space, dimension
 
 ARGUMENTS = "model.arguments"
 _LEARNING = {"data.batch_size", "data.augment"}
 _PARTS = ("optimizer.", f"{ARGUMENTS}.", "accumulate", "ema", "precision")
 """Options that change a training, with those of the method's blocks."""
+
+
+_PLAIN = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null",
+}  # fmt: skip
 
 
 def space_of(recipe: Recipe, method: str, declared: Mapping[str, Any] | None = None) -> Space:
@@ -65,6 +73,21 @@ def range_of(
     return found
 
 
+def check_ends(recipe: Recipe, method: str, space: Space, splits: Splits) -> None:
+    """Build the network, the optimizer and the method at the ends of each range.
+
+    Raises:
+        ConfigError: for a value that they do not take, such as an unknown argument of the model.
+    """
+    for one in space:
+        for sample in one.samples:
+            tried = replace(with_values(recipe, {one.name: sample}), methods=(method,))
+            try:
+                validate(tried, splits)
+            except SnelloError as error:
+                raise ConfigError(f"tune: {one.name}={sample}: {error}") from error
+
+
 def _is_block(name: str) -> bool:
     """Return True for an option in the block of some method."""
     return name.partition(".")[0] in {spec.uses for spec in METHOD_SPECS.values() if spec.uses}
@@ -94,12 +117,17 @@ def _checked(recipe: Recipe, method: str, name: str, given: Any) -> Any:
         f"tune: {name} cannot be tuned: options of the optimizer, the model's arguments, the "
         "method's block, data.batch_size and data.augment can",
     )
+    check_option(
+        not kinds or bool(_PLAIN.keys() & set(kinds)),
+        f"tune: {name} holds several values, and cannot be tuned",
+    )
     numbers = {int, float} & set(kinds)
     found = dimension(name, given, whole=int in numbers if numbers else None)
     check_option(
         bool(numbers) or name.startswith(ARGUMENTS) or not isinstance(found, Interval),
         f"tune: {name} is no number: write {{choices: [a, b]}}",
     )
+    _check_types(name, found.samples, kinds)
     for sample in found.samples:
         try:
             _validated(with_values(recipe, {name: sample}), method)
@@ -119,7 +147,25 @@ def _kinds(name: str) -> tuple[Any, ...]:
     kind: Any = Recipe
     for part in name.split("."):
         kind = get_type_hints(kind)[part]
-    return (kind, *getattr(kind, "__args__", ()))
+    if get_origin(kind) is Literal:
+        return tuple({type(value): None for value in get_args(kind)})
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _check_types(name: str, samples: tuple[Any, ...], kinds: tuple[Any, ...]) -> None:
+    """Check the types of values: a wrong one would fail in a training, long after the start.
+
+    Raises:
+        ConfigError: for a value of another type.
+    """
+    if not kinds:
+        return
+    plain = [kind for kind in kinds if kind in _PLAIN]
+    for sample in samples:
+        fits = type(sample) in plain or (type(sample) is int and float in plain)
+        check_option(
+            fits, f"tune: {name}={sample!r}: it must be {' or '.join(_PLAIN[k] for k in plain)}"
+        )
 
 
 def _first_field(kinds: tuple[Any, ...]) -> str:

@@ -23,7 +23,7 @@ from ._note import check_same_study, noted, study_name
 from ._result import FinalRow, TrialRow, Tuned
 from ._settings import TuneSettings
 from ._shared import WINNER, check_one_process, trained
-from ._space import space_of, value_of, with_values
+from ._space import check_ends, space_of, value_of, with_values
 from ._trial import Trials
 
 STUDY = "study.log"
@@ -86,6 +86,7 @@ class _Tuning:
         methods = (method,) if settings.cost == "error" else tuple({"baseline": 0, method: 0})
         tried = replace(_reduced(self.recipe, settings.share), methods=methods)
         splits = validate(tried)
+        check_ends(tried, method, space, splits)
         asked = noted(tried, settings, space)
         check_same_study(self.folder, asked)
         study = open_study(
