@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, DataError
+from snello.errors import ConfigError, DataError, nearest
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
-from snello.neurons import is_batchnorm, named_tensors, qualified
+from snello.neurons import is_batchnorm, is_weighted, named_tensors, neuron_count, qualified
 from snello.processes import sum_on_cpu
 from snello.pruning._importance import chosen_importance
 
@@ -154,16 +154,41 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
     return scores
 
 
-def neuron_scores(scores: Mapping[str, Tensor]) -> ChannelImportance:
+def neuron_scores(
+    scores: Mapping[str, Tensor] | Callable[[nn.Module, Any], Mapping[str, Tensor]],
+) -> ChannelImportance:
     """Scores of channels from scores of neurons, such as SeReNe's: the mean over the writers.
 
     Args:
-        scores: layer name -> score of each neuron, shape `(neurons,)`, as returned by the
-            functions of [`snello.sensitivity.serene_scores`][] and `lobster_scores` for the
-            granularity "neuron". The scores of each layer are divided by their mean.
+        scores: layer name -> score of each neuron, shape `(neurons,)`; or a function of model and
+            granularity that returns them, such as [`snello.sensitivity.serene_scores`][] and
+            `lobster_scores` make: it is called again on the narrower network of every step. The
+            scores of each layer are divided by their mean.
+
+    Raises:
+        ConfigError: when called, if a layer has another number of neurons, such as in the second
+            step of a pruning with scores of the first.
     """
-    scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
-    return lambda model, coupling: _of_writers(coupling, scaled)
+
+    def measure(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        found = scores if isinstance(scores, Mapping) else scores(model, "neuron")
+        layers = dict(model.named_modules(remove_duplicate=False))
+        for name, value in found.items():
+            if name not in layers:
+                raise ConfigError(
+                    f"neuron_scores: {type(model).__name__} has no layer {name!r}"
+                    f"{nearest(name, layers)}"
+                )
+            if is_weighted(layers[name]) and len(value) != neuron_count(layers[name]):
+                raise ConfigError(
+                    f"neuron_scores: {len(value)} scores for layer {name!r}, which has "
+                    f"{neuron_count(layers[name])} neurons; give a function of the model, such as "
+                    "serene_scores(batches), so that each step measures its own network"
+                )
+        scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in found.items()}
+        return _of_writers(coupling, scaled)
+
+    return measure
 
 
 def random(seed: int = 0) -> ChannelImportance:
@@ -189,15 +214,29 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
     return chosen_importance(given, CHANNEL_IMPORTANCES)
 
 
-def positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def measured(
+    importance: ChannelImportance, model: nn.Module, coupling: Coupling
+) -> dict[str, Tensor]:
     """Scores as float64 on the CPU, raised above zero, because zero means pruned.
 
     Raises:
-        ConfigError: for scores that are negative or not finite.
+        ConfigError: for scores that are negative or not finite, of a dimension that does not exist,
+            or of another number of channels.
     """
+    scores = importance(model, coupling)
+    if not isinstance(scores, Mapping):
+        raise ConfigError(
+            "an importance of channels returns a dict, name of a dimension -> scores, not a "
+            f"{type(scores).__name__}"
+        )
     found = {}
     for name, score in scores.items():
-        value = score.detach().double().cpu()
+        value = torch.as_tensor(score).detach().double().cpu()
+        if value.shape != (coupling[name].width,):
+            raise ConfigError(
+                f"the scores of dimension {name!r} have shape {tuple(value.shape)}; it has "
+                f"{coupling[name].width} channels"
+            )
         if not torch.isfinite(value).all() or bool((value < 0).any()):
             raise ConfigError(f"the scores of dimension {name!r} must be finite and not negative")
         found[name] = value.clamp_min(torch.finfo(torch.float64).tiny)
