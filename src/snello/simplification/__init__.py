@@ -39,6 +39,7 @@ from .ir.plan import LayerPlan as LayerPlan
 from .ir.plan import SimplificationPlan as SimplificationPlan
 from .ops.registry import register_rule as register_rule
 from .ops.registry import rule_for as rule_for
+from .passes.coupled import coupled_plan as coupled_plan
 from .rewrite import apply as apply
 from .rewrite import plan_of as plan_of
 from .simplify import make_plan as make_plan

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError, SimplifyError
 from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
-from snello.neurons import check_finite
+from snello.neurons import check_finite, dead_neurons, weighted_layers
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
 
@@ -24,6 +24,7 @@ from .ir.edits import Pick, SetNumber
 from .ir.plan import SimplificationPlan
 from .passes.attributes import Values, attributes
 from .passes.constants import constants
+from .passes.coupled import coupled_plan, zero_channels
 from .passes.facts import Arrangement
 from .passes.faults import fault, mirrored_widths
 from .passes.head_dimensions import head_dimensions
@@ -225,7 +226,9 @@ def _candidates(
     run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
         why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
-        for candidate in _of_own_class(run):
+        own_class = list(_of_own_class(run))
+        yield from _narrower(run, own_class[0])
+        for candidate in own_class:
             yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
@@ -237,12 +240,52 @@ def _candidates(
     if not run.unreached:
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            for candidate in run.with_narrower_heads(_as_module(decision, mirrored)):
+            narrow = _as_module(decision, mirrored)
+            if _has_dead_neurons(narrow, model):
+                yield from _narrower(run, narrow)
+            for candidate in run.with_narrower_heads(narrow):
                 yield _because(candidate, "narrower layers are all that changes")
     lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    yield from _narrower(run, lean, equal=True)
     yield _because(lean, run.why_graph(decision.plan))
     for candidate in _of_own_class(other):
         yield _because(candidate, "the lean graph does not run at every size that the model takes")
+
+
+def _has_dead_neurons(candidate: _Candidate, model: nn.Module) -> bool:
+    """True if a candidate still has neurons without a weight, or cannot be built."""
+    try:
+        lean = candidate.build(model)
+    except Exception:  # a layer without any input has no lean one of its class
+        return True
+    return any(bool(dead_neurons(layer).any()) for layer in weighted_layers(lean).values())
+
+
+def _narrower(run: _Passes, other: _Candidate, *, equal: bool = False) -> Iterator[_Candidate]:
+    """The model's own class without the coupled channels that are zero, if it is the smaller one.
+
+    Args:
+        run: the passes on the model.
+        other: the candidate to compare it with.
+        equal: whether one of the same size is a candidate, too.
+    """
+    if run.round_to > 1 or (run.base is not None and run.base.representation == "graph"):
+        return
+    try:
+        groups, removed = zero_channels(run.model, run.inputs)
+        if not removed:
+            return
+        plan = coupled_plan(run.model, groups, removed, run.inputs, run.base)
+    except (ModelError, ConfigError):  # the coupling has no rule, or all of an axis would go
+        return
+    plan = replace(plan, domain=run.domain, constants=_checked(run.graph.constants))
+    found = _because(_Candidate(plan, {}), "coupled channels are zero in all that uses them")
+    try:
+        sizes = [_stored(candidate.build(run.model)) for candidate in (found, other)]
+    except Exception:  # as in `_holds`
+        return
+    if sizes[0] < sizes[1] or (equal and sizes[0] == sizes[1]):
+        yield found
 
 
 _ATTEMPTS = 8

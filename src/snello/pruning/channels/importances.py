@@ -78,20 +78,39 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
     return found
 
 
-def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+def group_taylor(
+    batches: Iterable[Batch],
+    loss: Loss | None = None,
+    *,
+    of: Literal["weights", "outputs"] = "weights",
+    reduce: Reduce = "sum",
+) -> ChannelImportance:
     r"""First-order change of the loss: $\sum_m |\sum_{w \in m} w\,\partial L/\partial w|$.
 
     The inner sum is over the slice of one parameter, the outer one over the members. The scores are
-    means over batches, with the model in evaluation mode.
+    means over batches, with the model in evaluation mode. Of outputs, the score is
+    $\sum_l \frac{1}{B} \sum_b |\sum_p a_{lbp}\,\partial L_b/\partial a_{lbp}|$ with the outputs a of
+    the layers l that write the channel, samples b and positions p.
 
     Args:
         batches: calibration data, pairs of inputs and targets.
         loss: function of outputs and targets; default: cross-entropy.
+        of: "weights", or "outputs" of the Linear and convolution layers that write a channel; the
+            loss must then be a mean over samples.
+        reduce: reduction over the members; "sum" is the change of the loss.
 
     Source: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8;
-    by group: Fang et al., "DepGraph", CVPR 2023.
+    of outputs: Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference", ICLR 2017, eq. 8; by group: Fang et al., "DepGraph", CVPR 2023.
     """
-    return _gradient_scores(batches, loss, lambda product: product.abs())
+    _check_reduce(reduce)
+    if of not in ("weights", "outputs"):
+        raise ConfigError(f"group_taylor: of is 'weights' or 'outputs', not {of!r}")
+    if of == "outputs":
+        scores = _output_scores(batches, loss, reduce)
+    else:
+        scores = _gradient_scores(batches, loss, torch.abs, reduce=reduce)
+    return _called(scores, f"group_taylor of {of}, {reduce}")
 
 
 def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
@@ -107,41 +126,35 @@ def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelI
 
     Source: Liu et al., "Group Fisher pruning for practical network compression", ICML 2021, eq. 8.
     """
-    return _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
+    scores = _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
+    return _called(scores, "group_fisher")
 
 
-def activation(batches: Iterable[Any]) -> ChannelImportance:
+def activation(batches: Iterable[Any], reduce: Reduce = "mean") -> ChannelImportance:
     """Mean absolute output of the modules that write a channel, each divided by its own mean.
 
     Args:
         batches: inputs without targets.
+        reduce: reduction over the modules.
 
     Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
     inference", ICLR 2017, section 2.2, "activation".
     """
 
+    _check_reduce(reduce)
+
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-        owners = {
-            name.rpartition(".")[0]: axis
-            for dimension in coupling.free
-            for name, axis in ((m.name, m.axis) for m in dimension.members if m.role == "write")
-            if name.endswith("weight")
-        }
         sums: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-                axis = -1 if isinstance(module, nn.Linear) else 1
-                means = output.detach().abs().transpose(axis, -1).flatten(0, -2).double().mean(0)
+                values = _channels_last(module, output.detach().abs())
+                means = values.flatten(0, -2).double().mean(0)
                 sums[name] = sums.get(name, torch.zeros_like(means)) + means
 
             return hook
 
-        handles = [
-            model.get_submodule(name).register_forward_hook(keep(name))
-            for name in owners
-            if isinstance(model.get_submodule(name), (nn.Linear, nn.modules.conv._ConvNd))
-        ]
+        handles = [m.register_forward_hook(keep(name)) for name, m in _writers(model, coupling)]
         try:
             _run_all(model, batches)
         finally:
@@ -149,26 +162,29 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
                 handle.remove()
         sums = {name: sum_on_cpu(total) for name, total in sums.items()}
         scaled = {name: total / total.mean().clamp_min(1e-30) for name, total in sums.items()}
-        return _of_writers(coupling, scaled)
+        return _of_writers(coupling, scaled, reduce)
 
-    return scores
+    return _called(scores, f"activation, {reduce}")
 
 
 def neuron_scores(
     scores: Mapping[str, Tensor] | Callable[[nn.Module, Any], Mapping[str, Tensor]],
+    reduce: Reduce = "mean",
 ) -> ChannelImportance:
-    """Scores of channels from scores of neurons, such as SeReNe's: the mean over the writers.
+    """Scores of channels from scores of neurons, such as SeReNe's, reduced over the writers.
 
     Args:
         scores: layer name -> score of each neuron, shape `(neurons,)`; or a function of model and
             granularity that returns them, such as [`snello.sensitivity.serene_scores`][] and
             `lobster_scores` make: it is called again on the narrower network of every step. The
             scores of each layer are divided by their mean.
+        reduce: reduction over the layers that write a channel.
 
     Raises:
         ConfigError: when called, if a layer has another number of neurons, such as in the second
             step of a pruning with scores of the first.
     """
+    _check_reduce(reduce)
 
     def measure(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
         found = scores if isinstance(scores, Mapping) else scores(model, "neuron")
@@ -186,9 +202,9 @@ def neuron_scores(
                     "serene_scores(batches), so that each step measures its own network"
                 )
         scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in found.items()}
-        return _of_writers(coupling, scaled)
+        return _of_writers(coupling, scaled, reduce)
 
-    return measure
+    return _called(measure, f"neuron_scores, {reduce}")
 
 
 def random(seed: int = 0) -> ChannelImportance:
@@ -248,6 +264,7 @@ def _gradient_scores(
     loss: Loss | None,
     each: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = "sum",
 ) -> ChannelImportance:
     """Importance from the products `w dL/dw`, summed over the slice of each channel.
 
@@ -256,6 +273,7 @@ def _gradient_scores(
         loss: function of outputs and targets; None for cross-entropy.
         each: applied to the sum over the slice of each parameter.
         whole: applied to the sum over all parameters; None for the identity.
+        reduce: reduction over the parameters.
     """
     measure: Loss = loss or _cross_entropy
 
@@ -273,7 +291,7 @@ def _gradient_scores(
             by_name = dict(zip(names, products, strict=True))
             for name, members in used.items():
                 own = [each(m.sums(by_name[m.name])) for m in members]
-                summed = torch.stack([value.cpu().double() for value in own]).sum(0)
+                summed = _reduced(torch.stack([value.cpu().double() for value in own]), reduce)
                 totals[name] = totals[name] + (whole(summed) if whole else summed)
         count = int(sum_on_cpu(torch.tensor(count)))
         if not count:
@@ -281,6 +299,88 @@ def _gradient_scores(
         return {n: sum_on_cpu(total) / count for n, total in totals.items()}
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
+    return scores
+
+
+def _output_scores(
+    batches: Iterable[Batch], loss: Loss | None, reduce: Reduce
+) -> ChannelImportance:
+    """Importance from the products `a dL/da` of the outputs of the layers that write a channel."""
+    measure: Loss = loss or _cross_entropy
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        layers = dict(_writers(model, coupling))
+        sums = {n: torch.zeros(neuron_count(m), dtype=torch.float64) for n, m in layers.items()}
+        count = 0
+        for batch in batches:
+            count += 1
+            for name, products in _output_products(model, layers, batch, measure).items():
+                sums[name] += products
+        count = int(sum_on_cpu(torch.tensor(count)))
+        if not count:
+            raise DataError("there is no batch to calibrate the scores on")
+        means = {name: sum_on_cpu(total) / count for name, total in sums.items()}
+        return _of_writers(coupling, means, reduce)
+
+    scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
+    return scores
+
+
+def _output_products(
+    model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch, measure: Loss
+) -> dict[str, Tensor]:
+    """`|sum of a * dL/da over positions|`, summed over samples and calls: shape (neurons,)."""
+    inputs, targets = batch
+    seen: list[tuple[str, Tensor]] = []
+
+    def keep(name: str) -> Callable[..., Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            seen.append((name, output))
+            return output.clone()  # so that no operation in place changes what was kept
+
+        return hook
+
+    weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
+    handles = [m.register_forward_hook(keep(name)) for name, m in layers.items()]
+    try:
+        with evaluation_mode(model), requiring_gradients(weights):
+            outputs = Inputs.of(inputs).map(lambda x: x.to(weights[0].device)).call(model)
+            gradients = torch.autograd.grad(
+                measure(outputs, targets.to(weights[0].device)), [value for _, value in seen],
+                allow_unused=True,
+            )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, Tensor] = {}
+    for (name, value), gradient in zip(seen, gradients, strict=True):
+        if gradient is not None:
+            product = _channels_last(layers[name], value.detach() * gradient).double()
+            # (B, positions, neurons), of which the positions may be none
+            each = product.flatten(1, -2).sum(1) if product.dim() > 2 else product
+            found[name] = found.get(name, 0) + each.abs().sum(0).cpu()
+    return found
+
+
+def _writers(model: nn.Module, coupling: Coupling) -> list[tuple[str, nn.Module]]:
+    """Linear and convolution layers that write channels which can be removed."""
+    names = {
+        name.rpartition(".")[0]: None
+        for dimension in coupling.free
+        for name in dimension.writers
+        if name.endswith("weight")
+    }
+    found = [(name, model.get_submodule(name)) for name in names]
+    return [(n, m) for n, m in found if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+
+
+def _channels_last(layer: nn.Module, output: Tensor) -> Tensor:
+    return output if isinstance(layer, nn.Linear) else output.transpose(1, -1)
+
+
+def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
+    """The function under a name that tells it apart in the settings of a folder."""
+    scores.__qualname__ = name
     return scores
 
 
@@ -333,7 +433,9 @@ def _by_dimension(
     return found
 
 
-def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _of_writers(
+    coupling: Coupling, by_layer: Mapping[str, Tensor], reduce: Reduce = "mean"
+) -> dict[str, Tensor]:
     found = {}
     for dimension in coupling.free:
         own = [
@@ -344,7 +446,7 @@ def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str,
             and len(by_layer[layer]) >= member.span
         ]
         if own:
-            found[dimension.name] = torch.stack(own).mean(0)
+            found[dimension.name] = _reduced(torch.stack(own), reduce)
     return found
 
 
