@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pair import in_two_processes
 from snello import Record, load, plan_of, save
 from snello.errors import ConfigError
 from snello.graph.coupled import coupling
@@ -156,6 +157,79 @@ def test_importances_are_their_equations() -> None:
     torch.testing.assert_close(
         neuron_scores({"0": given})(model, found)[name], given / given.mean()
     )
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "first"])
+def test_taylor_scores_of_outputs_and_of_their_weights_agree_for_one_sample(reduce: Any) -> None:
+    """Of a layer without bias, a dL/da = sum of w dL/dw over its row; for batches of one sample."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 6, bias=False), nn.Linear(6, 6, bias=False)
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = first, second, nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(torch.relu_(x + self.second(x).relu_()))
+
+    model, x, y = Stream().double(), torch.randn(2, 4).double(), torch.tensor([0, 2])
+    found = coupling(model, x)
+    batches = [(x[i : i + 1], y[i : i + 1]) for i in range(2)]
+    expected = []
+    for weight in (first.weight, second.weight):
+        products = [
+            (weight * torch.autograd.grad(nn.functional.cross_entropy(model(a), b), weight)[0])
+            for a, b in batches
+        ]
+        expected.append(torch.stack([p.sum(1).abs() for p in products]).mean(0).detach())
+    each = torch.stack(expected)
+    wanted = {"sum": each.sum(0), "mean": each.mean(0), "max": each.amax(0), "first": each[0]}
+    scores = group_taylor(batches, of="outputs", reduce=reduce)(model, found)
+    (name,) = [d.name for d in found.free]
+    torch.testing.assert_close(scores[name], wanted[reduce])
+    assert all(p.grad is None for p in model.parameters())
+    whole = group_taylor([(x, y)], of="outputs", reduce=reduce)(model, found)
+    if reduce != "max":
+        torch.testing.assert_close(whole[name], scores[name])  # a mean over samples in either case
+
+
+def test_reductions_and_kinds_of_taylor_are_checked() -> None:
+    with pytest.raises(ConfigError, match="reduce is one of"):
+        group_taylor([], reduce="min")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'weights' or 'outputs'"):
+        group_taylor([], of="inputs")  # type: ignore[arg-type]
+
+
+def _in_turn(rank: int, folder: Path) -> dict[str, Tensor]:
+    """Prune in a group of processes that have other batches and measure other qualities."""
+    images, labels = (
+        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(9)),
+        torch.arange(4),
+    )
+    own = images[rank::2]
+    qualities = iter([0.9, 0.8, 0.8 + 0.1 * rank, 0.7, 0.5 + 0.2 * rank])
+
+    def fit(network: nn.Module) -> None:
+        network.train()(own).square().mean().backward()
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+
+    found = prune(
+        _resnet(), images[:1], Keep(macs=0.4), steps=3, max_drop=0.2, calibration=[own],
+        importance=group_taylor([(own, labels[rank::2])]), fit=fit, folder=folder,
+        evaluate=lambda _: next(qualities),
+    )  # fmt: skip
+    assert found.stopped is not None, found
+    assert [s.quality for s in found.steps] == [0.9, pytest.approx(0.85)]
+    return found.model.state_dict()
+
+
+def test_processes_take_the_same_steps_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    first, second = in_two_processes(_in_turn, tmp_path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1.pt", "steps.json"]
 
 
 def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> None:

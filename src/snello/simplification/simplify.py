@@ -269,7 +269,11 @@ def _narrower(run: _Passes, other: _Candidate, *, equal: bool = False) -> Iterat
         other: the candidate to compare it with.
         equal: whether one of the same size is a candidate, too.
     """
-    if run.round_to > 1 or (run.base is not None and run.base.representation == "graph"):
+    if (
+        run.refused
+        or run.round_to > 1
+        or (run.base is not None and run.base.representation == "graph")
+    ):
         return
     try:
         groups, removed = zero_channels(run.model, run.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from snello.errors import ConfigError
 from snello.files import write_text
+from snello.processes import rank_and_size
 from snello.simplification import SimplificationPlan, apply, plan_of
 from snello.store import archives
 from snello.wrappers import copied
@@ -72,8 +73,8 @@ class Folder:
             what = "it was made from another model, or other weights"
         else:
             what = "; ".join(
-                f"{name} {_short(known[name])} there, {_short(ours.get(name))} here"
-                for name in odd
+                f"{name} {_short(there)} there, {_short(here)} here"
+                for name, there, here in _differing(known, ours)
                 if name != "weights"
             )
         raise ConfigError(
@@ -110,8 +111,8 @@ class Folder:
         return lean, taken
 
     def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
-        """Write the network after a step, then the table."""
-        if self.path is None:
+        """Write the network after a step, then the table; only the process of rank 0 does."""
+        if self.path is None or rank_and_size()[0]:  # the processes share the folder
             return
         plan = plan_of(model)
         assert plan is not None
@@ -119,6 +120,18 @@ class Folder:
         archives.save(self.path / f"step-{taken[-1].step}.pt", content)
         table = {"settings": self.settings, "steps": [asdict(step) for step in taken]}
         write_text(self.path / TABLE, json.dumps(table, indent=1))
+
+
+def _differing(
+    known: dict[str, Any], ours: dict[str, Any], of: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Names of settings that differ, with both values; of nested ones, the innermost."""
+    for name, value in known.items():
+        here = ours.get(name)
+        if isinstance(value, dict) and isinstance(here, dict):
+            yield from _differing(value, here, f"{of}{name}.")
+        elif value != here:
+            yield f"{of}{name}", value, here
 
 
 def _short(value: object) -> str:

@@ -62,7 +62,8 @@ def prune(
         importance: importance of channels, recomputed before each step; see
             [`snello.pruning.channels.plan_channels`][].
         fit: function that fine-tunes its argument, a network, in place. It must build its own
-            optimizer, because each step creates new parameters. None: no fine-tuning.
+            optimizer, because each step creates new parameters. None: no fine-tuning. An attribute
+            `settings` of plain values, if it has one, must be the same to continue a folder.
         evaluate: function that returns the quality of a network on validation data, higher is
             better; called in evaluation mode without gradients, averaged over processes. A step
             whose quality is NaN is undone and ends the pruning.
@@ -104,13 +105,15 @@ def prune(
         "amount": asdict(amount), "steps": steps, "importance": _named(importance),
         "normalise": normalise, "limits": None if limits is None else asdict(limits),
         "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
+        "batches": len(batches), "fit": getattr(fit, "settings", None),
         "weights": "" if folder is None else digest_of(model),
     }  # fmt: skip
-    meet("prune", str(settings))
+    meet("prune", str({**settings, "batches": None}))  # each process has its own batches
     saved = Folder(None if folder is None else Path(folder), settings)
     saved.check()
     run = _Run(model, example_inputs, evaluate)
     lean, taken = saved.resumed(model)
+    meet("prune", f"{len(taken)} steps")  # all have read the folder before one writes to it
     if not taken:
         taken = [PruningStep(0, 1.0, 1.0, 0, None, run.dense_quality(lean))]
         _show(taken[-1], on_step)
