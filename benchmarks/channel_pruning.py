@@ -5,7 +5,8 @@
 
 Every row starts from the same dense network, fine-tuned to the JPEG domain first, with the shortcut
 of option A written as a 1×1 convolution (Torch-Pruning's graph breaks on the padded one), and is
-fine-tuned alike: same images, augmentation, schedule, seed. The importance is measured on the same
+fine-tuned alike: same images, augmentation, schedule, seed ("serene, grown" spends half of the
+epochs on the dense network, with the decay of SeReNe on groups). The importance is measured on the same
 batches. Accuracy: test images, last epoch. Widths are rounded only in the rows that say so. Statistics of BatchNorm are
 estimated again on the same 1000 images before the accuracy after the cut is measured, for all.
 
@@ -35,18 +36,30 @@ from torch import nn
 from snello.codec import CodecSettings, compress
 from snello.deploy import Subject, compare
 from snello.files import write_text
+from snello.graph.coupled import coupling
 from snello.lab.datasets import Splits, load_dataset, loader
 from snello.lab.models import CifarResNet
 from snello.lab.training import FineTuning, evaluate, finetune
-from snello.pruning.channels import Keep, group_fisher, group_taylor, magnitude, measured_size
+from snello.pruning.channels import (
+    Keep,
+    group_fisher,
+    group_taylor,
+    magnitude,
+    measured_size,
+    neuron_scores,
+)
 from snello.pruning.recovery import recalibrate
 from snello.search import prune
+from snello.sensitivity import GroupDecay, SeReNe, serene_scores
 from snello.store import load_weights
 from snello.timing import cpu_seconds
 
 X = torch.zeros(1, 3, 32, 32)
 RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
 Cut = Callable[[nn.Module], nn.Module]
+GROWN = "serene, grown"
+"""The row whose network trains with SeReNe's decay for half of the epochs before the cut."""
+LAMBDA = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,34 @@ def ours(example: torch.Tensor, macs: float, importance: Any, **options: Any) ->
     )
 
 
+def decayed(dense: nn.Module, splits: Splits, settings: FineTuning) -> nn.Module:
+    """A copy of the dense network, trained on while SeReNe's decay shrinks whole channels."""
+    model = copy.deepcopy(dense)
+    batches = loader(
+        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
+        augment=settings.augment, limit=settings.limit,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
+        nesterov=True,
+    )  # fmt: skip
+    decay = GroupDecay(SeReNe(model, lmbda=LAMBDA), model, coupling(model, X))
+    torch.manual_seed(settings.seed)
+    for epoch in range(settings.epochs):
+        batches.sampler.set_epoch(epoch)
+        model.train()
+        for x, labels in batches:
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = model(x.contiguous(memory_format=torch.channels_last))
+            decay.observe(outputs, labels)
+            optimizer.zero_grad()
+            F.cross_entropy(outputs.float(), labels).backward()
+            optimizer.step()
+            decay.step()
+    decay.remove()
+    return model.eval()
+
+
 def torch_pruned(
     macs: float, batches: Any, images: Any, importance: str, round_to: int | None = None
 ) -> Cut:
@@ -137,7 +178,7 @@ def torch_pruned(
     return cut
 
 
-def cuts_of(macs: float, splits: Splits) -> dict[str, Cut]:
+def cuts_of(macs: float, splits: Splits, settings: FineTuning) -> dict[str, Cut]:
     """Name of a row -> its cut."""
     batches = list(loader(splits.train, splits, 100, shuffle=True, seed=0, limit=2000))
     images = [x for x, _ in batches[:10]]
@@ -146,6 +187,9 @@ def cuts_of(macs: float, splits: Splits) -> dict[str, Cut]:
         "magnitude": magnitude(2),
         "taylor": group_taylor(batches),
         "fisher": group_fisher(single),
+        "serene": lambda model, groups: neuron_scores(serene_scores(batches[:5])(model, "neuron"))(
+            model, groups
+        ),
     }
     found: dict[str, Cut] = {
         "dense": copy.deepcopy,
@@ -159,10 +203,23 @@ def cuts_of(macs: float, splits: Splits) -> dict[str, Cut]:
     found["taylor, 5 steps, reconstructed"] = ours(
         X, macs, score["taylor"], calibration=images, reconstruction=True, steps=5
     )
+    half = replace(settings, epochs=settings.epochs // 2)
+    grown = ours(X, macs, score["taylor"], calibration=images)
+    found[GROWN] = lambda dense: grown(decayed(dense, splits, half))
     for name in ("magnitude", "taylor"):
         found[f"Torch-Pruning {name}"] = torch_pruned(macs, batches, images, name)
     # Multiples of the blocks in which ONNX Runtime stores channels on this machine.
     found["taylor, widths of 16"] = ours(X, macs, score["taylor"], calibration=images, round_to=16)
+    for name, width in (("measured", 1), ("measured, widths of 16", 16)):
+        found[name] = ours(
+            X,
+            macs,
+            score["taylor"],
+            calibration=images,
+            round_to=width,
+            measured=True,
+            branches=True,
+        )
     found["Torch-Pruning taylor, widths of 16"] = torch_pruned(macs, batches, images, "taylor", 16)
     return found
 
@@ -186,11 +243,11 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
     splits = load_dataset("cifar10")
     dense = dense_network(options, splits)
     test = loader(splits.test, splits, 500)
-    cuts = cuts_of(options.macs, splits)
     settings = FineTuning(
         lr=options.lr, precision="bf16", epochs=options.epochs, limit=options.limit,
         distil=options.distil,
     )  # fmt: skip
+    cuts = cuts_of(options.macs, splits, settings)
     whole = measured_size(dense, X)
     rows = [Row(**row) for row in json.loads(rows_file.read_text())] if rows_file.exists() else []
     done = {(row.method, row.seed) for row in rows}
@@ -201,7 +258,8 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
             started = cpu_seconds()
             model = cuts[method](dense)
             size, before = measured_size(model, X), evaluate(model, test).accuracy
-            own = replace(settings, seed=seed)
+            left = settings.epochs - (settings.epochs // 2 if method == GROWN else 0)
+            own = replace(settings, seed=seed, epochs=left)
             finetune(model, splits, own, teacher=dense if own.distil else None)
             row = Row(
                 method, seed, size.macs / whole.macs, size.parameters / whole.parameters, before,

@@ -320,8 +320,12 @@ def test_reconstruction_repairs_what_a_cut_has_changed() -> None:
     assert whole < error(calibration=[images], reconstruction="biases") < plain
 
 
-def test_a_share_of_channels_in_steps_is_that_of_the_dense_network() -> None:
-    found = prune(_resnet(), X, Keep(channels=0.6), importance="random", steps=3)
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_share_of_channels_in_steps_is_that_of_the_dense_network(measured: bool) -> None:
+    found = prune(
+        _resnet(), X, Keep(channels=0.6), importance="random", steps=3, measured=measured,
+        calibration=[X],
+    )  # fmt: skip
     before = {d.name: d.width for d in coupling(_resnet(), X).free}
     after = {d.name: d.width for d in coupling(found.model, X).free}
     assert sum(after.values()) / sum(before.values()) == pytest.approx(0.6, abs=0.02)

@@ -22,9 +22,13 @@ from snello.search.rate._trial import with_tensors as with_tensors
 # Bisection is a function of numbers, tested on functions that no network has.
 from snello.search.rate._workbench import first_below as first_below
 
+# What a branch is decides what may be removed: its parameters are compared one by one.
+from snello.search.prune._branches import find_branches as find_branches
+from snello.search.prune._branches import without as without
+
 # Parts of shrink whose laws do not need a whole search.
 from snello.search.shrink._costs import OperationCost as OperationCost
-from snello.search.shrink._distance import OutputDistance as OutputDistance
+from snello.search.output_distance import OutputDistance as OutputDistance
 from snello.search.shrink._front import front as front
 from snello.search.shrink._judge import Judge as Judge
 from snello.search.shrink._lanes import lane as lane

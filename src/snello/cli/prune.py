@@ -81,6 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1"
     )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="choose what to remove by the change of the outputs "
+        "on the calibration images, not by scores; pays with --round-to",
+    )
+    parser.add_argument(
+        "--branches", action="store_true", help="also remove whole residual branches; with --measured"
+    )  # fmt: skip
     parser.add_argument("--exclude", default="", help="modules to leave unpruned, comma-separated")
     parser.add_argument(
         "--folder", help="folder to save each step in, and to continue an interrupted run from"
@@ -103,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.file is not None and out.exists() and out.samefile(arguments.file):
         raise ConfigError(f"--out={out}: this would replace the dense network; choose another file")
     keep, limits = _keep(arguments), _limits(arguments)
+    if arguments.branches and not arguments.measured:
+        raise ConfigError("--branches needs --measured: branches have no score, they are measured")
     require_data(arguments, arguments.file, "prune needs data to measure on")
     check_image_counts(arguments, "calibration")
     model, record = read_model(arguments)
@@ -129,7 +140,8 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,
-            exclude=listed(arguments.exclude), limits=limits, folder=arguments.folder,
+            exclude=listed(arguments.exclude), limits=limits, measured=arguments.measured,
+            branches=arguments.branches, folder=arguments.folder,
             on_step=lambda step: step.step and line(  # the dense network is no step
                 f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
             ),
@@ -145,9 +157,12 @@ def run(arguments: argparse.Namespace) -> None:
                  max_drop=arguments.max_drop))
         for s in found.steps
     )  # fmt: skip
+    branches = [name for step in found.steps for name in step.branches]
     note = (
         f"Accuracy on {samples} validation images; on {len(splits.test)} test images "
-        f"{percent(test)}, dense {percent(dense)}. " + (found.stopped or "")
+        f"{percent(test)}, dense {percent(dense)}. "
+        + (f"Without the branches of {', '.join(branches)}. " if branches else "")
+        + (found.stopped or "")
     )
     if flag_of(test, len(splits.classes), len(splits.test)):
         note += "Warning: the pruned network is at chance on the test images."

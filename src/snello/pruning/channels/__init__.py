@@ -21,8 +21,10 @@ slimming", ICCV 2017 (BatchNorm scale).
 
 from ._plan import ChannelPlan as ChannelPlan
 from ._plan import Keep as Keep
+from ._plan import checked_scores as checked_scores
 from ._plan import plan_channels as plan_channels
 from ._size import Size as Size
+from ._size import SizeModel as SizeModel
 from ._size import measured_size as measured_size
 from .importances import CHANNEL_IMPORTANCES as CHANNEL_IMPORTANCES
 from .importances import ChannelImportance as ChannelImportance
@@ -31,7 +33,7 @@ from .importances import group_fisher as group_fisher
 from .importances import group_taylor as group_taylor
 from .importances import importance_of as importance_of
 from .importances import magnitude as magnitude
-from .importances import measured as measured
+from .importances import measured_scores as measured_scores
 from .importances import neuron_scores as neuron_scores
 from .importances import norm_scale as norm_scale
 

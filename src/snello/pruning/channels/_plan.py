@@ -17,7 +17,7 @@ from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
 
 from ._size import Size, SizeModel
-from .importances import ChannelImportance, importance_of, measured
+from .importances import ChannelImportance, importance_of, measured_scores
 
 
 @dataclass(frozen=True)
@@ -165,29 +165,18 @@ def plan_channels(
             kept within the limits, with what can be reached.
         ModelError: if the model does not run on the example inputs.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
-    exclude = (exclude,) if isinstance(exclude, str) else exclude
     found = groups or coupling(model, example)
-    measure = importance_of(importance)
     size = SizeModel(model, found, example)
     dense = size({})
-    scores = measured(measure, model, found)
+    own = limits or LayerLimits()
+    scores = checked_scores(model, found, importance, own, round_to, exclude)
+    measure = importance_of(importance)
     if normalise == "saving" or (
         normalise == "auto" and normalise_of("auto", measure) is None  # scores in one unit
     ):
         scores = {n: score / _saving(keep, dense, size({n: (0,)})) for n, score in scores.items()}
     else:
         scores = comparable(scores, normalise_of(normalise, measure))
-    _check_names(found, exclude)
-    scores = {name: score for name, score in scores.items() if not _excluded(found, name, exclude)}
-    if not scores:
-        raise ConfigError(
-            f"{type(model).__name__} has no dimension to prune: "
-            f"{len(found.dimensions)} found, {len(found.free)} free, and none of them has scores"
-        )
-    own = limits or LayerLimits()
-    own.check_names(scores)
     choice = _Choice(scores, own, round_to, widths or {})
 
     def holds(count: int) -> bool:
@@ -213,6 +202,38 @@ def plan_channels(
         if len(gone) > HEAVY["neuron"] * len(scores[name])
     )
     return ChannelPlan(found, removed, dense, size(removed), heavy)
+
+
+def checked_scores(
+    model: nn.Module,
+    groups: Coupling,
+    importance: str | ChannelImportance,
+    limits: LayerLimits,
+    round_to: int,
+    exclude: Collection[str],
+) -> dict[str, Tensor]:
+    """Scores of the channels of every dimension that may be narrowed, positive, as measured.
+
+    Args:
+        model, importance, limits, round_to, exclude: as in `plan_channels`; they are checked.
+        groups: the coupling of the model.
+
+    Raises:
+        ConfigError: as `plan_channels`.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    scores = measured_scores(importance_of(importance), model, groups)
+    _check_names(groups, exclude)
+    scores = {name: score for name, score in scores.items() if not excluded(groups, name, exclude)}
+    if not scores:
+        raise ConfigError(
+            f"{type(model).__name__} has no dimension to prune: "
+            f"{len(groups.dimensions)} found, {len(groups.free)} free, and none of them has scores"
+        )
+    limits.check_names(scores)
+    return scores
 
 
 def _saving(keep: Keep, dense: Size, smaller: Size) -> float:
@@ -302,7 +323,7 @@ class _Choice:
         return max(self._round_to, round(width / self._round_to) * self._round_to)
 
 
-def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
+def excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
     """True if a dimension is excluded by its name, or by a module or parameter of its members."""
     members = [member.name for member in found[name].members]
     return any(
@@ -314,7 +335,7 @@ def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
 def _check_names(found: Coupling, exclude: Collection[str]) -> None:
     known = {d.name for d in found.dimensions}
     for item in exclude:
-        if item not in known and not any(_excluded(found, name, [item]) for name in known):
+        if item not in known and not any(excluded(found, name, [item]) for name in known):
             raise ConfigError(
                 f"exclude: no dimension or module is called {item!r}; the dimensions are: "
                 f"{', '.join(sorted(known))}"

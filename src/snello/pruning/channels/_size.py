@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,11 @@ class SizeModel:
         self._positions = _positions(model, Inputs.of(example))
         self._coupling = coupling
 
-    def __call__(self, removed: Removed) -> Size:
-        """The size without some channels."""
-        left: dict[str, float] = {n: float(p.numel()) for n, p in self._parameters.items()}
+    def __call__(self, removed: Removed, without: Collection[str] = ()) -> Size:
+        """The size without some channels and some whole parameters."""
+        left: dict[str, float] = {
+            n: 0.0 if n in without else float(p.numel()) for n, p in self._parameters.items()
+        }
         for (name, axis), gone in removed_slices(self._coupling, removed).items():
             if name in left:  # not a buffer
                 left[name] *= 1 - len(gone) / self._parameters[name].shape[axis]

@@ -230,7 +230,7 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
     return chosen_importance(given, CHANNEL_IMPORTANCES)
 
 
-def measured(
+def measured_scores(
     importance: ChannelImportance, model: nn.Module, coupling: Coupling
 ) -> dict[str, Tensor]:
     """Scores as float64 on the CPU, raised above zero, because zero means pruned.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,14 +19,13 @@ def check_arguments(
     max_drop: float | None,
     limits: object,
     exclude: object,
-    reconstruction: bool | str,
-    calibration: Iterable[Example],
+    calibration: object,
     functions: dict[str, Callable[..., Any] | None],
 ) -> None:
     """Refuse wrong arguments of `prune`.
 
     Args:
-        amount, steps, max_drop, limits, exclude, reconstruction, calibration: as given.
+        amount, steps, max_drop, limits, exclude, calibration: as given.
         functions: name -> function or None: `fit`, `evaluate`, `on_step`.
 
     Raises:
@@ -51,7 +50,9 @@ def check_arguments(
         if function is not None and not callable(function):
             raise ConfigError(f"prune: {name} is a function of a network, not {function!r}")
     _check_drop(max_drop, functions.get("evaluate"))
-    _check_recovery(reconstruction, calibration)
+    if not isinstance(calibration, Iterable) or isinstance(calibration, (str, Tensor)):
+        what = "a tensor; put it into a list" if isinstance(calibration, Tensor) else calibration
+        raise ConfigError(f"prune: calibration is a list of batches of inputs, not {what}")
 
 
 def _check_drop(max_drop: object, evaluate: object) -> None:
@@ -66,16 +67,25 @@ def _check_drop(max_drop: object, evaluate: object) -> None:
         raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop!r}")
 
 
-def _check_recovery(reconstruction: bool | str, calibration: object) -> None:
-    if not isinstance(calibration, Iterable) or isinstance(calibration, (str, Tensor)):
-        what = "a tensor; put it into a list" if isinstance(calibration, Tensor) else calibration
-        raise ConfigError(f"prune: calibration is a list of batches of inputs, not {what}")
+def check_recovery(
+    batches: Sequence[Example], reconstruction: bool | str, measured: bool, branches: bool
+) -> None:
+    """Refuse options that need calibration inputs, or one another.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
     if not isinstance(reconstruction, bool) and reconstruction != "biases":
         raise ConfigError(
             f"prune: reconstruction is True, False or 'biases', not {reconstruction!r}"
         )
-    if reconstruction and calibration == ():
-        raise ConfigError("prune: reconstruction needs calibration, batches of inputs")
+    if branches and not measured:
+        raise ConfigError(
+            "prune: branches have no score: give measured=True, too, and calibration, batches of inputs"
+        )
+    for name, given in (("reconstruction", reconstruction), ("measured", measured)):
+        if given and not batches:
+            raise ConfigError(f"prune: {name} needs calibration, batches of inputs")
 
 
 def quality_of(value: Any) -> float:

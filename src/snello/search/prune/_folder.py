@@ -87,9 +87,12 @@ class Folder:
         file = self.path / TABLE
         try:
             table: dict[str, Any] = json.loads(file.read_text())
-            steps = [PruningStep(**entry) for entry in table["steps"]]
+            steps = [
+                PruningStep(**{**entry, "branches": tuple(entry.get("branches", ()))})
+                for entry in table["steps"]
+            ]
             return {"settings": dict(table["settings"]), "steps": steps}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{file} is damaged, or was written by another version: remove the folder to start "
                 "again"

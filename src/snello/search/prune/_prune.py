@@ -17,15 +17,16 @@ from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, coupling
 from snello.processes import copy_from_first, device_of_group, mean_over_processes, meet
 from snello.pruning import LayerLimits
-from snello.pruning.channels import ChannelImportance, ChannelPlan, Keep, plan_channels
+from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
 from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
-from snello.simplification import apply
+from snello.simplification import apply, simplify
 from snello.wrappers import unwrapped
 
-from ._arguments import check_arguments, quality_of
+from ._arguments import check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
 from ._folder import Folder, digest_of
+from ._measured import Removal, choose_measured
 from ._step import Pruned, PruningStep
 
 
@@ -45,6 +46,8 @@ def prune(
     limits: LayerLimits | None = None,
     round_to: int = 1,
     exclude: Collection[str] = (),
+    measured: bool = False,
+    branches: bool = False,
     folder: str | Path | None = None,
     on_step: Callable[[PruningStep], object] | None = None,
 ) -> Pruned:
@@ -80,6 +83,12 @@ def prune(
         limits: lower limits on the widths, as shares of the dense network's.
         round_to: number of which widths are multiples.
         exclude: names of dimensions or modules that keep their widths.
+        measured: choose by measurement: always the part whose removal changes the network's
+            outputs on the calibration inputs least, per saving. The importance then only orders the
+            channels of a dimension. It takes some forward passes per part, and pays above all
+            with `round_to`, where few and large parts have to be chosen.
+        branches: also remove whole residual branches, such as the convolutions of a residual
+            block, the attention or the hidden layer of a transformer's. Requires `measured`.
         folder: folder in which each step is saved (atomically); if it holds the steps of an
             interrupted call, that call is continued. None: nothing is written.
         on_step: called with every step, for example `print`.
@@ -89,24 +98,26 @@ def prune(
         [`snello.save`][snello.store.save] and [`snello.compress`][snello.codec.compress] accept it.
 
     Raises:
-        ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction`
-            without calibration inputs, a folder of another run (other weights or settings), a share
-            that cannot be reached, or an `evaluate` that gives no number.
+        ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction` or
+            `measured` without calibration inputs, `branches` without `measured`, a folder of
+            another run (other weights or settings), a share that cannot be reached, or an
+            `evaluate` that gives no number.
         ModelError: if the model does not run on the example inputs.
     """
     check_arguments(
-        amount, steps, max_drop, limits, exclude, reconstruction, calibration,
+        amount, steps, max_drop, limits, exclude, calibration,
         {"fit": fit, "evaluate": evaluate, "on_step": on_step},
     )  # fmt: skip
+    batches = list(calibration)
+    check_recovery(batches, reconstruction, measured, branches)
     model = unwrapped(model, "prune")
     exclude = (exclude,) if isinstance(exclude, str) else exclude
-    batches = list(calibration)
     settings = {
         "amount": asdict(amount), "steps": steps, "importance": _named(importance),
         "normalise": normalise, "limits": None if limits is None else asdict(limits),
         "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
-        "batches": len(batches), "fit": getattr(fit, "settings", None),
-        "weights": "" if folder is None else digest_of(model),
+        "measured": measured, "branches": branches, "batches": len(batches),
+        "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
     }  # fmt: skip
     meet("prune", str({**settings, "batches": None}))  # each process has its own batches
     saved = Folder(None if folder is None else Path(folder), settings)
@@ -119,14 +130,20 @@ def prune(
         _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
         wanted = run.relative(lean, amount.after(number / steps))
-        plan = plan_channels(
-            lean, example_inputs, wanted, importance=importance, normalise=normalise,
-            limits=limits, round_to=round_to, exclude=exclude, widths=run.widths,
-            groups=run.coupling if number == 1 else None,
-        )  # fmt: skip
-        for text in plan.warnings:
+        options: dict[str, Any] = {
+            "importance": importance, "limits": limits, "round_to": round_to, "exclude": exclude,
+            "widths": run.widths, "groups": run.coupling if number == 1 else None,
+        }  # fmt: skip
+        removal = (
+            choose_measured(lean, example_inputs, wanted, batches, branches=branches, **options)
+            if measured
+            else Removal(
+                plan_channels(lean, example_inputs, wanted, normalise=normalise, **options)
+            )
+        )
+        for text in removal.plan.warnings:
             warnings.warn(f"prune: step {number}: {text}", stacklevel=2)
-        narrow = _recovered(lean, plan, example_inputs, batches, reconstruction)
+        narrow = _recovered(lean, removal, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
         if fit is not None:
             fit(narrow)
@@ -134,7 +151,8 @@ def prune(
         size = size_of(narrow, example_inputs)
         step = PruningStep(
             number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
-            sum(map(len, plan.removed.values())), cut, run.quality(narrow),
+            sum(map(len, removal.plan.removed.values())), cut, run.quality(narrow),
+            tuple(branch.name for branch in removal.branches),
         )  # fmt: skip
         _show(step, on_step)
         if (why := _too_far(taken[0], step, max_drop)) is not None:
@@ -152,13 +170,13 @@ def _named(importance: str | ChannelImportance) -> str:
 
 def _recovered(
     model: nn.Module,
-    plan: ChannelPlan,
+    removal: Removal,
     example: Example,
     batches: Sequence[Example],
     reconstruction: bool | str,
 ) -> nn.Module:
-    """The network without the channels, recovered as far as possible without training."""
-    source = model
+    """The network without channels and branches, recovered as far as is possible untrained."""
+    plan, source = removal.plan, removal.zeroed_branches(model)
     if reconstruction:
         if normed := [n for n in plan.removed if plan.removed[n] and plan.coupling[n].norms]:
             raise ConfigError(
@@ -166,10 +184,12 @@ def _recovered(
                 f"{plan.coupling[normed[0]].norms[0][0]!r} computes its statistics; use "
                 "reconstruction=False"
             )
-        source = plan.zeroed(model)
+        source = plan.zeroed(source)
         recover = correct_biases if reconstruction == "biases" else reconstruct
         recover(source, model, batches)
     narrow = apply(as_plan(model, plan, example), source)
+    if removal.branches:
+        narrow = simplify(narrow, example)
     if batches:
         recalibrate(narrow, batches)
     copy_from_first(narrow.state_dict().values())  # the processes have other batches
@@ -221,8 +241,8 @@ class _Run:
 
     @property
     def widths(self) -> dict[str, int]:
-        """The widths of the dense network's dimensions."""
-        return {d.name: d.width for d in self.coupling.dimensions}
+        """The widths of the dense network's dimensions that can be narrowed."""
+        return {d.name: d.width for d in self.coupling.free}
 
     def quality(self, model: nn.Module) -> float | None:
         """Evaluate a network with the caller's function, as a mean over the processes; None

@@ -15,6 +15,7 @@ class PruningStep:
         step: number of the step, from 1; 0 is the dense network.
         macs, parameters: remaining share of the dense network's, in (0, 1].
         channels: number of channels removed by this step.
+        branches: residual branches removed whole by this step, by the layer that wrote them.
         cut: quality after removal and recovery, before fine-tuning; None without `evaluate`.
         quality: quality after fine-tuning; None without `evaluate`.
     """
@@ -25,6 +26,7 @@ class PruningStep:
     channels: int
     cut: float | None
     quality: float | None
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Pruned:
     """Result of [`prune`][snello.search.prune.prune].
 
     Attributes:
-        model: the smaller network, of the same class and in the same mode as the original.
+        model: the smaller network, in the mode of the original and of its class, or a
+            `torch.fx.GraphModule` once a branch was removed.
         steps: an entry for the dense network, then one per step.
         stopped: reason why the last step was undone; None if all steps were taken.
     """
@@ -50,4 +53,6 @@ class Pruned:
             lines.append(
                 f"{s.step:>4} {s.macs:>6.3f} {s.parameters:>10.3f} {cut:>13} {quality:>10}"
             )
+            if s.branches:
+                lines.append(f"     without the branches of {', '.join(s.branches)}")
         return "\n".join(lines if self.stopped is None else [*lines, self.stopped])

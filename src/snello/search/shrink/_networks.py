@@ -12,6 +12,7 @@ from snello.graph.coupled import Coupling
 from snello.neurons import apply_masks, dead_neurons, weighted_layers
 from snello.pruning import pin
 from snello.pruning.channels import ChannelPlan, Size
+from snello.search.output_distance import OutputDistance
 from snello.search.prune import as_plan
 from snello.simplification import (
     SimplificationPlan,
@@ -24,7 +25,6 @@ from snello.simplification import (
 from snello.store import archives
 from snello.wrappers import copied
 
-from ._distance import OutputDistance
 from ._groups import Orders, magnitude_masks, removed_by
 from ._point import Point
 

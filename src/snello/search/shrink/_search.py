@@ -22,12 +22,12 @@ from snello.errors import ModelError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
 from snello.pruning.channels import ChannelImportance, importance_of
+from snello.search.output_distance import OutputDistance
 
 from ._candidate import Candidate, Precision
 from ._check import check_names
 from ._coded import rates, sparse_factors
 from ._costs import ByteCost, Cost, OperationCost, SlopeCost, latency_cost
-from ._distance import OutputDistance
 from ._front import FrontPoint, front
 from ._groups import Orders, channel_groups, orders, steps_of, weight_group, widths_of
 from ._judge import Evaluate, Judge

@@ -1,0 +1,250 @@
+"""Choice of what to remove by measurement: the step that changes the outputs least per saving."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from snello.errors import ConfigError
+from snello.graph import Example, Inputs
+from snello.graph.coupled import Coupling, coupling, cut
+from snello.pruning import LayerLimits
+from snello.pruning.channels import (
+    ChannelImportance,
+    ChannelPlan,
+    Keep,
+    Size,
+    SizeModel,
+    checked_scores,
+)
+from snello.search.output_distance import OutputDistance
+
+from ._branches import Branch, find_branches, without
+
+SAMPLES = 512
+"""Calibration inputs that every candidate is run on, twice: statistics and outputs."""
+PARTS = 8
+"""Number of parts in which a dimension without rounding is removed."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is to be removed from a network.
+
+    Attributes:
+        plan: channels.
+        branches: whole residual branches.
+    """
+
+    plan: ChannelPlan
+    branches: tuple[Branch, ...] = ()
+
+    def zeroed_branches(self, model: nn.Module) -> nn.Module:
+        """A copy of a network in which the branches contribute nothing."""
+        return without(model, [name for branch in self.branches for name in branch.zeroed])
+
+
+def choose_measured(
+    model: nn.Module,
+    example: Example,
+    keep: Keep,
+    calibration: Sequence[Example],
+    *,
+    importance: str | ChannelImportance,
+    limits: LayerLimits | None,
+    round_to: int,
+    exclude: Collection[str],
+    widths: Mapping[str, int],
+    groups: Coupling | None,
+    branches: bool,
+) -> Removal:
+    """Remove part after part until the bounds hold, each time the one with the lowest price.
+
+    A part is `round_to` channels of one dimension, those with the lowest scores, or a whole
+    residual branch. Its price is the increase of the outputs' distance from those of `model`,
+    divided by what it brings the sizes nearer to the bounds. BatchNorm statistics are estimated
+    again before each measurement. Prices are measured again lazily: the part that was cheapest is
+    measured in the present network, and taken if it is still the cheapest (Minoux, "Accelerated
+    greedy algorithms for maximizing submodular set functions", 1978).
+
+    Args:
+        model: the network; it is not changed.
+        example: its example inputs.
+        keep: bounds on the size.
+        calibration: inputs that the distance is measured on.
+        importance, limits, round_to, exclude, widths, groups: as in
+            [`plan_channels`][snello.pruning.channels.plan_channels].
+        branches: whether branches may be removed, too.
+
+    Raises:
+        ConfigError: as `plan_channels`.
+        ModelError: if the model does not run on the example inputs.
+    """
+    found, own = groups or coupling(model, example), limits or LayerLimits()
+    scores = checked_scores(model, found, importance, own, round_to, exclude)
+    known = find_branches(model, found, example) if branches else ()
+    known = tuple(b for b in known if not any(b.is_within(module) for module in exclude))
+    moves: list[_Narrower | _Without] = [_Without(branch) for branch in known]
+    for name, score in scores.items():
+        least = max(own.least(name, widths.get(name, len(score)), "neuron"), round_to)
+        part = round_to if round_to > 1 else max(1, len(score) // PARTS)
+        moves.append(_Narrower(name, tuple(score.argsort(stable=True).tolist()), part, least))
+    sizes = _Sizes(model, found, example, keep, known, widths)
+    search = _Search(model, found, sizes, OutputDistance(model, tuple(_first(calibration))))
+    state = search.run(moves)
+    removed = {n: gone for n, gone in state.removed.items() if n not in sizes.inside(state)}
+    plan = ChannelPlan(found, removed, sizes.dense, sizes(state))
+    return Removal(plan, state.branches)
+
+
+@dataclass(frozen=True)
+class _State:
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Narrower:
+    """Removal of the next channels of a dimension, down to the next multiple of `part`."""
+
+    name: str
+    order: tuple[int, ...]
+    part: int
+    least: int
+
+    def after(self, state: _State) -> _State | None:
+        """The next state; None if the dimension is as narrow as it may be."""
+        width = len(self.order)
+        kept = width - len(state.removed.get(self.name, ()))
+        kept = (math.ceil(kept / self.part) - 1) * self.part
+        if kept < self.least:
+            return None
+        gone = tuple(sorted(self.order[: width - kept]))
+        return replace(state, removed={**state.removed, self.name: gone})
+
+
+@dataclass(frozen=True)
+class _Without:
+    """Removal of a branch."""
+
+    branch: Branch
+
+    def after(self, state: _State) -> _State | None:
+        """The next state; None if the branch is removed already."""
+        if self.branch in state.branches:
+            return None
+        return replace(state, branches=(*state.branches, self.branch))
+
+
+class _Sizes:
+    """Sizes of a network without some channels and branches, and how far they are from a bound."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Coupling,
+        example: Example,
+        keep: Keep,
+        branches: Sequence[Branch],
+        widths: Mapping[str, int],
+    ) -> None:
+        self._model, self._keep, self._groups = SizeModel(model, groups, example), keep, groups
+        self.dense = self._model({})
+        self._inside = {
+            branch.name: {d.name for d in groups.dimensions if set(d.writers) <= branch.within}
+            for branch in branches
+        }
+        self._present = sum(d.width for d in groups.free)
+        # The share of channels is that of the network before any pruning.
+        self._channels = sum(widths.values()) or self._present
+
+    def __call__(self, state: _State) -> Size:
+        gone = frozenset().union(*(branch.within for branch in state.branches))
+        return self._model(state.removed, without=gone)
+
+    def inside(self, state: _State) -> set[str]:
+        """Dimensions that exist only within removed branches."""
+        return set().union(*(self._inside[branch.name] for branch in state.branches))
+
+    def excess(self, state: _State) -> float:
+        """Sum of what the bounded shares are above their bounds; 0 if all of them hold."""
+        size, inside = self(state), self.inside(state)
+        lost = sum(
+            d.width if d.name in inside else len(state.removed.get(d.name, ()))
+            for d in self._groups.free
+        )
+        shares = {
+            "macs": size.macs / max(self.dense.macs, 1),
+            "parameters": size.parameters / self.dense.parameters,
+            "channels": (self._present - lost) / max(self._channels, 1),
+        }
+        over = [
+            shares[name] - bound for name, bound in vars(self._keep).items() if bound is not None
+        ]
+        return math.fsum(excess for excess in over if excess > 1e-9)
+
+
+class _Search:
+    """Greedy choice with prices that are measured again when they may decide."""
+
+    def __init__(
+        self, model: nn.Module, groups: Coupling, sizes: _Sizes, distance: OutputDistance
+    ) -> None:
+        self._model, self._groups, self._sizes, self._distance = model, groups, sizes, distance
+
+    def run(self, moves: Sequence[_Narrower | _Without]) -> _State:
+        state, distance, excess = (
+            _State(),
+            self._distance_of(_State()),
+            self._sizes.excess(_State()),
+        )
+        unmeasured = -1
+        # (price, number of the move, step in which the price was measured, distance)
+        waiting = [(float("-inf"), i, unmeasured, 0.0) for i in range(len(moves))]
+        step = 0
+        while excess > 0:
+            if not waiting:
+                raise ConfigError(self._unreachable(state))
+            price, number, measured_in, far = heapq.heappop(waiting)
+            after = moves[number].after(state)
+            if after is None:
+                continue
+            left = self._sizes.excess(after)
+            if measured_in == step:
+                state, distance, excess, step = after, far, left, step + 1
+                heapq.heappush(waiting, (price, number, unmeasured, 0.0))  # its next part
+            elif left < excess:  # else it saves nothing of what is bounded, now or later
+                far = self._distance_of(after)
+                price = (far - distance) / (excess - left)
+                heapq.heappush(waiting, (price, number, step, far))
+        return state
+
+    def _distance_of(self, state: _State) -> float:
+        inside = self._sizes.inside(state)
+        removed = {name: gone for name, gone in state.removed.items() if name not in inside}
+        network = Removal(ChannelPlan(self._groups, removed, self._sizes.dense, self._sizes.dense),
+                          state.branches).zeroed_branches(self._model)  # fmt: skip
+        return self._distance(cut(network, self._groups, removed))
+
+    def _unreachable(self, state: _State) -> str:
+        size = self._sizes(state)
+        return (
+            f"{self._sizes._keep} cannot be reached: with everything removed that may be there stay "
+            f"{size.macs / max(self._sizes.dense.macs, 1):.3f} of the MACs and "
+            f"{size.parameters / self._sizes.dense.parameters:.3f} of the parameters; keep more, or "
+            "give limits=LayerLimits(keep_at_least=...)"
+        )
+
+
+def _first(batches: Sequence[Example]) -> Iterator[Inputs]:
+    """The first batches, with about as many inputs as are measured on."""
+    count = 0
+    for batch in batches:
+        if count >= SAMPLES:
+            return
+        yield (inputs := Inputs.of(batch))
+        count += max((len(t) for t in inputs.tensors() if t.dim()), default=1)
