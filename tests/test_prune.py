@@ -328,7 +328,7 @@ def test_a_share_of_channels_in_steps_is_that_of_the_dense_network(measured: boo
     )  # fmt: skip
     before = {d.name: d.width for d in coupling(_resnet(), X).free}
     after = {d.name: d.width for d in coupling(found.model, X).free}
-    assert sum(after.values()) / sum(before.values()) == pytest.approx(0.6, abs=0.02)
+    assert sum(after.values()) / sum(before.values()) == pytest.approx(0.6, abs=0.04)
 
 
 @pytest.mark.parametrize(

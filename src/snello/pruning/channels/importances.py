@@ -15,6 +15,8 @@ from snello.neurons import is_batchnorm, is_weighted, named_tensors, neuron_coun
 from snello.processes import sum_on_cpu
 from snello.pruning._importance import chosen_importance
 
+from ._outputs import channels_last, output_products, writers
+
 Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
 """(model, coupling) -> dimension name -> scores of shape `(width,)`. Channels with low scores are
@@ -148,13 +150,13 @@ def activation(batches: Iterable[Any], reduce: Reduce = "mean") -> ChannelImport
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-                values = _channels_last(module, output.detach().abs())
+                values = channels_last(module, output.detach().abs())
                 means = values.flatten(0, -2).double().mean(0)
                 sums[name] = sums.get(name, torch.zeros_like(means)) + means
 
             return hook
 
-        handles = [m.register_forward_hook(keep(name)) for name, m in _writers(model, coupling)]
+        handles = [m.register_forward_hook(keep(name)) for name, m in writers(model, coupling)]
         try:
             _run_all(model, batches)
         finally:
@@ -309,12 +311,12 @@ def _output_scores(
     measure: Loss = loss or _cross_entropy
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-        layers = dict(_writers(model, coupling))
+        layers = dict(writers(model, coupling))
         sums = {n: torch.zeros(neuron_count(m), dtype=torch.float64) for n, m in layers.items()}
         count = 0
         for batch in batches:
             count += 1
-            for name, products in _output_products(model, layers, batch, measure).items():
+            for name, products in output_products(model, layers, batch, measure).items():
                 sums[name] += products
         count = int(sum_on_cpu(torch.tensor(count)))
         if not count:
@@ -324,58 +326,6 @@ def _output_scores(
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
     return scores
-
-
-def _output_products(
-    model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch, measure: Loss
-) -> dict[str, Tensor]:
-    """`|sum of a * dL/da over positions|`, summed over samples and calls: shape (neurons,)."""
-    inputs, targets = batch
-    seen: list[tuple[str, Tensor]] = []
-
-    def keep(name: str) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            seen.append((name, output))
-            return output.clone()  # so that no operation in place changes what was kept
-
-        return hook
-
-    weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
-    handles = [m.register_forward_hook(keep(name)) for name, m in layers.items()]
-    try:
-        with evaluation_mode(model), requiring_gradients(weights):
-            outputs = Inputs.of(inputs).map(lambda x: x.to(weights[0].device)).call(model)
-            gradients = torch.autograd.grad(
-                measure(outputs, targets.to(weights[0].device)), [value for _, value in seen],
-                allow_unused=True,
-            )  # fmt: skip
-    finally:
-        for handle in handles:
-            handle.remove()
-    found: dict[str, Tensor] = {}
-    for (name, value), gradient in zip(seen, gradients, strict=True):
-        if gradient is not None:
-            product = _channels_last(layers[name], value.detach() * gradient).double()
-            # (B, positions, neurons), of which the positions may be none
-            each = product.flatten(1, -2).sum(1) if product.dim() > 2 else product
-            found[name] = found.get(name, 0) + each.abs().sum(0).cpu()
-    return found
-
-
-def _writers(model: nn.Module, coupling: Coupling) -> list[tuple[str, nn.Module]]:
-    """Linear and convolution layers that write channels which can be removed."""
-    names = {
-        name.rpartition(".")[0]: None
-        for dimension in coupling.free
-        for name in dimension.writers
-        if name.endswith("weight")
-    }
-    found = [(name, model.get_submodule(name)) for name in names]
-    return [(n, m) for n, m in found if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-
-
-def _channels_last(layer: nn.Module, output: Tensor) -> Tensor:
-    return output if isinstance(layer, nn.Linear) else output.transpose(1, -1)
 
 
 def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
