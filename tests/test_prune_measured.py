@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from seams.search import find_branches, without
-from snello import Record, load, save
+from snello import Record, load, save, simplify
 from snello.errors import ConfigError
 from snello.graph.coupled import coupling
 from snello.pruning import LayerLimits
@@ -76,6 +77,26 @@ class Parallel(nn.Module):
         return self.head((self.a(x) + self.b(x)).relu().mean((2, 3)))
 
 
+class Gated(nn.Module):
+    """A gate of its own, and one within a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.gate = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.up, self.inner = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.down, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        nn.init.zeros_(self.down.weight)  # as residual blocks often start
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        y = self.up(x).relu()
+        y = y * self.inner(y.mean((2, 3), keepdim=True)).sigmoid()
+        return self.head((x + self.down(y)).mean((2, 3)))
+
+
 def _branches(model: nn.Module, x: Tensor) -> dict[str, frozenset[str]]:
     return {b.name: b.within for b in find_branches(model, coupling(model, x), x)}
 
@@ -112,6 +133,44 @@ def test_attention_and_hidden_layers_are_branches() -> None:
 def test_of_two_summands_one_stays() -> None:
     found = _branches(Parallel(), _images(2))
     assert set(found) == {"b"}
+
+
+def test_gates_are_no_branches_but_a_part_of_one() -> None:
+    found = _branches(Gated(), _images(2))
+    assert set(found) == {"down"}
+    assert found["down"] == {
+        f"{name}.{kind}" for name in ("up", "inner", "down") for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 8), ("mobilenet_v3_small", 6), ("convnext_tiny", 18), ("swin_t", 24)],
+)
+def test_branches_of_known_networks_go_exactly(name: str, count: int) -> None:
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None).eval().double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    branches = find_branches(model, coupling(model, x), x)
+    assert len(branches) == count
+    for branch in (branches[0], branches[len(branches) // 2], branches[-1]):
+        reference = without(model, branch.zeroed)
+        lean = simplify(reference, x)
+        left = {n for n, _ in lean.named_parameters()}
+        assert {n for n, _ in model.named_parameters()} - left == branch.within
+        torch.testing.assert_close(lean(x), reference(x), rtol=0, atol=1e-9)
+
+
+def test_a_network_without_branches_says_so() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    with pytest.warns(UserWarning, match="no residual branch"):
+        found = prune(
+            model, _images(2), Keep(macs=0.5), calibration=[_images()], measured=True, branches=True
+        )
+    assert found.steps[-1].macs <= 0.5
 
 
 @pytest.mark.parametrize(

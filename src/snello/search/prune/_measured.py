@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -88,6 +89,11 @@ def choose_measured(
     scores = checked_scores(model, found, importance, own, round_to, exclude)
     known = find_branches(model, found, example) if branches else ()
     known = tuple(b for b in known if not any(b.is_within(module) for module in exclude))
+    if branches and not known:
+        warnings.warn(
+            f"{type(model).__name__} has no residual branch that can be removed: only channels are",
+            stacklevel=3,
+        )
     moves: list[_Narrower | _Without] = [_Without(branch) for branch in known]
     for name, score in scores.items():
         least = max(own.least(name, widths.get(name, len(score)), "neuron"), round_to)
