@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from random_graphs import network, seeded
 from snello.errors import ConfigError, ModelError
 from snello.graph import Coupling, Inputs, coupling, cut
 from snello.graph.coupled import reference
@@ -91,6 +92,29 @@ def test_cutting_is_exact_on_the_zoo(name: str) -> None:
     sample = ZOO[name]
     groups = check(sample.build(), torch.randn(sample.shapes[0]))
     assert groups.free
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_cutting_is_exact_on_random_graphs(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        drawn = seeded(seed)
+        model = network(drawn).eval()
+        x = torch.randn(drawn.shapes()[0], dtype=torch.float64)
+        groups = coupling(model, x)
+        removed = some(groups, seed)
+        lean = cut(model, groups, removed, x)
+        expected = reference(model, groups, removed, x)
+        assert relative(outputs(lean, Inputs.of(x)), expected) <= 1e-9, f"seeded({seed})"
+
+
+def test_a_channel_that_has_no_slice_in_a_parameter_is_masked() -> None:
+    """In this network, one parameter belongs to a dimension, but not to each of its channels."""
+    drawn = seeded(135)
+    model, x = network(drawn).eval(), torch.randn(drawn.shapes()[0], dtype=torch.float64)
+    groups = coupling(model, x)
+    removed = some(groups, 135)
+    expected = reference(model, groups, removed, x)
+    assert relative(outputs(cut(model, groups, removed), Inputs.of(x)), expected) <= 1e-9
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pair import in_two_processes
 from snello import Record, load, plan_of, save
 from snello.errors import ConfigError
 from snello.graph.coupled import coupling
@@ -27,6 +28,7 @@ from snello.pruning.channels import (
 )
 from snello.pruning.recovery import recalibrate
 from snello.search.prune import prune
+from snello.sensitivity import lobster_scores
 from snello.store import ModelSpec, read, summary
 from zoo import CifarResNet
 
@@ -157,6 +159,79 @@ def test_importances_are_their_equations() -> None:
     )
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "first"])
+def test_taylor_scores_of_outputs_and_of_their_weights_agree_for_one_sample(reduce: Any) -> None:
+    """Of a layer without bias, a dL/da = sum of w dL/dw over its row; for batches of one sample."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 6, bias=False), nn.Linear(6, 6, bias=False)
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = first, second, nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(torch.relu_(x + self.second(x).relu_()))
+
+    model, x, y = Stream().double(), torch.randn(2, 4).double(), torch.tensor([0, 2])
+    found = coupling(model, x)
+    batches = [(x[i : i + 1], y[i : i + 1]) for i in range(2)]
+    expected = []
+    for weight in (first.weight, second.weight):
+        products = [
+            (weight * torch.autograd.grad(nn.functional.cross_entropy(model(a), b), weight)[0])
+            for a, b in batches
+        ]
+        expected.append(torch.stack([p.sum(1).abs() for p in products]).mean(0).detach())
+    each = torch.stack(expected)
+    wanted = {"sum": each.sum(0), "mean": each.mean(0), "max": each.amax(0), "first": each[0]}
+    scores = group_taylor(batches, of="outputs", reduce=reduce)(model, found)
+    (name,) = [d.name for d in found.free]
+    torch.testing.assert_close(scores[name], wanted[reduce])
+    assert all(p.grad is None for p in model.parameters())
+    whole = group_taylor([(x, y)], of="outputs", reduce=reduce)(model, found)
+    if reduce != "max":
+        torch.testing.assert_close(whole[name], scores[name])  # a mean over samples in either case
+
+
+def test_reductions_and_kinds_of_taylor_are_checked() -> None:
+    with pytest.raises(ConfigError, match="reduce is one of"):
+        group_taylor([], reduce="min")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'weights' or 'outputs'"):
+        group_taylor([], of="inputs")  # type: ignore[arg-type]
+
+
+def _in_turn(rank: int, folder: Path) -> dict[str, Tensor]:
+    """Prune in a group of processes that have other batches and measure other qualities."""
+    images, labels = (
+        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(9)),
+        torch.arange(4),
+    )
+    own = images[rank::2]
+    qualities = iter([0.9, 0.8, 0.8 + 0.1 * rank, 0.7, 0.5 + 0.2 * rank])
+
+    def fit(network: nn.Module) -> None:
+        network.train()(own).square().mean().backward()
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+
+    found = prune(
+        _resnet(), images[:1], Keep(macs=0.4), steps=3, max_drop=0.2, calibration=[own],
+        importance=group_taylor([(own, labels[rank::2])]), fit=fit, folder=folder,
+        evaluate=lambda _: next(qualities),
+    )  # fmt: skip
+    assert found.stopped is not None, found
+    assert [s.quality for s in found.steps] == [0.9, pytest.approx(0.85)]
+    return found.model.state_dict()
+
+
+def test_processes_take_the_same_steps_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    first, second = in_two_processes(_in_turn, tmp_path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1.pt", "steps.json"]
+
+
 def test_a_pruned_network_is_saved_loaded_and_pruned_again(tmp_path: Path) -> None:
     model = _resnet()
     found = prune(model, X, Keep(macs=0.4), steps=2, calibration=[X])
@@ -245,6 +320,83 @@ def test_reconstruction_repairs_what_a_cut_has_changed() -> None:
     assert whole < error(calibration=[images], reconstruction="biases") < plain
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_share_of_channels_in_steps_is_that_of_the_dense_network(measured: bool) -> None:
+    found = prune(
+        _resnet(), X, Keep(channels=0.6), importance="random", steps=3, measured=measured,
+        calibration=[X],
+    )  # fmt: skip
+    before = {d.name: d.width for d in coupling(_resnet(), X).free}
+    after = {d.name: d.width for d in coupling(found.model, X).free}
+    assert sum(after.values()) / sum(before.values()) == pytest.approx(0.6, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"round_to": 4}, "round_to 1 there, 4 here"),
+        ({"importance": "random"}, 'importance "l2" there, "random" here'),
+        ({"exclude": ["layer1"]}, "exclude"),
+        ({"limits": LayerLimits(0.4)}, "limits null there"),
+        ({"normalise": "max"}, "normalise"),
+        ({"model": CifarResNet(8, 10)}, "made from another model, or other weights"),
+    ],
+)
+def test_a_folder_of_other_settings_or_weights_is_refused(
+    tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path)
+    model = options.pop("model", None) or _resnet()
+    with pytest.raises(ConfigError, match=named):
+        prune(model, X, Keep(macs=0.8), folder=tmp_path, **options)
+
+
+def test_damaged_folders_and_files_in_place_of_them_are_refused(tmp_path: Path) -> None:
+    prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "run")
+    (tmp_path / "run/steps.json").write_text("[]")
+    with pytest.raises(ConfigError, match="damaged"):
+        prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    calls: list[nn.Module] = []
+    with pytest.raises(ConfigError, match="cannot make the folder"):
+        prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "file", fit=calls.append)
+    assert not calls
+
+
+def test_a_network_that_diverges_is_undone_and_one_that_is_broken_refused() -> None:
+    qualities = iter([0.9, 0.8, 0.89, 0.5, float("nan")])
+    found = prune(_resnet(), X, Keep(macs=0.3), steps=4, evaluate=lambda _: next(qualities))
+    assert [s.quality for s in found.steps] == [0.9, 0.89]
+    assert "the quality is NaN" in (found.stopped or "")
+    for value in (float("nan"), None, "high", torch.ones(2)):
+        with pytest.raises(ConfigError, match="evaluate"):
+            prune(_resnet(), X, Keep(macs=0.5), evaluate=lambda _, v=value: v)  # type: ignore[misc, arg-type]
+    one = prune(_resnet(), X, Keep(macs=0.5), evaluate=lambda _: torch.tensor([0.5]))  # type: ignore[arg-type, return-value]
+    assert one.steps[-1].quality == 0.5
+
+
+def test_a_drop_of_exactly_the_bound_stays() -> None:
+    qualities = iter([0.9, 0.7, 0.88])  # 0.9 - 0.88 is slightly more than 0.02
+    found = prune(_resnet(), X, Keep(macs=0.5), evaluate=lambda _: next(qualities), max_drop=0.02)
+    assert found.stopped is None
+
+
+def test_scores_of_neurons_are_measured_again_in_every_step() -> None:
+    batches = [(X, torch.arange(3))]
+    found = prune(
+        _resnet(), X, Keep(macs=0.5), steps=2, importance=neuron_scores(lobster_scores(batches))
+    )
+    assert found.steps[-1].macs <= 0.5
+    fixed = lobster_scores(batches)(_resnet(), "neuron")
+    with pytest.raises(ConfigError, match="give a function of the model"):
+        prune(_resnet(), X, Keep(macs=0.5), steps=2, importance=neuron_scores(fixed))
+
+
+def test_a_dimension_that_loses_nearly_all_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="prune: step 1: .* loses"):
+        prune(_resnet(), X, Keep(channels=0.06), limits=LayerLimits(1))
+
+
 def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
     model = _resnet()
     for options, text in (
@@ -254,10 +406,22 @@ def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
         ({"reconstruction": "weights"}, "True, False or 'biases'"),
         ({"round_to": 0}, "round_to"),
         ({"importance": "l3"}, "not 'l3'"),
+        ({"round_to": 2.5}, "round_to"),
+        ({"importance": None}, "not None"),
+        ({"importance": lambda m, c: {"conv1": torch.ones(3)}}, "it has 16 channels"),
+        ({"importance": lambda m, c: None}, "returns a dict"),
         ({"exclude": ["layer9"]}, "no dimension or module"),
+        ({"exclude": [nn.Conv2d]}, "list of names"),
+        ({"amount": 0.5}, r"such as Keep\(macs=0.5\), not 0.5"),
+        ({"limits": 0.2}, "limits is a LayerLimits"),
+        ({"fit": 3}, "fit is a function"),
+        ({"evaluate": 0.9}, "evaluate is a function"),
+        ({"evaluate": lambda m: 0.9, "max_drop": "x"}, "max_drop is a drop"),
+        ({"calibration": X}, "put it into a list"),
+        ({"calibration": None}, "list of batches"),
     ):
         with pytest.raises(ConfigError, match=text):
-            prune(model, X, Keep(macs=0.5), **options)  # type: ignore[arg-type]
+            prune(model, X, **{"amount": Keep(macs=0.5), **options})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot be reached"):
         plan_channels(model, X, Keep(macs=0.001))
     with pytest.raises(ConfigError, match="a share to keep"):

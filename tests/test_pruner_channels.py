@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pair import begin
-from snello import simplify
+from snello import plan_of, simplify
 from snello.errors import ConfigError
+from snello.lab.models import CifarResNet
+from snello.neurons import dead_neurons, weighted_layers
 from snello.pruning import Cubic, OneShot, Pruner, Ratio
 from snello.pruning.channels import group_taylor, magnitude
+from snello.simplification import apply
+from zoo import ZOO
 
 
 class Residual(nn.Module):
@@ -165,3 +169,52 @@ def test_processes_with_other_batches_prune_what_one_with_all_of_them_prunes() -
     for rank, found in enumerate(together()):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], mask) for name, mask in expected.items()), rank
+
+
+NORMED = ("LayerNorm, GroupNorm",)
+"""Networks with norms over their channels: what they compute depends on the number of channels."""
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in NORMED])
+def test_half_of_the_channels_of_the_zoo_leave_it_alive_and_its_own_class(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = ZOO[name].build().double().eval(), torch.randn(ZOO[name].shapes[0]).double()
+    pruner = Pruner(
+        model, None, granularity="channel", amount=Ratio(0.5), schedule=OneShot(), example_inputs=x
+    )
+    plan = pruner.plan()
+    pruner.prune(plan)
+    assert all(row.after <= 0.9 * row.units for row in plan.layers)
+    lean = simplify(model, x, prefer="plain")
+    assert type(lean) is type(model), "no index operation"
+    with torch.no_grad():
+        y = model(x).flatten(1)
+        torch.testing.assert_close(lean(x).flatten(1), y, rtol=1e-9, atol=1e-12)
+    assert float((y[0] - y[1]).abs().max()) > 1e-9 * float(y.abs().max()), "depends on its input"
+    if name == "dead branch":  # it has dead neurons of its own, which only a graph can drop
+        return
+    assert not any(dead_neurons(layer).any() for layer in weighted_layers(lean).values())
+    shapes = [p.shape for p in simplify(model, x, prefer="bytes").parameters()]
+    assert [p.shape for p in lean.parameters()] == shapes
+
+
+def test_a_padded_shortcut_is_cut_without_index_operations_and_trains_on() -> None:
+    """Option A of the CIFAR ResNets: the sum of a narrow and a padded map."""
+    torch.manual_seed(0)
+    model, x = CifarResNet(8).double(), torch.randn(2, 3, 8, 8).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    batch = (x, torch.tensor([1, 2]))
+    step(model, optimizer, batch)
+    pruner = Pruner(
+        model, optimizer, granularity="channel", amount=Ratio(0.5), schedule=OneShot(),
+        example_inputs=x,
+    )  # fmt: skip
+    pruner.prune()
+    lean = simplify(model.eval(), x, optimizer=optimizer)
+    assert type(lean) is CifarResNet
+    assert plan_of(lean).representation == "module"  # type: ignore[union-attr]
+    twin = apply(plan_of(lean), model)  # type: ignore[arg-type]
+    assert torch.equal(twin(x), lean(x))
+    step(lean, optimizer, batch)
+    for value in (s["momentum_buffer"] for s in optimizer.state.values()):
+        assert value.shape in {p.shape for p in lean.parameters()}

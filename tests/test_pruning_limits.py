@@ -148,3 +148,8 @@ def test_a_plan_warns_of_layers_that_lose_nearly_everything() -> None:
 def test_impossible_limits_are_refused(bad: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bad()
+
+
+def test_layers_are_named_by_texts() -> None:
+    with pytest.raises(ConfigError, match="not by 1"):
+        LayerLimits(max_ratio={1: 0.5})  # type: ignore[dict-item]

@@ -93,16 +93,16 @@ def named(name: str, constant: bool) -> Shrunk:
 
 ZERO, CONSTANT = False, True
 LIMITS: dict[str, tuple[bool, ...]] = {
-    "input: two tensors, one shared encoder": (ZERO, CONSTANT),
+    "input: two tensors, one shared encoder": (CONSTANT,),
     "pad: cut off": (CONSTANT,),
     "pool: average with its own divisor": (CONSTANT,),
     "scalar: shape[1] as a number": (CONSTANT,),
     "scalar: width as a number": (ZERO, CONSTANT),
     "shape: groups and back": (ZERO, CONSTANT),
-    "shape: there and back": (ZERO, CONSTANT),
+    "shape: there and back": (CONSTANT,),
     "slice: getitem by half of the width": (ZERO, CONSTANT),
     "slice: one channel": (ZERO, CONSTANT),
-    "tokens: mixer": (ZERO, CONSTANT),
+    "tokens: mixer": (CONSTANT,),
 }
 """Cases that keep channels which could go, and whether where dead neurons are zero or constants;
 docs/simplify.md says why.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -144,3 +145,17 @@ def _differing(said: list[str]) -> str:
         f"the ranks do not do the same: rank {first} calls {texts[0]}, rank {other} calls {texts[1]}: give every rank "
         "the same options, and restore the same state"
     )
+
+
+def copy_from_first(tensors: Iterable[Tensor], group: Group = None) -> None:
+    """Overwrite tensors, in place, by those of the process of rank 0.
+
+    Every process of the group has to call it, with tensors of the same shapes.
+    """
+    if rank_and_size(group)[1] == 1:
+        return
+    device = device_of_group(group)
+    for tensor in tensors:
+        sent = tensor.detach().to(device).contiguous()
+        distributed.broadcast(sent, src=0, group=group)
+        tensor.detach().copy_(sent)

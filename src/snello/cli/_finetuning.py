@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from snello.errors import ConfigError
+
+from ._words import listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +38,10 @@ def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None
     parser.add_argument(
         "--distil", action="store_true", help="distil from the dense network while fine-tuning"
     )
+    parser.add_argument(
+        "--distil-features", default="", metavar="MODULES", help="modules whose outputs are to be "
+        "like those of the dense network while fine-tuning, comma-separated",
+    )  # fmt: skip
 
 
 def fine_tuning(
@@ -44,10 +53,14 @@ def fine_tuning(
     """Function that fine-tunes a network; None for zero epochs.
 
     Args:
-        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `augment`, `precision`, `seed`.
+        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `distil_features`, `augment`,
+            `precision`, `seed`.
         dense: the dense network, the teacher of a distillation.
         splits: the dataset.
         say: called after each epoch with a line on it.
+
+    Raises:
+        ConfigError: for values outside their range, and distillation without fine-tuning.
     """
     from snello.lab.training import FineTuning, finetune
     from snello.wrappers import copied
@@ -55,13 +68,21 @@ def fine_tuning(
     settings = FineTuning(
         epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,
         distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
-        precision=arguments.precision, seed=arguments.seed or 0,
+        features=tuple(listed(arguments.distil_features)), precision=arguments.precision,
+        seed=arguments.seed or 0,
     )  # fmt: skip
+    distils = bool(settings.distil or settings.features)
     if not settings.epochs:
+        if distils:
+            raise ConfigError("--distil works while fine-tuning: give --finetune=EPOCHS, too")
         return None
-    teacher = copied(dense).eval() if arguments.distil else None
+    teacher = copied(dense).eval() if distils else None
 
     def report(epoch: int, loss: float) -> None:
         say(f"  fine-tuning: epoch {epoch} of {settings.epochs}, loss {loss:.4f}")
 
-    return lambda network: finetune(network, splits, settings, teacher=teacher, report=report)
+    def fit(network: nn.Module) -> None:
+        finetune(network, splits, settings, teacher=teacher, report=report)
+
+    fit.settings = asdict(settings)  # type: ignore[attr-defined]  # a resumed run needs the same
+    return fit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,14 +36,15 @@ from ._words import listed
 if TYPE_CHECKING:
     import torch
 
+    from snello.pruning import LayerLimits
     from snello.pruning.channels import ChannelImportance, Keep
 
 HELP = "remove the least important channels of a trained network, and fine-tune the smaller network"
 EPILOG = (
     "example: snello prune model.pt --data=cifar10 --macs=0.5 --steps=5 --finetune=10 --out=lean.pt"
 )
-CALIBRATED = ("taylor", "fisher")
-"""Importances that are measured on batches: `group_taylor`, `group_fisher`."""
+CALIBRATED = ("taylor", "taylor-outputs", "fisher", "activation", "lobster", "serene")
+"""Importances that are measured on batches."""
 BATCH = 100
 
 
@@ -68,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reconstruct", nargs="?", const=True, default=False, choices=(True, "biases"),
         metavar="biases", help="fit the layers that used removed channels by least squares before "
         "fine-tuning; 'biases' shifts the biases alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-at-least", type=float, metavar="SHARE", help="smallest share of each dimension to keep; "
+        "default: 0.1",
     )  # fmt: skip
     parser.add_argument(
         "--max-drop", type=float, help="largest drop of the validation accuracy: 0.01 is one point"
@@ -97,13 +103,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
     from snello.lab.reporting import Table, pages, percent, progress
-    from snello.lab.training import check_fits, evaluate
+    from snello.lab.training import check_fits, evaluate, flag_of
     from snello.search.prune import prune
     from snello.store import check_loadable, save
 
     pages.check_libraries()
     out = check_model_file(arguments.out)
-    keep = _keep(arguments)
+    if arguments.file is not None and out.exists() and out.samefile(arguments.file):
+        raise ConfigError(f"--out={out}: this would replace the dense network; choose another file")
+    keep, limits = _keep(arguments), _limits(arguments)
     if arguments.branches and not arguments.measured:
         raise ConfigError("--branches needs --measured: branches have no score, they are measured")
     require_data(arguments, arguments.file, "prune needs data to measure on")
@@ -132,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,
-            exclude=listed(arguments.exclude), measured=arguments.measured,
+            exclude=listed(arguments.exclude), limits=limits, measured=arguments.measured,
             branches=arguments.branches, folder=arguments.folder,
             on_step=lambda step: step.step and line(  # the dense network is no step
                 f"step {step.step}: {step.macs:.3f} of the MACs, validation accuracy {step.quality:.4f}"
@@ -141,19 +149,24 @@ def run(arguments: argparse.Namespace) -> None:
     test = evaluate(found.model, loader(splits.test, splits, 500)).accuracy
     dense = evaluate(model, loader(splits.test, splits, 500)).accuracy
     save(out, found.model.cpu(), record, trust=named_code(arguments))
+    first, samples = found.steps[0].quality, len(splits.validation)
     rows = tuple(
         (str(s.step), percent(s.macs), percent(s.parameters), percent(s.cut or 0) if s.step else "",
-         percent(s.quality or 0))
+         percent(s.quality or 0),
+         flag_of(s.quality or 0, len(splits.classes), samples, dense=first, pruned=s.quality,
+                 max_drop=arguments.max_drop))
         for s in found.steps
     )  # fmt: skip
     branches = [name for step in found.steps for name in step.branches]
     note = (
-        f"Accuracy on {len(splits.validation)} validation images; on {len(splits.test)} test images "
+        f"Accuracy on {samples} validation images; on {len(splits.test)} test images "
         f"{percent(test)}, dense {percent(dense)}. "
         + (f"Without the branches of {', '.join(branches)}. " if branches else "")
         + (found.stopped or "")
     )
-    header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned")
+    if flag_of(test, len(splits.classes), len(splits.test)):
+        note += "Warning: the pruned network is at chance on the test images."
+    header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned", "Flag")
     title = f"{record.model.label} on {arguments.data}: channels pruned"
     table = Table(title, header, rows, note)
     page = pages.pruning_page(title, found, table, test, dense)
@@ -176,15 +189,29 @@ def _keep(arguments: argparse.Namespace) -> Keep:
     return Keep(**shares)
 
 
+def _limits(arguments: argparse.Namespace) -> LayerLimits:
+    from snello.pruning import LayerLimits
+
+    return LayerLimits(keep_at_least=arguments.keep_at_least)
+
+
 def _importance(
     arguments: argparse.Namespace, batches: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> str | ChannelImportance:
     from snello.pruning import channels
+    from snello.sensitivity import lobster_scores, serene_scores
 
     name = arguments.importance
-    if name in CALIBRATED:
-        measure: ChannelImportance = getattr(channels, f"group_{name}")(batches)
-        return measure
+    calibrated: dict[str, Callable[[], ChannelImportance]] = {
+        "taylor": lambda: channels.group_taylor(batches),
+        "taylor-outputs": lambda: channels.group_taylor(batches, of="outputs"),
+        "fisher": lambda: channels.group_fisher(batches),
+        "activation": lambda: channels.activation([images for images, _ in batches]),
+        "lobster": lambda: channels.neuron_scores(lobster_scores(batches)),
+        "serene": lambda: channels.neuron_scores(serene_scores(batches)),
+    }
+    if name in calibrated:
+        return calibrated[name]()
     if name not in channels.CHANNEL_IMPORTANCES:
         known = (*channels.CHANNEL_IMPORTANCES, *CALIBRATED)
         raise ConfigError(

@@ -16,7 +16,7 @@ from snello.neurons import LayerFilter, Masks, computed, is_weighted, named_tens
 from ._layers import prunable
 from ._limits import LayerLimits, protected
 from ._normalise import Normalise, comparable
-from .channels.importances import ChannelImportance, positive
+from .channels.importances import ChannelImportance, measured_scores
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ChannelUnits:
         Raises:
             ConfigError: for importances that are negative or not finite.
         """
-        given = positive(importance(model, self.coupling))
+        given = measured_scores(importance, model, self.coupling)
         live = {
             name: given[name].masked_fill(self._dead(dimension), 0)
             for name, dimension in self.layers.items()

@@ -181,12 +181,12 @@ def chosen_importance(given: str | Chosen, known: Mapping[str, Chosen]) -> Chose
     Raises:
         ConfigError: for an unknown name, with those that exist.
     """
-    if not isinstance(given, str):
+    if not isinstance(given, str) and callable(given):
         return given
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         raise ConfigError(
             f"importance is a function or one of {', '.join(known)}, not {given!r}"
-            f"{nearest(given, known)}"
+            f"{nearest(given, known) if isinstance(given, str) else ''}"
         )
     return known[given]
 

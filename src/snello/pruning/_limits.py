@@ -43,6 +43,8 @@ class LayerLimits:
         by_layer = isinstance(self.max_ratio, Mapping)
         ratios: Mapping[str, Any] = self.max_ratio if by_layer else {"": self.max_ratio}  # type: ignore[assignment]
         for name, ratio in ratios.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"max_ratio names layers by a text, not by {name!r}")
             if not _is_number(ratio) or not 0 <= ratio <= 1:
                 where = f" of layer {name!r}" if by_layer else ""
                 raise ConfigError(f"max_ratio{where} is a share: a number in [0, 1], not {ratio!r}")

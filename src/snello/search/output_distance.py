@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from snello.graph import Example, Inputs, evaluation
 from snello.pruning.recovery import recalibrate
-from snello.search.rate import distance, float_tensors
 from snello.wrappers import copied
+
+from .rate import distance, float_tensors
 
 
 class OutputDistance:

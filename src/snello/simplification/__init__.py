@@ -16,11 +16,11 @@ removed, but the result is correct. The subpackages and modules, from the bottom
 - `ops`: the rules of operations, a public registry ([`rule_for`][snello.simplification.rule_for]);
 - `bypasses`: ways to skip channels that are not constant;
 - `runtime`: the modules inside a lean network;
-- `passes`: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of
+- `passes`: match, constants, liveness, layout, widen, overwrite, lower, report, coupled; for a result of
   the model's own class also without_edits and attributes;
 - `rewrite`: applies a plan to a model; no other part edits graphs or weights;
-- `cost`, `verify`, `batchnorm`, `simplify`: cost models, the check in float64, folding of
-  BatchNorm, and the sequence of all steps.
+- `cost`, `verify`, `candidate`, `batchnorm`, `simplify`: cost models, the check in float64, a way
+  to simplify a model, folding of BatchNorm, and the sequence of all steps.
 
 This package may import `snello.graph`, `snello.neurons` and `snello.errors`. To add the rule
 of an operation, see [`rule_for`][snello.simplification.rule_for]; for a rule of snello's own, add
@@ -39,6 +39,7 @@ from .ir.plan import LayerPlan as LayerPlan
 from .ir.plan import SimplificationPlan as SimplificationPlan
 from .ops.registry import register_rule as register_rule
 from .ops.registry import rule_for as rule_for
+from .passes.coupled import coupled_plan as coupled_plan
 from .rewrite import apply as apply
 from .rewrite import plan_of as plan_of
 from .simplify import make_plan as make_plan

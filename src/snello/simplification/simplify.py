@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from snello.errors import ConfigError, ModelError, SimplifyError
+from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
@@ -18,12 +18,13 @@ from snello.wrappers import copied, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
 from .agreement import Agreement, agreement
+from .candidate import Candidate, has_dead_neurons, holds, not_verifiable, stored
 from .cost import CostModel, PlainCost, cost_model
-from .ir.channels import Layout
 from .ir.edits import Pick, SetNumber
 from .ir.plan import SimplificationPlan
 from .passes.attributes import Values, attributes
 from .passes.constants import constants
+from .passes.coupled import coupled_plan, zero_channels
 from .passes.facts import Arrangement
 from .passes.faults import fault, mirrored_widths
 from .passes.head_dimensions import head_dimensions
@@ -36,8 +37,7 @@ from .passes.refused import RuleError
 from .passes.report import left_alone, unreached
 from .passes.widen import round_up, widen
 from .passes.without_edits import without_edits
-from .rewrite import apply, plan_of, rebind, sharing_parameters, write_values
-from .verify import compare, verify
+from .rewrite import apply, plan_of, rebind, sharing_parameters
 
 
 def simplify(
@@ -98,12 +98,12 @@ def simplify(
     # A copy even if the model is in float64: some models store values for the size of an input.
     reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
-    chosen = next((c for c in candidates if _holds(c, reference, inputs)), None)
+    chosen = next((c for c in candidates if holds(c, reference, inputs)), None)
     if chosen is None:
-        raise _not_verifiable(reference, inputs)
+        raise not_verifiable(reference, inputs)
     lean = chosen.build(source)
     plan = chosen.plan
-    if _stored(lean) > _stored(source):  # folded constants can take more than small neurons
+    if stored(lean) > stored(source):  # folded constants can take more than small neurons
         plan = _left_as_it_is(plan, "it would only have grown")
         lean = apply(plan, source)
     lean.train(model.training)
@@ -136,77 +136,9 @@ def _checked_model(model: nn.Module, what: str) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A way to simplify a model.
-
-    Attributes:
-        plan, values: the plan, and the values of the folded constants.
-        layouts, axes: layout of each node in the lean model, and the axis of its channels, for
-            error messages; empty for the representation "module".
-    """
-
-    plan: SimplificationPlan
-    values: Mapping[str, Tensor]
-    layouts: Mapping[fx.Node, Layout] = field(default_factory=dict)
-    axes: Mapping[fx.Node, int] = field(default_factory=dict)
-
-    def build(self, original: nn.Module) -> nn.Module:
-        """Make the lean model."""
-        lean = apply(self.plan, original)
-        write_values(lean, self.values)
-        return lean
-
-
-def _holds(candidate: _Candidate, reference: nn.Module, inputs: Inputs) -> bool:
-    """True if the outputs of a candidate agree with those of the original.
-
-    Raises:
-        SimplifyError: if those of a captured graph differ: it is the last candidate.
-    """
-    if candidate.plan.representation == "graph":
-        try:
-            verify(reference, candidate.build(reference), candidate.layouts, candidate.axes, inputs)
-        except SimplifyError:
-            raise
-        except Exception:  # an index that does not fit another size: the model's own forward may
-            return False
-        return True
-    try:
-        compare(
-            reference,
-            candidate.build(reference),
-            inputs,
-            "narrowed outputs",
-            lambda _: "the output",
-            decisions=True,
-        )
-    except Exception:  # the model's own code may raise anything on narrower tensors
-        return False
-    return True
-
-
-def _not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
-    """The error for a model whose unchanged copy does not have the same outputs."""
-    name = type(reference).__name__
-    try:
-        compare(reference, reference, inputs, "outputs", lambda _: "the output", decisions=True)
-    except SimplifyError:
-        return ModelError(
-            f"{name} gives other outputs each time it runs in evaluation mode, so that no change of "
-            "it can be verified. A usual cause is that forward() draws random numbers."
-        )
-    except Exception as error:  # whatever an operation raises that has no float64
-        reason = str(error).partition("\n")[0]
-        return ModelError(
-            f"{name} does not run in float64, in which its outputs are verified: {reason}"
-        )
-    return ModelError(f"{name} computes something else once it is copied: it cannot be verified")
-
-
 def _candidates(
     model: nn.Module, inputs: Inputs, cost: CostModel, round_to: int, keep_class: bool
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     """Ways to simplify a model, best first.
 
     The last one has the outputs of the original for every model that can be verified.
@@ -225,7 +157,9 @@ def _candidates(
     run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
         why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
-        for candidate in _of_own_class(run):
+        own_class = list(_of_own_class(run))
+        yield from _narrower(run, own_class[0])
+        for candidate in own_class:
             yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
@@ -237,12 +171,47 @@ def _candidates(
     if not run.unreached:
         mirrored = attributes(model, run.facts, decision.plan)
         if mirrored is not None:
-            for candidate in run.with_narrower_heads(_as_module(decision, mirrored)):
+            narrow = _as_module(decision, mirrored)
+            if has_dead_neurons(narrow, model):
+                yield from _narrower(run, narrow)
+            for candidate in run.with_narrower_heads(narrow):
                 yield _because(candidate, "narrower layers are all that changes")
-    lean = _Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    lean = Candidate(decision.plan, decision.values, arrangement.layouts, run.facts.axes)
+    yield from _narrower(run, lean, equal=True)
     yield _because(lean, run.why_graph(decision.plan))
     for candidate in _of_own_class(other):
         yield _because(candidate, "the lean graph does not run at every size that the model takes")
+
+
+def _narrower(run: _Passes, other: Candidate, *, equal: bool = False) -> Iterator[Candidate]:
+    """The model's own class without the coupled channels that are zero, if it is the smaller one.
+
+    Args:
+        run: the passes on the model.
+        other: the candidate to compare it with.
+        equal: whether one of the same size is a candidate, too.
+    """
+    if (
+        run.refused
+        or run.round_to > 1
+        or (run.base is not None and run.base.representation == "graph")
+    ):
+        return
+    try:
+        groups, removed = zero_channels(run.model, run.inputs)
+        if not removed:
+            return
+        plan = coupled_plan(run.model, groups, removed, run.inputs, run.base)
+    except (ModelError, ConfigError):  # the coupling has no rule, or all of an axis would go
+        return
+    plan = replace(plan, domain=run.domain, constants=_checked(run.graph.constants))
+    found = _because(Candidate(plan, {}), "coupled channels are zero in all that uses them")
+    try:
+        sizes = [stored(candidate.build(run.model)) for candidate in (found, other)]
+    except Exception:  # as in `holds`
+        return
+    if sizes[0] < sizes[1] or (equal and sizes[0] == sizes[1]):
+        yield found
 
 
 _ATTEMPTS = 8
@@ -259,11 +228,11 @@ def _kept(plan: SimplificationPlan) -> int:
     return sum(len(x.kept_outputs) * len(x.kept_inputs) for x in plan.layers.values())
 
 
-def _because(candidate: _Candidate, reason: str) -> _Candidate:
+def _because(candidate: Candidate, reason: str) -> Candidate:
     return replace(candidate, plan=replace(candidate.plan, reason=reason))
 
 
-def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
+def _of_own_class(run: _Passes) -> Iterator[Candidate]:
     """Ways to simplify a model without a change to its forward."""
     # A recorded graph has literal sizes where the code may compute them. First assume that it does;
     # verification shows whether that is right.
@@ -282,12 +251,12 @@ def _of_own_class(run: _Passes) -> Iterator[_Candidate]:
     if not decision.plan.edits:
         yield from run.with_narrower_heads(_as_module(decision))
     whole = _left_as_it_is(decision.plan, "its forward does not take narrower layers")
-    yield _Candidate(replace(whole, representation="module"), {})
+    yield Candidate(replace(whole, representation="module"), {})
 
 
-def _as_module(decision: Decision, attributes: Values | None = None) -> _Candidate:
+def _as_module(decision: Decision, attributes: Values | None = None) -> Candidate:
     plan = replace(decision.plan, edits=(), representation="module", attributes=attributes or {})
-    return _Candidate(plan, decision.values)
+    return Candidate(plan, decision.values)
 
 
 class _Passes:
@@ -323,7 +292,7 @@ class _Passes:
             lambda arrangement: without_edits(self.facts, arrangement, self._lower, kinds)
         )
 
-    def with_narrower_heads(self, candidate: _Candidate) -> Iterator[_Candidate]:
+    def with_narrower_heads(self, candidate: Candidate) -> Iterator[Candidate]:
         """A candidate of the model's own class, after the same with narrower heads of attention."""
         found = head_dimensions(
             self.model, self.facts, self.inputs, candidate.plan, candidate.values
@@ -332,7 +301,7 @@ class _Passes:
             yield replace(candidate, plan=found[0], values=found[1])
         yield candidate
 
-    def mended(self) -> Iterator[_Candidate]:
+    def mended(self) -> Iterator[Candidate]:
         """A candidate of the model's own class whose forward runs, if it did not do so before.
 
         Attributes of the module at fault take the width that it is given. If that does not help,
@@ -448,8 +417,3 @@ def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
 def _is_double(model: nn.Module) -> bool:
     tensors = (*model.parameters(), *model.buffers())
     return all(x.dtype is torch.float64 for x in tensors if x.is_floating_point())
-
-
-def _stored(model: nn.Module) -> int:
-    """Number of elements in the model's `state_dict`."""
-    return sum(value.numel() for value in model.state_dict().values())

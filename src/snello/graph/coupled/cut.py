@@ -68,7 +68,7 @@ def zeroed(model: M, coupling: Coupling, removed: Removed) -> M:
     tensors = named_tensors(masked)
     with torch.no_grad():
         for (name, axis), gone in removed_slices(coupling, removed).items():
-            index = torch.tensor(sorted(gone), device=tensors[name].device)
+            index = torch.tensor(sorted(gone), dtype=torch.long, device=tensors[name].device)
             tensors[name].index_fill_(axis, index, 0)
     return masked
 

@@ -14,7 +14,7 @@ from torch import nn
 from snello.errors import ConfigError
 from snello.integrations import scores_of
 from snello.lab.datasets import Splits, loader
-from snello.pruning.recovery import distillation
+from snello.pruning.recovery import FeatureDistillation, distillation
 
 from ._descent import descend
 
@@ -32,6 +32,9 @@ class FineTuning:
         distil: weight of the distillation loss against the dense network, in [0, 1]; the
             cross-entropy has the weight 1 - distil.
         temperature: softmax temperature of the distillation.
+        features: names of modules whose attention maps are to be like the dense network's; see
+            [`FeatureDistillation`][snello.pruning.recovery.FeatureDistillation].
+        feature_weight: weight of that distance, positive.
         augment: "crop-flip" or "none".
         precision: "32", or "bf16" for torch.autocast in bfloat16.
         limit: number of training images; None: all.
@@ -48,6 +51,8 @@ class FineTuning:
     warmup: float = 0.05
     distil: float = 0.0
     temperature: float = 4.0
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1000.0
     augment: Literal["none", "crop-flip"] = "crop-flip"
     precision: Literal["32", "bf16"] = "32"
     limit: int | None = None
@@ -60,6 +65,8 @@ class FineTuning:
             raise ConfigError(f"the learning rate must be positive, not {self.lr}")
         if not 0 <= self.distil <= 1:
             raise ConfigError(f"distil is a weight in [0, 1], not {self.distil}")
+        if not self.feature_weight > 0:
+            raise ConfigError(f"feature_weight must be positive, not {self.feature_weight}")
 
 
 def finetune(
@@ -83,11 +90,12 @@ def finetune(
         The same network, in evaluation mode.
 
     Raises:
-        ConfigError: if `distil` is positive without a teacher.
+        ConfigError: if `distil` is positive, or `features` are named, without a teacher.
         DivergenceError: if the loss becomes NaN or infinite.
     """
-    if settings.distil and teacher is None:
+    if (settings.distil or settings.features) and teacher is None:
         raise ConfigError("distil needs a teacher: pass the network before pruning as teacher=")
+    alike = _features(model, teacher, settings)
     device = next(model.parameters()).device
     batches = loader(
         splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
@@ -106,13 +114,28 @@ def finetune(
     def measure(batch: Any) -> tuple[torch.Tensor, int]:
         images, labels = _laid_out(batch[0].to(device)), batch[1].to(device)
         with _autocast(settings, device):
-            return _loss(scores_of(model(images)), images, labels, settings, teacher), len(labels)
+            loss = _loss(scores_of(model(images)), images, labels, settings, teacher)
+            if alike is not None:
+                loss = loss + settings.feature_weight * alike.loss()
+            return loss, len(labels)
 
-    descend(
-        model, batches, optimizer, schedule, settings.epochs, measure, end=report,
-        where=" of fine-tuning;",
-    )  # fmt: skip
+    try:
+        descend(
+            model, batches, optimizer, schedule, settings.epochs, measure, end=report,
+            where=" of fine-tuning;",
+        )  # fmt: skip
+    finally:
+        if alike is not None:
+            alike.remove()
     return model.eval()
+
+
+def _features(
+    model: nn.Module, teacher: nn.Module | None, settings: FineTuning
+) -> FeatureDistillation | None:
+    if teacher is None or not settings.features:
+        return None
+    return FeatureDistillation(model, teacher, list(settings.features))
 
 
 def _loss(
@@ -124,10 +147,12 @@ def _loss(
 ) -> torch.Tensor:
     outputs = outputs.float()
     hard = F.cross_entropy(outputs, labels)
-    if teacher is None or not settings.distil:
+    if teacher is None:
         return hard
-    with torch.no_grad():
+    with torch.no_grad():  # it runs for its features, too
         wanted = scores_of(teacher(images)).float()
+    if not settings.distil:
+        return hard
     soft = distillation(outputs, wanted, temperature=settings.temperature)
     return settings.distil * soft + (1 - settings.distil) * hard
 

@@ -33,9 +33,9 @@ from .importances import group_fisher as group_fisher
 from .importances import group_taylor as group_taylor
 from .importances import importance_of as importance_of
 from .importances import magnitude as magnitude
+from .importances import measured_scores as measured_scores
 from .importances import neuron_scores as neuron_scores
 from .importances import norm_scale as norm_scale
-from .importances import positive as positive
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [

@@ -17,7 +17,7 @@ from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
 
 from ._size import Size, SizeModel
-from .importances import ChannelImportance, importance_of, positive
+from .importances import ChannelImportance, importance_of, measured_scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Keep:
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
         for name, share in given.items():
-            if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
                 raise ConfigError(f"Keep({name}={share!r}): a share to keep, in (0, 1]")
         if not given:
             raise ConfigError("Keep(): give macs=, parameters= or channels=, a share in (0, 1]")
@@ -154,8 +154,8 @@ def plan_channels(
         exclude: names of dimensions that keep their width, or of modules: all dimensions that the
             module writes, scales or reads.
         groups: the coupling of the model if it is known already; else it is computed.
-        widths: dimension -> width before any pruning, which the shares in `limits` refer to;
-            default: the present widths.
+        widths: dimension -> width before any pruning, which the shares in `limits` and of
+            `Keep(channels=...)` refer to; default: the present widths.
 
     Returns:
         The plan.
@@ -221,9 +221,10 @@ def checked_scores(
     Raises:
         ConfigError: as `plan_channels`.
     """
-    if round_to < 1:
-        raise ConfigError(f"round_to: must be at least 1, not {round_to}")
-    scores = positive(importance_of(importance)(model, groups))
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    scores = measured_scores(importance_of(importance), model, groups)
     _check_names(groups, exclude)
     scores = {name: score for name, score in scores.items() if not excluded(groups, name, exclude)}
     if not scores:
@@ -288,7 +289,8 @@ class _Choice:
         values = torch.cat(ranked) if ranked else torch.empty(0)
         owner = torch.cat(owners) if owners else torch.empty(0, dtype=torch.long)
         self._turns = owner[values.argsort(stable=True)]
-        self._total = sum(len(score) for score in scores.values())
+        self._present = sum(len(score) for score in scores.values())
+        self._dense = sum(widths.get(name, len(score)) for name, score in scores.items())
 
     @property
     def most(self) -> int:
@@ -307,8 +309,8 @@ class _Choice:
         return found
 
     def share_left(self, removed: Mapping[str, tuple[int, ...]]) -> float:
-        """Share of all channels that is kept."""
-        return 1 - sum(map(len, removed.values())) / self._total
+        """Share of all channels before any pruning that is kept."""
+        return (self._present - sum(map(len, removed.values()))) / self._dense
 
     def _up(self, width: int, whole: int) -> int:
         """A least width, rounded up to a multiple."""

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, DataError
+from snello.errors import ConfigError, DataError, nearest
 from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Member
-from snello.neurons import is_batchnorm, named_tensors, qualified
+from snello.neurons import is_batchnorm, is_weighted, named_tensors, neuron_count, qualified
 from snello.processes import sum_on_cpu
 from snello.pruning._importance import chosen_importance
+
+from ._outputs import channels_last, output_products, writers
 
 Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
@@ -78,20 +80,39 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
     return found
 
 
-def group_taylor(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+def group_taylor(
+    batches: Iterable[Batch],
+    loss: Loss | None = None,
+    *,
+    of: Literal["weights", "outputs"] = "weights",
+    reduce: Reduce = "sum",
+) -> ChannelImportance:
     r"""First-order change of the loss: $\sum_m |\sum_{w \in m} w\,\partial L/\partial w|$.
 
     The inner sum is over the slice of one parameter, the outer one over the members. The scores are
-    means over batches, with the model in evaluation mode.
+    means over batches, with the model in evaluation mode. Of outputs, the score is
+    $\sum_l \frac{1}{B} \sum_b |\sum_p a_{lbp}\,\partial L_b/\partial a_{lbp}|$ with the outputs a of
+    the layers l that write the channel, samples b and positions p.
 
     Args:
         batches: calibration data, pairs of inputs and targets.
         loss: function of outputs and targets; default: cross-entropy.
+        of: "weights", or "outputs" of the Linear and convolution layers that write a channel; the
+            loss must then be a mean over samples.
+        reduce: reduction over the members; "sum" is the change of the loss.
 
     Source: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8;
-    by group: Fang et al., "DepGraph", CVPR 2023.
+    of outputs: Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference", ICLR 2017, eq. 8; by group: Fang et al., "DepGraph", CVPR 2023.
     """
-    return _gradient_scores(batches, loss, lambda product: product.abs())
+    _check_reduce(reduce)
+    if of not in ("weights", "outputs"):
+        raise ConfigError(f"group_taylor: of is 'weights' or 'outputs', not {of!r}")
+    if of == "outputs":
+        scores = _output_scores(batches, loss, reduce)
+    else:
+        scores = _gradient_scores(batches, loss, torch.abs, reduce=reduce)
+    return _called(scores, f"group_taylor of {of}, {reduce}")
 
 
 def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
@@ -107,41 +128,35 @@ def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelI
 
     Source: Liu et al., "Group Fisher pruning for practical network compression", ICML 2021, eq. 8.
     """
-    return _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
+    scores = _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
+    return _called(scores, "group_fisher")
 
 
-def activation(batches: Iterable[Any]) -> ChannelImportance:
+def activation(batches: Iterable[Any], reduce: Reduce = "mean") -> ChannelImportance:
     """Mean absolute output of the modules that write a channel, each divided by its own mean.
 
     Args:
         batches: inputs without targets.
+        reduce: reduction over the modules.
 
     Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
     inference", ICLR 2017, section 2.2, "activation".
     """
 
+    _check_reduce(reduce)
+
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
-        owners = {
-            name.rpartition(".")[0]: axis
-            for dimension in coupling.free
-            for name, axis in ((m.name, m.axis) for m in dimension.members if m.role == "write")
-            if name.endswith("weight")
-        }
         sums: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-                axis = -1 if isinstance(module, nn.Linear) else 1
-                means = output.detach().abs().transpose(axis, -1).flatten(0, -2).double().mean(0)
+                values = channels_last(module, output.detach().abs())
+                means = values.flatten(0, -2).double().mean(0)
                 sums[name] = sums.get(name, torch.zeros_like(means)) + means
 
             return hook
 
-        handles = [
-            model.get_submodule(name).register_forward_hook(keep(name))
-            for name in owners
-            if isinstance(model.get_submodule(name), (nn.Linear, nn.modules.conv._ConvNd))
-        ]
+        handles = [m.register_forward_hook(keep(name)) for name, m in writers(model, coupling)]
         try:
             _run_all(model, batches)
         finally:
@@ -149,21 +164,49 @@ def activation(batches: Iterable[Any]) -> ChannelImportance:
                 handle.remove()
         sums = {name: sum_on_cpu(total) for name, total in sums.items()}
         scaled = {name: total / total.mean().clamp_min(1e-30) for name, total in sums.items()}
-        return _of_writers(coupling, scaled)
+        return _of_writers(coupling, scaled, reduce)
 
-    return scores
+    return _called(scores, f"activation, {reduce}")
 
 
-def neuron_scores(scores: Mapping[str, Tensor]) -> ChannelImportance:
-    """Scores of channels from scores of neurons, such as SeReNe's: the mean over the writers.
+def neuron_scores(
+    scores: Mapping[str, Tensor] | Callable[[nn.Module, Any], Mapping[str, Tensor]],
+    reduce: Reduce = "mean",
+) -> ChannelImportance:
+    """Scores of channels from scores of neurons, such as SeReNe's, reduced over the writers.
 
     Args:
-        scores: layer name -> score of each neuron, shape `(neurons,)`, as returned by the
-            functions of [`snello.sensitivity.serene_scores`][] and `lobster_scores` for the
-            granularity "neuron". The scores of each layer are divided by their mean.
+        scores: layer name -> score of each neuron, shape `(neurons,)`; or a function of model and
+            granularity that returns them, such as [`snello.sensitivity.serene_scores`][] and
+            `lobster_scores` make: it is called again on the narrower network of every step. The
+            scores of each layer are divided by their mean.
+        reduce: reduction over the layers that write a channel.
+
+    Raises:
+        ConfigError: when called, if a layer has another number of neurons, such as in the second
+            step of a pruning with scores of the first.
     """
-    scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
-    return lambda model, coupling: _of_writers(coupling, scaled)
+    _check_reduce(reduce)
+
+    def measure(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        found = scores if isinstance(scores, Mapping) else scores(model, "neuron")
+        layers = dict(model.named_modules(remove_duplicate=False))
+        for name, value in found.items():
+            if name not in layers:
+                raise ConfigError(
+                    f"neuron_scores: {type(model).__name__} has no layer {name!r}"
+                    f"{nearest(name, layers)}"
+                )
+            if is_weighted(layers[name]) and len(value) != neuron_count(layers[name]):
+                raise ConfigError(
+                    f"neuron_scores: {len(value)} scores for layer {name!r}, which has "
+                    f"{neuron_count(layers[name])} neurons; give a function of the model, such as "
+                    "serene_scores(batches), so that each step measures its own network"
+                )
+        scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in found.items()}
+        return _of_writers(coupling, scaled, reduce)
+
+    return _called(measure, f"neuron_scores, {reduce}")
 
 
 def random(seed: int = 0) -> ChannelImportance:
@@ -189,15 +232,29 @@ def importance_of(given: str | ChannelImportance) -> ChannelImportance:
     return chosen_importance(given, CHANNEL_IMPORTANCES)
 
 
-def positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def measured_scores(
+    importance: ChannelImportance, model: nn.Module, coupling: Coupling
+) -> dict[str, Tensor]:
     """Scores as float64 on the CPU, raised above zero, because zero means pruned.
 
     Raises:
-        ConfigError: for scores that are negative or not finite.
+        ConfigError: for scores that are negative or not finite, of a dimension that does not exist,
+            or of another number of channels.
     """
+    scores = importance(model, coupling)
+    if not isinstance(scores, Mapping):
+        raise ConfigError(
+            "an importance of channels returns a dict, name of a dimension -> scores, not a "
+            f"{type(scores).__name__}"
+        )
     found = {}
     for name, score in scores.items():
-        value = score.detach().double().cpu()
+        value = torch.as_tensor(score).detach().double().cpu()
+        if value.shape != (coupling[name].width,):
+            raise ConfigError(
+                f"the scores of dimension {name!r} have shape {tuple(value.shape)}; it has "
+                f"{coupling[name].width} channels"
+            )
         if not torch.isfinite(value).all() or bool((value < 0).any()):
             raise ConfigError(f"the scores of dimension {name!r} must be finite and not negative")
         found[name] = value.clamp_min(torch.finfo(torch.float64).tiny)
@@ -209,6 +266,7 @@ def _gradient_scores(
     loss: Loss | None,
     each: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = "sum",
 ) -> ChannelImportance:
     """Importance from the products `w dL/dw`, summed over the slice of each channel.
 
@@ -217,6 +275,7 @@ def _gradient_scores(
         loss: function of outputs and targets; None for cross-entropy.
         each: applied to the sum over the slice of each parameter.
         whole: applied to the sum over all parameters; None for the identity.
+        reduce: reduction over the parameters.
     """
     measure: Loss = loss or _cross_entropy
 
@@ -234,7 +293,7 @@ def _gradient_scores(
             by_name = dict(zip(names, products, strict=True))
             for name, members in used.items():
                 own = [each(m.sums(by_name[m.name])) for m in members]
-                summed = torch.stack([value.cpu().double() for value in own]).sum(0)
+                summed = _reduced(torch.stack([value.cpu().double() for value in own]), reduce)
                 totals[name] = totals[name] + (whole(summed) if whole else summed)
         count = int(sum_on_cpu(torch.tensor(count)))
         if not count:
@@ -242,6 +301,36 @@ def _gradient_scores(
         return {n: sum_on_cpu(total) / count for n, total in totals.items()}
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
+    return scores
+
+
+def _output_scores(
+    batches: Iterable[Batch], loss: Loss | None, reduce: Reduce
+) -> ChannelImportance:
+    """Importance from the products `a dL/da` of the outputs of the layers that write a channel."""
+    measure: Loss = loss or _cross_entropy
+
+    def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        layers = dict(writers(model, coupling))
+        sums = {n: torch.zeros(neuron_count(m), dtype=torch.float64) for n, m in layers.items()}
+        count = 0
+        for batch in batches:
+            count += 1
+            for name, products in output_products(model, layers, batch, measure).items():
+                sums[name] += products
+        count = int(sum_on_cpu(torch.tensor(count)))
+        if not count:
+            raise DataError("there is no batch to calibrate the scores on")
+        means = {name: sum_on_cpu(total) / count for name, total in sums.items()}
+        return _of_writers(coupling, means, reduce)
+
+    scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
+    return scores
+
+
+def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
+    """The function under a name that tells it apart in the settings of a folder."""
+    scores.__qualname__ = name
     return scores
 
 
@@ -294,7 +383,9 @@ def _by_dimension(
     return found
 
 
-def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _of_writers(
+    coupling: Coupling, by_layer: Mapping[str, Tensor], reduce: Reduce = "mean"
+) -> dict[str, Tensor]:
     found = {}
     for dimension in coupling.free:
         own = [
@@ -305,7 +396,7 @@ def _of_writers(coupling: Coupling, by_layer: Mapping[str, Tensor]) -> dict[str,
             and len(by_layer[layer]) >= member.span
         ]
         if own:
-            found[dimension.name] = torch.stack(own).mean(0)
+            found[dimension.name] = _reduced(torch.stack(own), reduce)
     return found
 
 

@@ -68,7 +68,8 @@ class FeatureDistillation:
         channels_last: whether channels are on the last axis.
 
     Raises:
-        ConfigError: for a name that one of the networks does not have.
+        ConfigError: for a name that one of the networks does not have, and when a network runs,
+            for an output that is no tensor or has no positions.
 
     Source: Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2, with
     p = 2, https://arxiv.org/abs/1612.03928.
@@ -148,5 +149,10 @@ class _Keep:
         if not isinstance(output, Tensor):
             raise ConfigError(
                 f"FeatureDistillation: {self._name!r} gives a {type(output).__name__}, not a tensor"
+            )
+        if output.dim() < 3:
+            raise ConfigError(
+                f"FeatureDistillation: {self._name!r} gives a shape of {tuple(output.shape)}; name "
+                "layers whose outputs have positions, such as those before pooling"
             )
         self._seen[self._name] = output

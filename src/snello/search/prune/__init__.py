@@ -8,9 +8,9 @@
 """
 
 from ._as_plan import as_plan as as_plan
-from ._prune import Pruned as Pruned
-from ._prune import PruningStep as PruningStep
 from ._prune import prune as prune
+from ._step import Pruned as Pruned
+from ._step import PruningStep as PruningStep
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = ["Pruned", "PruningStep", "prune"]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from torch import nn
 
 from snello.graph import Example, Inputs
-from snello.graph.coupled.cut import kept_indices, removed_slices, shortened
-from snello.neurons import named_tensors
 from snello.pruning.channels import ChannelPlan
-from snello.simplification import SimplificationPlan, plan_of
-from snello.simplification.ir.plan import Slice
+from snello.simplification import SimplificationPlan, coupled_plan, plan_of
 
 
 def as_plan(model: nn.Module, channels: ChannelPlan, example: Example) -> SimplificationPlan:
@@ -23,22 +18,5 @@ def as_plan(model: nn.Module, channels: ChannelPlan, example: Example) -> Simpli
         channels: the channels to remove.
         example: example inputs of the network.
     """
-    tensors = named_tensors(model)
-    slices: dict[str, tuple[Slice, ...]] = defaultdict(tuple)
-    for (name, axis), gone in removed_slices(channels.coupling, channels.removed).items():
-        kept = kept_indices(name, axis, tensors[name].shape[axis], gone)
-        slices[name] += (Slice(axis, tuple(kept)),)
-    attributes: dict[str, int | tuple[int, ...]] = {}
-    sizes = removed_slices(channels.coupling, channels.removed, sizes=True)
-    for (name, position), gone in sizes.items():
-        owner, _, attribute = name.rpartition(".")
-        value = attributes.get(name, getattr(model.get_submodule(owner), attribute))
-        attributes[name] = shortened(value, position, len(gone))
-    return SimplificationPlan(
-        input_shapes=Inputs.of(example).shapes,
-        parameters=dict(slices),
-        attributes=attributes,
-        left_alone={d.name: d.pinned for d in channels.coupling.dimensions if d.pinned},
-        representation="module",
-        base=plan_of(model),
-    )
+    inputs = Inputs.of(example)
+    return coupled_plan(model, channels.coupling, channels.removed, inputs, plan_of(model))

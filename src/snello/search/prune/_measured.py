@@ -99,7 +99,7 @@ def choose_measured(
         least = max(own.least(name, widths.get(name, len(score)), "neuron"), round_to)
         part = round_to if round_to > 1 else max(1, len(score) // PARTS)
         moves.append(_Narrower(name, tuple(score.argsort(stable=True).tolist()), part, least))
-    sizes = _Sizes(model, found, example, keep, known)
+    sizes = _Sizes(model, found, example, keep, known, widths)
     search = _Search(model, found, sizes, OutputDistance(model, tuple(_first(calibration))))
     state = search.run(moves)
     removed = {n: gone for n, gone in state.removed.items() if n not in sizes.inside(state)}
@@ -156,6 +156,7 @@ class _Sizes:
         example: Example,
         keep: Keep,
         branches: Sequence[Branch],
+        widths: Mapping[str, int],
     ) -> None:
         self._model, self._keep, self._groups = SizeModel(model, groups, example), keep, groups
         self.dense = self._model({})
@@ -163,7 +164,9 @@ class _Sizes:
             branch.name: {d.name for d in groups.dimensions if set(d.writers) <= branch.within}
             for branch in branches
         }
-        self._channels = sum(d.width for d in groups.free)
+        self._present = sum(d.width for d in groups.free)
+        # The share of channels is that of the network before any pruning.
+        self._channels = sum(widths.values()) or self._present
 
     def __call__(self, state: _State) -> Size:
         gone = frozenset().union(*(branch.within for branch in state.branches))
@@ -183,7 +186,7 @@ class _Sizes:
         shares = {
             "macs": size.macs / max(self.dense.macs, 1),
             "parameters": size.parameters / self.dense.parameters,
-            "channels": 1 - lost / max(self._channels, 1),
+            "channels": (self._present - lost) / max(self._channels, 1),
         }
         over = [
             shares[name] - bound for name, bound in vars(self._keep).items() if bound is not None

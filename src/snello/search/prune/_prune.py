@@ -2,82 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import nn
 
 from snello.errors import ConfigError, ModelError
-from snello.files import write_text
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, coupling
+from snello.processes import copy_from_first, device_of_group, mean_over_processes, meet
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
 from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
-from snello.simplification import SimplificationPlan, apply, plan_of, simplify
-from snello.store import archives
-from snello.wrappers import copied, unwrapped
+from snello.simplification import apply, simplify
+from snello.wrappers import unwrapped
 
+from ._arguments import check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
+from ._folder import Folder, digest_of
 from ._measured import Removal, choose_measured
-
-M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class PruningStep:
-    """Result of one pruning step.
-
-    Attributes:
-        step: number of the step, from 1; 0 is the dense network.
-        macs, parameters: remaining share of the dense network's, in (0, 1].
-        channels: number of channels removed by this step.
-        branches: residual branches removed whole by this step, by the layer that wrote them.
-        cut: quality after removal and recovery, before fine-tuning; None without `evaluate`.
-        quality: quality after fine-tuning; None without `evaluate`.
-    """
-
-    step: int
-    macs: float
-    parameters: float
-    channels: int
-    cut: float | None
-    quality: float | None
-    branches: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """Result of [`prune`][snello.search.prune.prune].
-
-    Attributes:
-        model: the smaller network, in the mode of the original and of its class, or a
-            `torch.fx.GraphModule` once a branch was removed.
-        steps: an entry for the dense network, then one per step.
-        stopped: reason why the last step was undone; None if all steps were taken.
-    """
-
-    model: nn.Module
-    steps: tuple[PruningStep, ...]
-    stopped: str | None = None
-
-    def __str__(self) -> str:
-        lines = [
-            f"{'step':>4} {'MACs':>6} {'parameters':>10} {'after the cut':>13} {'fine-tuned':>10}"
-        ]
-        for s in self.steps:
-            cut, quality = (("-" if q is None else f"{q:.4f}") for q in (s.cut, s.quality))
-            lines.append(
-                f"{s.step:>4} {s.macs:>6.3f} {s.parameters:>10.3f} {cut:>13} {quality:>10}"
-            )
-            if s.branches:
-                lines.append(f"     without the branches of {', '.join(s.branches)}")
-        return "\n".join(lines if self.stopped is None else [*lines, self.stopped])
+from ._step import Pruned, PruningStep
 
 
 def prune(
@@ -115,9 +65,11 @@ def prune(
         importance: importance of channels, recomputed before each step; see
             [`snello.pruning.channels.plan_channels`][].
         fit: function that fine-tunes its argument, a network, in place. It must build its own
-            optimizer, because each step creates new parameters. None: no fine-tuning.
+            optimizer, because each step creates new parameters. None: no fine-tuning. An attribute
+            `settings` of plain values, if it has one, must be the same to continue a folder.
         evaluate: function that returns the quality of a network on validation data, higher is
-            better; called in evaluation mode without gradients.
+            better; called in evaluation mode without gradients, averaged over processes. A step
+            whose quality is NaN is undone and ends the pruning.
         steps: number of steps.
         max_drop: largest allowed drop of the quality below the dense network's; a step that exceeds
             it is undone and ends the pruning. Requires `evaluate`.
@@ -148,23 +100,33 @@ def prune(
     Raises:
         ConfigError: for numbers out of range, `max_drop` without `evaluate`, `reconstruction` or
             `measured` without calibration inputs, `branches` without `measured`, a folder of
-            another run, or a share that cannot be reached.
+            another run (other weights or settings), a share that cannot be reached, or an
+            `evaluate` that gives no number.
         ModelError: if the model does not run on the example inputs.
     """
+    check_arguments(
+        amount, steps, max_drop, limits, exclude, calibration,
+        {"fit": fit, "evaluate": evaluate, "on_step": on_step},
+    )  # fmt: skip
     batches = list(calibration)
-    _check(steps, max_drop, evaluate)
-    _check_calibration(batches, reconstruction, measured, branches)
+    check_recovery(batches, reconstruction, measured, branches)
     model = unwrapped(model, "prune")
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     settings = {
-        "amount": asdict(amount),
-        "steps": steps,
-        "measured": measured,
-        "branches": branches,
-    }
-    run = _Run(model, example_inputs, evaluate, None if folder is None else Path(folder), settings)
-    lean, taken = run.resumed()
+        "amount": asdict(amount), "steps": steps, "importance": _named(importance),
+        "normalise": normalise, "limits": None if limits is None else asdict(limits),
+        "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
+        "measured": measured, "branches": branches, "batches": len(batches),
+        "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
+    }  # fmt: skip
+    meet("prune", str({**settings, "batches": None}))  # each process has its own batches
+    saved = Folder(None if folder is None else Path(folder), settings)
+    saved.check()
+    run = _Run(model, example_inputs, evaluate)
+    lean, taken = saved.resumed(model)
+    meet("prune", f"{len(taken)} steps")  # all have read the folder before one writes to it
     if not taken:
-        taken = [PruningStep(0, 1.0, 1.0, 0, None, run.quality(lean))]
+        taken = [PruningStep(0, 1.0, 1.0, 0, None, run.dense_quality(lean))]
         _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
         wanted = run.relative(lean, amount.after(number / steps))
@@ -179,10 +141,13 @@ def prune(
                 plan_channels(lean, example_inputs, wanted, normalise=normalise, **options)
             )
         )
+        for text in removal.plan.warnings:
+            warnings.warn(f"prune: step {number}: {text}", stacklevel=2)
         narrow = _recovered(lean, removal, example_inputs, batches, reconstruction)
         cut = run.quality(narrow)
         if fit is not None:
             fit(narrow)
+            copy_from_first(narrow.state_dict().values())
         size = size_of(narrow, example_inputs)
         step = PruningStep(
             number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
@@ -194,35 +159,13 @@ def prune(
             return Pruned(lean.train(model.training), tuple(taken), why)
         lean = narrow
         taken.append(step)
-        run.keep(lean, taken)
+        saved.keep(lean, taken)
     return Pruned(lean.train(model.training), tuple(taken))
 
 
-def _check(steps: int, max_drop: float | None, evaluate: object) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"prune: steps is a number of steps, at least 1, not {steps!r}")
-    if max_drop is not None and evaluate is None:
-        raise ConfigError(
-            "prune: max_drop needs evaluate, a function from a network to its quality"
-        )
-    if max_drop is not None and not max_drop >= 0:
-        raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop}")
-
-
-def _check_calibration(
-    batches: Sequence[Example], reconstruction: bool | str, measured: bool, branches: bool
-) -> None:
-    if reconstruction not in (False, True, "biases"):
-        raise ConfigError(
-            f"prune: reconstruction is True, False or 'biases', not {reconstruction!r}"
-        )
-    if branches and not measured:
-        raise ConfigError(
-            "prune: branches have no score: give measured=True, too, and calibration, batches of inputs"
-        )
-    for name, given in (("reconstruction", reconstruction), ("measured", measured)):
-        if given and not batches:
-            raise ConfigError(f"prune: {name} needs calibration, batches of inputs")
+def _named(importance: str | ChannelImportance) -> str:
+    """An importance as a text that tells apart those of this package."""
+    return importance if isinstance(importance, str) else getattr(importance, "__qualname__", "")
 
 
 def _recovered(
@@ -249,6 +192,7 @@ def _recovered(
         narrow = simplify(narrow, example)
     if batches:
         recalibrate(narrow, batches)
+    copy_from_first(narrow.state_dict().values())  # the processes have other batches
     return narrow
 
 
@@ -258,31 +202,32 @@ def _show(step: PruningStep, on_step: Callable[[PruningStep], object] | None) ->
 
 
 def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> str | None:
-    if max_drop is None or dense.quality is None or step.quality is None:
+    """Reason why a step is undone; None if it stays."""
+    if dense.quality is None or step.quality is None:
         return None
+    undone = f"step {step.step} was undone: at {step.macs:.3f} of the MACs the quality is"
+    if math.isnan(step.quality):
+        return f"{undone} NaN; lower the learning rate of fit, or take more steps"
     drop = dense.quality - step.quality
-    if drop <= max_drop:
+    # A tolerance for rounding: 0.9 - 0.88 is slightly more than 0.02.
+    if max_drop is None or drop <= max_drop + 1e-9:
         return None
     return (
-        f"step {step.step} was undone: at {step.macs:.3f} of the MACs the quality is {step.quality:.4f}, "
-        f"{drop:.4f} below the dense network's, more than max_drop={max_drop}"
+        f"{undone} {step.quality:.4f}, {drop:.4f} below the dense network's, more than "
+        f"max_drop={max_drop}"
     )
 
 
 class _Run:
-    """State of one call: the dense network's size and widths, and the folder for the steps."""
+    """State of one call: the dense network's size, widths and quality."""
 
     def __init__(
         self,
         model: nn.Module,
         example: Example,
         evaluate: Callable[[nn.Module], float] | None,
-        folder: Path | None,
-        settings: dict[str, Any],
     ) -> None:
         self._model, self._example, self._evaluate = model, Inputs.of(example), evaluate
-        self._folder = folder
-        self._settings = settings
         self.dense = size_of(model, example)
         if not self.dense.macs:
             raise ModelError(
@@ -296,15 +241,31 @@ class _Run:
 
     @property
     def widths(self) -> dict[str, int]:
-        """The widths of the dense network's dimensions."""
-        return {d.name: d.width for d in self.coupling.dimensions}
+        """The widths of the dense network's dimensions that can be narrowed."""
+        return {d.name: d.width for d in self.coupling.free}
 
     def quality(self, model: nn.Module) -> float | None:
-        """Evaluate a network with the caller's function; None without one."""
+        """Evaluate a network with the caller's function, as a mean over the processes; None
+        without one.
+        """
         if self._evaluate is None:
             return None
         with evaluation(model):
-            return float(self._evaluate(model))
+            return mean_over_processes(quality_of(self._evaluate(model)), device_of_group())
+
+    def dense_quality(self, model: nn.Module) -> float | None:
+        """The quality of the network before pruning.
+
+        Raises:
+            ConfigError: if it is not finite.
+        """
+        found = self.quality(model)
+        if found is not None and not math.isfinite(found):
+            raise ConfigError(
+                f"prune: evaluate gives {found} for the network before pruning: give a network and "
+                "a function whose quality is a finite number"
+            )
+        return found
 
     def relative(self, model: nn.Module, target: Keep) -> Keep:
         """Convert a share of the dense network to a share of the current one."""
@@ -319,35 +280,3 @@ class _Run:
             if share is not None
         }
         return Keep(**wanted)
-
-    def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
-        """Write the network after a step, then the table."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        plan = plan_of(model)
-        assert plan is not None
-        content = {"plan": plan.to_json(), "state_dict": model.state_dict()}
-        archives.save(self._folder / f"step-{taken[-1].step}.pt", content)
-        table = {"settings": self._settings, "steps": [asdict(step) for step in taken]}
-        write_text(self._folder / "steps.json", json.dumps(table, indent=1))
-
-    def resumed(self) -> tuple[nn.Module, list[PruningStep]]:
-        """The network and the table after the last saved step, or the dense network."""
-        fresh = copied(self._model)
-        if self._folder is None or not (self._folder / "steps.json").is_file():
-            return fresh, []
-        table = json.loads((self._folder / "steps.json").read_text())
-        if table["settings"] != json.loads(json.dumps(self._settings)):
-            raise ConfigError(
-                f"{self._folder} holds a pruning with other settings ({table['settings']}): choose "
-                "another folder, or remove it"
-            )
-        taken = [
-            PruningStep(**{**entry, "branches": tuple(entry["branches"])})
-            for entry in table["steps"]
-        ]
-        content = archives.load(self._folder / f"step-{taken[-1].step}.pt")
-        lean = apply(SimplificationPlan.from_json(content["plan"]), fresh)
-        lean.load_state_dict(content["state_dict"])
-        return lean, taken

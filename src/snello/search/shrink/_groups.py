@@ -12,7 +12,7 @@ from snello.errors import ConfigError
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, cut
 from snello.neurons import apply_masks, qualified, weighted_layers
-from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, positive
+from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, measured_scores
 from snello.search.output_distance import OutputDistance
 from snello.search.rate import float_tensors
 from snello.wrappers import copied
@@ -49,7 +49,7 @@ def orders(
     if not coupling.free:
         return {}
     measure = _default(model, batches) if importance is None else importance_of(importance)
-    scores = positive(measure(model, coupling))
+    scores = measured_scores(measure, model, coupling)
     return {
         d.name: scores[d.name].argsort(stable=True).tolist()
         for d in coupling.free

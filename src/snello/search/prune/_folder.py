@@ -1,0 +1,142 @@
+"""The folder of a pruning: the network after each step, and what the steps depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from snello.errors import ConfigError
+from snello.files import write_text
+from snello.processes import rank_and_size
+from snello.simplification import SimplificationPlan, apply, plan_of
+from snello.store import archives
+from snello.wrappers import copied
+
+from ._step import PruningStep
+
+TABLE = "steps.json"
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of a model's `state_dict`, hexadecimal."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {getattr(value, 'shape', value)}".encode())
+        if hasattr(value, "numel"):
+            # As doubles, because NumPy has no bfloat16.
+            found.update(value.detach().cpu().double().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder in which the steps are saved, with the settings that they depend on.
+
+    Attributes:
+        path: the folder; None: nothing is saved or resumed.
+        settings: plain values; a folder with other values is refused.
+    """
+
+    path: Path | None
+    settings: dict[str, Any]
+
+    def check(self) -> None:
+        """Make the folder, and refuse one that another pruning has written.
+
+        Raises:
+            ConfigError: with the settings that differ, and for a path that is no folder.
+        """
+        if self.path is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"prune: cannot make the folder {self.path}: {error.strerror}"
+            ) from error
+        if (self.path / TABLE).is_file():
+            self._check_settings(self._table()["settings"])
+
+    def _check_settings(self, known: dict[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.settings))
+        # Folders of earlier versions have fewer settings.
+        odd = [name for name in known if known[name] != ours.get(name)]
+        if not odd:
+            return
+        if odd == ["weights"]:
+            what = "it was made from another model, or other weights"
+        else:
+            what = "; ".join(
+                f"{name} {_short(there)} there, {_short(here)} here"
+                for name, there, here in _differing(known, ours)
+                if name != "weights"
+            )
+        raise ConfigError(
+            f"{self.path} holds a pruning with other settings ({what}): choose another folder, or "
+            "remove it"
+        )
+
+    def _table(self) -> dict[str, Any]:
+        assert self.path is not None
+        file = self.path / TABLE
+        try:
+            table: dict[str, Any] = json.loads(file.read_text())
+            steps = [
+                PruningStep(**{**entry, "branches": tuple(entry.get("branches", ()))})
+                for entry in table["steps"]
+            ]
+            return {"settings": dict(table["settings"]), "steps": steps}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{file} is damaged, or was written by another version: remove the folder to start "
+                "again"
+            ) from error
+
+    def resumed(self, model: nn.Module) -> tuple[nn.Module, list[PruningStep]]:
+        """The network and the table after the last saved step; a copy of the model without one.
+
+        Args:
+            model: the dense network.
+        """
+        fresh = copied(model)
+        if self.path is None or not (self.path / TABLE).is_file():
+            return fresh, []
+        taken: list[PruningStep] = self._table()["steps"]
+        content = archives.load(self.path / f"step-{taken[-1].step}.pt")
+        lean = apply(SimplificationPlan.from_json(content["plan"]), fresh)
+        lean.load_state_dict(content["state_dict"])
+        return lean, taken
+
+    def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
+        """Write the network after a step, then the table; only the process of rank 0 does."""
+        if self.path is None or rank_and_size()[0]:  # the processes share the folder
+            return
+        plan = plan_of(model)
+        assert plan is not None
+        content = {"plan": plan.to_json(), "state_dict": model.state_dict()}
+        archives.save(self.path / f"step-{taken[-1].step}.pt", content)
+        table = {"settings": self.settings, "steps": [asdict(step) for step in taken]}
+        write_text(self.path / TABLE, json.dumps(table, indent=1))
+
+
+def _differing(
+    known: dict[str, Any], ours: dict[str, Any], of: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Names of settings that differ, with both values; of nested ones, the innermost."""
+    for name, value in known.items():
+        here = ours.get(name)
+        if isinstance(value, dict) and isinstance(here, dict):
+            yield from _differing(value, here, f"{of}{name}.")
+        elif value != here:
+            yield f"{of}{name}", value, here
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
