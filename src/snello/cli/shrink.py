@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "measures; default: this machine",
     )  # fmt: skip
     parser.add_argument(
-        "--allow", default=",".join(LEVERS), help=f"levers, comma-separated; default: {','.join(LEVERS)}"
+        "--allow", default=",".join(LEVERS), help="levers, comma-separated; default: "
+        f"{','.join(LEVERS)}; branches, too, if residual branches may be removed whole",
     )  # fmt: skip
     names = channel_importances()
     complete_with(

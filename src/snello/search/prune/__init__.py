@@ -8,6 +8,9 @@
 """
 
 from ._as_plan import as_plan as as_plan
+from ._branches import Branch as Branch
+from ._branches import find_branches as find_branches
+from ._branches import without as without
 from ._prune import prune as prune
 from ._step import Pruned as Pruned
 from ._step import PruningStep as PruningStep

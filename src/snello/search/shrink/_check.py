@@ -12,10 +12,15 @@ from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling
 
 LEVERS = ("channels", "weights", "int8", "nnc")
+"""Levers that are allowed by default."""
+
+MORE_LEVERS = ("branches",)
+"""Levers that change the class of the network."""
+
 COSTS = {"latency": "ms", "macs": "MACs", "bytes": "bytes", "memory": "bytes"}
 """Cost -> its unit."""
 
-Lever = Literal["channels", "weights", "int8", "nnc"]
+Lever = Literal["channels", "weights", "int8", "nnc", "branches"]
 
 
 def check_options(
@@ -34,10 +39,11 @@ def check_options(
             "or a function from a network to its cost"
         )  # fmt: skip
     names = list(allow) if isinstance(allow, Collection) and not isinstance(allow, str) else []
-    odd = [name for name in names if name not in LEVERS]
+    levers = (*LEVERS, *MORE_LEVERS)
+    odd = [name for name in names if name not in levers]
     if odd or not names:
         what = ", ".join(map(repr, odd)) or repr(allow)
-        raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(LEVERS)}")
+        raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(levers)}")
     for name, value in counts.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (whole and value >= 1):  # type: ignore[operator]
@@ -56,13 +62,15 @@ def check_functions(needed: Mapping[str, object], optional: Mapping[str, object]
             raise ConfigError(f"shrink: {name}={value!r} is no function of a network")
 
 
-def check_names(exclude: Collection[str], coupling: Coupling) -> None:
-    """Check names of dimensions.
+def check_names(
+    exclude: Collection[str], coupling: Coupling, branches: Collection[str] = ()
+) -> None:
+    """Check names of dimensions and branches.
 
     Raises:
         ConfigError: for a name that no dimension has, which would exclude nothing.
     """
-    names = [dimension.name for dimension in coupling.dimensions]
+    names = [*(dimension.name for dimension in coupling.dimensions), *branches]
     if isinstance(exclude, str) or not isinstance(exclude, Collection):
         raise ConfigError(f"shrink: exclude={exclude!r}; give a list of names of dimensions")
     for name in exclude:

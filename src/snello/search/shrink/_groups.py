@@ -14,12 +14,14 @@ from snello.graph.coupled import Coupling, cut
 from snello.neurons import apply_masks, qualified, weighted_layers
 from snello.pruning.channels import ChannelImportance, group_fisher, importance_of, measured_scores
 from snello.search.output_distance import OutputDistance
+from snello.search.prune import Branch, without
 from snello.search.rate import float_tensors
 from snello.wrappers import copied
 
 from ._costs import SPARSITY, Cost
 from ._log import Log
 from ._point import Group, Point
+from ._shapes import branch_name
 
 SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of zero weights to choose from."""
@@ -62,6 +64,7 @@ def removed_by(point: Point, order: Orders) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(sorted(order[name][: len(order[name]) - width]))
         for name, width in point.widths.items()
+        if name in order
     }
 
 
@@ -121,6 +124,24 @@ def channel_groups(
             )  # fmt: skip
         found.append(Group(name, levels[name], _monotone(entry["distances"])))
     return found
+
+
+def branch_groups(
+    model: nn.Module, branches: Sequence[Branch], distance: OutputDistance, log: Log
+) -> list[Group]:
+    """Measure the distance without each residual branch, with all else dense."""
+
+    def curve(branch: Branch) -> dict[str, Any]:
+        return {"distances": [0.0, distance(without(model, branch.zeroed))]}
+
+    jobs = {f"sensitivity-{branch_name(b)}": lambda branch=b: curve(branch) for b in branches}
+    found = log.results(jobs)
+    return [
+        Group(
+            branch_name(b), (1, 0), _monotone(found[f"sensitivity-{branch_name(b)}"]["distances"])
+        )
+        for b in branches
+    ]
 
 
 def weight_group(model: nn.Module, distance: OutputDistance, log: Log) -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +14,7 @@ from snello.neurons import apply_masks, dead_neurons, weighted_layers
 from snello.pruning import pin
 from snello.pruning.channels import ChannelPlan, Size
 from snello.search.output_distance import OutputDistance
-from snello.search.prune import as_plan
+from snello.search.prune import Branch, as_plan, without
 from snello.simplification import (
     SimplificationPlan,
     apply,
@@ -28,6 +28,7 @@ from snello.wrappers import copied
 
 from ._groups import Orders, magnitude_masks, removed_by
 from ._point import Point
+from ._shapes import branch_name
 
 Fit = Callable[[nn.Module], object]
 
@@ -44,13 +45,15 @@ class Networks:
         example: example inputs.
         distance: estimates BatchNorm statistics; None without calibration inputs.
         fit: fine-tuning; None for none.
+        branches: residual branches that points may remove.
         folder: folder of the files; None keeps the networks in memory.
     """
 
     def __init__(
         self, dense: nn.Module, coupling: Coupling, order: Orders, example: Example,
-        distance: OutputDistance | None, fit: Fit | None, folder: Path | None,
+        distance: OutputDistance | None, fit: Fit | None, branches: Sequence[Branch], folder: Path | None,
     ) -> None:  # fmt: skip
+        self._branches = {branch_name(branch): branch for branch in branches}
         self._dense, self._coupling, self._order, self._example = dense, coupling, order, example
         self._distance, self._fit, self._folder = distance, fit, folder
         self._kept: dict[str, nn.Module] = {}
@@ -67,11 +70,13 @@ class Networks:
 
     def cut(self, point: Point) -> nn.Module:
         """The network of a point without recovery, as it is timed."""
+        gone = [b for name, b in self._branches.items() if point.widths.get(name, 1) == 0]
         removed = removed_by(point, self._order)
-        if not removed:
-            return copied(self._dense)
-        plan = ChannelPlan(self._coupling, removed, _NO_SIZE, _NO_SIZE)
-        return apply(as_plan(self._dense, plan, self._example), self._dense)
+        lean = without(self._dense, [name for branch in gone for name in branch.zeroed])
+        if removed:
+            plan = ChannelPlan(self._coupling, removed, _NO_SIZE, _NO_SIZE)
+            lean = apply(as_plan(self._dense, plan, self._example), lean)
+        return simplify(lean, self._example) if gone else lean
 
     def store(self, name: str, model: nn.Module) -> None:
         """Keep a network: its plan, its folded norms and its tensors."""

@@ -23,20 +23,29 @@ from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
 from snello.pruning.channels import ChannelImportance, importance_of
 from snello.search.output_distance import OutputDistance
+from snello.search.prune import find_branches
 
 from ._candidate import Candidate, Precision
 from ._check import check_names
 from ._coded import rates, sparse_factors
 from ._costs import ByteCost, Cost, OperationCost, SlopeCost, latency_cost
 from ._front import FrontPoint, front
-from ._groups import Orders, channel_groups, orders, steps_of, weight_group, widths_of
+from ._groups import (
+    Orders,
+    branch_groups,
+    channel_groups,
+    orders,
+    steps_of,
+    weight_group,
+    widths_of,
+)
 from ._judge import Evaluate, Judge
 from ._lanes import Attempt, lane, run_lanes
 from ._log import Log
 from ._measure import Bench
 from ._networks import Fit, Networks
 from ._point import Group, Point
-from ._shapes import ShapeModel
+from ._shapes import ShapeModel, branch_name
 from ._verify import Task, Verifier, cost_of
 
 FIT_SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
@@ -82,7 +91,9 @@ class Search:
         # Mistakes are found before the folder belongs to this search.
         self.judge = Judge(evaluate, model)
         self.coupling = coupling(model, example)
-        check_names(exclude, self.coupling)
+        known = find_branches(model, self.coupling, example) if "branches" in allow else ()
+        check_names(exclude, self.coupling, [branch_name(branch) for branch in known])
+        self._branches = tuple(b for b in known if branch_name(b) not in exclude)
         if importance is not None:
             importance_of(importance)
         facts = {
@@ -111,6 +122,7 @@ class Search:
             example,
             self._distance if calibration else None,
             fit,
+            self._branches,
             folder,
         )
         self._bench = Bench(model, example, inputs, self._threads)
@@ -118,7 +130,7 @@ class Search:
         self._verifier = Verifier(
             self._task, self._networks, self.judge, self._bench, example, batches, folder
         )
-        self.shapes = ShapeModel(model, self.coupling, example)
+        self.shapes = ShapeModel(model, self.coupling, example, self._branches)
         self._order, self._device = order, device
         self.fits: dict[str, LatencyFit] = {}
         self.fit_runs: dict[str, list[dict[str, float]]] = {}
@@ -221,6 +233,7 @@ class Search:
             self._model, self.coupling, self._order, every, self._distance, self._log
         )
         groups = [_chosen_levels(group, levels[group.name]) for group in groups]
+        groups += branch_groups(self._model, self._branches, self._distance, self._log)
         if "weights" in self._allow and precision == "nnc":
             groups.append(weight_group(self._model, self._distance, self._log))
         return cost, [group for group in groups if len(group.levels) > 1]
@@ -242,6 +255,7 @@ class Search:
         narrowest = {
             n: widths_of(len(o), self._round_to, False)[-1] for n, o in self._order.items()
         }
+        narrowest.update(dict.fromkeys(map(branch_name, self._branches), 0))
         return SlopeCost(
             lambda widths: self._estimate(self._networks.cut(Point(dict(widths)))),
             narrowest, self.shapes.dense,

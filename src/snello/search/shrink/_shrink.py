@@ -132,14 +132,16 @@ def shrink(
             another device is predicted, not measured.
         allow: the levers: "channels" removes channels; "int8" quantises weights and activations;
             "nnc" codes a bitstream with a quantisation parameter per tensor and "weights" sets
-            weights to zero for it, both if bytes are minimised.
+            weights to zero for it, both if bytes are minimised. All of these by default; and
+            "branches" removes whole residual branches, such as the convolutions of a residual
+            block, which makes the network a `torch.fx.GraphModule`.
         calibration: inputs without targets: for sensitivities, BatchNorm statistics, ranges of
             int8, costs of quantisation. A few hundred samples; default: the example inputs.
         importance: importance of channels; see [`snello.pruning.channels.plan_channels`][]. None:
             the Fisher information of a classifier's own answers, or the magnitude for others.
         round_to: number of which widths are multiples. None: eighths of a width; for latency
             multiples of 8, of which only those remain at which the table falls.
-        exclude: names of dimensions that keep their widths.
+        exclude: names of dimensions that keep their widths, and of branches that stay.
         trials: number of candidates per precision, at most.
         threads: threads of ONNX Runtime.
         folder: folder of the log `candidates.jsonl`, of a line per result, and of the networks. A
