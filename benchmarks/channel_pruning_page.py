@@ -19,6 +19,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from snello.lab.reporting import Table, markdown
 
@@ -68,6 +69,7 @@ def points_of(path: Path) -> list[Point]:
 
 def table(path: Path, points: list[Point]) -> Table:
     """One row per method."""
+    points = sorted(points, key=lambda p: -mean(p.accuracies))
     depth, macs, epochs, images = path.stem.removeprefix("resnet").split("-")
     header = (
         "Method", "MACs", "Parameters", "After the cut", "Fine-tuned", "Seeds", "PyTorch",
@@ -92,42 +94,42 @@ def table(path: Path, points: list[Point]) -> Table:
 def schedule(path: Path) -> str:
     """Network and training of a file of rows, for the legend."""
     depth, _, epochs, images = path.stem.removeprefix("resnet").split("-")
-    return f"ResNet-{depth}, {epochs} × {images}"
+    return f"ResNet-{depth}, {epochs} epochs of {images}"
 
 
 def picture(groups: dict[Path, list[Point]], path: Path) -> None:
-    """Accuracy against MACs and against latency, one line per method and schedule."""
-    lines: dict[str, list[Point]] = defaultdict(list)
-    schedules = {schedule(own) for own in groups}
+    """Accuracy against MACs and against latency: a colour per method, a marker per schedule."""
+    lines: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for own, points in groups.items():
         for point in points:
-            name = f"{point.method} ({schedule(own)})" if len(schedules) > 1 else point.method
-            lines[name].append(point)
-    figure = Figure(figsize=(11, 5), layout="constrained")
+            lines[point.method, schedule(own)].append(point)
+    colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(m for m, _ in lines))}
+    markers = dict(zip(dict.fromkeys(s for _, s in lines), "os^vD", strict=False))
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     axes = {
-        "multiply-accumulates, of the dense network's": lambda p: p.macs,
-        "latency in ONNX Runtime, of the dense network's": lambda p: p.times.get(ONNX),
+        "MACs, share of the dense network's": lambda p: p.macs,
+        "latency in ONNX Runtime, share of the dense network's": lambda p: p.times.get(ONNX),
     }
     for panel, (label, value) in zip(panels, axes.items(), strict=True):
-        for method, points in lines.items():
+        for (method, how), points in lines.items():
             shown = sorted((p for p in points if value(p) is not None), key=value)
             means = [mean(p.accuracies) * 100 for p in shown]
             low = [m - min(p.accuracies) * 100 for m, p in zip(means, shown, strict=True)]
             high = [max(p.accuracies) * 100 - m for m, p in zip(means, shown, strict=True)]
             panel.errorbar(
-                [value(p) for p in shown],
-                means,
-                yerr=[low, high],
-                marker="o",
-                capsize=3,
-                label=method,
-            )
+                [value(p) for p in shown], means, yerr=[low, high], capsize=3,
+                marker=markers[how], color=colours[method],
+            )  # fmt: skip
         panel.set_xlabel(label)
         panel.grid(color="0.9")
     panels[0].set_ylabel("test accuracy, last epoch [%]")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    entries = [Line2D([], [], color=c, marker="o", label=m) for m, c in colours.items()]
+    entries += [
+        Line2D([], [], color="0.4", marker=m, linestyle="", label=how) for how, m in markers.items()
+    ]
+    figure.legend(handles=entries, frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 
