@@ -189,7 +189,7 @@ def test_rounding_that_a_network_amplifies_is_no_difference(
     amplifier: nn.Module, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill(amplifier, "first", torch.arange(6) < 2, with_norms=False)
-    module = importlib.import_module("snello.simplification.simplify")
+    module = importlib.import_module("snello.simplification.candidate")
     right = module.write_values
 
     def slightly_wrong(lean: nn.Module, values: dict[str, Tensor]) -> None:
@@ -229,7 +229,7 @@ def test_a_damaged_rewrite_is_refused_naming_the_first_layer(
     with torch.no_grad():
         model[0].bias.fill_(0.5)
     before = copy.deepcopy(model.state_dict())
-    module = importlib.import_module("snello.simplification.simplify")
+    module = importlib.import_module("snello.simplification.candidate")
     monkeypatch.setattr(module, "write_values", lambda *_: None)
     with pytest.raises(SimplifyError, match=r"first difference is at '2'"):
         simplify(model, X)

@@ -144,6 +144,14 @@ def branch_groups(
     ]
 
 
+def chosen_levels(group: Group, levels: Sequence[int]) -> Group:
+    """The group with some of its levels."""
+    kept = [i for i, level in enumerate(group.levels) if level in levels]
+    return Group(
+        group.name, tuple(group.levels[i] for i in kept), tuple(group.drops[i] for i in kept)
+    )
+
+
 def weight_group(model: nn.Module, distance: OutputDistance, log: Log) -> Group:
     """Measure the distance at each share of zero weights."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -34,11 +33,13 @@ from ._groups import (
     Orders,
     branch_groups,
     channel_groups,
+    chosen_levels,
     orders,
     steps_of,
     weight_group,
     widths_of,
 )
+from ._identity import digest, name_of
 from ._judge import Evaluate, Judge
 from ._lanes import Attempt, lane, run_lanes
 from ._log import Log
@@ -98,7 +99,7 @@ class Search:
             importance_of(importance)
         facts = {
             "exclude": sorted(exclude),
-            "importance": _name(importance),
+            "importance": name_of(importance),
             "fit": fit is not None,
             "inputs": Inputs.of(example).shapes,
             "calibration": [Inputs.of(batch).shapes for batch in calibration],
@@ -116,15 +117,9 @@ class Search:
         first = Inputs.of(example)
         inputs = [Inputs.of(batch).in_order_of(first).tensors() for batch in batches]
         self._networks = Networks(
-            model,
-            self.coupling,
-            order,
-            example,
-            self._distance if calibration else None,
-            fit,
-            self._branches,
-            folder,
-        )
+            model, self.coupling, order, example, self._distance if calibration else None, fit,
+            self._branches, folder,
+        )  # fmt: skip
         self._bench = Bench(model, example, inputs, self._threads)
         self._task = Task(minimise, max_drop, device is None)
         self._verifier = Verifier(
@@ -182,13 +177,13 @@ class Search:
             "max_drop": max_drop,
             "minimise": self._minimise
             if isinstance(self._minimise, str)
-            else f"a function {_name(self._minimise)}",
+            else f"a function {name_of(self._minimise)}",
             "allow": sorted(self._allow),
             # Its times, too: a device that was measured again has the same label.
             "device": None if device is None else f"{device.label}, {device.digest}",
             "threads": self._threads,
             "round_to": self._round_to,
-            "model": _digest(self._model),
+            "model": digest(self._model),
         }
 
     def _prepare(self) -> None:
@@ -232,7 +227,7 @@ class Search:
         groups = channel_groups(
             self._model, self.coupling, self._order, every, self._distance, self._log
         )
-        groups = [_chosen_levels(group, levels[group.name]) for group in groups]
+        groups = [chosen_levels(group, levels[group.name]) for group in groups]
         groups += branch_groups(self._model, self._branches, self._distance, self._log)
         if "weights" in self._allow and precision == "nnc":
             groups.append(weight_group(self._model, self._distance, self._log))
@@ -375,13 +370,6 @@ def precisions_of(minimise: Minimise, allow: Collection[str]) -> tuple[Precision
     return ("float32",)
 
 
-def _name(function: object) -> str | None:
-    """Name of an option that is a name or a function."""
-    if function is None or isinstance(function, str):
-        return function
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
 def _near(share: float, width: int, round_to: int | None) -> int:
     step = round_to or (8 if width >= 16 else 1)
     return min(width, max(step, round(share * width / step) * step))
@@ -391,22 +379,6 @@ def _alone(cost: Cost) -> FrontPoint:
     return FrontPoint(Point(), 0.0, cost.total(Point()))
 
 
-def _chosen_levels(group: Group, levels: Sequence[int]) -> Group:
-    kept = [i for i, level in enumerate(group.levels) if level in levels]
-    return Group(
-        group.name, tuple(group.levels[i] for i in kept), tuple(group.drops[i] for i in kept)
-    )
-
-
 def _batch(example: Example) -> int:
     tensors = Inputs.of(example).tensors()
     return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of all tensors, to tell networks apart."""
-    total = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name}{tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().double().numpy().tobytes())
-    return total.hexdigest()[:16]
