@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snello.errors import ModelError
 from snello.graph import Example, Inputs, evaluation
-from snello.graph.coupled import Coupling
+from snello.graph.coupled import Coupling, Dimension
 from snello.neurons import is_batchnorm
 from snello.search.rate import float_tensors
 from snello.simplification import simplify
@@ -34,6 +34,10 @@ class Branch:
     def is_within(self, module: str) -> bool:
         """True if the layer that writes the branch lies in a module."""
         return self.name == module or self.name.startswith(f"{module}.")
+
+    def contains(self, dimension: Dimension) -> bool:
+        """True if the channels of a dimension exist only within the branch."""
+        return bool(dimension.writers) and set(dimension.writers) <= self.within
 
 
 def find_branches(model: nn.Module, groups: Coupling, example: Example) -> tuple[Branch, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,17 +20,6 @@ from snello.wrappers import copied
 from ._step import PruningStep
 
 TABLE = "steps.json"
-
-
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes and values of a model's `state_dict`, hexadecimal."""
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {getattr(value, 'shape', value)}".encode())
-        if hasattr(value, "numel"):
-            # As doubles, because NumPy has no bfloat16.
-            found.update(value.detach().cpu().double().contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 from snello.errors import ConfigError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import Coupling, coupling, cut
+from snello.processes import device_of_group, mean_over_processes
 from snello.pruning import LayerLimits
 from snello.pruning.channels import (
     ChannelImportance,
@@ -161,7 +162,7 @@ class _Sizes:
         self._model, self._keep, self._groups = SizeModel(model, groups, example), keep, groups
         self.dense = self._model({})
         self._inside = {
-            branch.name: {d.name for d in groups.dimensions if set(d.writers) <= branch.within}
+            branch.name: {d.name for d in groups.dimensions if branch.contains(d)}
             for branch in branches
         }
         self._present = sum(d.width for d in groups.free)
@@ -203,11 +204,8 @@ class _Search:
         self._model, self._groups, self._sizes, self._distance = model, groups, sizes, distance
 
     def run(self, moves: Sequence[_Narrower | _Without]) -> _State:
-        state, distance, excess = (
-            _State(),
-            self._distance_of(_State()),
-            self._sizes.excess(_State()),
-        )
+        state = _State()
+        distance, excess = self._distance_of(state), self._sizes.excess(state)
         unmeasured = -1
         # (price, number of the move, step in which the price was measured, distance)
         waiting = [(float("-inf"), i, unmeasured, 0.0) for i in range(len(moves))]
@@ -234,7 +232,8 @@ class _Search:
         removed = {name: gone for name, gone in state.removed.items() if name not in inside}
         network = Removal(ChannelPlan(self._groups, removed, self._sizes.dense, self._sizes.dense),
                           state.branches).zeroed_branches(self._model)  # fmt: skip
-        return self._distance(cut(network, self._groups, removed))
+        found = self._distance(cut(network, self._groups, removed))
+        return mean_over_processes(found, device_of_group())  # so that all of them choose alike
 
     def _unreachable(self, state: _State) -> str:
         size = self._sizes(state)

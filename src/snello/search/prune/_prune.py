@@ -20,12 +20,13 @@ from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
 from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
+from snello.search.identity import digest_of, name_of
 from snello.simplification import apply, simplify
 from snello.wrappers import unwrapped
 
 from ._arguments import check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
-from ._folder import Folder, digest_of
+from ._folder import Folder
 from ._measured import Removal, choose_measured
 from ._step import Pruned, PruningStep
 
@@ -113,7 +114,7 @@ def prune(
     model = unwrapped(model, "prune")
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     settings = {
-        "amount": asdict(amount), "steps": steps, "importance": _named(importance),
+        "amount": asdict(amount), "steps": steps, "importance": name_of(importance),
         "normalise": normalise, "limits": None if limits is None else asdict(limits),
         "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
         "measured": measured, "branches": branches, "batches": len(batches),
@@ -161,11 +162,6 @@ def prune(
         taken.append(step)
         saved.keep(lean, taken)
     return Pruned(lean.train(model.training), tuple(taken))
-
-
-def _named(importance: str | ChannelImportance) -> str:
-    """An importance as a text that tells apart those of this package."""
-    return importance if isinstance(importance, str) else getattr(importance, "__qualname__", "")
 
 
 def _recovered(

@@ -21,6 +21,7 @@ from snello.errors import ModelError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
 from snello.pruning.channels import ChannelImportance, importance_of
+from snello.search.identity import digest_of, name_of
 from snello.search.output_distance import OutputDistance
 from snello.search.prune import find_branches
 
@@ -39,7 +40,6 @@ from ._groups import (
     weight_group,
     widths_of,
 )
-from ._identity import digest, name_of
 from ._judge import Evaluate, Judge
 from ._lanes import Attempt, lane, run_lanes
 from ._log import Log
@@ -183,7 +183,7 @@ class Search:
             "device": None if device is None else f"{device.label}, {device.digest}",
             "threads": self._threads,
             "round_to": self._round_to,
-            "model": digest(self._model),
+            "model": digest_of(self._model),
         }
 
     def _prepare(self) -> None:

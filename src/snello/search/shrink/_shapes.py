@@ -101,9 +101,7 @@ class ShapeModel:
         for tensor, entry in self._tensors.items():
             if tensor.rpartition(".")[0] in modules:  # buffers, too
                 entry.branches.add(name)
-        inside = {
-            d.name for d in coupling.dimensions if d.writers and set(d.writers) <= branch.within
-        }
+        inside = {d.name for d in coupling.dimensions if branch.contains(d)}
         own = [e for e in self._operations if any(_reads(e, dimension) for dimension in inside)]
         if not own:  # a single layer: any operation of its shape has the same cost
             weights = [
