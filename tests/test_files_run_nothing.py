@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import json
 import os
@@ -198,6 +196,8 @@ def _nothing_happened(work: Path) -> None:
 
 
 def _one_line(error: str) -> None:
+    # What torch logs when transformers first imports the libraries behind it is not ours.
+    error = re.sub(r"^W\d{4} .*\n", "", error, flags=re.MULTILINE)
     assert error.startswith("snello: error: "), error
     assert error.count("\n") == 1
     assert error.strip().isprintable()
@@ -216,10 +216,6 @@ def test_no_command_runs_what_a_model_file_names(
     # decompress reads bitstreams alone; the other commands take both.
     write = WRITERS[".snello" if command == "decompress" else ".pt"]
     path, known = write(folder, _record(*HOSTILE[case], folder)), set(sys.path)
-    if case == "no model of transformers" and importlib.util.find_spec("transformers"):
-        # What the libraries behind it write when they are first imported is not ours.
-        importlib.import_module("transformers.trainer")
-        capsys.readouterr()
     assert main(COMMANDS[command](str(path))) == 1
     _one_line(capsys.readouterr().err)
     _nothing_happened(folder)
