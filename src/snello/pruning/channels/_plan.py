@@ -226,7 +226,7 @@ def checked_scores(
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     scores = measured_scores(importance_of(importance), model, groups)
     _check_names(groups, exclude)
-    scores = {name: score for name, score in scores.items() if not excluded(groups, name, exclude)}
+    scores = {name: score for name, score in scores.items() if not _excluded(groups, name, exclude)}
     if not scores:
         raise ConfigError(
             f"{type(model).__name__} has no dimension to prune: "
@@ -323,7 +323,7 @@ class _Choice:
         return max(self._round_to, round(width / self._round_to) * self._round_to)
 
 
-def excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
+def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
     """True if a dimension is excluded by its name, or by a module or parameter of its members."""
     members = [member.name for member in found[name].members]
     return any(
@@ -335,7 +335,7 @@ def excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
 def _check_names(found: Coupling, exclude: Collection[str]) -> None:
     known = {d.name for d in found.dimensions}
     for item in exclude:
-        if item not in known and not any(excluded(found, name, [item]) for name in known):
+        if item not in known and not any(_excluded(found, name, [item]) for name in known):
             raise ConfigError(
                 f"exclude: no dimension or module is called {item!r}; the dimensions are: "
                 f"{', '.join(sorted(known))}"

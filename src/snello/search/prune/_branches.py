@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ModelError
-from snello.graph import Example, Inputs, evaluation
+from snello.graph import Example, Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Dimension
 from snello.neurons import is_batchnorm
 from snello.search.rate import float_tensors
@@ -54,7 +53,7 @@ def find_branches(model: nn.Module, groups: Coupling, example: Example) -> tuple
         example: its example inputs.
 
     Raises:
-        ModelError: if the model does not run on the example inputs, or cannot be simplified.
+        ModelError: if the model cannot be simplified.
     """
     inputs, probe = Inputs.of(example), _without_zeros(model)
     parameters = dict(probe.named_parameters())
@@ -123,8 +122,6 @@ def _norms_of_their_own(model: nn.Module, inputs: Inputs) -> dict[str, list[str]
     try:
         with evaluation(model):
             inputs.map(torch.clone).call(model)
-    except Exception as error:  # whatever the model's own code raises
-        raise ModelError(f"{type(model).__name__} does not run: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -133,11 +130,9 @@ def _norms_of_their_own(model: nn.Module, inputs: Inputs) -> dict[str, list[str]
 
 def _used(model: nn.Module, inputs: Inputs) -> set[str]:
     """Names of the parameters that the outputs depend on, to first order."""
-    parameters = dict(model.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
+    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     generator = torch.Generator().manual_seed(0)
-    with evaluation(model), torch.enable_grad():
+    with evaluation_mode(model), requiring_gradients(parameters.values()):
         outputs = float_tensors(inputs.map(torch.clone).call(model))
         # Random directions: in others, such as the sum of a softmax, derivatives can cancel.
         total = sum(

@@ -35,7 +35,7 @@ PARTS = 8
 
 @dataclass(frozen=True)
 class Removal:
-    """What is to be removed from a network.
+    """Channels and branches to remove from a network.
 
     Attributes:
         plan: channels.
@@ -47,7 +47,7 @@ class Removal:
 
     def zeroed_branches(self, model: nn.Module) -> nn.Module:
         """A copy of a network in which the branches contribute nothing."""
-        return without(model, [name for branch in self.branches for name in branch.zeroed])
+        return without(model, _zeroed(self.branches))
 
 
 def choose_measured(
@@ -103,8 +103,7 @@ def choose_measured(
     sizes = _Sizes(model, found, example, keep, known, widths)
     search = _Search(model, found, sizes, OutputDistance(model, tuple(_first(calibration))))
     state = search.run(moves)
-    removed = {n: gone for n, gone in state.removed.items() if n not in sizes.inside(state)}
-    plan = ChannelPlan(found, removed, sizes.dense, sizes(state))
+    plan = ChannelPlan(found, sizes.outside(state), sizes.dense, sizes(state))
     return Removal(plan, state.branches)
 
 
@@ -159,7 +158,7 @@ class _Sizes:
         branches: Sequence[Branch],
         widths: Mapping[str, int],
     ) -> None:
-        self._model, self._keep, self._groups = SizeModel(model, groups, example), keep, groups
+        self._model, self.keep, self._groups = SizeModel(model, groups, example), keep, groups
         self.dense = self._model({})
         self._inside = {
             branch.name: {d.name for d in groups.dimensions if branch.contains(d)}
@@ -177,6 +176,11 @@ class _Sizes:
         """Dimensions that exist only within removed branches."""
         return set().union(*(self._inside[branch.name] for branch in state.branches))
 
+    def outside(self, state: _State) -> dict[str, tuple[int, ...]]:
+        """The removed channels that do not go with a branch."""
+        inside = self.inside(state)
+        return {name: gone for name, gone in state.removed.items() if name not in inside}
+
     def excess(self, state: _State) -> float:
         """Sum of what the bounded shares are above their bounds; 0 if all of them hold."""
         size, inside = self(state), self.inside(state)
@@ -190,7 +194,7 @@ class _Sizes:
             "channels": (self._present - lost) / max(self._channels, 1),
         }
         over = [
-            shares[name] - bound for name, bound in vars(self._keep).items() if bound is not None
+            shares[name] - bound for name, bound in vars(self.keep).items() if bound is not None
         ]
         return math.fsum(excess for excess in over if excess > 1e-9)
 
@@ -228,21 +232,23 @@ class _Search:
         return state
 
     def _distance_of(self, state: _State) -> float:
-        inside = self._sizes.inside(state)
-        removed = {name: gone for name, gone in state.removed.items() if name not in inside}
-        network = Removal(ChannelPlan(self._groups, removed, self._sizes.dense, self._sizes.dense),
-                          state.branches).zeroed_branches(self._model)  # fmt: skip
-        found = self._distance(cut(network, self._groups, removed))
+        network = without(self._model, _zeroed(state.branches))
+        found = self._distance(cut(network, self._groups, self._sizes.outside(state)))
         return mean_over_processes(found, device_of_group())  # so that all of them choose alike
 
     def _unreachable(self, state: _State) -> str:
         size = self._sizes(state)
         return (
-            f"{self._sizes._keep} cannot be reached: with everything removed that may be there stay "
+            f"{self._sizes.keep} cannot be reached: with everything removed that may be there stay "
             f"{size.macs / max(self._sizes.dense.macs, 1):.3f} of the MACs and "
             f"{size.parameters / self._sizes.dense.parameters:.3f} of the parameters; keep more, or "
             "give limits=LayerLimits(keep_at_least=...)"
         )
+
+
+def _zeroed(branches: Sequence[Branch]) -> list[str]:
+    """Parameters that are zero without some branches."""
+    return [name for branch in branches for name in branch.zeroed]
 
 
 def _first(batches: Sequence[Example]) -> Iterator[Inputs]:
