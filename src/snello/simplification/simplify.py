@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -157,9 +158,10 @@ def _candidates(
     run = _Passes(model, graph, inputs, PlainCost() if own else cost, round_to, own, agreed)
     if own:
         why = "keep_class asks for it" if keep_class else agreed.fault or graph.reason
-        own_class = list(_of_own_class(run))
-        yield from _narrower(run, own_class[0])
-        for candidate in own_class:
+        own_class = _of_own_class(run)
+        first = next(own_class)
+        yield from _narrower(run, first)
+        for candidate in itertools.chain([first], own_class):
             yield _because(candidate, f"the model's own forward stays: {why}")
         return
     arrangement, decision = run.decide()
