@@ -128,3 +128,17 @@ def test_a_single_sample_has_no_statistics() -> None:
     with pytest.raises(DataError, match="batches of two samples"):
         recalibrate(model, [INPUTS, INPUTS[:1]])
     assert model[1].running_mean.tolist() == [0.5] * 4
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [(), [INPUTS, (INPUTS, torch.zeros(len(INPUTS), dtype=torch.long))]],
+    ids=["none", "labels"],
+)
+def test_statistics_stay_after_any_error(batches: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval()
+    nn.init.constant_(model[1].running_mean, 0.5)
+    with pytest.raises((DataError, ConfigError)):
+        recalibrate(model, batches)
+    assert model[1].running_mean.tolist() == [0.5] * 4
+    assert model[1].momentum == 0.1

@@ -29,8 +29,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
 
     Raises:
         ConfigError: if the batches seem to contain targets.
-        DataError: if there is no batch, or one with a single value per channel. The statistics are
-            left as they were.
+        DataError: if there is no batch, or one with a single value per channel. After any error
+            the statistics are as they were.
 
     Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning",
     ECCV 2020, section 3.3, adaptive batch normalisation.
@@ -51,7 +51,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
             for batch in batches:
                 count += 1
                 inputs_only(batch).map(lambda tensor: tensor.to(device)).call(model)
-        except ValueError as error:
+            if not count:
+                raise DataError("recalibrate: there is no batch to estimate the statistics on")
+        except Exception as error:
             for norm, buffers in zip(norms, before, strict=True):
                 norm.load_state_dict(buffers, strict=False)
             if "more than 1 value per channel" not in str(error):
@@ -63,8 +65,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    if not count:
-        raise DataError("recalibrate: there is no batch to estimate the statistics on")
     return len(norms)
 
 
