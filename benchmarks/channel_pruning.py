@@ -39,7 +39,7 @@ from snello.files import write_text
 from snello.graph.coupled import coupling
 from snello.lab.datasets import Splits, load_dataset, loader
 from snello.lab.models import CifarResNet
-from snello.lab.training import FineTuning, evaluate, finetune
+from snello.lab.training import FineTuning, batches_and_optimizer, evaluate, finetune
 from snello.pruning.channels import (
     Keep,
     group_fisher,
@@ -113,14 +113,7 @@ def ours(example: torch.Tensor, macs: float, importance: Any, **options: Any) ->
 def decayed(dense: nn.Module, splits: Splits, settings: FineTuning) -> nn.Module:
     """A copy of the dense network, trained on while SeReNe's decay shrinks whole channels."""
     model = copy.deepcopy(dense)
-    batches = loader(
-        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
-        augment=settings.augment, limit=settings.limit,
-    )  # fmt: skip
-    optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
-        nesterov=True,
-    )  # fmt: skip
+    batches, optimizer = batches_and_optimizer(model, splits, settings)
     decay = GroupDecay(SeReNe(model, lmbda=LAMBDA), model, coupling(model, X))
     torch.manual_seed(settings.seed)
     for epoch in range(settings.epochs):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from facts_samples import check_read_as_written
 from snello.deploy import export, file_runner, format_of
 from snello.errors import ModelError
 
@@ -24,12 +25,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_facts_are_read_as_written(path: Path) -> None:
     inputs = torch.randn(3, 6)
-    format, before = format_of(path), file_runner(path, inputs)()
-    assert format.metadata(path) == {}
-    assert format.add_metadata(path, FACTS)
-    assert format.metadata(path) == FACTS
-    assert format.add_metadata(path, {"mean": [0.25]})
-    assert format.metadata(path) == FACTS | {"mean": [0.25]}
+    before = file_runner(path, inputs)()
+    check_read_as_written(path, FACTS)
     assert torch.equal(before, file_runner(path, inputs)())
     assert torch.export.load(path).example_inputs is None
     assert [file.name for file in path.parent.iterdir()] == ["m.pt2"]

@@ -97,14 +97,7 @@ def finetune(
         raise ConfigError("distil needs a teacher: pass the network before pruning as teacher=")
     alike = _features(model, teacher, settings)
     device = next(model.parameters()).device
-    batches = loader(
-        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
-        augment=settings.augment, limit=settings.limit,
-    )  # fmt: skip
-    optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
-        nesterov=True,
-    )  # fmt: skip
+    batches, optimizer = batches_and_optimizer(model, splits, settings)
     steps = max(1, settings.epochs * len(batches))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _factor(step / steps, settings.warmup)
@@ -128,6 +121,21 @@ def finetune(
         if alike is not None:
             alike.remove()
     return model.eval()
+
+
+def batches_and_optimizer(
+    model: nn.Module, splits: Splits, settings: FineTuning
+) -> tuple[Any, torch.optim.Optimizer]:
+    """The training batches and the optimizer of a fine-tuning."""
+    batches = loader(
+        splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
+        augment=settings.augment, limit=settings.limit,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
+        nesterov=True,
+    )  # fmt: skip
+    return batches, optimizer
 
 
 def _features(
