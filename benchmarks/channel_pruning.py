@@ -59,6 +59,8 @@ RUNTIMES = ("pytorch", "onnxruntime", "onnxruntime int8")
 Cut = Callable[[nn.Module], nn.Module]
 GROWN = "serene, grown"
 """The row whose network trains with SeReNe's decay for half of the epochs before the cut."""
+GRADUAL = "taylor, 3 steps"
+"""The row that is cut in three steps, with an epoch of the budget after the first and the second."""
 LAMBDA = 1e-3
 
 
@@ -72,6 +74,7 @@ class Row:
         macs, parameters: share of the dense network's.
         cut: test accuracy before fine-tuning, with statistics of BatchNorm estimated again.
         accuracy: after it.
+        validation: the same on validation images, by which settings are chosen.
         seconds: CPU time of all of it.
     """
 
@@ -82,6 +85,7 @@ class Row:
     cut: float
     accuracy: float
     seconds: float
+    validation: float | None = None
 
 
 def projection(inputs: int, outputs: int, stride: int, padding: int) -> nn.Conv2d:
@@ -120,7 +124,7 @@ def decayed(dense: nn.Module, splits: Splits, settings: FineTuning) -> nn.Module
         batches.sampler.set_epoch(epoch)
         model.train()
         for x, labels in batches:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
                 outputs = model(x.contiguous(memory_format=torch.channels_last))
             decay.observe(outputs, labels)
             optimizer.zero_grad()
@@ -197,6 +201,16 @@ def cuts_of(macs: float, splits: Splits, settings: FineTuning) -> dict[str, Cut]
         X, macs, score["taylor"], calibration=images, reconstruction=True, steps=5
     )
     half = replace(settings, epochs=settings.epochs // 2)
+
+    def gradual(dense: nn.Module) -> nn.Module:
+        epochs = iter((1, 1, 0))
+
+        def fit(model: nn.Module) -> None:
+            finetune(model, splits, replace(settings, epochs=next(epochs), distil=0))
+
+        return ours(X, macs, score["taylor"], calibration=images, steps=3, fit=fit)(dense)
+
+    found[GRADUAL] = gradual
     grown = ours(X, macs, score["taylor"], calibration=images)
     found[GROWN] = lambda dense: grown(decayed(dense, splits, half))
     for name in ("magnitude", "taylor"):
@@ -225,7 +239,7 @@ def dense_network(options: argparse.Namespace, splits: Splits) -> nn.Module:
         model.load_state_dict(torch.load(kept, weights_only=True))
         return model.eval()
     model = with_convolutions(load_weights(CifarResNet(options.depth, 10), options.weights))
-    settings = FineTuning(lr=0.01, precision="bf16", epochs=options.dense_epochs)
+    settings = FineTuning(lr=0.01, precision=options.precision, epochs=options.dense_epochs)
     finetune(model, splits, settings)
     torch.save(model.state_dict(), kept)
     return model.eval()
@@ -235,9 +249,9 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
     """Cut and fine-tune every row that is not there yet."""
     splits = load_dataset("cifar10")
     dense = dense_network(options, splits)
-    test = loader(splits.test, splits, 500)
+    test, validation = (loader(part, splits, 500) for part in (splits.test, splits.validation))
     settings = FineTuning(
-        lr=options.lr, precision="bf16", epochs=options.epochs, limit=options.limit,
+        lr=options.lr, precision=options.precision, epochs=options.epochs, limit=options.limit,
         distil=options.distil,
     )  # fmt: skip
     cuts = cuts_of(options.macs, splits, settings)
@@ -251,12 +265,13 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
             started = cpu_seconds()
             model = cuts[method](dense)
             size, before = measured_size(model, X), evaluate(model, test).accuracy
-            left = settings.epochs - (settings.epochs // 2 if method == GROWN else 0)
+            left = settings.epochs - {GROWN: settings.epochs // 2, GRADUAL: 2}.get(method, 0)
             own = replace(settings, seed=seed, epochs=left)
             finetune(model, splits, own, teacher=dense if own.distil else None)
             row = Row(
                 method, seed, size.macs / whole.macs, size.parameters / whole.parameters, before,
                 evaluate(model, test).accuracy, cpu_seconds() - started,
+                evaluate(model, validation).accuracy,
             )  # fmt: skip
             rows.append(row)
             print(row, flush=True)
@@ -316,6 +331,12 @@ def main() -> None:
     parser.add_argument("--distil", type=float, default=0.0, help="weight of the dense network's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=None)
+    parser.add_argument(
+        "--precision",
+        choices=("32", "bf16"),
+        default="bf16",
+        help="of the training; bf16 is slow without AMX",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--latency", action="store_true", help="time what has been trained")
     parser.add_argument("--repeats", type=int, default=200)
