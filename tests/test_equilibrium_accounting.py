@@ -149,10 +149,12 @@ def test_executed_flops_fall_with_the_frozen_share() -> None:
     assert sparse.input_gradient == dense.input_gradient
     neq.apply({"0": torch.arange(40) < 4})  # too few to slice: the dense gradient, masked
     assert backward_flops(model, x) == dense
+    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
     neq.apply({"0": torch.ones(40, dtype=torch.bool), "2": torch.ones(8, dtype=torch.bool)})
     assert backward_flops(model, x).weight_gradient == 2 * head
     assert backward_flops(model, x).input_gradient == 0
-    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
+    # Parameters at rest have no gradient any more.
+    assert [p.grad for p in model.parameters()] == [None] * 4 + kept[4:]
 
 
 def test_step_flops_are_those_of_the_products() -> None:

@@ -218,6 +218,28 @@ def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:
     assert model.c.weight.grad is not None
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_set_to_zero_do_not_cut_again(to_none: bool) -> None:
+    """The optimizer would step weights at rest with a gradient of zero, by weight decay."""
+    model = Branches()
+    images = torch.randn(6, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    model(images).sum().backward()
+    optimizer.step()
+    neq = SelectiveUpdate(model, optimizer, images[:2], Prefix(0.5))
+    neq.step()
+    cache = FeatureCache(neq, 6, measured=False)
+    calls: list[int] = []
+    model.a.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        cache(images, range(6)).sum().backward()
+        first = list(calls)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+    cache(images, range(6))
+    assert calls == first
+
+
 def _curated(limit: int) -> tuple[list[float], list[int], int, dict[str, Tensor]]:
     """A training on a subset that changes with every epoch, and how often the front ran."""
     torch.manual_seed(1)

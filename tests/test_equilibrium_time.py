@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from equilibrium_samples import batch, network, sgd, train
+from equilibrium_samples import batch, network, same, sgd, train
 from seams.equilibrium import worth_module
 from snello.equilibrium import (
     NEq,
@@ -53,6 +53,13 @@ def test_layers_rest_to_the_depth_of_the_budget_and_further_if_at_rest() -> None
         assert again.times == budget.times
 
 
+def _training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights, statistics, gradients and momentum."""
+    momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [t.detach().clone() for t in (*model.state_dict().values(), *gradients, *momentum)]
+
+
 def test_measuring_changes_nothing_and_times_never_rise() -> None:
     model = network()
     optimizer = sgd(model)
@@ -60,9 +67,9 @@ def test_measuring_changes_nothing_and_times_never_rise() -> None:
     budget = TimeBudget(1e9)
     update = SelectiveUpdate(model, optimizer, x, budget)
     train(model, optimizer, 2)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = _training_state(model, optimizer)
     times = budget.measure(update, x, y, cross_entropy, depths=2, repeats=1)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert same(before, _training_state(model, optimizer))
     assert times.depths[0] == 0
     assert times.depths[-1] == len(update.frozen)
     assert list(times.milliseconds) == sorted(times.milliseconds, reverse=True)
@@ -170,10 +177,21 @@ def test_nothing_is_frozen_where_it_costs_time(
         assert update.step().step == 6
 
 
-def test_the_decision_is_measured() -> None:
+@pytest.mark.parametrize("given", [True, False], ids=["optimizer", "none yet"])
+def test_a_refused_decision_changes_nothing(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the momentum of neurons that were frozen for the measurement."""
+    monkeypatch.setattr(worth_module, "FASTER", 0.0)  # measured, and never fast enough
     model = network()
-    update = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.2), only_if_faster=True)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = sgd(model)
+    update = SelectiveUpdate(
+        model, optimizer if given else None, batch()[0], Stochastic(0.5), only_if_faster=True
+    )
+    update.apply({"0": torch.ones(6, dtype=torch.bool)})
+    train(model, optimizer)  # an optimizer that steps is known from then on
+    update.apply({})
+    train(model, optimizer)
+    before = _training_state(model, optimizer)
     step = update.step()
-    assert bool(step.note) == (step.total == 1)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "nothing is frozen" in step.note
+    assert step.total == 1
+    assert same(before, _training_state(model, optimizer))

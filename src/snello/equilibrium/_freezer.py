@@ -77,6 +77,9 @@ class Freezer:
         self.resting = tuple(name for name, mask in self._frozen.items() if bool(mask.all()))
         rows = [held for name in self.layers for held in self._rows(name)]
         self.hold.set([*rows, *map(_all_rows, self._own())])
+        for parameter in self.resting_parameters():
+            # Optimizers skip parameters without a gradient, but not those whose gradient is zero.
+            parameter.grad = None
         self._attach()
 
     def remove(self) -> None:

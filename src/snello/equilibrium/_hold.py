@@ -79,6 +79,11 @@ class RowHold:
         # A stack, because step() of a subclass may call that of its base class.
         self._aside: WeakKeyDictionary[Optimizer, list[_Aside]] = WeakKeyDictionary()
 
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The optimizers that have been given, or have stepped with held rows."""
+        return tuple(self._optimizers)
+
     def set(self, held: Iterable[HeldRows]) -> None:
         """Replace the held rows by these, and erase their momentum."""
         self._held = list(held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from snello.errors import ConfigError, check_option
 
 from ._neq import SelectiveUpdate
 from ._selection import Selection, WatchedLayer
-from ._timing import time_step
+from ._timing import time_step, trial
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,14 @@ class TimeBudget:
             ConfigError: for a number below one, or an update without an optimizer.
         """
         check_option(depths >= 1, f"depths must be at least 1, not {depths}")
-        names, before = list(update.frozen), update.frozen
-        points = sorted({round(len(names) * i / depths) for i in range(depths + 1)})
+        whole = {name: torch.ones_like(mask) for name, mask in update.frozen.items()}
+        points = sorted({round(len(whole) * i / depths) for i in range(depths + 1)})
         found: list[float] = []
-        try:
-            for depth in points:
-                update.apply({n: torch.ones_like(before[n]) for n in names[:depth]})
+        for depth in points:
+            with trial(update, dict(islice(whole.items(), depth))):
                 timing = time_step(update, inputs, targets, loss_fn, repeats)
-                step = timing.step.sparse_ms if depth else timing.step.dense_ms
-                found.append(min([step, *found[-1:]]))  # noise must not make rest cost time
-        finally:
-            update.apply(before)
+            step = timing.step.sparse_ms if depth else timing.step.dense_ms
+            found.append(min([step, *found[-1:]]))  # noise must not make rest cost time
         self.times = StepTimes(tuple(points), tuple(found))
         return self.times
 

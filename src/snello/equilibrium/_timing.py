@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -208,6 +208,22 @@ def _passes(
 def _update_ms(optimizers: Sequence[Optimizer], device: torch.device) -> float:
     """Milliseconds of one step of every optimizer."""
     return timed(lambda: [optimizer.step() for optimizer in optimizers], device)[1] * 1e3
+
+
+@contextmanager
+def trial(update: SelectiveUpdate, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Freeze neurons by masks inside the block, and leave no trace of it in the training.
+
+    Freezing erases momentum and gradients, which thawing alone would not bring back.
+    """
+    freezer = update.freezer
+    before = freezer.frozen
+    with undisturbed(update.model), _put_back(freezer.hold.optimizers):
+        freezer.apply(masks)
+        try:
+            yield
+        finally:
+            freezer.apply(before)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from snello.errors import check_option
 from snello.graph import tensors_of
 from snello.processes import rank_and_size
 
-from ._timing import time_backward, time_step
+from ._timing import time_backward, time_step, trial
 
 if TYPE_CHECKING:
     from ._neq import SelectiveUpdate
@@ -88,15 +88,11 @@ def _loss_of_time(
     update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
 ) -> str:
     """The two times, if a step with these masks is not faster; else an empty text."""
-    before = update.freezer.frozen
-    update.freezer.apply(masks)
-    try:
+    with trial(update, masks):
         if update.optimizers:
             step = time_step(update, inputs, None, _loss, REPEATS).step
         else:
             step = time_backward(update, inputs, None, _loss, REPEATS)
-    finally:
-        update.freezer.apply(before)
     if step.ratio <= FASTER:
         return ""
     return (
