@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
+from snello.processes import rank_and_size
+from snello.timing import timed
 
+from ._features import FeatureStore, checksums_of, digest_of, system_start
 from ._neq import SelectiveUpdate
 from ._parallel import in_parallel
 from ._prefix import RestingPrefix, resting_prefix
+
+_NOTHING = "no layer in front rests whole yet"
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,21 @@ class FeatureCache:
     and each process stores the features of the samples that it gets.
 
     Samples must be the same in each epoch: without random augmentation, or with one that depends on
-    the index alone. [`check`][snello.equilibrium.FeatureCache.check] raises an error if a sample of
-    a dataset differs when read twice.
+    the index alone. A sample that differs from the one whose features are stored is refused; it is
+    recognised by a checksum of up to 1024 of its entries.
+    [`check`][snello.equilibrium.FeatureCache.check] finds it before the training.
 
     Args:
         update: the selective update, which decides which layers rest.
         samples: number of samples; indices are in [0, samples).
-        folder: folder for the temporary files, on a fast disk; None for the system's. The files are
-            removed with the cache.
+        folder: existing folder on a fast disk, for this training alone. The features are kept in it
+            until `close`, so that a training that was killed and is resumed on the same machine
+            finds them again if weights and cut are the same. None: a temporary folder, removed with
+            the cache.
         limit: largest size of the files in bytes; if the features need more, none are stored.
         dtype: dtype of the stored features, such as `torch.bfloat16` for half the size; None for
-            the dtype in which they are computed, for bit-identical results with and without cache.
+            the dtype in which they are computed. Results are then bit-identical with and without
+            cache, except where the last bits of a feature depend on the size of the batch.
         measured: whether to store features only if reading them is faster than computing them,
             which is timed once per cut.
         compile: function that compiles the front, such as `torch.compile`; None: it runs as it is.
@@ -76,7 +84,8 @@ class FeatureCache:
             again, a new cut does.
 
     Raises:
-        ConfigError: for a number of samples below one, or a folder that does not exist.
+        ConfigError: for a number of samples below one, or a folder that does not exist or cannot be
+            written to.
 
     Source: Liu et al., "AutoFreeze: automatically freezing model blocks to accelerate fine-tuning",
     2021, section 4.3, https://arxiv.org/abs/2102.01386; He et al., "PipeTransformer", ICML 2021,
@@ -100,13 +109,16 @@ class FeatureCache:
             raise ConfigError(f"folder: there is no folder {folder}")
         self._update, self._samples, self._limit = update, samples, limit
         self._dtype, self._measured, self._compile = dtype, measured, compile
-        self._folder = Path(tempfile.mkdtemp(prefix="snello-features-", dir=folder))
-        self._remove = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        if folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="snello-features-"))
+            finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        else:
+            self._folder = _made(Path(folder, f"snello-features-{rank_and_size()[0]}"))
         self._prefix: RestingPrefix | None = None
-        self._stores: tuple[Tensor, ...] = ()
-        self._there = torch.zeros(samples, dtype=torch.bool)
+        self._store: FeatureStore | None = None
+        self._digest = ""
         self._key: tuple[Any, ...] = ()
-        self._reason: str | None = "no layer in front rests whole yet"
+        self._reason: str | None = _NOTHING
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...], index: Tensor | Sequence[int]) -> Any:
         """Compute the outputs of the model, with gradients only for the layers after the cut.
@@ -118,7 +130,8 @@ class FeatureCache:
             index: index of each sample of the batch in the dataset, shape (B,).
 
         Raises:
-            ConfigError: for another number of indices than samples, or one outside the dataset.
+            ConfigError: for another number of indices than samples, one outside the dataset, or a
+                sample that is not the one whose features are stored.
         """
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self._update.model
@@ -135,9 +148,10 @@ class FeatureCache:
         """The layers whose features are stored now, or the reason why none are."""
         if self._prefix is None:
             return CacheStatus(reason=self._reason)
-        size = sum(store[0].numel() * store.itemsize for store in self._stores)
-        stored = int(self._there.sum()) if self._stores else 0
-        return CacheStatus(self._prefix.modules, size, stored, self._reason)
+        if self._store is None:
+            return CacheStatus(self._prefix.modules, reason=self._reason)
+        size = self._prefix.bytes_per_sample(self._dtype)
+        return CacheStatus(self._prefix.modules, size, self._store.stored)
 
     @staticmethod
     def check(dataset: Any, samples: int = 8) -> None:
@@ -162,11 +176,14 @@ class FeatureCache:
 
     def close(self) -> None:
         """Remove the files."""
-        self._stores, self._prefix, self._key = (), None, ()
-        self._remove()
+        self._store, self._prefix, self._key = None, None, ()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _checked(self, index: Tensor | Sequence[int], batch: int) -> Tensor:
-        where = torch.as_tensor(index).cpu().long()
+        where = torch.as_tensor(index).cpu()
+        if where.is_floating_point() or where.is_complex() or where.dtype is torch.bool:
+            raise ConfigError(f"index: must be whole numbers, not {where.dtype}")
+        where = where.long()
         if where.shape != (batch,):
             raise ConfigError(
                 f"index: a batch of {batch} samples needs as many indices, not the shape {tuple(where.shape)}"
@@ -178,14 +195,34 @@ class FeatureCache:
         return where
 
     def _look(self, args: Sequence[Tensor]) -> None:
-        """Cut again if the resting layers, their weights or the input shapes have changed."""
-        if self._state(args) == self._key:
+        """Cut again if the resting layers, their weights or the kind of inputs have changed."""
+        state = self._state(args)
+        if state == self._key:
             return
-        self._drop()
-        resting = self._update.freezer.resting_parameters()
-        if resting:
+        if state[:-1] != self._key[:-1]:
+            self._cut(args)
+        # Versions also change where the same values are written again, as masks of pruning are.
+        if state[:-1] != self._key[:-1] or self._digest != self._digest_of(self._prefix):
+            self._open()
+        self._key = self._state(args)
+
+    def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Key of the cut: resting layers, kind of inputs, and versions of the tensors before it."""
+        freezer, device = self._update.freezer, args[0].device.type
+        learning = tuple(p.requires_grad for p in self._update.model.parameters())
+        inputs = tuple((tuple(arg.shape[1:]), arg.dtype, arg.device) for arg in args)
+        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        # Not of statistics behind the cut, which change with every batch.
+        tensors = [] if self._prefix is None else self._prefix.tensors
+        versions = tuple((t._version, t.data_ptr()) for t in tensors)
+        return freezer.resting, learning, inputs, cast, versions
+
+    def _cut(self, args: Sequence[Tensor]) -> None:
+        self._prefix, self._reason = None, _NOTHING
+        freezer = self._update.freezer
+        if resting := freezer.resting_parameters():
             try:
-                with self._update.freezer.dense():
+                with freezer.dense():
                     self._prefix = resting_prefix(
                         self._update.model, resting, [arg[:2] for arg in args]
                     )
@@ -196,69 +233,60 @@ class FeatureCache:
             if self._compile is not None:
                 compiled = self._compile(self._prefix.front)
                 self._prefix = replace(self._prefix, compiled=compiled)
-            self._open(self._prefix)
-        self._key = self._state(args)
 
-    def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
-        """Key of the cut: resting layers, input shapes, and versions of the tensors before it."""
-        freezer = self._update.freezer
-        if self._prefix is None:  # without buffers: statistics change with every batch
-            tensors: list[Tensor] = freezer.resting_parameters()
-        else:
-            front = self._prefix.front
-            tensors = [*front.parameters(), *front.buffers()]
-        shapes = tuple(tuple(arg.shape[1:]) for arg in args)
-        return freezer.resting, shapes, tuple(t._version for t in tensors)
+    def _digest_of(self, prefix: RestingPrefix | None) -> str:
+        """Name of the features: those of other weights, another cut or dtype have another one."""
+        if prefix is None:
+            return ""
+        facts = prefix.modules, prefix.features, self._dtype, self._samples, system_start()
+        return digest_of(facts, prefix.tensors)
 
-    def _drop(self) -> None:
-        self._prefix, self._stores = None, ()
-        self._reason = "no layer in front rests whole yet"
-        for file in self._folder.glob("*"):
-            file.unlink()
-
-    def _open(self, prefix: RestingPrefix) -> None:
-        kinds = [(shape, self._dtype or dtype) for shape, dtype in prefix.features]
-        size = self._samples * sum(d.itemsize * torch.Size(s).numel() for s, d in kinds)
-        self._reason = None
-        if size > min(self._limit, shutil.disk_usage(self._folder).free):
-            self._reason = f"the features would take {size / 2**20:.0f} MiB, more than the limit or the disk has"
+    def _open(self) -> None:
+        """Open the store of the present cut, and remove all others."""
+        self._store, self._digest = None, self._digest_of(self._prefix)
+        for old in self._folder.glob("*"):
+            if old.name != self._digest:
+                shutil.rmtree(old, ignore_errors=True)
+        if self._prefix is None:
             return
-        self._there.zero_()
-        self._stores = tuple(
-            torch.from_file(
-                str(self._folder / f"{i}.bin"), shared=True,
-                size=self._samples * torch.Size(shape).numel(), dtype=dtype,
-            ).view(self._samples, *shape)
-            for i, (shape, dtype) in enumerate(kinds)
-        )  # fmt: skip
+        self._reason = None
+        size = self._samples * self._prefix.bytes_per_sample(self._dtype)
+        if size > self._limit:
+            self._reason = f"the features would take {size / 2**20:.0f} MiB, more than the limit"
+            return
+        try:
+            self._store = FeatureStore(
+                self._folder / self._digest, self._samples, self._prefix.features, self._dtype
+            )
+        except OSError as error:
+            shutil.rmtree(self._folder / self._digest, ignore_errors=True)
+            self._reason = f"the features would take {size / 2**20:.0f} MiB in {self._folder}: {error.strerror}"
 
     def _features(self, args: Sequence[Tensor], where: Tensor) -> tuple[Tensor, ...]:
-        prefix = self._prefix
+        prefix, store = self._prefix, self._store
         assert prefix is not None
-        if not self._stores:
+        if store is None:
             return prefix.run_front(args)
-        if bool(self._there[where].all()):
-            return self._read(where, args[0].device)
-        started = time.perf_counter()
+        device, checksums = args[0].device, checksums_of(args)
+        if store.has(where, checksums):
+            return store.read(where, device)
+        timing = self._measured and not store.stored
         found = prefix.run_front(args)
-        computed = time.perf_counter() - started
-        for store, values in zip(self._stores, found, strict=True):
-            store[where] = values.to(device="cpu", dtype=store.dtype)
-        first = not bool(self._there.any())
-        self._there[where] = True
-        if first and self._measured:
-            started = time.perf_counter()
-            self._read(where, args[0].device)
-            if time.perf_counter() - started > computed:
-                self._stores = ()
+        store.write(where, checksums, found)
+        if timing:
+            _, computed = timed(lambda: prefix.run_front(args), device)  # the first call was slower
+            _, reading = timed(lambda: store.read(where, device), device)
+            if reading > computed:
+                self._store = None
                 self._reason = "computing the features is faster than reading them"
                 return found
         # Read back, so that the first epoch has the same rounding as the later ones.
-        return found if self._dtype is None else self._read(where, args[0].device)
+        return store.read(where, device)
 
-    def _read(self, where: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-        assert self._prefix is not None
-        return tuple(
-            store[where].to(device=device, dtype=dtype)
-            for store, (_, dtype) in zip(self._stores, self._prefix.features, strict=True)
-        )
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder: cannot write {folder}: {error.strerror}") from error
+    return folder

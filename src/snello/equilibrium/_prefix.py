@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from snello.errors import ModelError
 from snello.graph import Inputs, capture, evaluation_mode, tensors_of
 
+from ._features import Feature
+
 _RANDOM = {
     nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d,
     nn.functional.dropout3d, nn.functional.alpha_dropout, nn.functional.feature_alpha_dropout,
@@ -29,7 +31,7 @@ class RestingPrefix:
             first axis.
         rest: computes the outputs from the features, and from the inputs that it reads itself.
         modules: names of the modules in `front` that have parameters.
-        features: shape of each feature without the batch, and its dtype.
+        features: shape, dtype and memory layout of each feature.
         inputs: positions of the model's inputs that `rest` reads.
         compiled: what computes the features in place of `front`, such as the compiled `front`.
     """
@@ -37,14 +39,18 @@ class RestingPrefix:
     front: fx.GraphModule
     rest: nn.Module
     modules: tuple[str, ...]
-    features: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    features: tuple[Feature, ...]
     inputs: tuple[int, ...]
     compiled: Callable[..., Any] | None = None
 
     @property
-    def bytes_per_sample(self) -> int:
-        """Size of the features of one sample."""
-        return sum(dtype.itemsize * torch.Size(shape).numel() for shape, dtype in self.features)
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers on which the features depend."""
+        return [*self.front.parameters(), *self.front.buffers()]
+
+    def bytes_per_sample(self, dtype: torch.dtype | None = None) -> int:
+        """Size of the features of one sample, in another dtype than their own if one is given."""
+        return sum((dtype or f.dtype).itemsize * f.entries for f in self.features)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -101,9 +107,7 @@ def resting_prefix(
         return None
     front = _front(model, graph.module.graph, frontier)
     rest, used = _rest(model, graph.module.graph, resting, frontier)
-    features = tuple(
-        (tuple(shapes.tensors[node].shape[1:]), shapes.tensors[node].dtype) for node in frontier
-    )
+    features = tuple(Feature.of(shapes.tensors[node]) for node in frontier)
     found = RestingPrefix(front, rest, modules, features, used)
     _check(model, found, inputs)
     return found

@@ -1,0 +1,197 @@
+"""Features of samples in memory-mapped files, and checksums of what they were computed from."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snello.errors import ConfigError
+from snello.files import is_full
+
+from ._sketch import GOLDEN
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One output of the layers at rest.
+
+    Attributes:
+        shape: its shape without the batch.
+        dtype: dtype in which it is computed.
+        order: its dimensions from the outermost to the innermost in memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, output: Tensor) -> Feature:
+        """The feature of a batch of outputs."""
+        strides = output.stride()[1:]
+        # Sorting is stable: equal strides of dimensions of one entry stay in order.
+        order = sorted(range(len(strides)), key=lambda i: -strides[i])
+        return cls(tuple(output.shape[1:]), output.dtype, tuple(order))
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of one sample."""
+        return torch.Size(self.shape).numel()
+
+
+class FeatureStore:
+    """Features of each sample of a dataset, in the memory layout in which they are computed.
+
+    Files that are already in the folder are used again. A sample counts as stored from the moment
+    its checksum is, which is written last: a process may be killed at any time.
+
+    Args:
+        folder: a folder of its own, which is made.
+        samples: number of samples of the dataset.
+        features: the features of a sample.
+        dtype: dtype to store instead of their own.
+
+    Raises:
+        OSError: if the disk has no room for all of them.
+    """
+
+    def __init__(
+        self, folder: Path, samples: int, features: Sequence[Feature], dtype: torch.dtype | None
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self._features = tuple(features)
+        self._tensors = tuple(
+            _mapped(folder / f"{i}.bin", samples * feature.entries, dtype or feature.dtype).view(
+                samples, *(feature.shape[axis] for axis in feature.order)
+            )
+            for i, feature in enumerate(features)
+        )
+        self._checksums = _mapped(folder / "samples.bin", samples, torch.int64)
+
+    @property
+    def stored(self) -> int:
+        """Number of samples whose features are stored."""
+        return int(self._checksums.count_nonzero())
+
+    def has(self, where: Tensor, checksums: Tensor) -> bool:
+        """Return true if the features of all these samples are stored.
+
+        Args:
+            where: indices of the samples, shape (B,).
+            checksums: checksum of each sample, shape (B,).
+
+        Raises:
+            ConfigError: if a sample is another one than when its features were stored.
+        """
+        known = self._checksums[where]
+        other = ((known != 0) & (known != checksums)).nonzero().flatten()
+        if len(other):
+            raise ConfigError(
+                f"index: sample {int(where[other[0]])} is another one than when its features were stored, by a "
+                "random augmentation as it seems: features can be kept only if a sample depends on its index "
+                "alone; turn the augmentation off, seed it by the index, or set limit=0 to compute features "
+                "every time"
+            )
+        return bool((known != 0).all())
+
+    def write(self, where: Tensor, checksums: Tensor, values: Sequence[Tensor]) -> None:
+        """Store the features of some samples."""
+        for store, feature, value in zip(self._tensors, self._features, values, strict=True):
+            axes = (0, *(axis + 1 for axis in feature.order))
+            store[where] = value.detach().permute(axes).to(device="cpu", dtype=store.dtype)
+        self._checksums[where] = checksums
+
+    def read(self, where: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        """Features of some samples, in the dtype and layout in which they were computed."""
+        found = []
+        for store, feature in zip(self._tensors, self._features, strict=True):
+            back = (0, *(feature.order.index(axis) + 1 for axis in range(len(feature.order))))
+            found.append(store[where].to(device=device, dtype=feature.dtype).permute(back))
+        return tuple(found)
+
+
+def _mapped(path: Path, entries: int, dtype: torch.dtype) -> Tensor:
+    """A memory-mapped tensor of shape (entries,), zero where the file is new."""
+    size = entries * dtype.itemsize
+    with path.open("ab") as file:
+        _reserve(file.fileno(), size, path)
+    return torch.from_file(str(path), shared=True, size=entries, dtype=dtype)
+
+
+def _reserve(file: int, size: int, path: Path) -> None:
+    """Make room for a file: a disk that fills up later would kill the process (SIGBUS)."""
+    if not hasattr(os, "posix_fallocate"):
+        if shutil.disk_usage(path.parent).free < size - path.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if is_full(error):
+            raise  # others say that the file system cannot reserve
+
+
+_POSITIONS = 1024
+"""Entries of a sample that its checksum depends on."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MULTIPLIER = -7046029254386353131  # 2 ** 64 / golden ratio, as a signed number
+
+
+def checksums_of(args: Sequence[Tensor]) -> Tensor:
+    """Checksum of every sample of a batch, never zero, shape (B,).
+
+    It depends on up to 1024 entries of each input, spread evenly, and on their positions.
+    """
+    batch = len(args[0])
+    total = torch.zeros(batch, dtype=torch.int64)
+    for arg in args:
+        if arg.dim() and len(arg) == batch:
+            total = 31 * total + _checksums(_some(arg.detach().reshape(batch, -1))).cpu()
+    return total | 1
+
+
+def _some(rows: Tensor) -> Tensor:
+    if rows.shape[1] <= _POSITIONS:
+        return rows
+    turns = torch.arange(_POSITIONS, dtype=torch.float64) * GOLDEN % 1
+    return rows[:, (turns * rows.shape[1]).long().to(rows.device)]
+
+
+def _checksums(rows: Tensor) -> Tensor:
+    """Sum of the bits of each row as integers, weighted by their positions, modulo 2^64."""
+    if rows.is_complex():
+        rows = torch.view_as_real(rows).flatten(1)
+    whole = rows.contiguous().view(_INTEGERS[rows.element_size()]).long()
+    weights = torch.arange(1, rows.shape[1] + 1, device=rows.device) * _MULTIPLIER
+    return (whole * weights).sum(1)
+
+
+def digest_of(facts: object, tensors: Iterable[Tensor]) -> str:
+    """Name of a set of tensors: equal if their values, and the facts as text, are."""
+    found = hashlib.sha256(repr(facts).encode())
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        # In pieces, because the checksum takes eight bytes for every entry.
+        for piece in tensor.detach().reshape(1, -1).split(2**20, dim=1):  # type: ignore[no-untyped-call]
+            found.update(str(int(_checksums(piece))).encode())
+    return found.hexdigest()[:16]
+
+
+def system_start() -> str:
+    """Name of the present start of the operating system; empty where the system has none.
+
+    Mapped files survive a killed process, but after a crash of the machine any part of them may be
+    missing.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
