@@ -21,6 +21,7 @@ from snello.equilibrium import (
     Prefix,
     Selection,
     SelectiveUpdate,
+    Settled,
     Stochastic,
     Velocity,
 )
@@ -36,6 +37,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     "prefix": lambda: Prefix(0.4),
     "freezeout": lambda: Prefix(FreezeOut(8, t0=0.3)),
     "budget": lambda: ParameterBudget(0.5),
+    "settled": lambda: Settled(Velocity(3e-2), share=0.5, patience=2),
 }
 
 
@@ -120,6 +122,13 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ConfigError, match="keeps 3 positions, not all"):
         neq.load_state_dict(sketched.state_dict())
     assert neq.status() == before
+    for selection in (Stochastic(0.5), Prefix(0.5), Settled(Velocity()), MatchedStochastic([0.5])):
+        blind = SelectiveUpdate(fresh, None, batch()[0], selection)
+        state = {**neq.state_dict(), "reference": blind.state_dict()["reference"]}
+        kept = copy.deepcopy(selection.state_dict())
+        with pytest.raises(ConfigError, match=f"not a {type(selection).__name__} as this one"):
+            blind.load_state_dict(state)
+        assert repr(selection.state_dict()) == repr(kept)
     rule, shares = MatchedStochastic(Velocity()), MatchedStochastic([0.5])
     with pytest.raises(ConfigError, match="finished run"):
         shares.load_state_dict(rule.state_dict())

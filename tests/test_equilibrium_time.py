@@ -115,8 +115,21 @@ def test_neve_resumes_from_its_state() -> None:
     neq = NEq(model, sgd(model), batch()[0])
     first, second = NeVe(neq, patience=0), NeVe(neq, patience=0)
     _steps(neq, [[0.5], [0.7]], first)
+    with pytest.raises(ConfigError, match="call the selective update's step"):
+        first.step()  # twice for one step of the update
     second.load_state_dict(first.state_dict())
     assert _steps(neq, [[0.1], [0.9]], first) == _steps(neq, [[0.1], [0.9]], second)
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    model = network()
+    neve = NeVe(neq := NEq(model, sgd(model), batch()[0]))
+    with pytest.raises(ConfigError, match="lacks best, velocity, waited"):
+        neve.load_state_dict(neq.state_dict())
+    neve.load_state_dict({"velocity": torch.ones(3), "best": 1.0, "waited": 0})
+    neq.step()
+    with pytest.raises(ConfigError, match="a network of 3 watched neurons, not 99"):
+        neve.step()
 
 
 def test_neve_uses_the_probe_of_any_selection_that_observes() -> None:
@@ -172,7 +185,12 @@ def test_nothing_is_frozen_where_it_costs_time(
         assert len(update.freezer.resting) == 2
     update.step()
     assert measured == [2, 5]
+    again = network()
+    resumed = SelectiveUpdate(again, sgd(again), batch()[0], Prefix(0.5), only_if_faster=True)
+    resumed.load_state_dict(update.state_dict())
+    assert resumed.status() == update.status()
     if ratio > 1:  # two losses: the selection is not asked any more, and would raise
+        assert resumed.step().note == update.status().note
         assert update.step().note == update.status().note != ""
         assert update.step().step == 6
 

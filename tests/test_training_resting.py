@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pair import in_two_processes
 from seams.training import compare_finetuning
 from snello.lab.datasets import Splits
 from snello.lab.recipes import Recipe
@@ -32,6 +33,21 @@ def test_both_are_fine_tuned_and_only_one_caches(trained: tuple[Recipe, Path, Sp
     assert plain.note == ""
     assert min(plain.seconds, resting.seconds, plain.epoch_ms, resting.epoch_ms) > 0
     assert (folder / "model.pt").read_bytes() == before
+
+
+def _first_process(rank: int, folder: str) -> list[float]:
+    """As in a journey of several processes, of which the first alone compares."""
+    if rank:
+        return []
+    recipe = load_recipe("digits", ["--data.limit=100"], quick=True)
+    rows = compare_finetuning(recipe, Path(folder), validate(recipe), epochs=1)
+    return [row.test_accuracy for row in rows]
+
+
+def test_the_first_process_waits_for_no_other(trained: tuple[Recipe, Path, Splits]) -> None:
+    recipe, folder, splits = trained
+    alone = [row.test_accuracy for row in compare_finetuning(recipe, folder, splits, epochs=1)]
+    assert in_two_processes(_first_process, str(folder), timeout=30) == [alone, []]
 
 
 def test_nothing_is_shown_for_other_tasks(trained: tuple[Recipe, Path, Splits]) -> None:

@@ -211,16 +211,20 @@ class SelectiveUpdate:
             "reference": {name: outputs.clone() for name, outputs in self._reference.items()},
             "positions": self._probe.positions,
             "selection": self.selection.state_dict(),
+            "worth": {} if self._worth is None else self._worth.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state. Those of the model and the optimizer are loaded separately.
 
         Raises:
-            ConfigError: if it belongs to other layers, another probe or other positions.
+            ConfigError: if it belongs to other layers, another probe, other positions or another
+                selection.
         """
         self._check_state(state)
-        self.selection.load_state_dict(state["selection"])
+        self._load_selection(state["selection"])
+        if self._worth is not None and state.get("worth"):
+            self._worth.load_state_dict(state["worth"])
         self.freezer.apply(state["frozen"])
         self._step = int(state["step"])
         self._reference = {
@@ -233,13 +237,14 @@ class SelectiveUpdate:
         self.freezer.remove()
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Device of the watched layers."""
         return next(p.device for layer in self.freezer.layers.values() for p in layer.parameters())
 
     def _similarities(self) -> dict[str, Tensor]:
         now = self._probe.outputs(self.freezer.layers)
         own = {name: similarity(outputs, self._reference[name]) for name, outputs in now.items()}
-        phi = from_first_rank(own, self._device)
+        phi = from_first_rank(own, self.device)
         for name, values in phi.items():  # after the broadcast, so that all ranks raise or none
             if not torch.isfinite(values).all():
                 raise DivergenceError(
@@ -254,7 +259,17 @@ class SelectiveUpdate:
             name: masks[name] if name in masks else torch.zeros(layer.neurons, dtype=torch.bool)
             for name, layer in self._layers.items()
         }
-        return from_first_rank(complete, self._device)
+        return from_first_rank(complete, self.device)
+
+    def _load_selection(self, state: Mapping[str, Any]) -> None:
+        before = self.selection.state_dict()
+        try:
+            self.selection.load_state_dict(state)
+        except KeyError as error:
+            self.selection.load_state_dict(before)
+            raise ConfigError(
+                f"state_dict: its selection is not a {type(self.selection).__name__} as this one: it lacks {error}"
+            ) from error
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if missing := {"step", "frozen", "reference", "positions", "selection"} - set(state):

@@ -99,22 +99,28 @@ class NeVe:
         self.factor, self.patience, self.bound, self.mu = factor, patience, bound, mu
         self.lowest = lowest
         self._velocity: Tensor | None = None
+        self._seen: Mapping[str, Tensor] | None = None
         self._best, self._waited = math.inf, 0
 
     def step(self) -> VelocityStep:
         """Evaluate the last step of the selective update; call it after each of them.
 
         Raises:
-            ConfigError: before the first step of the selective update.
+            ConfigError: if the selective update has made no step since the last call.
         """
         found = self._update.similarities
-        if not found:
+        if not found or found is self._seen:
             raise ConfigError("NeVe: call the selective update's step() before this one")
+        self._seen = found
         # In float64, as differences of similarities close to 1.
         phi = torch.cat([values.cpu().double() for values in found.values()]).clamp(-1, 1)
         before, self._velocity = self._velocity, 1 - phi
         change = math.inf
         if before is not None:
+            check_option(
+                before.shape == phi.shape,
+                f"state_dict: belongs to a network of {len(before)} watched neurons, not {len(phi)}",
+            )
             self._velocity = self._velocity - self.mu * before
             change = float((self._velocity - before).square().mean())
         speed = float(self._velocity.abs().mean())
@@ -140,7 +146,15 @@ class NeVe:
         return {"velocity": velocity, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        velocity = state["velocity"]
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of NeVe.
+        """
+        if missing := {"velocity", "best", "waited"} - set(state):
+            raise ConfigError(
+                f"state_dict: lacks {', '.join(sorted(missing))}; pass what NeVe.state_dict() returned"
+            )
+        velocity = state["velocity"].cpu()
         self._velocity = velocity.clone() if len(velocity) else None
         self._best, self._waited = float(state["best"]), int(state["waited"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snello.errors import ConfigError, check_option
 
+from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
 from ._selection import Selection, WatchedLayer
 from ._timing import time_step, trial
@@ -99,6 +100,8 @@ class TimeBudget:
     ) -> StepTimes:
         """Measure a training step on one batch at some depths; nothing of the training changes.
 
+        In distributed training every process calls it; the times of the first one count.
+
         Args:
             update: the selective update that has this selection.
             inputs: one batch.
@@ -119,7 +122,10 @@ class TimeBudget:
                 timing = time_step(update, inputs, targets, loss_fn, repeats)
             step = timing.step.sparse_ms if depth else timing.step.dense_ms
             found.append(min([step, *found[-1:]]))  # noise must not make rest cost time
-        self.times = StepTimes(tuple(points), tuple(found))
+        # Those of the first process, so that all of them decide alike, also that none is fast enough.
+        times = torch.tensor(found, dtype=torch.float64)
+        agreed = from_first_rank({"times": times}, update.device)["times"].tolist()
+        self.times = StepTimes(tuple(points), tuple(agreed))
         return self.times
 
     def select(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,6 +51,20 @@ class Worth:
     def given_up(self) -> bool:
         """True after two losses of time: the probe need not run any more."""
         return self.refusals >= REFUSALS
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last decision, so that a resumed run does not measure again and decide otherwise."""
+        return {
+            "reason": self.reason,
+            "refusals": self.refusals,
+            "share": self._share,
+            "resting": sorted(self._resting),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.reason, self.refusals = str(state["reason"]), int(state["refusals"])
+        self._share, self._resting = state["share"], frozenset(state["resting"])
 
     def judged(
         self, update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]

@@ -126,7 +126,8 @@ def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
     """Let all layers but the classifier rest, and cache their outputs, inside the block."""
     began = time.process_time()
     update = SelectiveUpdate(tuning.model, tuning.optimizer, tuning.images[:2], Prefix(1.0))
-    update.step()
+    # Not by step(), for which the other processes of a training would have to wait, too.
+    update.apply({name: torch.ones_like(mask) for name, mask in update.frozen.items()})
     cache = FeatureCache(update, len(tuning.images))
     tuning.forward = cache
     tuning.prepared = time.process_time() - began
