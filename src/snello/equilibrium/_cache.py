@@ -114,6 +114,7 @@ class FeatureCache:
             finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         else:
             self._folder = _made(Path(folder, f"snello-features-{rank_and_size()[0]}"))
+        self._parameters = list(update.model.parameters())
         self._prefix: RestingPrefix | None = None
         self._store: FeatureStore | None = None
         self._digest = ""
@@ -209,7 +210,7 @@ class FeatureCache:
     def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
         """Key of the cut: resting layers, kind of inputs, and versions of the tensors before it."""
         freezer, device = self._update.freezer, args[0].device.type
-        learning = tuple(p.requires_grad for p in self._update.model.parameters())
+        learning = tuple(p.requires_grad for p in self._parameters)
         inputs = tuple((tuple(arg.shape[1:]), arg.dtype, arg.device) for arg in args)
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         # Not of statistics behind the cut, which change with every batch.

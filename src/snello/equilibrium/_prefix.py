@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class RestingPrefix:
     inputs: tuple[int, ...]
     compiled: Callable[..., Any] | None = None
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All parameters and buffers on which the features depend."""
         return [*self.front.parameters(), *self.front.buffers()]
