@@ -28,6 +28,10 @@ authors' code computes it. Its baselines are [`Stochastic`][snello.equilibrium.S
 neurons), [`MatchedStochastic`][snello.equilibrium.MatchedStochastic] (as many random neurons as NEq
 froze: the paper's Stochastic*) and [`Prefix`][snello.equilibrium.Prefix] (whole layers from the
 input on, with [`FreezeOut`][snello.equilibrium.FreezeOut]'s timetable).
+[`GradientChange`][snello.equilibrium.GradientChange] (AutoFreeze),
+[`Plasticity`][snello.equilibrium.Plasticity] (Egeria) and
+[`StableCKA`][snello.equilibrium.StableCKA] judge whole layers, and
+[`Settled`][snello.equilibrium.Settled] lets layers rest from the input on by any of these rules.
 [`ParameterBudget`][snello.equilibrium.ParameterBudget] updates a fixed number of parameters, those
 with most velocity, and [`TimeBudget`][snello.equilibrium.TimeBudget] lets layers rest until a step
 takes at most some milliseconds. All are arguments of [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate];
@@ -55,6 +59,7 @@ from ._flops import BackwardFlops as BackwardFlops
 from ._flops import StepFlops as StepFlops
 from ._flops import backward_flops as backward_flops
 from ._flops import step_flops as step_flops
+from ._gradient_change import GradientChange as GradientChange
 from ._memory import StepMemory as StepMemory
 from ._memory import step_memory as step_memory
 from ._neq import NEq as NEq
@@ -63,6 +68,8 @@ from ._neve import NeVe as NeVe
 from ._neve import VelocityStep as VelocityStep
 from ._probe import similarity as similarity
 from ._records import EquilibriumStep as EquilibriumStep
+from ._representations import Plasticity as Plasticity
+from ._representations import StableCKA as StableCKA
 from ._selection import Selection as Selection
 from ._selection import Velocity as Velocity
 from ._selection import WatchedLayer as WatchedLayer
@@ -78,8 +85,9 @@ from ._timing import time_step as time_step
 
 # Other names are for the packages of snello.
 __all__ = [
-    "EquilibriumStep", "FeatureCache", "FreezeOut", "MatchedStochastic", "NEq", "NeVe", "ParameterBudget",
-    "Prefix", "Selection", "SelectiveUpdate", "Settled", "Stochastic", "TimeBudget", "UpdateCost", "Velocity",
+    "EquilibriumStep", "FeatureCache", "FreezeOut", "GradientChange", "MatchedStochastic", "NEq", "NeVe",
+    "ParameterBudget", "Plasticity", "Prefix", "Selection", "SelectiveUpdate", "Settled", "StableCKA",
+    "Stochastic", "TimeBudget", "UpdateCost", "Velocity",
     "WatchedLayer",
     "backward_flops", "measure_cost", "similarity", "sketch", "step_flops", "step_memory",
     "time_backward", "time_step",

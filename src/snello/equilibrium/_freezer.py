@@ -110,6 +110,13 @@ class Freezer:
         for whole in self._wholes:
             detach_whole(whole.module)
 
+    def drop_state(self) -> int:
+        """Drop the optimizer state of all parameters at rest; return its size in bytes."""
+        resting = self.resting_parameters()
+        states = [o.state.pop(p, {}) for o in self.hold.optimizers for p in resting]
+        values = [value for state in states for value in state.values()]
+        return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+
     def resting_parameters(self) -> list[Tensor]:
         """All parameters that get no gradient: of the layers frozen whole, and of their modules."""
         layers = [self.layers[name] for name in self.resting]

@@ -21,7 +21,7 @@ from ._freezer import Freezer
 from ._layers import monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
-from ._selection import Formula, Selection, Velocity, WatchedLayer
+from ._selection import Formula, Selection, Velocity, WatchedLayer, show
 from ._whole import wholes
 from ._worth import Worth
 
@@ -143,6 +143,8 @@ class SelectiveUpdate:
         self.optimizers = self.freezer.optimizers
         self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}
+        if selection.observes:
+            show(selection, self._reference)
         self.similarities: dict[str, Tensor] = {}
         self._step = 0
         self._worth = Worth() if only_if_faster else None
@@ -232,6 +234,17 @@ class SelectiveUpdate:
             for name, outputs in state["reference"].items()
         }
 
+    def drop_optimizer_state(self) -> int:
+        """Drop the optimizer state of the parameters at rest; call it after `step`.
+
+        The optimizers start it again when layers are unfrozen, as for new parameters: Adam's
+        averages from zero. For SGD nothing changes, since the momentum of frozen neurons is zero.
+
+        Returns:
+            The memory that was freed, in bytes.
+        """
+        return self.freezer.drop_state()
+
     def remove(self) -> None:
         """Unfreeze everything and remove all hooks: layers and optimizer are plain again."""
         self.freezer.remove()
@@ -252,6 +265,7 @@ class SelectiveUpdate:
                     "lower the learning rate"
                 )
         self._reference = now
+        show(self.selection, now)
         return phi
 
     def _agreed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -334,6 +348,7 @@ class NEq(SelectiveUpdate):
         eps: bound on the velocity below which a neuron is at equilibrium.
         mu: weight of the last velocity.
         formula: "paper" or "released"; see [`Velocity`][snello.equilibrium.Velocity].
+        smoothing: weight of the past in a moving average of the similarities.
         options: `warmup`, `exclude`, `kinds`, `positions`, `dispatch`, `only_if_faster` of
             [`SelectiveUpdate`][snello.equilibrium.SelectiveUpdate], which describes all arguments.
 
@@ -355,6 +370,8 @@ class NEq(SelectiveUpdate):
         eps: float = 1e-3,
         mu: float = 0.5,
         formula: Formula = "paper",
+        smoothing: float = 0.0,
         **options: Unpack[UpdateOptions],
     ) -> None:
-        super().__init__(model, optimizer, probe, Velocity(eps, mu, formula), **options)
+        rule = Velocity(eps, mu, formula, smoothing=smoothing)
+        super().__init__(model, optimizer, probe, rule, **options)

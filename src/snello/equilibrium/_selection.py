@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -28,7 +28,12 @@ class WatchedLayer:
 
 
 class Selection(Protocol):
-    """A rule that decides, once a step, which neurons are frozen until the next one."""
+    """A rule that decides, once a step, which neurons are frozen until the next one.
+
+    A rule that observes may also have a method `observe(outputs)`. It is called with the probe's
+    outputs, layer name -> shape `(samples, channels, positions)`, at the start and before each
+    `select`.
+    """
 
     @property
     def observes(self) -> bool:
@@ -72,6 +77,9 @@ class Velocity:
         eps: the bound on the velocity; 0 freezes nothing.
         mu: the weight of the last velocity, in [0, 1).
         formula: "paper", the equation as published; or "released", what the authors' code computes.
+        smoothing: weight of the past in a moving average of the similarities, in [0, 1), whose
+            velocity is taken; 0 for the similarities themselves, as published. With a decision
+            every few iterations, single similarities are noisy.
 
     Source: Bragagnolo, Tartaglione, Grangetto, "To update or not to update? Neurons at equilibrium
     in deep models", NeurIPS 2022, section 3, and the code at https://github.com/EIDOSLAB/NEq.
@@ -79,7 +87,14 @@ class Velocity:
 
     observes = True
 
-    def __init__(self, eps: float = 1e-3, mu: float = 0.5, formula: Formula = "paper") -> None:
+    def __init__(
+        self,
+        eps: float = 1e-3,
+        mu: float = 0.5,
+        formula: Formula = "paper",
+        *,
+        smoothing: float = 0.0,
+    ) -> None:
         if not eps >= 0:
             raise ConfigError(f"eps: must be at least 0, not {eps}; the paper uses 1e-3")
         if not 0 <= mu < 1:
@@ -88,14 +103,16 @@ class Velocity:
             raise ConfigError(
                 f"formula: must be one of {', '.join(get_args(Formula))}, not {formula!r}"
             )
-        self.eps, self.mu, self.formula = eps, mu, formula
+        if not 0 <= smoothing < 1:
+            raise ConfigError(f"smoothing: must be in [0, 1), not {smoothing}")
+        self.eps, self.mu, self.formula, self.smoothing = eps, mu, formula, smoothing
         self._phi: dict[str, Tensor] = {}
         self._change: dict[str, Tensor] = {}
         self._velocity: dict[str, Tensor] = {}
 
     @property
     def phi(self) -> dict[str, Tensor]:
-        """Layer name -> the last similarities, shape `(neurons,)`; empty at the start."""
+        """Layer name -> the last similarities, smoothed, shape `(neurons,)`; empty at the start."""
         return copied(self._phi)
 
     @property
@@ -113,7 +130,9 @@ class Velocity:
 
     def _advance(self, name: str, phi: Tensor) -> None:
         rest = torch.zeros_like(phi)
-        change = phi - self._phi.get(name, rest + 1).to(phi)
+        last = self._phi.get(name, rest + 1).to(phi)
+        phi = phi.lerp(last, self.smoothing)
+        change = phi - last
         before = self.mu * self._velocity.get(name, rest).to(phi)
         if self.formula == "paper":
             velocity = change - before
@@ -133,6 +152,18 @@ class Velocity:
         """Go on from a saved state."""
         self._phi, self._change = copied(state["phi"]), copied(state["change"])
         self._velocity = copied(state["velocity"])
+
+
+def show(selection: object, outputs: Mapping[str, Tensor]) -> None:
+    """Call a selection's optional `observe` with the probe's outputs."""
+    observe = getattr(selection, "observe", None)
+    if observe is not None:
+        observe(outputs)
+
+
+def whole_layers(layers: Mapping[str, WatchedLayer], resting: Collection[str]) -> dict[str, Tensor]:
+    """Masks that freeze all neurons of some layers, and none of the others."""
+    return {name: torch.full((layer.neurons,), name in resting) for name, layer in layers.items()}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from snello.errors import ConfigError
 from snello.optimizers import Optimizers, optimizers_of
 
-from ._selection import Selection, WatchedLayer
+from ._selection import Selection, WatchedLayer, show
 
 
 class Settled:
@@ -30,7 +30,10 @@ class Settled:
     4. in layers that have not settled, the rule freezes single neurons, or none (`scattered`).
 
     Args:
-        rule: rule for single neurons, such as [`Velocity`][snello.equilibrium.Velocity].
+        rule: rule for single neurons, such as [`Velocity`][snello.equilibrium.Velocity], or for
+            layers: [`GradientChange`][snello.equilibrium.GradientChange],
+            [`Plasticity`][snello.equilibrium.Plasticity] or
+            [`StableCKA`][snello.equilibrium.StableCKA].
         share: share of a layer's neurons, in (0, 1].
         slack: hysteresis, in [0, share].
         patience: number of consecutive steps, at least 1.
@@ -74,6 +77,10 @@ class Settled:
     def settled(self) -> tuple[str, ...]:
         """The layers that are frozen whole, from the input on."""
         return tuple(self._settled)
+
+    def observe(self, outputs: Mapping[str, Tensor]) -> None:
+        """Pass the probe's outputs to the rule."""
+        show(self.rule, outputs)
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]

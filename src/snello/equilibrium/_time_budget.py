@@ -15,7 +15,7 @@ from snello.errors import ConfigError, check_option
 
 from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
-from ._selection import Selection, WatchedLayer
+from ._selection import Selection, WatchedLayer, show
 from ._timing import time_step, trial
 
 
@@ -127,6 +127,10 @@ class TimeBudget:
         agreed = from_first_rank({"times": times}, update.device)["times"].tolist()
         self.times = StepTimes(tuple(points), tuple(agreed))
         return self.times
+
+    def observe(self, outputs: Mapping[str, Tensor]) -> None:
+        """Pass the probe's outputs to the rule."""
+        show(self.rule, outputs)
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]

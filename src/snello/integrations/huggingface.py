@@ -29,12 +29,14 @@ def huggingface_callback(
     sensitivity: Callable[[nn.Module], Sensitivity] | None = None,
     pruner: Callable[[nn.Module, torch.optim.Optimizer], Pruner] | None = None,
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
+    every: int | None = None,
     monitor: str = "eval_loss",
 ) -> Any:
     """Build a callback for transformers: `Trainer(callbacks=[huggingface_callback(...)])`.
 
     The sensitivity observes every training forward pass and decays weights after every optimizer
-    step; the pruner steps after every evaluation, `updates` at the end of every epoch. Their
+    step; the pruner steps after every evaluation, `updates` at the end of every epoch, or after
+    `every` optimizer steps. Their
     state is saved with the Trainer's checkpoints; a second `train()` of the same model continues
     from the first. The masks stay in force after training.
 
@@ -45,14 +47,18 @@ def huggingface_callback(
             `lambda model, optimizer: Pruner(model, optimizer, validation_loss)`.
         updates: function that builds the selective update, such as
             `lambda model, optimizer: NEq(model, optimizer, probe)`.
+        every: number of optimizer steps between decisions of `updates`, for fine-tunings of few
+            epochs; None: at the end of every epoch.
         monitor: name of the evaluation loss that is passed to the pruner.
 
     Raises:
-        ConfigError: if all three are None; during training, if an evaluation lacks the metric.
+        ConfigError: if all three are None, or for `every` below 1; during training, if an evaluation lacks the metric.
         MissingExtraError: without transformers.
     """
     if sensitivity is None and pruner is None and updates is None:
         raise ConfigError("huggingface_callback: pass a sensitivity, a pruner or updates")
+    if every is not None and every < 1:
+        raise ConfigError(f"every must be a number of optimizer steps, at least 1, not {every}")
     base: Any = require("transformers", "huggingface", "the Trainer's callback").TrainerCallback
 
     class SnelloCallback(base):  # type: ignore[misc]
@@ -101,8 +107,12 @@ def huggingface_callback(
                     )
                 self.parts["pruner"].step(float(metrics[monitor]))
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if "updates" in self.parts and every is not None and state.global_step % every == 0:
+                self.parts["updates"].step()
+
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if "updates" in self.parts:
+            if "updates" in self.parts and every is None:
                 self.parts["updates"].step()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

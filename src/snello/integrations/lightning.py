@@ -371,6 +371,7 @@ class NEqCallback(SelectiveUpdateCallback):
         probe: fixed inputs on which a neuron's outputs are compared, shape (B, ...).
         eps: velocity below which a neuron counts as being at equilibrium.
         mu: weight of the previous velocity (momentum coefficient).
+        smoothing: weight of the past in a moving average of the similarities, for `every`.
         every: number of optimizer steps between decisions; None: at the end of every epoch, as
             published.
         options: arguments of [`snello.equilibrium.SelectiveUpdate`][] (warmup, exclude, ...).
@@ -382,7 +383,9 @@ class NEqCallback(SelectiveUpdateCallback):
         *,
         eps: float = 1e-3,
         mu: float = 0.5,
+        smoothing: float = 0.0,
         every: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(probe, Velocity(eps, mu), every=every, **options)
+        rule = Velocity(eps, mu, smoothing=smoothing)
+        super().__init__(probe, rule, every=every, **options)
