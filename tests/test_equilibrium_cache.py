@@ -193,7 +193,10 @@ def test_limits_changed_weights_and_random_samples(tmp_path: Path) -> None:
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             return torch.rand(3), index
 
-    FeatureCache.check([(torch.ones(3), i) for i in range(10)])
+    nan = torch.tensor([float("nan"), 1.0])
+    FeatureCache.check(
+        [(torch.ones(3), nan, {"name": f"image {i}", "label": i}) for i in range(10)]
+    )
     with pytest.raises(ConfigError, match="sample 0 is another one each time"):
         FeatureCache.check(Noisy())
 

@@ -124,6 +124,24 @@ def test_frozen_rows_stand_still(tmp_path: Path) -> None:
     assert torch.equal(weights[2], trainer.model.first.weight)
 
 
+@pytest.mark.parametrize(("every", "decisions"), [(None, 3), (2, 6), (5, 2)])
+def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: Path) -> None:
+    """Three epochs of four steps."""
+    steps: list[int] = []
+
+    class Counted(NEq):
+        def step(self) -> Any:
+            steps.append(1)
+            return super().step()
+
+    probe = torch.stack([row["x"] for row in _data()[:8]])
+    callback = huggingface_callback(updates=lambda m, o: Counted(m, o, probe), every=every)
+    _trainer(tmp_path, [callback], epochs=3).train()
+    assert len(steps) == decisions
+    with pytest.raises(ConfigError, match="every must be a number of optimizer steps"):
+        huggingface_callback(updates=lambda m, o: NEq(m, o, probe), every=0)
+
+
 def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
     straight = _trainer(tmp_path / "straight", [_everything()])
     straight.train()

@@ -148,6 +148,13 @@ def test_finetuning_table_compares_with_the_plain_row(result: JourneyResult) -> 
     assert _cells(table, "Time") == ["1.00x", "0.25x"]
     assert _cells(table, "Accuracy") == ["90.00 %", "89.00 %"]
     assert "Not cached: the disk is full" in table.note
+    assert "A prefix at rest saves time here" in table.note
+    slower = (rows[0], replace(rows[1], seconds=2.5))
+    trained = tuple(replace(row, backward_ratio=1.2) for row in result.trained)
+    table = finetuning_table(replace(result, finetuned=slower, trained=trained))
+    assert table is not None
+    assert "A prefix at rest saves no time here; skipping single neurons" in table.note
+    assert table.note.count("saves no time") == 2
 
 
 def test_every_row_is_as_long_as_its_header(result: JourneyResult) -> None:

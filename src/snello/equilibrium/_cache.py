@@ -12,6 +12,7 @@ from weakref import finalize
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from snello.errors import ConfigError, ModelError
 from snello.processes import rank_and_size
@@ -166,9 +167,8 @@ class FeatureCache:
             ConfigError: for a sample that differs, with its index.
         """
         for index in range(0, len(dataset), max(1, len(dataset) // samples)):
-            first, second = (torch.utils._pytree.tree_leaves(dataset[index]) for _ in range(2))
-            pairs = zip(first, second, strict=True)
-            if not all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs):
+            first, second = (tree_leaves(dataset[index]) for _ in range(2))
+            if len(first) != len(second) or not all(map(_alike, first, second)):
                 raise ConfigError(
                     f"sample {index} is another one each time, by a random augmentation as it seems: features "
                     "can be kept only if a sample depends on its index alone; turn the augmentation off or seed it "
@@ -283,6 +283,15 @@ class FeatureCache:
                 return found
         # Read back, so that the first epoch has the same rounding as the later ones.
         return store.read(where, device)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return true if two parts of a sample have the same values; other objects than numbers may."""
+    try:
+        pair = torch.as_tensor(one), torch.as_tensor(other)
+    except (TypeError, ValueError, RuntimeError):  # texts, images of PIL
+        return bool(one == other)
+    return pair[0].shape == pair[1].shape and torch.allclose(*pair, rtol=0, atol=0, equal_nan=True)
 
 
 def _made(folder: Path) -> Path:
