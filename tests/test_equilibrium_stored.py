@@ -111,6 +111,45 @@ def test_samples_of_every_dtype_are_told_apart(dtype: torch.dtype) -> None:
         cache(torch.cat([x[:9], x[:1]]), range(10))
 
 
+class Mixed(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def __init__(self, keepdim: bool) -> None:
+        super().__init__()
+        self.keepdim, self.inner = keepdim, network()
+        self.inner[0] = nn.Conv2d(2, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x - x.mean(0, keepdim=self.keepdim))
+
+
+@pytest.mark.parametrize("first", [1, 10])
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_features_that_depend_on_the_batch_are_not_stored(keepdim: bool, first: int) -> None:
+    """Also where the mean has as many channels as there are samples on which the cut is tried."""
+    model, x = Mixed(keepdim), images()[:, :2]
+    update = SelectiveUpdate(model, None, x[:4], Prefix(0.7))
+    update.step()
+    cache = FeatureCache(update, 10, measured=False)
+    cache(x[:first], range(first))
+    assert cache.status.stored == 0
+    assert cache.status.reason
+
+
+def test_wrong_arguments() -> None:
+    cache = resting(network(), 0.7)
+    for wrong, says in (
+        ({"samples": 2.5}, "samples: must be a whole number"), ({"samples": 0}, "at least 1, not 0"),
+        ({"dtype": torch.int32}, "dtype: must be"), ({"dtype": "bf16"}, "dtype: must be"),
+        ({"update": network()}, "must be a SelectiveUpdate, not a Sequential"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            FeatureCache(**{"update": cache._update, "samples": 10, **wrong})  # type: ignore[arg-type]
+    for index in (None, ["a"] * 10):
+        with pytest.raises(ConfigError, match="index: must be whole numbers"):
+            cache(images(), index)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("index", [torch.arange(10) + 0.5, torch.ones(10, dtype=torch.bool)])
 def test_an_index_is_a_whole_number(index: Tensor) -> None:
     with pytest.raises(ConfigError, match="must be whole numbers"):

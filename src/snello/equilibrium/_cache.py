@@ -85,8 +85,8 @@ class FeatureCache:
             again, a new cut does.
 
     Raises:
-        ConfigError: for a number of samples below one, or a folder that does not exist or cannot be
-            written to.
+        ConfigError: for a number of samples below one, a dtype for whole numbers, or a folder that
+            does not exist or cannot be written to.
 
     Source: Liu et al., "AutoFreeze: automatically freezing model blocks to accelerate fine-tuning",
     2021, section 4.3, https://arxiv.org/abs/2102.01386; He et al., "PipeTransformer", ICML 2021,
@@ -104,8 +104,12 @@ class FeatureCache:
         measured: bool = True,
         compile: Callable[[nn.Module], Callable[..., Any]] | None = None,
     ) -> None:
-        if samples < 1:
-            raise ConfigError(f"samples: must be at least 1, not {samples}")
+        if not isinstance(update, SelectiveUpdate):
+            raise ConfigError(f"update: must be a SelectiveUpdate, not a {type(update).__name__}")
+        if not isinstance(samples, int) or samples < 1:
+            raise ConfigError(f"samples: must be a whole number, at least 1, not {samples!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigError(f"dtype: must be a floating-point dtype of torch, not {dtype!r}")
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"folder: there is no folder {folder}")
         self._update, self._samples, self._limit = update, samples, limit
@@ -181,8 +185,11 @@ class FeatureCache:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _checked(self, index: Tensor | Sequence[int], batch: int) -> Tensor:
-        where = torch.as_tensor(index).cpu()
-        if where.is_floating_point() or where.is_complex() or where.dtype is torch.bool:
+        try:
+            where = torch.as_tensor(index).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"index: must be whole numbers: {error}") from error
+        if where.dtype.is_floating_point or where.dtype.is_complex or where.dtype is torch.bool:
             raise ConfigError(f"index: must be whole numbers, not {where.dtype}")
         where = where.long()
         if where.shape != (batch,):
@@ -225,7 +232,7 @@ class FeatureCache:
             try:
                 with freezer.dense():
                     self._prefix = resting_prefix(
-                        self._update.model, resting, [arg[:2] for arg in args]
+                        self._update.model, resting, [_two(arg) for arg in args]
                     )
             except ModelError as error:
                 self._reason = str(error)
@@ -292,6 +299,11 @@ def _alike(one: Any, other: Any) -> bool:
     except (TypeError, ValueError, RuntimeError):  # texts, images of PIL
         return bool(one == other)
     return pair[0].shape == pair[1].shape and torch.allclose(*pair, rtol=0, atol=0, equal_nan=True)
+
+
+def _two(batch: Tensor) -> Tensor:
+    """Two samples: with one alone, a sum over the batch would look like a sample."""
+    return batch[:2] if len(batch) > 1 else torch.cat([batch, torch.zeros_like(batch)])
 
 
 def _made(folder: Path) -> Path:

@@ -86,7 +86,8 @@ def resting_prefix(
         before the layers that are updated.
 
     Raises:
-        ModelError: if torch.fx cannot trace the model, or if the two parts have other outputs.
+        ModelError: if torch.fx cannot trace the model, if the two parts have other outputs, or if
+            features depend on the other samples of the batch.
     """
     graph = capture(model)
     shapes = _Shapes(graph.module, len(inputs[0]))
@@ -204,11 +205,20 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> None:
-    """Compare the two parts with the model in evaluation mode.
+    """Compare the two parts with the model in evaluation mode, and features with those of one sample.
 
     Raises:
         ModelError: if they differ.
     """
+    first = prefix.run_front([x[:1] for x in inputs])
+    for both, alone in zip(prefix.run_front(inputs), first, strict=True):
+        # Other sizes of a batch round otherwise, and no more.
+        alone = alone.double()
+        if not (both[:1].double() - alone).norm() <= 0.01 * alone.norm():
+            raise ModelError(
+                f"the outputs of the resting layers of {type(model).__name__} depend on the other samples of "
+                "the batch"
+            )
     with evaluation_mode(model), torch.no_grad():
         expected = tensors_of(Inputs.of(tuple(inputs)).call(model))
         found = tensors_of(prefix.run_rest(prefix.run_front(inputs), inputs))
