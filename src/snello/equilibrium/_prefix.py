@@ -210,8 +210,9 @@ def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) ->
     Raises:
         ModelError: if they differ.
     """
+    features = prefix.run_front(inputs)
     first = prefix.run_front([x[:1] for x in inputs])
-    for both, alone in zip(prefix.run_front(inputs), first, strict=True):
+    for both, alone in zip(features, first, strict=True):
         # Other sizes of a batch round otherwise, and no more.
         alone = alone.double()
         if not (both[:1].double() - alone).norm() <= 0.01 * alone.norm():
@@ -221,7 +222,7 @@ def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) ->
             )
     with evaluation_mode(model), torch.no_grad():
         expected = tensors_of(Inputs.of(tuple(inputs)).call(model))
-        found = tensors_of(prefix.run_rest(prefix.run_front(inputs), inputs))
+        found = tensors_of(prefix.run_rest(features, inputs))
     if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
         raise ModelError(
             f"{type(model).__name__} cut behind its resting layers computes something else: its forward "
