@@ -68,7 +68,7 @@ def test_an_init_fits_on_a_screen(package: str) -> None:
 
 def test_signatures_are_readable() -> None:
     names = list(inspect.signature(snello.NEq).parameters)
-    assert names == ["model", "optimizer", "probe", "eps", "mu", "formula", "options"]
+    assert names == ["model", "optimizer", "probe", "eps", "mu", "formula", "smoothing", "options"]
 
 
 if __name__ == "__main__":
