@@ -21,6 +21,7 @@ from snello.equilibrium import (
     Prefix,
     SelectiveUpdate,
     Stochastic,
+    TimeBudget,
     Velocity,
 )
 from snello.errors import ConfigError, DivergenceError
@@ -39,6 +40,7 @@ def _everything(rank: int) -> dict[str, Any]:
     found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
     found["refused"] = {"wrappers": torch.tensor(_refused())}
     found["cached"] = _cached(rank, 2)
+    found["measured"] = _measured()
     return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
 
 
@@ -119,6 +121,15 @@ def _cached(rank: int, size: int) -> dict[str, Any]:
     return {"weights": weights, "stored": stored, "sent": sent}
 
 
+def _measured() -> dict[str, Any]:
+    """Times of steps, which no two processes measure alike."""
+    model = network()
+    budget = TimeBudget(1e9)
+    update = SelectiveUpdate(model, sgd(model), batch()[0], budget)
+    times = budget.measure(update, *batch(), cross_entropy, depths=3, repeats=1)
+    return {"ms": torch.tensor(times.milliseconds, dtype=torch.float64)}
+
+
 def _averaged(profiler: profile) -> int:
     """Number of values that the processes averaged in a backward pass."""
     shapes = [e.input_shapes[0] for e in profiler.events() if e.name == "gloo:all_reduce"]
@@ -189,6 +200,13 @@ def test_what_a_rule_remembers_is_the_same_on_every_rank(name: str, outcomes: An
     for kind in ("phi", "velocity", "change"):
         for layer, values in first[kind].items():
             assert torch.equal(values, second[kind][layer])
+
+
+def test_a_budget_follows_the_times_of_the_first_process(outcomes: Any) -> None:
+    first, second = (outcome["measured"]["ms"] for outcome in outcomes)
+    assert torch.equal(first, second)
+    assert len(first) == 4
+    assert float(first.min()) > 0
 
 
 def test_two_processes_with_cached_features_are_one(outcomes: Any) -> None:
