@@ -171,6 +171,19 @@ def test_a_layer_that_is_to_learn_again_is_behind_the_cut() -> None:
     assert model[0].weight.grad is not None
 
 
+def test_features_of_another_precision_are_computed_again() -> None:
+    model = nn.Sequential(*network()[:2], nn.LayerNorm((8, 6, 6)), *network()[2:])
+    update = SelectiveUpdate(model, None, images(2), Prefix(0.76), dispatch="fixed")
+    update.step()
+    cache = FeatureCache(update, 10, measured=False)
+    plain = cache(images(), range(10))
+    assert cache.status.layers[-1] == "2"  # whose outputs are float32 under autocast, too
+    with torch.autocast("cpu", torch.bfloat16):
+        cache(images()[:3], range(3))
+    assert cache.status.stored == 3
+    assert torch.equal(cache(images(), range(10)), plain)
+
+
 def test_weights_that_are_written_again_keep_the_features() -> None:
     model = network()
     cache = resting(model, 0.7)

@@ -210,8 +210,9 @@ class FeatureCache:
         if state[:-1] != self._key[:-1]:
             self._cut(args)
         # Versions also change where the same values are written again, as masks of pruning are.
-        if state[:-1] != self._key[:-1] or self._digest != self._digest_of(self._prefix):
-            self._open()
+        digest = self._digest_of(state[2:4])
+        if state[:-1] != self._key[:-1] or self._digest != digest:
+            self._open(digest)
         self._key = self._state(args)
 
     def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -242,16 +243,17 @@ class FeatureCache:
                 compiled = self._compile(self._prefix.front)
                 self._prefix = replace(self._prefix, compiled=compiled)
 
-    def _digest_of(self, prefix: RestingPrefix | None) -> str:
-        """Name of the features: those of other weights, another cut or dtype have another one."""
+    def _digest_of(self, inputs: tuple[Any, ...]) -> str:
+        """Name of the features: those of other weights, inputs or cuts have another one."""
+        prefix = self._prefix
         if prefix is None:
             return ""
-        facts = prefix.modules, prefix.features, self._dtype, self._samples, system_start()
+        facts = prefix.modules, prefix.features, inputs, self._dtype, self._samples, system_start()
         return digest_of(facts, prefix.tensors)
 
-    def _open(self) -> None:
+    def _open(self, digest: str) -> None:
         """Open the store of the present cut, and remove all others."""
-        self._store, self._digest = None, self._digest_of(self._prefix)
+        self._store, self._digest = None, digest
         for old in self._folder.glob("*"):
             if old.name != self._digest:
                 shutil.rmtree(old, ignore_errors=True)
