@@ -176,7 +176,6 @@ QUICK = {
     "digits": "serene+neq",
     "mnist_lenet5": "lobster",
     "cifar10_resnet32": "serene",
-    "cifar10_resnet32_channels": "serene",
     "cifar10_vgg16": "lobster",
     "cifar100_alexnet": "serene",
     "round_trip": "serene+neq",
