@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from pair import begin
 from snello import plan_of, simplify
@@ -171,11 +172,7 @@ def test_processes_with_other_batches_prune_what_one_with_all_of_them_prunes() -
         assert all(torch.equal(found[name], mask) for name, mask in expected.items()), rank
 
 
-NORMED = ("LayerNorm, GroupNorm",)
-"""Networks with norms over their channels: what they compute depends on the number of channels."""
-
-
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in NORMED])
+@pytest.mark.parametrize("name", ZOO)
 def test_half_of_the_channels_of_the_zoo_leave_it_alive_and_its_own_class(name: str) -> None:
     torch.manual_seed(0)
     model, x = ZOO[name].build().double().eval(), torch.randn(ZOO[name].shapes[0]).double()
@@ -196,6 +193,26 @@ def test_half_of_the_channels_of_the_zoo_leave_it_alive_and_its_own_class(name: 
     assert not any(dead_neurons(layer).any() for layer in weighted_layers(lean).values())
     shapes = [p.shape for p in simplify(model, x, prefer="bytes").parameters()]
     assert [p.shape for p in lean.parameters()] == shapes
+
+
+def test_channels_that_a_norm_depends_on_keep_their_width_and_say_why() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 4, 2, 4, 32, 48, num_classes=5).double().eval()
+    nn.init.normal_(model.heads[0].weight, std=0.1)  # zero otherwise: an output without its input
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    pruner = Pruner(
+        model, None, granularity="channel", amount=Ratio(0.5), schedule=OneShot(), example_inputs=x
+    )
+    pruner.prune()
+    why = pruner.left_alone["conv_proj:heads"]
+    assert why.startswith("layer_norm in encoder.layers.encoder_layer_0.ln_1"), why
+    assert "snello.prune" in why
+    assert all(".mlp." in name for name in pruner.masks)
+    plain, small = (simplify(model, x, prefer=how) for how in ("plain", "bytes"))
+    assert type(plain) is VisionTransformer
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in small.parameters()]
+    assert plain.encoder.layers[0].mlp[0].out_features < 48  # type: ignore[union-attr,operator,index]
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-9, atol=1e-12)
 
 
 def test_a_padded_shortcut_is_cut_without_index_operations_and_trains_on() -> None:

@@ -58,6 +58,13 @@ class ChannelUnits:
             reasons = [reason for name in owners if (reason := computed(modules[name]))]
             if any(is_weighted(modules[w]) and w not in kept for w in writers):
                 continue
+            if dimension.norms:
+                # Masked channels would still count in the statistics, so that none could be removed.
+                module, operation = dimension.norms[0]
+                reasons.append(
+                    f"{operation} in {module or 'the model'} depends on their number: remove them "
+                    "with snello.prune"
+                )
             if dimension.pinned or reasons:
                 left[dimension.name] = dimension.pinned or reasons[0]
             else:

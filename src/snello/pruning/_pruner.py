@@ -102,7 +102,8 @@ class Pruner:
     Attributes:
         masks: parameter with pruned entries -> boolean mask of its kept entries.
         left_alone: layer name -> why it is never pruned: its weight is computed (weight norm, other
-            parametrisations, masks of `torch.nn.utils.prune`), or its channels are pinned.
+            parametrisations, masks of `torch.nn.utils.prune`), its channels are pinned, or the
+            statistics of a norm depend on their number.
         finished: True once no further step will prune anything.
 
     Raises:

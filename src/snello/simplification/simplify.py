@@ -6,6 +6,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import fx, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
+from snello.graph.coupled import Coupling
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
 from snello.wrappers import copied, unwrapped
@@ -200,7 +202,7 @@ def _narrower(run: _Passes, other: Candidate, *, equal: bool = False) -> Iterato
     ):
         return
     try:
-        groups, removed = zero_channels(run.model, run.inputs)
+        groups, removed = run.zero_channels
         if not removed:
             return
         plan = coupled_plan(run.model, groups, removed, run.inputs, run.base)
@@ -282,6 +284,11 @@ class _Passes:
         self.domain = agreed.domain
         self.base = plan_of(model)
         self.refused: dict[fx.Node, str] = {}
+
+    @cached_property
+    def zero_channels(self) -> tuple[Coupling, dict[str, list[int]]]:
+        """The coupling of the model, and its channels that are zero."""
+        return zero_channels(self.model, self.inputs)
 
     def decide(self) -> tuple[Arrangement, Decision]:
         """Make the plan."""
