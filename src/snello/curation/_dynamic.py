@@ -16,7 +16,7 @@ from ._losses import LossScores
 from ._plan import Plan, planned
 from ._samplers import SubsetBatchSampler, SubsetSampler
 from ._seeds import generator
-from ._source import Source, place_of, places_of
+from ._source import Source, integers, place_of, places_of
 
 
 class DynamicSubset(Dataset[Any]):
@@ -44,6 +44,7 @@ class DynamicSubset(Dataset[Any]):
     """
 
     _window: int | None = None
+    _by_loss = True
 
     def __init__(
         self,
@@ -125,8 +126,8 @@ class DynamicSubset(Dataset[Any]):
                 samples.
             shuffle: without `inner`, whether every epoch has a new order.
             replicas: processes among which the samples are dealt out; None: those of the
-                `DistributedSampler` or of `torch.distributed`. 1 where the DataLoader is going
-                to be split by others, as by Accelerate.
+                `DistributedSampler` or of `torch.distributed`. Fewer where some processes share
+                their samples, as with tensor parallelism.
             rank: this process, 0 … replicas − 1; given with `replicas`.
 
         Raises:
@@ -173,15 +174,15 @@ class DynamicSubset(Dataset[Any]):
                     "regroup=False with several processes would give them batches of different sizes: leave it out"
                 )
             return SubsetBatchSampler(self, None, drop_last=False)
-        size = getattr(inner, "batch_size", None) or len(next(iter(inner), ()))
-        if not size:
-            raise DataError(f"the batch sampler {type(inner).__name__} yields no batch")
+        size = getattr(inner, "batch_size", None) or self._source.first_batch()
         return SubsetBatchSampler(self, size, drop_last=bool(getattr(inner, "drop_last", False)))
 
     # Training
 
     def weigh(self, losses: Tensor, index: Tensor) -> Tensor:
-        """The loss to minimise, and a record of the losses.
+        """The loss to minimise, and a record of the losses; once for every batch.
+
+        A second pass over a batch, as of SAM, takes the [`weights`][snello.curation.DynamicSubset.weights].
 
         Args:
             losses: `(B,)`, one per sample, as with `reduction="none"`; or `()`, the mean of
@@ -193,7 +194,8 @@ class DynamicSubset(Dataset[Any]):
             mean loss is multiplied with the mean weight.
 
         Raises:
-            ConfigError: for other shapes.
+            ConfigError: for other shapes, indices outside of the dataset, or before an epoch was
+                begun by a sampler of this subset.
         """
         self.record(losses, index)
         weights = self.weights(index, losses)
@@ -201,17 +203,24 @@ class DynamicSubset(Dataset[Any]):
 
     def record(self, losses: Tensor, index: Tensor) -> None:
         """Note the losses of a batch, as [`weigh`][snello.curation.DynamicSubset.weigh] does."""
-        if index.dim() != 1:
-            raise ConfigError(f"index must have the shape (B,), not {tuple(index.shape)}")
+        if not isinstance(index, Tensor) or index.dim() != 1 or index.is_floating_point():
+            found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
+            raise ConfigError(f"index must be integers of the shape (B,), not {found}")
+        if not isinstance(losses, Tensor):
+            raise ConfigError(f"losses must be a tensor, (B,) or (), not {type(losses).__name__}")
         if losses.dim() and losses.shape != index.shape:
             raise ConfigError(
                 f"losses of shape {tuple(losses.shape)} for {len(index)} samples: reduce them to one per sample, as by "
                 "losses.flatten(1).mean(1), or give the mean of the batch"
             )
+        if not self._begun:
+            raise ConfigError(
+                "no epoch was begun, so that nothing is left out: make the loader with this object and its sampler, "
+                "DataLoader(keep, sampler=keep.sampler())"
+            )
         self._scores.add(losses, index)
-        if self._plan is not None:
-            self._done += len(index)
-            self._finished = self._finished or self._done >= self._length
+        self._done += len(index)
+        self._finished = self._finished or self._done >= self._length
 
     def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
         """Weights of samples in this epoch, `(B,)`.
@@ -256,6 +265,9 @@ class DynamicSubset(Dataset[Any]):
             renew = plan is None or self._finished or (not self._resumed and self._used)
             epoch = 0 if plan is None else plan.epoch + 1
             start = self._done if self._resumed else 0
+        if plan is not None and plan.processes != self._source.place()[1] and not renew:
+            # Restored from a run on another number of processes, whose shares differ in length.
+            renew, epoch, self._begun = True, plan.epoch, False
         if renew:
             plan, start = self._renew(epoch), 0
         assert plan is not None
@@ -293,9 +305,16 @@ class DynamicSubset(Dataset[Any]):
 
     def _renew(self, epoch: int) -> Plan:
         """Draw the samples of an epoch; every process has to."""
+        what, (_, size) = f"{type(self).__name__}, epoch {epoch}", self._source.place()
+        check_option(
+            size <= rank_and_size()[1] or not self._by_loss,
+            f"{type(self).__name__} on {size} processes exchanges their losses: call init_process_group of "
+            "torch.distributed first",
+        )
+        meet(what)
         self._settle()
         self._scores.end_epoch()
-        offer, (_, size) = self._source.offer(epoch), self._source.place()
+        offer = self._source.offer(epoch)
         random = generator(self.seed, f"{type(self).__name__} of epoch {epoch}")
         kept, weights = self._choose(offer.places, epoch, random)
         plan = planned(
@@ -306,7 +325,7 @@ class DynamicSubset(Dataset[Any]):
                 f"epoch {epoch} has {len(plan.left)} samples for {size} process(es): leave out fewer, or use fewer "
                 "processes"
             )
-        meet(f"{type(self).__name__}, epoch {epoch}", f"samples {plan.digest()}")
+        meet(what, f"samples {plan.digest()}")
         self._plan, self._on_device = plan, {}
         self._done = 0
         self._begun = self._finished = self._resumed = self._walked = False
@@ -391,7 +410,7 @@ class DynamicSubset(Dataset[Any]):
         Raises:
             ConfigError: for a state of another method or of another number of samples.
         """
-        missing = {"method", "scores", "uses", "carried", "plan", "counts"} - set(state)
+        missing = set(_STATE) - set(state)
         check_option(
             not missing, f"not a state of {type(self).__name__}: without {sorted(missing)}"
         )
@@ -410,6 +429,11 @@ class DynamicSubset(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_on_device": {}}  # worker processes have no use for it
+
+
+_STATE = (
+    "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
+)  # fmt: skip
 
 
 class _Collate:
@@ -443,13 +467,11 @@ def _length(dataset: Any) -> int:
 
 
 def _mask(always: Iterable[int] | Tensor, samples: int) -> Tensor:
-    chosen = (
-        torch.as_tensor(always if isinstance(always, Tensor) else list(always)).long().flatten()
-    )
+    chosen = integers(always, "always= has")
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < samples:
         raise ConfigError(
             f"always= has indices {int(chosen.min())} … {int(chosen.max())}, and the dataset has {samples} samples"
         )
     mask = torch.zeros(samples, dtype=torch.bool)
-    mask[chosen] = True
+    mask[chosen.flatten()] = True
     return mask
