@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snello.curation import Kept, near_duplicates
-from snello.errors import ConfigError
+from snello.errors import ConfigError, DataError
 
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
@@ -38,6 +38,11 @@ def test_planted_copies_are_the_closest_pairs(samples: int) -> None:
     assert torch.allclose(values.double(), similar, atol=1e-5)
     with pytest.raises(ConfigError, match="count"):
         near_duplicates(features, 0)
+    with pytest.raises(ConfigError, match=r"\(N, F\)"):
+        near_duplicates(features[:, 0])
+    features[4] = torch.nan
+    with pytest.raises(DataError, match="of 1 of"):
+        near_duplicates(features)
 
 
 def test_the_command_reports_and_selects(
@@ -59,6 +64,10 @@ def test_the_command_reports_and_selects(
     assert chosen.presentations == result["presentations"]
     run = ["train", "digits", "--method=baseline", "--epochs=1", f"--data.kept={kept}"]
     assert main([*run, f"--out={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    # Another seed holds out other images for validation, so that the indices are of others.
+    assert main([*run, "--seed=1", f"--out={tmp_path / 'other'}"]) == 1
+    assert "other labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,7 @@ def test_the_command_reports_and_selects(
         (["--limit=50", "--kept=kept.json"], "--limit"),
         (["--arguments=["], "no JSON"),
         (["--epochs=0"], "epochs"),
+        (["--out=a.json", "--kept=a.json"], "same file"),
     ],
 )
 def test_wrong_options_end_in_one_line(

@@ -66,6 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--kept is for the whole training part: leave out --limit")
     if arguments.kept:
         check_writable(arguments.kept)
+        if Path(arguments.kept).resolve() == Path(out).resolve():
+            raise ConfigError(
+                f"--out and --kept are the same file, {out}: choose another for one of them"
+            )
     _report(arguments, Path(out))
 
 
@@ -190,4 +194,4 @@ def _selected(arguments: argparse.Namespace, recording: Any, scores: Any) -> Any
         return keep_dual(recording, ratio, seed=seed)
     values = scores["EL2N" if arguments.keep == "el2n" else "forgetting"]
     cost = {"seconds": recording.seconds, "presentations": recording.presentations}
-    return keep_highest(values, ratio, arguments.keep, **cost)
+    return keep_highest(values, ratio, arguments.keep, seed=seed, labels=recording.labels, **cost)
