@@ -220,7 +220,8 @@ class DynamicSubset(Dataset[Any]):
             )
         self._scores.add(losses, index)
         self._done += len(index)
-        self._finished = self._finished or self._done >= self._length
+        if self._done >= self._length:
+            self.finish()
 
     def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
         """Weights of samples in this epoch, `(B,)`.
@@ -243,6 +244,9 @@ class DynamicSubset(Dataset[Any]):
         Not needed where every sample of the epoch is weighed.
         """
         self._finished = self._plan is not None
+        # Named after the workers of a loader had begun it, as by Lightning: not to be begun again.
+        if self._plan is not None and self._asked == self._plan.epoch:
+            self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of an epoch, from its start."""
