@@ -55,7 +55,8 @@ class _Watch(L.Callback):
 
 
 def _fit(
-    folder: Path, *callbacks: Any, drop_last: bool = False, workers: int = 0, keep: Any = None, **options: Any
+    folder: Path, *callbacks: Any, drop_last: bool = False, workers: int = 0, keep: Any = None,
+    ckpt_path: str | None = None, **options: Any,
 ) -> Any:  # fmt: skip
     torch.manual_seed(0)
     keep = keep or InfoBatch(_data(), 0.5)
@@ -65,11 +66,12 @@ def _fit(
     watch = _Watch()
     trainer = L.Trainer(
         max_epochs=EPOCHS, callbacks=[CurationCallback(keep), watch, *callbacks], accelerator="cpu",
-        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, **options,
+        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        **options,
     )  # fmt: skip
     loader = DataLoader(keep, 8, sampler=keep.sampler(), drop_last=drop_last, num_workers=workers)
-    trainer.fit(task, loader, DataLoader(_data(), 50))
+    trainer.fit(task, loader, DataLoader(_data(), 50), ckpt_path=ckpt_path)
     return watch, keep
 
 
@@ -106,6 +108,21 @@ def test_workers_change_nothing_in_lightning(tmp_path: Path) -> None:
     assert torch.equal(first["uses"], second["uses"])
     assert torch.equal(first["plan"]["keys"], second["plan"]["keys"])
     assert first["counts"] == second["counts"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("step", [5, 13, 18])
+def test_lightning_goes_on_within_an_epoch(tmp_path: Path, step: int, workers: int) -> None:
+    """The first epoch has 13 steps."""
+    saving = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1
+    )
+    watch, whole = _fit(tmp_path, saving)
+    again, keep = _fit(tmp_path, workers=workers, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert sum(again.steps) == sum(watch.steps) - step
+    assert again.rates == watch.rates[step:]
+    assert torch.equal(keep.scores, whole.scores)
 
 
 @pytest.mark.filterwarnings("ignore")

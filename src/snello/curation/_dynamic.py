@@ -219,6 +219,8 @@ class DynamicSubset(Dataset[Any]):
                 "DataLoader(keep, sampler=keep.sampler())"
             )
         self._scores.add(losses, index)
+        # Not when it is begun: Lightning lets the workers of a loader begin it more than once.
+        self._resumed = False
         self._done += len(index)
         if self._done >= self._length:
             self.finish()
@@ -249,7 +251,10 @@ class DynamicSubset(Dataset[Any]):
             self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of an epoch, from its start."""
+        """Make the next iteration that of an epoch, from its start.
+
+        An epoch that was restored goes on behind the samples that it was trained on.
+        """
         self._asked = epoch
 
     # Epochs
@@ -260,7 +265,7 @@ class DynamicSubset(Dataset[Any]):
         Returns:
             Keys of this process, and the numbers of their batches, if they come in batches.
         """
-        plan, asked, start = self._plan, self._asked, 0
+        plan, asked, start = self._plan, self._asked, self._done if self._resumed else 0
         self._asked = None
         if asked is not None:
             renew = plan is None or plan.epoch != asked or self._finished
@@ -268,7 +273,6 @@ class DynamicSubset(Dataset[Any]):
         else:
             renew = plan is None or self._finished or (not self._resumed and self._used)
             epoch = 0 if plan is None else plan.epoch + 1
-            start = self._done if self._resumed else 0
         if plan is not None and plan.processes != self._source.place()[1] and not renew:
             # Restored from a run on another number of processes, whose shares differ in length.
             renew, epoch, self._begun = True, plan.epoch, False
@@ -276,7 +280,7 @@ class DynamicSubset(Dataset[Any]):
             plan, start = self._renew(epoch), 0
         assert plan is not None
         self._source.set_epoch(plan.epoch)
-        self._begun, self._resumed, self._walked, self._done = True, False, False, start
+        self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
         return plan.share(*self._source.place())[start:], batch
 
@@ -293,19 +297,23 @@ class DynamicSubset(Dataset[Any]):
         """Note that a sampler has come to its end; it calls this."""
         self._walked = True
 
-    def coming(self) -> int:
-        """Samples of this process in the epoch under way, or after its end in the next one."""
+    def coming(self, *, rest: bool = False) -> int:
+        """Samples of this process in the epoch under way, or after its end in the next one.
+
+        Args:
+            rest: without those that a restored epoch was trained on before.
+        """
         if self._plan is None or self._finished:
             following = 0 if self._plan is None else self._plan.epoch + 1
             self._renew(following if self._asked is None else self._asked)
-        return self._length - (self._done if self._resumed else 0)
+        return self._length - (self._done if rest and self._resumed else 0)
 
     def coming_batches(self) -> int:
         """Batches in the same epoch, where they are not regrouped."""
         self.coming()
         batch = None if self._plan is None else self._plan.batch
         assert batch is not None
-        return len(torch.unique(batch[self._done if self._resumed else 0 :]))
+        return len(torch.unique(batch))
 
     def _renew(self, epoch: int) -> Plan:
         """Draw the samples of an epoch; every process has to."""
@@ -390,8 +398,7 @@ class DynamicSubset(Dataset[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epochs depend on; with several processes each has to call it.
 
-        An epoch under way goes on behind the samples whose losses were recorded, or from its start
-        where `set_epoch` is called before it is iterated.
+        An epoch under way goes on behind the samples whose losses were recorded.
         """
         if rank_and_size()[1] > 1:
             meet(f"{type(self).__name__}.state_dict")
@@ -428,8 +435,8 @@ class DynamicSubset(Dataset[Any]):
         self._source.load_state_dict(state["source"])
         self._done, self._begun, self._finished = state["done"], state["begun"], state["finished"]
         self._rounds, self._kept, self._offered = state["counts"]
-        self._resumed = self._plan is not None and not self._finished
-        self._asked, self._on_device = None, {}
+        self._resumed = self._plan is not None and not self._finished and self._done > 0
+        self._walked, self._asked, self._on_device = False, None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_on_device": {}}  # worker processes have no use for it

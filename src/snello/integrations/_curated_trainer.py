@@ -149,12 +149,17 @@ def curated_trainer(base: Any = None) -> Any:
             return math.floor(self.keep.moment), 0
 
         def _run_epoch(self, **given: Any) -> None:
-            batches = len(given["train_dataloader"])  # epochs differ in length
+            batches = self._coming(given["train_dataloader"])  # epochs differ in length
             given["steps_in_epoch"] = batches
             given["num_update_steps_per_epoch"] = math.ceil(
                 batches / self.args.gradient_accumulation_steps
             )
             super()._run_epoch(**given)
+
+        def _coming(self, loader: DataLoader[Any]) -> int:
+            """Batches of the epoch, or of what is left of one that was restored."""
+            samples, size = self.keep.coming(rest=True), self._train_batch_size
+            return samples // size if loader.drop_last else -(-samples // size)
 
         def compute_loss(
             self,
