@@ -70,6 +70,28 @@ def test_the_command_reports_and_selects(
     assert "other labels" in capsys.readouterr().err
 
 
+def test_files_of_suspects_and_copies_are_named(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    random, folder = torch.Generator().manual_seed(0), tmp_path / "images"
+    for label in range(2):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(24):
+            pixels = torch.randint(80, (16, 16, 3), generator=random, dtype=torch.uint8)
+            pixels[4 + 6 * label : 8 + 6 * label] += 150
+            if number >= 22:  # of the other class
+                pixels = pixels.roll(6 - 12 * label, 0)
+            image.fromarray(pixels.numpy()).save(folder / f"class{label}" / f"{number:02}.png")
+    out = tmp_path / "out.json"
+    words = ["--epochs=4", "--image-size=16", "--model=lenet-300-100", "--count=3"]
+    assert main(["curate", "imagefolder", f"--data-path={folder}", f"--out={out}", *words]) == 0
+    result = json.loads(out.read_text())
+    suspects = {Path(one["file"]) for one in result["suspects"]}
+    assert suspects
+    assert all(path.is_file() and path.stem in ("22", "23") for path in suspects)
+    assert all(Path(one["file"]).parent.name == one["label"] for one in result["suspects"])
+    assert all(Path(file).is_file() for one in result["duplicates"] for file in one["files"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

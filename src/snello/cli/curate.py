@@ -125,9 +125,9 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     result = {
         "data": splits.name, "source": splits.source, "epochs": recording.epochs,
         "seconds": recording.seconds, "presentations": recording.presentations,
-        "suspects": [{"index": int(i), "label": splits.classes[int(labels[i])], "aum": float(scores["AUM"][i])}
-                     for i in suspects],
-        "duplicates": [{"indices": pair.tolist(), "likeness": float(value)}
+        "suspects": [{"index": int(i), **_files(splits, i), "label": splits.classes[int(labels[i])],
+                      "aum": float(scores["AUM"][i])} for i in suspects],
+        "duplicates": [{"indices": pair.tolist(), **_files(splits, pair), "likeness": float(value)}
                        for pair, value in zip(pairs, likeness, strict=True)],
         "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
     }  # fmt: skip
@@ -140,6 +140,18 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         written.append(_selected(arguments, recording, scores).save(arguments.kept))
     for path in written:
         print(f"written: {path}")
+
+
+def _files(splits: Any, indices: Any) -> dict[str, Any]:
+    """Paths of images of the training part; nothing for datasets without a file for each image."""
+    files = splits.train.files
+    if files is None:
+        return {}
+    return (
+        {"file": files[int(indices)]}
+        if indices.dim() == 0
+        else {"files": [files[int(i)] for i in indices]}
+    )
 
 
 def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:

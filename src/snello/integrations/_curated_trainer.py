@@ -158,7 +158,7 @@ def curated_trainer(base: Any = None) -> Any:
 
         def _coming(self, loader: DataLoader[Any]) -> int:
             """Batches of the epoch, or of what is left of one that was restored."""
-            samples, size = self.keep.coming(rest=True), self._train_batch_size
+            samples, size = self.keep.coming(rest=True), int(self._train_batch_size)
             return samples // size if loader.drop_last else -(-samples // size)
 
         def compute_loss(
