@@ -110,5 +110,28 @@ def test_a_training_that_ran_out_of_time_is_continued_and_others_are_not(tmp_pat
     assert len(tried) == 4
 
 
+def test_results_of_another_device_or_of_a_dry_run_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    gpu.note_environment("cpu", path, dry=True)
+    gpu.note_environment("cpu", path, dry=True)
+    with pytest.raises(SystemExit, match="dry=True, here it is False"):
+        gpu.note_environment("cpu", path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "another"}))
+    with pytest.raises(SystemExit, match="device='another'"):
+        gpu.note_environment("cpu", path, dry=True)
+    assert json.loads(path.read_text())["device"] == "another"
+
+
+def test_a_comparison_that_failed_is_no_success(tmp_path: Path) -> None:
+    step = gpu.Step("equality", "", (), tmp_path / "equality.json")
+
+    def attempt(step, seconds):  # type: ignore[no-untyped-def]
+        step.result.write_text("[]")
+        return gpu.Attempt(step.name, 0.0, "differs or failed", "")
+
+    assert not gpu.run_all([step], tmp_path, 600, attempt)
+    assert not gpu.run_all([step], tmp_path, 600, attempt)
+
+
 def test_the_published_page_is_that_of_its_results() -> None:
     assert (RESULTS / "gpu.md").read_text() == gpu_page.text(RESULTS / "gpu")
