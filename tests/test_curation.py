@@ -292,6 +292,12 @@ def test_batch_samplers_are_regrouped_or_shrunk() -> None:
     plain = BatchSampler(DistributedSampler(dataset(), 1, 0), 10, drop_last=True)
     sampler = keep.batch_sampler(plain)
     assert [len(batch) for batch in sampler] == [10] * 5 == [10] * len(sampler)
+    model = network()
+    epoch_of(keep, DataLoader(keep, batch_sampler=sampler), model, _sgd(model))
+    assert keep.moment == 2.0  # what is dropped is not waited for
+    few = RandomSubset(dataset(), 0.5).batch_sampler(BatchSampler(range(SAMPLES), 64, True))
+    with pytest.raises(DataError, match="needs 64"):
+        list(few)
 
 
 @pytest.mark.parametrize("options", [

@@ -27,7 +27,7 @@ def here(step, seconds):  # type: ignore[no-untyped-def]
 
 def test_the_dry_run_passes_through_all_steps_and_its_page_has_all_tables(tmp_path: Path) -> None:
     steps = gpu.steps("cpu", dry=True, out=tmp_path)
-    gpu.note_environment("cpu", tmp_path / "environment.json")
+    gpu.note_environment("cpu", tmp_path / "environment.json", dry=True)
     assert gpu.run_all(steps, tmp_path, 600, here)
     attempts = json.loads((tmp_path / "steps.json").read_text())
     assert [(a["step"], a["outcome"]) for a in attempts] == [(s.name, "done") for s in steps]
@@ -36,6 +36,7 @@ def test_the_dry_run_passes_through_all_steps_and_its_page_has_all_tables(tmp_pa
     )
     text = gpu_page.text(tmp_path)
     assert gpu_page.MISSING not in text
+    assert "no numbers to publish" in text
     assert text.count("## ") - text.count("### ") == len(gpu_page.SECTIONS)
 
     def refuse(step, seconds):  # type: ignore[no-untyped-def]

@@ -63,6 +63,7 @@ class DynamicSubset(Dataset[Any]):
         self._scores = LossScores(samples, smoothing, self._window)
         self._uses = torch.zeros(samples, dtype=torch.int64)
         self._source = Source(None, samples, shuffle=True, seed=seed)
+        self._multiple = 1  # samples of a process are so many, or two times, three times …
         self._plan: Plan | None = None
         self._carried = torch.empty(0, dtype=torch.int64)
         self._asked: int | None = None
@@ -138,6 +139,7 @@ class DynamicSubset(Dataset[Any]):
         self._source = Source(
             inner, len(self), shuffle=shuffle, seed=self.seed, replicas=replicas, rank=rank
         )
+        self._multiple = 1
         return SubsetSampler(self)
 
     def batch_sampler(
@@ -166,16 +168,20 @@ class DynamicSubset(Dataset[Any]):
         if type(inner) is BatchSampler and regroup:
             # Its batches are no more than pieces of its sampler's order.
             self._source = Source(inner.sampler, len(self), **common)
-            return SubsetBatchSampler(self, inner.batch_size, drop_last=inner.drop_last)
+            return self._in_batches(inner.batch_size, inner.drop_last)
         self._source = Source(inner, len(self), batches=True, **common)
         if not regroup:
             if self._source.place()[1] > 1:
                 raise ConfigError(
                     "regroup=False with several processes would give them batches of different sizes: leave it out"
                 )
-            return SubsetBatchSampler(self, None, drop_last=False)
+            return self._in_batches(None, drop_last=False)
         size = getattr(inner, "batch_size", None) or self._source.first_batch()
-        return SubsetBatchSampler(self, size, drop_last=bool(getattr(inner, "drop_last", False)))
+        return self._in_batches(size, bool(getattr(inner, "drop_last", False)))
+
+    def _in_batches(self, size: int | None, drop_last: bool) -> SubsetBatchSampler:
+        self._multiple = size if size is not None and drop_last else 1
+        return SubsetBatchSampler(self, size)
 
     # Training
 
@@ -282,7 +288,7 @@ class DynamicSubset(Dataset[Any]):
         self._source.set_epoch(plan.epoch)
         self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
-        return plan.share(*self._source.place())[start:], batch
+        return plan.share(*self._source.place())[start : self._length], batch
 
     @property
     def _used(self) -> bool:
@@ -291,7 +297,8 @@ class DynamicSubset(Dataset[Any]):
     @property
     def _length(self) -> int:
         assert self._plan is not None
-        return len(self._plan) // self._source.place()[1]
+        share = len(self._plan) // self._source.place()[1]
+        return share - share % self._multiple
 
     def exhausted(self) -> None:
         """Note that a sampler has come to its end; it calls this."""
@@ -332,10 +339,10 @@ class DynamicSubset(Dataset[Any]):
         plan = planned(
             epoch, offer, kept | self._forced[offer.places], weights, self._carried, size
         )
-        if not len(plan):
+        if len(plan) < size * self._multiple:
             raise DataError(
-                f"epoch {epoch} has {len(plan.left)} samples for {size} process(es): leave out fewer, or use fewer "
-                "processes"
+                f"epoch {epoch} has {len(plan) + len(plan.left)} samples for {size} process(es), each of which needs "
+                f"{self._multiple}: leave out fewer, use fewer processes, or smaller batches"
             )
         meet(what, f"samples {plan.digest()}")
         self._plan, self._on_device = plan, {}
