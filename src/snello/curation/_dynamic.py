@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, IterableDataset, default_col
 from snello.errors import ConfigError, DataError, check_option
 from snello.processes import meet, rank_and_size
 
+from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
 from ._samplers import SubsetBatchSampler, SubsetSampler
@@ -109,7 +110,7 @@ class DynamicSubset(Dataset[Any]):
             A function of a list of `(sample, index)` that returns `(collate_fn(samples),
             indices)`, int64 `(B,)`.
         """
-        return _Collate(collate_fn)
+        return Collate(collate_fn)
 
     def sampler(
         self,
@@ -452,19 +453,6 @@ class DynamicSubset(Dataset[Any]):
 _STATE = (
     "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
 )  # fmt: skip
-
-
-class _Collate:
-    """A collate function that can be sent to worker processes, if the inner one can."""
-
-    def __init__(self, inner: Callable[[list[Any]], Any]) -> None:
-        self.inner = inner
-
-    def __call__(self, pairs: Any) -> tuple[Any, Tensor]:
-        if isinstance(pairs, tuple):  # a batch that the dataset has put together itself
-            return self.inner(pairs[0]), pairs[1]
-        samples, places = zip(*pairs, strict=True)
-        return self.inner(list(samples)), torch.tensor(places)
 
 
 def _length(dataset: Any) -> int:

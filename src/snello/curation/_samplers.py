@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,7 @@ class SubsetBatchSampler(_OfSubset, Sampler[list[Any]]):
     def __len__(self) -> int:
         if self.batch_size is None:
             return self.keep.coming_batches()
-        samples = self.keep.coming()
-        return -(-samples // self.batch_size)
+        return math.ceil(self.keep.coming() / self.batch_size)
 
 
 def _chunks(rows: list[Any], size: int) -> list[list[Any]]:
