@@ -184,8 +184,13 @@ def _call(step: Step) -> None:
     sys.exit(main(list(step.arguments)))
 
 
-def note_environment(device: str, path: Path) -> None:
-    """Write what the numbers were measured on."""
+def note_environment(device: str, path: Path, dry: bool = False) -> None:
+    """Write what the numbers are measured on.
+
+    Raises:
+        SystemExit: if the folder has numbers of another device or version, or of a dry run, which
+            would be taken for those of this one.
+    """
     import torch
 
     cuda = device.startswith("cuda")
@@ -198,14 +203,24 @@ def note_environment(device: str, path: Path) -> None:
         "cudnn": torch.backends.cudnn.version(),
         "host": platform.machine(),
         "date": datetime.now(UTC).date().isoformat(),
+        "dry": dry,
     }
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name in set(record) & set(before) - {"date"}:
+        if record[name] != before[name]:
+            sys.exit(
+                f"{path.parent} has results with {name}={before[name]!r}, here it is {record[name]!r}: choose "
+                "another --out"
+            )
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def run_all(
     todo: list[Step], out: Path, seconds: float, attempt: Callable[[Step, float], Attempt] = run
 ) -> bool:
-    """Run what is missing until the time is over; returns whether everything has finished.
+    """Run what is missing until the time is over; returns whether everything has finished well.
+
+    A step whose comparison failed has its results, and is not run again.
 
     Args:
         todo: the steps, in order.
@@ -228,11 +243,12 @@ def run_all(
             print(f"== {step.name}: {made.outcome}, {made.seconds:.0f} s", flush=True)
             if not (step.resumable and made.outcome == "out of time"):
                 break
-    return all(step.done for step in todo)
+    last = {made["step"]: made["outcome"] for made in attempts}
+    return all(step.done and last.get(step.name) != "differs or failed" for step in todo)
 
 
 def main(given: list[str] | None = None) -> int:
-    """Run what is missing, or write the page; returns 0 if everything has finished."""
+    """Run what is missing, or write the page; returns 0 if everything has finished well."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -252,13 +268,13 @@ def main(given: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"--only: no step {', '.join(sorted(unknown))}; {[s.name for s in todo]}")
     todo = [step for step in todo if not options.only or step.name in options.only]
-    where = Step("environment", "gpu", (), options.out / "environment.json")
+    where = options.out / "environment.json"
     child = multiprocessing.get_context("fork").Process(
-        target=note_environment, args=(options.device, where.result)
+        target=note_environment, args=(options.device, where, options.dry)
     )
     child.start()
     child.join()
-    if not where.done:
+    if child.exitcode:
         return 1
     return 0 if run_all(todo, options.out, 60 * options.minutes) else 1
 

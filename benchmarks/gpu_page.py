@@ -44,8 +44,9 @@ def _environment(folder: Path) -> str:
     record = _read(folder / "environment.json")
     if record is None:
         return "**Nothing has been measured on a GPU yet**: none was at hand.\n"
+    dry = "**A dry run at tiny sizes: no numbers to publish.** " if record.get("dry") else ""
     return (
-        f"{record['date']}, {record['device']}, torch {record['torch']}, CUDA {record['cuda']}, cuDNN "
+        f"{dry}{record['date']}, {record['device']}, torch {record['torch']}, CUDA {record['cuda']}, cuDNN "
         f"{record['cudnn']}.\n"
     )
 

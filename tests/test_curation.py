@@ -196,6 +196,16 @@ def test_losses_that_are_not_finite_leave_the_scores_alone() -> None:
     assert keep.scores[:2].tolist() == [1.0, 2.0]
 
 
+def test_losses_are_kept_though_their_buffers_are_used_again() -> None:
+    """As by CUDA graphs, whose outputs are overwritten by the next batch."""
+    keep = RandomSubset(dataset(), 0.3)
+    list(keep.sampler())
+    losses, index = torch.empty(1), torch.empty(1, dtype=torch.int64)
+    for sample in range(5):
+        keep.record(losses.fill_(sample), index.fill_(sample))
+    assert keep.scores[:5].tolist() == [0, 1, 2, 3, 4]
+
+
 # Samplers and loaders
 
 
@@ -282,6 +292,12 @@ def test_batch_samplers_are_regrouped_or_shrunk() -> None:
     plain = BatchSampler(DistributedSampler(dataset(), 1, 0), 10, drop_last=True)
     sampler = keep.batch_sampler(plain)
     assert [len(batch) for batch in sampler] == [10] * 5 == [10] * len(sampler)
+    model = network()
+    epoch_of(keep, DataLoader(keep, batch_sampler=sampler), model, _sgd(model))
+    assert keep.moment == 2.0  # what is dropped is not waited for
+    few = RandomSubset(dataset(), 0.5).batch_sampler(BatchSampler(range(SAMPLES), 64, True))
+    with pytest.raises(DataError, match="needs 64"):
+        list(few)
 
 
 @pytest.mark.parametrize("options", [
@@ -395,18 +411,38 @@ def test_resumed_equals_uninterrupted(name: str, stop: int | None) -> None:
     assert keep.kept == pytest.approx(sum(map(len, whole)) / (6 * SAMPLES))
 
 
-def test_a_restored_epoch_begins_again_where_the_loop_names_it() -> None:
+def test_a_restored_epoch_goes_on_where_the_loop_names_it() -> None:
     keep = METHODS["infobatch"](dataset())
     model = network()
     loader = DataLoader(keep, 16, sampler=keep.sampler())
     epoch_of(keep, loader, model, _sgd(model))
-    begun = torch.cat(epoch_of(keep, loader, model, _sgd(model), 2))
+    whole = len(loader)
+    begun = torch.cat(epoch_of(keep, loader, model, _sgd(model), 2)).tolist()
     other = METHODS["infobatch"](dataset())
+    again = DataLoader(other, 16, sampler=other.sampler())
     other.load_state_dict(keep.state_dict())
     other.set_epoch(1)
-    again = list(other.sampler())
-    assert again[: len(begun)] == begun.tolist()
-    assert len(again) == len(keep.sampler())
+    assert len(again) == whole
+    assert len(list(again)) == whole - 2
+    rest = torch.cat(epoch_of(other, again, model, _sgd(model))).tolist()  # looking did not advance
+    assert len(set(begun) | set(rest)) == len(begun) + len(rest) == keep.coming()
+    assert other.moment == 2.0
+
+
+@pytest.mark.parametrize("stop", [2, 7], ids=["within an epoch", "after an epoch"])
+def test_resumed_on_more_processes_the_epoch_begins_again_in_equal_shares(stop: int) -> None:
+    keep, model = RandomSubset(dataset(), 0.0), network()
+    loader = DataLoader(keep, 16, sampler=keep.sampler())
+    epoch_of(keep, loader, model, _sgd(model), stop)
+    shares = []
+    for rank in range(2):
+        other = RandomSubset(dataset(), 0.0)
+        sampler = other.sampler(replicas=2, rank=rank)
+        other.load_state_dict(keep.state_dict())
+        shares.append(list(sampler))
+        assert other.moment == (0.0 if stop == 2 else 1.0)
+    assert [len(set(share)) for share in shares] == [SAMPLES // 2] * 2
+    assert not set(shares[0]) & set(shares[1])
 
 
 # Mistakes
@@ -427,6 +463,16 @@ def test_iterable_datasets_are_refused_with_the_reason(method: str) -> None:
         METHODS[method](iter([1]))
 
 
+def _begun(data: Any) -> DynamicSubset:
+    keep = InfoBatch(data)
+    list(keep.sampler())
+    return keep
+
+
+def _without(state: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != name}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -439,6 +485,21 @@ def test_iterable_datasets_are_refused_with_the_reason(method: str) -> None:
         (lambda d: OrderDP(d, 0.5, pool=0.2), "pool"),
         (lambda d: RandomSubset(d, 0.5, smoothing=1.0), "smoothing"),
         (lambda d: RandomSubset(d, 0.5, always=[SAMPLES]), "always"),
+        (lambda d: RandomSubset(d, 0.5, always=torch.ones(SAMPLES).bool()), "no integers"),
+        (lambda d: RandomSubset(d, 0.5, always=torch.tensor([1.5])), "no integers"),
+        (lambda d: RandomSubset(d, 0.5, always=3), "no integers"),
+        (lambda d: RandomSubset(d, 0.5).sampler(5), "cannot be iterated"),
+        (lambda d: list(RandomSubset(d, 0.5).sampler([1.5, 2.5])), "no integers"),
+        (lambda d: list(RandomSubset(d, 0.5).sampler([True, False])), "no integers"),
+        (lambda d: list(RandomSubset(d, 0.5).sampler([[1, 2], [3, 4]])), r"batch_sampler="),
+        (lambda d: RandomSubset(d, 0.5).batch_sampler([1, 2]), r"sampler=keep\.sampler"),
+        (lambda d: InfoBatch(d).weigh(torch.zeros(2), torch.arange(2)), "no epoch was begun"),
+        (lambda d: _begun(d).weigh(torch.zeros(2), torch.tensor([0, SAMPLES])), f"0 … {SAMPLES}"),
+        (lambda d: _begun(d).record(torch.zeros(2), torch.tensor([-1, 0])), "-1 … 0"),
+        (lambda d: _begun(d).weigh(torch.zeros(2), [0, 1]), "not list"),
+        (lambda d: _begun(d).weigh(torch.zeros(2), torch.zeros(2)), "integers"),
+        (lambda d: _begun(d).weigh(0.5, torch.arange(2)), "not float"),
+        (lambda d: list(InfoBatch(d).sampler(replicas=2, rank=0)), "init_process_group"),
         (lambda d: RandomSubset(d, 0.5).sampler(BatchSampler([1], 1, False)), "batch_sampler"),
         (lambda d: RandomSubset(d, 0.5).sampler(replicas=2), "both"),
         (lambda d: RandomSubset(d, 0.5).sampler(replicas=2, rank=2), "rank"),
@@ -447,6 +508,7 @@ def test_iterable_datasets_are_refused_with_the_reason(method: str) -> None:
         (lambda d: RandomSubset(d, 0.5).weigh(torch.zeros(2, 3), torch.arange(2)), "one per sample"),
         (lambda d: RandomSubset(d, 0.5).weigh(torch.zeros(2), torch.tensor(1)), r"\(B,\)"),
         (lambda d: RandomSubset(d, 0.5).load_state_dict({}), "not a state"),
+        (lambda d: InfoBatch(d).load_state_dict(_without(InfoBatch(d).state_dict(), "source")), "source"),
         (lambda d: RandomSubset(d, 0.5).load_state_dict(InfoBatch(d).state_dict()), "InfoBatch"),
         (
             lambda d: InfoBatch(d).load_state_dict(InfoBatch(dataset(7)).state_dict()),

@@ -20,7 +20,7 @@ EPOCHS = 4
 def _everything(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: _trained(name) for name in METHODS}
     found["own sampler"] = _trained("infobatch", DistributedSampler(dataset(), seed=7))
-    found["resumed"] = _resumed()
+    found["resumed"] = all(_resumed(name) for name in ("infobatch", "infobatch by batch"))
     found["recorded"] = _recorded(rank)
     torch.manual_seed(rank)  # ranks that are offered different orders
     with pytest.raises(ConfigError, match="the ranks do not do the same"):
@@ -51,19 +51,20 @@ def _trained(name: str, inner: Any = None) -> dict[str, Any]:
     return {"batches": batches, "scores": keep.scores}
 
 
-def _resumed() -> bool:
-    """From the first rank's state, taken within an epoch."""
-    keep, loader = _made("infobatch")
+def _resumed(name: str) -> bool:
+    """From the first rank's state, taken within an epoch, in which a window of batches is open."""
+    keep, loader = _made(name)
+    whole = [_epoch(keep, loader) for _ in range(4)][1:]
+    keep, loader = _made(name)
     _epoch(keep, loader)
-    begun = _epoch(keep, loader, 2)
+    begun = _epoch(keep, loader, 3)
     states = [keep.state_dict()]
     distributed.broadcast_object_list(states)
-    other, again = _made("infobatch")
-    other.load_state_dict(states[0])
-    rest = [index for _, index in again]
-    keep.set_epoch(1)
-    whole = [index for _, index in loader]
-    return torch.equal(torch.cat([*begun, *rest]), torch.cat(whole))
+    keep, loader = _made(name)
+    keep.load_state_dict(states[0])
+    rest = [_epoch(keep, loader) for _ in range(3)]
+    found, expected = ([i for epoch in epochs for i in epoch] for epochs in ([begun, *rest], whole))
+    return torch.equal(torch.cat(found), torch.cat(expected))
 
 
 def _recorded(rank: int) -> Any:

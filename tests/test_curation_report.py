@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snello.curation import Kept, near_duplicates
-from snello.errors import ConfigError
+from snello.errors import ConfigError, DataError
 
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
@@ -38,6 +38,11 @@ def test_planted_copies_are_the_closest_pairs(samples: int) -> None:
     assert torch.allclose(values.double(), similar, atol=1e-5)
     with pytest.raises(ConfigError, match="count"):
         near_duplicates(features, 0)
+    with pytest.raises(ConfigError, match=r"\(N, F\)"):
+        near_duplicates(features[:, 0])
+    features[4] = torch.nan
+    with pytest.raises(DataError, match="of 1 of"):
+        near_duplicates(features)
 
 
 def test_the_command_reports_and_selects(
@@ -59,6 +64,32 @@ def test_the_command_reports_and_selects(
     assert chosen.presentations == result["presentations"]
     run = ["train", "digits", "--method=baseline", "--epochs=1", f"--data.kept={kept}"]
     assert main([*run, f"--out={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    # Another seed holds out other images for validation, so that the indices are of others.
+    assert main([*run, "--seed=1", f"--out={tmp_path / 'other'}"]) == 1
+    assert "other labels" in capsys.readouterr().err
+
+
+def test_files_of_suspects_and_copies_are_named(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    random, folder = torch.Generator().manual_seed(0), tmp_path / "images"
+    for label in range(2):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(24):
+            pixels = torch.randint(80, (16, 16, 3), generator=random, dtype=torch.uint8)
+            pixels[4 + 6 * label : 8 + 6 * label] += 150
+            if number >= 22:  # of the other class
+                pixels = pixels.roll(6 - 12 * label, 0)
+            image.fromarray(pixels.numpy()).save(folder / f"class{label}" / f"{number:02}.png")
+    out = tmp_path / "out.json"
+    words = ["--epochs=4", "--image-size=16", "--model=lenet-300-100", "--count=3"]
+    assert main(["curate", "imagefolder", f"--data-path={folder}", f"--out={out}", *words]) == 0
+    result = json.loads(out.read_text())
+    suspects = {Path(one["file"]) for one in result["suspects"]}
+    assert suspects
+    assert all(path.is_file() and path.stem in ("22", "23") for path in suspects)
+    assert all(Path(one["file"]).parent.name == one["label"] for one in result["suspects"])
+    assert all(Path(file).is_file() for one in result["duplicates"] for file in one["files"])
 
 
 @pytest.mark.parametrize(
@@ -70,6 +101,7 @@ def test_the_command_reports_and_selects(
         (["--limit=50", "--kept=kept.json"], "--limit"),
         (["--arguments=["], "no JSON"),
         (["--epochs=0"], "epochs"),
+        (["--out=a.json", "--kept=a.json"], "same file"),
     ],
 )
 def test_wrong_options_end_in_one_line(

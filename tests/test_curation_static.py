@@ -136,6 +136,52 @@ def test_selections_follow_their_rules(recording: Recording) -> None:
     assert not torch.equal(first, other)
 
 
+def test_equal_scores_are_decided_at_random() -> None:
+    """In the order of a sorted dataset, the last classes would be left out."""
+    scores = torch.cat([torch.ones(10), torch.zeros(1000)])
+    first, other = (keep_highest(scores, 0.5, seed=seed).indices for seed in (0, 1))
+    assert set(range(10)) <= set(first.tolist())
+    assert len(first) == 505
+    assert 200 < int((first >= 505).sum()) < 300
+    assert not torch.equal(first, other)
+    assert torch.equal(first, keep_highest(scores, 0.5).indices)
+    assert keep_highest(torch.tensor([3, 0, 2, 1], dtype=torch.uint8), 0.5).indices.tolist() == [
+        0,
+        2,
+    ]
+
+
+def test_a_file_is_told_from_that_of_other_labels(tmp_path: Path, recording: Recording) -> None:
+    labels = recording.labels
+    for kept in (
+        keep_random(labels, 0.5),
+        keep_covering(recording, 0.5),
+        keep_dual(recording, 0.5),
+        keep_highest(el2n(recording), 0.5, labels=labels),
+    ):
+        again = Kept.load(kept.save(tmp_path / "kept.json"))
+        again.check(SAMPLES, labels)
+        with pytest.raises(DataError, match="other labels"):
+            again.check(SAMPLES, labels.flip(0))
+    path = keep_highest(el2n(recording), 0.5).save(tmp_path / "kept.json")
+    fields = json.loads(path.read_text())
+    del fields["labels"]  # as written before
+    path.write_text(json.dumps(fields))
+    Kept.load(path).check(SAMPLES, labels)
+
+
+def test_a_recorder_keeps_what_buffers_held(recording: Recording) -> None:
+    recorder, index, labels = Recorder(3), torch.zeros(1).int(), torch.zeros(1).int()
+    for sample in range(3):
+        recorder.record(
+            torch.eye(3)[sample : sample + 1] * 9, labels.fill_(sample), index.fill_(sample)
+        )
+    recorder.step()
+    found = recorder.recording()
+    assert found.labels.tolist() == [0, 1, 2]
+    assert (found.margin > 0.9).all()
+
+
 def test_dual_moves_to_easier_samples_as_the_ratio_grows(recording: Recording) -> None:
     mean = recording.probability.mean(0)
     means = [
@@ -201,6 +247,10 @@ def test_mistakes_are_named(recording: Recording) -> None:
         lambda: keep_covering(recording, 0.3, strata=0),
         lambda: keep_dual(recording, 0.3, c=0),
         lambda: keep_highest(torch.ones(3), 1.0),
+        lambda: keep_highest(torch.ones(3, 1), 0.5),
+        lambda: keep_random(torch.zeros(3, 1).long(), 0.5),
+        lambda: Recorder(3).record(torch.ones(2, 2), torch.zeros(2), torch.zeros(2).long()),
+        lambda: Recorder(3).record(torch.ones(2, 2), torch.zeros(2).long(), torch.zeros(2)),
         lambda: Recorder(3).record(torch.ones(2, 1), torch.zeros(2), torch.zeros(2)),
     ):
         with pytest.raises(ConfigError):
@@ -213,6 +263,11 @@ def test_mistakes_are_named(recording: Recording) -> None:
     recorder.record(torch.eye(2), torch.arange(2), torch.arange(2))
     with pytest.raises(DataError, match="made for 1 samples"):
         recorder.step()
+    for label in (-1, 2):
+        recorder = Recorder(1)
+        recorder.record(torch.eye(2)[:1], torch.tensor([label]), torch.tensor([0]))
+        with pytest.raises(DataError, match="none of the classes"):
+            recorder.step()
 
 
 def _suspected(images: Tensor, labels: Tensor, classes: int, epochs: int) -> float:

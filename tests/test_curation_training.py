@@ -54,20 +54,24 @@ class _Watch(L.Callback):
         self.validations += 1
 
 
-def _fit(folder: Path, *callbacks: Any, drop_last: bool = False, **options: Any) -> Any:
+def _fit(
+    folder: Path, *callbacks: Any, drop_last: bool = False, workers: int = 0, keep: Any = None,
+    ckpt_path: str | None = None, **options: Any,
+) -> Any:  # fmt: skip
     torch.manual_seed(0)
-    keep = InfoBatch(_data(), 0.5)
+    keep = keep or InfoBatch(_data(), 0.5)
     task = Classification(
         nn.Linear(6, 3), 3, OptimizerConfig(lr=0.1, schedule="cosine", warmup_epochs=1), keep=keep
     )
     watch = _Watch()
     trainer = L.Trainer(
         max_epochs=EPOCHS, callbacks=[CurationCallback(keep), watch, *callbacks], accelerator="cpu",
-        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, **options,
+        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        **options,
     )  # fmt: skip
-    loader = DataLoader(keep, 8, sampler=keep.sampler(), drop_last=drop_last)
-    trainer.fit(task, loader, DataLoader(_data(), 50))
+    loader = DataLoader(keep, 8, sampler=keep.sampler(), drop_last=drop_last, num_workers=workers)
+    trainer.fit(task, loader, DataLoader(_data(), 50), ckpt_path=ckpt_path)
     return watch, keep
 
 
@@ -90,6 +94,35 @@ def test_epochs_of_different_length_are_trained_and_validated_whole(
     assert watch.rates[first - 1 :] == sorted(watch.rates[first - 1 :], reverse=True)
     if not options:
         assert watch.rates[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_change_nothing_in_lightning(tmp_path: Path) -> None:
+    """They begin an epoch before Lightning names it; it had been drawn and counted twice."""
+    states = []
+    for workers in (0, 1):
+        _, keep = _fit(tmp_path, workers=workers, keep=RandomSubset(_data(), 0.7))
+        states.append(keep.state_dict())
+    first, second = states
+    assert int(first["uses"].sum()) == EPOCHS * 30
+    assert torch.equal(first["uses"], second["uses"])
+    assert torch.equal(first["plan"]["keys"], second["plan"]["keys"])
+    assert first["counts"] == second["counts"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("step", [5, 13, 18])
+def test_lightning_goes_on_within_an_epoch(tmp_path: Path, step: int, workers: int) -> None:
+    """The first epoch has 13 steps."""
+    saving = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1
+    )
+    watch, whole = _fit(tmp_path, saving)
+    again, keep = _fit(tmp_path, workers=workers, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert sum(again.steps) == sum(watch.steps) - step
+    assert again.rates == watch.rates[step:]
+    assert torch.equal(keep.scores, whole.scores)
 
 
 @pytest.mark.filterwarnings("ignore")

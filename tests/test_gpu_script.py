@@ -27,7 +27,7 @@ def here(step, seconds):  # type: ignore[no-untyped-def]
 
 def test_the_dry_run_passes_through_all_steps_and_its_page_has_all_tables(tmp_path: Path) -> None:
     steps = gpu.steps("cpu", dry=True, out=tmp_path)
-    gpu.note_environment("cpu", tmp_path / "environment.json")
+    gpu.note_environment("cpu", tmp_path / "environment.json", dry=True)
     assert gpu.run_all(steps, tmp_path, 600, here)
     attempts = json.loads((tmp_path / "steps.json").read_text())
     assert [(a["step"], a["outcome"]) for a in attempts] == [(s.name, "done") for s in steps]
@@ -36,6 +36,7 @@ def test_the_dry_run_passes_through_all_steps_and_its_page_has_all_tables(tmp_pa
     )
     text = gpu_page.text(tmp_path)
     assert gpu_page.MISSING not in text
+    assert "no numbers to publish" in text
     assert text.count("## ") - text.count("### ") == len(gpu_page.SECTIONS)
 
     def refuse(step, seconds):  # type: ignore[no-untyped-def]
@@ -108,6 +109,29 @@ def test_a_training_that_ran_out_of_time_is_continued_and_others_are_not(tmp_pat
     assert not gpu.run_all([once], tmp_path, 10, attempt)  # less than a step is worth
     assert tried[-1] == "once"
     assert len(tried) == 4
+
+
+def test_results_of_another_device_or_of_a_dry_run_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    gpu.note_environment("cpu", path, dry=True)
+    gpu.note_environment("cpu", path, dry=True)
+    with pytest.raises(SystemExit, match="dry=True, here it is False"):
+        gpu.note_environment("cpu", path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "another"}))
+    with pytest.raises(SystemExit, match="device='another'"):
+        gpu.note_environment("cpu", path, dry=True)
+    assert json.loads(path.read_text())["device"] == "another"
+
+
+def test_a_comparison_that_failed_is_no_success(tmp_path: Path) -> None:
+    step = gpu.Step("equality", "", (), tmp_path / "equality.json")
+
+    def attempt(step, seconds):  # type: ignore[no-untyped-def]
+        step.result.write_text("[]")
+        return gpu.Attempt(step.name, 0.0, "differs or failed", "")
+
+    assert not gpu.run_all([step], tmp_path, 600, attempt)
+    assert not gpu.run_all([step], tmp_path, 600, attempt)
 
 
 def test_the_published_page_is_that_of_its_results() -> None:

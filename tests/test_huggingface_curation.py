@@ -179,6 +179,47 @@ def test_own_losses_and_mean_losses(tmp_path: Path) -> None:
     assert bool(keep.scores.isfinite().all())
 
 
+@pytest.mark.parametrize("how", ["compute_loss", "function", "model"])
+def test_a_loss_of_ones_own_is_the_one_that_is_trained(tmp_path: Path, how: str) -> None:
+    """As its mean over the batch; it had been replaced by the cross-entropy."""
+
+    def focal(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return ((1 - (-losses).exp()).square() * losses).mean()
+
+    class Own(transformers.Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
+        ) -> Any:
+            outputs = model(inputs["x"])
+            loss = focal(outputs["logits"], inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
+
+    class Focal(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            found = super().forward(x)
+            return found if labels is None else {"loss": focal(found["logits"], labels), **found}
+
+    keep = RandomSubset(rows(), ratio=0.4, seed=3)
+    arguments = trainer(tmp_path, keep).args
+    given = {"compute_loss_func": lambda outputs, labels, **_: focal(outputs["logits"], labels)}
+    found = curated_trainer(Own if how == "compute_loss" else None)(
+        Focal() if how == "model" else Net(), arguments, keep=keep,
+        **(given if how == "function" else {}),
+    )  # fmt: skip
+    found.train()
+    expected, mine = Net(), RandomSubset(rows(), ratio=0.4, seed=3)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.5)
+    for _ in range(EPOCHS):
+        for batch, index in DataLoader(mine, batch_size=10, sampler=mine.sampler()):
+            optimizer.zero_grad()
+            loss = focal(expected(batch["x"])["logits"], batch["labels"])
+            mine.weigh(loss, index).backward()
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.5 * (1 - mine.moment / EPOCHS)
+    assert_equal(found.model, expected)
+
+
 def test_evaluations_are_those_of_the_trainer(tmp_path: Path) -> None:
     found = trainer(
         tmp_path, SUBSETS["infobatch"](rows()), eval_dataset=rows(20), per_device_eval_batch_size=20

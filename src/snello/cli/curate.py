@@ -66,6 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--kept is for the whole training part: leave out --limit")
     if arguments.kept:
         check_writable(arguments.kept)
+        if Path(arguments.kept).resolve() == Path(out).resolve():
+            raise ConfigError(
+                f"--out and --kept are the same file, {out}: choose another for one of them"
+            )
     _report(arguments, Path(out))
 
 
@@ -121,9 +125,9 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     result = {
         "data": splits.name, "source": splits.source, "epochs": recording.epochs,
         "seconds": recording.seconds, "presentations": recording.presentations,
-        "suspects": [{"index": int(i), "label": splits.classes[int(labels[i])], "aum": float(scores["AUM"][i])}
-                     for i in suspects],
-        "duplicates": [{"indices": pair.tolist(), "likeness": float(value)}
+        "suspects": [{"index": int(i), **_files(splits, i), "label": splits.classes[int(labels[i])],
+                      "aum": float(scores["AUM"][i])} for i in suspects],
+        "duplicates": [{"indices": pair.tolist(), **_files(splits, pair), "likeness": float(value)}
                        for pair, value in zip(pairs, likeness, strict=True)],
         "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
     }  # fmt: skip
@@ -136,6 +140,18 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         written.append(_selected(arguments, recording, scores).save(arguments.kept))
     for path in written:
         print(f"written: {path}")
+
+
+def _files(splits: Any, indices: Any) -> dict[str, Any]:
+    """Paths of images of the training part; nothing for datasets without a file for each image."""
+    files = splits.train.files
+    if files is None:
+        return {}
+    return (
+        {"file": files[int(indices)]}
+        if indices.dim() == 0
+        else {"files": [files[int(i)] for i in indices]}
+    )
 
 
 def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:
@@ -190,4 +206,4 @@ def _selected(arguments: argparse.Namespace, recording: Any, scores: Any) -> Any
         return keep_dual(recording, ratio, seed=seed)
     values = scores["EL2N" if arguments.keep == "el2n" else "forgetting"]
     cost = {"seconds": recording.seconds, "presentations": recording.presentations}
-    return keep_highest(values, ratio, arguments.keep, **cost)
+    return keep_highest(values, ratio, arguments.keep, seed=seed, labels=recording.labels, **cost)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snello.errors import check_option
+from snello.errors import DataError, check_option
 
 _CHUNK = 1024
 
@@ -25,9 +25,16 @@ def near_duplicates(features: Tensor, count: int = 20) -> tuple[Tensor, Tensor]:
         feature, all zero, is like none.
 
     Raises:
-        ConfigError: for a count below 1.
+        ConfigError: for a count below 1, or features of another shape.
+        DataError: for features that are not finite, whose similarities would not be numbers.
     """
     check_option(count >= 1, f"count is a number of pairs, at least 1, not {count}")
+    check_option(
+        features.dim() >= 2, f"features must have the shape (N, F), not {tuple(features.shape)}"
+    )
+    wrong = int((~features.flatten(1).isfinite().all(1)).sum())
+    if wrong:
+        raise DataError(f"the features of {wrong} of {len(features)} samples are not finite")
     unit = torch.nn.functional.normalize(features.flatten(1).float(), dim=1)
     pairs = torch.empty(0, 2, dtype=torch.int64, device=unit.device)
     found = torch.empty(0, device=unit.device)

@@ -12,11 +12,12 @@ from torch.utils.data import BatchSampler, Dataset, IterableDataset, default_col
 from snello.errors import ConfigError, DataError, check_option
 from snello.processes import meet, rank_and_size
 
+from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
 from ._samplers import SubsetBatchSampler, SubsetSampler
 from ._seeds import generator
-from ._source import Source, place_of, places_of
+from ._source import Source, integers, place_of, places_of
 
 
 class DynamicSubset(Dataset[Any]):
@@ -44,6 +45,7 @@ class DynamicSubset(Dataset[Any]):
     """
 
     _window: int | None = None
+    _by_loss = True
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class DynamicSubset(Dataset[Any]):
         self._scores = LossScores(samples, smoothing, self._window)
         self._uses = torch.zeros(samples, dtype=torch.int64)
         self._source = Source(None, samples, shuffle=True, seed=seed)
+        self._multiple = 1  # samples of a process are so many, or two times, three times …
         self._plan: Plan | None = None
         self._carried = torch.empty(0, dtype=torch.int64)
         self._asked: int | None = None
@@ -107,7 +110,7 @@ class DynamicSubset(Dataset[Any]):
             A function of a list of `(sample, index)` that returns `(collate_fn(samples),
             indices)`, int64 `(B,)`.
         """
-        return _Collate(collate_fn)
+        return Collate(collate_fn)
 
     def sampler(
         self,
@@ -125,8 +128,8 @@ class DynamicSubset(Dataset[Any]):
                 samples.
             shuffle: without `inner`, whether every epoch has a new order.
             replicas: processes among which the samples are dealt out; None: those of the
-                `DistributedSampler` or of `torch.distributed`. 1 where the DataLoader is going
-                to be split by others, as by Accelerate.
+                `DistributedSampler` or of `torch.distributed`. Fewer where some processes share
+                their samples, as with tensor parallelism.
             rank: this process, 0 … replicas − 1; given with `replicas`.
 
         Raises:
@@ -137,6 +140,7 @@ class DynamicSubset(Dataset[Any]):
         self._source = Source(
             inner, len(self), shuffle=shuffle, seed=self.seed, replicas=replicas, rank=rank
         )
+        self._multiple = 1
         return SubsetSampler(self)
 
     def batch_sampler(
@@ -165,23 +169,27 @@ class DynamicSubset(Dataset[Any]):
         if type(inner) is BatchSampler and regroup:
             # Its batches are no more than pieces of its sampler's order.
             self._source = Source(inner.sampler, len(self), **common)
-            return SubsetBatchSampler(self, inner.batch_size, drop_last=inner.drop_last)
+            return self._in_batches(inner.batch_size, inner.drop_last)
         self._source = Source(inner, len(self), batches=True, **common)
         if not regroup:
             if self._source.place()[1] > 1:
                 raise ConfigError(
                     "regroup=False with several processes would give them batches of different sizes: leave it out"
                 )
-            return SubsetBatchSampler(self, None, drop_last=False)
-        size = getattr(inner, "batch_size", None) or len(next(iter(inner), ()))
-        if not size:
-            raise DataError(f"the batch sampler {type(inner).__name__} yields no batch")
-        return SubsetBatchSampler(self, size, drop_last=bool(getattr(inner, "drop_last", False)))
+            return self._in_batches(None, drop_last=False)
+        size = getattr(inner, "batch_size", None) or self._source.first_batch()
+        return self._in_batches(size, bool(getattr(inner, "drop_last", False)))
+
+    def _in_batches(self, size: int | None, drop_last: bool) -> SubsetBatchSampler:
+        self._multiple = size if size is not None and drop_last else 1
+        return SubsetBatchSampler(self, size)
 
     # Training
 
     def weigh(self, losses: Tensor, index: Tensor) -> Tensor:
-        """The loss to minimise, and a record of the losses.
+        """The loss to minimise, and a record of the losses; once for every batch.
+
+        A second pass over a batch, as of SAM, takes the [`weights`][snello.curation.DynamicSubset.weights].
 
         Args:
             losses: `(B,)`, one per sample, as with `reduction="none"`; or `()`, the mean of
@@ -193,7 +201,8 @@ class DynamicSubset(Dataset[Any]):
             mean loss is multiplied with the mean weight.
 
         Raises:
-            ConfigError: for other shapes.
+            ConfigError: for other shapes, indices outside of the dataset, or before an epoch was
+                begun by a sampler of this subset.
         """
         self.record(losses, index)
         weights = self.weights(index, losses)
@@ -201,17 +210,27 @@ class DynamicSubset(Dataset[Any]):
 
     def record(self, losses: Tensor, index: Tensor) -> None:
         """Note the losses of a batch, as [`weigh`][snello.curation.DynamicSubset.weigh] does."""
-        if index.dim() != 1:
-            raise ConfigError(f"index must have the shape (B,), not {tuple(index.shape)}")
+        if not isinstance(index, Tensor) or index.dim() != 1 or index.is_floating_point():
+            found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
+            raise ConfigError(f"index must be integers of the shape (B,), not {found}")
+        if not isinstance(losses, Tensor):
+            raise ConfigError(f"losses must be a tensor, (B,) or (), not {type(losses).__name__}")
         if losses.dim() and losses.shape != index.shape:
             raise ConfigError(
                 f"losses of shape {tuple(losses.shape)} for {len(index)} samples: reduce them to one per sample, as by "
                 "losses.flatten(1).mean(1), or give the mean of the batch"
             )
+        if not self._begun:
+            raise ConfigError(
+                "no epoch was begun, so that nothing is left out: make the loader with this object and its sampler, "
+                "DataLoader(keep, sampler=keep.sampler())"
+            )
         self._scores.add(losses, index)
-        if self._plan is not None:
-            self._done += len(index)
-            self._finished = self._finished or self._done >= self._length
+        # Not when it is begun: Lightning lets the workers of a loader begin it more than once.
+        self._resumed = False
+        self._done += len(index)
+        if self._done >= self._length:
+            self.finish()
 
     def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
         """Weights of samples in this epoch, `(B,)`.
@@ -234,9 +253,15 @@ class DynamicSubset(Dataset[Any]):
         Not needed where every sample of the epoch is weighed.
         """
         self._finished = self._plan is not None
+        # Named after the workers of a loader had begun it, as by Lightning: not to be begun again.
+        if self._plan is not None and self._asked == self._plan.epoch:
+            self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of an epoch, from its start."""
+        """Make the next iteration that of an epoch, from its start.
+
+        An epoch that was restored goes on behind the samples that it was trained on.
+        """
         self._asked = epoch
 
     # Epochs
@@ -247,7 +272,7 @@ class DynamicSubset(Dataset[Any]):
         Returns:
             Keys of this process, and the numbers of their batches, if they come in batches.
         """
-        plan, asked, start = self._plan, self._asked, 0
+        plan, asked, start = self._plan, self._asked, self._done if self._resumed else 0
         self._asked = None
         if asked is not None:
             renew = plan is None or plan.epoch != asked or self._finished
@@ -255,14 +280,16 @@ class DynamicSubset(Dataset[Any]):
         else:
             renew = plan is None or self._finished or (not self._resumed and self._used)
             epoch = 0 if plan is None else plan.epoch + 1
-            start = self._done if self._resumed else 0
+        if plan is not None and plan.processes != self._source.place()[1] and not renew:
+            # Restored from a run on another number of processes, whose shares differ in length.
+            renew, epoch, self._begun = True, plan.epoch, False
         if renew:
             plan, start = self._renew(epoch), 0
         assert plan is not None
         self._source.set_epoch(plan.epoch)
-        self._begun, self._resumed, self._walked, self._done = True, False, False, start
+        self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
-        return plan.share(*self._source.place())[start:], batch
+        return plan.share(*self._source.place())[start : self._length], batch
 
     @property
     def _used(self) -> bool:
@@ -271,42 +298,54 @@ class DynamicSubset(Dataset[Any]):
     @property
     def _length(self) -> int:
         assert self._plan is not None
-        return len(self._plan) // self._source.place()[1]
+        share = len(self._plan) // self._source.place()[1]
+        return share - share % self._multiple
 
     def exhausted(self) -> None:
         """Note that a sampler has come to its end; it calls this."""
         self._walked = True
 
-    def coming(self) -> int:
-        """Samples of this process in the epoch under way, or after its end in the next one."""
+    def coming(self, *, rest: bool = False) -> int:
+        """Samples of this process in the epoch under way, or after its end in the next one.
+
+        Args:
+            rest: without those that a restored epoch was trained on before.
+        """
         if self._plan is None or self._finished:
             following = 0 if self._plan is None else self._plan.epoch + 1
             self._renew(following if self._asked is None else self._asked)
-        return self._length - (self._done if self._resumed else 0)
+        return self._length - (self._done if rest and self._resumed else 0)
 
     def coming_batches(self) -> int:
         """Batches in the same epoch, where they are not regrouped."""
         self.coming()
         batch = None if self._plan is None else self._plan.batch
         assert batch is not None
-        return len(torch.unique(batch[self._done if self._resumed else 0 :]))
+        return len(torch.unique(batch))
 
     def _renew(self, epoch: int) -> Plan:
         """Draw the samples of an epoch; every process has to."""
+        what, (_, size) = f"{type(self).__name__}, epoch {epoch}", self._source.place()
+        check_option(
+            size <= rank_and_size()[1] or not self._by_loss,
+            f"{type(self).__name__} on {size} processes exchanges their losses: call init_process_group of "
+            "torch.distributed first",
+        )
+        meet(what)
         self._settle()
         self._scores.end_epoch()
-        offer, (_, size) = self._source.offer(epoch), self._source.place()
+        offer = self._source.offer(epoch)
         random = generator(self.seed, f"{type(self).__name__} of epoch {epoch}")
         kept, weights = self._choose(offer.places, epoch, random)
         plan = planned(
             epoch, offer, kept | self._forced[offer.places], weights, self._carried, size
         )
-        if not len(plan):
+        if len(plan) < size * self._multiple:
             raise DataError(
-                f"epoch {epoch} has {len(plan.left)} samples for {size} process(es): leave out fewer, or use fewer "
-                "processes"
+                f"epoch {epoch} has {len(plan) + len(plan.left)} samples for {size} process(es), each of which needs "
+                f"{self._multiple}: leave out fewer, use fewer processes, or smaller batches"
             )
-        meet(f"{type(self).__name__}, epoch {epoch}", f"samples {plan.digest()}")
+        meet(what, f"samples {plan.digest()}")
         self._plan, self._on_device = plan, {}
         self._done = 0
         self._begun = self._finished = self._resumed = self._walked = False
@@ -367,8 +406,7 @@ class DynamicSubset(Dataset[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epochs depend on; with several processes each has to call it.
 
-        An epoch under way goes on behind the samples whose losses were recorded, or from its start
-        where `set_epoch` is called before it is iterated.
+        An epoch under way goes on behind the samples whose losses were recorded.
         """
         if rank_and_size()[1] > 1:
             meet(f"{type(self).__name__}.state_dict")
@@ -391,7 +429,7 @@ class DynamicSubset(Dataset[Any]):
         Raises:
             ConfigError: for a state of another method or of another number of samples.
         """
-        missing = {"method", "scores", "uses", "carried", "plan", "counts"} - set(state)
+        missing = set(_STATE) - set(state)
         check_option(
             not missing, f"not a state of {type(self).__name__}: without {sorted(missing)}"
         )
@@ -405,24 +443,16 @@ class DynamicSubset(Dataset[Any]):
         self._source.load_state_dict(state["source"])
         self._done, self._begun, self._finished = state["done"], state["begun"], state["finished"]
         self._rounds, self._kept, self._offered = state["counts"]
-        self._resumed = self._plan is not None and not self._finished
-        self._asked, self._on_device = None, {}
+        self._resumed = self._plan is not None and not self._finished and self._done > 0
+        self._walked, self._asked, self._on_device = False, None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_on_device": {}}  # worker processes have no use for it
 
 
-class _Collate:
-    """A collate function that can be sent to worker processes, if the inner one can."""
-
-    def __init__(self, inner: Callable[[list[Any]], Any]) -> None:
-        self.inner = inner
-
-    def __call__(self, pairs: Any) -> tuple[Any, Tensor]:
-        if isinstance(pairs, tuple):  # a batch that the dataset has put together itself
-            return self.inner(pairs[0]), pairs[1]
-        samples, places = zip(*pairs, strict=True)
-        return self.inner(list(samples)), torch.tensor(places)
+_STATE = (
+    "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
+)  # fmt: skip
 
 
 def _length(dataset: Any) -> int:
@@ -443,13 +473,11 @@ def _length(dataset: Any) -> int:
 
 
 def _mask(always: Iterable[int] | Tensor, samples: int) -> Tensor:
-    chosen = (
-        torch.as_tensor(always if isinstance(always, Tensor) else list(always)).long().flatten()
-    )
+    chosen = integers(always, "always= has")
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < samples:
         raise ConfigError(
             f"always= has indices {int(chosen.min())} … {int(chosen.max())}, and the dataset has {samples} samples"
         )
     mask = torch.zeros(samples, dtype=torch.bool)
-    mask[chosen] = True
+    mask[chosen.flatten()] = True
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class Kept:
         seed: of its draws.
         seconds: wall-clock time of scoring: what the training must save before anything is saved.
         presentations: samples trained on while scoring, over all epochs.
+        labels: hash of the labels of all samples, by which `check` tells the dataset from another
+            of the same length, such as other validation images leave; "" if not known.
 
     Raises:
         DataError: for indices outside the dataset, given twice, or none.
@@ -42,6 +45,7 @@ class Kept:
     seed: int = 0
     seconds: float = 0.0
     presentations: int = 0
+    labels: str = ""
 
     def __post_init__(self) -> None:
         indices = self.indices
@@ -75,16 +79,25 @@ class Kept:
         self.check(len(dataset))  # type: ignore[arg-type]
         return Subset(dataset, self.indices.tolist())
 
-    def check(self, samples: int) -> None:
-        """Check the length of a dataset.
+    def check(self, samples: int, labels: Tensor | None = None) -> None:
+        """Check that a dataset is the one that the samples were chosen from.
+
+        Args:
+            samples: its length.
+            labels: of all its samples, `(N,)`; None: not compared.
 
         Raises:
-            DataError: if it is not the one that the samples were chosen from.
+            DataError: for another length, or other labels.
         """
         if samples != self.samples:
             raise DataError(
                 f"the indices were chosen from {self.samples} samples, the dataset has {samples}: use the dataset "
                 "(and split) that was scored"
+            )
+        if labels is not None and self.labels and self.labels != digest(labels):
+            raise DataError(
+                f"the indices were chosen from {self.samples} samples with other labels: they would be of other "
+                "samples here: use the dataset that was scored, with the same share and seed of the validation part"
             )
 
     def save(self, path: str | Path) -> Path:
@@ -116,11 +129,17 @@ class Kept:
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "indices": list, "samples": int, "method": str, "ratio": (int, float), "seed": int,
-    "seconds": (int, float), "presentations": int,
+    "seconds": (int, float), "presentations": int, "labels": str,
 }  # fmt: skip
 
 
+def digest(labels: Tensor) -> str:
+    """A short text that differs where the labels of a dataset differ, `(N,)`."""
+    return hashlib.sha256(str(labels.tolist()).encode()).hexdigest()[:16]
+
+
 def _fields(found: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    found = {"labels": "", **found}  # files of before there was a digest
     for name, kind in _TYPES.items():
         if not isinstance(found.get(name), kind) or isinstance(found.get(name), bool):
             raise DataError(f"{path}: {name} is missing or of the wrong type; write the file again")

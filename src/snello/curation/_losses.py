@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from snello.errors import ConfigError
 from snello.processes import rank_and_size, sum_on_cpu
@@ -37,9 +37,24 @@ class LossScores:
         return len(self._values)
 
     def add(self, losses: Tensor, index: Tensor) -> None:
-        """Take the losses of one batch, `(B,)` or the mean `()`, and the indices `(B,)`."""
-        # Reading them now would stall the device at every step.
-        self._waiting.append((index.detach(), losses.detach()))
+        """Take the losses of one batch, `(B,)` or the mean `()`, and the indices `(B,)`.
+
+        Raises:
+            ConfigError: for indices outside of the dataset; of indices on a device only when the
+                scores are read.
+        """
+        if index.device.type == "cpu":
+            self._check(index)
+        # Reading them now would stall the device at every step. Copies, since buffers may be used
+        # again for the next batch, as with CUDA graphs.
+        self._waiting.append((index.detach().clone(), losses.detach().clone()))
+
+    def _check(self, index: Tensor) -> None:
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ConfigError(
+                f"index has {int(index.min())} … {int(index.max())}, and the dataset has {len(self)} samples: give "
+                "the index of the batch as the DataLoader yields it"
+            )
 
     @property
     def values(self) -> Tensor:
@@ -58,7 +73,8 @@ class LossScores:
         if not waiting:
             return
         sizes = [len(index) for index, _ in waiting]
-        index = torch.cat([_on_cpu(index) for index, _ in waiting])
+        index = torch.cat([index.cpu().long() for index, _ in waiting])
+        self._check(index)
         losses = _gathered([loss for _, loss in waiting], sizes)
         for (_, given), places, values in zip(
             waiting, torch.split(index, sizes), torch.split(losses, sizes), strict=True
@@ -114,13 +130,13 @@ class LossScores:
         fresh.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores, and the windows that are open on this process."""
+        """Scores, and the windows that are open on each process; each has to call it."""
         self.share()
-        return {
-            "values": self._values.clone(),
-            "easy": self._easy.clone(),
-            "open": [(places.clone(), losses.clone()) for places, losses in self._open],
-        }
+        size = rank_and_size()[1]
+        windows: list[Any] = [list(self._open)] * size
+        if size > 1:
+            distributed.all_gather_object(windows, self._open)
+        return {"values": self._values.clone(), "easy": self._easy.clone(), "windows": windows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore scores.
@@ -137,15 +153,13 @@ class LossScores:
         self._values = state["values"].cpu().double().clone()
         self._easy = state["easy"].cpu().clone()
         self._fresh = torch.zeros_like(self._easy)
-        self._open = [(places.cpu(), losses.cpu()) for places, losses in state["open"]]
+        windows, (rank, size) = state.get("windows", []), rank_and_size()
+        # On another number of processes the epoch begins again.
+        self._open = list(windows[rank]) if len(windows) == size else []
 
     def __getstate__(self) -> dict[str, Any]:
         self._fold()  # losses on a GPU cannot be sent to worker processes
         return vars(self).copy()
-
-
-def _on_cpu(index: Tensor) -> Tensor:
-    return index.cpu().long()
 
 
 def _gathered(losses: list[Tensor], sizes: list[int]) -> Tensor:

@@ -23,6 +23,7 @@ class Plan:
         left: keys of the remainder, smaller than the number of processes; first in the next epoch.
         weights: factor of each sample's loss, float64 `(N,)`.
         offered: samples before any was left out.
+        processes: among which the samples are dealt out.
     """
 
     epoch: int
@@ -31,6 +32,7 @@ class Plan:
     left: Tensor
     weights: Tensor
     offered: int
+    processes: int = 1
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,4 +85,4 @@ def planned(
         absent = carried[~torch.isin(places_of(carried), places_of(keys))]
         keys = torch.cat([absent, keys[first], keys[~first]])
     whole = len(keys) // processes * processes
-    return Plan(epoch, keys[:whole], batch, keys[whole:], weights, len(offer.keys))
+    return Plan(epoch, keys[:whole], batch, keys[whole:], weights, len(offer.keys), processes)

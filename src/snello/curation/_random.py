@@ -33,6 +33,8 @@ class RandomSubset(DynamicSubset):
     learning", ICLR 2024, https://arxiv.org/abs/2305.18424
     """
 
+    _by_loss = False
+
     def __init__(
         self, dataset: Dataset[Any], ratio: float, *, replacement: bool = False, **options: Any
     ) -> None:

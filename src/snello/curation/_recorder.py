@@ -85,7 +85,7 @@ class Recorder:
             index: indices of the samples, `(B,)`.
 
         Raises:
-            ConfigError: for other shapes, or fewer than two classes.
+            ConfigError: for other shapes or types, or fewer than two classes.
         """
         if (
             logits.dim() != 2
@@ -96,13 +96,25 @@ class Recorder:
                 f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, index {tuple(index.shape)}: expected "
                 "(B, C), (B,), (B,), with at least two classes"
             )
-        self._batches.append((_figures(logits.detach(), labels), labels.detach(), index.detach()))
+        if any(t.dtype == torch.bool or t.is_floating_point() for t in (labels, index)):
+            raise ConfigError(f"labels ({labels.dtype}) and index ({index.dtype}) must be integers")
+        # Copies: buffers may be used again for the next batch, as with CUDA graphs.
+        labels, index = labels.detach().long().clone(), index.detach().long().clone()
+        wrong = (labels < 0) | (labels >= logits.shape[1])
+        self._batches.append(
+            (
+                _figures(logits.detach(), labels.masked_fill(wrong, 0)),
+                labels.masked_fill(wrong, -1),
+                index,
+            )
+        )
 
     def step(self) -> None:
         """End an epoch; every process has to call it.
 
         Raises:
-            DataError: if nothing was recorded since the last one, or the index is out of range.
+            DataError: if nothing was recorded since the last one, or an index or a label is out of
+                range.
         """
         if not self._batches and rank_and_size()[1] == 1:
             raise DataError(
@@ -110,7 +122,7 @@ class Recorder:
             )
         row = torch.full((3, len(self._labels)), torch.nan)
         for figures, labels, index in self._batches:
-            self._put(row, figures.cpu(), labels.cpu(), index.cpu().long())
+            self._put(row, figures.cpu(), labels.cpu(), index.cpu())
         self._batches = []
         self._epochs.append(_shared(row))
         self._seconds = time.perf_counter() - self._started
@@ -120,6 +132,11 @@ class Recorder:
             raise DataError(
                 f"the index has {int(index.min())} … {int(index.max())}, and the recorder was made for "
                 f"{len(self._labels)} samples: give it the length of the dataset"
+            )
+        if len(labels) and int(labels.min()) < 0:
+            raise DataError(
+                f"{int((labels < 0).sum())} labels of a batch are none of the classes of the logits: from 0, and "
+                "below their number"
             )
         row[:, index] = figures
         self._labels[index] = labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +60,14 @@ class SubsetBatchSampler(_OfSubset, Sampler[list[Any]]):
     is that of the coming epoch.
     """
 
-    def __init__(self, keep: DynamicSubset, size: int | None, *, drop_last: bool) -> None:
-        self.keep, self.batch_size, self.drop_last = keep, size, drop_last
+    def __init__(self, keep: DynamicSubset, size: int | None) -> None:
+        self.keep, self.batch_size = keep, size
 
     def __iter__(self) -> Iterator[list[Any]]:
         keys, batch = self.keep.begin()
         rows = keys_of(keys)
         if self.batch_size is not None:
-            end = len(rows) - (len(rows) % self.batch_size if self.drop_last else 0)
-            return _walk(self.keep, _chunks(rows[:end], self.batch_size))
+            return _walk(self.keep, _chunks(rows, self.batch_size))
         assert batch is not None
         groups: dict[int, list[Any]] = {}
         for row, number in zip(rows, batch.tolist(), strict=True):
@@ -75,10 +75,9 @@ class SubsetBatchSampler(_OfSubset, Sampler[list[Any]]):
         return _walk(self.keep, list(groups.values()))
 
     def __len__(self) -> int:
-        samples = self.keep.coming()
         if self.batch_size is None:
             return self.keep.coming_batches()
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        return math.ceil(self.keep.coming() / self.batch_size)
 
 
 def _chunks(rows: list[Any], size: int) -> list[list[Any]]:

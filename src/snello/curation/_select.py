@@ -10,29 +10,43 @@ from torch import Tensor
 
 from snello.errors import DataError, check_option
 
-from ._kept import Kept
+from ._kept import Kept, digest
 from ._random import budget, checked, lowest
 from ._recorder import Recording
 from ._seeds import generator
 from ._static import aum, dual
 
 
-def keep_highest(scores: Tensor, ratio: float, method: str = "highest", **facts: Any) -> Kept:
-    """Keep the samples of highest score.
+def keep_highest(
+    scores: Tensor,
+    ratio: float,
+    method: str = "highest",
+    *,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    **facts: Any,
+) -> Kept:
+    """Keep the samples of highest score; equal scores are decided at random.
 
     Args:
         scores: `(N,)`.
         ratio: share left out, in [0, 1).
         method: name for the file.
+        seed: decides between equal scores. In the order of the dataset, whole classes of it would
+            be left out where it is sorted: most counts of [`forgetting`][snello.curation.forgetting]
+            are equal.
+        labels: of all samples, `(N,)`, by which the file is told from that of another dataset.
         facts: of [`Kept`][snello.curation.Kept]: seconds, presentations.
 
     Raises:
-        ConfigError: for a ratio out of range.
+        ConfigError: for a ratio out of range, or scores of another shape.
         DataError: for scores that are not finite.
     """
     scores = _finite(scores)
-    kept = lowest(-scores, budget(checked(ratio), len(scores)))
-    return Kept(_places(kept), len(scores), method, ratio, **facts)
+    order = torch.randperm(len(scores), generator=generator(seed, "ties"))
+    kept = order[lowest(-scores[order].double(), budget(checked(ratio), len(scores)))]
+    of = "" if labels is None else digest(labels)
+    return Kept(kept.sort().values, len(scores), method, ratio, seed=seed, labels=of, **facts)
 
 
 def keep_random(labels: Tensor, ratio: float, *, seed: int = 0) -> Kept:
@@ -44,8 +58,9 @@ def keep_random(labels: Tensor, ratio: float, *, seed: int = 0) -> Kept:
         seed: decides the draw.
 
     Raises:
-        ConfigError: for a ratio out of range.
+        ConfigError: for a ratio out of range, or labels of another shape.
     """
+    check_option(labels.dim() == 1, f"labels must have the shape (N,), not {tuple(labels.shape)}")
     _, classes = torch.unique(labels, return_inverse=True)
     sizes = torch.bincount(classes).tolist()
     parts = _rounded(sizes, budget(checked(ratio), len(labels)))
@@ -54,7 +69,7 @@ def keep_random(labels: Tensor, ratio: float, *, seed: int = 0) -> Kept:
     for number, count in enumerate(parts):
         places = (classes == number).nonzero().flatten()
         kept[places[lowest(rank[places], count)]] = True
-    return Kept(_places(kept), len(labels), "random", ratio, seed=seed)
+    return Kept(_places(kept), len(labels), "random", ratio, seed=seed, labels=digest(labels))
 
 
 def keep_covering(
@@ -145,7 +160,11 @@ def keep_dual(
 
 
 def _cost(recording: Recording) -> dict[str, Any]:
-    return {"seconds": recording.seconds, "presentations": recording.presentations}
+    return {
+        "seconds": recording.seconds,
+        "presentations": recording.presentations,
+        "labels": digest(recording.labels),
+    }
 
 
 def _places(kept: Tensor) -> Tensor:
@@ -153,6 +172,7 @@ def _places(kept: Tensor) -> Tensor:
 
 
 def _finite(scores: Tensor) -> Tensor:
+    check_option(scores.dim() == 1, f"scores must have the shape (N,), not {tuple(scores.shape)}")
     missing = int((~scores.isfinite()).sum())
     if missing:
         raise DataError(

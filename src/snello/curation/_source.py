@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, DataError
 from snello.processes import rank_and_size
 
 from ._seeds import generator
@@ -59,6 +59,8 @@ class Source:
             )
         if replicas is not None and rank is not None and not 0 <= rank < replicas:
             raise ConfigError(f"rank={rank} must be one of 0 … replicas − 1, with {replicas=}")
+        if inner is not None and not hasattr(inner, "__iter__"):
+            raise ConfigError(f"a sampler yields indices, and {inner!r} cannot be iterated")
         self.inner, self.batches = inner, batches
         self._samples, self._shuffle, self._seed = samples, shuffle, seed
         self._place = None if replicas is None or rank is None else (rank, replicas)
@@ -90,7 +92,7 @@ class Source:
                 return Offer(torch.arange(self._samples))
             random = generator(self._seed, f"order of epoch {epoch}")
             return Offer(torch.randperm(self._samples, generator=random))
-        offered = self._of_batches() if self.batches else Offer(_tensor(_whole(self.inner)))
+        offered = self._of_batches() if self.batches else Offer(_keys(_whole(self.inner)))
         places = offered.places
         if len(places) and not 0 <= int(places.min()) <= int(places.max()) < self._samples:
             raise ConfigError(
@@ -101,10 +103,23 @@ class Source:
 
     def _of_batches(self) -> Offer:
         assert self.inner is not None
-        batches = [list(batch) for batch in self.inner]
+        batches = [_listed(batch) for batch in self.inner]
         sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.int64)
-        keys = _tensor([key for batch in batches for key in batch])
+        keys = _keys([key for batch in batches for key in batch])
         return Offer(keys, torch.repeat_interleave(torch.arange(len(batches)), sizes))
+
+    def first_batch(self) -> int:
+        """Number of samples in the first batch of the user's batch sampler.
+
+        Raises:
+            DataError: if it yields none.
+            ConfigError: if it yields no lists.
+        """
+        assert self.inner is not None
+        size = len(_listed(next(iter(self.inner), [])))
+        if not size:
+            raise DataError(f"the batch sampler {type(self.inner).__name__} yields no batch")
+        return size
 
     def state_dict(self) -> dict[str, Any]:
         """State of the user's sampler: its own, or that of its generator; empty without either."""
@@ -151,14 +166,48 @@ def _whole(sampler: Iterable[Any]) -> list[Any]:
     return list(alone)
 
 
-def _tensor(keys: list[Any]) -> Tensor:
-    try:
-        found = torch.tensor(keys, dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+def _listed(batch: Any) -> list[Any]:
+    if not hasattr(batch, "__iter__"):
         raise ConfigError(
-            "the sampler yields keys that are no integers (nor tuples of integers that end with the index): "
-            f"{keys[:2]!r} …; samples are left out by their index"
-        ) from error
-    if found.dim() == 2 and found.shape[1]:
-        return found
-    return found.flatten()
+            f"a batch sampler yields lists of indices, and this one {batch!r}: use sampler=keep.sampler(…)"
+        )
+    return list(batch)
+
+
+def _keys(keys: list[Any]) -> Tensor:
+    if keys and isinstance(keys[0], list):
+        raise ConfigError(
+            "that sampler yields lists: use batch_sampler=keep.batch_sampler(…); keys with an index are tuples"
+        )
+    found = integers(keys, "the sampler yields")
+    return found if found.dim() == 2 and found.shape[1] else found.flatten()
+
+
+def integers(values: Iterable[Any], what: str) -> Tensor:
+    """Indices as int64, `(M,)`, or `(M, L)` of tuples.
+
+    Args:
+        values: integers, or tuples of integers that end with an index.
+        what: beginning of the error.
+
+    Raises:
+        ConfigError: for anything else, also numbers with a fraction and truth values, which would
+            be taken for the indices 0 and 1.
+    """
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    try:
+        listed = values if isinstance(values, Tensor) else list(values)
+        found = torch.as_tensor(listed) if len(listed) else torch.empty(0, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(_no_integers(what, values)) from error
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise ConfigError(_no_integers(what, values))
+    return found.long()
+
+
+def _no_integers(what: str, values: Any) -> str:
+    shown = values[:2] if isinstance(values, (list, Tensor)) else values
+    return (
+        f"{what} {shown!r}, no integers (nor tuples of integers that end with the index): samples are left out by "
+        "their index"
+    )

@@ -31,7 +31,7 @@ def el2n(recording: Recording, epochs: int = 10) -> Tensor:
 def forgetting(recording: Recording) -> Tensor:
     """Number of times that a sample was classified and then, when next seen, was not.
 
-    Samples that were never classified have one more than the largest possible number.
+    Samples that were never classified have the number of epochs, which no other can reach.
 
     Returns:
         `(N,)`, NaN for samples that were not seen.

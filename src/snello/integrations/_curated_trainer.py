@@ -39,8 +39,9 @@ def curated_trainer(base: Any = None) -> Any:
     `keep.moment`, so that the schedule ends with the training, and checkpoints contain its state.
 
     The loss of each sample of a classifier (logits (B, C), labels (B,)) is computed from its
-    logits. For other models `losses=`, a function of the outputs and the inputs, returns one loss
-    per sample, shape (B,); without it the mean loss of the batch takes its place (Fu et al., 2026,
+    logits, if the loss of `base` and of the model is the cross-entropy; the first batch shows that.
+    For other losses `losses=`, a function of the outputs and the inputs, returns one loss per
+    sample, shape (B,); without it the mean loss of the batch takes its place (Fu et al., 2026,
     arXiv:2604.04681).
 
     Several processes get equal batches without a common sample, dealt out by `keep`.
@@ -93,6 +94,7 @@ def curated_trainer(base: Any = None) -> Any:
                     "InfoBatch(dataset, ratio=0.5, epochs=3), and no train_dataset"
                 )
             self.keep, self._losses = keep, losses
+            self._plain: bool | None = None
             super().__init__(*args, train_dataset=keep, **kwargs)
             _check_epochs(keep, self.args)
             # The loss is a mean over the batch, which the Trainer has to divide among accumulated ones.
@@ -147,12 +149,17 @@ def curated_trainer(base: Any = None) -> Any:
             return math.floor(self.keep.moment), 0
 
         def _run_epoch(self, **given: Any) -> None:
-            batches = len(given["train_dataloader"])  # epochs differ in length
+            batches = self._coming(given["train_dataloader"])  # epochs differ in length
             given["steps_in_epoch"] = batches
             given["num_update_steps_per_epoch"] = math.ceil(
                 batches / self.args.gradient_accumulation_steps
             )
             super()._run_epoch(**given)
+
+        def _coming(self, loader: DataLoader[Any]) -> int:
+            """Batches of the epoch, or of what is left of one that was restored."""
+            samples, size = self.keep.coming(rest=True), int(self._train_batch_size)
+            return samples // size if loader.drop_last else -(-samples // size)
 
         def compute_loss(
             self,
@@ -169,12 +176,21 @@ def curated_trainer(base: Any = None) -> Any:
             mean, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
             if self._losses is not None:
                 found = self._losses(outputs, inputs)
-            elif self.compute_loss_func is None:
-                found = _of_classifier(outputs, inputs, self.args.label_smoothing_factor, mean)
             else:
-                found = mean
+                found = self._of_samples(outputs, inputs, mean)
             loss = self.keep.weigh(found, index)
             return (loss, outputs) if return_outputs else loss
+
+        def _of_samples(self, outputs: Any, inputs: Mapping[str, Any], mean: Tensor) -> Tensor:
+            """The losses of a classifier's samples, (B,); the mean where the loss is another one."""
+            found = _of_classifier(outputs, inputs, self.args.label_smoothing_factor)
+            if found is None or self._plain is False:
+                return mean
+            if self._plain is None and bool(mean.isfinite().all()):
+                # Class weights, a focal loss, an own compute_loss: their gradient must not be lost.
+                self._plain = bool(torch.isclose(found.mean(), mean.float().mean(), rtol=0.01))
+                return self._of_samples(outputs, inputs, mean)
+            return found
 
     return CuratedTrainer
 
@@ -190,19 +206,17 @@ class _Indexed:
         return {**batch, INDEX: index}
 
 
-def _of_classifier(
-    outputs: Any, inputs: Mapping[str, Any], smoothing: float, mean: Tensor
-) -> Tensor:
-    """The losses of a classifier's samples, (B,); the mean for any other model."""
+def _of_classifier(outputs: Any, inputs: Mapping[str, Any], smoothing: float) -> Tensor | None:
+    """Cross-entropies of a classifier's samples, (B,); None for any other model."""
     labels = inputs.get("labels")
     try:
         logits = scores_of(outputs)
     except ConfigError:
-        return mean
+        return None
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
-        return mean
+        return None
     if logits.dim() != 2 or len(logits) != len(labels):
-        return mean
+        return None
     return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from snello.errors import ConfigError, DataError, require
 
 from ._splits import PartT, cut_out, generator
+from ._texts import Texts
 from ._types import Images, RawData
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -116,7 +117,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 def read_classes(folder: Path, classes: Sequence[str], image_size: int | None) -> Images:
     """Decode `folder/CLASS/**` of every class, in the order of `list_classes`."""
     files, labels = list_classes(folder, classes)
-    return Images(_decode(files, image_size), labels)
+    return Images(_decode(files, image_size), labels, Texts(files))
 
 
 def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:

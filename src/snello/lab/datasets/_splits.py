@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -105,4 +106,4 @@ def resized(images: Images, size: int | None) -> Images:
         .to(torch.uint8)
         for chunk in torch.split(images.pixels, CHUNK)
     ]
-    return Images(torch.cat(parts), images.labels)
+    return replace(images, pixels=torch.cat(parts))

@@ -28,6 +28,7 @@ class Images:
     Attributes:
         pixels: uint8, shape `(N, C, H, W)`, 0 … 255.
         labels: int64, shape `(N,)`, class indices.
+        files: path of each image that was read from a file of its own; None for other datasets.
 
     Raises:
         DataError: for other dtypes or shapes.
@@ -35,6 +36,7 @@ class Images:
 
     pixels: Tensor
     labels: Tensor
+    files: Texts | None = None
 
     def __post_init__(self) -> None:
         pixels, labels = self.pixels, self.labels
@@ -57,7 +59,8 @@ class Images:
 
     def subset(self, indices: Tensor) -> Images:
         """The images at the given indices (int64, 1-D), copied, in that order."""
-        return Images(self.pixels[indices], self.labels[indices])
+        files = None if self.files is None else self.files.subset(indices)
+        return Images(self.pixels[indices], self.labels[indices], files)
 
 
 @dataclass(frozen=True, eq=False)

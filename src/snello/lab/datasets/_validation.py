@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def images_for(raw: RawData, path: Path, image_size: int | None) -> Images:
             f"the images of {path.absolute()} are {found.pixels.shape[3]}×{found.pixels.shape[2]}, "
             f"those of the dataset {width}×{height} (width × height); resize them, or set an image size"
         )
-    return Images(_grey(found.pixels), found.labels) if channels == 1 else found
+    return replace(found, pixels=_grey(found.pixels)) if channels == 1 else found
 
 
 def stream_for(raw: RawStream, path: Path) -> StreamedImages:

@@ -206,5 +206,6 @@ def _kept_part(recipe: Recipe, splits: Splits) -> Part:
     if recipe.data.kept is None:
         return splits.train
     kept = Kept.load(recipe.data.kept)
-    kept.check(len(splits.train))
+    labels = splits.train.labels if splits.task == "classification" else None
+    kept.check(len(splits.train), labels)
     return splits.train.subset(kept.indices)
