@@ -61,6 +61,8 @@ GROWN = "serene, grown"
 """The row whose network trains with SeReNe's decay for half of the epochs before the cut."""
 GRADUAL = "taylor, 3 steps"
 """The row that is cut in three steps, with an epoch of the budget after the first and the second."""
+DISTILLED = ", distilled"
+"""End of the names of rows whose loss is half the distillation from the dense network before the cut."""
 LAMBDA = 1e-3
 
 
@@ -206,7 +208,7 @@ def cuts_of(macs: float, splits: Splits, settings: FineTuning) -> dict[str, Cut]
         epochs = iter((1, 1, 0))
 
         def fit(model: nn.Module) -> None:
-            finetune(model, splits, replace(settings, epochs=next(epochs), distil=0))
+            finetune(model, splits, replace(settings, epochs=next(epochs)))
 
         return ours(X, macs, score["taylor"], calibration=images, steps=3, fit=fit)(dense)
 
@@ -227,6 +229,8 @@ def cuts_of(macs: float, splits: Splits, settings: FineTuning) -> dict[str, Cut]
             measured=True,
             branches=True,
         )
+    for name in ("taylor", "measured, widths of 16", "Torch-Pruning taylor"):
+        found[name + DISTILLED] = found[name]
     found["Torch-Pruning taylor, widths of 16"] = torch_pruned(macs, batches, images, "taylor", 16)
     return found
 
@@ -252,7 +256,6 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
     test, validation = (loader(part, splits, 500) for part in (splits.test, splits.validation))
     settings = FineTuning(
         lr=options.lr, precision=options.precision, epochs=options.epochs, limit=options.limit,
-        distil=options.distil,
     )  # fmt: skip
     cuts = cuts_of(options.macs, splits, settings)
     whole = measured_size(dense, X)
@@ -266,7 +269,8 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
             model = cuts[method](dense)
             size, before = measured_size(model, X), evaluate(model, test).accuracy
             left = settings.epochs - {GROWN: settings.epochs // 2, GRADUAL: 2}.get(method, 0)
-            own = replace(settings, seed=seed, epochs=left)
+            distil = 0.5 if method.endswith(DISTILLED) else 0.0
+            own = replace(settings, seed=seed, epochs=left, distil=distil)
             finetune(model, splits, own, teacher=dense if own.distil else None)
             row = Row(
                 method, seed, size.macs / whole.macs, size.parameters / whole.parameters, before,
@@ -328,7 +332,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--limit", type=int, default=None, help="training images")
     parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--distil", type=float, default=0.0, help="weight of the dense network's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument(
