@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -103,7 +104,8 @@ def picture(groups: dict[Path, list[Point]], path: Path) -> None:
     for own, points in groups.items():
         for point in points:
             lines[point.method, schedule(own)].append(point)
-    colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(m for m, _ in lines))}
+    methods = dict.fromkeys(method for method, _ in lines)
+    colours = dict(zip(methods, colormaps["tab20"].colors, strict=False))  # more than ten methods
     markers = dict(zip(dict.fromkeys(s for _, s in lines), "os^vD", strict=False))
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
