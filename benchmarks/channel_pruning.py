@@ -5,10 +5,12 @@
 
 Every row starts from the same dense network, fine-tuned to the JPEG domain first, with the shortcut
 of option A written as a 1×1 convolution (Torch-Pruning's graph breaks on the padded one), and is
-fine-tuned alike: same images, augmentation, schedule, seed ("serene, grown" spends half of the
-epochs on the dense network, with the decay of SeReNe on groups). The importance is measured on the same
-batches. Accuracy: test images, last epoch. Widths are rounded only in the rows that say so. Statistics of BatchNorm are
-estimated again on the same 1000 images before the accuracy after the cut is measured, for all.
+fine-tuned alike: same images, augmentation, schedule, seed. The importance is measured on the same
+batches. Three kinds of rows differ: "serene, grown" spends half of the epochs on the dense network,
+with the decay of SeReNe on groups; "taylor, 3 steps" spends two between its cuts; half of the loss
+of "distilled" rows is the distance to the dense network's scores. Accuracy: test images, last
+epoch. Widths are rounded only in the rows that say so. Statistics of BatchNorm are estimated again
+on the same 1000 images before the accuracy after the cut is measured, for all.
 
 Rows and networks are written as they are finished; a run that was interrupted goes on. With
 ``--latency`` nothing is trained: the networks of the first seed are timed in turns in PyTorch and

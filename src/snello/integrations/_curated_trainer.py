@@ -184,13 +184,12 @@ def curated_trainer(base: Any = None) -> Any:
         def _of_samples(self, outputs: Any, inputs: Mapping[str, Any], mean: Tensor) -> Tensor:
             """The losses of a classifier's samples, (B,); the mean where the loss is another one."""
             found = _of_classifier(outputs, inputs, self.args.label_smoothing_factor)
-            if found is None or self._plain is False:
+            if found is None:
                 return mean
             if self._plain is None and bool(mean.isfinite().all()):
                 # Class weights, a focal loss, an own compute_loss: their gradient must not be lost.
                 self._plain = bool(torch.isclose(found.mean(), mean.float().mean(), rtol=0.01))
-                return self._of_samples(outputs, inputs, mean)
-            return found
+            return mean if self._plain is False else found
 
     return CuratedTrainer
 
