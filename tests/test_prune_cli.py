@@ -136,3 +136,19 @@ def test_features_of_the_dense_network_are_an_option_of_fine_tuning() -> None:
         finetune(Maps(4), splits, alike)
     with pytest.raises(ConfigError, match="feature_weight must be positive"):
         FineTuning(feature_weight=0.0)
+
+
+def test_fine_tuning_by_adamw_moves_every_weight_by_the_learning_rate_at_first() -> None:
+    splits = load_dataset("digits")
+    settings = FineTuning(
+        1, 1e-3, 64, weight_decay=0.0, warmup=0.0, augment="none", limit=64, optimizer="AdamW"
+    )
+    torch.manual_seed(0)
+    model = Maps(4)
+    before = model.head.weight.detach().clone()
+    finetune(model, splits, settings)
+    torch.testing.assert_close(
+        (model.head.weight - before).abs(), torch.full_like(before, 1e-3), rtol=1e-2, atol=0
+    )
+    with pytest.raises(ConfigError, match='the optimizer is "SGD" or "AdamW", not \'Adam\''):
+        FineTuning(optimizer="Adam")  # type: ignore[arg-type]

@@ -27,6 +27,10 @@ def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None
     parser.add_argument(
         "--finetune", type=int, default=0, metavar="EPOCHS", help=f"epochs of fine-tuning {when}; default: 0"
     )  # fmt: skip
+    parser.add_argument(
+        "--optimizer", choices=("SGD", "AdamW"), default="SGD", help="of fine-tuning; AdamW suits transformers, "
+        "at a --lr near 0.001; default: SGD",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate; default: 0.01")
     parser.add_argument(
         "--batch-size", type=int, default=128, help="images per step of fine-tuning; default: 128"
@@ -53,8 +57,8 @@ def fine_tuning(
     """Function that fine-tunes a network; None for zero epochs.
 
     Args:
-        arguments: with `finetune`, `lr`, `batch_size`, `distil`, `distil_features`, `augment`,
-            `precision`, `seed`.
+        arguments: with `finetune`, `optimizer`, `lr`, `batch_size`, `distil`, `distil_features`,
+            `augment`, `precision`, `seed`.
         dense: the dense network, the teacher of a distillation.
         splits: the dataset.
         say: called after each epoch with a line on it.
@@ -66,7 +70,7 @@ def fine_tuning(
     from snello.wrappers import copied
 
     settings = FineTuning(
-        epochs=arguments.finetune, lr=arguments.lr, batch_size=arguments.batch_size,
+        epochs=arguments.finetune, optimizer=arguments.optimizer, lr=arguments.lr, batch_size=arguments.batch_size,
         distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
         features=tuple(listed(arguments.distil_features)), precision=arguments.precision,
         seed=arguments.seed or 0,

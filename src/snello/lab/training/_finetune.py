@@ -21,7 +21,7 @@ from ._descent import descend
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Settings of SGD with Nesterov momentum and a cosine schedule.
+    """Settings of a fine-tuning with a cosine schedule.
 
     Attributes:
         epochs: number of passes over the training images.
@@ -39,6 +39,7 @@ class FineTuning:
         precision: "32", or "bf16" for torch.autocast in bfloat16.
         limit: number of training images; None: all.
         seed: seed of batch order, augmentation and dropout.
+        optimizer: "SGD" with Nesterov momentum 0.9, or "AdamW", which transformers need.
 
     Raises:
         ConfigError: for a value outside its range.
@@ -57,10 +58,13 @@ class FineTuning:
     precision: Literal["32", "bf16"] = "32"
     limit: int | None = None
     seed: int = 0
+    optimizer: Literal["SGD", "AdamW"] = "SGD"
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ConfigError(f"epochs must be at least 0, not {self.epochs}")
+        if self.optimizer not in ("SGD", "AdamW"):
+            raise ConfigError(f'the optimizer is "SGD" or "AdamW", not {self.optimizer!r}')
         if not self.lr > 0:
             raise ConfigError(f"the learning rate must be positive, not {self.lr}")
         if not 0 <= self.distil <= 1:
@@ -131,11 +135,14 @@ def batches_and_optimizer(
         splits.train, splits, settings.batch_size, shuffle=True, seed=settings.seed,
         augment=settings.augment, limit=settings.limit,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(
+    if settings.optimizer == "AdamW":
+        return batches, torch.optim.AdamW(
+            model.parameters(), settings.lr, weight_decay=settings.weight_decay
+        )
+    return batches, torch.optim.SGD(
         model.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay,
         nesterov=True,
     )  # fmt: skip
-    return batches, optimizer
 
 
 def _features(
