@@ -221,7 +221,9 @@ def test_resting_weights_are_bit_identical_and_thaw(name: str) -> None:
     assert not torch.equal(model.state_dict()[next(iter(rows))], before[next(iter(rows))])
 
 
-@pytest.mark.parametrize("name", ["swin", "swin v2", "encoder", "crossed", "gain", "timm swin"])
+@pytest.mark.parametrize(
+    "name", ["swin", "swin v2", "encoder", "crossed", "gain", "timm swin", "timm vit"]
+)
 def test_the_backward_pass_ends_behind_the_last_resting_layer(name: str) -> None:
     model, (x, _) = build(name), batch()
     update = updated(model)
@@ -244,12 +246,15 @@ def test_tables_rest_with_their_layers_alone() -> None:
     assert not gradients(model)[1][table].any()
 
 
-def test_weights_of_unobserved_neurons_learn() -> None:
+def test_weights_of_unobserved_neurons_learn_while_a_layer_before_them_does() -> None:
     """Keys of another size have a weight of their own, larger than a table."""
     model = build("crossed, own sizes")
     update = updated(model)
-    update.apply(masks(update, WHOLE["all"]))
+    frozen = masks(update, WHOLE["all"])
+    update.apply({**frozen, "stem": ~frozen["stem"]})
     assert gradients(model)[1]["attention.k_proj_weight"].any()
+    update.apply(frozen)
+    assert not gradients(model)[1]["attention.k_proj_weight"].any()
 
 
 def test_outputs_of_the_projections_are_observed() -> None:

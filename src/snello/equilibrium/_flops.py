@@ -19,7 +19,7 @@ from snello.neurons import neuron_layers, weighted_layers
 
 from ._gradients import input_gradients_only
 from ._probe import Probe
-from ._uses import WeightUse, WeightUses, in_projections
+from ._uses import ParameterUses, WeightUse, WeightUses, in_projections
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class ForwardUse:
             attention does, and never with a bias that is not the layer's.
         order: names of both, in order of their first use.
         macs: layer name -> multiply-accumulates per sample.
+        before: parameter's id -> number of layers, the first of `order`, that have run when it is
+            used last.
     """
 
     called: tuple[str, ...]
     lent: tuple[str, ...]
     order: tuple[str, ...]
     macs: dict[str, float]
+    before: dict[int, int]
 
 
 def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
@@ -65,10 +68,11 @@ def forward_use(model: nn.Module, probe: Probe) -> ForwardUse:
             foreign.add(use.layer)
 
     # Called layers are counted by hooks, weights that another module uses by the products.
-    with WeightUses({**weighted_layers(model), **in_projections(model)}, count_use):
+    uses = ParameterUses(model, order)
+    with uses, WeightUses({**weighted_layers(model), **in_projections(model)}, count_use):
         probe.read(layers, count)
     lent = tuple(name for name in used if name not in called and name not in foreign)
-    return ForwardUse(tuple(called), lent, tuple(order), used | called)
+    return ForwardUse(tuple(called), lent, tuple(order), used | called, uses.last)
 
 
 def paper_flops(macs: Mapping[str, float], updated: Mapping[str, float]) -> float:

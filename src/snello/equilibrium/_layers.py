@@ -23,6 +23,12 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 """Kinds of layers whose neurons can be watched."""
 
+EXCLUDED = "excluded by name"
+HEAD = "the head: its neurons are the classes"
+UNWANTED = "of a kind that is not watched"
+CHOSEN = (EXCLUDED, HEAD, UNWANTED)
+"""Reasons for which a layer is always updated, whatever rests in front of it."""
+
 _WATCHABLE = tuple(kind for kinds in KINDS.values() for kind in kinds)
 _AS_DOCUMENTED = (*WEIGHTED, *TRANSPOSED, nn.LayerNorm)
 
@@ -41,7 +47,7 @@ def monitored_layers(
         kinds: names of `KINDS` to watch, or one of them; None for all.
 
     Returns:
-        Layers by name, and for every other layer with neurons the reason why it always updates.
+        Layers by name, and for every other layer with neurons the reason why it is not watched.
 
     Raises:
         ConfigError: for an excluded name that no layer has, an unknown kind, when no layer is left,
@@ -62,13 +68,13 @@ def monitored_layers(
     last, owners = head(model), _owners(model)
     for name, module in candidates.items():
         if name not in kept:
-            left[name] = "excluded by name"
+            left[name] = EXCLUDED
         elif name == last:
-            left[name] = "the head: its neurons are the classes"
+            left[name] = HEAD
         elif reason := _unfit(module, owners):
             left[name] = reason
         elif not isinstance(module, wanted):
-            left[name] = "of a kind that is not watched"
+            left[name] = UNWANTED
         else:
             watched[name] = module
     if not watched:

@@ -18,7 +18,7 @@ from ._agree import from_first_rank
 from ._dispatch import Dispatch, DispatchMode
 from ._flops import forward_use, paper_flops
 from ._freezer import Freezer
-from ._layers import monitored_layers
+from ._layers import CHOSEN, monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import Formula, Selection, Velocity, WatchedLayer, show
@@ -52,9 +52,11 @@ class SelectiveUpdate:
     `qkv` and `proj` of torchvision's window attention, and `in_proj` and `out_proj` of
     `MultiheadAttention`, where `in_proj` is a name for the attention's own `in_proj_weight`. They
     save time once all their neurons are frozen; before that their dense gradient is masked.
-    Parameters of a module in no layer, such as tables of relative positions, rest together with all
-    layers in the module, if all of them are watched and have more parameters than these. Parameters
-    of the model itself never do.
+    Parameters in no watched layer, such as class tokens, embeddings, tables of relative positions
+    and the scales of RMSNorm, rest as soon as all watched layers do that run before their last use,
+    or the first layer, if they are used before it. Those of a module with layers also rest
+    together with these, if all of them are watched and have more parameters. The head, excluded
+    layers and those of other `kinds` are always updated.
 
     In distributed training every process calls [`step`][snello.equilibrium.SelectiveUpdate.step]
     and runs the probe, so that each can save and restore its state, but all ranks use the
@@ -91,7 +93,7 @@ class SelectiveUpdate:
         wrapped: the model as it was given.
         optimizers: the optimizers given, without their wrappers.
         optimizer: the first of them, or None.
-        left_alone: layer name -> why its neurons are always updated.
+        left_alone: layer name -> why its neurons are not watched.
         similarities: layer name -> similarity of each neuron's outputs to those of the step before,
             of the last step; empty before it, or if the selection does not observe.
 
@@ -138,8 +140,10 @@ class SelectiveUpdate:
         if not layers:
             raise ConfigError(f"NEq: no layer is left to watch; left alone: {self.left_alone}")
         self._layers = {name: _watched(layer) for name, layer in layers.items()}
-        inside = wholes(self.model, layers, lent)
-        self.freezer = Freezer(layers, optimizer, Dispatch(dispatch), inside)
+        fronts = {key: _front(use.order[:count], layers) for key, count in use.before.items()}
+        always = [name for name, reason in self.left_alone.items() if reason in CHOSEN]
+        around = wholes(self.model, layers, lent, fronts, always)
+        self.freezer = Freezer(layers, optimizer, Dispatch(dispatch), around)
         self.optimizers = self.freezer.optimizers
         self.optimizer = next(iter(self.optimizers), None)
         self._reference = self._probe.outputs(layers) if selection.observes else {}
@@ -327,6 +331,11 @@ def _check_distributed(model: DistributedDataParallel) -> None:
             "model: a layer that is frozen whole gives no gradient, and which layers are changes from step to "
             "step; wrap the model with find_unused_parameters=True and without static_graph"
         )
+
+
+def _front(before: Iterable[str], layers: Mapping[str, nn.Module]) -> frozenset[str]:
+    """The watched layers that have run before; the first of all, if none has."""
+    return frozenset(name for name in before if name in layers) or frozenset([next(iter(layers))])
 
 
 def _watched(layer: nn.Module) -> WatchedLayer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -89,26 +90,31 @@ def resting_prefix(
         ModelError: if torch.fx cannot trace the model, if the two parts have other outputs, or if
             features depend on the other samples of the batch.
     """
-    graph = capture(model)
+    graph = capture(model, whole_stateless=True)
     shapes = _Shapes(graph.module, len(inputs[0]))
     with evaluation_mode(model), torch.no_grad():
         shapes.run(*inputs)
-    still = {id(p) for p in frozen}
-    resting = _resting(model, graph.module.graph, still, shapes.tensors)
+    nodes = graph.module.graph
+    still = _still(model, nodes, {id(p) for p in frozen})
+    samples = _of_samples(still, shapes.tensors)
+    behind = _behind(nodes, still, samples)
     frontier = [
         node
-        for node in resting
-        if node.op != "placeholder" and any(user not in resting for user in node.users)
+        for node in still
+        if node in samples and node.op != "placeholder" and not behind.isdisjoint(node.users)
     ]
+    ancestors = _ancestors(frontier)
     modules = tuple(
         str(node.target)
-        for node in resting
-        if node.op == "call_module" and any(True for _ in _module(model, node).parameters())
+        for node in nodes.nodes
+        if node in ancestors
+        and node.op == "call_module"
+        and any(True for _ in _module(model, node).parameters())
     )
-    if not frontier or not modules:
+    if not modules:
         return None
-    front = _front(model, graph.module.graph, frontier)
-    rest, used = _rest(model, graph.module.graph, resting, frontier)
+    front = _front(model, nodes, frontier)
+    rest, used = _rest(model, nodes, behind, frontier)
     features = tuple(Feature.of(shapes.tensors[node]) for node in frontier)
     found = RestingPrefix(front, rest, modules, features, used)
     _check(model, found, inputs)
@@ -130,17 +136,15 @@ class _Shapes(fx.Interpreter):
         return found
 
 
-def _resting(
-    model: nn.Module, graph: fx.Graph, frozen: Collection[int], tensors: Collection[fx.Node]
-) -> dict[fx.Node, None]:
+def _still(model: nn.Module, graph: fx.Graph, frozen: Collection[int]) -> dict[fx.Node, None]:
     """The nodes whose values do not change while the frozen layers are frozen, in order."""
     found: dict[fx.Node, None] = {}
     for node in graph.nodes:
-        if node.op == "placeholder":
-            found[node] = None
-        elif node.op == "output" or any(source not in found for source in node.all_input_nodes):
-            continue
-        elif node in tensors and _stands_still(model, node, frozen):
+        if node.op == "placeholder" or (
+            node.op != "output"
+            and all(source in found for source in node.all_input_nodes)
+            and _stands_still(model, node, frozen)
+        ):
             found[node] = None
     return found
 
@@ -148,15 +152,51 @@ def _resting(
 def _stands_still(model: nn.Module, node: fx.Node, frozen: Collection[int]) -> bool:
     if node.op == "call_function":
         return node.target not in _RANDOM
-    if node.op == "get_attr":
-        return False  # it has no batch axis
     if node.op == "call_method":
         # An in-place method would overwrite the stored features.
         return not str(node.target).endswith("_")
+    if node.op == "get_attr":
+        value = attrgetter(str(node.target))(model)
+        return id(value) in frozen or not getattr(value, "requires_grad", False)
     module = _module(model, node)
-    if getattr(module, "inplace", False) and node.all_input_nodes[0].op == "placeholder":
+    inplace = any(getattr(inner, "inplace", False) for inner in module.modules())
+    if inplace and node.all_input_nodes[0].op == "placeholder":
         return False
     return all(id(p) in frozen or not p.requires_grad for p in module.parameters())
+
+
+def _of_samples(still: Iterable[fx.Node], batched: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes with one value per sample, which is computed from the sample's entries."""
+    varying: set[fx.Node] = set()
+    for node in still:
+        if node.op == "placeholder" or (
+            not _reads_size(node) and any(source in varying for source in node.all_input_nodes)
+        ):
+            varying.add(node)
+    return {node for node in varying if node.op == "placeholder" or node in batched}
+
+
+def _reads_size(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim")
+    return node.op == "call_method" and node.target in ("size", "dim")
+
+
+def _behind(
+    graph: fx.Graph, still: Collection[fx.Node], samples: Collection[fx.Node]
+) -> set[fx.Node]:
+    """The nodes that run behind the cut: those that change, and what they need of the others.
+
+    Only what has one value per sample can be stored: sizes, tables, and windows of all samples
+    together are computed again.
+    """
+    found = {node for node in graph.nodes if node not in still}
+    todo = list(found)
+    while todo:
+        needed = [s for s in todo.pop().all_input_nodes if s not in samples and s not in found]
+        found.update(needed)
+        todo.extend(needed)
+    return found
 
 
 def _module(model: nn.Module, node: fx.Node) -> nn.Module:
@@ -177,16 +217,16 @@ def _front(model: nn.Module, graph: fx.Graph, frontier: Sequence[fx.Node]) -> fx
 def _rest(
     model: nn.Module,
     graph: fx.Graph,
-    resting: Collection[fx.Node],
+    behind: Collection[fx.Node],
     frontier: Sequence[fx.Node],
 ) -> tuple[fx.GraphModule, tuple[int, ...]]:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    used = [i for i, p in enumerate(placeholders) if any(user not in resting for user in p.users)]
+    used = [i for i, p in enumerate(placeholders) if any(user in behind for user in p.users)]
     copy = fx.Graph()
     twins = {node: copy.placeholder(node.name) for node in frontier}
     twins |= {placeholders[i]: copy.placeholder(placeholders[i].name) for i in used}
     for node in graph.nodes:
-        if node not in resting:
+        if node in behind:
             twins[node] = copy.node_copy(node, twins.__getitem__)
     rest = fx.GraphModule(model, copy)
     rest.graph.eliminate_dead_code()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from snello.flops import layer_macs
 
@@ -119,3 +120,26 @@ def _projected(inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None) 
 def _samples_first(sequence: Tensor) -> Tensor:
     """A sequence (L, N, E) or (L, E) as (N, L, E)."""
     return (sequence if sequence.dim() == 3 else sequence.unsqueeze(1)).transpose(0, 1)
+
+
+class ParameterUses(TorchFunctionMode):
+    """Note how much of a forward pass has run at the last use of every parameter.
+
+    Attributes:
+        last: parameter's id -> length of `done` at its last use by an operation.
+
+    Args:
+        model: the model that runs.
+        done: grows during the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, done: Sized) -> None:
+        super().__init__()
+        self.last: dict[int, int] = {}
+        self._known, self._done = {id(p) for p in model.parameters()}, done
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if id(leaf) in self._known:
+                self.last[id(leaf)] = len(self._done)
+        return func(*args, **(kwargs or {}))

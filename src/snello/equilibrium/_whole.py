@@ -1,4 +1,4 @@
-"""Modules that use parameters inside of them without calling a layer, and rest with their layers.
+"""Modules that use parameters without calling a watched layer, and rest with the layers around them.
 
 Window attention multiplies with the weights of its `qkv` and `proj` itself, and
 `MultiheadAttention` has a weight of its own. Replacing the forward of these layers would have no
@@ -6,8 +6,10 @@ effect. If all neurons of such a layer are frozen, the module around it runs on 
 detached parameters, so that no gradient of them is computed. If only some are frozen, the dense
 gradient is computed and masked.
 
-Parameters of a module in no layer, such as tables of relative positions, rest together with all the
-layers in the module: otherwise the backward pass would have to reach them in every block.
+Parameters in no watched layer have no neurons that a rule decides on: class tokens, embeddings,
+tables of relative positions, RMSNorms. They rest as soon as all layers that run before their last
+use do (the first layer, if none does), or all layers in their module: otherwise the backward pass
+would have to reach them.
 """
 
 from __future__ import annotations
@@ -35,49 +37,69 @@ class Whole:
         module: the module.
         lent: name of each layer that it uses without calling it -> names of the layer's parameters,
             relative to the module.
-        layers: names of all layers with neurons inside of it, on which `own` depend.
-        own: names of its parameters in no layer that rest as soon as all `layers` do.
+        layers: names of all layers with neurons inside of it.
+        own: name of each of its parameters in no watched layer -> sets of layers; it rests as soon
+            as all layers of one of them do.
     """
 
     module: nn.Module
     lent: Mapping[str, tuple[str, ...]]
     layers: frozenset[str]
-    own: tuple[str, ...]
+    own: Mapping[str, tuple[frozenset[str], ...]]
 
     def resting(self, frozen: Collection[str]) -> tuple[str, ...]:
         """Names of the parameters that get no gradient while these layers are frozen whole."""
         lent = [key for layer, keys in self.lent.items() if layer in frozen for key in keys]
-        return (*lent, *(self.own if self.layers <= set(frozen) else ()))
+        return (*lent, *self._own(frozen))
 
     def own_parameters(self, frozen: Collection[str]) -> Iterator[Tensor]:
-        """The parameters in no layer that rest while these layers are frozen whole."""
-        if self.layers <= set(frozen):
-            yield from (self.module._parameters[key] for key in self.own)  # type: ignore[misc]
+        """The parameters in no watched layer that rest while these layers are frozen whole."""
+        yield from (self.module._parameters[key] for key in self._own(frozen))  # type: ignore[misc]
+
+    def _own(self, frozen: Collection[str]) -> list[str]:
+        still = set(frozen)
+        return [key for key, sets in self.own.items() if any(needed <= still for needed in sets)]
 
 
 def wholes(
-    model: nn.Module, watched: Mapping[str, nn.Module], lent: Collection[str]
+    model: nn.Module,
+    watched: Mapping[str, nn.Module],
+    lent: Collection[str],
+    fronts: Mapping[int, frozenset[str]],
+    always: Collection[str],
 ) -> tuple[Whole, ...]:
-    """The modules of a model that use parameters themselves; never the model, which has the head.
+    """The modules of a model that use parameters themselves.
 
     Args:
         model: any module.
         watched: the layers whose neurons may be frozen.
         lent: names of those that are used without being called.
+        fronts: parameter's id -> the watched layers that run before its last use.
+        always: names of the layers that are always updated.
     """
     every = {**neuron_layers(model), **in_projections(model)}
+    kept = [*watched, *always]
+    taken = {id(p) for name in kept for p in every[name].parameters(recurse=False)}
     found = []
     for name, module in model.named_modules():
-        if not name or name in every:
+        if name in kept:
             continue
-        inside = {layer for layer in every if layer.startswith(f"{name}.")}
+        inside = {layer for layer in every if name and layer.startswith(f"{name}.")}
         used = {
             layer: _names(module, every[layer])
             for layer in lent
-            if layer in watched and layer.rpartition(".")[0] == name
+            if layer in watched and name and layer.rpartition(".")[0] == name
         }
-        own = _own(module, [every[layer] for layer in inside]) if inside <= watched.keys() else ()
-        if used or own:
+        free = {k: p for k, p in module.named_parameters(recurse=False) if id(p) not in taken}
+        alone = inside <= watched.keys() and _few(free, [every[layer] for layer in inside])
+        own = {
+            key: (
+                *([frozenset(inside)] if alone else []),
+                *([fronts[id(p)]] if id(p) in fronts else []),
+            )
+            for key, p in free.items()
+        }
+        if used or any(own.values()):
             found.append(Whole(module, used, frozenset(inside), own))
     return tuple(found)
 
@@ -87,15 +109,13 @@ def _names(module: nn.Module, layer: nn.Module) -> tuple[str, ...]:
     return tuple(key for key, p in module.named_parameters() if id(p) in wanted)
 
 
-def _own(module: nn.Module, layers: Collection[nn.Module]) -> tuple[str, ...]:
-    """Names of a module's parameters in no layer, if they are fewer than those of its layers.
+def _few(own: Mapping[str, Tensor], layers: Collection[nn.Module]) -> bool:
+    """Return true if these are fewer parameters than those of the layers.
 
     If they are not, they are probably weights of neurons that nothing observes.
     """
     inside = {id(p): p.numel() for layer in layers for p in layer.parameters(recurse=False)}
-    own = {key: p for key, p in module.named_parameters(recurse=False) if id(p) not in inside}
-    few = sum(p.numel() for p in own.values()) < sum(inside.values())
-    return tuple(own) if few else ()
+    return sum(p.numel() for p in own.values()) < sum(inside.values())
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
@@ -45,18 +46,26 @@ class Tracer(fx.Tracer):
             placeholder stays in the graph, unused, so that the signature is the model's.
         whole_containers: keep torch's transformer layers as one node each, instead of tracing into
             them.
+        whole_stateless: keep modules without parameters and buffers as one node each.
     """
 
     def __init__(
-        self, constants: Mapping[str, Any] | None = None, *, whole_containers: bool = False
+        self,
+        constants: Mapping[str, Any] | None = None,
+        *,
+        whole_containers: bool = False,
+        whole_stateless: bool = False,
     ) -> None:
         # Optional, because torch makes a tracer without arguments when it unpickles a graph module.
         super().__init__()
         self.constants, self.whole_containers = constants or {}, whole_containers
+        self.whole_stateless = whole_stateless
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in _CONTAINERS:
             return self.whole_containers
+        if self.whole_stateless and not any(True for _ in chain(m.parameters(), m.buffers())):
+            return True
         leaf = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
         # A user's subclass of BatchNorm mostly calls F.batch_norm(..., self.training): traced into,
         # the mode at capture would be a constant of the graph.

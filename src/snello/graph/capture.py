@@ -33,6 +33,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     constants: Mapping[str, Any] | None = None,
+    whole_stateless: bool = False,
 ) -> Graph:
     """Capture the graph of a model; with example inputs, also the shape of every output.
 
@@ -72,18 +73,20 @@ def capture(
     model = unwrapped(model, "capture")
     inputs = _together(args, kwargs)
     with containers_restored(model):
-        return _captured(model, inputs, constants or {})
+        return _captured(model, inputs, constants or {}, whole_stateless)
 
 
-def _captured(model: nn.Module, inputs: Inputs | None, constants: Mapping[str, Any]) -> Graph:
+def _captured(
+    model: nn.Module, inputs: Inputs | None, constants: Mapping[str, Any], whole: bool
+) -> Graph:
     if inputs is None:
-        module, kept = _traced(model, None, constants)
+        module, kept = _traced(model, None, constants, whole)
         _follow_in_place_operations(module)
         return _graph(module, kept)
     arguments = _bound(model, inputs)
     expected = _outputs(model, inputs)
     try:
-        module, kept = _traced(model, arguments, constants)
+        module, kept = _traced(model, arguments, constants, whole)
         _follow_in_place_operations(module)
         found = propagate_shapes(module, arguments)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
@@ -172,7 +175,7 @@ Traced = tuple[fx.GraphModule, dict[str, Any]]
 
 
 def _traced(
-    model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any]
+    model: nn.Module, arguments: Mapping[str, Any] | None, known: Mapping[str, Any], whole: bool
 ) -> Traced:
     """Trace a model.
 
@@ -180,14 +183,16 @@ def _traced(
         model: the model.
         arguments: placeholder -> example argument; None to trace every argument.
         known: placeholder -> value to keep, unless the example arguments fix another.
+        whole: keep modules without state as one node each.
 
     Returns:
         The graph module, and the arguments that are constant in it.
     """
     defaults = {} if arguments is None else left_out(model, arguments)
     constants = {**known, **selecting({**defaults, **(arguments or {})})}
+    options = {"whole_containers": arguments is None, "whole_stateless": whole}
     try:
-        graph = Tracer(constants, whole_containers=arguments is None).trace(model)
+        graph = Tracer(constants, **options).trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         if defaults.keys() <= constants.keys():
             raise _cannot_trace(model, error) from error
@@ -195,7 +200,7 @@ def _traced(
         # forward needs the number itself, as in "for _ in range(steps)".
         constants |= defaults
         try:
-            graph = Tracer(constants, whole_containers=arguments is None).trace(model)
+            graph = Tracer(constants, **options).trace(model)
         except Exception as second:
             raise _cannot_trace(model, second) from second
     return fx.GraphModule(model, graph), constants
