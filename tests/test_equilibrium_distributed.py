@@ -41,6 +41,7 @@ def _everything(rank: int) -> dict[str, Any]:
     found["refused"] = {"wrappers": torch.tensor(_refused())}
     found["cached"] = _cached(rank, 2)
     found["measured"] = _measured()
+    found["scaled"] = _scaled(rank, 2)
     return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
 
 
@@ -93,12 +94,47 @@ def _trained(name: str, rank: int) -> dict[str, Any]:
     }
 
 
-def _cached(rank: int, size: int) -> dict[str, Any]:
-    """A training with cached features whose layers rest after an epoch and are thawed at last."""
+class Scaled(nn.Module):
+    """A model with a parameter of its own in front of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.body = nn.Parameter(torch.ones(2, 1, 1)), convolutions()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.gain * x)
+
+
+def convolutions() -> nn.Sequential:
     torch.manual_seed(5)
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
     ).double()
+
+
+def _scaled(rank: int, size: int) -> dict[str, Any]:
+    """A training whose first layer rests in the second and third of four steps."""
+    model = Scaled().double()
+    wrapped, optimizer = _wrapped(model), sgd(model)
+    shares = iter((0.0, 0.5, 0.5, 0.0))
+    update = SelectiveUpdate(
+        wrapped, optimizer, batch()[0], Prefix(lambda _: next(shares)), dispatch="fixed"
+    )
+    gains = []
+    for step in range(4):
+        update.step()
+        x, y = batch(step)
+        optimizer.zero_grad()
+        cross_entropy(wrapped(x[rank::size]), y[rank::size]).backward()
+        optimizer.step()
+        gains.append(model.gain.detach().clone())
+    weights = {key: p.detach().clone() for key, p in model.named_parameters()}
+    return {"weights": weights, "gains": torch.stack(gains)}
+
+
+def _cached(rank: int, size: int) -> dict[str, Any]:
+    """A training with cached features whose layers rest after an epoch and are thawed at last."""
+    model = convolutions()
     wrapped, optimizer = _wrapped(model), sgd(model)
     shares = iter((0.0, 0.5, 0.5, 0.0))
     update = SelectiveUpdate(wrapped, optimizer, batch()[0], Prefix(lambda _: next(shares)))
@@ -220,6 +256,17 @@ def test_two_processes_with_cached_features_are_one(outcomes: Any) -> None:
         assert found["stored"] == [0, 4, 4, 0]
         assert found["sent"] == [whole, whole - front, whole - front, whole]
         for key, weights in found["weights"].items():
+            assert torch.allclose(weights, alone["weights"][key], rtol=1e-12, atol=1e-14), key
+
+
+def test_parameters_of_the_model_rest_and_thaw_on_every_rank(outcomes: Any) -> None:
+    alone = _scaled(0, 1)
+    start, *gains = alone["gains"]
+    assert torch.equal(gains[0], start)
+    assert torch.equal(gains[1], start)
+    assert not torch.equal(gains[2], start)
+    for outcome in outcomes:
+        for key, weights in outcome["scaled"]["weights"].items():
             assert torch.allclose(weights, alone["weights"][key], rtol=1e-12, atol=1e-14), key
 
 
