@@ -8,6 +8,11 @@ Fine-tunes public ResNet-32 weights on JPEG CIFAR-10, or trains from scratch wit
     python benchmarks/time_to_accuracy.py --depth 20 --epochs 30 --images 22500 --views 10 --lr 0.1 \
         --rows plain plain+e18 rest-15-22+anneal+info0.5 --out runs/scratch
 
+or a small ViT, from MNIST's digits 0 to 4 (trained first, and kept in the folder) to 5 to 9:
+
+    python benchmarks/time_to_accuracy.py --task vit --images 5000 --lr 1e-3 --precision 32 --rows plain \
+        epochs-4 rest-2-2+anneal+stored --out runs/vit
+
 Every row has the same images, views of them,
 order of a seed, batches, optimizer and kind of schedule; a schedule always ends with the training.
 Augmentation is deterministic for all rows, as cached features need it: each epoch takes one of
@@ -35,6 +40,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from time_to_accuracy_tasks import TASKS, Images, Task
 from torch import Tensor, nn
 
 from snello.curation import DynamicSubset, InfoBatch, OrderDP, RandomSubset, keep_random
@@ -48,14 +54,8 @@ from snello.equilibrium import (
     Velocity,
 )
 from snello.files import write_text
-from snello.lab.datasets import load_dataset
-from snello.lab.datasets._batches import crop_flip
-from snello.lab.models import CifarResNet
 from snello.pruning.recovery import recalibrate
-from snello.store import load_weights
 
-# Parts of the network, from the input on.
-PARTS = (("conv1", "bn1", "layer1"), ("layer2",), ("layer3", "linear"))
 ADAPTED = 2000  # images on which statistics are estimated again
 
 
@@ -153,60 +153,17 @@ def _resting(name: str) -> Row:
     return Row(rests=rests, cache="computed", every=every)
 
 
-@dataclass
-class Images:
-    """Training and test images, normalised; view v of training image i is at i + v × images.
-
-    An object of this class is a dataset for a dynamic subset: its samples are their indices.
-    """
-
-    train: Tensor
-    labels: Tensor
-    test: Tensor
-    truth: Tensor
-    views: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-def load(images: int, views: int) -> Images:
-    """JPEG CIFAR-10 from SNELLO_DATA, the first images of the training part."""
-    splits = load_dataset("cifar10", validation=0.1, seed=0)
-    # The normalisation with which the public weights were trained.
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-    def ready(pixels: Tensor) -> Tensor:
-        return ((pixels.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
-
-    pixels = splits.train.pixels[:images]
-    shown = [pixels]
-    for view in range(1, views):
-        draw = torch.Generator().manual_seed(view)
-        corners = torch.randint(0, 9, (len(pixels), 2), generator=draw)
-        shown.append(crop_flip(pixels, corners, torch.full((len(pixels),), view % 2 == 1)))
-    return Images(
-        ready(torch.cat(shown)), splits.train.labels[:images],
-        ready(splits.test.pixels), splits.test.labels, views,
-    )  # fmt: skip
-
-
 class Speed:
-    """Seconds of a fixed step, the measure of the core's present speed."""
+    """Seconds of a fixed step of a task's network, the measure of the core's present speed."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         torch.manual_seed(0)
-        self._model = CifarResNet(32).to(memory_format=torch.channels_last)
-        self._x = torch.randn(100, 3, 32, 32).to(memory_format=torch.channels_last)
+        self._task, self._model, self._x = task, task.network(), task.images.train[:100]
         self()
 
     def __call__(self) -> float:
         began = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16):
+        with self._task.autocast():
             loss = self._model(self._x).float().square().mean()
         loss.backward()
         return time.process_time() - began
@@ -267,20 +224,21 @@ def linear_freezing(model: nn.Module, moment: float, start: float = 0.5) -> None
         module.requires_grad_(False)
 
 
-def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, batch: int) -> Run:
+def train(row: Row, model: Any, task: Task, seed: int, lr: float, batch: int) -> Run:
     """Train by the method of a row."""
-    speed, run, wall = Speed(), Run(), time.perf_counter()
+    images = task.images
+    speed, run, wall = Speed(task), Run(), time.perf_counter()
     run.reference.append(speed())
     began = time.process_time()
     keep, where = subset(row, images, seed)
     model.train()
     freezeout = FreezeOut(model) if row.baseline == "freezeout" else None
-    groups = freezeout.groups() if freezeout else grouped(model, row)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4)
+    groups = freezeout.groups() if freezeout else grouped(model, task, row)
+    optimizer = task.optimizer(groups, lr)
     if row.adapt:
-        with torch.autocast("cpu", torch.bfloat16):
+        with task.autocast():
             recalibrate(model, images.train[where[:ADAPTED]].split(batch))
-    update, cache = selective(row, model, optimizer, images, where)
+    update, cache = selective(row, model, optimizer, task, where)
     sampler, forward = keep.sampler(), cache or (lambda x, _index: model(x))
     size = len(images)
     for epoch in range(row.epochs):
@@ -290,7 +248,7 @@ def train(row: Row, model: CifarResNet, images: Images, seed: int, lr: float, ba
                 update.step()
             index = where[chosen]
             x = images.train[index + view * size]
-            with torch.autocast("cpu", torch.bfloat16):
+            with task.autocast():
                 out = forward(x, index + view * size)
             losses = F.cross_entropy(out.float(), images.labels[index], reduction="none")
             loss = keep.weigh(losses, chosen)
@@ -340,27 +298,25 @@ def subset(row: Row, images: Images, seed: int) -> tuple[DynamicSubset, Tensor]:
     return make(range(len(where)), row.epochs, seed), where
 
 
-def grouped(model: nn.Module, row: Row) -> list[dict[str, Any]]:
+def grouped(model: nn.Module, task: Task, row: Row) -> list[dict[str, Any]]:
     """Parameter groups of the parts, with the end of their cosine as a share of the training."""
-    ends = [1.0] * len(PARTS)
+    ends = [1.0] * len(task.parts)
     if row.annealed:
         for i, moment in enumerate(row.rests):
             ends[i] = max(moment, 1e-9) / row.epochs
     return [
-        {"params": [p for name in part for p in model.get_submodule(name).parameters()],
+        {"params": [p for name, p in model.named_parameters() if task.part(name) == number],
          "end": end, "scale": 1.0}
-        for part, end in zip(PARTS, ends, strict=True)
+        for number, end in enumerate(ends)
     ]  # fmt: skip
 
 
 def selective(
-    row: Row, model: CifarResNet, optimizer: Any, images: Images, where: Tensor
+    row: Row, model: nn.Module, optimizer: Any, task: Task, where: Tensor
 ) -> tuple[SelectiveUpdate | None, FeatureCache | None]:
+    images, ends = task.images, [0]
     if row.rests:
         calls = [moment * row.every for moment in row.rests]
-
-        # Layers watched in the stem and in each stage: every convolution and its BatchNorm.
-        ends = [0, *(2 + 4 * len(model.layer1) * stage for stage in (1, 2, 3))]
 
         def share(step: int) -> float:
             return ends[sum(step > call for call in calls)] / ends[-1]
@@ -371,15 +327,19 @@ def selective(
     else:
         return None, None
     update = SelectiveUpdate(model, optimizer, images.train[where[:50]], rule)
+    ends += [
+        sum(task.part(name) <= last for name in update.frozen) for last in range(len(task.parts))
+    ]
     if not row.cache:
         return update, None
     limit = 2**33 if row.cache == "stored" else 0
     return update, FeatureCache(update, len(images) * images.views, limit=limit)
 
 
-def accuracy(model: nn.Module, images: Images) -> float:
+def accuracy(model: nn.Module, task: Task) -> float:
+    images = task.images
     model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), task.autocast():
         hits = sum(
             int((model(x).argmax(1) == y).sum())
             for x, y in zip(images.test.split(250), images.truth.split(250), strict=True)
@@ -393,8 +353,10 @@ def main(given: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--task", choices=tuple(TASKS), default="cifar10")
     parser.add_argument("--weights", type=Path, help="state_dict of a CIFAR ResNet")
     parser.add_argument("--depth", type=int, default=32)
+    parser.add_argument("--precision", choices=("bf16", "32"), default="bf16")
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=8)
@@ -408,31 +370,32 @@ def main(given: list[str] | None = None) -> None:
     if options.rows == ["list"]:
         print(*ROWS, sep="\n")
         return
-    images = load(options.images, options.views)
     options.out.mkdir(parents=True, exist_ok=True)
+    task = TASKS[options.task](options)
     for seed in options.seeds:
         for name in options.rows:
             file = options.out / f"{name}-seed-{seed}.json"
             if not file.exists():
                 write_text(
-                    file, json.dumps(one(parsed(name, options.epochs), name, images, seed, options))
+                    file, json.dumps(one(parsed(name, options.epochs), name, task, seed, options))
                 )
                 print(file.read_text(), flush=True)
 
 
-def one(
-    row: Row, name: str, images: Images, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def one(row: Row, name: str, task: Task, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and test a row once."""
+    if row.baseline and options.task != "cifar10":
+        raise SystemExit(
+            f"{name}: written for a CIFAR ResNet; leave it out with --task={options.task}"
+        )
     torch.manual_seed(seed)
-    model = CifarResNet(options.depth).to(memory_format=torch.channels_last)
-    if options.weights is not None:
-        load_weights(model, options.weights)
-    run = train(row, model, images, seed, options.lr, options.batch)
-    run.accuracy = accuracy(model, images)
+    model = task.network()
+    run = train(row, model, task, seed, options.lr, options.batch)
+    run.accuracy = accuracy(model, task)
     setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
                "views": options.views, "lr": options.lr, "batch": options.batch,
-               "depth": options.depth, "from_scratch": options.weights is None}  # fmt: skip
+               "depth": options.depth, "from_scratch": task.from_scratch,
+               "precision": options.precision}  # fmt: skip
     return {**setting, **asdict(run)}
 
 

@@ -236,7 +236,7 @@ def main(given: list[str] | None = None) -> None:
         write_text(store, json.dumps(found, indent=1) + "\n")
     rows = json.loads(store.read_text())
     draw(points_of(rows), options.page.with_suffix(".png"))
-    texts = Path(__file__).with_name("time_to_accuracy_page.md").read_text()
+    texts = Path(__file__).with_name(f"{options.page.stem}_page.md").read_text()
     before, after = texts.split("<!-- tables -->")
     write_text(options.page, page(rows, before, after))
 
