@@ -152,6 +152,31 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_a_checkpoint_elsewhere_needs_its_folder(tmp_path: Path) -> None:
+    """Without the masks, training on would revive pruned weights."""
+    _trainer(tmp_path / "cut", [_everything()], epochs=2).train()
+    checkpoint = str((tmp_path / "cut" / f"checkpoint-{2 * STEPS}").rename(tmp_path / "moved"))
+    straight = _trainer(tmp_path / "straight", [_everything()])
+    straight.train()
+    with pytest.raises(ConfigError, match=r"pruned weights would be revived.*resume_from="):
+        _trainer(tmp_path / "new", [_everything()]).train(resume_from_checkpoint=checkpoint)
+    resumed = _trainer(tmp_path / "new", [_everything(resume_from=checkpoint)])
+    resumed.train(resume_from_checkpoint=checkpoint)
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+    _trainer(tmp_path / "plain", [], epochs=2).train()
+    plain = str(tmp_path / "plain" / f"checkpoint-{2 * STEPS}")
+    _trainer(tmp_path / "plain", [_everything(resume_from=False)]).train(
+        resume_from_checkpoint=plain
+    )
+    decayed = huggingface_callback(sensitivity=lambda m: SeReNe(m, 1e-3, every=1))
+    _trainer(tmp_path / "decayed", [decayed], epochs=2).train()
+    other = str(tmp_path / "decayed" / f"checkpoint-{2 * STEPS}")
+    with pytest.raises(ConfigError, match="has no state of pruner, only of: sensitivity"):
+        _trainer(tmp_path / "decayed", [_everything()]).train(resume_from_checkpoint=other)
+
+
 def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no metric 'eval_lost'.*eval_loss"):
         _trainer(tmp_path, [_everything(monitor="eval_lost")]).train()

@@ -31,6 +31,7 @@ def huggingface_callback(
     updates: Callable[[nn.Module, torch.optim.Optimizer], SelectiveUpdate] | None = None,
     every: int | None = None,
     monitor: str = "eval_loss",
+    resume_from: str | Path | bool = True,
 ) -> Any:
     """Build a callback for transformers: `Trainer(callbacks=[huggingface_callback(...)])`.
 
@@ -50,9 +51,13 @@ def huggingface_callback(
         every: number of optimizer steps between decisions of `updates`, for fine-tunings of few
             epochs; None: at the end of every epoch.
         monitor: name of the evaluation loss that is passed to the pruner.
+        resume_from: the checkpoint that a training continues from, as given to
+            `train(resume_from_checkpoint=)`, if it lies elsewhere than in `output_dir`. False to
+            continue a checkpoint that was saved without this callback.
 
     Raises:
-        ConfigError: if all three are None, or for `every` below 1; during training, if an evaluation lacks the metric.
+        ConfigError: if all three are None, or for `every` below 1; during training, if an
+            evaluation lacks the metric, or a continued checkpoint has no state of this callback.
         MissingExtraError: without transformers.
     """
     if sensitivity is None and pruner is None and updates is None:
@@ -76,16 +81,25 @@ def huggingface_callback(
                 "updates": updates and updates(model, optimizer),
             }
             self.parts = {name: part for name, part in built.items() if part is not None}
+            for name, part_state in self.before(model, args.output_dir, state.global_step).items():
+                self.parts[name].load_state_dict(part_state)
             self.hook = model.register_forward_hook(OwnHook(self.look))
-            if (
-                saved := Path(args.output_dir, f"checkpoint-{state.global_step}", "snello.pt")
-            ).is_file():
-                found = archives.load(saved)
-                for name, part in self.parts.items():
-                    part.load_state_dict(found[name])
-            elif self.last is not None and self.last[0]() is model:  # a second train()
-                for name, part in self.parts.items():
-                    part.load_state_dict(self.last[1][name])
+
+        def before(self, model: nn.Module, folder: str, step: int) -> dict[str, Any]:
+            """The states to continue from: of the checkpoint, or of this model's last training."""
+            again = self.last is not None and self.last[0]() is model
+            if step and resume_from:
+                own = Path(folder, f"checkpoint-{step}")
+                saved = (own if resume_from is True else Path(resume_from)) / "snello.pt"
+                if saved.is_file():
+                    return _of(self.parts, archives.load(saved), saved)
+                if not again:
+                    raise ConfigError(
+                        f"training goes on at step {step}, but there is no {saved}: without it pruned weights would "
+                        "be revived. Give huggingface_callback(resume_from=CHECKPOINT) the folder that "
+                        "resume_from_checkpoint names, or resume_from=False if it was saved without this callback"
+                    )
+            return self.last[1] if again and self.last is not None else {}
 
         def look(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
             if "sensitivity" in self.parts and model.training and torch.is_grad_enabled():
@@ -133,3 +147,14 @@ def huggingface_callback(
                     part.remove()
 
     return SnelloCallback()
+
+
+def _of(parts: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The saved states of the parts.
+
+    Raises:
+        ConfigError: if one is missing.
+    """
+    if missing := [name for name in parts if name not in saved]:
+        raise ConfigError(f"{path} has no state of {missing[0]}, only of: {', '.join(saved)}")
+    return {name: saved[name] for name in parts}
