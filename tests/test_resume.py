@@ -42,7 +42,10 @@ CASES = {
         "serene",
         (*SGD, "--ema=0.8", "--accumulate=2", "--optimizer.schedule=poly"),
     ),
-    "neq-every": ("neq", (*SGD, "--neq.every=3", "--optimizer.warmup_epochs=1")),
+    "neq-every": (
+        "neq",
+        (*SGD, "--neq.every=3", "--neq.smoothing=0.5", "--optimizer.warmup_epochs=1"),
+    ),
     # Epochs of other images and other numbers of steps.
     "neq-curated": (
         "neq",

@@ -26,7 +26,7 @@ import lightning as L
 
 from seams.training import build_optimizer, flag_of, lr_factor, share_of
 from snello import Lobster, SeReNe, load, simplify
-from snello.equilibrium import Stochastic
+from snello.equilibrium import SelectiveUpdate, Stochastic
 from snello.errors import ConfigError, DataError, MissingExtraError, SnelloError
 from snello.integrations.lightning import (
     SelectiveUpdateCallback,
@@ -528,3 +528,20 @@ def test_marks_say_what_is_wrong_with_an_accuracy() -> None:
     assert flag_of(0.12, None, 1000) == ""  # a mean IoU
     assert flag_of(0.8, 10, 1000, pruned=0.84, **bound) == "beyond max_drop"
     assert flag_of(0.8, 10, 1000, pruned=0.85, **bound) == ""
+
+
+def test_options_of_a_recipe_reach_neq(tmp_path: Path) -> None:
+    found: list[SelectiveUpdate] = []
+
+    class Watch(L.Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            own = [c for c in trainer.callbacks if isinstance(c, SelectiveUpdateCallback)]
+            found.extend(callback.neq for callback in own)
+
+    options = ("--neq.smoothing=0.5", "--neq.only_if_faster=true", "--neq.positions=3")
+    train(_recipe(*options), "neq", tmp_path, callbacks=[Watch()])
+    (neq,) = found
+    assert (neq.selection.smoothing, neq.only_if_faster) == (0.5, True)
+    assert neq.state_dict()["positions"] == 3
+    with pytest.raises(ConfigError, match=r"neq.smoothing must be in \[0, 1\), not 1.0"):
+        _recipe("--neq.smoothing=1.0")

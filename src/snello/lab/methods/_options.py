@@ -56,6 +56,8 @@ class NEqConfig:
     Attributes:
         eps: velocity below which a neuron counts as being at equilibrium.
         mu: weight of the previous velocity (momentum coefficient).
+        smoothing: weight of the past in a moving average of the similarities, for decisions within
+            an epoch (`every`); 0 as published.
         warmup: number of decisions before neurons are frozen; one decision is an epoch unless
             `every` is set.
         probe: number of training images on which a neuron's outputs are compared.
@@ -65,19 +67,25 @@ class NEqConfig:
             rule, so that a seed determines the weights and a resumed run ends with the same weights
             as an uninterrupted one; "measured" times both ways once and takes the faster one, so
             that two runs may round differently.
+        only_if_faster: freeze neurons only where a training step is measured to be faster for it;
+            two runs may then differ. For one process.
     """
 
     eps: float = 1e-3
     mu: float = 0.5
+    smoothing: float = 0.0
     warmup: int = 1
     probe: int = 50
     every: int | None = None
     positions: int | None = None
     dispatch: Literal["fixed", "measured"] = "fixed"
+    only_if_faster: bool = False
 
     def __post_init__(self) -> None:
         check_option(self.eps >= 0, f"neq.eps must be >= 0, not {self.eps}")
-        check_option(0 <= self.mu < 1, f"neq.mu must be in [0, 1), not {self.mu}")
+        for name in ("mu", "smoothing"):
+            value = getattr(self, name)
+            check_option(0 <= value < 1, f"neq.{name} must be in [0, 1), not {value}")
         for name in ("probe", "warmup", "every", "positions"):
             value = getattr(self, name)
             check_option(value is None or value >= 1, f"neq.{name} must be at least 1, not {value}")

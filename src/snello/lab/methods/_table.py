@@ -96,7 +96,8 @@ def _output(setting: Setting) -> Sensitivity:
 def _neq(setting: Setting) -> Selection:
     from snello.equilibrium import Velocity
 
-    return Velocity(setting.options.eps, setting.options.mu)
+    options = setting.options
+    return Velocity(options.eps, options.mu, smoothing=options.smoothing)
 
 
 def _stochastic(setting: Setting) -> Selection:

@@ -201,8 +201,8 @@ class Run:
     @property
     def _update_options(self) -> dict[str, Any]:
         neq = self.recipe.neq
-        options = {"warmup": neq.warmup, "dispatch": neq.dispatch}
-        return {**options, **({"positions": neq.positions} if neq.positions else {})}
+        names = ("warmup", "dispatch", "positions", "only_if_faster")
+        return {name: getattr(neq, name) for name in names}
 
     def _update_callback(self) -> SelectiveUpdateCallback | None:
         if self.method.selection is None:
