@@ -114,7 +114,7 @@ def finetuning_table(result: JourneyResult) -> Table | None:
             for row in result.finetuned
         ),
         note=(
-            "CPU time of the whole loop, with everything included; the epochs of the two are trained in "
+            "Wall-clock time of the whole loop, with everything included; the epochs of the two are trained in "
             "turns, on the same images without augmentation, from the baseline's weights. "
             + _what_saves(result) + "".join(notes)
         ),

@@ -37,9 +37,9 @@ class FineTunedRow:
         method: "plain" (every layer is trained) or "resting" (all but the classifier rest, and
             their outputs are cached).
         test_accuracy: test accuracy after it, in [0, 1].
-        seconds: CPU seconds of its epochs, with everything included; the epochs of the two are
+        seconds: wall-clock seconds of its epochs, with everything included; those of the two are
             trained in turns.
-        epoch_ms: median CPU time of an epoch in milliseconds.
+        epoch_ms: median wall-clock time of an epoch in milliseconds.
         note: why no features were cached; empty if they were.
     """
 
@@ -63,7 +63,7 @@ class _Tuning:
     prepared: float = 0.0
 
     def epoch(self, order: Tensor, batch: int) -> None:
-        began = time.process_time()
+        began = time.perf_counter()
         self.model.train()
         for index in order.split(batch):  # type: ignore[no-untyped-call]
             outputs = scores_of(self.forward(self.images[index], index))
@@ -71,7 +71,7 @@ class _Tuning:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-        self.seconds.append(time.process_time() - began)
+        self.seconds.append(time.perf_counter() - began)
 
 
 def compare_finetuning(
@@ -124,13 +124,13 @@ def _tuning(recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) ->
 @contextmanager
 def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
     """Let all layers but the classifier rest, and cache their outputs, inside the block."""
-    began = time.process_time()
+    began = time.perf_counter()
     update = SelectiveUpdate(tuning.model, tuning.optimizer, tuning.images[:2], Prefix(1.0))
     # Not by step(), for which the other processes of a training would have to wait, too.
     update.apply({name: torch.ones_like(mask) for name, mask in update.frozen.items()})
     cache = FeatureCache(update, len(tuning.images))
     tuning.forward = cache
-    tuning.prepared = time.process_time() - began
+    tuning.prepared = time.perf_counter() - began
     try:
         yield cache
     finally:
