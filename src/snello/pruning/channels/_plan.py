@@ -15,6 +15,7 @@ from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
+from snello.wrappers import unwrapped
 
 from ._size import Size, SizeModel
 from .importances import ChannelImportance, importance_of, measured_scores
@@ -163,8 +164,9 @@ def plan_channels(
     Raises:
         ConfigError: for unknown names, numbers outside their range, and a bound that cannot be
             kept within the limits, with what can be reached.
-        ModelError: if the model does not run on the example inputs.
+        ModelError: if the model has no parameters, or does not run on the example inputs.
     """
+    model = unwrapped(model, "plan_channels")
     found = groups or coupling(model, example)
     size = SizeModel(model, found, example)
     dense = size({})

@@ -64,8 +64,19 @@ def calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> 
 
 
 def run_hooked(model: nn.Module, inputs: Inputs, hooks: Mapping[str, Any]) -> None:
-    """Run a model once, in evaluation mode, with a forward hook on some layers."""
-    handles = [model.get_submodule(n).register_forward_hook(hook) for n, hook in hooks.items()]
+    """Run a model once, in evaluation mode, with a forward hook on some layers.
+
+    The hooks get inputs that were passed by keyword behind the positional ones.
+    """
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda layer, args, kwargs, output, hook=hook: hook(
+                layer, (*args, *kwargs.values()), output
+            ),
+            with_kwargs=True,
+        )
+        for name, hook in hooks.items()
+    ]
     try:
         with evaluation(model):
             inputs.call(model)

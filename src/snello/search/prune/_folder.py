@@ -86,20 +86,27 @@ class Folder:
                 "again"
             ) from error
 
-    def resumed(self, model: nn.Module) -> tuple[nn.Module, list[PruningStep]]:
-        """The network and the table after the last saved step; a copy of the model without one.
+    def taken(self) -> list[PruningStep]:
+        """The table of the steps that were saved; empty without one."""
+        if self.path is None or not (self.path / TABLE).is_file():
+            return []
+        steps: list[PruningStep] = self._table()["steps"]
+        return steps
+
+    def network(self, model: nn.Module, step: int) -> nn.Module:
+        """The network after a saved step.
 
         Args:
-            model: the dense network.
+            model: the dense network; a copy of it is the network after step 0.
+            step: number of the step.
         """
         fresh = copied(model)
-        if self.path is None or not (self.path / TABLE).is_file():
-            return fresh, []
-        taken: list[PruningStep] = self._table()["steps"]
-        content = archives.load(self.path / f"step-{taken[-1].step}.pt")
+        if self.path is None or step == 0:
+            return fresh
+        content = archives.load(self.path / f"step-{step}.pt")
         lean = apply(SimplificationPlan.from_json(content["plan"]), fresh)
         lean.load_state_dict(content["state_dict"])
-        return lean, taken
+        return lean
 
     def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
         """Write the network after a step, then the table; only the process of rank 0 does."""
