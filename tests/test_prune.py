@@ -547,6 +547,14 @@ def test_wrong_arguments_are_refused_before_anything_is_cut() -> None:
     limits = LayerLimits(keep_at_least=0.9)
     with pytest.raises(ConfigError, match="cannot be reached"):
         plan_channels(model, X, Keep(macs=0.5), limits=limits)
+    with pytest.raises(ConfigError, match="not 0"):
+        plan_channels(model, X, Keep(macs=0.5), limits=0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"such as Keep\(macs=0.5\), not 0.5"):
+        plan_channels(model, X, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="scores of weights or neurons"):
+        plan_channels(model, X, Keep(macs=0.5), importance=lobster_scores([]))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="on the meta device"):
+        plan_channels(copy.deepcopy(model).to("meta"), X.to("meta"), Keep(macs=0.5))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from snello.graph import (
     repeatable,
     requiring_gradients,
 )
-from snello.neurons import iter_rows, plain_layers, rows, weighted_layers
+from snello.neurons import check_granularity, iter_rows, plain_layers, rows, weighted_layers
 from snello.processes import sum_over_processes
 
 Granularity = Literal["weight", "neuron", "channel"]
@@ -127,6 +127,7 @@ def taylor(batches: Iterable[Labelled], loss: Loss | None = None) -> Importance:
     batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         layers, left = plain_layers(weighted_layers(model))
         scores = l1(model, granularity)
         sums = {name: torch.zeros_like(score) for name, score in scores.items() if name not in left}

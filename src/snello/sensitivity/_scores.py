@@ -19,7 +19,7 @@ from snello.graph import (
     requiring_gradients,
     scores_in,
 )
-from snello.neurons import plain_layers, rows, spread, weighted_layers
+from snello.neurons import check_granularity, plain_layers, rows, spread, weighted_layers
 from snello.processes import sum_over_processes
 
 from ._serene import Estimate, SeReNe
@@ -47,6 +47,7 @@ def lobster_scores(batches: Batches, loss: Loss | None = None) -> Scores:
     batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         layers, _ = plain_layers(weighted_layers(model))
         weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
         if not weights:
@@ -93,6 +94,7 @@ def serene_scores(
     batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         serene = SeReNe(
             model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=()
         )

@@ -166,11 +166,17 @@ def plan_channels(
             kept within the limits, with what can be reached.
         ModelError: if the model has no parameters, or does not run on the example inputs.
     """
+    if not isinstance(keep, Keep):
+        raise ConfigError(f"keep is a share to keep, such as Keep(macs=0.5), not {keep!r}")
     model = unwrapped(model, "plan_channels")
     found = groups or coupling(model, example)
     size = SizeModel(model, found, example)
     dense = size({})
-    own = limits or LayerLimits()
+    own = LayerLimits() if limits is None else limits
+    if not isinstance(own, LayerLimits):
+        raise ConfigError(
+            f"limits is an object such as LayerLimits(keep_at_least=0.2), not {limits!r}"
+        )
     scores = checked_scores(model, found, importance, own, round_to, exclude)
     measure = importance_of(importance)
     if normalise == "saving" or (

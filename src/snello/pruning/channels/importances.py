@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -342,8 +343,15 @@ def _output_scores(
 
 def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
     """The function under a name that tells it apart in the settings of a folder."""
-    scores.__qualname__ = name
-    return scores
+
+    @wraps(scores)
+    def checked(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        if not isinstance(coupling, Coupling):
+            raise ConfigError(f"{name}: scores of channels, for granularity='channel' alone")
+        return scores(model, coupling)
+
+    checked.__qualname__ = name
+    return checked
 
 
 def _named(part: object) -> str:
