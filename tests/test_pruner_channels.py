@@ -147,7 +147,7 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale, self.head = nn.Parameter(torch.arange(8.0)), nn.Linear(8, 3)
+        self.scale, self.head = nn.Parameter(torch.arange(1.0, 9.0)), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(x.mean(-1, keepdim=True) * self.scale)
