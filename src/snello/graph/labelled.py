@@ -1,4 +1,4 @@
-"""Calibration data with labels, and the loss of a model on it."""
+"""Calibration data, with labels or without, and the loss of a model on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, DataError
 
-from .inputs import Inputs
+from .inputs import Example, Inputs
 
 Labelled: TypeAlias = tuple[Any, Any]
 """A batch of inputs, as [`Inputs.of`][snello.graph.Inputs.of] takes them, and its targets."""
@@ -40,13 +40,39 @@ def labelled(batches: Iterable[Labelled], device: torch.device) -> Iterator[tupl
             raise ConfigError(
                 f"calibration batches are pairs of inputs and targets, (inputs, targets), not {what}"
             )
-        inputs, targets = Inputs.of(batch[0]), batch[1]
-        if any(tensor.dim() and not len(tensor) for tensor in inputs.tensors()):
-            raise DataError(f"a calibration batch has no samples: its shapes are {inputs.shapes}")
-        yield (
-            inputs.map(lambda tensor: tensor.to(device)),
-            pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), targets),
+        targets = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch[1])
+        yield _checked(Inputs.of(batch[0])).map(lambda tensor: tensor.to(device)), targets
+
+
+def unlabelled(batches: Iterable[Example], device: torch.device) -> Iterator[Inputs]:
+    """Yield batches of inputs without targets, on a device.
+
+    Raises:
+        ConfigError: for a tensor in place of a list of batches, and for pairs that look like inputs
+            and targets.
+        DataError: for a batch without samples.
+    """
+    if isinstance(batches, Tensor):
+        raise ConfigError(
+            f"batches is a list of batches of inputs, not a tensor of shape {tuple(batches.shape)}: "
+            "put it into a list"
         )
+    for batch in batches:
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            first, second = batch
+            tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+            if tensors and second.dim() <= 1 < first.dim():
+                raise ConfigError(
+                    f"batches hold pairs of shapes {tuple(first.shape)} and {tuple(second.shape)}, "
+                    "apparently inputs and targets; give only the inputs: (x for x, _ in loader)"
+                )
+        yield _checked(Inputs.of(batch)).map(lambda tensor: tensor.to(device))
+
+
+def _checked(inputs: Inputs) -> Inputs:
+    if any(tensor.dim() and not len(tensor) for tensor in inputs.tensors()):
+        raise DataError(f"a calibration batch has no samples: its shapes are {inputs.shapes}")
+    return inputs
 
 
 def loss_of(outputs: Any, targets: Any, loss: Loss | None) -> Tensor:

@@ -20,6 +20,7 @@ from snello.graph import (
     loss_of,
     repeatable,
     requiring_gradients,
+    unlabelled,
 )
 from snello.graph.coupled import Coupling, Member
 from snello.neurons import is_batchnorm, is_weighted, named_tensors, neuron_count, qualified
@@ -434,9 +435,9 @@ def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     count = 0
     with evaluation(model):
-        for batch in batches:
+        for inputs in unlabelled(batches, device):
             count += 1
-            Inputs.of(batch).map(lambda x: x.to(device)).call(model)
+            inputs.call(model)
     if not count:
         raise DataError("there is no batch to calibrate the scores on")
 
