@@ -426,8 +426,9 @@ def test_a_share_of_channels_in_steps_is_that_of_the_dense_network(measured: boo
         ({"exclude": ["layer1"]}, "exclude"),
         ({"limits": LayerLimits(0.4)}, "limits null there"),
         ({"normalise": "max"}, "normalise"),
-        ({"evaluate": lambda model: 1.0}, "evaluated false there, true here"),
+        ({"evaluate": lambda model: 1.0}, "evaluate false there, true here"),
         ({"example_inputs": X[:1]}, "inputs"),
+        ({"calibration": [X]}, "batches 0 there, 1 here; samples 0 there, 3 here"),
         ({"model": CifarResNet(8, 10)}, "made from another model, or other weights"),
     ],
 )
@@ -438,6 +439,15 @@ def test_a_folder_of_other_settings_or_weights_is_refused(
     model, x = options.pop("model", None) or _resnet(), options.pop("example_inputs", X)
     with pytest.raises(ConfigError, match=named):
         prune(model, x, Keep(macs=0.8), folder=tmp_path, **options)
+
+
+def test_settings_that_cannot_be_written_are_refused_before_training(tmp_path: Path) -> None:
+    def fit(network: nn.Module) -> None:
+        raise AssertionError
+
+    fit.settings = {"data": X}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="no plain values"):
+        prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path, fit=fit)
 
 
 @pytest.mark.parametrize(

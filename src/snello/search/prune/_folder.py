@@ -38,10 +38,17 @@ class Folder:
         """Make the folder, and refuse one that another pruning has written.
 
         Raises:
-            ConfigError: with the settings that differ, and for a path that is no folder.
+            ConfigError: with the settings that differ, for settings that are no plain values, and
+                for a path that is no folder.
         """
         if self.path is None:
             return
+        try:
+            json.dumps(self.settings)
+        except TypeError as error:
+            raise ConfigError(
+                f"prune: the attribute settings of fit or evaluate holds no plain values: {error}"
+            ) from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

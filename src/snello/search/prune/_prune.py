@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, coupling
-from snello.processes import copy_from_first, device_of_group, mean_over_processes, meet
+from snello.processes import (
+    copy_from_first,
+    device_of_group,
+    mean_over_processes,
+    meet,
+    sum_on_cpu,
+)
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
@@ -25,7 +31,7 @@ from snello.search.identity import digest_of, name_of
 from snello.simplification import apply, simplify
 from snello.wrappers import unwrapped
 
-from ._arguments import check_arguments, check_recovery, quality_of
+from ._arguments import batch_size, check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
 from ._folder import Folder
 from ._measured import Removal, choose_measured
@@ -71,7 +77,7 @@ def prune(
             `settings` of plain values, if it has one, must be the same to continue a folder.
         evaluate: function that returns the quality of a network on validation data, higher is
             better; called in evaluation mode without gradients, averaged over processes. A step
-            whose quality is NaN is undone and ends the pruning.
+            whose quality is NaN is undone and ends the pruning. It may have `settings`, as `fit`.
         steps: number of steps.
         max_drop: largest allowed drop of the quality below the dense network's; a step that exceeds
             it is undone and ends the pruning. Requires `evaluate`.
@@ -119,10 +125,12 @@ def prune(
         "normalise": normalise, "limits": None if limits is None else asdict(limits),
         "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
         "measured": measured, "branches": branches, "batches": len(batches),
-        "evaluated": evaluate is not None, "inputs": Inputs.of(example_inputs).shapes,
+        "evaluate": getattr(evaluate, "settings", evaluate is not None),
+        "inputs": Inputs.of(example_inputs).shapes,
         "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
     }  # fmt: skip
     meet("prune", str({**settings, "batches": None}))  # each process has its own batches
+    settings["samples"] = int(sum_on_cpu(torch.tensor(sum(map(batch_size, batches)))))
     saved = Folder(None if folder is None else Path(folder), settings)
     saved.check()
     run = _Run(model, example_inputs, evaluate)
