@@ -70,7 +70,8 @@ def unlabelled(batches: Iterable[Example], device: torch.device) -> Iterator[Inp
 
 
 def _checked(inputs: Inputs) -> Inputs:
-    if any(tensor.dim() and not len(tensor) for tensor in inputs.tensors()):
+    lengths = [len(tensor) for tensor in inputs.tensors() if tensor.dim()]
+    if lengths and not any(lengths):
         raise DataError(f"a calibration batch has no samples: its shapes are {inputs.shapes}")
     return inputs
 

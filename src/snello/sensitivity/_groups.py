@@ -78,11 +78,9 @@ class GroupDecay(Sensitivity):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._method._weights_and_insensitivities()  # so that the method starts a new observation
         measured = self.sensitivity()
+        # Not finite where a gradient scaler has overflowed: the optimizer skips this step, too.
         if not measured or not all(bool(s.isfinite().all()) for s in measured.values()):
-            return (
-                [],
-                [],
-            )  # nothing is measured, or a gradient scaler has overflowed: the optimizer skips this step, too
+            return [], []
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
             for parameter, factor in self._written(self._groups[name], share):

@@ -31,7 +31,7 @@ from torch import nn
 
 from snello.errors import ModelError
 from snello.graph.inputs import Example, Inputs
-from snello.wrappers import check_values, unwrapped
+from snello.wrappers import unwrapped
 
 from .cut import Removed as Removed
 from .cut import cut as cut
@@ -70,13 +70,10 @@ def coupling(
         Every dimension, with the slices that belong to each index.
 
     Raises:
-        ModelError: if the model does not run on the example inputs, or has no values to compare
-            (on the meta device).
+        ModelError: if the model does not run on the inputs, or, tried, has no values (meta device).
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "coupling")
-    if trial:
-        check_values(model, "coupling")
     inputs = Inputs.of(args)
     inputs = Inputs(inputs.args, {**inputs.kwargs, **(kwargs or {})})
     try:
