@@ -70,6 +70,42 @@ def test_an_overflow_leaves_the_weights_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Heads(nn.Module):
+    """Attention whose values are outputs, of fixed width, where heads and keys can be removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.value_dim = 4, 3, 5
+        self.qkv = nn.Linear(6, 4 * (3 + 3 + 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.qkv(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        q, k, v = parts.split([self.key_dim, self.key_dim, self.value_dim], -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v).sum(1).mean(1)
+
+
+def test_rows_of_a_fixed_dimension_decay_with_the_others_that_they_belong_to() -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(8, 5, 6)
+    groups = coupling(model, x)
+    assert [d.name for d in groups.free] == ["qkv:heads", "qkv:head_dim"]
+    serene = SeReNe(model, 0.5, estimate="full", every=1, exclude=())
+    decay = GroupDecay(serene, model, groups)
+    before = model.qkv.weight.detach().clone()
+    decay.observe(model(x))
+    heads = decay.sensitivity()["qkv:heads"]
+    decay.step()
+    values = (model.qkv.weight / before).reshape(4, 11, 6)[:, 6:]
+    assert torch.allclose(values, (1 - 0.5 * (1 - heads))[:, None, None].expand_as(values))
+
+
+def test_a_model_that_cannot_be_narrowed_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    groups = coupling(model, torch.randn(2, 3))
+    with pytest.raises(ConfigError, match=r"no dimension of the model can be narrowed.*an output"):
+        GroupDecay(SeReNe(model, 0.1), model, groups)
+
+
 def test_a_step_before_any_observation_is_refused() -> None:
     model = Residual().double()
     decay = GroupDecay(SeReNe(model, 0.1), model, coupling(model, X))

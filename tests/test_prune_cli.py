@@ -65,6 +65,23 @@ def test_a_folder_is_not_continued_with_another_fine_tuning(
 
 
 @pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--calibration=80", "samples 50 there, 80 here"),
+        ("--seed=1", "evaluate.seed null there, 1 here"),
+        ("--importance=lobster", "importance"),
+    ],
+)
+def test_a_folder_is_not_continued_with_other_images_or_scores(
+    argv: list[str], tmp_path: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*argv, "--macs=0.8", f"--folder={tmp_path / 'steps'}", "--importance=serene"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main([*words, option]) == 1
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         (["--macs=0.5", "--importance=tailor"], "did you mean 'taylor'"),

@@ -14,8 +14,9 @@ from snello import plan_of, simplify
 from snello.errors import ConfigError
 from snello.lab.models import CifarResNet
 from snello.neurons import dead_neurons, weighted_layers
-from snello.pruning import Cubic, OneShot, Pruner, Ratio
+from snello.pruning import Cubic, OneShot, Pruner, Ratio, taylor
 from snello.pruning.channels import group_taylor, magnitude
+from snello.sensitivity import serene_scores
 from snello.simplification import apply
 from zoo import ZOO
 
@@ -139,6 +140,43 @@ def test_channels_of_an_excluded_layer_stay() -> None:
     assert "stem.1.weight" not in pruner.masks
     assert pruner.masks["second.6.weight"].flatten(1).any(1).all(), "the stream that stem.0 writes"
     assert not pruner.masks["first.0.weight"].all()
+
+
+class Scaled(nn.Module):
+    """A parameter scales a value that is none: it alone makes the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.arange(1.0, 9.0)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(-1, keepdim=True) * self.scale)
+
+
+def test_channels_that_a_parameter_makes_alone_are_pruned() -> None:
+    model = Scaled()
+    pruner = Pruner(
+        model, None, granularity="channel", amount=Ratio(0.5), schedule=OneShot(),
+        example_inputs=torch.randn(2, 6), exclude=(),
+    )  # fmt: skip
+    pruner.prune()
+    assert int((model.scale == 0).sum()) == 4
+    assert torch.equal((model.head.weight == 0).all(0), model.scale == 0)
+
+
+def test_scores_of_channels_and_of_neurons_are_not_mixed_up() -> None:
+    model, _, _ = trained()
+    for granularity, importance, message in (
+        ("channel", taylor([]), "scores of weights or neurons"),
+        ("channel", serene_scores([]), "scores of weights or neurons"),
+        ("neuron", group_taylor([]), "scores of channels, for granularity='channel' alone"),
+    ):
+        pruner = Pruner(
+            model, None, granularity=granularity, importance=importance, amount=Ratio(0.5),
+            example_inputs=X,
+        )  # type: ignore[arg-type]  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            pruner.prune()
 
 
 def test_channels_without_example_inputs_are_refused() -> None:

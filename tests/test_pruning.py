@@ -388,6 +388,11 @@ def test_nothing_revives_under_a_gradient_scaler() -> None:
         ({"pwe": 2}, r"schedule=Plateau\(2\)"),
         ({"tolerance": 0.1}, r"schedule=Plateau\(pwe, tolerance=0\.1\)"),
         ({"schedule": Cubic()}, "Ratio"),
+        ({"amount": 0.5}, r"amount is an object such as Ratio\(0\.5\)"),
+        ({"amount": 0}, "amount is an object such as"),
+        ({"schedule": "cubic"}, "schedule is an object such as"),
+        ({"limits": {}}, "limits is an object such as"),
+        ({"quality": cross_entropy}, "quality is an object such as"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +174,97 @@ def test_no_norms_no_batches_and_targets() -> None:
         reconstruct(nn.Linear(3, 2), nn.Linear(3, 3), [torch.randn(4, 3)])
     with pytest.raises(ConfigError, match="damping must be positive"):
         reconstruct(nn.Linear(3, 2), nn.Linear(3, 2), [torch.randn(4, 3)], damping=0.0)
+
+
+def _norm() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3))
+    model(_images(4).float())
+    return model.eval()
+
+
+def _interrupted() -> Iterator[Tensor]:
+    yield torch.randn(4, 3, 8, 8)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([torch.randn(0, 3, 8, 8)], DataError, "has no samples"),
+        ([torch.randn(4, 3, 8, 8), torch.full((4, 3, 8, 8), torch.nan)], DataError, "not finite"),
+        ([torch.randn(1, 3, 3, 3)], DataError, "one value per channel"),
+        (torch.randn(4, 3, 8, 8), ConfigError, "put it into a list"),
+        (_interrupted(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_statistics_are_as_before_after_any_error(
+    batches: Any, error: type[BaseException], message: str
+) -> None:
+    model = _norm()
+    before, momentum = copy.deepcopy(model.state_dict()), model[1].momentum
+    with pytest.raises(error, match=message):
+        recalibrate(model, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model[1].momentum, model[1].training) == (momentum, False)
+
+
+@pytest.mark.parametrize("recover", [reconstruct, correct_biases])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_inputs_that_nothing_can_be_fitted_to_change_nothing(recover: Any, value: float) -> None:
+    dense = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    pruned = copy.deepcopy(dense)
+    with torch.no_grad():
+        pruned[0].weight[0], pruned[0].bias[0], pruned[2].weight[:, 0] = 0, 0, 0
+    before = copy.deepcopy(pruned.state_dict())
+    for batches, error, message in (
+        ([torch.full((8, 4), value)], DataError, "layer '0' before pruning are not finite"),
+        ([torch.randn(0, 4)], DataError, "has no samples"),
+        (torch.randn(8, 4), ConfigError, "put it into a list"),
+    ):
+        with pytest.raises(error, match=message):
+            recover(pruned, dense, batches)
+    assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+
+
+def test_tied_layers_keep_their_weights_and_keywords_are_inputs_too() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.hidden = nn.Embedding(9, 6), nn.Linear(6, 8)
+            self.back, self.head = nn.Linear(8, 6), nn.Linear(6, 9)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.back(input=torch.relu(self.hidden(input=self.embed(x)))))
+
+    torch.manual_seed(0)
+    dense, words = Words(), torch.randint(0, 9, (200,))
+    pruned = copy.deepcopy(dense)
+    with torch.no_grad():
+        pruned.hidden.weight[:2] = pruned.hidden.bias[:2] = pruned.back.weight[:, :2] = 0
+    found = reconstruct(pruned, dense, [words])
+    assert set(found.errors) == {"hidden", "back"}
+    assert found.errors["back"][1] < found.errors["back"][0]
+    assert found.left_alone == {"head": "its weight or bias is tied to that of another module"}
+    assert torch.equal(pruned.embed.weight, dense.embed.weight)
+    assert torch.equal(pruned.head.bias, dense.head.bias)
+    assert correct_biases(pruned, dense, [words]) == ("hidden", "back")
+
+
+def test_features_of_half_precision_do_not_overflow_and_names_are_checked_first() -> None:
+    student, teacher = (nn.Sequential(nn.Conv2d(3, 4, 1)).half() for _ in range(2))
+    with torch.no_grad():
+        student[0].weight.mul_(3000)
+    with pytest.raises(ConfigError, match="no module '9'"):
+        FeatureDistillation(student, teacher, ["0", "9"])
+    assert not student[0]._forward_hooks
+    features = FeatureDistillation(student, teacher, "0")
+    x = torch.randn(2, 3, 4, 4).half()
+    student(x), teacher(x)
+    assert 0 < features.loss().item() < 1
+    with pytest.raises(ConfigError, match="not a tuple; pass its logits"):
+        distillation((x,), x)  # type: ignore[arg-type]
 
 
 def test_distillation_has_the_scale_and_the_minimum_of_cross_entropy() -> None:

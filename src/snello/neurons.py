@@ -283,6 +283,19 @@ def _within(layer: str, name: str) -> bool:
     return layer == name or layer.startswith(f"{name}.")
 
 
+def check_granularity(given: object) -> None:
+    """Refuse to score anything but weights or neurons.
+
+    Raises:
+        ConfigError: with the functions that score channels.
+    """
+    if given not in ("weight", "neuron"):
+        raise ConfigError(
+            "these are scores of weights or neurons; for channels give those of "
+            "snello.pruning.channels: group_taylor(batches), or neuron_scores(scores)"
+        )
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Number of parameters and number of non-zero ones, tied parameters once."""
     total = sum(p.numel() for p in model.parameters())

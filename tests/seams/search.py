@@ -26,6 +26,9 @@ from snello.search.rate._workbench import first_below as first_below
 from snello.search.prune._branches import find_branches as find_branches
 from snello.search.prune._branches import without as without
 
+# Folders of searches are told apart by the names of their options.
+from snello.search.identity import name_of as name_of
+
 # Parts of shrink whose laws do not need a whole search.
 from snello.search.shrink._costs import OperationCost as OperationCost
 from snello.search.output_distance import OutputDistance as OutputDistance

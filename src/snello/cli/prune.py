@@ -35,6 +35,7 @@ from ._words import listed
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from snello.pruning import LayerLimits
     from snello.pruning.channels import ChannelImportance, Keep
@@ -46,6 +47,8 @@ EPILOG = (
 CALIBRATED = ("taylor", "taylor-outputs", "fisher", "activation", "lobster", "serene")
 """Importances that are measured on batches."""
 BATCH = 100
+DATA = ("data", "data_path", "image_size", "validation_path", "seed")
+"""Options that choose the images."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,12 +134,18 @@ def run(arguments: argparse.Namespace) -> None:
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
     )
+
+    def accuracy(network: nn.Module) -> float:
+        return evaluate(network, validation).accuracy
+
+    # A run that is continued needs the same images.
+    accuracy.settings = {name: getattr(arguments, name) for name in DATA}  # type: ignore[attr-defined]
     with progress(arguments.steps) as line:
         found = prune(
             model, record.example_inputs(1).to(device(arguments)), keep,
             importance=_importance(arguments, batches),
             fit=fine_tuning(arguments, model, splits, partial(line, done=False)),
-            evaluate=lambda network: evaluate(network, validation).accuracy,
+            evaluate=accuracy,
             steps=arguments.steps, max_drop=arguments.max_drop,
             calibration=[images.to(device(arguments)) for images, _ in batches],
             reconstruction=arguments.reconstruct, round_to=arguments.round_to,

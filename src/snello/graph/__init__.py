@@ -39,6 +39,13 @@ from .inputs import Inputs as Inputs
 from .inputs import Positional as Positional
 from .inputs import as_inputs as as_inputs
 from .inputs import positional as positional
+from .labelled import Labelled as Labelled
+from .labelled import Loss as Loss
+from .labelled import labelled as labelled
+from .labelled import loss_of as loss_of
+from .labelled import repeatable as repeatable
+from .labelled import scores_in as scores_in
+from .labelled import unlabelled as unlabelled
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode
 from .modes import requiring_gradients as requiring_gradients

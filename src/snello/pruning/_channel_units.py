@@ -133,10 +133,10 @@ class ChannelUnits:
     def _dead(self, dimension: Dimension) -> Tensor:
         """Channels whose writers are zero already: boolean, shape `(width,)`."""
         tensors = named_tensors(self.model)
+        writers = [member for member in dimension.members if member.role == "write"]
         sizes = [
             member.sums(tensors[member.name].detach().abs()).cpu()
-            for member in dimension.members
-            if member.role == "write"
+            for member in writers or dimension.parameters  # a parameter may be all that is scaled
         ]
         dead = torch.stack(sizes).sum(0) == 0
         # A dimension that is zero as a whole was probably initialised so, and is not yet trained.

@@ -30,11 +30,15 @@ def nonzero_macs(example_inputs: Example) -> Cost:
     def cost(model: nn.Module) -> float:
         total = 0.0
 
-        def count(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        def count(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             nonlocal total
-            total += _macs(module, given[0], output) / len(inputs[0])
+            x = args[0] if args else next(iter(kwargs.values()))
+            total += _macs(module, x, output) / len(inputs[0])
 
-        handles = [m.register_forward_hook(count) for m in weighted_layers(model).values()]
+        handles = [
+            module.register_forward_hook(count, with_kwargs=True)
+            for module in weighted_layers(model).values()
+        ]
         try:
             with evaluation(model), eagerly():
                 structure.call(model)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, DataError, nearest
-from snello.graph import capture, evaluation_mode, requiring_gradients
-from snello.neurons import iter_rows, plain_layers, rows, weighted_layers
+from snello.graph import (
+    Inputs,
+    Labelled,
+    Loss,
+    capture,
+    evaluation_mode,
+    labelled,
+    loss_of,
+    repeatable,
+    requiring_gradients,
+)
+from snello.neurons import check_granularity, iter_rows, plain_layers, rows, weighted_layers
 from snello.processes import sum_over_processes
 
 Granularity = Literal["weight", "neuron", "channel"]
@@ -101,9 +111,7 @@ def random(seed: int = 0) -> Importance:
     return scores
 
 
-def taylor(
-    batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Importance:
+def taylor(batches: Iterable[Labelled], loss: Loss | None = None) -> Importance:
     """First-order change of the loss: `|w dL/dw|` per weight, `|sum w dL/dw|` per neuron.
 
     The returned importance raises DataError if there is no batch.
@@ -116,16 +124,18 @@ def taylor(
     Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
     inference", ICLR 2017, eq. 7-8.
     """
-    measure = loss or nn.functional.cross_entropy
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         layers, left = plain_layers(weighted_layers(model))
         scores = l1(model, granularity)
         sums = {name: torch.zeros_like(score) for name, score in scores.items() if name not in left}
-        count = sum(
-            _add_taylor(model, layers, sums, batch, measure, granularity) for batch in batches
-        )
         device = next(iter(sums.values())).device if sums else torch.device("cpu")
+        count = 0
+        for inputs, targets in labelled(batches, device):
+            _add_taylor(model, layers, sums, inputs, targets, loss, granularity)
+            count += 1
         total = float(sum_over_processes(torch.tensor(float(count), device=device)))
         if not total:
             raise DataError("there is no batch to calibrate the scores on")
@@ -140,21 +150,21 @@ def _add_taylor(
     model: nn.Module,
     layers: dict[str, nn.Module],
     sums: dict[str, Tensor],
-    batch: tuple[Tensor, Tensor],
-    measure: Callable[[Tensor, Tensor], Tensor],
+    inputs: Inputs,
+    targets: Any,
+    loss: Loss | None,
     granularity: Granularity,
-) -> int:
+) -> None:
     weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
-    inputs, targets = (part.to(weights[0].device) for part in batch)
     with evaluation_mode(model), requiring_gradients(weights):
-        gradients = torch.autograd.grad(measure(model(inputs), targets), weights, allow_unused=True)
+        value = loss_of(inputs.call(model), targets, loss)
+        gradients = torch.autograd.grad(value, weights, allow_unused=True)
     for (name, module), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
         if gradient is not None:
             product = weight.detach() * gradient
             sums[name] += (
                 product if granularity == "weight" else rows(module, product).sum(1)
             ).abs()
-    return 1
 
 
 IMPORTANCES: dict[str, Importance] = {
@@ -162,7 +172,7 @@ IMPORTANCES: dict[str, Importance] = {
 }  # fmt: skip
 
 
-CALIBRATED: dict[str, Callable[[Iterable[tuple[Tensor, Tensor]]], Importance]] = {"taylor": taylor}
+CALIBRATED: dict[str, Callable[[Iterable[Labelled]], Importance]] = {"taylor": taylor}
 """Name -> function from calibration batches to an importance."""
 
 

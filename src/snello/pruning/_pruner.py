@@ -29,6 +29,7 @@ from ._granularity import importance_for, units_for
 from ._importance import Granularity, Importance
 from ._limits import LayerLimits
 from ._normalise import Normalise, normalise_of
+from ._options import check_kinds
 from ._pin import Pin, pins_of, remember, remembered
 from ._plan import LayerShare, PrunerStep, PruningPlan
 from ._plateau import Plateau
@@ -142,10 +143,10 @@ class Pruner:
         self.on_plan = on_plan
         chosen = "rank" if scope == "layer" else normalise
         self.normalise = normalise_of(chosen, self.importance)
-        self.amount: Amount = amount or LossBound()
+        self.amount: Amount = LossBound() if amount is None else amount
         # A copy, because schedules have state and options may be shared by several pruners.
-        self.schedule: Schedule = copy.deepcopy(schedule) if schedule else Plateau()
-        self.limits, self.quality = limits or LayerLimits(), quality
+        self.schedule: Schedule = Plateau() if schedule is None else copy.deepcopy(schedule)
+        self.limits, self.quality = LayerLimits() if limits is None else limits, quality
         self._evaluate = evaluate
         self._check_options()
         self._units = units_for(model, granularity, exclude, example_inputs)
@@ -172,6 +173,7 @@ class Pruner:
         self._pin_now()
 
     def _check_options(self) -> None:
+        check_kinds(self.amount, self.schedule, self.limits, self.quality)
         if self.amount.needs_loss and self._evaluate is None:
             raise ConfigError(
                 "a bound on the loss needs evaluate, a function from the model to its validation loss"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello.errors import ConfigError
 from snello.graph.coupled import Coupling, Dimension, Member
 from snello.neurons import named_tensors
 from snello.wrappers import unwrapped
@@ -37,11 +38,17 @@ class GroupDecay(Sensitivity):
         groups: its channels, from [`snello.graph.coupled.coupling`][]; pinned dimensions are
             left out.
 
+    Raises:
+        ConfigError: if no dimension can be narrowed.
+
     Source: the sensitivities of Tartaglione et al. (2018, 2021, 2022); group-wise penalties for
     coupled channels: Fang et al., "DepGraph", CVPR 2023, section 3.3.
     """
 
     def __init__(self, method: Sensitivity, model: nn.Module, groups: Coupling) -> None:
+        if not groups.free:
+            reasons = "; ".join(f"{d.name}: {d.pinned}" for d in groups.dimensions)
+            raise ConfigError(f"GroupDecay: no dimension of the model can be narrowed ({reasons})")
         super().__init__(method.lmbda)
         self.by_gradient = method.by_gradient
         self._method, self._groups = method, groups
@@ -71,23 +78,27 @@ class GroupDecay(Sensitivity):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._method._weights_and_insensitivities()  # so that the method starts a new observation
         measured = self.sensitivity()
-        if not all(bool(s.isfinite().all()) for s in measured.values()):
-            return [], []  # a gradient scaler has overflowed: the optimizer skips this step, too
+        # Not finite where a gradient scaler has overflowed: the optimizer skips this step, too.
+        if not measured or not all(bool(s.isfinite().all()) for s in measured.values()):
+            return [], []
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
             for parameter, factor in self._written(self._groups[name], share):
                 if id(parameter) in factors:  # tied, or in several dimensions: the smaller factor
                     factor = torch.minimum(factors[id(parameter)][1], factor)
                 factors[id(parameter)] = (parameter, factor)
-        return [p for p, _ in factors.values()], [factor for _, factor in factors.values()]
+        parameters, found = zip(*factors.values(), strict=True) if factors else ((), ())
+        return list(parameters), [factor.masked_fill(factor.isinf(), 0) for factor in found]
 
     def _written(self, dimension: Dimension, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters that write or scale the channels, with factors that broadcast over them."""
+        """Parameters that write or scale the channels, with factors that broadcast over them;
+        infinite for the rows of other dimensions.
+        """
         for member in dimension.members:
             parameter = self._parameters.get(member.name)
             if parameter is None or not parameter.requires_grad or member.role == "read":
                 continue
-            rows = parameter.new_zeros(parameter.shape[member.axis])
+            rows = parameter.new_full((parameter.shape[member.axis],), torch.inf)
             for index, own in enumerate(member.indices):
                 rows[list(own)] = share[index].to(rows)
             shape = [-1 if axis == member.axis else 1 for axis in range(parameter.dim())]

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import DataError
-from snello.graph import evaluation_mode, requiring_gradients
-from snello.neurons import plain_layers, rows, spread, weighted_layers
+from snello.graph import (
+    Labelled,
+    Loss,
+    evaluation_mode,
+    labelled,
+    loss_of,
+    repeatable,
+    requiring_gradients,
+    scores_in,
+)
+from snello.neurons import check_granularity, plain_layers, rows, spread, weighted_layers
 from snello.processes import sum_over_processes
 
 from ._serene import Estimate, SeReNe
@@ -19,12 +28,10 @@ Granularity = Literal["weight", "neuron"]
 Scores = Callable[[nn.Module, Granularity], dict[str, Tensor]]
 """(model, granularity) -> layer name -> scores, of the weight's shape or of shape
 `(neurons,)`."""
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Labelled]
 
 
-def lobster_scores(
-    batches: Batches, loss: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Scores:
+def lobster_scores(batches: Batches, loss: Loss | None = None) -> Scores:
     r"""LOBSTER's sensitivity $|\partial L / \partial w|$ as scores of a trained network.
 
     Args:
@@ -37,16 +44,19 @@ def lobster_scores(
         over batches, that of a neuron the mean over its weights. It raises DataError if there is no
         batch.
     """
-    measure = loss or nn.functional.cross_entropy
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         layers, _ = plain_layers(weighted_layers(model))
         weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
+        if not weights:
+            return {}
         sums = [torch.zeros_like(w) for w in weights]
-        count = weights[0].new_zeros(1) if weights else torch.zeros(1)
+        count = weights[0].new_zeros(1)
         with evaluation_mode(model), requiring_gradients(weights):
-            for inputs, targets in batches:
-                value = measure(model(inputs.to(count.device)), targets.to(count.device))
+            for inputs, targets in labelled(batches, count.device):
+                value = loss_of(inputs.call(model), targets, loss)
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 count += 1
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -81,20 +91,22 @@ def serene_scores(
         outputs without the weight. Neurons of the head have the score 1/C. It raises DataError if
         there is no batch.
     """
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+        check_granularity(granularity)
         serene = SeReNe(
             model, estimate=estimate, every=1, class_dim=class_dim, seed=seed, exclude=()
         )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
             with evaluation_mode(model), torch.enable_grad():
-                for inputs, _ in batches:
-                    serene.observe(model(inputs.to(device)))
+                for inputs, _ in labelled(batches, device):
+                    serene.observe(scores_in(inputs.call(model)))
             found = serene.sensitivity()
         finally:
             serene.remove()
-        if not found:
+        if not found and weighted_layers(model):
             raise DataError("there is no batch to calibrate the scores on")
         if granularity == "neuron":
             return found

@@ -70,7 +70,7 @@ def coupling(
         Every dimension, with the slices that belong to each index.
 
     Raises:
-        ModelError: if the model does not run on the example inputs.
+        ModelError: if the model does not run on the inputs, or, tried, has no values (meta device).
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "coupling")

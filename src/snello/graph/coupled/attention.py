@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .labels import HEAD_DIM, HEADS, Axis
+from .products import attention as products
 from .run import Run, Shadow
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -29,6 +30,7 @@ def attention(
     given["scale"] = _scale(run, q, k, given.get("scale"))
     out: Tensor = function(**given)
     run.keep(out, joined(run, q, k, v, given.get("attn_mask"), out))
+    run.products.extend(products(run, q, k, v, out))
     return out
 
 

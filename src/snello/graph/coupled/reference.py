@@ -43,11 +43,7 @@ def masked_outputs(
 
     Labels are numbered in order of execution, so that they are the same in every run.
     """
-    gone: set[int] = set()
-    for (name, axis), indices in removed_slices(coupling, removed).items():
-        labels = units.roots(units.run.parameters[name].axes[axis])
-        gone |= {labels[i] for i in indices}
-    gone = units.completed(gone)
+    gone = units.removed(removed_slices(coupling, removed))
     removed_labels = frozenset(label for label, x in enumerate(units.classes) if x in gone)
     masked = zeroed(model, coupling, removed)
     return Run(masked, removed_labels).forward(inputs).outputs

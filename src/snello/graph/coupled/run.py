@@ -23,6 +23,7 @@ from snello.graph.modes import evaluation
 from snello.graph.twins import same_numbers
 
 from .labels import HEAD_DIM, Axis, Labels, Reason, Vector
+from .products import Product
 
 READ, WRITE, SCALE, SIZE = "read", "write", "scale", "size"
 
@@ -69,6 +70,7 @@ class Run:
         roles: label of a parameter's axis -> `"read"` or `"write"`; none where it only scales.
         statistics: (module, operation, axis) of every reduction over labelled channels.
         mirrors: attributes that held the length of a labelled axis.
+        products: the matrix products, convolutions and attentions.
         outputs: the tensors that the model returned.
     """
 
@@ -78,6 +80,7 @@ class Run:
     roles: dict[int, str] = field(default_factory=dict)
     statistics: list[tuple[str, str, Vector]] = field(default_factory=list)
     mirrors: list[Mirror] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class Run:
         self._modules = dict(self.model.named_modules())
         self._stack: list[str] = []
         self._shadows: Any = WeakIdKeyDictionary()
+        self._sources: dict[int, str] = {}
         self.parameters: dict[str, Shadow] = {}
 
     # --- called by rules ----------------------------------------------------------------------
@@ -110,7 +114,14 @@ class Run:
         if name not in self.parameters:
             axes = tuple(self.labels.fresh(size) if size > 1 else None for size in tensor.shape)
             self.parameters[name] = Shadow(axes, weight=True)
+            self._sources.update((label, name) for axis in axes for label in axis or ())
         return self.parameters[name]
+
+    def sources(self, tensor: Tensor) -> set[str]:
+        """Names of the parameters whose labels a weight has; none for other tensors."""
+        shadow = self.of(tensor)
+        labels = (label for axis in shadow.axes for label in axis or ()) if shadow.weight else ()
+        return {self._sources[label] for label in labels if label in self._sources}
 
     def keep(self, tensor: Tensor, shadow: Shadow) -> None:
         """Store the labels of a tensor, and pin those along an axis of length 1.

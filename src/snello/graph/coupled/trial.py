@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError, ModelError
 from snello.graph.inputs import Inputs
 from snello.graph.twins import outputs_of, same_numbers, tensors_of
-from snello.wrappers import copied
+from snello.wrappers import check_values, copied
 
 from .cut import check_runs, cut
 from .dimensions import Coupling, Dimension
@@ -30,6 +30,7 @@ def tried(model: nn.Module, inputs: Inputs, run: Run) -> Coupling:
     float64, and its outputs are compared with those of the masked copy. If they differ, or the copy
     does not run, each half of the dimensions is tried separately, down to the ones at fault.
     """
+    check_values(model, "coupling")
     trial = Trial(model, inputs, run)
     blocked = trial.blocked([d.name for d in trial.coupling.free])
     heads = [trial.coupling[name] for name in blocked if ":head" in name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -43,6 +43,7 @@ class Units:
     def __post_init__(self) -> None:
         # One entry more, so that index -1 is label -1.
         self._roots = [*self.run.labels.roots(), -1]
+        self._axes: dict[tuple[str, int], Vector] = {}
         self.pins = {}
         for label, why in self.run.labels.pins.items():
             self.pins.setdefault(self._roots[label], why)
@@ -114,10 +115,21 @@ class Units:
                 waiting.extend(sorted(completed))
         return frozenset(gone)
 
-    def completed(self, gone: set[int]) -> set[int]:
-        """Removed classes, with the rows and columns of grids that rules 2 and 3 add."""
+    def removed(self, slices: Mapping[tuple[str, int], Iterable[int]]) -> set[int]:
+        """The classes that are removed with slices of parameters, with the rows and columns of
+        grids that rules 2 and 3 add.
+
+        Args:
+            slices: (parameter or buffer, axis) -> indices.
+        """
+        gone: set[int] = set()
+        for (name, axis), indices in slices.items():
+            if (name, axis) not in self._axes:
+                self._axes[name, axis] = self.roots(self.run.parameters[name].axes[axis])
+            gone.update(map(self._axes[name, axis].__getitem__, indices))
         for grid in self.grids:
-            gone |= _completed(grid, gone)
+            if not gone.isdisjoint(grid.cells):
+                gone |= _completed(grid, gone)
         return gone
 
     def _cells_with(self, label: int) -> Iterator[int]:

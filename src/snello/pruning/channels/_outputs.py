@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.graph import Inputs, evaluation_mode, requiring_gradients
+from snello.graph import Inputs, Loss, evaluation_mode, loss_of, requiring_gradients
 from snello.graph.coupled import Coupling
 
 
 def output_products(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    batch: tuple[Any, Tensor],
-    measure: Callable[[Any, Tensor], Tensor],
+    inputs: Inputs,
+    targets: Any,
+    loss: Loss | None,
 ) -> dict[str, Tensor]:
     """`|sum of a * dL/da over positions|`, summed over samples and calls: shape (neurons,)."""
-    inputs, targets = batch
     seen: list[tuple[str, Tensor]] = []
 
     def keep(name: str) -> Callable[..., Tensor]:
@@ -33,18 +33,15 @@ def output_products(
     handles = [m.register_forward_hook(keep(name)) for name, m in layers.items()]
     try:
         with evaluation_mode(model), requiring_gradients(weights):
-            outputs = Inputs.of(inputs).map(lambda x: x.to(weights[0].device)).call(model)
-            gradients = torch.autograd.grad(
-                measure(outputs, targets.to(weights[0].device)), [value for _, value in seen],
-                allow_unused=True,
-            )  # fmt: skip
+            value = loss_of(inputs.call(model), targets, loss)
+            gradients = torch.autograd.grad(value, [out for _, out in seen], allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
     found: dict[str, Tensor] = {}
-    for (name, value), gradient in zip(seen, gradients, strict=True):
+    for (name, output), gradient in zip(seen, gradients, strict=True):
         if gradient is not None:
-            product = channels_last(layers[name], value.detach() * gradient).double()
+            product = channels_last(layers[name], output.detach() * gradient).double()
             # (B, positions, neurons), of which the positions may be none
             each = product.flatten(1, -2).sum(1) if product.dim() > 2 else product
             found[name] = found.get(name, 0) + each.abs().sum(0).cpu()

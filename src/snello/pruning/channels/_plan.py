@@ -15,6 +15,7 @@ from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
+from snello.wrappers import unwrapped
 
 from ._size import Size, SizeModel
 from .importances import ChannelImportance, importance_of, measured_scores
@@ -163,12 +164,19 @@ def plan_channels(
     Raises:
         ConfigError: for unknown names, numbers outside their range, and a bound that cannot be
             kept within the limits, with what can be reached.
-        ModelError: if the model does not run on the example inputs.
+        ModelError: if the model has no parameters, or does not run on the example inputs.
     """
+    if not isinstance(keep, Keep):
+        raise ConfigError(f"keep is a share to keep, such as Keep(macs=0.5), not {keep!r}")
+    model = unwrapped(model, "plan_channels")
     found = groups or coupling(model, example)
     size = SizeModel(model, found, example)
     dense = size({})
-    own = limits or LayerLimits()
+    own = LayerLimits() if limits is None else limits
+    if not isinstance(own, LayerLimits):
+        raise ConfigError(
+            f"limits is an object such as LayerLimits(keep_at_least=0.2), not {limits!r}"
+        )
     scores = checked_scores(model, found, importance, own, round_to, exclude)
     measure = importance_of(importance)
     if normalise == "saving" or (

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snello.errors import ModelError
-from snello.flops import counted, weight_uses
+from snello.flops import counted
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, Removed
 from snello.graph.coupled.cut import removed_slices
-from snello.neurons import is_weighted, qualified
+from snello.graph.coupled.run import Run
+from snello.graph.coupled.units import Units
 
 
 @dataclass(frozen=True)
@@ -32,32 +33,62 @@ class Size:
 
 
 class SizeModel:
-    """Sizes of a network for any set of removed channels.
+    """Sizes of a network for any set of removed channels, without running it again.
 
-    The MACs of a weight are its number of entries times the number of positions at which it is
-    used; products of two activations, as in attention, are not counted.
+    The sizes are those that [`measured_size`][snello.pruning.channels.measured_size] measures of
+    the network without the channels.
 
     Args:
         model: the network; it is not changed.
         coupling: its coupling.
         example: example inputs.
+
+    Raises:
+        ModelError: if the model has no parameters.
     """
 
     def __init__(self, model: nn.Module, coupling: Coupling, example: Example) -> None:
-        self._parameters = dict(model.named_parameters())
-        self._positions = _positions(model, Inputs.of(example))
-        self._coupling = coupling
+        inputs = Inputs.of(example)
+        self._parameters = {n: p.shape for n, p in model.named_parameters()}
+        if not self._parameters:
+            raise ModelError(f"{type(model).__name__} has no parameters to remove, only buffers")
+        self._units, self._coupling = Units(Run(model).forward(inputs)), coupling
+        self._batch = _batch(inputs)
+        axes = {axis for p in self._units.run.products for axis in p.axes}
+        self._axes = {axis: Counter(self._units.roots(axis)) for axis in axes}
 
     def __call__(self, removed: Removed, without: Collection[str] = ()) -> Size:
         """The size without some channels and some whole parameters."""
-        left: dict[str, float] = {
-            n: 0.0 if n in without else float(p.numel()) for n, p in self._parameters.items()
-        }
-        for (name, axis), gone in removed_slices(self._coupling, removed).items():
+        left = {n: 0.0 if n in without else float(s.numel()) for n, s in self._parameters.items()}
+        slices = removed_slices(self._coupling, removed)
+        for (name, axis), gone in slices.items():
             if name in left:  # not a buffer
-                left[name] *= 1 - len(gone) / self._parameters[name].shape[axis]
-        macs = sum(left[name] * times for name, times in self._positions.items())
-        return Size(macs, round(sum(left.values())))
+                left[name] *= 1 - len(gone) / self._parameters[name][axis]
+        return Size(
+            self._macs(self._units.removed(slices) | self._only_in(without), without),
+            round(sum(left.values())),
+        )
+
+    def _macs(self, gone: set[int], without: Collection[str]) -> float:
+        shares = {
+            axis: 1 - sum(counts[x] for x in gone.intersection(counts)) / len(axis)
+            for axis, counts in self._axes.items()
+        }
+        macs = sum(
+            product.macs * math.prod(shares[axis] for axis in product.axes)
+            for product in self._units.run.products
+            if product.weights.isdisjoint(without)
+        )
+        return macs / self._batch
+
+    def _only_in(self, parameters: Collection[str]) -> set[int]:
+        """The channels that only these parameters have slices of."""
+        inside: set[int] = set()
+        outside: set[int] = set()
+        for name, shadow in self._units.run.parameters.items() if parameters else ():
+            own = inside if name in parameters else outside
+            own.update(label for axis in shadow.axes for label in self._units.roots(axis))
+        return inside - outside
 
 
 def measured_size(model: nn.Module, example: Example) -> Size:
@@ -67,43 +98,16 @@ def measured_size(model: nn.Module, example: Example) -> Size:
         ModelError: if it does not run on the example inputs.
     """
     inputs = Inputs.of(example)
-    tensors = inputs.tensors()
-    batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
     try:
         with evaluation(model), counted() as counter:
             inputs.map(torch.clone).call(model)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{type(model).__name__} does not run: {error}") from error
-    return Size(counter.get_total_flops() / 2 / batch, sum(p.numel() for p in model.parameters()))
+    return Size(
+        counter.get_total_flops() / 2 / _batch(inputs), sum(p.numel() for p in model.parameters())
+    )
 
 
-def _positions(model: nn.Module, inputs: Inputs) -> dict[str, float]:
-    """Parameter name -> number of multiplications by each of its entries for one sample."""
-    counts: dict[str, float] = defaultdict(float)
-    batch = max(1, len(inputs.tensors()[0])) if inputs.tensors() else 1
-
-    def counting(name: str) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, nn.MultiheadAttention):
-                query: Tensor = args[0]
-                places = query.numel() // query.shape[-1]
-                counts[f"{name}.in_proj_weight"] += places / batch
-                counts[f"{name}.out_proj.weight"] += places / batch
-                return
-            counts[qualified(name, "weight")] += weight_uses(module, args[0], output) / batch
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(counting(name))
-        for name, module in model.named_modules()
-        if is_weighted(module) or isinstance(module, nn.MultiheadAttention)
-    ]
-    try:
-        with evaluation(model):
-            inputs.map(torch.clone).call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    known = dict(model.named_parameters())
-    return {name: times for name, times in counts.items() if name in known}
+def _batch(inputs: Inputs) -> int:
+    tensors = inputs.tensors()
+    return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1

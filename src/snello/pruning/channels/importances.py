@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, DataError, nearest
-from snello.graph import Inputs, evaluation, evaluation_mode, requiring_gradients
+from snello.graph import (
+    Inputs,
+    Labelled,
+    Loss,
+    evaluation,
+    evaluation_mode,
+    labelled,
+    loss_of,
+    repeatable,
+    requiring_gradients,
+    unlabelled,
+)
 from snello.graph.coupled import Coupling, Member
 from snello.neurons import is_batchnorm, is_weighted, named_tensors, neuron_count, qualified
 from snello.processes import sum_on_cpu
@@ -21,9 +33,6 @@ Reduce = Literal["sum", "mean", "max", "first"]
 ChannelImportance = Callable[[nn.Module, Coupling], dict[str, Tensor]]
 """(model, coupling) -> dimension name -> scores of shape `(width,)`. Channels with low scores are
 removed first; dimensions without scores keep their width."""
-
-Batch = tuple[Any, Tensor]
-Loss = Callable[[Any, Tensor], Tensor]
 
 
 def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
@@ -50,7 +59,7 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
             roles=("write", "read"),
         )
 
-    return scores
+    return _called(scores, f"magnitude of order {p}, {reduce}")
 
 
 def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
@@ -81,7 +90,7 @@ def norm_scale(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
 
 
 def group_taylor(
-    batches: Iterable[Batch],
+    batches: Iterable[Labelled],
     loss: Loss | None = None,
     *,
     of: Literal["weights", "outputs"] = "weights",
@@ -112,10 +121,10 @@ def group_taylor(
         scores = _output_scores(batches, loss, reduce)
     else:
         scores = _gradient_scores(batches, loss, torch.abs, reduce=reduce)
-    return _called(scores, f"group_taylor of {of}, {reduce}")
+    return _called(scores, f"group_taylor of {of}, {reduce}{_named(loss)}")
 
 
-def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelImportance:
+def group_fisher(batches: Iterable[Labelled], loss: Loss | None = None) -> ChannelImportance:
     r"""Diagonal of the Fisher information: $\sum_b (\sum_{w} w\,\partial L_b/\partial w)^2$.
 
     The inner sum is over all weights of the channel, the outer one over batches: with batches of
@@ -129,7 +138,7 @@ def group_fisher(batches: Iterable[Batch], loss: Loss | None = None) -> ChannelI
     Source: Liu et al., "Group Fisher pruning for practical network compression", ICML 2021, eq. 8.
     """
     scores = _gradient_scores(batches, loss, lambda product: product, whole=torch.square)
-    return _called(scores, "group_fisher")
+    return _called(scores, f"group_fisher{_named(loss)}")
 
 
 def activation(batches: Iterable[Any], reduce: Reduce = "mean") -> ChannelImportance:
@@ -144,6 +153,7 @@ def activation(batches: Iterable[Any], reduce: Reduce = "mean") -> ChannelImport
     """
 
     _check_reduce(reduce)
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -206,7 +216,7 @@ def neuron_scores(
         scaled = {name: value / value.mean().clamp_min(1e-30) for name, value in found.items()}
         return _of_writers(coupling, scaled, reduce)
 
-    return _called(measure, f"neuron_scores, {reduce}")
+    return _called(measure, f"neuron_scores{_named(scores)}, {reduce}")
 
 
 def random(seed: int = 0) -> ChannelImportance:
@@ -220,7 +230,7 @@ def random(seed: int = 0) -> ChannelImportance:
         generator = torch.Generator().manual_seed(seed)
         return {d.name: torch.rand(d.width, generator=generator) for d in coupling.free}
 
-    return scores
+    return _called(scores, f"random, seed {seed}")
 
 
 def importance_of(given: str | ChannelImportance) -> ChannelImportance:
@@ -262,7 +272,7 @@ def measured_scores(
 
 
 def _gradient_scores(
-    batches: Iterable[Batch],
+    batches: Iterable[Labelled],
     loss: Loss | None,
     each: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor] | None = None,
@@ -277,7 +287,7 @@ def _gradient_scores(
         whole: applied to the sum over all parameters; None for the identity.
         reduce: reduction over the parameters.
     """
-    measure: Loss = loss or _cross_entropy
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
         parameters = {n: p for n, p in named_tensors(model).items() if isinstance(p, nn.Parameter)}
@@ -287,9 +297,9 @@ def _gradient_scores(
             return {}
         totals = {name: torch.zeros(coupling[name].width) for name in used}
         count = 0
-        for batch in batches:
+        for inputs, targets in labelled(batches, parameters[names[0]].device):
             count += 1
-            products = _products(model, [parameters[n] for n in names], batch, measure)
+            products = _products(model, [parameters[n] for n in names], inputs, targets, loss)
             by_name = dict(zip(names, products, strict=True))
             for name, members in used.items():
                 own = [each(m.sums(by_name[m.name])) for m in members]
@@ -305,18 +315,22 @@ def _gradient_scores(
 
 
 def _output_scores(
-    batches: Iterable[Batch], loss: Loss | None, reduce: Reduce
+    batches: Iterable[Labelled], loss: Loss | None, reduce: Reduce
 ) -> ChannelImportance:
     """Importance from the products `a dL/da` of the outputs of the layers that write a channel."""
-    measure: Loss = loss or _cross_entropy
+    batches = repeatable(batches)
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
         layers = dict(writers(model, coupling))
+        if not layers:
+            return {}
+        device = next(next(iter(layers.values())).parameters()).device
         sums = {n: torch.zeros(neuron_count(m), dtype=torch.float64) for n, m in layers.items()}
         count = 0
-        for batch in batches:
+        for inputs, targets in labelled(batches, device):
             count += 1
-            for name, products in output_products(model, layers, batch, measure).items():
+            found = output_products(model, layers, inputs, targets, loss)
+            for name, products in found.items():
                 sums[name] += products
         count = int(sum_on_cpu(torch.tensor(count)))
         if not count:
@@ -330,8 +344,21 @@ def _output_scores(
 
 def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
     """The function under a name that tells it apart in the settings of a folder."""
-    scores.__qualname__ = name
-    return scores
+
+    @wraps(scores)
+    def checked(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
+        if not isinstance(coupling, Coupling):
+            raise ConfigError(f"{name}: scores of channels, for granularity='channel' alone")
+        return scores(model, coupling)
+
+    checked.__qualname__ = name
+    return checked
+
+
+def _named(part: object) -> str:
+    """The name of a function that an importance is made of, for its own name; "" for values."""
+    name = getattr(part, "__qualname__", "")
+    return f" of {name}" if name else ""
 
 
 def _trained_members(
@@ -344,29 +371,20 @@ def _trained_members(
 
 
 def _products(
-    model: nn.Module, parameters: list[nn.Parameter], batch: Batch, measure: Loss
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    inputs: Inputs,
+    targets: Any,
+    loss: Loss | None,
 ) -> list[Tensor]:
     """`w * dL/dw` of each parameter."""
-    inputs, targets = batch
-    device = parameters[0].device
     with evaluation_mode(model), requiring_gradients(parameters):
-        outputs = Inputs.of(inputs).map(lambda x: x.to(device)).call(model)
-        found = torch.autograd.grad(
-            measure(outputs, targets.to(device)), parameters, allow_unused=True
-        )
+        value = loss_of(inputs.call(model), targets, loss)
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
     return [
         torch.zeros_like(p) if g is None else (p.detach() * g).detach()
         for p, g in zip(parameters, found, strict=True)
     ]
-
-
-def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    scores = getattr(outputs, "logits", outputs)
-    if not isinstance(scores, Tensor):
-        raise ConfigError(
-            f"the model returns a {type(outputs).__name__}: give loss=, a function of outputs and targets"
-        )
-    return nn.functional.cross_entropy(scores, targets)
 
 
 def _by_dimension(
@@ -417,9 +435,9 @@ def _run_all(model: nn.Module, batches: Iterable[Any]) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     count = 0
     with evaluation(model):
-        for batch in batches:
+        for inputs in unlabelled(batches, device):
             count += 1
-            Inputs.of(batch).map(lambda x: x.to(device)).call(model)
+            inputs.call(model)
     if not count:
         raise DataError("there is no batch to calibrate the scores on")
 

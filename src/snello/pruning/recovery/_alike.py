@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, DataError
-from snello.graph import Example, Inputs, evaluation
-
-from ._recalibrate import inputs_only
+from snello.graph import Example, Inputs, evaluation, unlabelled
 
 
 def check_alike(model: nn.Module, reference: nn.Module, verb: str) -> None:
@@ -34,10 +33,10 @@ def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
     """All batches as one, on the model's device.
 
     Raises:
-        DataError: if there is no batch.
+        DataError: if there is no batch, or one without samples.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    taken = [inputs_only(batch).map(lambda tensor: tensor.to(device)) for batch in batches]
+    taken = list(unlabelled(batches, device))
     if not taken:
         raise DataError(f"{verb}: there is no batch to compare the two networks on")
     leaves = [pytree.tree_flatten((batch.args, dict(batch.kwargs))) for batch in taken]
@@ -47,6 +46,29 @@ def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
     ]
     args, kwargs = pytree.tree_unflatten(list(parts), leaves[0][1])
     return Inputs(args, kwargs)
+
+
+def tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layers with a parameter that another module has, too -> the reason not to change it."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    return {
+        name: "its weight or bias is tied to that of another module"
+        for name, layer in layers.items()
+        if any(p is not None and owners[id(p)] > 1 for p in layer._parameters.values())
+    }
+
+
+def check_finite_output(name: str, output: Tensor, verb: str) -> None:
+    """Refuse outputs that no weights can be fitted to.
+
+    Raises:
+        DataError: naming the layer.
+    """
+    if not bool(output.isfinite().all()):
+        raise DataError(
+            f"{verb}: the outputs of layer {name!r} before pruning are not finite: look for NaN in "
+            "the batches and in the weights"
+        )
 
 
 def calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, int]:
@@ -64,8 +86,19 @@ def calls(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> 
 
 
 def run_hooked(model: nn.Module, inputs: Inputs, hooks: Mapping[str, Any]) -> None:
-    """Run a model once, in evaluation mode, with a forward hook on some layers."""
-    handles = [model.get_submodule(n).register_forward_hook(hook) for n, hook in hooks.items()]
+    """Run a model once, in evaluation mode, with a forward hook on some layers.
+
+    The hooks get inputs that were passed by keyword behind the positional ones.
+    """
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda layer, args, kwargs, output, hook=hook: hook(
+                layer, (*args, *kwargs.values()), output
+            ),
+            with_kwargs=True,
+        )
+        for name, hook in hooks.items()
+    ]
     try:
         with evaluation(model):
             inputs.call(model)

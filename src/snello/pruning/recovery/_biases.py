@@ -12,7 +12,7 @@ from snello.graph import Example
 from snello.neurons import LayerFilter, dead_neurons, plain_layers, select_layers, weighted_layers
 from snello.wrappers import unwrapped
 
-from ._alike import calls, check_alike, joined, run_hooked
+from ._alike import calls, check_alike, check_finite_output, joined, run_hooked, tied
 
 
 def correct_biases(
@@ -35,13 +35,14 @@ def correct_biases(
         exclude: layers that keep their biases.
 
     Returns:
-        The layers corrected. Layers without a bias, with a computed one, or that do not run exactly
-        once per forward pass keep what they have, and so do dead neurons; behind a layer without a
+        The layers corrected. Layers without a bias, with a computed or tied one, or that do not run
+        exactly once per forward pass keep what they have, and so do dead neurons; behind a layer without a
         bias [`recalibrate`][snello.pruning.recovery.recalibrate] corrects the mean.
 
     Raises:
         ConfigError: for a reference of another architecture.
-        DataError: if there is no batch.
+        DataError: if there is no batch, or if an output before pruning is not finite; nothing is
+            changed then.
 
     Source: Nagel et al., "Data-free quantization through weight equalization and bias correction",
     ICCV 2019, section 4.2 and appendix D (empirical correction), there for quantisation.
@@ -51,12 +52,17 @@ def correct_biases(
     inputs = joined(model, batches, "correct_biases")
     plain, _ = plain_layers(weighted_layers(model))
     chosen = select_layers(plain, exclude, "correct_biases")
-    counts = calls(reference, chosen, inputs)
-    names = [n for n, m in chosen.items() if m.bias is not None and counts[n] == 1]
+    counts, shared = calls(reference, chosen, inputs), tied(model, chosen)
+    names = [
+        name
+        for name, layer in chosen.items()
+        if layer.bias is not None and counts[name] == 1 and name not in shared
+    ]
     wanted: dict[str, Tensor] = {}
 
     def remember(name: str) -> Any:
         def hook(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            check_finite_output(name, output, "correct_biases")
             wanted[name] = _means(layer, output)
 
         return hook

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,11 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section
     2, https://arxiv.org/abs/1503.02531.
     """
+    for scores in (student, teacher):
+        if not isinstance(scores, Tensor):
+            raise ConfigError(
+                f"distillation: scores are tensors, not a {type(scores).__name__}; pass its logits"
+            )
     if student.shape != teacher.shape or student.dim() < 2:
         raise ConfigError(
             f"distillation: scores of shapes {tuple(student.shape)} and {tuple(teacher.shape)}; "
@@ -79,30 +84,29 @@ class FeatureDistillation:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        layers: list[str] | Mapping[str, str],
+        layers: str | Sequence[str] | Mapping[str, str],
         *,
         channels_last: bool = False,
     ) -> None:
-        pairs = dict(layers) if isinstance(layers, Mapping) else {name: name for name in layers}
+        names = [layers] if isinstance(layers, str) else layers
+        pairs = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
         if not pairs:
             raise ConfigError("FeatureDistillation: name at least one layer")
         self._axis = -1 if channels_last else 1
         self._pairs = pairs
         self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        self._handles = []
-        for model, names, seen in (
-            (student, pairs.keys(), self._seen[0]),
-            (teacher, pairs.values(), self._seen[1]),
-        ):
-            modules = dict(unwrapped(model, "FeatureDistillation").named_modules())
-            for name in names:
-                if name not in modules:
-                    raise ConfigError(
-                        f"FeatureDistillation: {type(model).__name__} has no module {name!r}"
-                        f"{nearest(name, modules)}"
-                    )
-                hook = OwnHook(_Keep(seen, name))
-                self._handles.append(modules[name].register_forward_hook(hook))
+        # All names are looked up before the first hook is registered.
+        found = [
+            (name, seen, _module(model, name))
+            for model, own, seen in (
+                (student, pairs.keys(), self._seen[0]),
+                (teacher, pairs.values(), self._seen[1]),
+            )
+            for name in dict.fromkeys(own)
+        ]
+        self._handles = [
+            module.register_forward_hook(OwnHook(_Keep(seen, name))) for name, seen, module in found
+        ]
 
     def loss(self) -> Tensor:
         """Distance of the maps of the last forward passes, summed over layers: a scalar.
@@ -131,12 +135,23 @@ class FeatureDistillation:
         return total
 
     def _map(self, output: Tensor) -> Tensor:
+        output = output.float() if output.element_size() < 4 else output  # squares overflow
         return F.normalize(output.square().mean(self._axis).flatten(1), dim=1)
 
     def remove(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(unwrapped(model, "FeatureDistillation").named_modules())
+    if name not in modules:
+        raise ConfigError(
+            f"FeatureDistillation: {type(model).__name__} has no module {name!r}"
+            f"{nearest(name, modules)}"
+        )
+    return modules[name]
 
 
 class _Keep:

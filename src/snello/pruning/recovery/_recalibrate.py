@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from snello.errors import ConfigError, DataError
-from snello.graph import Example, Inputs, evaluation
+from snello.errors import DataError
+from snello.graph import Example, evaluation, unlabelled
 from snello.neurons import is_batchnorm
 
 
@@ -29,8 +29,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
 
     Raises:
         ConfigError: if the batches seem to contain targets.
-        DataError: if there is no batch, or one with a single value per channel. After any error
-            the statistics are as they were.
+        DataError: if there is no batch, one without samples or with a single value per channel, or
+            if a statistic is not finite. After any error the statistics are as they were.
 
     Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning",
     ECCV 2020, section 3.3, adaptive batch normalisation.
@@ -48,12 +48,18 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
                 norm.reset_running_stats()  # type: ignore[operator]
                 norm.momentum = None  # type: ignore[assignment]  # a plain average over batches
                 norm.training = True
-            for batch in batches:
+            for inputs in unlabelled(batches, device):
                 count += 1
-                inputs_only(batch).map(lambda tensor: tensor.to(device)).call(model)
+                inputs.call(model)
             if not count:
                 raise DataError("recalibrate: there is no batch to estimate the statistics on")
-        except Exception as error:
+            for norm in norms:
+                if not (norm.running_mean.isfinite() & norm.running_var.isfinite()).all():  # type: ignore[union-attr, operator]
+                    raise DataError(
+                        "recalibrate: the statistics of a BatchNorm are not finite: look for NaN in "
+                        "the inputs and in the weights"
+                    )
+        except BaseException as error:  # an interruption, too
             for norm, buffers in zip(norms, before, strict=True):
                 norm.load_state_dict(buffers, strict=False)
             if "more than 1 value per channel" not in str(error):
@@ -66,20 +72,3 @@ def recalibrate(model: nn.Module, batches: Iterable[Example]) -> int:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     return len(norms)
-
-
-def inputs_only(batch: Example) -> Inputs:
-    """Inputs of a model from one batch of calibration data.
-
-    Raises:
-        ConfigError: for a pair whose second tensor looks like targets.
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        first, second = batch
-        tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
-        if tensors and second.dim() <= 1 < first.dim():
-            raise ConfigError(
-                f"batches hold pairs of shapes {tuple(first.shape)} and {tuple(second.shape)}, "
-                "apparently inputs and targets; give only the inputs: (x for x, _ in loader)"
-            )
-    return Inputs.of(batch)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from snello.neurons import (
 )
 from snello.wrappers import unwrapped
 
-from ._alike import calls, check_alike, joined, run_hooked
+from ._alike import calls, check_alike, check_finite_output, joined, run_hooked, tied
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -81,17 +81,18 @@ def reconstruct(
 
     Returns:
         Errors before and after. Layers are left alone if they do not run exactly once per forward,
-        if their weight is computed or shared, if they are transposed convolutions, or if their
+        if their weight is computed or tied, if they are transposed convolutions, or if their
         neurons have lost different inputs (pruning of single weights).
 
     Raises:
         ConfigError: for a reference of another architecture, or a damping that is not positive.
-        DataError: if there is no batch.
+        DataError: if there is no batch, or if an output before pruning is not finite; nothing is
+            changed then.
 
     Source: He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", ICCV
     2017, eq. 3, without its selection of channels; damped.
     """
-    if not damping > 0:
+    if not 0 < damping < math.inf:
         raise ConfigError(f"reconstruct: damping must be positive, not {damping}")
     model, reference = unwrapped(model, "reconstruct"), unwrapped(reference, "reconstruct")
     check_alike(model, reference, "reconstruct")
@@ -99,9 +100,14 @@ def reconstruct(
     layers, left = plain_layers(weighted_layers(model))
     chosen = select_layers(layers, exclude, "reconstruct")
     left |= {name: why for name, m in chosen.items() if (why := _odd(m)) is not None}
+    left |= tied(model, chosen)
     counts = calls(reference, chosen, inputs)
     left |= {n: f"it runs {c} times in a forward pass" for n, c in counts.items() if c != 1}
-    fits = {name: _Fit(m, damping, samples, seed) for name, m in chosen.items() if name not in left}
+    fits = {
+        name: _Fit(name, layer, damping, samples, seed)
+        for name, layer in chosen.items()
+        if name not in left
+    }
     run_hooked(reference, inputs, {name: fit.see_reference for name, fit in fits.items()})
     run_hooked(model, inputs, {name: fit.solve for name, fit in fits.items()})
     return Reconstruction({name: fit.errors for name, fit in fits.items()}, left)
@@ -110,8 +116,10 @@ def reconstruct(
 class _Fit:
     """The fit of one layer: hooks that record its target outputs, then solve for its weights."""
 
-    def __init__(self, layer: nn.Module, damping: float, samples: int, seed: int) -> None:
-        self._damping, self._seed = damping, seed
+    def __init__(
+        self, name: str, layer: nn.Module, damping: float, samples: int, seed: int
+    ) -> None:
+        self._name, self._damping, self._seed = name, damping, seed
         weight: Tensor = layer.weight  # type: ignore[assignment]
         self._samples = max(samples, 2 * weight[0].numel())
         self._positions: list[tuple[int, ...]] = []
@@ -120,10 +128,11 @@ class _Fit:
 
     def see_reference(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Hook of the reference's layer: draw positions, and store the outputs there."""
+        check_finite_output(self._name, output, "reconstruct")
         space = output.shape[2:] if isinstance(layer, _CONVOLUTIONS) else output.shape[1:-1]
-        wanted = min(prod(space), -(-self._samples // max(1, output.shape[0])))
+        wanted = min(math.prod(space), -(-self._samples // max(1, output.shape[0])))
         generator = torch.Generator().manual_seed(self._seed)
-        drawn = torch.randperm(prod(space), generator=generator)[:wanted]
+        drawn = torch.randperm(math.prod(space), generator=generator)[:wanted]
         corners = list(product(*map(range, space)))
         self._positions = [corners[int(i)] for i in drawn]
         self._targets = self._at_positions(layer, output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,13 +110,14 @@ def _norms_of_their_own(model: nn.Module, inputs: Inputs) -> dict[str, list[str]
     found: dict[str, list[str]] = {}
 
     def remember(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(_: nn.Module, args: tuple[object, ...], output: object) -> None:
-            if is_batchnorm(module) and args and id(args[0]) in made:
-                found.setdefault(made[id(args[0])][0], []).append(name)
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+            given = (*args, *kwargs.values())
+            if is_batchnorm(module) and given and id(given[0]) in made:
+                found.setdefault(made[id(given[0])][0], []).append(name)
             if isinstance(output, Tensor):
                 made[id(output)] = (name, output)
 
-        return module.register_forward_hook(hook)
+        return module.register_forward_hook(hook, with_kwargs=True)
 
     leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
     handles = [remember(name, module) for name, module in leaves]

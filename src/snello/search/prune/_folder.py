@@ -38,10 +38,17 @@ class Folder:
         """Make the folder, and refuse one that another pruning has written.
 
         Raises:
-            ConfigError: with the settings that differ, and for a path that is no folder.
+            ConfigError: with the settings that differ, for settings that are no plain values, and
+                for a path that is no folder.
         """
         if self.path is None:
             return
+        try:
+            json.dumps(self.settings)
+        except TypeError as error:
+            raise ConfigError(
+                f"prune: the attribute settings of fit or evaluate holds no plain values: {error}"
+            ) from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,20 +93,27 @@ class Folder:
                 "again"
             ) from error
 
-    def resumed(self, model: nn.Module) -> tuple[nn.Module, list[PruningStep]]:
-        """The network and the table after the last saved step; a copy of the model without one.
+    def taken(self) -> list[PruningStep]:
+        """The table of the steps that were saved; empty without one."""
+        if self.path is None or not (self.path / TABLE).is_file():
+            return []
+        steps: list[PruningStep] = self._table()["steps"]
+        return steps
+
+    def network(self, model: nn.Module, step: int) -> nn.Module:
+        """The network after a saved step.
 
         Args:
-            model: the dense network.
+            model: the dense network; a copy of it is the network after step 0.
+            step: number of the step.
         """
         fresh = copied(model)
-        if self.path is None or not (self.path / TABLE).is_file():
-            return fresh, []
-        taken: list[PruningStep] = self._table()["steps"]
-        content = archives.load(self.path / f"step-{taken[-1].step}.pt")
+        if self.path is None or step == 0:
+            return fresh
+        content = archives.load(self.path / f"step-{step}.pt")
         lean = apply(SimplificationPlan.from_json(content["plan"]), fresh)
         lean.load_state_dict(content["state_dict"])
-        return lean, taken
+        return lean
 
     def keep(self, model: nn.Module, taken: Sequence[PruningStep]) -> None:
         """Write the network after a step, then the table; only the process of rank 0 does."""

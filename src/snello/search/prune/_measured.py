@@ -25,6 +25,7 @@ from snello.pruning.channels import (
 )
 from snello.search.output_distance import OutputDistance
 
+from ._arguments import batch_size
 from ._branches import Branch, find_branches, without
 
 SAMPLES = 512
@@ -257,5 +258,5 @@ def _first(batches: Sequence[Example]) -> Iterator[Inputs]:
     for batch in batches:
         if count >= SAMPLES:
             return
-        yield (inputs := Inputs.of(batch))
-        count += max((len(t) for t in inputs.tensors() if t.dim()), default=1)
+        yield Inputs.of(batch)
+        count += batch_size(batch)

@@ -10,12 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling, coupling
-from snello.processes import copy_from_first, device_of_group, mean_over_processes, meet
+from snello.processes import (
+    copy_from_first,
+    device_of_group,
+    mean_over_processes,
+    meet,
+    sum_on_cpu,
+)
 from snello.pruning import LayerLimits
 from snello.pruning.channels import ChannelImportance, Keep, plan_channels
 from snello.pruning.channels import measured_size as size_of
@@ -24,7 +31,7 @@ from snello.search.identity import digest_of, name_of
 from snello.simplification import apply, simplify
 from snello.wrappers import unwrapped
 
-from ._arguments import check_arguments, check_recovery, quality_of
+from ._arguments import batch_size, check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
 from ._folder import Folder
 from ._measured import Removal, choose_measured
@@ -70,7 +77,7 @@ def prune(
             `settings` of plain values, if it has one, must be the same to continue a folder.
         evaluate: function that returns the quality of a network on validation data, higher is
             better; called in evaluation mode without gradients, averaged over processes. A step
-            whose quality is NaN is undone and ends the pruning.
+            whose quality is NaN is undone and ends the pruning. It may have `settings`, as `fit`.
         steps: number of steps.
         max_drop: largest allowed drop of the quality below the dense network's; a step that exceeds
             it is undone and ends the pruning. Requires `evaluate`.
@@ -103,7 +110,7 @@ def prune(
             `measured` without calibration inputs, `branches` without `measured`, a folder of
             another run (other weights or settings), a share that cannot be reached, or an
             `evaluate` that gives no number.
-        ModelError: if the model does not run on the example inputs.
+        ModelError: if the model has no parameters, or does not run on the example inputs.
     """
     check_arguments(
         amount, steps, max_drop, limits, exclude, calibration,
@@ -118,15 +125,29 @@ def prune(
         "normalise": normalise, "limits": None if limits is None else asdict(limits),
         "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
         "measured": measured, "branches": branches, "batches": len(batches),
+        "evaluate": getattr(evaluate, "settings", evaluate is not None),
+        "inputs": Inputs.of(example_inputs).shapes,
         "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
     }  # fmt: skip
     meet("prune", str({**settings, "batches": None}))  # each process has its own batches
+    settings["samples"] = int(sum_on_cpu(torch.tensor(sum(map(batch_size, batches)))))
     saved = Folder(None if folder is None else Path(folder), settings)
     saved.check()
     run = _Run(model, example_inputs, evaluate)
-    lean, taken = saved.resumed(model)
+    taken = saved.taken()
+    for step in taken:
+        # The bound may be narrower than in the call that took the step.
+        if (why := _too_far(taken[0], step, max_drop)) is not None:
+            lean = saved.network(model, step.step - 1)
+            return Pruned(lean.train(model.training), tuple(taken[: step.step]), why)
+    lean = saved.network(model, max(len(taken) - 1, 0))
     meet("prune", f"{len(taken)} steps")  # all have read the folder before one writes to it
     if not taken:
+        if not branches:  # without scores or training, whether the final bound can be reached
+            plan_channels(
+                model, example_inputs, amount, importance=_equal, normalise=normalise,
+                limits=limits, round_to=round_to, exclude=exclude, groups=run.coupling,
+            )  # fmt: skip
         taken = [PruningStep(0, 1.0, 1.0, 0, None, run.dense_quality(lean))]
         _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
@@ -192,6 +213,11 @@ def _recovered(
     return narrow
 
 
+def _equal(_model: nn.Module, groups: Coupling) -> dict[str, Tensor]:
+    """The same score for every channel."""
+    return {dimension.name: torch.ones(dimension.width) for dimension in groups.free}
+
+
 def _show(step: PruningStep, on_step: Callable[[PruningStep], object] | None) -> None:
     if on_step is not None:
         on_step(step)
@@ -229,6 +255,8 @@ class _Run:
             raise ModelError(
                 f"{type(model).__name__} has no multiply-accumulates on the example inputs"
             )
+        if not self.dense.parameters:
+            raise ModelError(f"{type(model).__name__} has no parameters to remove, only buffers")
 
     @cached_property
     def coupling(self) -> Coupling:

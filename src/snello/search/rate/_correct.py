@@ -128,8 +128,8 @@ def _watching(
     """
 
     def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            see(name, module, _moments(inputs[0], 1))
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            see(name, module, _moments(args[0] if args else next(iter(kwargs.values())), 1))
 
         return hook
 
@@ -144,7 +144,10 @@ def _watching(
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(before(name)) for name in norms]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True)
+        for name in norms
+    ]
     handles += [model.get_submodule(name).register_forward_hook(after(name)) for name in biased]
     try:
         yield

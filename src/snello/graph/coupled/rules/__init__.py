@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from snello.graph.coupled.attention import rescaled
+from snello.graph.coupled.products import products
 from snello.graph.coupled.run import Run, Shadow
 from snello.graph.coupled.statistics import STATISTICS
 
@@ -28,7 +29,9 @@ def apply(run: Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     name = func.name().split("::")[-1].split(".")[0]
     labelled = any(axis for x in tensors_in((args, kwargs)) for axis in run.of(x).axes)
     if not labelled and name not in ("expand", "repeat"):
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        run.products.extend(products(run, name, args, out))
+        return out
     # Statistics are computed before the operation runs, because it may overwrite its operands.
     kwargs = rescaled(run, name, args, kwargs)
     masked = STATISTICS[name](run, args, kwargs) if name in STATISTICS and run.removed else None
@@ -38,6 +41,7 @@ def apply(run: Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     shadows = [shadows] if isinstance(shadows, Shadow) else list(shadows)
     for tensor, shadow in zip(outs, shadows, strict=True):
         run.keep(tensor, shadow)
+    run.products.extend(products(run, name, args, out))
     return out
 
 
