@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from ._samples import read_samples
 from ._words import listed
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from snello.lab.datasets import Splits
     from snello.search.shrink import Shrunk
@@ -45,6 +45,8 @@ DEVICE = "profile"
 COSTS = ("latency", "macs", "bytes", "memory")
 LEVERS = ("channels", "weights", "int8", "nnc")
 BATCH = 250
+SUFFIXES = (".pt", ".onnx", ".snello")
+"""Suffixes of the file in float32, in int8 and as a bitstream."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.store import check_loadable
 
     pages.check_libraries()
-    out = check_writable(str(Path(arguments.out).with_suffix(".pt")))
+    out = _stem(arguments)
+    check_image_counts(arguments, "calibration")
     if not arguments.samples:
         require_data(arguments, arguments.file, "shrink needs data to measure on")
     model, record = read_model(arguments)
@@ -139,12 +142,30 @@ def run(arguments: argparse.Namespace) -> None:
     finish(table, page.data, Path(f"{path}.json"))
 
 
+def _stem(arguments: argparse.Namespace) -> Path:
+    """The file to write as a model file; the suffix of another precision is put in its place.
+
+    Raises:
+        ConfigError: if one of the files is the one that is read.
+        OutputError: if the file cannot be written.
+    """
+    given = Path(arguments.out)
+    name = given.stem if given.suffix in SUFFIXES else given.name
+    for suffix in SUFFIXES:
+        path = given.with_name(name + suffix)
+        if arguments.file is not None and path.exists() and path.samefile(arguments.file):
+            raise ConfigError(
+                f"--out={arguments.out}: this would replace {path}, the dense network; choose another file"
+            )
+    return check_writable(given.with_name(f"{name}.pt"))
+
+
 def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
     """Evaluation and calibration on a dataset."""
     from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits
 
-    check_image_counts(arguments, "validation_images", "calibration")
+    check_image_counts(arguments, "validation_images")
     check_one_input(record, "shrink with --data (--samples takes several)")
     splits = load_images(arguments, record.images, record.input_shape)
     check_classification(splits, "shrink")
@@ -153,8 +174,16 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
+
+    def right(network: nn.Module) -> Tensor:
+        return answers(network, validation).right
+
+    names = ("data", "data_path", "image_size", "validation_path", "calibration", "split")
+    given = {name: getattr(arguments, name, None) for name in names}
+    images = record.images and asdict(record.images)
+    right.settings = {**given, "images": images}  # type: ignore[attr-defined]  # to resume with
     return {
-        "evaluate": lambda network: answers(network, validation).right,
+        "evaluate": right,
         "fit": fine_tuning(arguments, model, splits, partial(print, flush=True)),
         "calibration": [images for images, _ in batches],
         "record": record,
@@ -166,16 +195,28 @@ def _from_samples(
     arguments: argparse.Namespace, model: nn.Module, record: Record
 ) -> dict[str, Any]:
     """Evaluation and calibration on the samples of a file."""
-    if arguments.data or arguments.finetune:
-        raise ConfigError("--samples excludes --data and --finetune: it has no training part")
+    for option in ("data", "validation_path", "finetune", "distil", "distil_features"):
+        if getattr(arguments, option):
+            raise ConfigError(
+                f"--samples excludes --{option.replace('_', '-')}: the file has no training and no "
+                "validation part"
+            )
+    from snello.files import sha256_of
+
     samples = read_samples(arguments.samples, record)
     labels = samples.answers(model) if samples.labels is None else samples.labels
     if samples.labels is None:
         warn("no labels in the file: the share of unchanged answers is the quality", "note")
+
+    def right(network: nn.Module) -> Tensor:
+        return (samples.answers(network) == labels).double()
+
+    digest = sha256_of(arguments.samples)
+    right.settings = {"samples": digest, "calibration": arguments.calibration}  # type: ignore[attr-defined]
     return {
-        "evaluate": lambda network: (samples.answers(network) == labels).double(),
+        "evaluate": right,
         "fit": None,
-        "calibration": samples.batches(slice(arguments.calibration)),
+        "calibration": samples.drawn(arguments.calibration),
         "record": record,
         "test": lambda _: "",
     }

@@ -110,7 +110,18 @@ class Run:
         if name not in self.parameters:
             axes = tuple(self.labels.fresh(size) if size > 1 else None for size in tensor.shape)
             self.parameters[name] = Shadow(axes, weight=True)
+            self._mirror_owner(name, axes)
         return self.parameters[name]
+
+    def _mirror_owner(self, name: str, axes: tuple[Axis, ...]) -> None:
+        """Note the sizes of a linear layer whose weight another module uses, as attention does."""
+        owner = name.rpartition(".")[0]
+        layer = self._modules[owner]
+        if owner == self.path or not isinstance(layer, nn.Linear) or len(axes) != 2:
+            return
+        for attribute, axis in zip(("out_features", "in_features"), axes, strict=True):
+            if axis is not None and len(axis) == getattr(layer, attribute):
+                self.mirrors.append(Mirror(owner, attribute, -1, axis))
 
     def keep(self, tensor: Tensor, shadow: Shadow) -> None:
         """Store the labels of a tensor, and pin those along an axis of length 1.

@@ -14,6 +14,7 @@ from snello.codec import CodecSettings
 from snello.deploy.operations import DeviceProfile, LatencyFit, read_profile
 from snello.errors import ConfigError
 from snello.graph import Example
+from snello.neurons import check_finite
 from snello.pruning.channels import ChannelImportance
 from snello.wrappers import copied, unwrapped
 
@@ -165,7 +166,12 @@ def shrink(
     counts = {"trials": trials, "threads": threads, "round_to": round_to}
     check_options(max_drop, minimise, allow, counts)
     check_functions({"evaluate": evaluate}, {"fit": fit, "on_candidate": on_candidate})
+    if device is not None and minimise != "latency":
+        raise ConfigError(
+            "shrink: device is a profile of latencies, and minimise is another cost: leave it out"
+        )
     model = unwrapped(model, "shrink")
+    check_finite(model, "shrink: the model")
     profile = (
         device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
     )
