@@ -121,7 +121,11 @@ def _check_together(arguments: argparse.Namespace) -> None:
     given = {name: value is not None for name, value in vars(arguments).items()}
     given |= {"front": arguments.front, "ramp": arguments.ramp, "share": arguments.share != 1}
     search = ("within", "minimise", "sampler", "pruner", "storage", "share")
-    excluded = {"updated": ("ramp", "front", *search), "ramp": ("front", *search), "front": ("pruner",)}
+    excluded = {
+        "updated": ("ramp", "front", *search),
+        "ramp": ("front", *search),
+        "front": ("pruner",),
+    }
     for name, others in excluded.items():
         for other in others:
             if given[name] and given[other]:

@@ -98,7 +98,11 @@ class Judge:
             values = torch.as_tensor(found).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"evaluate returns a {type(found).__name__}; {_WANTED}") from error
-        if not values.numel() or values.numel() != max(values.shape, default=1) or values.is_complex():
+        if (
+            not values.numel()
+            or values.numel() != max(values.shape, default=1)
+            or values.is_complex()
+        ):
             raise ConfigError(
                 f"evaluate returns {values.dtype} of shape {tuple(values.shape)}; {_WANTED}"
             )
