@@ -344,3 +344,42 @@ def test_cutting_is_exact_on_transformers(build: Build, tolerance: float) -> Non
 )  # fmt: skip
 def test_cutting_is_exact_on_torchvision(name: str) -> None:
     assert check(*_vision(name)()).free
+
+
+class UsesAWeight(nn.Module):
+    """Calls no layer of its own: it takes their weights, as `nn.MultiheadAttention` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, self.first.weight, self.first.bias).relu()
+        return F.linear(hidden, self.second.weight, self.second.bias)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (UsesAWeight(), (2, 6)),
+        (
+            nn.Sequential(
+                nn.Linear(5, 16),
+                nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True),
+                nn.Linear(16, 3),
+            ),
+            (2, 7, 5),
+        ),
+    ],
+)
+def test_a_cut_layer_knows_its_sizes_even_if_another_module_uses_its_weight(
+    model: nn.Module, shape: tuple[int, ...]
+) -> None:
+    groups = coupling(model.eval(), torch.randn(shape))
+    lean = cut(model, groups, {d.name: [0] for d in groups.free if d.width > 1})
+    layers = [m for m in lean.modules() if isinstance(m, nn.Linear)]
+    for layer in layers:
+        assert layer.weight.shape == (layer.out_features, layer.in_features)
+    assert sum(layer.weight.numel() for layer in layers) < sum(
+        m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)
+    )

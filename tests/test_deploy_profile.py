@@ -122,7 +122,7 @@ def test_a_profile_is_read_back(tmp_path: Path) -> None:
     assert read_profile(profile.save(tmp_path / "p.json")) == profile
     assert profile.fit().slope == pytest.approx(3.0)
     assert profile.table().sum([operation]) == 0.5
-    for damaged in ("{}", "[]", "no", '{"format": "snello device 1"}'):
+    for damaged in ("{}", "[]", "no", "[" * 100_000, '{"format": "snello device 1"}'):
         (tmp_path / "p.json").write_text(damaged)
         with pytest.raises(ConfigError, match=r"p\.json"):
             read_profile(tmp_path / "p.json")

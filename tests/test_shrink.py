@@ -8,6 +8,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,11 @@ def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
     ("options", "message"),
     [
         ({"max_drop": -1}, "max_drop"),
+        ({"max_drop": math.nan}, "max_drop"),
+        ({"max_drop": math.inf}, "finite"),
+        ({"allow": ("int8", "nnc")}, "lowers no macs: add one of channels, branches"),
+        ({"allow": ("weights",), "minimise": "bytes"}, "lowers no bytes: add one of channels"),
+        ({"device": DeviceProfile({}, 1, {})}, "profile of latencies"),
         ({"minimise": "latancy"}, "latency"),
         ({"allow": ("chanels",)}, "chanels"),
         ({"allow": "channels"}, "allow"),
@@ -507,3 +513,38 @@ def test_an_evaluate_without_numbers_is_refused() -> None:
         shrink(network(), INPUTS[:1], lambda _: None, minimise="macs")
     with pytest.raises(ConfigError, match="NaN"):
         shrink(network(), INPUTS[:1], lambda _: math.nan, minimise="macs")
+    # A matrix of outputs, and a pair of loss and accuracy, are no values per sample.
+    for odd in (torch.zeros(8, 4), torch.zeros(0), torch.zeros(8) * 1j, (0.5, 0.9)):
+        with pytest.raises(ConfigError, match="one number per sample"):
+            shrink(network(), INPUTS[:1], lambda _, odd=odd: odd, minimise="macs")
+
+
+def test_a_network_with_nan_is_refused() -> None:
+    model = network()
+    model[0].weight.data[0, 0] = math.nan  # type: ignore[index, union-attr, operator]
+    with pytest.raises(ModelError, match=r"0\.weight"):
+        shrink(model, INPUTS[:1], right, minimise="macs", calibration=[INPUTS])
+
+
+def test_evaluate_may_change_what_it_is_given() -> None:
+    """Such as move it to a GPU, or halve its precision."""
+
+    def changing(model: nn.Module) -> Tensor:
+        found = right(model)
+        model.double()
+        return found
+
+    found = shrink(
+        network(), INPUTS[:1], changing, minimise="macs", max_drop=0.2, calibration=[INPUTS]
+    )
+    assert found.chosen == replace(shrunk().chosen, seconds=found.chosen.seconds)
+    assert next(found.model.parameters()).dtype == torch.float32
+
+
+def test_the_dense_network_has_no_drop() -> None:
+    """Even if `evaluate` is random, it is what others are compared with."""
+    torch.manual_seed(0)
+    found = shrink(
+        network(), INPUTS[:1], lambda m: right(m) + torch.rand(256), minimise="macs", max_drop=0
+    )
+    assert (found.dense.drop, found.dense.limit, found.dense.passed) == (0, 0, True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.seams.search import Networks, Point
 from torch import Tensor, nn
 
+from pair import in_two_processes
 from snello.deploy.operations import DeviceProfile, Operation
-from snello.errors import ConfigError, DataError, ModelError
+from snello.errors import ConfigError, DataError, DivergenceError, ModelError
+from snello.graph import coupling
 from snello.pruning.recovery import recalibrate
 from snello.search import shrink
 from snello.search.shrink import Shrunk
@@ -142,3 +146,80 @@ def test_statistics_stay_after_any_error(batches: Any) -> None:
         recalibrate(model, batches)
     assert model[1].running_mean.tolist() == [0.5] * 4
     assert model[1].momentum == 0.1
+
+
+def diverged(model: nn.Module) -> None:
+    """A fine-tuning that fails for all but the widest networks."""
+    if sum(p.numel() for p in model.parameters()) < 130:
+        raise DivergenceError("the loss is nan")
+
+
+def filled_with_nan(model: nn.Module) -> None:
+    if sum(p.numel() for p in model.parameters()) < 130:
+        for parameter in model.parameters():
+            parameter.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("fit", [diverged, filled_with_nan])
+def test_a_fine_tuning_that_diverges_costs_its_candidate_alone(fit: Any, tmp_path: Path) -> None:
+    def loss(model: nn.Module) -> Tensor:
+        return -nn.functional.cross_entropy(model(INPUTS), LABELS, reduction="none")
+
+    options: dict[str, Any] = {
+        "minimise": "macs", "max_drop": 50.0, "allow": ("channels",), "trials": 5, "folder": tmp_path
+    }  # fmt: skip
+    found = shrink(network(), INPUTS[:1], loss, fit=fit, **options)
+    failed = [c for c in found.candidates if "nan" in c.why.lower()]
+    assert failed
+    assert not any(c.passed for c in failed)
+    assert 130 <= found.chosen.parameters < found.dense.parameters
+    again = shrink(network(), INPUTS[:1], loss, fit=fit, **options)
+    assert again.candidates == found.candidates
+
+
+def test_another_fine_tuning_or_evaluation_is_another_search(tmp_path: Path) -> None:
+    def described(**settings: Any) -> Any:
+        def function(model: nn.Module) -> Any:
+            return right(model)
+
+        function.settings = settings  # type: ignore[attr-defined]
+        return function
+
+    def search(epochs: int, data: str) -> Shrunk:
+        return shrink(
+            network(), INPUTS[:1], described(data=data), fit=described(epochs=epochs), minimise="macs",
+            max_drop=0.5, trials=2, folder=tmp_path,
+        )  # fmt: skip
+
+    first = search(1, "a")
+    assert search(1, "a").candidates == first.candidates
+    with pytest.raises(ConfigError, match=r"\(fit\)"):
+        search(2, "a")
+    with pytest.raises(ConfigError, match=r"\(evaluate\)"):
+        search(1, "b")
+
+
+def _built(rank: int, folder: Path) -> list[Tensor]:
+    """A network whose fine-tuning is random and takes a while, in each of two processes."""
+
+    def fit(model: nn.Module) -> None:
+        torch.manual_seed(rank)
+        time.sleep(0.5)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+
+    (folder / "locks").mkdir(exist_ok=True)
+    model, example = network(), INPUTS[:1]
+    groups = coupling(model, example)
+    order = {d.name: list(range(d.width)) for d in groups.free}
+    networks = Networks(model, groups, order, example, None, fit, (), folder)
+    name = groups.free[0].name
+    return [p.detach() for p in networks(Point({name: 8})).parameters()]
+
+
+def test_two_processes_build_one_network(tmp_path: Path) -> None:
+    """Candidates of two precisions may have the same widths: each had fine-tuned its own, and the
+    one that was written last belonged to the measurements of the other.
+    """
+    ours, theirs = in_two_processes(_built, tmp_path)
+    assert all(map(torch.equal, ours, theirs))

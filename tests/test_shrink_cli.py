@@ -113,6 +113,10 @@ def test_a_tiny_vision_transformer(own: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--samples=none.npz"], "none.npz"),
         (["--samples=samples.npz", "--finetune=1"], "--finetune"),
+        (["--samples=samples.npz", "--distil"], "--distil"),
+        (["--samples=samples.npz", "--validation-path=."], "--validation-path"),
+        (["--samples=samples.npz", "--calibration=-5"], "--calibration=-5"),
+        (["--samples=samples.npz", "--allow=nnc", "--minimise=macs"], "lowers no macs"),
         (["--samples=odd.npz"], "in this order"),
         (["--samples=half.npz"], "half.npz"),
         (["--samples=one-hot.npz"], "one whole number per sample"),
@@ -132,3 +136,46 @@ def test_mistakes(
     argv = ["shrink", "--model=ownnets:two", "--input-shape=6", "--input-shape=4", *options]
     assert main(argv) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_dense_network_is_not_replaced(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays(own / "samples.npz", (6,), (4,))
+    shrinking = [
+        "shrink",
+        "--samples=samples.npz",
+        "--minimise=macs",
+        "--max-drop=0.3",
+        "--trials=2",
+    ]
+    made = ["--model=ownnets:two", "--input-shape=6", "--input-shape=4", "--out=lean.v2"]
+    assert main([*shrinking, *made]) == 0, capsys.readouterr().err
+    file = own / "lean.v2.pt"  # the name is not cut at its dot
+    before = file.read_bytes()
+    for out in ("lean.v2", "lean.v2.pt", "lean.v2.onnx"):
+        assert main([*shrinking, str(file), "--own-code=ownnets:two", f"--out={out}"]) == 1
+        assert "replace lean.v2.pt" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_samples_of_another_file_are_another_search(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays(own / "samples.npz", (6,), (4,), labels=3)
+    argv = [
+        "shrink",
+        "--model=ownnets:two",
+        "--input-shape=6",
+        "--input-shape=4",
+        "--minimise=macs",
+    ]
+    argv += ["--samples=samples.npz", "--trials=2", "--folder=search", "--max-drop=0.3"]
+    assert main(argv) == 0, capsys.readouterr().err
+    with numpy.load(own / "samples.npz") as file:
+        found = dict(file)
+    numpy.savez(own / "samples.npz", **{**found, "labels": (found["labels"] + 1) % 3})
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert "other settings (evaluate)" in said
+    assert "samples are few" not in said, "128 * 0.3 >= 3"
+    assert main([*argv[:-2], "--max-drop=0.02"]) == 0
+    assert "128 samples are few for a drop of 0.02" in capsys.readouterr().err

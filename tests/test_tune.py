@@ -351,3 +351,16 @@ def test_bisection_says_if_the_target_is_out_of_reach(effect: Callable[[float], 
     assert not found.reached
     assert len(found.tried) == 2, "the ends tell"
     assert found.effect == max(effect(0.0), effect(1.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"low": math.nan}, {"high": math.inf}, {"low": 2.0}, {"low": 0.0, "log": True}, {"target": math.nan},
+        {"tolerance": -1.0}, {"tolerance": math.nan}, {"steps": 1},
+    ],
+)  # fmt: skip
+def test_bisections_without_a_range_or_target_are_refused(options: dict[str, Any]) -> None:
+    given = {"target": 0.5, "low": 0.1, "high": 1.0, "tolerance": 0.1, **options}
+    with pytest.raises(ConfigError):
+        bisect(lambda x: x, given.pop("target"), given.pop("low"), given.pop("high"), **given)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.seams.cli import seconds_of
@@ -11,6 +15,7 @@ from tests.seams.cli import seconds_of
 pytest.importorskip("optuna")
 pytest.importorskip("lightning")
 
+from snello.cli import main
 from snello.errors import ConfigError
 from snello.lab.training import load_recipe
 from snello.lab.training.tuning import TuneSettings, epsilon, space_of, tune
@@ -41,6 +46,30 @@ def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--within"):
         seconds_of(text)
+
+
+def test_choices_are_numbers_in_each_form_of_yaml() -> None:
+    """YAML reads 1e-4, which has no point, as a text."""
+    (one,) = space_of(_recipe(), "lobster", {"lobster.lmbda": {"choices": ["1e-4", 1e-3]}})
+    assert one.values == (1e-4, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--updated=0.5", "--ramp"], "--ramp has no effect with --updated"),
+        (["--updated=0.5", "--within=1h"], "--within has no effect with --updated"),
+        (["--ramp", "--storage=sqlite:///x.db"], "--storage has no effect with --ramp"),
+        (["--ramp", "--share=0.5"], "--share has no effect with --ramp"),
+        (["--front", "--pruner=asha"], "--pruner has no effect with --front"),
+        (["--updated=0.5", "--method=lobster"], "needs a method with NEq"),
+    ],
+)
+def test_options_without_an_effect_are_refused(
+    words: list[str], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "digits", "--quick", f"--out={tmp_path}", *words]) == 1
+    assert part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -101,6 +130,31 @@ def test_half_a_line_of_a_journal_is_cut(tmp_path: Path) -> None:
         study = _opened(path)
         study.tell(study.ask(), 1.0)
         assert len(_opened(path).trials) == number + 1
+
+
+_KILLED = """
+import os
+from optuna.storages.journal import JournalFileSymlinkLock
+from snello.search.tune import Choices, open_study
+study = open_study("runs/study.log", "s", Choices("random", "none"), epochs=1, seed=0)
+JournalFileSymlinkLock.release = lambda lock: os._exit(9)
+study.ask()
+"""
+
+
+def test_the_lock_of_a_killed_process_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study in a relative folder had waited for it for ever."""
+    monkeypatch.chdir(tmp_path)
+    assert subprocess.run([sys.executable, "-c", _KILLED], check=False).returncode == 9
+    assert (tmp_path / "runs" / "study.log.lock").is_symlink()
+    # Optuna's 30 seconds in a fifth of one.
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() * 150, sleep=time.sleep)
+    monkeypatch.setattr("optuna.storages.journal._file.time", clock)
+    trials = _opened(Path("runs/study.log")).trials
+    assert [trial.state.name for trial in trials] == ["RUNNING"]
+    assert not (tmp_path / "runs" / "study.log.lock").is_symlink()
 
 
 @pytest.mark.parametrize("content", [b"{}\n{}\n", b"garbage\n{}\n", b"\xff\xfe\x00\n"])

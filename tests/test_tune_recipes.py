@@ -215,7 +215,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("--within=2x", "write 90s, 45m, 2h"),
         ("--minimise=parametres", "did you mean 'parameters'"),
         ("--trial=3", "did you mean 'trials'"),
-        ("--ramp", "--front and --ramp"),
+        ("--ramp", "--front has no effect with --ramp"),
     ):
         assert snello([*words, "--front", "--method=neq", wrong]) in (1, 2)
         assert part in capsys.readouterr().err

@@ -36,5 +36,7 @@ from snello.search.shrink._front import front as front
 from snello.search.shrink._judge import Judge as Judge
 from snello.search.shrink._lanes import lane as lane
 from snello.search.shrink._log import Log as Log
+from snello.search.shrink._networks import Networks as Networks
 from snello.search.shrink._point import Group as Group
+from snello.search.shrink._point import Point as Point
 from snello.search.shrink._shapes import ShapeModel as ShapeModel

@@ -33,12 +33,19 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def batches(self, part: slice = slice(None)) -> list[tuple[Tensor, ...]]:
+    def batches(self) -> list[tuple[Tensor, ...]]:
         """Batches of inputs."""
         import torch
 
-        split = [torch.split(x[part], BATCH) for x in self.inputs]
+        split = [torch.split(x, BATCH) for x in self.inputs]
         return list(zip(*split, strict=True))
+
+    def drawn(self, count: int) -> list[tuple[Tensor, ...]]:
+        """Batches of inputs drawn at random: a file may be sorted by class."""
+        import torch
+
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        return Samples(tuple(x[order] for x in self.inputs), None).batches()
 
     def answers(self, model: nn.Module) -> Tensor:
         """Class with the largest output of each sample, or the outputs themselves if there are no

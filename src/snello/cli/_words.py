@@ -74,4 +74,4 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
 
 def listed(text: str) -> list[str]:
     """Names that are separated by commas; none in an empty text."""
-    return [name for name in text.split(",") if name]
+    return [name.strip() for name in text.split(",") if name.strip()]

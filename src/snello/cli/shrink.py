@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from ._samples import read_samples
 from ._words import listed
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from snello.lab.datasets import Splits
     from snello.search.shrink import Shrunk
@@ -45,6 +46,8 @@ DEVICE = "profile"
 COSTS = ("latency", "macs", "bytes", "memory")
 LEVERS = ("channels", "weights", "int8", "nnc")
 BATCH = 250
+SUFFIXES = (".pt", ".onnx", ".snello")
+"""Suffixes of the file in float32, in int8 and as a bitstream."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.store import check_loadable
 
     pages.check_libraries()
-    out = check_writable(str(Path(arguments.out).with_suffix(".pt")))
+    out = _stem(arguments)
+    check_image_counts(arguments, "calibration")
     if not arguments.samples:
         require_data(arguments, arguments.file, "shrink needs data to measure on")
     model, record = read_model(arguments)
@@ -124,6 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         round_to=arguments.round_to, exclude=listed(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
     )  # fmt: skip
+    _warn_of_few(found.samples, arguments.max_drop)
     record = work["record"]
     path = _write(arguments, found, record, out, work["calibration"])
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
@@ -139,12 +144,40 @@ def run(arguments: argparse.Namespace) -> None:
     finish(table, page.data, Path(f"{path}.json"))
 
 
+def _warn_of_few(samples: int, bound: float) -> None:
+    """Warn of a bound that is smaller than what goes unseen among so few samples."""
+    if 0 < samples * bound < 3:
+        warn(
+            f"{samples} samples are few for a drop of {bound:g}: where none of them changes, a share of "
+            f"{3 / samples:.2g} may still change among others (3 / n, at 95 %); give at least "
+            f"{math.ceil(3 / bound)}"
+        )
+
+
+def _stem(arguments: argparse.Namespace) -> Path:
+    """The file to write as a model file; the suffix of another precision is put in its place.
+
+    Raises:
+        ConfigError: if one of the files is the one that is read.
+        OutputError: if the file cannot be written.
+    """
+    given = Path(arguments.out)
+    name = given.stem if given.suffix in SUFFIXES else given.name
+    for suffix in SUFFIXES:
+        path = given.with_name(name + suffix)
+        if arguments.file is not None and path.exists() and path.samefile(arguments.file):
+            raise ConfigError(
+                f"--out={arguments.out}: this would replace {path}, the dense network; choose another file"
+            )
+    return check_writable(given.with_name(f"{name}.pt"))
+
+
 def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
     """Evaluation and calibration on a dataset."""
     from snello.lab.datasets import loader
     from snello.lab.training import answers, check_fits
 
-    check_image_counts(arguments, "validation_images", "calibration")
+    check_image_counts(arguments, "validation_images")
     check_one_input(record, "shrink with --data (--samples takes several)")
     splits = load_images(arguments, record.images, record.input_shape)
     check_classification(splits, "shrink")
@@ -153,8 +186,16 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
+
+    def right(network: nn.Module) -> Tensor:
+        return answers(network, validation).right
+
+    names = ("data", "data_path", "image_size", "validation_path", "calibration", "split")
+    given = {name: getattr(arguments, name, None) for name in names}
+    images = record.images and asdict(record.images)
+    right.settings = {**given, "images": images}  # type: ignore[attr-defined]  # to resume with
     return {
-        "evaluate": lambda network: answers(network, validation).right,
+        "evaluate": right,
         "fit": fine_tuning(arguments, model, splits, partial(print, flush=True)),
         "calibration": [images for images, _ in batches],
         "record": record,
@@ -166,16 +207,28 @@ def _from_samples(
     arguments: argparse.Namespace, model: nn.Module, record: Record
 ) -> dict[str, Any]:
     """Evaluation and calibration on the samples of a file."""
-    if arguments.data or arguments.finetune:
-        raise ConfigError("--samples excludes --data and --finetune: it has no training part")
+    for option in ("data", "validation_path", "finetune", "distil", "distil_features"):
+        if getattr(arguments, option):
+            raise ConfigError(
+                f"--samples excludes --{option.replace('_', '-')}: the file has no training and no "
+                "validation part"
+            )
+    from snello.files import sha256_of
+
     samples = read_samples(arguments.samples, record)
     labels = samples.answers(model) if samples.labels is None else samples.labels
     if samples.labels is None:
         warn("no labels in the file: the share of unchanged answers is the quality", "note")
+
+    def right(network: nn.Module) -> Tensor:
+        return (samples.answers(network) == labels).double()
+
+    digest = sha256_of(arguments.samples)
+    right.settings = {"samples": digest, "calibration": arguments.calibration}  # type: ignore[attr-defined]
     return {
-        "evaluate": lambda network: (samples.answers(network) == labels).double(),
+        "evaluate": right,
         "fit": None,
-        "calibration": samples.batches(slice(arguments.calibration)),
+        "calibration": samples.drawn(arguments.calibration),
         "record": record,
         "test": lambda _: "",
     }

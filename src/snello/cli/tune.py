@@ -87,9 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Tune the recipe, show the tables, write the report and the winner's recipe."""
     within = _seconds(arguments.within)
-    chosen = [name for name in ("front", "updated", "ramp") if getattr(arguments, name)]
-    if len(chosen) > 1:
-        raise ConfigError(f"--{chosen[0]} and --{chosen[1]}: choose one of them")
+    _check_together(arguments)
     need_training(arguments)
     require("optuna", "tune", "tuning")
     if arguments.method is not None:
@@ -98,8 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
             f"--methods={json.dumps([arguments.method])}", *arguments.overrides
         ]  # fmt: skip
     recipe = read_recipe(arguments)
-    arguments.method = arguments.method or next(
-        (method for method in recipe.methods if method != "baseline"), "baseline"
+    arguments.method = arguments.method or (
+        "neq"
+        if arguments.updated is not None
+        else next((method for method in recipe.methods if method != "baseline"), "baseline")
     )
     declared = declared_space(arguments.recipe, quick=arguments.quick)
     folder = Path(arguments.out or Path("runs") / f"{Path(arguments.recipe).stem}-tune")
@@ -110,6 +110,26 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         tables, page = _tune(arguments, recipe, folder, declared, within)
     _written(folder, tables, page)
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect beside others.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    given = {name: value is not None for name, value in vars(arguments).items()}
+    given |= {"front": arguments.front, "ramp": arguments.ramp, "share": arguments.share != 1}
+    search = ("within", "minimise", "sampler", "pruner", "storage", "share")
+    excluded = {
+        "updated": ("ramp", "front", *search),
+        "ramp": ("front", *search),
+        "front": ("pruner",),
+    }
+    for name, others in excluded.items():
+        for other in others:
+            if given[name] and given[other]:
+                raise ConfigError(f"--{other} has no effect with --{name}: leave out one of them")
 
 
 def _tune(
@@ -148,7 +168,7 @@ def _epsilon(
     from snello.lab.reporting import epsilon_table, pages, progress
     from snello.lab.training.tuning import epsilon
 
-    method = arguments.method if "neq" in arguments.method else "neq"
+    method = arguments.method
     with progress(8) as line:
         found = epsilon(
             recipe, folder, arguments.updated, method=method, declared=declared, progress=line

@@ -82,7 +82,7 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
         return DeviceResult(device=dict(data["device"]), models=times, **counts)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(

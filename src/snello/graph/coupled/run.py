@@ -115,6 +115,7 @@ class Run:
             axes = tuple(self.labels.fresh(size) if size > 1 else None for size in tensor.shape)
             self.parameters[name] = Shadow(axes, weight=True)
             self._sources.update((label, name) for axis in axes for label in axis or ())
+            self._mirror_owner(name, axes)
         return self.parameters[name]
 
     def sources(self, tensor: Tensor) -> set[str]:
@@ -122,6 +123,16 @@ class Run:
         shadow = self.of(tensor)
         labels = (label for axis in shadow.axes for label in axis or ()) if shadow.weight else ()
         return {self._sources[label] for label in labels if label in self._sources}
+
+    def _mirror_owner(self, name: str, axes: tuple[Axis, ...]) -> None:
+        """Note the sizes of a linear layer whose weight another module uses, as attention does."""
+        owner = name.rpartition(".")[0]
+        layer = self._modules[owner]
+        if owner == self.path or not isinstance(layer, nn.Linear) or len(axes) != 2:
+            return
+        for attribute, axis in zip(("out_features", "in_features"), axes, strict=True):
+            if axis is not None and len(axis) == getattr(layer, attribute):
+                self.mirrors.append(Mirror(owner, attribute, -1, axis))
 
     def keep(self, tensor: Tensor, shadow: Shadow) -> None:
         """Store the labels of a tensor, and pin those along an axis of length 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
@@ -31,8 +32,11 @@ def check_options(
     Raises:
         ConfigError: for a value of another type, out of range, or an unknown name.
     """
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not max_drop >= 0:
-        raise ConfigError(f"shrink: max_drop={max_drop!r} is a drop of the quality, at least 0")
+    number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+    if not (number and 0 <= max_drop < math.inf):  # type: ignore[operator]
+        raise ConfigError(
+            f"shrink: max_drop={max_drop!r} must be a drop of the quality: a finite float, at least 0"
+        )
     if not callable(minimise) and (not isinstance(minimise, str) or minimise not in COSTS):
         raise ConfigError(
             f"shrink: minimise={minimise!r}{nearest(str(minimise), COSTS)}; choose one of {', '.join(COSTS)}, "
@@ -44,10 +48,28 @@ def check_options(
     if odd or not names:
         what = ", ".join(map(repr, odd)) or repr(allow)
         raise ConfigError(f"shrink: allow={what}; choose some of {', '.join(levers)}")
+    useful = _levers_for(minimise, names)
+    if not useful & set(names):
+        raise ConfigError(
+            f"shrink: allow={', '.join(names)} lowers no {minimise if isinstance(minimise, str) else 'cost'}: "
+            f"add one of {', '.join(name for name in levers if name in useful)}"
+        )
     for name, value in counts.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (whole and value >= 1):  # type: ignore[operator]
             raise ConfigError(f"shrink: {name}={value!r} must be a whole number, at least 1")
+
+
+def _levers_for(minimise: object, allowed: Collection[str]) -> set[str]:
+    """The levers that can lower a cost."""
+    found = {"channels", "branches"}
+    if minimise in ("latency", "memory", "bytes"):
+        found.add("int8")
+    if minimise == "bytes":
+        found.add("nnc")
+        if "nnc" in allowed:  # in float32, a weight of zero takes as many bytes as another
+            found.add("weights")
+    return found
 
 
 def check_functions(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:

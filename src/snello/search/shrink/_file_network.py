@@ -38,6 +38,9 @@ class FileNetwork(nn.Module):
             leaves, structure = pytree.tree_flatten(inputs.call(dense))
         self._structure = structure if len(leaves) == 1 else None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FileNetwork:
+        return self  # a session of the runtime cannot be copied, nor changed
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file.
 
@@ -51,7 +54,8 @@ class FileNetwork(nn.Module):
                     f"shrink: evaluate passes {name!r}, which the example inputs do not have: "
                     f"{', '.join(self._names)}; an int8 file takes these alone"
                 )
-        found = self._file(*Inputs(tuple(given.get(name) for name in self._names)).tensors())
+        tensors = Inputs(tuple(given.get(name) for name in self._names)).tensors()
+        found = self._file(*(x.cpu() for x in tensors)).to(tensors[0].device)
         return found if self._structure is None else pytree.tree_unflatten([found], self._structure)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

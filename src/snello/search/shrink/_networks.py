@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock  # torch depends on it
 from torch import nn
 
 from snello.errors import ModelError
@@ -62,11 +64,21 @@ class Networks:
         """The network of a point, recovered and fine-tuned; built again if its file is missing."""
         if point.dense:
             return copied(self._dense)
-        found = self.stored(f"network-{point.key}")
-        if found is None:
-            found = self._built(point)
-            self.store(f"network-{point.key}", found)
+        with self._alone(f"network-{point.key}"):
+            found = self.stored(f"network-{point.key}")
+            if found is None:
+                found = self._built(point)
+                self.store(f"network-{point.key}", found)
         return found
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Hold a lock: another process may want the same network in another precision."""
+        if self._folder is None:
+            yield
+            return
+        with FileLock(self._folder / "locks" / f"{name}.lock"):
+            yield
 
     def cut(self, point: Point) -> nn.Module:
         """The network of a point without recovery, as it is timed."""

@@ -100,7 +100,8 @@ class Search:
         facts = {
             "exclude": sorted(exclude),
             "importance": name_of(importance),
-            "fit": fit is not None,
+            "fit": getattr(fit, "settings", fit is not None),
+            "evaluate": getattr(evaluate, "settings", None),
             "inputs": Inputs.of(example).shapes,
             "calibration": [Inputs.of(batch).shapes for batch in calibration],
             "samples": self.judge.samples,

@@ -14,6 +14,7 @@ from snello.codec import CodecSettings
 from snello.deploy.operations import DeviceProfile, LatencyFit, read_profile
 from snello.errors import ConfigError
 from snello.graph import Example
+from snello.neurons import check_finite
 from snello.pruning.channels import ChannelImportance
 from snello.wrappers import copied, unwrapped
 
@@ -123,8 +124,10 @@ def shrink(
         example_inputs: inputs with the shape and the batch size of deployment.
         evaluate: function that returns the quality of a network on validation data, higher is
             better: one number, or one per sample (1 for a correct answer, 0 for a wrong one), with
-            which the bound holds for the upper limit of the drop at 95 % confidence.
-        fit: function that fine-tunes its argument, a network, in place; None: no fine-tuning.
+            which the bound holds for the upper limit of the drop at 95 % confidence. It gets copies.
+        fit: function that fine-tunes its argument, a network, in place; None: no fine-tuning. If it
+            or `evaluate` has an attribute `settings` of plain values, it must be the same to
+            continue a folder.
         max_drop: largest allowed drop of the quality below the dense network's.
         minimise: "latency" in ONNX Runtime on the CPU, "macs", "bytes" of the file, "memory" (peak,
             of a process that runs the network), or a function that returns the cost of a network.
@@ -153,9 +156,10 @@ def shrink(
         The network, and all candidates with what was predicted and what was measured.
 
     Raises:
-        ConfigError: for numbers out of range, unknown names, a folder of another search,
-            calibration inputs that the model does not take, or functions that return no numbers.
-        ModelError: if the model does not run on the example inputs.
+        ConfigError: for numbers out of range, unknown names, levers that do not lower the cost, a
+            device without a latency to minimise, a folder of another search, calibration inputs
+            that the model does not take, or functions that return no numbers.
+        ModelError: if the model does not run on the example inputs, or holds NaN.
         MissingExtraError: without onnx and onnxruntime (latency, memory, int8) or nncodec (nnc).
 
     Sources: Yang et al., "NetAdapt", ECCV 2018; Shen et al., "Structural pruning via
@@ -165,7 +169,12 @@ def shrink(
     counts = {"trials": trials, "threads": threads, "round_to": round_to}
     check_options(max_drop, minimise, allow, counts)
     check_functions({"evaluate": evaluate}, {"fit": fit, "on_candidate": on_candidate})
+    if device is not None and minimise != "latency":
+        raise ConfigError(
+            "shrink: device is a profile of latencies, and minimise is another cost: leave it out"
+        )
     model = unwrapped(model, "shrink")
+    check_finite(model, "shrink: the model")
     profile = (
         device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from snello.codec import CodecSettings
 from snello.deploy import file_bytes, footprint, peak_memory
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError, DivergenceError, ModelError
 from snello.files import write_text
 from snello.graph import Example
 from snello.pruning.channels import measured_size
@@ -73,7 +73,7 @@ class Verifier:
         key = f"{precision}-{at.point.key}"
         try:
             network = self._networks(at.point)
-        except ModelError as error:
+        except (ModelError, DivergenceError) as error:  # the latter of the fine-tuning
             return _failed(key, precision, at, error, begin)
         size = measured_size(network, self._example)
         found = Candidate(
@@ -82,7 +82,7 @@ class Verifier:
         )  # fmt: skip
         try:
             found = self._measured(found, network, at)
-        except ModelError as error:  # of the exporter or the quantiser
+        except ModelError as error:  # of the exporter, the quantiser or the judge
             found = replace(found, why=str(error))
         return replace(found, seconds=round(cpu_seconds() - begin, 2))
 
@@ -142,8 +142,8 @@ class Verifier:
         minimise, int8 = self._task.minimise, found.precision == "int8"
         timed = minimise == "latency" and self._task.here
         if not (int8 or timed or minimise == "memory"):
-            verdict = self._judge(network)
-            return _judged(replace(found, bytes=footprint(network, self._example).bytes), verdict)
+            found = replace(found, bytes=footprint(network, self._example).bytes)
+            return _judged(found, self._verdict(found, network))
         path = self._bench.exported(network, found.precision, "candidate")
         found = replace(
             found, bytes=file_bytes(path) if int8 else footprint(network, self._example).bytes
@@ -154,9 +154,13 @@ class Verifier:
             times = self._bench.times({"candidate": path})
             assert self.reference is not None
             found = replace(found, latency_ms=times["candidate"] * self.reference / times[""])
-        return _judged(
-            found, self._judge(FileNetwork(path, network, self._example) if int8 else network)
-        )
+        judged = FileNetwork(path, network, self._example) if int8 else network
+        return _judged(found, self._verdict(found, judged))
+
+    def _verdict(self, found: Candidate, network: nn.Module) -> Verdict:
+        if found.precision == "float32" and not found.widths and not found.sparsity:
+            return Verdict(self._judge.value, 0.0, 0.0)  # the one that drops are measured from
+        return self._judge(network)
 
     def _memory(self, path: Path, network: nn.Module) -> int | None:
         found = self._bench.memory(path)

@@ -55,9 +55,15 @@ def bisect(
         steps: largest number of measurements, at least 2: the first are at the ends.
 
     Raises:
-        ConfigError: for an empty range, or fewer than two steps.
+        ConfigError: for an empty or infinite range, a target that is no finite number, a negative
+            tolerance, or fewer than two steps.
     """
-    check_option(low < high and (not log or low > 0), f"no range to bisect: [{low}, {high}]")
+    finite = math.isfinite(low) and math.isfinite(high)
+    check_option(
+        finite and low < high and (not log or low > 0), f"no range to bisect: [{low}, {high}]"
+    )
+    check_option(math.isfinite(target), f"no target of a bisection: {target}")
+    check_option(tolerance >= 0, f"a tolerance is at least 0, not {tolerance}")
     check_option(steps >= 2, f"bisection needs at least 2 steps, not {steps}")
     tried: list[tuple[float, float]] = []
 

@@ -112,13 +112,15 @@ def dimension(name: str, given: Any, *, whole: bool | None = None) -> Interval |
     Args:
         name: dotted name of the setting.
         given: `[low, high]`, `[low, high, "log"]` or `{"choices": [a, b]}`.
-        whole: whether the setting is a whole number; None: if both ends are.
+        whole: whether the setting is a whole number, or another one; None if that is unknown: then a
+            range is of whole numbers if both ends are.
 
     Raises:
         ConfigError: for any other form, and for an empty range.
     """
     if isinstance(given, Mapping):
-        return Options(name, tuple(_choices(name, given)))
+        choices = _choices(name, given)
+        return Options(name, tuple(choices if whole is None else map(_as_number, choices)))
     if not isinstance(given, (list, tuple)) or len(given) not in (2, 3):
         raise ConfigError(f"tune: {name}: {given!r} is no range: {_FORM}")
     low, high = (_number(name, end) for end in given[:2])
@@ -138,8 +140,16 @@ def _choices(name: str, given: Mapping[str, Any]) -> Sequence[Any]:
     return found
 
 
+def _as_number(choice: Any) -> Any:
+    """A choice of numbers. YAML 1.1 reads 1e-5, which has no point, as a text."""
+    try:
+        return float(choice) if isinstance(choice, str) else choice
+    except ValueError:
+        return choice  # refused with the option's type
+
+
 def _number(name: str, end: Any) -> float:
-    """An end of a range. YAML 1.1 reads 1e-5, which has no point, as a text."""
+    """An end of a range."""
     if isinstance(end, (int, float)) and not isinstance(end, bool):
         return end
     try:

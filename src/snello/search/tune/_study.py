@@ -71,13 +71,15 @@ def _storage(given: str | Path) -> BaseStorage:
         return InMemoryStorage()
     if "://" in text:
         return _database(text)
-    path = Path(text)
+    # Absolute: the lock is a link to it, and Optuna waits for ever for the link of a killed process
+    # if that leads nowhere, as a relative one does from within a folder.
+    path = Path(text).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _journal(path)
     except OSError as error:
         raise OutputError(
-            f"cannot write the study {path}: {error.strerror or error}; give another --storage"
+            f"cannot write the study {text}: {error.strerror or error}; give another --storage"
         ) from error
 
 
