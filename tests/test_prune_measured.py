@@ -262,6 +262,7 @@ def test_excluded_modules_stay_whole() -> None:
     [
         ({"branches": True}, "measured=True"),
         ({"measured": True}, "measured needs calibration"),
+        ({"measured": True, "normalise": "mean"}, "leave out normalise"),
         # An id without an address, so that all processes of pytest-xdist collect the same tests.
         pytest.param(
             {"measured": True, "calibration": iter(())}, "measured needs calibration", id="empty"

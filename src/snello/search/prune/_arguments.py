@@ -68,12 +68,16 @@ def _check_drop(max_drop: object, evaluate: object) -> None:
 
 
 def check_recovery(
-    batches: Sequence[Example], reconstruction: bool | str, measured: bool, branches: bool
+    batches: Sequence[Example],
+    reconstruction: bool | str,
+    measured: bool,
+    branches: bool,
+    normalise: object,
 ) -> None:
-    """Refuse options that need calibration inputs, or one another.
+    """Refuse options that need calibration inputs or one another, or exclude one another.
 
     Raises:
-        ConfigError: naming what is missing.
+        ConfigError: naming what is missing or left over.
     """
     if not isinstance(reconstruction, bool) and reconstruction != "biases":
         raise ConfigError(
@@ -82,6 +86,10 @@ def check_recovery(
     if branches and not measured:
         raise ConfigError(
             "prune: branches have no score: give measured=True, too, and calibration, batches of inputs"
+        )
+    if measured and normalise != "auto":
+        raise ConfigError(
+            "prune: measured=True compares changes of the outputs, not scores: leave out normalise"
         )
     for name, given in (("reconstruction", reconstruction), ("measured", measured)):
         if given and not batches:

@@ -87,7 +87,7 @@ def prune(
             biases alone; see [`snello.pruning.recovery.correct_biases`][]. Not possible if a
             normalisation layer computes its statistics over removed channels.
         normalise: normalisation of the scores across dimensions; see
-            [`snello.pruning.channels.plan_channels`][].
+            [`snello.pruning.channels.plan_channels`][]. Not with `measured`.
         limits: lower limits on the widths, as shares of the dense network's.
         round_to: number of which widths are multiples.
         exclude: names of dimensions or modules that keep their widths.
@@ -117,7 +117,7 @@ def prune(
         {"fit": fit, "evaluate": evaluate, "on_step": on_step},
     )  # fmt: skip
     batches = list(calibration)
-    check_recovery(batches, reconstruction, measured, branches)
+    check_recovery(batches, reconstruction, measured, branches, normalise)
     model = unwrapped(model, "prune")
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     settings = {
