@@ -12,9 +12,10 @@ from torchvision.models import VisionTransformer
 from pair import begin
 from snello import plan_of, simplify
 from snello.errors import ConfigError
+from snello.graph import coupling
 from snello.lab.models import CifarResNet
 from snello.neurons import dead_neurons, weighted_layers
-from snello.pruning import Cubic, OneShot, Pruner, Ratio, taylor
+from snello.pruning import Cubic, LayerLimits, OneShot, Pruner, Ratio, taylor
 from snello.pruning.channels import group_taylor, magnitude
 from snello.sensitivity import serene_scores
 from snello.simplification import apply
@@ -128,6 +129,44 @@ def test_a_cubic_schedule_reaches_its_share_and_survives_saving_and_copying() ->
         assert torch.equal(mask, resumed.masks[name]), name
     plan = pruner.plan()
     assert plan.before / plan.units == pytest.approx(0.5, abs=1 / plan.units)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_widths_are_rounded_before_channels_are_chosen(width: int) -> None:
+    model, optimizer, batches = trained()
+    pruner = Pruner(
+        model, optimizer, lambda m: 1.0, granularity="channel", amount=Ratio(0.6), schedule=Cubic(4),
+        example_inputs=X, round_to=width, limits=LayerLimits(keep_at_least=0.3),
+    )  # fmt: skip
+    dense = {d.name: d.width for d in pruner._units.layers.values()}
+    narrowed = set()
+    for batch in batches[:1] * 5:
+        step(model, optimizer, batch)
+        pruner.step()
+        lean = simplify(model.eval(), X)
+        torch.testing.assert_close(lean(X), model(X))
+        found = widths(lean, dense)
+        assert found.keys() == dense.keys()
+        for name, kept in found.items():
+            assert kept % width == 0 or kept == dense[name]
+            assert kept >= min(0.3 * dense[name], width)
+            narrowed |= {name} if kept < dense[name] else set()
+    assert narrowed
+
+
+def widths(lean: nn.Module, dense: dict[str, int]) -> dict[str, int]:
+    """Width of each dimension of a lean network: rows of the layer that it is named after."""
+    return {d.name: d.width for d in coupling(lean, X).dimensions if d.name in dense}
+
+
+def test_rounding_is_refused_where_there_are_no_widths() -> None:
+    model, optimizer, _ = trained()
+    with pytest.raises(ConfigError, match="granularity='channel' alone"):
+        Pruner(model, optimizer, amount=Ratio(0.5), round_to=8)
+    with pytest.raises(ConfigError, match="round_to: must be a whole number, at least 1, not 0"):
+        Pruner(
+            model, optimizer, amount=Ratio(0.5), granularity="channel", example_inputs=X, round_to=0
+        )
 
 
 def test_channels_of_an_excluded_layer_stay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -28,15 +29,22 @@ class ChannelUnits:
         coupling: all dimensions of the model.
         layers: the dimensions that may be pruned, by name.
         left_alone: dimension that was not excluded -> why it keeps its width.
+        round_to: number of which the widths that are left are multiples.
     """
 
     model: nn.Module
     coupling: Coupling
     layers: dict[str, Dimension]
     left_alone: dict[str, str] = field(default_factory=dict)
+    round_to: int = 1
 
     @staticmethod
-    def of(model: nn.Module, example: Example | None, exclude: LayerFilter | None) -> ChannelUnits:
+    def of(
+        model: nn.Module,
+        example: Example | None,
+        exclude: LayerFilter | None,
+        round_to: int = 1,
+    ) -> ChannelUnits:
         """The dimensions of a model; those that an excluded layer writes are left out.
 
         Raises:
@@ -69,7 +77,7 @@ class ChannelUnits:
                 left[dimension.name] = dimension.pinned or reasons[0]
             else:
                 layers[dimension.name] = dimension
-        return ChannelUnits(model, found, layers, left)
+        return ChannelUnits(model, found, layers, left, round_to)
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -106,14 +114,15 @@ class ChannelUnits:
             for name, dimension in self.layers.items()
             if name in given
         }
-        scaled = comparable(live, normalise)
+        scaled = {n: in_blocks(s, self.round_to) for n, s in comparable(live, normalise).items()}
         if limits is None:
             return scaled
         return {name: protected(s, self.least(name, limits)) for name, s in scaled.items()}
 
     def least(self, name: str, limits: LayerLimits) -> int:
         """Number of channels of a dimension that must stay."""
-        return limits.least(name, self.layers[name].width, "channel")
+        least = limits.least(name, self.layers[name].width, "channel")
+        return math.ceil(least / self.round_to) * self.round_to
 
     def masks(self, scores: dict[str, Tensor], threshold: float) -> Masks:
         """Masks of the channels above a threshold, over every parameter that they have a slice of."""
@@ -141,3 +150,22 @@ class ChannelUnits:
         dead = torch.stack(sizes).sum(0) == 0
         # A dimension that is zero as a whole was probably initialised so, and is not yet trained.
         return dead & ~dead.all()
+
+
+def in_blocks(score: Tensor, size: int) -> Tensor:
+    """Scores with which any threshold leaves a multiple of a number of channels.
+
+    The best `size` channels get their mean, and so do the next ones; what is left over are the
+    worst.
+
+    Args:
+        score: score of each channel, shape `(width,)`; zero if it is pruned already.
+        size: the number.
+    """
+    if size == 1:
+        return score
+    found = score.clone()
+    order = score.argsort(descending=True, stable=True)[: int((score > 0).sum())]
+    for block in order.split(size):  # type: ignore[no-untyped-call]
+        found[block] = score[block].mean()
+    return found

@@ -40,13 +40,19 @@ def units_for(
     granularity: Granularity,
     exclude: LayerFilter | None,
     example: Example | None,
+    round_to: int,
 ) -> Units | ChannelUnits:
     """The units of a model that may be pruned.
 
     Raises:
-        ConfigError: for a model without a layer to prune, and for channels without example inputs.
+        ConfigError: for a model without a layer to prune, for channels without example inputs, and
+            for widths of anything else to round.
         ModelError: for a model that cannot be traced, or that does not run on the inputs.
     """
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
     if granularity == "channel":
-        return ChannelUnits.of(model, example, exclude)
+        return ChannelUnits.of(model, example, exclude, round_to)
+    if round_to != 1:
+        raise ConfigError(f"round_to={round_to} rounds widths, for granularity='channel' alone")
     return Units.of(model, prunable(model, exclude), granularity)

@@ -98,6 +98,8 @@ class Pruner:
             at chance, and ends when it has fallen too far; see
             [`QualityBound`][snello.pruning.QualityBound].
         example_inputs: inputs on which the model runs; only used for the granularity "channel".
+        round_to: number of which every width that is pruned stays a multiple, for hardware that is
+            faster at 8 or 16; only for the granularity "channel".
         on_plan: called with the plan before every pruning step; `print` shows it.
 
     Attributes:
@@ -131,6 +133,7 @@ class Pruner:
         limits: LayerLimits | None = None,
         quality: QualityBound | None = None,
         example_inputs: Example | None = None,
+        round_to: int = 1,
         on_plan: Callable[[PruningPlan], object] | None = None,
         **renamed: Never,
     ) -> None:
@@ -149,7 +152,7 @@ class Pruner:
         self.limits, self.quality = LayerLimits() if limits is None else limits, quality
         self._evaluate = evaluate
         self._check_options()
-        self._units = units_for(model, granularity, exclude, example_inputs)
+        self._units = units_for(model, granularity, exclude, example_inputs, round_to)
         self.left_alone = self._units.left_alone
         if not self._units.layers:
             raise ConfigError(
