@@ -57,12 +57,11 @@ def section(rows: list[Row], methods: Sequence[str], page: Path) -> list[str]:
     ratios = [0.0, *p["rungs"]]
     by_method = {m: [row for row in rows if row["method"] == m] for m in ordered}
     plot = page.with_name(f"pruning_published-{name}-{p['lmbda']:g}-{p['plateau']}.png")
-    plot_potential(
-        {m: _curve(found, ratios, "test") for m, found in by_method.items()}, plot, title
-    )
+    errors = {m: _errors(found, ratios) for m, found in by_method.items()}
+    plot_potential(errors, plot, title, ylabel="test error [%]", yscale="log")
     return [
         markdown(_accuracy(title, by_method, ratios)),
-        f"![Accuracy against pruned share]({plot.name})\n",
+        f"![Test error against the weights left]({plot.name})\n",
         markdown(_differences(by_method, p["rungs"])),
         markdown(_costs(by_method, p["rungs"])),
     ]
@@ -122,8 +121,8 @@ def _costs(rows: dict[str, list[Row]], ratios: list[float]) -> Table:
     )
 
 
-def _curve(rows: list[Row], ratios: list[float], key: str) -> dict[float, list[float]]:
-    found = {ratio: _values(rows, ratio, key) for ratio in ratios}
+def _errors(rows: list[Row], ratios: list[float]) -> dict[float, list[float]]:
+    found = {ratio: [1 - value for value in _values(rows, ratio, "test")] for ratio in ratios}
     return {ratio: values for ratio, values in found.items() if values}
 
 

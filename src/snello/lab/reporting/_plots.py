@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from snello.errors import require
 from snello.files import write_file
@@ -95,6 +95,7 @@ def plot_potential(
     *,
     xlabel: str = "weights left [%]",
     ylabel: str = "test accuracy [%]",
+    yscale: Literal["linear", "log"] = "linear",
 ) -> Path:
     """Plot the pruning potential: quality against pruning ratio, one line per method.
 
@@ -108,6 +109,7 @@ def plot_potential(
         title: title of the plot.
         xlabel: label of the horizontal axis.
         ylabel: label of the vertical axis.
+        yscale: scale of the vertical axis; "log" separates small errors.
     """
     figure, axis = _figure(1)
     for method, curve in curves.items():
@@ -120,7 +122,7 @@ def plot_potential(
         if any(len(v) > 1 for v in values):
             low, high = [min(v) for v in values], [max(v) for v in values]
             axis.fill_between(left, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set(xscale="log", yscale=yscale, xlabel=xlabel, ylabel=ylabel, title=title)
     axis.invert_xaxis()
     return _finish(figure, (axis,), path)
 
