@@ -94,27 +94,24 @@ def resting_prefix(
     shapes = _Shapes(graph.module, len(inputs[0]))
     with evaluation_mode(model), torch.no_grad():
         shapes.run(*inputs)
-    nodes = graph.module.graph
-    still = _still(model, nodes, {id(p) for p in frozen})
+    whole = graph.module.graph
+    still = _still(model, whole, {id(p) for p in frozen})
     samples = _of_samples(still, shapes.tensors)
-    behind = _behind(nodes, still, samples)
+    behind = _behind(whole, still, samples)
     frontier = [
         node
         for node in still
         if node in samples and node.op != "placeholder" and not behind.isdisjoint(node.users)
     ]
-    ancestors = _ancestors(frontier)
+    front = _front(model, whole, frontier)
     modules = tuple(
         str(node.target)
-        for node in nodes.nodes
-        if node in ancestors
-        and node.op == "call_module"
-        and any(True for _ in _module(model, node).parameters())
+        for node in front.graph.nodes
+        if node.op == "call_module" and any(True for _ in _module(model, node).parameters())
     )
     if not modules:
         return None
-    front = _front(model, nodes, frontier)
-    rest, used = _rest(model, nodes, behind, frontier)
+    rest, used = _rest(model, whole, behind, frontier)
     features = tuple(Feature.of(shapes.tensors[node]) for node in frontier)
     found = RestingPrefix(front, rest, modules, features, used)
     _check(model, found, inputs)

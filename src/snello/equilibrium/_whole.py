@@ -37,14 +37,12 @@ class Whole:
         module: the module.
         lent: name of each layer that it uses without calling it -> names of the layer's parameters,
             relative to the module.
-        layers: names of all layers with neurons inside of it.
         own: name of each of its parameters in no watched layer -> sets of layers; it rests as soon
             as all layers of one of them do.
     """
 
     module: nn.Module
     lent: Mapping[str, tuple[str, ...]]
-    layers: frozenset[str]
     own: Mapping[str, tuple[frozenset[str], ...]]
 
     def resting(self, frozen: Collection[str]) -> tuple[str, ...]:
@@ -84,23 +82,21 @@ def wholes(
     for name, module in model.named_modules():
         if name in kept:
             continue
-        inside = {layer for layer in every if name and layer.startswith(f"{name}.")}
+        inside = {layer for layer in every if layer.startswith(f"{name}.")}
         used = {
             layer: _names(module, every[layer])
             for layer in lent
-            if layer in watched and name and layer.rpartition(".")[0] == name
+            if layer in watched and layer.rpartition(".")[0] == name
         }
         free = {k: p for k, p in module.named_parameters(recurse=False) if id(p) not in taken}
         alone = inside <= watched.keys() and _few(free, [every[layer] for layer in inside])
+        around = [frozenset(inside)] if alone else []
         own = {
-            key: (
-                *([frozenset(inside)] if alone else []),
-                *([fronts[id(p)]] if id(p) in fronts else []),
-            )
+            key: (*around, fronts[id(p)]) if id(p) in fronts else (*around,)
             for key, p in free.items()
         }
         if used or any(own.values()):
-            found.append(Whole(module, used, frozenset(inside), own))
+            found.append(Whole(module, used, own))
     return tuple(found)
 
 
