@@ -14,6 +14,7 @@ All parts of snello exchange masks in one form: keyed by the qualified name of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -246,6 +247,12 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
+
+
+def parameter_owners(model: nn.Module) -> dict[int, int]:
+    """Parameter's id -> number of distinct modules that hold it; a shared module counts once."""
+    held = (p for module in model.modules() for p in module.parameters(recurse=False))
+    return Counter(map(id, held))
 
 
 LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]

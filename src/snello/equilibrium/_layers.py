@@ -9,7 +9,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snello.errors import ConfigError
-from snello.neurons import CONVOLUTIONS, TRANSPOSED, computed, head, neuron_layers, select_layers
+from snello.neurons import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    computed,
+    head,
+    neuron_layers,
+    parameter_owners,
+    select_layers,
+)
 
 from ._uses import in_projections
 
@@ -65,7 +73,7 @@ def monitored_layers(
     kept = select_layers(candidates, exclude, "NEq")
     watched: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
-    last, owners = head(model), _owners(model)
+    last, owners = head(model), parameter_owners(model)
     for name, module in candidates.items():
         if name not in kept:
             left[name] = EXCLUDED
@@ -97,15 +105,6 @@ def _wanted(kinds: Iterable[str] | None) -> tuple[type[nn.Module], ...]:
             f"kinds: names no kind of layer; give some of {', '.join(KINDS)}, or None for all"
         )
     return tuple(layer for kind in named for layer in KINDS[kind])
-
-
-def _owners(model: nn.Module) -> dict[int, int]:
-    """Parameter id -> number of distinct modules that hold it (a shared module counts once)."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return owners
 
 
 def _unfit(module: nn.Module, owners: dict[int, int]) -> str | None:

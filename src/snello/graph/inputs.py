@@ -68,6 +68,12 @@ class Inputs:
         """The shapes of [`tensors`][snello.graph.Inputs.tensors]."""
         return tuple(tuple(int(n) for n in tensor.shape) for tensor in self.tensors())
 
+    @property
+    def samples(self) -> int:
+        """Number of samples: length of the first tensor; 1 without one, and for a scalar."""
+        first = next(iter(self.tensors()), None)
+        return max(1, len(first)) if first is not None and first.dim() else 1
+
     def in_order_of(self, first: Inputs) -> Inputs:
         """The same arguments, with the keywords in the order of others if they are the same."""
         if set(self.kwargs) != set(first.kwargs):

@@ -13,6 +13,7 @@ from snello.neurons import LayerFilter
 from ._channel_units import ChannelUnits
 from ._importance import Granularity, Importance, importance_of
 from ._layers import prunable
+from ._options import check_round_to
 from ._units import Units
 from .channels import ChannelImportance
 from .channels.importances import importance_of as channel_importance_of
@@ -49,8 +50,7 @@ def units_for(
             for widths of anything else to round.
         ModelError: for a model that cannot be traced, or that does not run on the inputs.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
+    check_round_to(round_to)
     if granularity == "channel":
         return ChannelUnits.of(model, example, exclude, round_to)
     if round_to != 1:

@@ -8,6 +8,16 @@ from ._limits import LayerLimits
 from ._quality import QualityBound
 
 
+def check_round_to(given: object) -> None:
+    """Refuse a number that widths cannot be multiples of.
+
+    Raises:
+        ConfigError: with the number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"round_to: must be a whole number, at least 1, not {given!r}")
+
+
 def check_kinds(amount: object, schedule: object, limits: object, quality: object) -> None:
     """Refuse options of another kind, such as a number for an amount.
 

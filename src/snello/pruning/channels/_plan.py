@@ -15,6 +15,7 @@ from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
+from snello.pruning._options import check_round_to
 from snello.wrappers import unwrapped
 
 from ._size import Size, SizeModel
@@ -229,8 +230,7 @@ def checked_scores(
     Raises:
         ConfigError: as `plan_channels`.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ConfigError(f"round_to: must be a whole number, at least 1, not {round_to!r}")
+    check_round_to(round_to)
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     scores = measured_scores(importance_of(importance), model, groups)
     _check_names(groups, exclude)

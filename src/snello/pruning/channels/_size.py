@@ -53,7 +53,7 @@ class SizeModel:
         if not self._parameters:
             raise ModelError(f"{type(model).__name__} has no parameters to remove, only buffers")
         self._units, self._coupling = Units(Run(model).forward(inputs)), coupling
-        self._batch = _batch(inputs)
+        self._batch = inputs.samples
         axes = {axis for p in self._units.run.products for axis in p.axes}
         self._axes = {axis: Counter(self._units.roots(axis)) for axis in axes}
 
@@ -103,11 +103,5 @@ def measured_size(model: nn.Module, example: Example) -> Size:
             inputs.map(torch.clone).call(model)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{type(model).__name__} does not run: {error}") from error
-    return Size(
-        counter.get_total_flops() / 2 / _batch(inputs), sum(p.numel() for p in model.parameters())
-    )
-
-
-def _batch(inputs: Inputs) -> int:
-    tensors = inputs.tensors()
-    return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1
+    macs = counter.get_total_flops() / 2 / inputs.samples
+    return Size(macs, sum(p.numel() for p in model.parameters()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, DataError
 from snello.graph import Example, Inputs, evaluation, unlabelled
+from snello.neurons import parameter_owners
 
 
 def check_alike(model: nn.Module, reference: nn.Module, verb: str) -> None:
@@ -50,11 +50,11 @@ def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
 
 def tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Layers with a parameter that another module has, too -> the reason not to change it."""
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    owners = parameter_owners(model)
     return {
         name: "its weight or bias is tied to that of another module"
         for name, layer in layers.items()
-        if any(p is not None and owners[id(p)] > 1 for p in layer._parameters.values())
+        if any(owners[id(p)] > 1 for p in layer.parameters(recurse=False))
     }
 
 

@@ -244,8 +244,8 @@ class Search:
             assert self._table is not None
             return latency_cost(self.shapes, self._table, precision, self._fitted(precision))
         if self._minimise == "macs":
-            batch = _batch(self._example)
-            return OperationCost(self.shapes, lambda o: o.macs / batch)
+            samples = Inputs.of(self._example).samples
+            return OperationCost(self.shapes, lambda o: o.macs / samples)
         if self._minimise == "bytes":
             return self._byte_cost(precision)
         narrowest = {
@@ -378,8 +378,3 @@ def _near(share: float, width: int, round_to: int | None) -> int:
 
 def _alone(cost: Cost) -> FrontPoint:
     return FrontPoint(Point(), 0.0, cost.total(Point()))
-
-
-def _batch(example: Example) -> int:
-    tensors = Inputs.of(example).tensors()
-    return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1
