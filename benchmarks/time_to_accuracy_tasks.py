@@ -41,7 +41,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and on what.
+    """A network, the images that it learns, and how it is optimised.
 
     Attributes:
         images: the images.

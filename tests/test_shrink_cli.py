@@ -62,6 +62,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+TWO = ("--model=ownnets:two", "--input-shape=6", "--input-shape=4")
+
+
 def arrays(path: Path, *shapes: tuple[int, ...], labels: int | None = None) -> None:
     random = numpy.random.RandomState(0)
     found = {f"input_{i}": random.randn(128, *s).astype("f4") for i, s in enumerate(shapes)}
@@ -72,13 +75,7 @@ def arrays(path: Path, *shapes: tuple[int, ...], labels: int | None = None) -> N
 
 def test_a_model_with_two_inputs(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays(own / "samples.npz", (6,), (4,))
-    argv = [
-        "shrink",
-        "--model=ownnets:two",
-        "--input-shape=6",
-        "--input-shape=4",
-        "--samples=samples.npz",
-    ]
+    argv = ["shrink", *TWO, "--samples=samples.npz"]
     options = ["--minimise=macs", "--max-drop=0.2", "--folder=search"]
     assert main([*argv, *options]) == 0, capsys.readouterr().err
     report = json.loads((own / "lean.pt.json").read_text())
@@ -133,7 +130,7 @@ def test_mistakes(
     (own / "half.npz").write_bytes(whole[: len(whole) // 2])
     x, z, labels = torch.zeros(8, 6), torch.zeros(8, 4), torch.eye(4).repeat(2, 1)
     numpy.savez(own / "one-hot.npz", x=x.numpy(), z=z.numpy(), labels=labels.numpy())
-    argv = ["shrink", "--model=ownnets:two", "--input-shape=6", "--input-shape=4", *options]
+    argv = ["shrink", *TWO, *options]
     assert main(argv) == 1
     assert message in capsys.readouterr().err
 
@@ -147,8 +144,7 @@ def test_the_dense_network_is_not_replaced(own: Path, capsys: pytest.CaptureFixt
         "--max-drop=0.3",
         "--trials=2",
     ]
-    made = ["--model=ownnets:two", "--input-shape=6", "--input-shape=4", "--out=lean.v2"]
-    assert main([*shrinking, *made]) == 0, capsys.readouterr().err
+    assert main([*shrinking, *TWO, "--out=lean.v2"]) == 0, capsys.readouterr().err
     file = own / "lean.v2.pt"  # the name is not cut at its dot
     before = file.read_bytes()
     for out in ("lean.v2", "lean.v2.pt", "lean.v2.onnx"):
@@ -163,12 +159,13 @@ def test_samples_of_another_file_are_another_search(
     arrays(own / "samples.npz", (6,), (4,), labels=3)
     argv = [
         "shrink",
-        "--model=ownnets:two",
-        "--input-shape=6",
-        "--input-shape=4",
+        *TWO,
         "--minimise=macs",
+        "--samples=samples.npz",
+        "--trials=2",
+        "--folder=search",
+        "--max-drop=0.3",
     ]
-    argv += ["--samples=samples.npz", "--trials=2", "--folder=search", "--max-drop=0.3"]
     assert main(argv) == 0, capsys.readouterr().err
     with numpy.load(own / "samples.npz") as file:
         found = dict(file)

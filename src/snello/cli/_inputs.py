@@ -174,6 +174,11 @@ def check_model_file(path: str) -> Path:
     return check_writable(path)
 
 
+def is_read(arguments: argparse.Namespace, path: Path) -> bool:
+    """Return true if a file to write is the one that the command reads."""
+    return arguments.file is not None and path.exists() and path.samefile(arguments.file)
+
+
 def finish(table: Table, result: Any, path: str | Path) -> None:
     """Show a result as a table and write it as JSON."""
     from snello.lab.reporting import as_json, show

@@ -27,6 +27,7 @@ from ._inputs import (
     check_one_input,
     device,
     finish,
+    is_read,
     read_model,
 )
 from ._names import channel_importances, complete_with
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     pages.check_libraries()
     out = check_model_file(arguments.out)
-    if arguments.file is not None and out.exists() and out.samefile(arguments.file):
+    if is_read(arguments, out):
         raise ConfigError(f"--out={out}: this would replace the dense network; choose another file")
     keep, limits = _keep(arguments), _limits(arguments)
     if arguments.branches and not arguments.measured:

@@ -22,7 +22,15 @@ from ._data import (
 )
 from ._finetuning import add_finetuning_arguments, fine_tuning
 from ._images import fitted
-from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model, warn
+from ._inputs import (
+    add_model_arguments,
+    check_one_input,
+    check_writable,
+    finish,
+    is_read,
+    read_model,
+    warn,
+)
 from ._names import channel_importances, complete_with
 from ._own_code import named_code
 from ._samples import read_samples
@@ -165,7 +173,7 @@ def _stem(arguments: argparse.Namespace) -> Path:
     name = given.stem if given.suffix in SUFFIXES else given.name
     for suffix in SUFFIXES:
         path = given.with_name(name + suffix)
-        if arguments.file is not None and path.exists() and path.samefile(arguments.file):
+        if is_read(arguments, path):
             raise ConfigError(
                 f"--out={arguments.out}: this would replace {path}, the dense network; choose another file"
             )

@@ -87,19 +87,19 @@ def huggingface_callback(
 
         def before(self, model: nn.Module, folder: str, step: int) -> dict[str, Any]:
             """The states to continue from: of the checkpoint, or of this model's last training."""
-            again = self.last is not None and self.last[0]() is model
+            again = self.last[1] if self.last is not None and self.last[0]() is model else None
             if step and resume_from:
                 own = Path(folder, f"checkpoint-{step}")
                 saved = (own if resume_from is True else Path(resume_from)) / "snello.pt"
                 if saved.is_file():
                     return _of(self.parts, archives.load(saved), saved)
-                if not again:
+                if again is None:
                     raise ConfigError(
                         f"training goes on at step {step}, but there is no {saved}: without it pruned weights would "
                         "be revived. Give huggingface_callback(resume_from=CHECKPOINT) the folder that "
                         "resume_from_checkpoint names, or resume_from=False if it was saved without this callback"
                     )
-            return self.last[1] if again and self.last is not None else {}
+            return again or {}
 
         def look(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
             if "sensitivity" in self.parts and model.training and torch.is_grad_enabled():

@@ -87,8 +87,10 @@ class GroupDecay(Sensitivity):
                 if id(parameter) in factors:  # tied, or in several dimensions: the smaller factor
                     factor = torch.minimum(factors[id(parameter)][1], factor)
                 factors[id(parameter)] = (parameter, factor)
-        parameters, found = zip(*factors.values(), strict=True) if factors else ((), ())
-        return list(parameters), [factor.masked_fill(factor.isinf(), 0) for factor in found]
+        return (
+            [parameter for parameter, _ in factors.values()],
+            [factor.masked_fill(factor.isinf(), 0) for _, factor in factors.values()],
+        )
 
     def _written(self, dimension: Dimension, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Parameters that write or scale the channels, with factors that broadcast over them;
