@@ -8,9 +8,10 @@ of option A written as a 1×1 convolution (Torch-Pruning's graph breaks on the p
 fine-tuned alike: same images, augmentation, schedule, seed. The importance is measured on the same
 batches. Three kinds of rows differ: "serene, grown" spends half of the epochs on the dense network,
 with the decay of SeReNe on groups; "taylor, 3 steps" spends two between its cuts; half of the loss
-of "distilled" rows is the distance to the dense network's scores. Accuracy: test images, last
-epoch. Widths are rounded only in the rows that say so. Statistics of BatchNorm are estimated again
-on the same 1000 images before the accuracy after the cut is measured, for all.
+of "distilled" rows is the distance to the scores of the dense network before the cut, or of the
+finished row "dense" of the same seed. Accuracy: test images, last epoch. Widths are rounded only in
+the rows that say so. Statistics of BatchNorm are estimated again on the same 1000 images before the
+accuracy after the cut is measured, for all.
 
 Rows and networks are written as they are finished; a run that was interrupted goes on. With
 ``--latency`` nothing is trained: the networks of the first seed are timed in turns in PyTorch and
@@ -65,6 +66,8 @@ GRADUAL = "taylor, 3 steps"
 """The row that is cut in three steps, with an epoch of the budget after the first and the second."""
 DISTILLED = ", distilled"
 """End of the names of rows whose loss is half the distillation from the dense network before the cut."""
+TAUGHT = ", distilled from the dense row"
+"""The same with the dense network that was fine-tuned as long as the row itself as teacher."""
 LAMBDA = 1e-3
 
 
@@ -233,6 +236,7 @@ def cuts_of(macs: float, splits: Splits, settings: FineTuning) -> dict[str, Cut]
         )
     for name in ("taylor", "measured, widths of 16", "Torch-Pruning taylor"):
         found[name + DISTILLED] = found[name]
+    found["taylor" + TAUGHT] = found["taylor"]
     found["Torch-Pruning taylor, widths of 16"] = torch_pruned(macs, batches, images, "taylor", 16)
     return found
 
@@ -249,6 +253,18 @@ def dense_network(options: argparse.Namespace, splits: Splits) -> nn.Module:
     finetune(model, splits, settings)
     torch.save(model.state_dict(), kept)
     return model.eval()
+
+
+def teacher_of(method: str, dense: nn.Module, finished: Path) -> nn.Module | None:
+    """The network whose scores a row learns from, if any; ``finished`` is the dense row's."""
+    if method.endswith(DISTILLED):
+        return dense
+    if not method.endswith(TAUGHT):
+        return None
+    if not finished.exists():
+        raise SystemExit(f"{method!r} learns from {finished}: run the method 'dense' first")
+    loaded: nn.Module = torch.load(finished, weights_only=False)  # written by this script
+    return loaded.eval()
 
 
 def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> None:
@@ -271,9 +287,10 @@ def train_rows(options: argparse.Namespace, rows_file: Path, networks: Path) -> 
             model = cuts[method](dense)
             size, before = measured_size(model, X), evaluate(model, test).accuracy
             left = settings.epochs - {GROWN: settings.epochs // 2, GRADUAL: 2}.get(method, 0)
-            distil = 0.5 if method.endswith(DISTILLED) else 0.0
+            teacher = teacher_of(method, dense, networks / f"dense-{seed}.pt")
+            distil = 0.0 if teacher is None else 0.5
             own = replace(settings, seed=seed, epochs=left, distil=distil)
-            finetune(model, splits, own, teacher=dense if own.distil else None)
+            finetune(model, splits, own, teacher=teacher)
             row = Row(
                 method, seed, size.macs / whole.macs, size.parameters / whole.parameters, before,
                 evaluate(model, test).accuracy, cpu_seconds() - started,

@@ -62,6 +62,16 @@ def test_lines_without_their_fields_are_computed_again(kind: str, tmp_path: Path
     assert again.chosen.cost == first.chosen.cost
 
 
+def test_settings_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    def fit(network: nn.Module) -> None:
+        raise AssertionError
+
+    fit.settings = {"data": INPUTS}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="no plain values"):
+        shrunk(fit=fit, folder=tmp_path / "search")
+    assert not (tmp_path / "search").exists()
+
+
 def test_results_without_their_settings_are_refused(tmp_path: Path) -> None:
     """Another network had taken them over as its own."""
     shrunk(folder=tmp_path)

@@ -44,7 +44,7 @@ from .labelled import Loss as Loss
 from .labelled import labelled as labelled
 from .labelled import loss_of as loss_of
 from .labelled import repeatable as repeatable
-from .labelled import scores_in as scores_in
+from .labelled import scores_of as scores_of
 from .labelled import unlabelled as unlabelled
 from .modes import evaluation as evaluation
 from .modes import evaluation_mode as evaluation_mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -87,23 +87,30 @@ def loss_of(outputs: Any, targets: Any, loss: Loss | None) -> Tensor:
     Raises:
         ConfigError: for a loss that is no scalar, and outputs without scores if there is no `loss`.
     """
-    value = F.cross_entropy(scores_in(outputs), targets) if loss is None else loss(outputs, targets)
+    value = F.cross_entropy(scores_of(outputs), targets) if loss is None else loss(outputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"loss gives a scalar tensor, the mean over a batch, not {what}")
     return value
 
 
-def scores_in(outputs: Any) -> Tensor:
-    """The scores of classes in a model's outputs: the tensor, or its attribute `logits`.
+def scores_of(outputs: Any) -> Tensor:
+    """The tensor of scores in a model's outputs.
+
+    Torchvision's segmentation networks return a mapping with `"out"`; Hugging Face models return
+    an object or a mapping with `"logits"`.
 
     Raises:
-        ConfigError: for other outputs.
+        ConfigError: for outputs without scores.
     """
-    scores = getattr(outputs, "logits", outputs)
-    if not isinstance(scores, Tensor):
-        raise ConfigError(
-            f"the model returns a {type(outputs).__name__}, not a tensor of scores: wrap it in a "
-            "module that returns them, or give loss=, a function of outputs and targets, if there is one"
-        )
-    return scores
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("out", "logits"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise ConfigError(
+        f"the model returned a {type(outputs).__name__} without scores: return a tensor, or a "
+        "mapping or an object with 'out' or 'logits', or give loss=, a function of outputs and "
+        "targets, if there is one"
+    )

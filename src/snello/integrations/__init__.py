@@ -6,7 +6,4 @@ state in the library's own checkpoints. [`snello.integrations.lightning`][] need
 before its first use.
 """
 
-from ._scores import scores_of as scores_of
-
-# The names left out of __all__ are internal to snello's own packages.
-__all__ = []
+__all__: list[str] = []

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 
 from snello.curation import DynamicSubset
 from snello.errors import ConfigError, require
+from snello.graph import scores_of
 from snello.store import archives
-
-from ._scores import scores_of
 
 INDEX = "snello_index"
 """Key of the samples' indices in a batch."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
+from snello.graph import scores_of
 from snello.pruning import Pruner
 from snello.sensitivity import Sensitivity
 from snello.store import archives
@@ -21,7 +22,6 @@ from snello.wrappers import OwnHook
 
 from ._combined import frozen_rows_held
 from ._curated_trainer import curated_trainer as curated_trainer
-from ._scores import scores_of
 
 
 def huggingface_callback(

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from snello.curation import DynamicSubset
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
 from snello.errors import ConfigError
+from snello.graph import scores_of
 from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
@@ -33,7 +34,6 @@ from ._agree import agree_on_pruning
 from ._average import WeightAverage as WeightAverage
 from ._average import inner_model as _model
 from ._combined import frozen_rows_held
-from ._scores import scores_of
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:

@@ -17,7 +17,7 @@ from snello.graph import (
     loss_of,
     repeatable,
     requiring_gradients,
-    scores_in,
+    scores_of,
 )
 from snello.neurons import check_granularity, plain_layers, rows, spread, weighted_layers
 from snello.processes import sum_over_processes
@@ -102,7 +102,7 @@ def serene_scores(
         try:
             with evaluation_mode(model), torch.enable_grad():
                 for inputs, _ in labelled(batches, device):
-                    serene.observe(scores_in(inputs.call(model)))
+                    serene.observe(scores_of(inputs.call(model)))
             found = serene.sensitivity()
         finally:
             serene.remove()

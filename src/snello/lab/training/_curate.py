@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snello.curation import RandomSubset, Recorder, Recording
 from snello.errors import DataError
-from snello.integrations import scores_of
+from snello.graph import scores_of
 from snello.lab.datasets import Splits, loader
 
 from ._descent import descend

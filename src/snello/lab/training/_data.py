@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snello.curation import DynamicSubset, InfoBatch, Kept, OrderDP, RandomSubset
 from snello.errors import ConfigError, DataError, ModelError
-from snello.integrations import scores_of
+from snello.graph import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.lab.recipes import Recipe
 from snello.store import ImageInput, build, load_weights

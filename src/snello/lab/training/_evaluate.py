@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.errors import DataError
-from snello.graph import evaluation
-from snello.integrations import scores_of
+from snello.graph import evaluation, scores_of
 from snello.neurons import input_dtype
 
 

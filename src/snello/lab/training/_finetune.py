@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from snello.errors import ConfigError
-from snello.integrations import scores_of
+from snello.graph import scores_of
 from snello.lab.datasets import Splits, loader
 from snello.pruning.recovery import FeatureDistillation, distillation
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
-from snello.integrations import scores_of
+from snello.graph import scores_of
 from snello.lab.datasets import DataSplits, Splits, loader
 from snello.lab.recipes import Recipe
 from snello.store import load

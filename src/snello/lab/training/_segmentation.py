@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from snello.curation import DynamicSubset
-from snello.integrations import scores_of
+from snello.graph import scores_of
 from snello.lab.recipes import OptimizerConfig
 
 from ._task import configured, logged

@@ -13,6 +13,7 @@ from torch import nn
 from snello.errors import ConfigError
 from snello.files import write_text
 from snello.processes import rank_and_size
+from snello.search.identity import plain
 from snello.simplification import SimplificationPlan, apply, plan_of
 from snello.store import archives
 from snello.wrappers import copied
@@ -43,12 +44,7 @@ class Folder:
         """
         if self.path is None:
             return
-        try:
-            json.dumps(self.settings)
-        except TypeError as error:
-            raise ConfigError(
-                f"prune: the attribute settings of fit or evaluate holds no plain values: {error}"
-            ) from error
+        plain(self.settings, "prune")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -59,7 +55,7 @@ class Folder:
             self._check_settings(self._table()["settings"])
 
     def _check_settings(self, known: dict[str, Any]) -> None:
-        ours = json.loads(json.dumps(self.settings))
+        ours = plain(self.settings, "prune")
         # Folders of earlier versions have fewer settings.
         odd = [name for name in known if known[name] != ours.get(name)]
         if not odd:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock  # torch depends on it
 
 from snello.errors import ConfigError, OutputError
+from snello.search.identity import plain
 from snello.search.locks import claimed
 
 WAIT = 0.1
@@ -32,7 +33,8 @@ class Log:
             as if they were not there.
 
     Raises:
-        ConfigError: if the folder holds results of other settings, or without their settings.
+        ConfigError: if the folder holds results of other settings, or without their settings, and
+            for settings that are no plain values.
     """
 
     def __init__(
@@ -46,11 +48,11 @@ class Log:
         self._read = 0
         if folder is None:
             return
+        wanted = plain(settings, "shrink")
         try:
             (folder / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
-        wanted = json.loads(json.dumps(settings))
         # Every process writes the settings first: without them, the line was lost.
         if self.find("settings") is None and self._known:
             raise ConfigError(
