@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from snello.errors import ConfigError
-from snello.graph import Example, Inputs
+from snello.graph import Example
 from snello.pruning import LayerLimits
 from snello.pruning.channels import Keep
 
@@ -94,11 +94,6 @@ def check_recovery(
     for name, given in (("reconstruction", reconstruction), ("measured", measured)):
         if given and not batches:
             raise ConfigError(f"prune: {name} needs calibration, batches of inputs")
-
-
-def batch_size(batch: Example) -> int:
-    """Number of samples of a batch: the length of its longest tensor."""
-    return max((len(t) for t in Inputs.of(batch).tensors() if t.dim()), default=1)
 
 
 def quality_of(value: Any) -> float:

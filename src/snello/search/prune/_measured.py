@@ -25,7 +25,6 @@ from snello.pruning.channels import (
 )
 from snello.search.output_distance import OutputDistance
 
-from ._arguments import batch_size
 from ._branches import Branch, find_branches, without
 
 SAMPLES = 512
@@ -258,5 +257,6 @@ def _first(batches: Sequence[Example]) -> Iterator[Inputs]:
     for batch in batches:
         if count >= SAMPLES:
             return
-        yield Inputs.of(batch)
-        count += batch_size(batch)
+        inputs = Inputs.of(batch)
+        yield inputs
+        count += inputs.samples

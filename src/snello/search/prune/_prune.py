@@ -31,7 +31,7 @@ from snello.search.identity import digest_of, name_of
 from snello.simplification import apply, simplify
 from snello.wrappers import unwrapped
 
-from ._arguments import batch_size, check_arguments, check_recovery, quality_of
+from ._arguments import check_arguments, check_recovery, quality_of
 from ._as_plan import as_plan
 from ._folder import Folder
 from ._measured import Removal, choose_measured
@@ -130,7 +130,9 @@ def prune(
         "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
     }  # fmt: skip
     meet("prune", str({**settings, "batches": None}))  # each process has its own batches
-    settings["samples"] = int(sum_on_cpu(torch.tensor(sum(map(batch_size, batches)))))
+    settings["samples"] = int(
+        sum_on_cpu(torch.tensor(sum(Inputs.of(batch).samples for batch in batches)))
+    )
     saved = Folder(None if folder is None else Path(folder), settings)
     saved.check()
     run = _Run(model, example_inputs, evaluate)
