@@ -415,6 +415,13 @@ def test_the_front_of_a_separable_cost_is_optimal() -> None:
     assert [p.cost for p in found] == sorted((p.cost for p in found), reverse=True)
 
 
+def test_the_dense_network_is_on_the_front_where_a_narrower_one_is_as_near() -> None:
+    """It tells if a precision alone keeps the bound, and may be the answer."""
+    groups = [Group("a", (4, 3, 2), (0.0, 0.0, 1.0))]
+    found = front(groups, _Separable(groups, {"a": 3.0}))  # type: ignore[arg-type]
+    assert [dict(p.point.widths) for p in found] == [{}, {"a": 3}, {"a": 2}]
+
+
 def _candidate(cost: float, passed: bool) -> Candidate:
     return Candidate(
         "", "float32", {}, 0.0, 0.0, None, None, None, None, 0, 0, None, None, None, cost, passed

@@ -43,8 +43,8 @@ def front(groups: Sequence[Group], cost: Cost) -> list[FrontPoint]:
         cost: predicted cost.
 
     Returns:
-        The distinct points in order of falling cost; the first is the dense network. A point that
-        is more expensive and more distant than another is left out.
+        The distinct points in order of falling cost; the first is the dense network, also where
+        narrower ones are as near. Any other that another one is as near as, for less, is left out.
 
     Source: Everett, "Generalized Lagrange multiplier method", Operations Research, 1963.
     """
@@ -100,9 +100,9 @@ def _prices(groups: Sequence[Group], dense: dict[str, int], cost: Cost) -> list[
 
 
 def _undominated(points: list[FrontPoint]) -> list[FrontPoint]:
-    distinct = {p.point.key: p for p in points}
-    kept: list[FrontPoint] = []
-    for candidate in sorted(distinct.values(), key=lambda p: (p.distance, p.cost)):
-        if not kept or candidate.cost < kept[-1].cost:
+    dense, *others = points
+    kept = [dense]
+    for candidate in sorted(others, key=lambda p: (p.distance, p.cost)):
+        if candidate.cost < kept[-1].cost:
             kept.append(candidate)
     return kept
