@@ -1,9 +1,9 @@
 """Bytes of a model file at equal accuracy: zip, int8 in a zip, nncodec's defaults, and snello's
 rate search.
 
-    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th
-    --imagenet-statistics SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey
-    runs/mnist python benchmarks/bitstream.py speed
+    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th --imagenet-statistics
+    SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey runs/mnist
+    python benchmarks/bitstream.py speed
 
 Protocol
     A search sees the validation images alone (cut from the training part), and calibrates on other
