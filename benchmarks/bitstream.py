@@ -284,7 +284,7 @@ def describe(found: RateSearch) -> dict[str, Any]:
 def show(row: Row) -> str:
     container = "" if row.container is None else f"{row.container:9d}"
     return (
-        f"  {row.variant:24s}{row.bytes:9d} {container:9s} {row.accuracy:.4f} ({-row.drop:+.4f}) "
+        f"  {row.variant:24s}{row.bytes:9d} {container:9s} {row.accuracy:.4f} ({0.0 - row.drop:+.4f}) "
         f"{'kept' if row.kept else 'LOST'}  {row.evaluations:3d} evaluations {row.seconds:7.1f} s  {row.choice}"
     )
 
