@@ -205,6 +205,14 @@ def test_schedules_resume(schedule: Any) -> None:
     assert any(reached for _, reached, _ in trail[0])
 
 
+def test_the_first_argument_of_a_schedule_is_its_option_not_its_state() -> None:
+    assert OneShot(3) == OneShot(after=3)
+    assert Cubic(4, 1, 2) == Cubic(over=4, begin=1, every=2)
+    assert Plateau(4, 0.1) == Plateau(pwe=4, tolerance=0.1)
+    with pytest.raises(TypeError):
+        Plateau(4, 0.1, 0.5)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     "bad", [lambda: OneShot(after=0), lambda: Cubic(over=0), lambda: Cubic(begin=-1)]
 )
