@@ -59,7 +59,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from snello.codec import encode, quantised
-from snello.errors import ConfigError
+from snello.errors import ConfigError, SnelloError
 from snello.files import write_file, write_text
 from snello.graph import evaluation
 from snello.lab.datasets import DataSplits, load_dataset
@@ -760,7 +760,7 @@ def main(given: list[str] | None = None) -> int:
             time_epochs(options)
             return 0
         return 0 if run_all(options) else 1
-    except ConfigError as error:
+    except SnelloError as error:
         raise SystemExit(f"pruning_published.py: {error}") from error
 
 
