@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Never
 
 import torch
@@ -301,6 +302,9 @@ class Pruner:
             after = int(((score < search.threshold) | (score == 0)).sum())
             least = self._units.least(name, self.limits)
             layers.append(LayerShare(name, score.numel(), before, after, least))
+        if search.threshold and all(layer.after == layer.before for layer in layers):
+            # Below the smallest score, or among equal ones: it prunes nothing.
+            search, masks = replace(search, threshold=0.0), dict(self.masks)
         plan = PruningPlan(self.granularity, search, tuple(layers), masks)
         for text in plan.warnings:
             warnings.warn(f"Pruner: {text}", stacklevel=2)
