@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, Never
 
 import torch
@@ -38,7 +37,7 @@ from ._quality import QualityBound
 from ._renamed import refuse_renamed
 from ._schedule import Cubic, Schedule
 from ._snapshot import revive, snapshot
-from ._threshold import ThresholdSearch
+from ._threshold import ThresholdSearch, effective
 from ._trial import ScoredTrial
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
 from .channels import ChannelImportance
@@ -292,7 +291,7 @@ class Pruner:
         """
         scores = self._units.scores(self.model, self.importance, self.normalise, self.limits)
         trial = ScoredTrial(self, self._units, scores, self._dense_quality())
-        search = self.amount.search(trial, self.schedule.progress)
+        search = effective(self.amount.search(trial, self.schedule.progress), trial.scores)
         masks = (
             self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
         )
@@ -302,9 +301,6 @@ class Pruner:
             after = int(((score < search.threshold) | (score == 0)).sum())
             least = self._units.least(name, self.limits)
             layers.append(LayerShare(name, score.numel(), before, after, least))
-        if search.threshold and all(layer.after == layer.before for layer in layers):
-            # Below the smallest score, or among equal ones: it prunes nothing.
-            search, masks = replace(search, threshold=0.0), dict(self.masks)
         plan = PruningPlan(self.granularity, search, tuple(layers), masks)
         for text in plan.warnings:
             warnings.warn(f"Pruner: {text}", stacklevel=2)
