@@ -1,9 +1,9 @@
 """Bytes of a model file at equal accuracy: zip, int8 in a zip, nncodec's defaults, and snello's
 rate search.
 
-    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th
-    --imagenet-statistics SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey
-    runs/mnist python benchmarks/bitstream.py speed
+    SNELLO_DATA=DATA python benchmarks/bitstream.py resnet32 --weights resnet32.th --imagenet-statistics
+    SNELLO_DATA=DATA python benchmarks/bitstream.py lenet5 --journey runs/mnist
+    python benchmarks/bitstream.py speed
 
 Protocol
     A search sees the validation images alone (cut from the training part), and calibrates on other
@@ -284,7 +284,7 @@ def describe(found: RateSearch) -> dict[str, Any]:
 def show(row: Row) -> str:
     container = "" if row.container is None else f"{row.container:9d}"
     return (
-        f"  {row.variant:24s}{row.bytes:9d} {container:9s} {row.accuracy:.4f} ({-row.drop:+.4f}) "
+        f"  {row.variant:24s}{row.bytes:9d} {container:9s} {row.accuracy:.4f} ({0.0 - row.drop:+.4f}) "
         f"{'kept' if row.kept else 'LOST'}  {row.evaluations:3d} evaluations {row.seconds:7.1f} s  {row.choice}"
     )
 

@@ -188,12 +188,14 @@ def note_environment(device: str, path: Path, dry: bool = False) -> None:
     """Write what the numbers are measured on.
 
     Raises:
-        SystemExit: if the folder has numbers of another device or version, or of a dry run, which
-            would be taken for those of this one.
+        SystemExit: without a GPU where one is asked for; if the folder has numbers of another
+            device or version, or of a dry run, which would be taken for those of this one.
     """
     import torch
 
     cuda = device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        sys.exit(f"--device {device}: torch finds no GPU here; --device cpu --dry tries the script")
     record = {
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
         "memory": torch.cuda.get_device_properties(0).total_memory if cuda else 0,

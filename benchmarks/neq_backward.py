@@ -1,10 +1,11 @@
 """Time of the backward pass with part of the neurons frozen, against the plain backward, side by
 side.
 
-    python benchmarks/neq_backward.py --threads 1 --out runs/bench/neq_backward.json --page
-    runs/bench/neq_backward.md python benchmarks/neq_backward.py --models resnet-32 --layouts
-    channels_last --shares 0.5 --repeats 5 python benchmarks/neq_backward.py --device cuda --bf16
-    --layouts channels_last --page runs/bench/neq_gpu.md
+    python benchmarks/neq_backward.py --threads 1 --out runs/bench/neq_backward.json \\
+        --page runs/bench/neq_backward.md
+    python benchmarks/neq_backward.py --models resnet-32 --layouts channels_last --shares 0.5 --repeats 5
+    python benchmarks/neq_backward.py --device cuda --bf16 --layouts channels_last \\
+        --page runs/bench/neq_gpu.md
 
 - random: the same share of the neurons of every layer is frozen, at random; the head never is.
 - prefix: the first layers are frozen whole, BatchNorm and LayerNorm included, until they hold that

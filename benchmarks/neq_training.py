@@ -2,9 +2,8 @@
 time.
 
     python benchmarks/neq_training.py mnist_lenet5 --seeds 0 1 2 --adam --out runs/neq-lenet5
-    python benchmarks/neq_training.py cifar10_resnet32 --out runs/neq-resnet32 --epochs=20
-    --data.limit=12500 \
-        "--optimizer.milestones=[8,12]"
+    python benchmarks/neq_training.py cifar10_resnet32 --out runs/neq-resnet32 --epochs=20 \\
+        --data.limit=12500 "--optimizer.milestones=[8,12]" --lobster.finetune=12 --serene.finetune=12
 
 Runs the five policies of the paper's table with a recipe: baseline (nothing is ever frozen), NEq,
 Stochastic(0.2), Stochastic(0.5), and Stochastic* (as many neurons as the NEq run of the same seed

@@ -1,9 +1,7 @@
-"""Accuracy against pruned share: sensitivity methods beside their baselines, on full data, several
-seeds.
+"""Accuracy against pruned share: sensitivities beside their baselines, on full data, several seeds.
 
     SNELLO_DATA=DATA python benchmarks/pruning_potential.py --out runs/bench/pruning_potential.json
-    SNELLO_DATA=DATA python benchmarks/pruning_potential.py --model resnet32 --weights resnet32.th
-    \\
+    SNELLO_DATA=DATA python benchmarks/pruning_potential.py --model resnet32 --weights resnet32.th \\
         --out runs/bench/pruning_potential_resnet32.json
 
 A run is one method with one seed; finished runs are kept in the JSON file and not run again.
@@ -47,7 +45,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +216,44 @@ def new_model(
     return model.to(device, memory_format=torch.channels_last)
 
 
+def protocol_of(name: str, options: argparse.Namespace) -> Protocol:
+    """The settings of a network, with the lambda of the command line."""
+    protocol = PROTOCOLS[name]
+    return (
+        protocol
+        if options.lmbda is None
+        else replace(protocol, lmbda=dict.fromkeys(LMBDA, options.lmbda))
+    )
+
+
+def finished(
+    rows: list[dict[str, Any]], name: str, method: str, seed: int, options: argparse.Namespace
+) -> bool:
+    """Whether a run is among the rows.
+
+    Raises:
+        SystemExit: if it is, with other settings: one table would mix them.
+    """
+    settings = {
+        "protocol": json.loads(json.dumps(asdict(protocol_of(name, options)))),
+        "importance": options.importance, "limit": options.limit,
+    }  # fmt: skip
+    for row in rows:
+        if (row["network"], row["method"], row["seed"]) == (name, method, seed):
+            if off := [key for key, value in settings.items() if row[key] != value]:
+                raise SystemExit(
+                    f"{options.out}: {name} {method} seed {seed} was run with another {', '.join(off)}: "
+                    "choose another --out"
+                )
+            return True
+    return False
+
+
 class Experiment:
     """All runs of one network; the results file is the state."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.name, self.protocol, self.options = name, PROTOCOLS[name], options
-        if options.lmbda is not None:
-            chosen = dict.fromkeys(LMBDA, options.lmbda)
-            self.protocol = Protocol(**{**asdict(self.protocol), "lmbda": chosen})
+        self.name, self.protocol, self.options = name, protocol_of(name, options), options
         self.device = torch.device(options.device)
         self.data = Data(load_dataset(self.protocol.data, seed=0), self.protocol, self.device)
         self.dense: dict[int, dict[str, Tensor]] = {}
@@ -349,13 +377,15 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.median(ranked):.2f}\n{ranked[0]:.1f}-{ranked[-1]:.1f}"
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", choices=PROTOCOLS, default=["lenet300", "lenet5"])
-    parser.add_argument("--methods", nargs="+", help="default: all of the network")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS["lenet300"], help="default: all of the network"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=Path, help="a state_dict to start from, for resnet32")
     parser.add_argument(
@@ -368,7 +398,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only report what the file holds")
     parser.add_argument("--page", type=Path, help="write the tables as Markdown too")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/pruning_potential.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     torch.set_num_threads(options.threads)
     if "resnet32" in options.model and options.weights is None and not options.report:
         parser.error("--model resnet32 starts from a checkpoint: --weights FILE")
@@ -377,9 +407,7 @@ def main() -> None:
         for seed in options.seeds:
             for method in options.methods or METHODS[name]:
                 rows = read(options.out)
-                if any(
-                    (r["network"], r["method"], r["seed"]) == (name, method, seed) for r in rows
-                ):
+                if finished(rows, name, method, seed, options):
                     continue
                 experiment = experiment or Experiment(name, options)
                 row = experiment.run(method, seed)

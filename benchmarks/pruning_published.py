@@ -59,6 +59,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from snello.codec import encode, quantised
+from snello.errors import ConfigError, SnelloError
 from snello.files import write_file, write_text
 from snello.graph import evaluation
 from snello.lab.datasets import DataSplits, load_dataset
@@ -112,6 +113,24 @@ class Protocol:
     longest: int = 40
     epochs: int = 2000
     bf16: bool = False
+
+    def __post_init__(self) -> None:
+        # Refused here, not after the training that comes before their first use.
+        Plateau(self.pwe)
+        LossBound(self.twt)
+        Ratio(self.least)
+        Lobster(nn.Linear(1, 1), self.lmbda)
+        if not (self.least > 0 and min(self.patience, self.longest) >= 1 and self.epochs >= 0):
+            raise ConfigError(
+                "least is above 0, patience and longest are at least 1, epochs are at least 0, not "
+                f"{self.least}, {self.patience}, {self.longest}, {self.epochs}"
+            )
+
+    @property
+    def dense(self) -> dict[str, Any]:
+        """The settings that the dense network depends on."""
+        names = ("network", "data", "lr", "batch", "patience", "longest", "bf16")
+        return {name: getattr(self, name) for name in names}
 
 
 PROTOCOLS = {
@@ -561,10 +580,7 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self._checkpoint, map_location=self._data.device, weights_only=True)
-        if state["protocol"] != json.dumps(asdict(self._p)):
-            raise SystemExit(
-                f"{self._checkpoint} belongs to other settings: remove it or choose another --out"
-            )
+        check_settings(self._checkpoint, json.loads(state["protocol"]), asdict(self._p))
         self.progress = Progress(**state["progress"])
         self._generator.set_state(state["generator"].cpu())
         self._model.load_state_dict(state["model"])
@@ -602,7 +618,11 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def dense_weights(p: Protocol, data: Data, seed: int, folder: Path) -> dict[str, Tensor]:
-    """The dense network of a seed, trained once to convergence and kept in the folder."""
+    """The dense network of a seed, trained once to convergence and kept in the folder.
+
+    Raises:
+        SystemExit: if the folder has one of other settings.
+    """
     path = folder / f"{p.network}-dense-s{seed}.pt"
     if not path.is_file():
         torch.manual_seed(seed)
@@ -611,9 +631,32 @@ def dense_weights(p: Protocol, data: Data, seed: int, folder: Path) -> dict[str,
         generator = torch.Generator().manual_seed(1000 + seed)
         while not tuning.done:
             tuning.step(generator)
-        write_file(path, lambda file: torch.save(tuning.model.state_dict(), file))
-    found: dict[str, Tensor] = torch.load(path, map_location=data.device, weights_only=True)
-    return found
+        kept = {"settings": p.dense, "weights": tuning.model.state_dict()}
+        write_file(path, lambda file: torch.save(kept, file))
+    found = torch.load(path, map_location=data.device, weights_only=True)
+    check_settings(path, found.get("settings"), p.dense)
+    weights: dict[str, Tensor] = found["weights"]
+    return weights
+
+
+def check_settings(path: Path, found: object, expected: object) -> None:
+    """Refuse a file of other settings, which would be taken for one of these.
+
+    Raises:
+        SystemExit: if it is one.
+    """
+    if json.loads(json.dumps(found)) != json.loads(json.dumps(expected)):
+        raise SystemExit(f"{path} belongs to other settings: remove it or choose another --out")
+
+
+def protocol_of(name: str, options: argparse.Namespace) -> Protocol:
+    """The settings of a network, with those of the command line.
+
+    Raises:
+        ConfigError: for numbers outside their range.
+    """
+    given = {key: getattr(options, key) for key in OVERRIDES if getattr(options, key) is not None}
+    return Protocol(**{**asdict(PROTOCOLS[name]), **given})
 
 
 def run_all(options: argparse.Namespace) -> bool:
@@ -621,16 +664,14 @@ def run_all(options: argparse.Namespace) -> bool:
     device = torch.device(options.device)
     finished = True
     for name in options.model:
-        given = {
-            key: getattr(options, key) for key in OVERRIDES if getattr(options, key) is not None
-        }
-        p = Protocol(**{**asdict(PROTOCOLS[name]), **given})
+        p = protocol_of(name, options)
         data: Data | None = None
         for seed in options.seeds:
             for method in options.methods:
                 tag = f"{name}-{method}-l{p.lmbda:g}-{p.plateau}-s{seed}"
                 path = options.out / f"{tag}.json"
                 if path.is_file():
+                    check_settings(path, json.loads(path.read_text())["protocol"], asdict(p))
                     continue
                 data = data or Data(load_dataset(p.data, seed=0), p.batch, device, p.bf16)  # type: ignore[arg-type]
                 dense = dense_weights(p, data, seed, options.out)
@@ -650,12 +691,12 @@ def time_epochs(options: argparse.Namespace) -> None:
     """Seconds per epoch of every network and method, in float32 and bfloat16."""
     device = torch.device(options.device)
     for name in options.model:
-        p = PROTOCOLS[name]
-        splits = load_dataset(p.data, seed=0)
+        p = protocol_of(name, options)
+        splits = load_dataset(p.data, seed=0)  # type: ignore[arg-type]
         for bf16 in (False, True):
             data = Data(splits, p.batch, device, bf16)  # type: ignore[arg-type]
             torch.manual_seed(0)
-            initial = build(p.network).state_dict()
+            initial = build(p.network, **LAYOUTS.get(p.data, {})).state_dict()
             for method in options.methods:
                 decay = METHODS[method].decay
                 if decay is None and method != "magnitude":
@@ -714,10 +755,13 @@ def main(given: list[str] | None = None) -> int:
     if options.page is not None:
         write_page(options.out, options.page, list(METHODS))
         return 0
-    if options.time:
-        time_epochs(options)
-        return 0
-    return 0 if run_all(options) else 1
+    try:
+        if options.time:
+            time_epochs(options)
+            return 0
+        return 0 if run_all(options) else 1
+    except SnelloError as error:
+        raise SystemExit(f"pruning_published.py: {error}") from error
 
 
 if __name__ == "__main__":

@@ -60,14 +60,14 @@ def section(rows: list[Row], methods: Sequence[str], page: Path) -> list[str]:
     errors = {m: _errors(found, ratios) for m, found in by_method.items()}
     plot_potential(errors, plot, title, ylabel="test error [%]", yscale="log")
     return [
-        markdown(_accuracy(title, by_method, ratios)),
+        markdown(_accuracy(title, by_method, ratios, p["longest"])),
         f"![Test error against the weights left]({plot.name})\n",
         markdown(_differences(by_method, p["rungs"])),
         markdown(_costs(by_method, p["rungs"])),
     ]
 
 
-def _accuracy(title: str, rows: dict[str, list[Row]], ratios: list[float]) -> Table:
+def _accuracy(title: str, rows: dict[str, list[Row]], ratios: list[float], longest: int) -> Table:
     return Table(
         f"{title}: test accuracy [%], median over seeds (lowest to highest)",
         ("Method", "Seeds", *(f"{ratio:.1%}" for ratio in ratios)),
@@ -75,8 +75,9 @@ def _accuracy(title: str, rows: dict[str, list[Row]], ratios: list[float]) -> Ta
             (m, str(len(found)), *(_cell(_values(found, r, "test"), _percent) for r in ratios))
             for m, found in rows.items()
         ),
-        "Columns: share of the weights at zero, the head included. Fine-tuned to convergence at every "
-        "column; thresholds, stopping and best epoch by validation images. Empty: not reached or not run.",
+        "Columns: share of the weights at zero, the head included. Fine-tuned at every column until the "
+        f"validation loss stops falling, for at most {longest} epochs at each of three rates; thresholds, "
+        "stopping and best epoch by validation images. Empty: not reached or not run.",
     )
 
 

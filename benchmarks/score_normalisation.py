@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from snello.graph import evaluation
-from snello.lab.datasets import load
-from snello.pruning import Budget, Limits, Pruner, Ratio, nonzero_macs, taylor
+from snello.lab.datasets import load_dataset
+from snello.pruning import Budget, LayerLimits, Pruner, Ratio, nonzero_macs, taylor
 from snello.store import build, load_weights
 
 WAYS: dict[str, dict[str, Any]] = {
-    "None, no minimum": {"normalise": None, "limits": Limits(keep_at_least=1)},
+    "None, no minimum": {"normalise": None, "limits": LayerLimits(keep_at_least=1)},
     **{str(how): {"normalise": how} for how in (None, "mean", "max", "standard", "rank")},
 }
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    splits = load("cifar10", seed=0)
+    splits = load_dataset("cifar10", seed=0)
     images, labels = _drawn(splits, splits.validation, options.images)
     calibration = [part.split(128) for part in _drawn(splits, splits.train, 1024)]
     importances = {"l1": "l1", "l2": "l2", "taylor": taylor(list(zip(*calibration, strict=True)))}

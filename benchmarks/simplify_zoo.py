@@ -2,8 +2,9 @@
 Torch-Pruning beside it.
 
     python benchmarks/simplify_zoo.py --quick
-    python benchmarks/simplify_zoo.py --models resnet vit_b_16 --shares 0.5 --variants A --out
-    runs/bench/zoo.json python benchmarks/simplify_zoo.py --out runs/bench/simplify_zoo.json
+    python benchmarks/simplify_zoo.py --models resnet vit_b_16 --shares 0.5 --variants A \\
+        --out runs/bench/zoo.json
+    python benchmarks/simplify_zoo.py --out runs/bench/simplify_zoo.json
 
 One row per network, share of dead neurons and variant: A, the dead neurons are 0; B, they are
 constants that are not zero (see ``masked_zoo.py``). What is removable is counted by an oracle of

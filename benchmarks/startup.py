@@ -1,6 +1,6 @@
 """Seconds and memory of commands that compute nothing, each in a process of its own.
 
-    python benchmarks/startup.py [--rounds 7] [--out runs/bench/startup.json]
+    python benchmarks/startup.py --rounds 7 --out runs/bench/startup.json
 
 Protocol
     Commands take turns, so that a noisy machine is noisy for all alike. CPU seconds (user and

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -121,6 +122,17 @@ def test_results_of_another_device_or_of_a_dry_run_are_not_mixed(tmp_path: Path)
     with pytest.raises(SystemExit, match="device='another'"):
         gpu.note_environment("cpu", path, dry=True)
     assert json.loads(path.read_text())["device"] == "another"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_script_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([f"--out={tmp_path}"]) == 1
+    error = capfd.readouterr().err
+    assert "torch finds no GPU here" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_that_failed_is_no_success(tmp_path: Path) -> None:

@@ -205,6 +205,41 @@ def test_schedules_resume(schedule: Any) -> None:
     assert any(reached for _, reached, _ in trail[0])
 
 
+def test_a_state_of_another_schedule_is_refused() -> None:
+    for one, other in ((Plateau(2), OneShot(3)), (OneShot(3), Cubic(4)), (Cubic(4), Plateau(2))):
+        with pytest.raises(ConfigError, match=f"another schedule than {type(other).__name__}"):
+            other.load_state_dict(one.state_dict())
+
+
+def test_a_bound_relative_to_a_negative_loss_is_refused() -> None:
+    """Minus the accuracy as a loss: 1.05 times it is lower, and nothing would be pruned, silently."""
+    pruner = Pruner(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), None, lambda m: -0.9)
+    with pytest.raises(ConfigError, match=r"is -0\.9, and a bound relative to it"):
+        pruner.prune()
+
+
+def test_a_threshold_that_prunes_nothing_is_zero_and_ends_the_pruning() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    dense = Pruner(
+        model, None, lambda m: float(1 + 9 * int((m[0].weight == 0).any())), exclude=["1"]
+    )
+    equal = nn.Linear(4, 3)
+    nn.init.ones_(equal.weight)
+    for pruner in (dense, Pruner(equal, None, amount=Ratio(0.5), exclude=())):
+        search = pruner.prune()
+        assert search.threshold == 0
+        assert pruner.finished
+        assert pruner.pruned == 0
+
+
+def test_the_first_argument_of_a_schedule_is_its_option_not_its_state() -> None:
+    assert OneShot(3) == OneShot(after=3)
+    assert Cubic(4, 1, 2) == Cubic(over=4, begin=1, every=2)
+    assert Plateau(4, 0.1) == Plateau(pwe=4, tolerance=0.1)
+    with pytest.raises(TypeError):
+        Plateau(4, 0.1, 0.5)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     "bad", [lambda: OneShot(after=0), lambda: Cubic(over=0), lambda: Cubic(begin=-1)]
 )

@@ -51,15 +51,20 @@ def row(run: Any) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-@pytest.mark.parametrize("method", ["serene", "oneshot-han"])
+@pytest.mark.parametrize(
+    ("method", "plateau"),
+    [("serene", "strict"), ("oneshot-han", "strict"), ("lobster", "released")],
+)
 def test_a_run_killed_again_and_again_ends_with_the_same_row(
-    method: str, data: Any, dense: dict[str, torch.Tensor], tmp_path: Path
+    method: str, plateau: str, data: Any, dense: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    whole = published.Run(method, 0, dense, P, data, tmp_path / "whole.pt")
+    # At the small rate the loss falls all the time: the released rule then sees no plateau.
+    p = P if plateau == "strict" else replace(P, plateau=plateau, lr=0.5)
+    whole = published.Run(method, 0, dense, p, data, tmp_path / "whole.pt")
     assert whole.finish()
     starts = 0
     while True:
-        again = published.Run(method, 0, dense, P, data, tmp_path / "again.pt")
+        again = published.Run(method, 0, dense, p, data, tmp_path / "again.pt")
         starts += 1
         if again.finish(stop_after=2):
             break
@@ -83,6 +88,35 @@ def test_a_checkpoint_of_other_settings_is_refused(
     other = published.Run("decay", 0, dense, replace(P, lmbda=0.5), data, path)
     with pytest.raises(SystemExit, match="other settings"):
         other.finish()
+
+
+def test_what_has_finished_under_other_settings_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a finished run nor a dense network may be taken for one of other settings."""
+    line = [
+        "--data=digits", "--methods=oneshot", "--seeds=0", "--patience=1", "--longest=1",
+        f"--out={tmp_path}",
+    ]  # fmt: skip
+    assert published.main(line) == 0
+    assert "lenet300-oneshot" in capsys.readouterr().out
+    assert published.main(line) == 0
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match=r"l0.0001-released-s0.json belongs to other settings"):
+        published.main([*line, "--twt=0.1"])
+    with pytest.raises(SystemExit, match=r"dense-s0.pt belongs to other settings"):
+        published.main([*line, "--methods=han", "--longest=2"])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--pwe=0", "--twt=-1", "--least=0", "--least=2", "--lmbda=1", "--longest=0"]
+)
+def test_settings_outside_their_range_are_refused_before_the_first_epoch(
+    tmp_path: Path, wrong: str
+) -> None:
+    with pytest.raises(SystemExit, match="not "):
+        published.main(["--data=digits", wrong, f"--out={tmp_path}"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_control_shrinks_every_weight_and_bias_alike() -> None:
@@ -170,6 +204,14 @@ def test_the_page_has_the_tables_of_what_has_finished(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "pruning_published.json").read_text())) == 4
 
 
-def test_the_published_page_has_both_marks() -> None:
-    text = (ROOT / "docs" / "results" / "pruning_potential.md").read_text()
-    assert text.index(report.BEGIN) < text.index(report.END)
+def test_the_published_page_is_that_of_its_runs(tmp_path: Path) -> None:
+    """Every number between the marks is that of the JSON beside the page."""
+    results = ROOT / "docs" / "results"
+    for row in json.loads((results / "pruning_published.json").read_text()):
+        name = f"{row['method']}-{row['protocol']['lmbda']}-{row['seed']}"
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    page = tmp_path / "page" / "pruning_potential.md"
+    page.parent.mkdir()
+    page.write_text((results / page.name).read_text())
+    report.write_page(tmp_path, page, list(published.METHODS))
+    assert page.read_text() == (results / page.name).read_text()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -126,7 +128,8 @@ def test_lobster_reports_gradient_magnitudes() -> None:
 def test_lobster_leaves_what_it_knows_nothing_about() -> None:
     model = mlp()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    Lobster(model, 0.5).step()  # no gradient anywhere
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        Lobster(model, 0.5).step()
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     lobster = Lobster(model, 0.5, exclude=["2"])
     (0.01 * model(inputs_of("mlp")).sum()).backward()
@@ -371,3 +374,57 @@ def test_outputs_of_another_shape_or_without_graph_are_refused(method: Any) -> N
 def test_bad_options_are_refused(options: dict[str, Any], value: str) -> None:
     with pytest.raises(ConfigError, match=f"not {value}"):
         SeReNe(mlp(), **options)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda m: Lobster(m, 0.1),
+        lambda m: SeReNe(m, 0.1, every=1, exclude=()),
+        lambda m: SeReNe(m, 0.1, every=1, examples=3),
+        lambda m: OutputSensitivity(m, 0.1, every=1),
+    ],
+    ids=["LOBSTER", "SeReNe", "SeReNe, some examples", "output"],
+)
+def test_a_copy_with_its_model_goes_on_alike(build: Callable[[nn.Module], Any]) -> None:
+    """The copy observes the copied model and decays it; the original is left alone."""
+    model = mlp()
+    method = build(model)
+    x = torch.randn(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def trained(net: nn.Module, own: Any) -> list[Tensor]:
+        outputs = net(x)
+        own.observe(outputs)
+        net.zero_grad()
+        outputs.square().sum().backward()
+        own.step()
+        return [p.detach().clone() for p in net.parameters()]
+
+    trained(model, method)
+    twin, own = copy.deepcopy((model, method))
+    before = [p.detach().clone() for p in model.parameters()]
+    decayed = trained(twin, own)
+    assert not all(map(torch.equal, decayed, before))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert all(map(torch.equal, decayed, trained(model, method)))
+
+
+def test_a_step_without_a_gradient_is_reported_once() -> None:
+    """Called after the gradients were zeroed, LOBSTER would be plain training without a word."""
+    model = mlp()
+    lobster = Lobster(model, 0.1)
+    with pytest.warns(UserWarning, match="before the gradients are zeroed"):
+        lobster.step()
+    with warnings.catch_warnings(action="error"):
+        lobster.step()
+        frozen = mlp().requires_grad_(False)
+        Lobster(frozen, 0.1).step()
+
+
+@pytest.mark.parametrize("method", [SeReNe, OutputSensitivity])
+def test_an_empty_batch_and_half_a_step_are_refused(method: Any) -> None:
+    model = mlp()
+    with pytest.raises(ConfigError, match=r"got shape \(0, 3\)"):
+        method(model).observe(model(torch.empty(0, 4, dtype=torch.float64)))
+    with pytest.raises(ConfigError, match=r"at least 1, not 1\.5"):
+        method(model, every=1.5)

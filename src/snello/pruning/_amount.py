@@ -79,8 +79,17 @@ class LossBound:
             )
 
     def search(self, trial: Trial, progress: float) -> ThresholdSearch:
-        """Bisect; see `search_threshold`. `progress` is ignored."""
+        """Bisect; see `search_threshold`. `progress` is ignored.
+
+        Raises:
+            ConfigError: for a negative loss, of which a higher multiple is lower.
+        """
         loss = trial.loss()
+        if loss < 0:
+            raise ConfigError(
+                f"LossBound: the validation loss is {loss:g}, and a bound relative to it has no meaning below 0: "
+                "let evaluate return a loss such as the cross-entropy, or use Ratio and QualityBound"
+            )
         return search_threshold(
             trial.scores,
             trial.bounded_loss,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from snello.errors import ConfigError
 
@@ -25,8 +25,8 @@ class Plateau(Stateful):
 
     pwe: int = 5
     tolerance: float = 0.01
-    best: float = math.inf
-    bad: int = 0
+    best: float = field(default=math.inf, kw_only=True)
+    bad: int = field(default=0, kw_only=True)
     restores = True
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ from ._quality import QualityBound
 from ._renamed import refuse_renamed
 from ._schedule import Cubic, Schedule
 from ._snapshot import revive, snapshot
-from ._threshold import ThresholdSearch
+from ._threshold import ThresholdSearch, effective
 from ._trial import ScoredTrial
 from ._warnings import warn_of_averages, warn_of_unmasked_zeros
 from .channels import ChannelImportance
@@ -291,7 +291,7 @@ class Pruner:
         """
         scores = self._units.scores(self.model, self.importance, self.normalise, self.limits)
         trial = ScoredTrial(self, self._units, scores, self._dense_quality())
-        search = self.amount.search(trial, self.schedule.progress)
+        search = effective(self.amount.search(trial, self.schedule.progress), trial.scores)
         masks = (
             self._units.masks(scores, search.threshold) if search.threshold else dict(self.masks)
         )

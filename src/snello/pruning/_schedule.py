@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from snello.errors import ConfigError
@@ -45,9 +45,10 @@ class Schedule(Protocol):
 class _Counter(Stateful):
     """Counts epochs and pruning steps."""
 
-    epochs: int = 0
-    steps: int = 0
-    best: float = float("inf")
+    # By keyword: the first positional argument of a schedule is its option, as in Cubic(20).
+    epochs: int = field(default=0, kw_only=True)
+    steps: int = field(default=0, kw_only=True)
+    best: float = field(default=float("inf"), kw_only=True)
 
     def update(self, loss: float) -> bool:
         """Count an epoch with this loss; return True if it is the best since the last step."""
@@ -116,7 +117,7 @@ class Cubic(_Counter):
     over: int = 10
     begin: int = 0
     every: int = 1
-    complete: bool = False
+    complete: bool = field(default=False, kw_only=True)
     restores = False
 
     def __post_init__(self) -> None:

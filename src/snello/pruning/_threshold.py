@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -38,6 +38,15 @@ def prunable(scores: Tensor) -> Tensor:
     Zeros are pruned already, infinities are protected.
     """
     return scores[(scores > 0) & scores.isfinite()].sort().values
+
+
+def effective(search: ThresholdSearch, scores: Tensor) -> ThresholdSearch:
+    """The search, with threshold 0 if it prunes none of the scores.
+
+    A threshold can lie below the smallest score, or equal the smallest of several.
+    """
+    prunes = bool((prunable(scores) < search.threshold).any())
+    return search if prunes else replace(search, threshold=0.0)
 
 
 def search_threshold(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class Lobster(Sensitivity):
             for key, parameter in module.named_parameters(recurse=False)
         }
         self._parameters = dict(unique.values())
+        self._seen = False
 
     def sensitivity(self) -> dict[str, Tensor]:
         """Parameter name -> `|dL/dw|`, shape of the parameter, for those that have a gradient."""
@@ -59,7 +62,15 @@ class Lobster(Sensitivity):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [(p, p.grad) for p in self._parameters.values() if p.grad is not None and p.numel()]
         if not pairs:
+            if not self._seen and any(p.requires_grad for p in self._parameters.values()):
+                warnings.warn(
+                    "Lobster.step: no parameter has a gradient, so none decays: call it after "
+                    "optimizer.step() and before the gradients are zeroed",
+                    stacklevel=3,
+                )
+            self._seen = True  # once
             return [], []
+        self._seen = True
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
         shares = insensitivity(magnitudes)
         # After an overflow the gradient scaler skips the optimizer step, so that the decay has to

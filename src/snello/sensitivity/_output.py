@@ -72,7 +72,7 @@ class OutputSensitivity(Sensitivity):
             raise ConfigError(
                 f"kind is 'unspecific' or 'specific', estimate 'sampled' or 'full', not {kind!r}, {estimate!r}"
             )
-        if every < 1:
+        if every < 1 or int(every) != every:
             raise ConfigError(f"every counts steps between observations: at least 1, not {every}")
         model = unwrapped(model, "OutputSensitivity")
         chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")

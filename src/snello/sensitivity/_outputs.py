@@ -30,6 +30,7 @@ def class_scores(outputs: Tensor, class_dim: int, who: str) -> Tensor:
     dims = outputs.dim()
     if (
         not outputs.requires_grad
+        or not outputs.numel()
         or dims < 2
         or not class_dim % dims >= 1
         or not -dims < class_dim < dims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,7 @@ class SeReNe(Sensitivity):
             ("examples", examples),
             ("classes_per_pass", classes_per_pass),
         ):
-            if count is not None and count < 1:
+            if count is not None and (count < 1 or int(count) != count):
                 raise ConfigError(
                     f"{option} is a number of steps, examples or classes: at least 1, not {count}"
                 )
@@ -129,7 +130,13 @@ class SeReNe(Sensitivity):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
         self._latest: dict[str, Tensor] = {}
-        self._replay = None if examples is None else Replay(model, examples, lambda: self._due)
+        self._examples = examples
+        self._hook(model)
+
+    def _hook(self, model: nn.Module) -> None:
+        """Observe a model from now on."""
+        self._model, many = model, self._examples
+        self._replay = None if many is None else Replay(model, many, lambda: self._due)
         self._handles = [model.register_forward_pre_hook(OwnHook(self._forget))]
         self._handles += [
             m.register_forward_hook(self._remember(name)) for name, m in self._layers.items()
@@ -247,6 +254,19 @@ class SeReNe(Sensitivity):
                 spread_share = torch.minimum(shares[id(weight)][1], spread_share)
             shares[id(weight)] = (weight, spread_share)
         return [w for w, _ in shares.values()], [s for _, s in shares.values()]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SeReNe:
+        """The method on a copy of the model; copy both in one `deepcopy`."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        # Hooks belong to one model, and a group of processes has no copy.
+        left = {"_handles", "_replay", "_taps", "_group"}
+        for name, value in vars(self).items():
+            if name not in left:
+                setattr(twin, name, copy.deepcopy(value, memo))
+        twin._group, twin._taps = self._group, []
+        twin._hook(twin._model)
+        return twin
 
     def state_dict(self) -> dict[str, Any]:
         return {"calls": self._calls, "latest": dict(self._latest)}

@@ -1,0 +1,107 @@
+"""The benchmarks can be run: their imports hold, and the command lines that pages of results and their
+own docstrings give are accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+pytest.importorskip("lightning")
+pytest.importorskip("matplotlib")
+MODULES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+OPTIONAL = {"timm", "torch_pruning", "transformers", "onnxruntime", "nncodec", "optuna", "sklearn"}
+
+
+class AcceptedError(Exception):
+    """A command line was parsed: nothing more is wanted of the script."""
+
+
+def benchmark(name):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name in OPTIONAL:
+            pytest.skip(f"{name} needs {error.name}")
+        raise
+
+
+def commands(text):
+    """Name of the script and command line of all calls of benchmarks in a text."""
+    for name, line in re.findall(
+        r"python benchmarks/(\w+)\.py((?:[^\n\\`#]|\\+\n)*)", text, flags=re.M
+    ):
+        # Comments are set off by a gap.
+        given = re.split(r"\s{4,}", re.sub(r"\\+\n\s*", " ", line).rstrip())[0]
+        yield name, shlex.split(given)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_benchmark_can_be_imported(name):
+    benchmark(name)
+
+
+PAGES = [*sorted((ROOT / "docs" / "results").rglob("*.md")), *sorted(BENCHMARKS.glob("*.py"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    {(name, tuple(line)): None for page in PAGES for name, line in commands(page.read_text())},
+    ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60],
+)
+def test_a_command_line_is_accepted(monkeypatch, name, line):
+    module = benchmark(name)
+    if "argparse" not in vars(module):
+        pytest.skip("a script with one argument")
+    parse = argparse.ArgumentParser.parse_args
+
+    def accepted(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise AcceptedError
+
+    def train(*_, **__):
+        raise AcceptedError
+
+    if name == "neq_training":  # its last options are those of recipes
+        monkeypatch.setattr(module, "train", train)
+    else:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", accepted)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *line])
+    with pytest.raises(AcceptedError):
+        module.main()
+
+
+def test_a_command_that_is_cut_is_found():
+    found = list(
+        commands("    python benchmarks/x.py --a \\\n        --b 1    a comment\n    other")
+    )
+    assert found == [("x", ["--a", "--b", "1"])]
+    assert list(commands("`python benchmarks/x.py --out y`, then")) == [("x", ["--out", "y"])]
+
+
+def test_runs_of_other_settings_are_no_finished_ones(tmp_path, capsys):
+    """A quick try must not stand in a table beside whole runs, nor be taken for one of them."""
+    potential = benchmark("pruning_potential")
+    path = tmp_path / "potential.json"
+    rows = json.loads((ROOT / "docs/results/pruning_potential.json").read_text())
+    path.write_text(json.dumps([row for row in rows if row["network"] == "lenet300"]))
+    line = ["--model=lenet300", f"--out={path}"]
+    potential.main(line)
+    assert "lobster" in capsys.readouterr().out
+    for other in ("--limit=3", "--lmbda=1e-4", "--importance=l1"):
+        with pytest.raises(SystemExit, match=r"lobster seed 0 was run with another"):
+            potential.main([*line, other])
+    with pytest.raises(SystemExit):
+        potential.main([*line, "--methods=lobstr"])
