@@ -86,7 +86,7 @@ def test_a_folder_is_not_continued_with_other_images_or_scores(
     [
         (["--macs=0.5", "--importance=tailor"], "did you mean 'taylor'"),
         (["--macs=0.5", "--keep-at-least=7"], "keep_at_least is a share"),
-        (["--macs=0.5", "--distil"], "give --finetune"),
+        (["--macs=0.5", "--distil"], "without --finetune"),
         (["--macs=0.5", "--finetune=1", "--distil-features=fc9"], "no module 'fc9'"),
         (["--macs=0.5", "--finetune=1", "--distil-features=fc1"], "outputs have positions"),
         (["--macs=0.5", "--folder=setup.cfg/x"], "cannot make the folder"),
@@ -116,7 +116,7 @@ def test_the_dense_network_is_not_replaced(
 ) -> None:
     before = (tmp_path / "model.pt").read_bytes()
     assert main([*argv, "--macs=0.5", f"--out={tmp_path}/./model.pt"]) == 1
-    assert "would replace the dense network" in capsys.readouterr().err
+    assert "would replace a file that is read, such as the dense network" in capsys.readouterr().err
     assert (tmp_path / "model.pt").read_bytes() == before
 
 

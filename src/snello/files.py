@@ -163,8 +163,12 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
-    _make_folder(path)  # its error names this file, that of the trial below another
-    write_bytes(path.parent / f".{path.name}.try", b"").unlink()
+    _make_folder(path)
+    trial = path.parent / f".{path.name}.try"
+    try:
+        write_bytes(trial, b"").unlink()
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(trial), str(path))) from error
     return path
 
 

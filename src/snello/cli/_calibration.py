@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from snello.store import ImageInput
 
 BATCH = 50
+CALIBRATION = ("--data", "--data-root", "--data-path", "--image-size", "--samples")
+"""Options that choose the calibration inputs."""
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,18 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--samples", type=int, default=500, help="number of training images; default: 500"
     )
+
+
+def check_samples(arguments: argparse.Namespace) -> None:
+    """Check the number of samples.
+
+    Raises:
+        ConfigError: for fewer than one.
+    """
+    if arguments.samples < 1:
+        raise ConfigError(
+            f"--samples={arguments.samples}: choose at least 1, 100 or more for real use"
+        )
 
 
 def warn_random() -> None:
@@ -61,10 +75,7 @@ def calibration(
         ModelError: if the images do not fit the model.
         DataError: if the dataset is missing.
     """
-    if arguments.samples < 1:
-        raise ConfigError(
-            f"--samples={arguments.samples}: choose at least 1, 100 or more for real use"
-        )
+    check_samples(arguments)
     if arguments.data is None:
         import torch
 

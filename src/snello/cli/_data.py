@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +47,18 @@ def check_image_counts(arguments: argparse.Namespace, *options: str) -> None:
         if (count := getattr(arguments, option)) < 1:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag}={count}: at least 1 image is needed")
+
+
+def check_drop(arguments: argparse.Namespace) -> None:
+    """Refuse a bound on the drop of an accuracy that is none.
+
+    Raises:
+        ConfigError: for a drop outside [0, 1].
+    """
+    if arguments.max_drop is not None and not 0 <= arguments.max_drop <= 1:
+        raise ConfigError(
+            f"--max-drop={arguments.max_drop:g}: the largest drop of the accuracy, in [0, 1]: 0.01 is one point"
+        )
 
 
 def add_data_arguments(
@@ -123,18 +134,12 @@ def load_images(
 
 
 def _read(arguments: argparse.Namespace, image_size: int | None) -> Splits:
-    """Read the dataset; warnings of the reader become lines of the command."""
     from snello.lab.datasets import load_dataset
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        splits = load_dataset(
-            arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
-            validation_path=getattr(arguments, "validation_path", None), **getattr(arguments, "split", {}),
-        )  # fmt: skip
-    for one in caught:
-        warn(str(one.message))
-    return splits
+    return load_dataset(
+        arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
+        validation_path=getattr(arguments, "validation_path", None), **getattr(arguments, "split", {}),
+    )  # fmt: skip
 
 
 def require_data(arguments: argparse.Namespace, file: str | Path | None, why: str) -> None:
@@ -157,7 +162,7 @@ def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) ->
     """Complete the dataset's options by the recipe of the run that a model file belongs to.
 
     The recipe also gives the share and the seed by which the validation images were held out, so
-    that the same images are measured on.
+    that the same images are measured on, and the augmentation for fine-tuning.
 
     Args:
         arguments: with `data` and the options of `add_data_arguments`; changed in place.
@@ -178,6 +183,8 @@ def use_recipe_beside(arguments: argparse.Namespace, file: str | Path | None) ->
         share, seed = data.get("validation"), recipe.get("seed")
         if isinstance(share, float) and isinstance(seed, int) and 0 < share < 1:
             arguments.split = {"validation": share, "seed": seed}
+        if getattr(arguments, "augment", "") is None and isinstance(data.get("augment"), str):
+            arguments.augment = data["augment"]
 
 
 def warn_if_seen(arguments: argparse.Namespace, splits: Splits) -> None:

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from snello.errors import ConfigError
-
+from ._inputs import refuse_without
 from ._words import listed
 
 if TYPE_CHECKING:
     from torch import nn
 
     from snello.lab.datasets import Splits
+
+
+OPTIONS = (
+    "--optimizer", "--lr", "--batch-size", "--augment", "--precision", "--distil", "--distil-features",
+)  # fmt: skip
+"""Options of a fine-tuning, without its length."""
 
 
 def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None:
@@ -36,7 +41,10 @@ def add_finetuning_arguments(parser: argparse.ArgumentParser, when: str) -> None
         "--batch-size", type=int, default=128, help="images per step of fine-tuning; default: 128"
     )
     parser.add_argument(
-        "--augment", choices=("none", "crop-flip"), default="crop-flip", help="default: crop-flip"
+        "--augment",
+        choices=("none", "crop-flip"),
+        help="default: as the recipe beside the model says, "
+        "else crop-flip for colour images and none for grey ones, such as digits",
     )
     parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="default: 32")
     parser.add_argument(
@@ -64,23 +72,21 @@ def fine_tuning(
         say: called after each epoch with a line on it.
 
     Raises:
-        ConfigError: for values outside their range, and distillation without fine-tuning.
+        ConfigError: for values outside their range, and for options of fine-tuning without it.
     """
-    from snello.lab.training import FineTuning, finetune
+    from snello.lab.training import FineTuning, augmentation_for, finetune
     from snello.wrappers import copied
 
     settings = FineTuning(
         epochs=arguments.finetune, optimizer=arguments.optimizer, lr=arguments.lr, batch_size=arguments.batch_size,
-        distil=0.5 if arguments.distil else 0.0, augment=arguments.augment,
+        distil=0.5 if arguments.distil else 0.0, augment=arguments.augment or augmentation_for(splits),
         features=tuple(listed(arguments.distil_features)), precision=arguments.precision,
         seed=arguments.seed or 0,
     )  # fmt: skip
-    distils = bool(settings.distil or settings.features)
     if not settings.epochs:
-        if distils:
-            raise ConfigError("--distil works while fine-tuning: give --finetune=EPOCHS, too")
+        refuse_without(arguments, "--finetune=EPOCHS", *OPTIONS)
         return None
-    teacher = copied(dense).eval() if distils else None
+    teacher = copied(dense).eval() if settings.distil or settings.features else None
 
     def report(epoch: int, loss: float) -> None:
         say(f"  fine-tuning: epoch {epoch} of {settings.epochs}, loss {loss:.4f}")

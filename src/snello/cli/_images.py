@@ -67,6 +67,10 @@ def given_images(
     mean, std = _numbers(arguments.mean, "mean"), _numbers(arguments.std, "std")
     if (mean is None) != (std is None):
         raise ConfigError("--mean and --std belong together: give both or neither")
+    if mean is not None and max(mean) > 1:
+        raise ConfigError(
+            f"--mean={arguments.mean}: pixels are in 0 ... 1 here: divide mean and deviation by 255"
+        )
     names = _names(arguments.class_names)
     if mean is None and images is None:
         if names:

@@ -14,6 +14,7 @@ from snello.files import check_writable as check_writable
 from snello.files import write_text
 
 from ._images import described
+from ._names import suffixes
 from ._own_code import add_own_code_argument, import_own_code, own_code
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from snello.lab.reporting import Table
     from snello.store import InputSpec, Record
+
+
+ARCHITECTURE = ("--arguments", "--weights", "--input-shape")
+"""Options of `--model`."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +80,9 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "pass either a model file, or --model with --input-shape and optionally --weights"
         )
-    if arguments.model is not None:
+    if arguments.model is None:
+        refuse_without(arguments, "--model=NAME", *ARCHITECTURE)
+    else:
         _shapes(arguments.input_shape)
         _json_object(arguments.arguments)
 
@@ -156,12 +163,33 @@ def check_one_input(record: Record, command: str) -> None:
         )
 
 
-def check_model_file(path: str) -> Path:
-    """Check the path of a lossless model file (`.pt`) before any work is done.
+def check_output(arguments: argparse.Namespace, path: str | Path) -> Path:
+    """Check the path of a file to write, before any work is done.
 
     Raises:
-        ConfigError: for the suffix of a bitstream or an export.
+        ConfigError: for a file that the command reads.
         OutputError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and any(path.samefile(file) for file in _read_files(arguments)):
+        raise ConfigError(
+            f"--out={path}: this would replace a file that is read, such as the dense network; choose another file"
+        )
+    return check_writable(path)
+
+
+def check_model_file(
+    arguments: argparse.Namespace, path: str | Path, *, in_place: bool = False
+) -> Path:
+    """Check the path of a lossless model file (`.pt`), as `check_output`.
+
+    Args:
+        arguments: the parsed command line.
+        path: the file to write.
+        in_place: the file may be the one that is read, because nothing of it is lost.
+
+    Raises:
+        ConfigError: also for the suffix of a bitstream or an export.
     """
     from snello.deploy import FORMATS
     from snello.store import Container
@@ -171,12 +199,42 @@ def check_model_file(path: str) -> Path:
             f"--out={path}: this command writes a model file, *.pt; use 'snello compress' or "
             "'snello export' for other formats"
         )
-    return check_writable(path)
+    return check_writable(path) if in_place else check_output(arguments, path)
 
 
-def is_read(arguments: argparse.Namespace, path: Path) -> bool:
-    """Return true if a file to write is the one that the command reads."""
-    return arguments.file is not None and path.exists() and path.samefile(arguments.file)
+def check_json_file(arguments: argparse.Namespace, path: str | Path) -> Path:
+    """Check the path of a JSON file, as `check_output`.
+
+    Raises:
+        ConfigError: also for the suffix of a model, or of the page that is written beside it.
+    """
+    if Path(path).suffix in (*suffixes(), ".html"):
+        raise ConfigError(f"--out={path}: this command writes numbers, *.json; choose such a name")
+    return check_output(arguments, path)
+
+
+def _read_files(arguments: argparse.Namespace) -> list[Path]:
+    """The existing files among the arguments that name what a command reads."""
+    found = [getattr(arguments, name, None) for name in ("file", "onnx", "weights", "samples")]
+    for name in ("files", "results"):
+        found += getattr(arguments, name, [])
+    return [Path(file) for file in found if isinstance(file, str) and Path(file).is_file()]
+
+
+def refuse_without(arguments: argparse.Namespace, need: str, *options: str) -> None:
+    """Refuse options of the command line that have no effect without another one.
+
+    Args:
+        arguments: the parsed command line.
+        need: the option that is missing, with a value.
+        options: the options without an effect, such as `"--lr"`.
+
+    Raises:
+        ConfigError: naming the first of them that is given.
+    """
+    for option in options:
+        if option in getattr(arguments, "given", ()):
+            raise ConfigError(f"{option} has no effect without {need}: give both or neither")
 
 
 def finish(table: Table, result: Any, path: str | Path) -> None:

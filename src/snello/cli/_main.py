@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -38,7 +39,8 @@ from . import (
 )
 from ._own_code import import_path_restored
 from ._signals import is_speaker, sigterm_raised
-from ._words import UsageError, command_in, divided
+from ._warnings import warnings_in_one_line
+from ._words import UsageError, command_in, divided, seed
 
 COMMANDS = (
     journey, train, reproduce, tune, sweep, prune, shrink, simplify, compress, decompress, inspect,
@@ -64,10 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(str(error), 2)
     try:
-        with sigterm_raised(), import_path_restored():
+        with sigterm_raised(), import_path_restored(), warnings_in_one_line():
             arguments.run(arguments)
+            sys.stdout.flush()
     except SnelloError as error:
         return _complain(str(error), 1)
+    except BrokenPipeError:
+        return _deaf()
     except OSError as error:
         return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stopped:
@@ -105,6 +110,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
             f"unknown {kind} {odd[0]!r}{nearest(name, options)}; see: snello {command} --help"
         )
     arguments.overrides, arguments.options = others, tuple(options)
+    arguments.given = {word.partition("=")[0] for word in own if word.startswith("--")}
     return arguments
 
 
@@ -126,6 +132,12 @@ _INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 def _complain(message: str, status: int) -> int:
     return _say(f"error: {message}", status)
+
+
+def _deaf() -> int:
+    """End quietly if the reader of a pipe has gone, as in `snello inspect FILE | head`."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what is left would fail when Python ends
+    return 128 + signal.SIGPIPE
 
 
 def _say(message: str, status: int) -> int:
@@ -180,7 +192,7 @@ def _parser(given: str | None) -> tuple[_Parser, _Parser | None]:
         )
         if _name(command) == given:
             own = sub
-            sub.add_argument("--seed", type=int, help="seed of all random numbers")
+            sub.add_argument("--seed", type=seed, help="seed of all random numbers")
             if not hasattr(command, "DEVICE"):  # a command with a --device of its own
                 sub.add_argument(
                     "--device", choices=("auto", "cpu", "cuda"), help="device to compute on"

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from snello.store import Record
 
 BATCH = 250
+SEARCH = (
+    "--metric", "--data", "--data-root", "--data-path", "--image-size", "--validation-path", "--validation-images",
+    "--calibration-images", "--one-qp",
+)  # fmt: skip
+"""Options of the search, without its bound."""
 
 
 def add_rate_arguments(parser: argparse.ArgumentParser) -> None:

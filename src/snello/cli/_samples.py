@@ -33,6 +33,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    @property
+    def _extreme(self) -> int:
+        """The label that is furthest from 0: the smallest if it is negative, else the largest."""
+        assert self.labels is not None
+        return min(int(self.labels.min()), 0) or int(self.labels.max())
+
     def batches(self) -> list[tuple[Tensor, ...]]:
         """Batches of inputs."""
         import torch
@@ -53,6 +59,7 @@ class Samples:
 
         Raises:
             ModelError: if the network returns no tensor with a row per sample.
+            DataError: if a label is none of its classes.
         """
         import torch
 
@@ -66,6 +73,10 @@ class Samples:
                         f"--samples needs a classifier, whose output has the shape (samples, classes): "
                         f"{type(model).__name__} returns {getattr(outputs, 'shape', type(outputs).__name__)}"
                     )  # fmt: skip
+                if self.labels is not None and not 0 <= self._extreme < outputs.shape[1]:
+                    raise DataError(
+                        f"--samples: the labels contain {self._extreme}, but the model has {outputs.shape[1]} outputs"
+                    )
                 found.append(outputs.argmax(1))
         return torch.cat(found)
 
@@ -88,16 +99,19 @@ def read_samples(path: str, record: Record) -> Samples:
         with numpy.load(Path(path), allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     # A truncated archive raises BadZipFile or EOFError, one file of numpy.save AttributeError.
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}") from error
     except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read as an .npz file of arrays without objects: {error}"
+            f"{path} is no .npz file of plain arrays, as numpy.savez writes it, or it is damaged"
         ) from error
     labels = arrays.pop(LABELS, None)
     wanted = record.inputs(1)
     shapes = [tuple(x.shape[1:]) for x in arrays.values()]
     if shapes != [tuple(x.shape[1:]) for x in wanted]:
+        found = ", ".join(f"{n} {tuple(x.shape)}" for n, x in arrays.items())
         raise ConfigError(
-            f"{path} has the arrays {', '.join(f'{n} {tuple(x.shape)}' for n, x in arrays.items())}; the model "
+            f"{path} has {f'the arrays {found}' if found else 'no arrays but labels'}; the model "
             f"takes {len(wanted)} input(s) of shape {', '.join(str(tuple(x.shape[1:])) for x in wanted)}, "
             "in this order, with the samples first"
         )  # fmt: skip
@@ -110,4 +124,7 @@ def read_samples(path: str, record: Record) -> Samples:
             "number per sample, the class"
         )  # fmt: skip
     inputs = tuple(x.to(w.dtype) for x, w in zip(arrays.values(), wanted, strict=True))
+    for name, x in zip(arrays, inputs, strict=True):
+        if not x.isfinite().all():
+            raise DataError(f"{path}: the array {name!r} has values that are NaN or infinite")
     return Samples(inputs, None if labels is None else labels.long())

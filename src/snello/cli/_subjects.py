@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from snello.errors import ConfigError
 
 from ._images import described
-from ._inputs import on_device, read_model
+from ._inputs import ARCHITECTURE, on_device, read_model, refuse_without
 from ._own_code import own_code
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def subjects_and_images(
         model, inputs = on_device(model, record.inputs(batch), arguments)
         facts = record.image_facts()
         return [(Subject(arguments.model, model, inputs, facts=facts), record.images)]
+    refuse_without(arguments, "--model=NAME", *ARCHITECTURE)
     paths = [path for text in arguments.files for path in _expanded(Path(text))]
     names = _names(paths, short_names)
     return [_subject(path, name, batch, arguments) for path, name in zip(paths, names, strict=True)]

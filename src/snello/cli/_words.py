@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection, Mapping, Sequence
 
 from snello.errors import nearest
@@ -75,3 +76,18 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
 def listed(text: str) -> list[str]:
     """Names that are separated by commas; none in an empty text."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seed(text: str) -> int:
+    """A seed of the command line.
+
+    Raises:
+        ArgumentTypeError: for a number that torch and NumPy do not both take.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 4294967295")
+    return value

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 from snello.errors import ConfigError
 from snello.files import check_new_folder
 
-from ._calibration import add_calibration_arguments, calibration, warn_random
-from ._inputs import seed
+from ._calibration import (
+    CALIBRATION,
+    add_calibration_arguments,
+    calibration,
+    check_samples,
+    warn_random,
+)
+from ._inputs import refuse_without, seed
 from ._own_code import add_own_code_argument
 from ._subjects import subjects_and_images
 
@@ -54,6 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.deploy import device_kit
     from snello.lab.reporting import Table, busy, megabytes, show
 
+    if arguments.no_int8:
+        refuse_without(arguments, "int8 files, which --no-int8 leaves out", *CALIBRATION)
+    check_samples(arguments)
     folder = check_new_folder(arguments.folder)
     seed(arguments)
     found = subjects_and_images(arguments, batch=2, short_names=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from snello.errors import ConfigError
 from snello.files import write_bytes
 
+from ._data import check_drop
 from ._images import with_classes
-from ._inputs import add_model_arguments, check_writable, finish, read_model
+from ._inputs import add_model_arguments, check_output, finish, read_model, refuse_without
 from ._own_code import named_code
-from ._rate import add_rate_arguments, search, search_images
+from ._rate import SEARCH, add_rate_arguments, search, search_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             save(out, model, record, settings=settings, trust=named_code(arguments))
     coded = out.stat().st_size
     table = Table(
-        record.model.name, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
+        record.model.label, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
         ((str(out), megabytes(size), megabytes(coded), f"{size / coded:.1f}x"),),
         " ".join(notes),
     )  # fmt: skip
@@ -113,7 +114,7 @@ def _out(arguments: argparse.Namespace) -> Path:
             f"--out={arguments.out}: a bitstream must be named *{Container.suffix}; only a plain "
             "bitstream (--raw) may have another name"
         )
-    return check_writable(arguments.out)
+    return check_output(arguments, arguments.out)
 
 
 def _write_stream(out: Path, model: nn.Module, settings: CodecSettings) -> str:
@@ -138,15 +139,14 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
     from snello.codec import CodecSettings
 
     if arguments.max_drop is None:
-        if arguments.data is not None:
-            raise ConfigError(
-                "--data is used by the rate search only: set the allowed drop with --max-drop"
-            )
+        refuse_without(arguments, "--max-drop=DROP", *SEARCH)
     elif arguments.qp is not None:
         raise ConfigError(
             "--qp and --max-drop exclude each other: with --max-drop the quantisation parameters "
             "are searched"
         )
+    elif arguments.metric == "accuracy":
+        check_drop(arguments)
     return CodecSettings(
         qp=-32 if arguments.qp is None else arguments.qp,
         nonweight_qp=arguments.nonweight_qp,

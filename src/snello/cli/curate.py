@@ -10,7 +10,7 @@ from typing import Any
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
-from ._inputs import check_writable, finish
+from ._inputs import check_json_file, check_output, finish, refuse_without
 from ._names import complete_with, datasets, models
 
 HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, record, show, write."""
-    out = check_writable(arguments.out)
+    out = check_json_file(arguments, arguments.out)
+    if not arguments.kept:
+        refuse_without(arguments, "--kept=FILE", "--keep", "--ratio")
     arguments.seed = arguments.seed or 0
     if arguments.count < 1:
         raise ConfigError(f"--count={arguments.count} must be at least 1")
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.kept and arguments.limit:
         raise ConfigError("--kept is for the whole training part: leave out --limit")
     if arguments.kept:
-        check_writable(arguments.kept)
+        check_output(arguments, arguments.kept)
         if Path(arguments.kept).resolve() == Path(out).resolve():
             raise ConfigError(
                 f"--out and --kept are the same file, {out}: choose another for one of them"

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import Table, busy, megabytes
     from snello.store import load, save
 
-    out = check_model_file(arguments.out)
+    out = check_model_file(arguments, arguments.out)
     trust, size = own_code(arguments), file_bytes(arguments.file)
     if not is_container(arguments.file):
         raise BitstreamError(
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     save(out, model, record, trust=trust)
     counts = footprint(model, record.inputs(1))
     table = Table(
-        record.model.name, ("File", "Bitstream [MB]", "float32 [MB]", "Parameters"),
+        record.model.label, ("File", "Bitstream [MB]", "float32 [MB]", "Parameters"),
         ((str(out), megabytes(size), megabytes(counts.bytes), str(counts.parameters)),),
     )  # fmt: skip
     finish(table, {"bitstream_bytes": size, "footprint": counts}, Path(f"{out}.json"))

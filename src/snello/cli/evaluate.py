@@ -18,7 +18,7 @@ from ._data import (
     quality,
     require_data,
 )
-from ._inputs import check_one_input, check_writable, device, finish, seed, warn
+from ._inputs import check_json_file, check_one_input, device, finish, seed, warn
 from ._names import suffixes
 from ._own_code import add_own_code_argument, own_code
 
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     for path in arguments.files:
         if not Path(path).exists():
             raise ConfigError(f"there is no file {path}")
-    out = check_writable(arguments.out)
+    out = check_json_file(arguments, arguments.out)
     from snello.lab.reporting import progress
 
     seed(arguments)

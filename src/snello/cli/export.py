@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, nearest
 
-from ._calibration import add_calibration_arguments, calibration, warn_random
-from ._inputs import add_model_arguments, check_one_input, check_writable, finish, read_model
+from ._calibration import CALIBRATION, add_calibration_arguments, calibration, warn_random
+from ._inputs import (
+    add_model_arguments,
+    check_one_input,
+    check_output,
+    finish,
+    read_model,
+    refuse_without,
+)
 from ._names import complete_with, formats
 
 if TYPE_CHECKING:
@@ -50,9 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import Table, busy, megabytes, percent
 
     format, int8 = _format(arguments), arguments.format == INT8
+    if not int8:
+        refuse_without(arguments, "--format=onnx-int8", *CALIBRATION)
+    if format.any_batch:
+        refuse_without(arguments, "--format=executorch", "--batch")
     model, record = read_model(arguments)
     stem = Path(arguments.file or "model").stem
-    out = check_writable(arguments.out or f"{stem}{'-int8' if int8 else ''}{format.suffix}")
+    out = check_output(
+        arguments, arguments.out or f"{stem}{'-int8' if int8 else ''}{format.suffix}"
+    )
     with busy("exporting"):
         write = _int8 if int8 else _float32
         result = write(format, model, record, out, arguments)
@@ -69,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     if saved:
         note += " Normalisation, colour order and classes are in its metadata."
     finish(
-        Table(record.model.name, tuple(header), (tuple(row),), note), result, Path(f"{out}.json")
+        Table(record.model.label, tuple(header), (tuple(row),), note), result, Path(f"{out}.json")
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from snello.errors import ConfigError
 from snello.files import temporary_files_in
 
-from ._inputs import add_architecture_arguments, check_writable, finish, seed
+from ._inputs import add_architecture_arguments, check_json_file, finish, seed
 from ._names import runtimes, suffixes
 from ._own_code import named_code
 from ._subjects import subjects
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Profile all models in one run, print both tables and write `--out`."""
-    out = check_writable(arguments.out)
+    out = check_json_file(arguments, arguments.out)
     from snello.deploy import compare
     from snello.lab.reporting import busy, pages, show
 

@@ -14,6 +14,7 @@ from ._data import (
     add_data_arguments,
     add_dataset_argument,
     check_classification,
+    check_drop,
     check_image_counts,
     load_images,
     require_data,
@@ -27,7 +28,6 @@ from ._inputs import (
     check_one_input,
     device,
     finish,
-    is_read,
     read_model,
 )
 from ._names import channel_importances, complete_with
@@ -112,10 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.store import check_loadable, save
 
     pages.check_libraries()
-    out = check_model_file(arguments.out)
-    if is_read(arguments, out):
-        raise ConfigError(f"--out={out}: this would replace the dense network; choose another file")
+    out = check_model_file(arguments, arguments.out)
     keep, limits = _keep(arguments), _limits(arguments)
+    check_drop(arguments)
     if arguments.branches and not arguments.measured:
         raise ConfigError("--branches needs --measured: branches have no score, they are measured")
     require_data(arguments, arguments.file, "prune needs data to measure on")

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
         option = arguments.overrides[0]
         hint = nearest(option.partition("=")[0], ("--quick", "--seed", "--device"))
         raise ConfigError(f"unknown option {option!r}{hint}; see: snello recipes --help")
+    if arguments.name and arguments.action in ("ls", "fields"):
+        raise ConfigError(f"recipes {arguments.action} takes no name, such as {arguments.name!r}")
     if arguments.action == "ls":
         for name in recipe_names():
             print(f"{name:20} {recipe_summary(recipe_path(name))}")

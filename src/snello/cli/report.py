@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from snello.errors import ConfigError
 from snello.files import write_text
 
-from ._inputs import check_writable
+from ._inputs import check_output
 
 if TYPE_CHECKING:
     from snello.deploy import DeviceResult, Profile
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the results, show their tables and write them to a file."""
-    out = check_writable(arguments.out) if arguments.out else None
+    out = check_output(arguments, arguments.out) if arguments.out else None
     from snello.deploy import read_device_result, read_profiles
     from snello.lab.reporting import markdown, show
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snello.errors import require
+from snello.errors import ConfigError, require
 from snello.files import check_writable
 from snello.lab.recipes import TABLES, published_table
 
@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the rows, show the tables and write the report."""
+    if arguments.row is not None and arguments.table == "ls":
+        raise ConfigError(f"--row={arguments.row}: name its table, one of {', '.join(TABLES)}")
     if arguments.list or arguments.table == "ls":
         names = TABLES if arguments.table == "ls" else (arguments.table,)
         for name in names:

@@ -15,6 +15,7 @@ from ._data import (
     add_data_arguments,
     add_dataset_argument,
     check_classification,
+    check_drop,
     check_image_counts,
     load_images,
     require_data,
@@ -25,9 +26,8 @@ from ._images import fitted
 from ._inputs import (
     add_model_arguments,
     check_one_input,
-    check_writable,
+    check_output,
     finish,
-    is_read,
     read_model,
     warn,
 )
@@ -122,6 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
     pages.check_libraries()
     out = _stem(arguments)
     check_image_counts(arguments, "calibration")
+    check_drop(arguments)
     if not arguments.samples:
         require_data(arguments, arguments.file, "shrink needs data to measure on")
     model, record = read_model(arguments)
@@ -172,12 +173,8 @@ def _stem(arguments: argparse.Namespace) -> Path:
     given = Path(arguments.out)
     name = given.stem if given.suffix in SUFFIXES else given.name
     for suffix in SUFFIXES:
-        path = given.with_name(name + suffix)
-        if is_read(arguments, path):
-            raise ConfigError(
-                f"--out={arguments.out}: this would replace {path}, the dense network; choose another file"
-            )
-    return check_writable(given.with_name(f"{name}.pt"))
+        check_output(arguments, given.with_name(name + suffix))
+    return given.with_name(f"{name}.pt")
 
 
 def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
@@ -300,4 +297,11 @@ def _say(candidate: Any) -> None:
 
 
 def _importance(arguments: argparse.Namespace) -> str | None:
-    return None if arguments.importance in (None, "fisher") else str(arguments.importance)
+    if arguments.importance in (None, "fisher"):
+        return None
+    if arguments.importance not in channel_importances():
+        raise ConfigError(
+            f"--importance: there is no {arguments.importance!r}; choose one of: fisher, "
+            f"{', '.join(channel_importances())}"
+        )
+    return str(arguments.importance)

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.simplification import simplify as make_lean
     from snello.store import check_loadable, save
 
-    out = check_model_file(arguments.out)
+    out = check_model_file(arguments, arguments.out, in_place=True)
     model, record = read_model(arguments)
     if arguments.model is not None:  # a model read from a file is known to be loadable
         check_loadable(model, record, str(out), trust=named_code(arguments))
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     total = f"{after.parameters}/{before.parameters} ({percent(1 - after.parameters / before.parameters)} removed)"
     folded = f"; BatchNorms folded {len(folds_of(lean))}" if arguments.fold_batchnorm else ""
     table = Table(
-        f"{record.model.name}: neurons kept", ("Layer", "Neurons", "Inputs", "Remark"), _rows(plan),
+        f"{record.model.label}: neurons kept", ("Layer", "Neurons", "Inputs", "Remark"), _rows(plan),
         f"Parameters {total}; MACs {after.macs}/{before.macs}; index operations {plan.index_operations}{folded}.",
     )  # fmt: skip
     result = {"before": before, "after": after, "plan": plan}

@@ -21,9 +21,9 @@ from ._data import (
 from ._images import with_classes
 from ._inputs import (
     add_model_arguments,
+    check_json_file,
     check_model_file,
     check_one_input,
-    check_writable,
     device,
     finish,
     read_model,
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"Accuracy on {facts['images']} validation images after pruning a share of the {arguments.granularity}s in "
         f"one shot, without fine-tuning; scope {arguments.scope}, the head unpruned, {facts['device']}."
     )
-    title = f"{facts['model']} on {arguments.data}: pruning potential"
+    title = f"{subject.record.model.label} on {arguments.data}: pruning potential"
     if out is not None:
         facts["applied"] = applied = _apply(arguments, subject, points, out)
     table = Table(title, header, rows, note)
@@ -142,8 +142,8 @@ def _files(arguments: argparse.Namespace) -> tuple[Path | None, Path]:
     if existing and not arguments.force:
         raise ConfigError(f"{existing[0]} exists: choose another --out, or replace it with --force")
     if out is not None:
-        check_model_file(str(out))
-    return out, check_writable(report)
+        check_model_file(arguments, out)
+    return out, check_json_file(arguments, report)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +94,10 @@ def pruning_potential(
                 twin, None, granularity=granularity, scope=scope, importance=importance, normalise=normalise,
                 amount=Ratio(ratio), exclude=exclude, limits=limits,
             )  # fmt: skip
-            pruner.prune()
+            with warnings.catch_warnings():
+                # A curve goes on to ratios at which layers are nearly empty.
+                warnings.filterwarnings("ignore", "Pruner: .* would lose more than")
+                pruner.prune()
             if finetune is not None:
                 finetune(twin, pruner)
             pruner.remove()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from snello.codec import CodecSettings, compress, decompress, is_container, read_header
+from snello.errors import BitstreamError
 from snello.files import write_bytes
 
 from ._file import Content, ModelFile
@@ -37,12 +39,14 @@ class Container(ModelFile):
         return write_bytes(path, data)
 
     def read(self, path: Path) -> Content:
-        coded = decompress(path.read_bytes())
+        with _naming(path):
+            coded = decompress(path.read_bytes())
         return dict(coded.record), dict(coded.tensors)
 
     def inspect(self, path: Path) -> dict[str, Any]:
         # Reading only the header works without nncodec and is fast on any size.
-        header = read_header(path.read_bytes())
+        with _naming(path):
+            header = read_header(path.read_bytes())
         return {
             "file": str(path),
             "format": f".snello {header.version}",
@@ -70,3 +74,12 @@ class Container(ModelFile):
                 for entry in header.tensors
             ],
         }
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the file before the errors of its bytes."""
+    try:
+        yield
+    except BitstreamError as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -104,9 +104,19 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         BitstreamError: if it is a damaged bitstream.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder: name a model file in it")
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
-    return _kind_of(path).read(path)
+    try:
+        return _kind_of(path).read(path)
+    except ModelError as error:
+        if path.suffix not in FORMATS:
+            raise
+        raise ModelError(
+            f"{path} is an exported file, from which no model is built: give the model file that it was "
+            "exported from"
+        ) from error
 
 
 def inspect(path: str | Path) -> dict[str, Any]:

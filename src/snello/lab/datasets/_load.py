@@ -120,10 +120,13 @@ def load_dataset(
         )
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size={image_size} must be at least 1 pixel")
-    if (path is None) == (name in WITH_PATH):
-        needs = "', '".join(WITH_PATH)
+    if path is None and name in WITH_PATH:
         raise ConfigError(
-            f"path={path!r}: '{needs}' require a path, and other datasets accept none; got {name!r}"
+            f"{name} needs the folder of its images: --data-path=FOLDER, data.path in a recipe, path= in Python"
+        )
+    if path is not None and name not in WITH_PATH:
+        raise ConfigError(
+            f"path={path!r}: {name} takes no folder of images, only {', '.join(WITH_PATH)} do"
         )
     raw = reader(Request(roots(root), Path(path or "").expanduser(), image_size, download))
     splits: Splits

@@ -46,16 +46,17 @@ def missing(
         first_root: folder that a download would be written to.
         source: instructions to obtain a dataset that snello does not download; None if it does.
     """
-    looked = "\n".join(f"  {place.absolute()}" for place in places)
+    looked = ", ".join(str(place.absolute()) for place in places)
     fetch = (
-        f"To fetch it into {first_root.absolute()}, pass --data.download=true (download=True in Python)."
+        f"To fetch it into {first_root.absolute()}, run a recipe with --data.download=true, or pass "
+        "download=True in Python."
         if source is None
         else f"It is not downloaded automatically: {source}."
     )
     return DataError(
-        f"{what} was not found. Looked for:\n{looked}\n"
+        f"{what} was not found. Looked for: {looked}. "
         f"If you have it, set the folder that contains it: with the environment variable "
-        f"{VARIABLE}=/that/folder or with --data.root=/that/folder (root= in Python). {fetch}"
+        f"{VARIABLE}=/that/folder or with --data-root=/that/folder (in a recipe --data.root, in Python root=). {fetch}"
     )
 
 

@@ -74,6 +74,10 @@ class DataConfig:
                 value is None or value >= 1, f"data.{name} must be at least 1, not {value}"
             )
         check_option(
+            self.mean is None or not self.mean or max(self.mean) <= 1,
+            f"data.mean={self.mean}: pixels are in 0 ... 1 here: divide mean and deviation by 255",
+        )
+        check_option(
             (self.mean is None) == (self.std is None),
             f"data.mean ({self.mean}) and data.std ({self.std}) belong together: give both or neither",
         )
@@ -291,6 +295,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_option(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        check_option(0 <= self.seed < 2**32, f"seed must be from 0 to 4294967295, not {self.seed}")
         check_option(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         check_option(
             self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not at {self.ema}"

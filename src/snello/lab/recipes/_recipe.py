@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -43,10 +44,30 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
         # JSON is valid YAML, so the merged values go through the parser like a recipe file.
         parsed = instantiate(parser.parse_args([f"--recipe={json.dumps(values)}", *overrides]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(f"recipe {name_or_path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"recipe {name_or_path}: {_explained(str(error))}") from error
     return Recipe(**{f.name: getattr(parsed, f.name) for f in fields(Recipe)})
 
 
+def _explained(error: str) -> str:
+    """An error of jsonargparse, with its types in words."""
+    text = " ".join(error.split())
+    if not (found := _EXPECTED.fullmatch(text)):
+        return text
+    option, kind, given = found.groups()
+    words = _WORDS.get(kind) or f"one of {kind.removeprefix('typing.Literal')}"
+    return f"{option} must be {words}, not {given}"
+
+
+_EXPECTED = re.compile(
+    r'Parser key "([^"]+)": Expected a (<class .*?>|typing.Literal\[.*?\])\. Got value: (.*)'
+)
+_WORDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'tuple'>": "a list, such as [a,b]",
+    "<class 'str'>": "a text",
+}
 _TUNE = "tune"
 
 

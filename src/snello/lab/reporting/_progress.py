@@ -91,7 +91,11 @@ class _Pace:
         steps = f"{self.done} of {self.total} steps" if self.total else f"{self.done} steps"
         text = f"{steps}, {_clock(seconds)}, {seconds / self.done:.1f} s a step"
         left = (self.total - self.done) * seconds / self.done
-        return f"{text}, about {_clock(left)} left" if left > 0 else text
+        return (
+            f"{text}, about {_clock(left)} left"
+            if left > 0
+            else f"{steps}, {_clock(seconds)} so far"
+        )
 
 
 def _clock(seconds: float) -> str:

@@ -40,6 +40,7 @@ from ._evaluate import answers as answers  # noqa: E402
 from ._evaluate import evaluate as evaluate  # noqa: E402
 from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
 from ._finetune import FineTuning as FineTuning  # noqa: E402
+from ._finetune import augmentation_for as augmentation_for  # noqa: E402
 from ._finetune import batches_and_optimizer as batches_and_optimizer  # noqa: E402
 from ._finetune import finetune as finetune  # noqa: E402
 from ._fit import train as train  # noqa: E402

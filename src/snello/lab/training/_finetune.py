@@ -35,7 +35,7 @@ class FineTuning:
         features: names of modules whose attention maps are to be like the dense network's; see
             [`FeatureDistillation`][snello.pruning.recovery.FeatureDistillation].
         feature_weight: weight of that distance, positive.
-        augment: "crop-flip" or "none".
+        augment: "crop-flip" or "none"; a mirrored digit is none.
         precision: "32", or "bf16" for torch.autocast in bfloat16.
         limit: number of training images; None: all.
         seed: seed of batch order, augmentation and dropout.
@@ -125,6 +125,14 @@ def finetune(
         if alike is not None:
             alike.remove()
     return model.eval()
+
+
+def augmentation_for(splits: Splits) -> Literal["none", "crop-flip"]:
+    """The augmentation for images of which nothing else is known.
+
+    Grey images are mostly characters, which are others when mirrored: they are left as they are.
+    """
+    return "none" if splits.input_shape[0] == 1 else "crop-flip"
 
 
 def batches_and_optimizer(

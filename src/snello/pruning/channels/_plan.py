@@ -49,6 +49,10 @@ class Keep:
         if not given:
             raise ConfigError("Keep(): give macs=, parameters= or channels=, a share in (0, 1]")
 
+    def __str__(self) -> str:
+        given = ", ".join(f"{k}={v:g}" for k, v in vars(self).items() if v is not None)
+        return f"Keep({given})"
+
     def after(self, share_of_way: float) -> Keep:
         """The bounds of an earlier step, in a geometric sequence from 1 to the final shares.
 
@@ -197,8 +201,8 @@ def plan_channels(
         raise ConfigError(
             f"{keep} cannot be reached: with a least width of every dimension there stay "
             f"{least.macs / max(dense.macs, 1):.3f} of the MACs and "
-            f"{least.parameters / dense.parameters:.3f} of the parameters; keep more, or give "
-            "limits=LayerLimits(keep_at_least=...)"
+            f"{least.parameters / dense.parameters:.3f} of the parameters; keep more, or lower "
+            f"{'round_to or ' if round_to > 1 else ''}keep_at_least (of limits=LayerLimits(...))"
         )
     low, high = 0, choice.most  # bisection for the smallest count that is within the bounds
     while low < high:

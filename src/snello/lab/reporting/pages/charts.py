@@ -13,10 +13,13 @@ from .page import Chart
 
 Rows = Sequence[Mapping[str, Any]]
 
+NUMBER = "format(datum.value, abs(datum.value) < 1000 ? '~r' : '~s')"
+"""Labels of an axis: SI prefixes for thousands, but 0.002 MB and not 2m MB."""
+
 
 def lines(
     title: str, rows: Rows, x: str, y: str, *, by: str, note: str = "", log: bool = False,
-    form: str = "",
+    form: str = "", x_form: str = "",
 ) -> Chart:  # fmt: skip
     """Lines with a point at every value; the value under the pointer is shown.
 
@@ -29,6 +32,7 @@ def lines(
         note: conditions.
         log: logarithmic vertical axis.
         form: format of the vertical axis, such as "%".
+        x_form: format of the horizontal axis; without it, ticks are whole numbers.
     """
     scale = {"type": "log", "nice": False} if log else {"zero": False}
     return Chart(
@@ -37,7 +41,10 @@ def lines(
             "data": {"values": list(rows)},
             "mark": {"type": "line", "point": True, "tooltip": True},
             "encoding": {
-                "x": {"field": _field(x), "type": "quantitative", "title": x, "axis": {"tickMinStep": 1}},
+                "x": {
+                    "field": _field(x), "type": "quantitative", "title": x,
+                    "axis": {"format": x_form} if x_form else {"tickMinStep": 1},
+                },
                 "y": {
                     "field": _field(y), "type": "quantitative", "title": y, "scale": scale,
                     "axis": {"format": form} if form else {},
@@ -51,7 +58,7 @@ def lines(
 
 
 def front(
-    title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "", form: str = "~s"
+    title: str, rows: Rows, x: str, y: str, *, label: str, note: str = "", form: str = ""
 ) -> Chart:
     """Points with their names: what is given up for what.
 
@@ -66,7 +73,8 @@ def front(
     """
     position = {
         "x": {
-            "field": _field(x), "type": "quantitative", "title": x, "axis": {"tickCount": 6, "format": form},
+            "field": _field(x), "type": "quantitative", "title": x,
+            "axis": {"tickCount": 6, **({"format": form} if form else {"labelExpr": NUMBER})},
             "scale": {"zero": False, "padding": 30},
         },
         "y": {
@@ -129,7 +137,7 @@ def bars(title: str, rows: Rows, names: str, value: str, *, by: str, note: str =
                 },
                 "x": {
                     "field": _field(value), "type": "quantitative", "title": value,
-                    "axis": {"tickCount": 5, "labelExpr": "format(datum.value, '~s')"},
+                    "axis": {"tickCount": 5, "labelExpr": NUMBER},
                 },
                 "yOffset": {"field": _field(by), "sort": kinds},
                 "color": {"field": _field(by), "type": "nominal", "sort": kinds},

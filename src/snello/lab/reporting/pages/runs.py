@@ -132,7 +132,8 @@ def sweep_page(
         {f"{unit}s pruned": p.ratio, "accuracy": p.value, "importance": p.method} for p in points
     ]
     chart = lines(
-        "Accuracy against sparsity", rows, f"{unit}s pruned", "accuracy", by="importance", form=".0%"
+        "Accuracy against sparsity", rows, f"{unit}s pruned", "accuracy", by="importance", form=".0%",
+        x_form=".0%",
     )  # fmt: skip
     return Page(title, table.note, (), (chart,), (table,), {**facts, "points": points})
 
