@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=1, help="number of pruning steps; default: 1")
     add_finetuning_arguments(parser, "after each step")
     parser.add_argument(
-        "--reconstruct", nargs="?", const=True, default=False, choices=(True, "biases"),
+        "--reconstruct", nargs="?", const=True, default=False, choices=("biases",),
         metavar="biases", help="fit the layers that used removed channels by least squares before "
         "fine-tuning; 'biases' shifts the biases alone",
     )  # fmt: skip
