@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import snello.pruning
 from snello import ModelSpec, Record, save
 from snello.cli import main
 from snello.store import build
@@ -182,11 +183,10 @@ def test_digits_are_not_mirrored_and_a_recipe_decides(
 def test_warnings_of_snello_are_lines_of_the_command(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import snello.pruning._pruner as inside
     from snello.cli import simplify
 
     def run(arguments: object) -> None:
-        warnings.warn_explicit("heed this", UserWarning, inside.__file__, 1)
+        warnings.warn_explicit("heed this", UserWarning, snello.pruning.__file__, 1)
 
     monkeypatch.setattr(simplify, "run", run)
     assert main(["simplify", "model.pt"]) == 0
@@ -201,3 +201,13 @@ def test_a_pipe_whose_reader_has_gone_ends_quietly(model: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_choices_are_those_that_can_be_typed(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["prune", "model.pt", DIGITS, "--macs=0.5", "--reconstruct=all"])
+    error = capsys.readouterr().err
+    assert "biases" in error
+    assert "True" not in error

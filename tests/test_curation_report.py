@@ -97,7 +97,7 @@ def test_files_of_suspects_and_copies_are_named(tmp_path: Path) -> None:
     [
         (["--ratio=1"], "--ratio"),
         (["--count=0"], "--count"),
-        (["--keep=dual", "--epochs=4"], "--epochs=10"),
+        (["--keep=dual", "--kept=kept.json", "--epochs=4"], "--epochs=10"),
         (["--limit=50", "--kept=kept.json"], "--limit"),
         (["--arguments=["], "no JSON"),
         (["--epochs=0"], "epochs"),

@@ -103,7 +103,7 @@ def test_imagenet_is_found_as_the_root_itself_and_named_by_torchvisions_file(
 def test_faults_of_imagenet_say_what_to_do(imagenet: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"(?s)ILSVRC2012\n.*It is not downloaded automatically: get ILSVRC2012_img_train",
+        match=r"(?s)ILSVRC2012, .*It is not downloaded automatically: get ILSVRC2012_img_train",
     ):
         load_dataset("imagenet", root=tmp_path / "elsewhere")
     packed = tmp_path / "packed"

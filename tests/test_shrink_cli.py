@@ -149,7 +149,7 @@ def test_the_dense_network_is_not_replaced(own: Path, capsys: pytest.CaptureFixt
     before = file.read_bytes()
     for out in ("lean.v2", "lean.v2.pt", "lean.v2.onnx"):
         assert main([*shrinking, str(file), "--own-code=ownnets:two", f"--out={out}"]) == 1
-        assert "replace lean.v2.pt" in capsys.readouterr().err
+        assert "lean.v2.pt: this would replace" in capsys.readouterr().err
     assert file.read_bytes() == before
 
 

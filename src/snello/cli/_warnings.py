@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import snello
-
 from ._inputs import warn
 
-SOURCE = Path(snello.__file__).parent
+SOURCE = Path(__file__).parents[1]
 
 
 @contextmanager
