@@ -218,18 +218,15 @@ def new_model(
 
 def protocol_of(name: str, options: argparse.Namespace) -> Protocol:
     """The settings of a network, with the lambda of the command line."""
-    protocol = PROTOCOLS[name]
-    return (
-        protocol
-        if options.lmbda is None
-        else replace(protocol, lmbda=dict.fromkeys(LMBDA, options.lmbda))
-    )
+    if options.lmbda is None:
+        return PROTOCOLS[name]
+    return replace(PROTOCOLS[name], lmbda=dict.fromkeys(LMBDA, options.lmbda))
 
 
 def finished(
     rows: list[dict[str, Any]], name: str, method: str, seed: int, options: argparse.Namespace
 ) -> bool:
-    """Whether a run is among the rows.
+    """Return true if a run is among the rows.
 
     Raises:
         SystemExit: if it is, with other settings: one table would mix them.

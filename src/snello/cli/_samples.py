@@ -33,12 +33,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    @property
-    def _extreme(self) -> int:
-        """The label that is furthest from 0: the smallest if it is negative, else the largest."""
-        assert self.labels is not None
-        return min(int(self.labels.min()), 0) or int(self.labels.max())
-
     def batches(self) -> list[tuple[Tensor, ...]]:
         """Batches of inputs."""
         import torch
@@ -63,7 +57,7 @@ class Samples:
         """
         import torch
 
-        found = []
+        found: list[Tensor] = []
         with torch.no_grad():
             for batch in self.batches():
                 outputs: Any = model(*batch)
@@ -73,12 +67,19 @@ class Samples:
                         f"--samples needs a classifier, whose output has the shape (samples, classes): "
                         f"{type(model).__name__} returns {getattr(outputs, 'shape', type(outputs).__name__)}"
                     )  # fmt: skip
-                if self.labels is not None and not 0 <= self._extreme < outputs.shape[1]:
-                    raise DataError(
-                        f"--samples: the labels contain {self._extreme}, but the model has {outputs.shape[1]} outputs"
-                    )
+                if not found:
+                    self._check_labels(outputs.shape[1])
                 found.append(outputs.argmax(1))
         return torch.cat(found)
+
+    def _check_labels(self, classes: int) -> None:
+        if self.labels is None:
+            return
+        outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
+        if len(outside):
+            raise DataError(
+                f"--samples: the labels contain {int(outside[0])}, but the model has {classes} outputs"
+            )
 
 
 def read_samples(path: str, record: Record) -> Samples:

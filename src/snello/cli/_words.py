@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 
-from snello.errors import nearest
+from snello.errors import ConfigError, nearest
 
 
 class UsageError(Exception):
@@ -76,6 +76,18 @@ def divided(words: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list
 def listed(text: str) -> list[str]:
     """Names that are separated by commas; none in an empty text."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_known(option: str, name: str, known: Collection[str]) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ConfigError: with the nearest known name, and all of them.
+    """
+    if name not in known:
+        raise ConfigError(
+            f"{option}: there is no {name!r}{nearest(name, known)}; choose one of: {', '.join(known)}"
+        )
 
 
 def seed(text: str) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snello.errors import ConfigError, nearest
+from snello.errors import ConfigError
 
 from ._data import (
     add_data_arguments,
@@ -32,7 +32,7 @@ from ._inputs import (
 )
 from ._names import channel_importances, complete_with
 from ._own_code import named_code
-from ._words import listed
+from ._words import check_known, listed
 
 if TYPE_CHECKING:
     import torch
@@ -221,10 +221,5 @@ def _importance(
     }
     if name in calibrated:
         return calibrated[name]()
-    if name not in channels.CHANNEL_IMPORTANCES:
-        known = (*channels.CHANNEL_IMPORTANCES, *CALIBRATED)
-        raise ConfigError(
-            f"--importance: there is no {name!r}{nearest(name, known)}; choose one of: "
-            f"{', '.join(known)}"
-        )
+    check_known("--importance", name, (*channels.CHANNEL_IMPORTANCES, *CALIBRATED))
     return str(name)

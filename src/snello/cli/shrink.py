@@ -34,7 +34,7 @@ from ._inputs import (
 from ._names import channel_importances, complete_with
 from ._own_code import named_code
 from ._samples import read_samples
-from ._words import listed
+from ._words import check_known, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -299,9 +299,5 @@ def _say(candidate: Any) -> None:
 def _importance(arguments: argparse.Namespace) -> str | None:
     if arguments.importance in (None, "fisher"):
         return None
-    if arguments.importance not in channel_importances():
-        raise ConfigError(
-            f"--importance: there is no {arguments.importance!r}; choose one of: fisher, "
-            f"{', '.join(channel_importances())}"
-        )
+    check_known("--importance", arguments.importance, ("fisher", *channel_importances()))
     return str(arguments.importance)

@@ -1,4 +1,4 @@
-"""What tells networks, functions and settings apart in the folders of searches."""
+"""Identities of networks, functions and settings in the folders of searches."""
 
 from __future__ import annotations
 

@@ -89,13 +89,11 @@ class _Pace:
         if not self.done:
             return f"{_clock(seconds)} so far"
         steps = f"{self.done} of {self.total} steps" if self.total else f"{self.done} steps"
-        text = f"{steps}, {_clock(seconds)}, {seconds / self.done:.1f} s a step"
-        left = (self.total - self.done) * seconds / self.done
-        return (
-            f"{text}, about {_clock(left)} left"
-            if left > 0
-            else f"{steps}, {_clock(seconds)} so far"
-        )
+        if self.done >= self.total:
+            return f"{steps}, {_clock(seconds)} so far"
+        pace = seconds / self.done
+        left = (self.total - self.done) * pace
+        return f"{steps}, {_clock(seconds)}, {pace:.1f} s a step, about {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:
