@@ -6,7 +6,7 @@
 Fine-tunes public ResNet-32 weights on JPEG CIFAR-10, or trains from scratch without `--weights`:
 
     python benchmarks/time_to_accuracy.py --depth 20 --epochs 30 --images 22500 --views 10 --lr 0.1 \
-        --rows plain plain+e18 rest-15-22+anneal+info0.5 --out runs/scratch
+        --rows plain epochs-18 rest-15-22+anneal+info0.5 --out runs/scratch
 
 or a small ViT, from MNIST's digits 0 to 4 (trained first, and kept in the folder) to 5 to 9:
 
@@ -23,8 +23,10 @@ Seconds are CPU seconds of the training loop on one thread, with everything that
 them: probe, hooks, masks, re-estimated statistics, storing and reading features, drawing samples.
 Before and after each epoch a fixed reference step is timed, outside of these seconds: on a machine
 with other work the speed of a core changes from minute to minute, and it is divided out.
+Static subsets by scores (`dual-R`, `ccs-R`) record a training of a quarter of the epochs first, once
+for a seed; its seconds count in each of their rows.
 Accuracy: all test images, last epoch. Rows are written as they are finished, and what is there is
-not run again. ``--rows list`` names the rows.
+not run again; a folder is of one setting. ``--rows list`` names the rows.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -43,7 +46,17 @@ import torch.nn.functional as F
 from time_to_accuracy_tasks import TASKS, Images, Task
 from torch import Tensor, nn
 
-from snello.curation import DynamicSubset, InfoBatch, OrderDP, RandomSubset, keep_random
+from snello.curation import (
+    DynamicSubset,
+    InfoBatch,
+    OrderDP,
+    RandomSubset,
+    Recorder,
+    Recording,
+    keep_covering,
+    keep_dual,
+    keep_random,
+)
 from snello.equilibrium import (
     FeatureCache,
     Prefix,
@@ -53,10 +66,13 @@ from snello.equilibrium import (
     Stochastic,
     Velocity,
 )
-from snello.files import write_text
+from snello.files import write_file, write_text
 from snello.pruning.recovery import recalibrate
 
 ADAPTED = 2000  # images on which statistics are estimated again
+WINDOW = (
+    3  # epochs of DUAL's windows: 10 of 30 in its paper, fewer of the few that are recorded here
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,8 @@ class Row:
         select: rule of the selective update; None for none, or that of `rests`.
         every: calls of the rule in an epoch.
         curate: makes the dynamic subset.
-        static: share of the images, stratified, that are left out for good.
+        static: share of the images that is left out for good.
+        method: of `static`: "random" (by class), "dual" or "ccs".
         baseline: "freezeout", "linear" or "".
     """
 
@@ -85,6 +102,7 @@ class Row:
     every: int = 1
     curate: Callable[[Any, int, int], DynamicSubset] | None = None
     static: float = 0.0
+    method: str = "random"
     baseline: str = ""
 
 
@@ -106,7 +124,7 @@ def _settled(eps: float, share: float) -> Callable[[], Selection]:
 
 ROWS: dict[str, Row] = {
     "plain": Row(),
-    **{f"epochs-{n}": Row(epochs=n) for n in (1, 2, 3, 4, 5, 6)},
+    **{f"epochs-{n}": Row(epochs=n) for n in range(1, 31)},
     "neq": Row(select=lambda: Velocity(1e-3)),
     "stochastic-0.5": Row(select=lambda: Stochastic(0.5)),
     "freezeout": Row(baseline="freezeout"),
@@ -119,6 +137,7 @@ ROWS: dict[str, Row] = {
     **{f"orderdp-{r}": Row(curate=_order(r)) for r in (0.3, 0.5, 0.7)},
     **{f"rs2-{r}": Row(curate=_random(r)) for r in (0.3, 0.5, 0.7)},
     **{f"static-{r}": Row(static=r) for r in (0.3, 0.5, 0.7)},
+    **{f"{m}-{r}": Row(static=r, method=m) for m in ("dual", "ccs") for r in (0.3, 0.5, 0.7)},
 }
 
 
@@ -174,7 +193,8 @@ class Run:
     """Results of a training.
 
     Attributes:
-        seconds: CPU seconds of each epoch; what is prepared before is part of the first.
+        seconds: CPU seconds of each epoch; what is prepared before, scores of images among it, is
+            part of the first.
         reference: seconds of the reference step before each epoch and after the last.
         wall: seconds of all, with the reference steps.
         kept: share of the samples.
@@ -224,13 +244,21 @@ def linear_freezing(model: nn.Module, moment: float, start: float = 0.5) -> None
         module.requires_grad_(False)
 
 
-def train(row: Row, model: Any, task: Task, seed: int, lr: float, batch: int) -> Run:
-    """Train by the method of a row."""
+def train(
+    row: Row, model: Any, task: Task, seed: int, lr: float, batch: int,
+    recorder: Recorder | None = None, recording: Recording | None = None,
+) -> Run:  # fmt: skip
+    """Train by the method of a row, and record what the network answers.
+
+    Args:
+        recorder: takes the outputs of all batches.
+        recording: of another training, for rows that score the images.
+    """
     images = task.images
     speed, run, wall = Speed(task), Run(), time.perf_counter()
     run.reference.append(speed())
     began = time.process_time()
-    keep, where = subset(row, images, seed)
+    keep, where = subset(row, images, seed, recording)
     model.train()
     freezeout = FreezeOut(model) if row.baseline == "freezeout" else None
     groups = freezeout.groups() if freezeout else grouped(model, task, row)
@@ -251,6 +279,8 @@ def train(row: Row, model: Any, task: Task, seed: int, lr: float, batch: int) ->
             with task.autocast():
                 out = forward(x, index + view * size)
             losses = F.cross_entropy(out.float(), images.labels[index], reduction="none")
+            if recorder:
+                recorder.record(out, images.labels[index], index)
             loss = keep.weigh(losses, chosen)
             optimizer.zero_grad()
             loss.backward()
@@ -262,6 +292,8 @@ def train(row: Row, model: Any, task: Task, seed: int, lr: float, batch: int) ->
             run.steps += 1
             if freezeout:
                 freezeout.stop(moment)
+        if recorder:
+            recorder.step()
         if row.baseline == "linear":
             linear_freezing(model, (epoch + 1) / row.epochs)
         run.seconds.append(time.process_time() - began)
@@ -289,13 +321,38 @@ def batches(sampler: Any, size: int) -> Iterator[Tensor]:
     yield from keys.split(size)
 
 
-def subset(row: Row, images: Images, seed: int) -> tuple[DynamicSubset, Tensor]:
+def subset(
+    row: Row, images: Images, seed: int, recording: Recording | None
+) -> tuple[DynamicSubset, Tensor]:
     """The dynamic subset (of all, if the row has none), and the indices of its samples."""
     where = torch.arange(len(images))
-    if row.static:
+    if row.static and recording is None:
         where = keep_random(images.labels, row.static, seed=seed).indices
+    elif row.static and row.method == "dual":
+        where = keep_dual(recording, row.static, window=WINDOW, seed=seed).indices
+    elif row.static:
+        hard = 0.1 if row.static >= 0.7 else 0.0  # as published, per rate
+        where = keep_covering(recording, row.static, hard=hard, seed=seed).indices
     make = row.curate or _random(0.0)
     return make(range(len(where)), row.epochs, seed), where
+
+
+def recorded(
+    task: Task, seed: int, epochs: int, options: argparse.Namespace
+) -> tuple[Recording, float]:
+    """What a short training of all images gives to each, and its seconds in reference steps."""
+    file = options.out / f"recorded-{epochs}-seed-{seed}.pt"
+    if not file.exists():
+        recorder = Recorder(len(task.images))
+        torch.manual_seed(seed)
+        run = train(
+            Row(epochs=epochs), task.network(), task, seed, options.lr, options.batch, recorder
+        )
+        cost = sum(run.seconds) / mean(run.reference)
+        kept = {"recording": vars(recorder.recording()), "cost": cost}
+        write_file(file, lambda path: torch.save(kept, path))
+    found = torch.load(file, weights_only=True)
+    return Recording(**found["recording"]), found["cost"]
 
 
 def grouped(model: nn.Module, task: Task, row: Row) -> list[dict[str, Any]]:
@@ -370,7 +427,7 @@ def main(given: list[str] | None = None) -> None:
     if options.rows == ["list"]:
         print(*ROWS, sep="\n")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_folder(options)
     task = TASKS[options.task](options)
     for seed in options.seeds:
         for name in options.rows:
@@ -382,15 +439,38 @@ def main(given: list[str] | None = None) -> None:
                 print(file.read_text(), flush=True)
 
 
+def check_folder(options: argparse.Namespace) -> None:
+    """Note the setting of a folder's rows, or refuse another one.
+
+    Raises:
+        SystemExit: if the folder was begun with another setting.
+    """
+    given = {k: str(v) for k, v in vars(options).items() if k not in ("rows", "seeds", "out")}
+    file = options.out / "setting.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write_text(file, json.dumps(given))
+    found = json.loads(file.read_text())
+    other = [k for k in given if given[k] != found.get(k)]
+    if other:
+        raise SystemExit(
+            f"{options.out} has rows with other values of {', '.join(other)}: choose another --out"
+        )
+
+
 def one(row: Row, name: str, task: Task, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and test a row once."""
     if row.baseline and options.task != "cifar10":
         raise SystemExit(
             f"{name}: written for a CIFAR ResNet; leave it out with --task={options.task}"
         )
+    recording, cost = None, 0.0
+    if row.method != "random":
+        recording, cost = recorded(task, seed, max(WINDOW, row.epochs // 4), options)
     torch.manual_seed(seed)
     model = task.network()
-    run = train(row, model, task, seed, options.lr, options.batch)
+    run = train(row, model, task, seed, options.lr, options.batch, recording=recording)
+    run.seconds[0] += cost * mean(run.reference)
     run.accuracy = accuracy(model, task)
     setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
                "views": options.views, "lr": options.lr, "batch": options.batch,

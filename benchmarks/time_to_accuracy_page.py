@@ -27,7 +27,7 @@ KINDS = {
     "plain": "fewer epochs", "epochs": "fewer epochs", "rest": "layers at rest", "settled": "layers at rest",
     "neq": "neurons at rest", "stochastic": "neurons at rest", "freezeout": "published freezing",
     "linear": "published freezing", "infobatch": "fewer samples", "orderdp": "fewer samples",
-    "rs2": "fewer samples", "static": "fewer samples",
+    "rs2": "fewer samples", "static": "fewer samples", "dual": "fewer samples", "ccs": "fewer samples",
 }  # fmt: skip
 
 
@@ -232,7 +232,9 @@ def main(given: list[str] | None = None) -> None:
     options = parser.parse_args(given)
     store = options.page.with_suffix(".json")
     if options.rows is not None:
-        found = [json.loads(file.read_text()) for file in sorted(options.rows.glob("*.json"))]
+        found = [
+            json.loads(file.read_text()) for file in sorted(options.rows.glob("*-seed-*.json"))
+        ]
         write_text(store, json.dumps(found, indent=1) + "\n")
     rows = json.loads(store.read_text())
     draw(points_of(rows), options.page.with_suffix(".png"))

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from snello.curation import Recorder
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -81,6 +84,33 @@ def test_a_command_line_is_accepted(monkeypatch, name, line):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *line])
     with pytest.raises(AcceptedError):
         module.main()
+
+
+def test_a_folder_of_time_to_accuracy_is_of_one_setting(tmp_path):
+    script = benchmark("time_to_accuracy")
+    given = argparse.Namespace(rows=["plain"], seeds=[0], images=100, lr=0.1, out=tmp_path)
+    script.check_folder(given)
+    script.check_folder(argparse.Namespace(**vars(given) | {"rows": ["epochs-2"], "seeds": [1]}))
+    with pytest.raises(SystemExit, match="other values of lr"):
+        script.check_folder(argparse.Namespace(**vars(given) | {"lr": 0.2}))
+
+
+def test_subsets_of_time_to_accuracy_leave_out_their_share():
+    script = benchmark("time_to_accuracy")
+    torch.manual_seed(0)
+    recorder = Recorder(200)
+    labels = torch.arange(200) % 4
+    for _ in range(script.WINDOW):
+        recorder.record(torch.randn(200, 4), labels, torch.arange(200))
+        recorder.step()
+    images = script.Images(torch.zeros(200, 1), labels, torch.zeros(1), torch.zeros(1))
+    chosen = {}
+    for name in ("static-0.3", "dual-0.3", "ccs-0.3"):
+        recording = None if name == "static-0.3" else recorder.recording()
+        keep, where = script.subset(script.parsed(name), images, 0, recording)
+        assert len(keep) == len(where) == 140
+        chosen[name] = set(where.tolist())
+    assert len(set(map(frozenset, chosen.values()))) == 3
 
 
 def test_a_command_that_is_cut_is_found():
