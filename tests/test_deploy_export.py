@@ -250,3 +250,17 @@ def test_simplified_models_hold_no_gather_and_no_scatter(
     assert sorted(operators["lean"]) == sorted(operators["dense"])
     assert footprint(tmp_path / "lean.onnx").dead_neurons == 0
     assert footprint(tmp_path / "dense.onnx").dead_neurons >= len(dead)
+
+
+def test_a_detector_that_takes_a_list_of_images_is_told_what_to_export(tmp_path):
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = small()
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.backbone(torch.stack([image * torch.ones(3, 1, 1) for image in images]))
+
+    with pytest.raises(ModelError, match=r"Detector itself does not run.* backbone and head"):
+        export(Detector(), ([torch.rand(3, 8, 8)],), tmp_path / "detector.onnx")
+    assert export(Detector().backbone, torch.rand(1, 3, 8, 8), tmp_path / "backbone.onnx").is_file()

@@ -44,7 +44,9 @@ def add_recipe_arguments(
     complete_with(action, recipe_names())
     parser.add_argument("--out", help=f"run folder; default: {folder}")
     if resume:
-        parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
+        parser.add_argument(
+            "--resume", action="store_true", help="continue the run in the folder, or start it"
+        )
     parser.add_argument(
         "--quick", action="store_true", help="use the recipe's quick variant, a trial of minutes"
     )

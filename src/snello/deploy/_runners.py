@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs
+from snello.graph import as_inputs, class_name
 from snello.wrappers import copied
 
 from ._verify import batch_of, first_line
@@ -55,7 +55,7 @@ def pytorch_runner(model: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Run
         with torch.inference_mode():
             return clone(*arguments)
 
-    return runner("pytorch", arguments, None, call, type(model).__name__)
+    return runner("pytorch", arguments, None, call, class_name(model))
 
 
 def compiled_runner(
@@ -88,8 +88,8 @@ def compiled_runner(
         try:
             call()
         except Exception as error:  # torch.compile wraps any exception of its back ends
-            raise _not_compiled(error, type(model).__name__) from error
-    return runner("torch.compile", arguments, threads, call, type(model).__name__)
+            raise _not_compiled(error, class_name(model)) from error
+    return runner("torch.compile", arguments, threads, call, class_name(model))
 
 
 def _not_compiled(error: Exception, name: str) -> Exception:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import as_inputs
+from snello.graph import Positional, as_inputs, class_name
 from snello.wrappers import check_values, copied
 
 TOLERANCE = 1e-4
@@ -115,7 +115,7 @@ def compare_outputs(
             its largest magnitude (in half precision, by more than 8 units of rounding).
     """
     tolerance = tolerance_of(model)
-    name, batch = type(model).__name__, batch_of(inputs)
+    name, batch = class_name(model), batch_of(inputs)
     expected = _outputs(model, inputs)
     try:
         found = run(inputs)
@@ -167,10 +167,20 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
             outputs = model(*inputs)
     except Exception as error:  # the model's own code may raise any exception
         raise ModelError(
-            f"{type(model).__name__} itself does not run at batch size {batch_of(inputs)}, so its "
-            f"export cannot either: {first_line(error)}"
+            f"{class_name(model)} itself does not run at batch size {batch_of(inputs)}, so its "
+            f"export cannot either: {first_line(error)}{_no_batch(model)}"
         ) from error
     return flat(outputs)
+
+
+def _no_batch(model: nn.Module) -> str:
+    """A hint for models such as torchvision's detectors, which take a list of images."""
+    if not isinstance(model, Positional) or model.names is not None:
+        return ""
+    return (
+        ". Dimension 0 of every tensor in its lists and dictionaries must be the batch: export a module whose "
+        "forward takes tensors with a batch, such as the backbone and head of a detector"
+    )
 
 
 def flat(outputs: object) -> list[Tensor]:

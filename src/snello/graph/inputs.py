@@ -130,6 +130,11 @@ def positional(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Ten
     return Positional(model, inputs), inputs.tensors()
 
 
+def class_name(model: nn.Module) -> str:
+    """Name of a model's class, for messages; of the model inside a `Positional`."""
+    return type(model.model if isinstance(model, Positional) else model).__name__
+
+
 def as_inputs(example_inputs: tuple[Tensor, ...] | Tensor) -> tuple[Tensor, ...]:
     """Example inputs as a tuple of positional arguments."""
     return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

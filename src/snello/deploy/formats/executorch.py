@@ -12,6 +12,7 @@ from torch import nn
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import first_line, quiet, shapes
 from snello.errors import ConfigError, ModelError
+from snello.graph import class_name
 
 from .format import Bind, Files, Format, Inputs
 from .program import captured
@@ -51,7 +52,7 @@ class ExecuTorch(Format):
                 data = bytes(edge.to_executorch().buffer)
         except Exception as error:  # the lowering passes may raise any exception
             raise ModelError(
-                f"{type(model).__name__} cannot be lowered to ExecuTorch for inputs of shape {shapes(inputs)}: "
+                f"{class_name(model)} cannot be lowered to ExecuTorch for inputs of shape {shapes(inputs)}: "
                 f"{first_line(error)}"
             ) from error
         files[0].write_bytes(data)

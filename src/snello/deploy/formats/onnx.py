@@ -17,7 +17,7 @@ from snello.deploy._footprint import Footprint
 from snello.deploy._memory import PeakMemory
 from snello.deploy._verify import batch_of, dynamic_batch, first_line, quiet, shapes
 from snello.errors import ConfigError, ModelError, require
-from snello.graph import Positional
+from snello.graph import Positional, class_name
 
 from .format import Bind, Files, Format, Inputs
 from .onnx_counts import onnx_footprint
@@ -64,7 +64,7 @@ class Onnx(Format):
             raise
         except Exception as error:  # capture, decomposition and ONNX raise various exceptions
             raise ModelError(
-                f"{type(model).__name__} cannot be exported to ONNX opset {self.opset} for inputs of shape "
+                f"{class_name(model)} cannot be exported to ONNX opset {self.opset} for inputs of shape "
                 f"{shapes(inputs)} with a free batch size: {first_line(error)}"
             ) from error
 

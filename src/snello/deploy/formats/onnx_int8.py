@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
 from snello.files import temporary_files_in, writing
-from snello.graph import Example, as_inputs
+from snello.graph import Example, as_inputs, class_name
 
 from .onnx import Onnx, onnx_session
 
@@ -125,7 +125,7 @@ def export_int8(
     path = Onnx().writable(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         source = Onnx().export(model, example_inputs, Path(folder) / "float32.onnx")
-        return _quantised(source, path, calibration, reduce_range, type(model).__name__)
+        return _quantised(source, path, calibration, reduce_range, class_name(model))
 
 
 class _Reader:

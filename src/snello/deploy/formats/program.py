@@ -20,6 +20,7 @@ from snello.deploy._runners import random_inputs
 from snello.deploy._verify import dynamic_batch, first_line, one_more, quiet, shapes
 from snello.errors import ModelError
 from snello.files import write_bytes
+from snello.graph import class_name
 
 from .format import Bind, Files, Format, Inputs
 from .program_check import METADATA, check_program
@@ -148,7 +149,7 @@ def captured(
     except Exception as error:  # capturing runs the model's own code
         batch = "with a free batch size" if free_batch else "with this batch size"
         raise ModelError(
-            f"torch.export cannot capture {type(model).__name__} for inputs of shape {shapes(sample)} {batch}: "
+            f"torch.export cannot capture {class_name(model)} for inputs of shape {shapes(sample)} {batch}: "
             f"{first_line(error)}"
         ) from error
 
