@@ -19,7 +19,7 @@ from snello.equilibrium import (
     Velocity,
     WatchedLayer,
 )
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
 from zoo import CifarResNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,7 +135,50 @@ def _training(model: nn.Module, **options: object) -> tuple[list[float], object]
     return losses, status
 
 
-@pytest.mark.parametrize("build", [Branches, lambda: CifarResNet(8, 5)], ids=["branches", "resnet"])
+class Block(nn.Module):
+    def __init__(self, last: int, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(last, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.drop(F.relu(self.norm(self.conv(x))))}
+
+
+class Untraced(nn.Module):
+    """Blocks in a row, with a branch on values that torch.fx cannot trace.
+
+    `early` is a path from the first block to the outputs, whose weights are zero at first.
+    """
+
+    def __init__(self, early: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(3, 6), Block(6, 6), Block(6, 4)])
+        self.early = nn.Conv2d(6, 4, 1, bias=False) if early else None
+        if self.early is not None:
+            nn.init.zeros_(self.early.weight)
+        self.late = nn.Dropout(0.2)
+        self.head = nn.Linear(4 * 16, 5)
+        self.layerdrop = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.detach().abs().max()) > 1e6:
+            raise ValueError("too large")
+        first = x
+        for number, block in enumerate(self.blocks):
+            if number == 1 and self.training and self.layerdrop:
+                continue
+            x = block(x)["hidden"]
+            first = x if number == 0 else first
+        x = x if self.early is None else x + self.early(first)
+        return self.head(self.late(F.adaptive_avg_pool2d(x, 4).flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Branches, lambda: CifarResNet(8, 5), Untraced],
+    ids=["branches", "resnet", "untraced"],
+)
 def test_a_run_with_cache_is_the_run_without_it(build: type[nn.Module]) -> None:
     """With a limit of no bytes the front is cut off in the same steps, and run every time."""
     torch.manual_seed(1)
@@ -219,6 +262,28 @@ def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:
     assert calls
     assert model.a.weight.grad is None
     assert model.c.weight.grad is not None
+
+
+@pytest.mark.parametrize(("early", "cut"), [(False, 2), (True, 1)])
+def test_the_cut_lies_where_all_behind_it_depends_on_one_module(early: bool, cut: int) -> None:
+    """A path around the second block is noticed even while its weights are zero."""
+    torch.manual_seed(0)
+    model, images = Untraced(early), torch.randn(10, 3, 8, 8)
+    neq = SelectiveUpdate(model, None, images[:2], Prefix(0))
+    resting = [name for name in neq.frozen if name.startswith(("blocks.0", "blocks.1"))]
+    neq.apply({name: torch.ones_like(neq.frozen[name]) for name in resting})
+    cache = FeatureCache(neq, 10, measured=False)
+    outputs = cache(images, range(10))
+    assert cache.status.layers == tuple(f"blocks.{i}" for i in range(cut))
+    outputs.sum().backward()
+    assert all(p.grad is None for p in model.blocks[0].parameters())
+    assert model.blocks[2].conv.weight.grad is not None
+    assert all("forward" not in vars(module) for module in model.modules())
+    model.layerdrop = True
+    if cut == 2:
+        with pytest.raises(ModelError, match="layerdrop"):
+            cache(images, range(10))
+    assert all("forward" not in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("to_none", [True, False])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
@@ -40,6 +40,7 @@ def _everything(rank: int) -> dict[str, Any]:
     found["diverged"] = {"stopped": torch.tensor(_stops(rank))}
     found["refused"] = {"wrappers": torch.tensor(_refused())}
     found["cached"] = _cached(rank, 2)
+    found["cached untraced"] = _cached(rank, 2, Untraced())
     found["measured"] = _measured()
     found["scaled"] = _scaled(rank, 2)
     return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
@@ -132,9 +133,20 @@ def _scaled(rank: int, size: int) -> dict[str, Any]:
     return {"weights": weights, "gains": torch.stack(gains)}
 
 
-def _cached(rank: int, size: int) -> dict[str, Any]:
+class Untraced(nn.Module):
+    """The same with a branch on values, which torch.fx cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = convolutions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x if float(x.detach().abs().max()) < 1e6 else x / 2)
+
+
+def _cached(rank: int, size: int, model: nn.Module | None = None) -> dict[str, Any]:
     """A training with cached features whose layers rest after an epoch and are thawed at last."""
-    model = convolutions()
+    model = convolutions() if model is None else model
     wrapped, optimizer = _wrapped(model), sgd(model)
     shares = iter((0.0, 0.5, 0.5, 0.0))
     update = SelectiveUpdate(wrapped, optimizer, batch()[0], Prefix(lambda _: next(shares)))
@@ -245,14 +257,17 @@ def test_a_budget_follows_the_times_of_the_first_process(outcomes: Any) -> None:
     assert float(first.min()) > 0
 
 
-def test_two_processes_with_cached_features_are_one(outcomes: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "build"), [("cached", convolutions), ("cached untraced", Untraced)]
+)
+def test_two_processes_with_cached_features_are_one(outcomes: Any, name: str, build: Any) -> None:
     """Also after thawing; gradients before the cut are not sent."""
-    alone = _cached(0, 1)
+    alone = _cached(0, 1, build())
     assert alone["stored"] == [0, 8, 8, 0]
     # Values, and for each tensor a flag: whether it was used.
     front, whole = 2 * 4 * 9 + 4 + 2, sum(w.numel() + 1 for w in alone["weights"].values())
     for outcome in outcomes:
-        found = outcome["cached"]
+        found = outcome[name]
         assert found["stored"] == [0, 4, 4, 0]
         assert found["sent"] == [whole, whole - front, whole - front, whole]
         for key, weights in found["weights"].items():

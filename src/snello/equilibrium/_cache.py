@@ -19,6 +19,7 @@ from snello.processes import rank_and_size
 from snello.timing import timed
 
 from ._features import FeatureStore, checksums_of, digest_of, system_start
+from ._module_cut import module_prefix
 from ._neq import SelectiveUpdate
 from ._parallel import in_parallel
 from ._prefix import RestingPrefix, resting_prefix
@@ -54,7 +55,8 @@ class FeatureCache:
             loss = criterion(cache(inputs, index), targets)
 
     A layer rests if all of its neurons are frozen. The front, the first part of the network, is cut
-    off if all of its layers rest. It runs in evaluation mode (BatchNorm statistics are fixed,
+    off if all of its layers rest; behind a whole module, if torch.fx cannot trace the model, as with
+    those of transformers. It runs in evaluation mode (BatchNorm statistics are fixed,
     dropout is off), because a feature must not depend on the epoch or on the other samples of its
     batch. When the set of resting layers changes, the features are computed again.
 
@@ -230,13 +232,12 @@ class FeatureCache:
         self._prefix, self._reason = None, _NOTHING
         freezer = self._update.freezer
         if resting := freezer.resting_parameters():
-            try:
-                with freezer.dense():
-                    self._prefix = resting_prefix(
-                        self._update.model, resting, [_two(arg) for arg in args]
-                    )
-            except ModelError as error:
-                self._reason = str(error)
+            parts = self._update.model, resting, [_two(arg) for arg in args]
+            with freezer.dense():
+                try:
+                    self._prefix = resting_prefix(*parts)
+                except ModelError as error:
+                    self._prefix, self._reason = module_prefix(*parts), str(error)
         if self._prefix is not None:
             self._prefix = in_parallel(self._prefix, self._update.wrapped)
             if self._compile is not None:

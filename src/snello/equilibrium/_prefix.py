@@ -38,7 +38,7 @@ class RestingPrefix:
         compiled: what computes the features in place of `front`, such as the compiled `front`.
     """
 
-    front: fx.GraphModule
+    front: nn.Module
     rest: nn.Module
     modules: tuple[str, ...]
     features: tuple[Feature, ...]
@@ -114,7 +114,7 @@ def resting_prefix(
     rest, used = _rest(model, whole, behind, frontier)
     features = tuple(Feature.of(shapes.tensors[node]) for node in frontier)
     found = RestingPrefix(front, rest, modules, features, used)
-    _check(model, found, inputs)
+    check(model, found, inputs)
     return found
 
 
@@ -241,7 +241,7 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> None:
+def check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> None:
     """Compare the two parts with the model in evaluation mode, and features with those of one sample.
 
     Raises:

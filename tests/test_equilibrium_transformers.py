@@ -1,0 +1,84 @@
+"""Cached features of transformers' models, which torch.fx cannot trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
+from snello.graph import tensors_of
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def vit() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8, num_labels=5,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config), (torch.randn(12, 3, 16, 16),)
+
+
+def bert() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, vocab_size=50,
+        num_labels=5,
+    )  # fmt: skip
+    ids, mask = torch.randint(50, (12, 9)), torch.ones(12, 9, dtype=torch.long)
+    mask[::3, 5:] = 0
+    return transformers.BertForSequenceClassification(config), (ids, mask)
+
+
+def convnext() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], num_labels=5
+    )
+    return transformers.ConvNextForImageClassification(config), (torch.randn(12, 3, 32, 32),)
+
+
+def whisper() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    config = transformers.WhisperConfig(
+        d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, num_mel_bins=8,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=20,
+        max_source_positions=10, use_cache=False, num_labels=5, classifier_proj_size=8,
+    )  # fmt: skip
+    return transformers.WhisperForAudioClassification(config), (torch.randn(12, 8, 20),)
+
+
+@pytest.mark.parametrize("build", [vit, bert, convnext, whisper])
+@pytest.mark.parametrize("share", [0.45, 0.8])
+def test_a_training_from_stored_features_is_the_one_that_computes_them(
+    build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], share: float
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = build()
+    other = copy.deepcopy(model)
+    weights = []
+    for network, limit in ((model, 2**30), (other, 0)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        update = SelectiveUpdate(
+            network, optimizer, tuple(x[:2] for x in inputs), Prefix(share), dispatch="fixed"
+        )
+        update.step()
+        cache = FeatureCache(update, 12, measured=False, limit=limit)
+        for step in range(6):
+            network.train()
+            torch.manual_seed(step)
+            where = torch.arange(12)[step % 2 :: 2]
+            outputs = cache(tuple(x[where] for x in inputs), where)
+            optimizer.zero_grad()
+            outputs.logits.square().mean().backward()
+            optimizer.step()
+        assert cache.status.layers
+        assert cache.status.stored == (12 if limit else 0)
+        weights.append(network.state_dict())
+        cache.close()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    network.eval()
+    expected = tensors_of(network(*inputs))
+    assert all(map(torch.equal, expected, tensors_of(cache(inputs, range(12)))))
