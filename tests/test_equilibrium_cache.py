@@ -154,6 +154,7 @@ class Untraced(nn.Module):
     def __init__(self, early: bool = False) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([Block(3, 6), Block(6, 6), Block(6, 4)])
+        self.between = nn.BatchNorm2d(6, affine=False)
         self.early = nn.Conv2d(6, 4, 1, bias=False) if early else None
         if self.early is not None:
             nn.init.zeros_(self.early.weight)
@@ -168,7 +169,7 @@ class Untraced(nn.Module):
         for number, block in enumerate(self.blocks):
             if number == 1 and self.training and self.layerdrop:
                 continue
-            x = block(x)["hidden"]
+            x = block(self.between(x) if number == 1 else x)["hidden"]
             first = x if number == 0 else first
         x = x if self.early is None else x + self.early(first)
         return self.head(self.late(F.adaptive_avg_pool2d(x, 4).flatten(1)))

@@ -7,7 +7,7 @@ output. So whatever else depended on them would be NaN, and the cut is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +39,10 @@ def module_prefix(
     calls = _calls(model, inputs)
     at_rest = _at_rest(calls, {id(p) for p in frozen})
     for last in reversed(range(len(at_rest))):
-        skipped, behind = at_rest[: last + 1], _behind(calls, at_rest[last])
+        skipped = at_rest[: last + 1]
         per_sample = all(t.shape[:1] == inputs[0].shape[:1] for t in skipped[-1].output)
         if per_sample and all(call.floating for call in skipped):
-            found = _prefix(model, skipped, behind, inputs)
+            found = _prefix(model, skipped, calls, inputs)
             if _holds(model, found, inputs):
                 return found
     return None
@@ -111,7 +111,7 @@ def _calls(model: nn.Module, inputs: Sequence[Tensor]) -> list[_Call]:
 def _at_rest(calls: Sequence[_Call], frozen: Collection[int]) -> list[_Call]:
     """The calls with parameters that end before the first one that learns begins.
 
-    Of calls inside one another only the outermost; nothing if one of them is called again.
+    Of calls inside one another only the outermost.
     """
     called = {call.module for call in calls}
 
@@ -137,20 +137,15 @@ def _own_parameters(module: nn.Module, called: Collection[nn.Module]) -> Iterato
             yield from _own_parameters(child, called)
 
 
-def _behind(calls: Sequence[_Call], last: _Call) -> list[nn.Module]:
-    """The modules that are called behind the cut, and not around it."""
-    return [call.module for call in calls if call.start > last.end]
-
-
 def _prefix(
-    model: nn.Module,
-    skipped: Sequence[_Call],
-    behind: Sequence[nn.Module],
-    inputs: Sequence[Tensor],
+    model: nn.Module, skipped: Sequence[_Call], calls: Sequence[_Call], inputs: Sequence[Tensor]
 ) -> RestingPrefix:
+    end = skipped[-1].end
+    behind = dict.fromkeys(call.module for call in calls if call.start > end)
+    before = [call.module for call in calls if call.end <= end and call.module not in behind]
     return RestingPrefix(
         _Front(model, skipped),
-        _Rest(model, skipped, behind, len(inputs[0])),
+        _Rest(model, skipped, before, behind, len(inputs[0])),
         tuple(call.name for call in skipped),
         tuple(Feature.of(tensor) for tensor in skipped[-1].output),
         tuple(range(len(inputs))),
@@ -192,11 +187,17 @@ class _Rest(nn.Module):
     """The model with features in the place of its front; its parameters are those behind the cut."""
 
     def __init__(
-        self, model: nn.Module, skipped: Sequence[_Call], behind: Sequence[nn.Module], batch: int
+        self,
+        model: nn.Module,
+        skipped: Sequence[_Call],
+        before: Sequence[nn.Module],
+        behind: Iterable[nn.Module],
+        batch: int,
     ) -> None:
         super().__init__()
         self._model, self._skipped, self._batch = (model,), tuple(skipped), batch
-        self.modules_behind = nn.ModuleList(dict.fromkeys(behind))
+        self._before = tuple(before)
+        self.modules_behind = nn.ModuleList(behind)
 
     def forward(self, *tensors: Tensor) -> Any:
         count = len(self._skipped[-1].output)
@@ -210,7 +211,8 @@ class _Rest(nn.Module):
         returned: dict[nn.Module, Callable[..., Any]] = {
             call.module: self._nothing(call, len(inputs[0])) for call in self._skipped[:-1]
         }
-        with _replaced(returned | {self._skipped[-1].module: cut}):
+        # Modules before the cut that are not skipped have no parameters, but may have statistics.
+        with _replaced(returned | {self._skipped[-1].module: cut}), _evaluating(self._before):
             found = self._model[0](*inputs)
         if not reached:
             raise ModelError(_NOT_CALLED)
@@ -242,6 +244,19 @@ def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
                 del module.forward
             else:
                 module.forward = own
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Set single modules to evaluation mode inside the block."""
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _holds(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> bool:
