@@ -50,7 +50,24 @@ def whisper() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return transformers.WhisperForAudioClassification(config), (torch.randn(12, 8, 20),)
 
 
-@pytest.mark.parametrize("build", [vit, bert, convnext, whisper])
+def t5() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Its first block computes a bias of positions, the same for all samples, for all blocks."""
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2, vocab_size=50, dropout_rate=0.0
+    )
+    return transformers.T5EncoderModel(config), (torch.randint(50, (12, 9)),)
+
+
+def segformer() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Its head reads the outputs of all stages."""
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 2], depths=[1, 1, 1, 1],
+        decoder_hidden_size=16, num_labels=5,
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config), (torch.randn(12, 3, 64, 64),)
+
+
+@pytest.mark.parametrize("build", [vit, bert, convnext, whisper, t5, segformer])
 @pytest.mark.parametrize("share", [0.45, 0.8])
 def test_a_training_from_stored_features_is_the_one_that_computes_them(
     build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], share: float
@@ -72,7 +89,7 @@ def test_a_training_from_stored_features_is_the_one_that_computes_them(
             where = torch.arange(12)[step % 2 :: 2]
             outputs = cache(tuple(x[where] for x in inputs), where)
             optimizer.zero_grad()
-            outputs.logits.square().mean().backward()
+            tensors_of(outputs)[0].square().mean().backward()
             optimizer.step()
         assert cache.status.layers
         assert cache.status.stored == (12 if limit else 0)
@@ -82,3 +99,18 @@ def test_a_training_from_stored_features_is_the_one_that_computes_them(
     network.eval()
     expected = tensors_of(network(*inputs))
     assert all(map(torch.equal, expected, tensors_of(cache(inputs, range(12)))))
+
+
+def test_what_is_the_same_for_all_samples_follows_weights_that_are_written_on() -> None:
+    torch.manual_seed(0)
+    model, (ids,) = t5()
+    update = SelectiveUpdate(model, None, ids[:2], Prefix(0.7), dispatch="fixed")
+    update.step()
+    cache = FeatureCache(update, 12, measured=False)
+    for _ in range(2):
+        found = cache(ids, range(12)).last_hidden_state
+        assert "encoder.block.0" in cache.status.layers
+        assert torch.equal(found, model(ids).last_hidden_state)
+        with torch.no_grad():
+            model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_()
+    cache.close()

@@ -209,11 +209,14 @@ class FeatureCache:
         state = self._state(args)
         if state == self._key:
             return
-        if state[:-1] != self._key[:-1]:
+        cut = state[:-1] != self._key[:-1]
+        if cut:
             self._cut(args)
         # Versions also change where the same values are written again, as masks of pruning are.
         digest = self._digest_of(state[2:4])
-        if state[:-1] != self._key[:-1] or self._digest != digest:
+        if not cut and digest != self._digest:
+            self._cut(args)  # it may hold values that were computed from the old weights
+        if cut or digest != self._digest:
             self._open(digest)
         self._key = self._state(args)
 

@@ -1,32 +1,39 @@
-"""A network cut behind one of its modules, for models that torch.fx cannot trace.
+"""A network cut behind its modules at rest, for models that torch.fx cannot trace.
 
-The model's own forward runs. In front, it ends where the module returns; behind the cut, the module
-returns the features, and the modules before it are not run: each returns NaN in the shape of its
-output. So whatever else depended on them would be NaN, and the cut is refused.
+The model's own forward runs. In front, it ends when the features have been computed: the outputs of
+those modules on which the layers behind the cut depend. Behind it, these modules return the features,
+and the other modules at rest are not run, either: each returns NaN in the shape of its output, so
+that no result can depend on them unnoticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from snello.errors import ModelError
-from snello.graph import evaluation, evaluation_mode
+from snello.graph import evaluation, evaluation_mode, tensors_of
 
 from ._features import Feature
-from ._prefix import RestingPrefix, check
+from ._module_calls import Call, at_rest, borders, calls_of, copied
+from ._prefix import RestingPrefix, check, equal
+
+SAVED = 0.75
+"""Share of the layers of the deepest cut that another one with smaller features must save, too."""
 
 
 def module_prefix(
     model: nn.Module, frozen: Collection[Tensor], inputs: Sequence[Tensor]
 ) -> RestingPrefix | None:
-    """Cut a network behind the last module at rest on whose output alone all behind it depends.
+    """Cut a network behind its modules at rest.
+
+    The deepest cut may lie within a block, where several tensors are needed; one in front of the
+    block has smaller features, and saves nearly as much.
 
     Args:
         model: the model without wrappers, in the mode in which it is trained.
@@ -34,200 +41,175 @@ def module_prefix(
         inputs: a batch of two samples, the model's positional arguments.
 
     Returns:
-        The two parts, which share every module with the model; None if there is no such module.
+        The two parts, which share every module with the model; None if no output of a module at
+        rest can be stored.
     """
-    calls = _calls(model, inputs)
-    at_rest = _at_rest(calls, {id(p) for p in frozen})
-    for last in reversed(range(len(at_rest))):
-        skipped = at_rest[: last + 1]
-        per_sample = all(t.shape[:1] == inputs[0].shape[:1] for t in skipped[-1].output)
-        if per_sample and all(call.floating for call in skipped):
-            found = _prefix(model, skipped, calls, inputs)
-            if _holds(model, found, inputs):
-                return found
+    calls = calls_of(model, inputs)
+    resting = at_rest(calls, {id(p) for p in frozen})
+    cuts = [_Cut(model, resting[:count], calls) for count in borders(calls, resting)]
+    with evaluation(model):
+        outputs = tensors_of(model(*inputs))
+        needed = {cut: cut.needed(cut.skipped, outputs, inputs) for cut in cuts}
+    most = max((cut.layers for cut in cuts), default=0)
+
+    def worth(cut: _Cut) -> tuple[bool, int, int]:
+        entries = sum(tensor.numel() for call in needed[cut] for tensor in call.of_samples)
+        return cut.layers < SAVED * most, entries, -cut.layers
+
+    for cut in sorted(cuts, key=worth):
+        found = cut.prefix(needed[cut], len(inputs))
+        if found.features and _holds(model, found, inputs):
+            return found
     return None
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
-    """A call of a module.
+class _Cut:
+    """The modules that are not run behind a cut.
 
     Attributes:
-        name: name of the module.
-        module: the module.
-        start: number of calls that had begun or ended before it.
-        end: the same at its end.
-        output: the tensors in its output.
-        structure: of its output, with everything in it that is no tensor.
+        model: the model.
+        skipped: their calls, in order.
+        calls: all calls.
     """
 
-    name: str
-    module: nn.Module
-    start: int
-    end: int
-    output: tuple[Tensor, ...]
-    structure: tuple[list[Any], TreeSpec]
+    model: nn.Module
+    skipped: Sequence[Call]
+    calls: Sequence[Call]
 
     @property
-    def floating(self) -> bool:
-        """True if all that it returns can be replaced by NaN."""
-        return bool(self.output) and all(t.is_floating_point() and t.dim() for t in self.output)
+    def layers(self) -> int:
+        """Number of calls with parameters of their own that are not run."""
+        end = self.skipped[-1].end
+        before = (call.module for call in self.calls if call.end <= end)
+        return sum(1 for module in before if any(True for _ in module.parameters(recurse=False)))
 
-    def returning(self, tensors: Iterator[Tensor]) -> Any:
-        """Its output with other tensors."""
-        leaves, spec = self.structure
-        return tree_unflatten(
-            [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+    def needed(
+        self, among: Sequence[Call], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> list[Call]:
+        """Those of some calls that the model's outputs depend on, beside the outputs of the others."""
+        if self._idle(among, outputs, inputs):
+            return []
+        if len(among) == 1:
+            return list(among)
+        half = len(among) // 2
+        return [
+            *self.needed(among[:half], outputs, inputs),
+            *self.needed(among[half:], outputs, inputs),
+        ]
+
+    def _idle(
+        self, among: Sequence[Call], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> bool:
+        if not all(
+            t.is_floating_point() for call in among for t in call.leaves if isinstance(t, Tensor)
+        ):
+            return False  # whole numbers have no NaN that would tell
+        others = [call for call in self.skipped if call not in among]
+        features = [tensor.clone() for call in others for tensor in call.of_samples]
+        try:
+            return equal(outputs, tensors_of(self._rest(others)(*features, *inputs)))
+        except Exception:  # a model's forward may raise anything where it gets NaN
+            return False
+
+    def prefix(self, needed: Sequence[Call], inputs: int) -> RestingPrefix:
+        """The two parts of the model, with the outputs of some calls as features."""
+        return RestingPrefix(
+            _Front(self.model, self.skipped, needed),
+            self._rest(needed),
+            tuple(call.name for call in self.skipped),
+            tuple(Feature.of(tensor) for call in needed for tensor in call.of_samples),
+            tuple(range(inputs)),
         )
 
-
-def _calls(model: nn.Module, inputs: Sequence[Tensor]) -> list[_Call]:
-    """All calls of modules in evaluation mode, in the order in which they end."""
-    found: list[_Call] = []
-    open_calls: list[int] = []
-    clock = iter(range(2**62))
-
-    def begin(*_: object) -> None:
-        open_calls.append(next(clock))
-
-    def end(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, _args: object, output: object) -> None:
-            leaves, spec = tree_flatten(output)
-            tensors = tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
-            call = _Call(name, module, open_calls.pop(), next(clock), tensors, (leaves, spec))
-            found.append(call)
-
-        return note
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(begin).remove)
-            stack.callback(module.register_forward_hook(end(name)).remove)
-        stack.enter_context(evaluation(model))
-        model(*inputs)
-    return found
+    def _rest(self, needed: Sequence[Call]) -> _Rest:
+        end = self.skipped[-1].end
+        behind = {call.module for call in self.calls if call.start > end}
+        before = [c.module for c in self.calls if c.end <= end and c.module not in behind]
+        return _Rest(self, needed, before)
 
 
-def _at_rest(calls: Sequence[_Call], frozen: Collection[int]) -> list[_Call]:
-    """The calls with parameters that end before the first one that learns begins.
-
-    Of calls inside one another only the outermost.
-    """
-    called = {call.module for call in calls}
-
-    def learns(module: nn.Module) -> bool:
-        own = _own_parameters(module, called)
-        return any(p.requires_grad and id(p) not in frozen for p in own)
-
-    limit = min((call.start for call in calls if learns(call.module)), default=0)
-    whole = [call for call in calls if call.end < limit]
-    outermost = [
-        call
-        for call in whole
-        if not any(other.start < call.start and call.end < other.end for other in whole)
-    ]
-    return [call for call in outermost if any(True for _ in call.module.parameters())]
-
-
-def _own_parameters(module: nn.Module, called: Collection[nn.Module]) -> Iterator[Tensor]:
-    """Parameters that its forward uses itself: also those of submodules that are never called."""
-    yield from module.parameters(recurse=False)
+def _without(module: nn.Module, left_out: Set[nn.Module]) -> Iterator[nn.Module]:
+    """The outermost submodules that have none of some modules in them."""
     for child in module.children():
-        if child not in called:
-            yield from _own_parameters(child, called)
-
-
-def _prefix(
-    model: nn.Module, skipped: Sequence[_Call], calls: Sequence[_Call], inputs: Sequence[Tensor]
-) -> RestingPrefix:
-    end = skipped[-1].end
-    behind = dict.fromkeys(call.module for call in calls if call.start > end)
-    before = [call.module for call in calls if call.end <= end and call.module not in behind]
-    return RestingPrefix(
-        _Front(model, skipped),
-        _Rest(model, skipped, before, behind, len(inputs[0])),
-        tuple(call.name for call in skipped),
-        tuple(Feature.of(tensor) for tensor in skipped[-1].output),
-        tuple(range(len(inputs))),
-    )
+        if not any(inner in left_out for inner in child.modules()):
+            yield child
+        elif child not in left_out:
+            yield from _without(child, left_out)
 
 
 class _Reached(BaseException):
-    """The module behind which the network is cut has returned."""
-
-    def __init__(self, output: object) -> None:
-        self.output = output
+    """All features are computed."""
 
 
 class _Front(nn.Module):
-    """The model up to the cut; its parameters and buffers are those before it."""
+    """The model up to the last feature; its parameters and buffers are those before the cut."""
 
-    def __init__(self, model: nn.Module, skipped: Sequence[_Call]) -> None:
+    def __init__(self, model: nn.Module, skipped: Iterable[Call], needed: Iterable[Call]) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: the rest of the model is not part of this one
+        self._needed = {call.module: call for call in needed}
         self.modules_before = nn.ModuleList(call.module for call in skipped)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        def leave(_module: nn.Module, _args: object, output: object) -> None:
-            raise _Reached(output)
+        found: dict[nn.Module, list[Tensor]] = {}
 
-        handle = self.modules_before[-1].register_forward_hook(leave)
-        try:
-            with evaluation_mode(self._model[0]):
+        def note(module: nn.Module, _args: object, output: object) -> None:
+            call = self._needed[module]
+            pairs = zip(call.leaves, tree_leaves(output), strict=True)
+            found[module] = [copied(now) for then, now in pairs if call.each(then)]
+            if len(found) == len(self._needed):
+                raise _Reached
+
+        with ExitStack() as stack:
+            for module in self._needed:
+                stack.callback(module.register_forward_hook(note).remove)
+            stack.enter_context(evaluation_mode(self._model[0]))
+            try:
                 self._model[0](*inputs)
-        except _Reached as reached:
-            leaves, _ = tree_flatten(reached.output)
-            return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        finally:
-            handle.remove()
+            except _Reached:
+                return tuple(tensor for module in self._needed for tensor in found[module])
         raise ModelError(_NOT_CALLED)
 
 
 class _Rest(nn.Module):
     """The model with features in the place of its front; its parameters are those behind the cut."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        skipped: Sequence[_Call],
-        before: Sequence[nn.Module],
-        behind: Iterable[nn.Module],
-        batch: int,
-    ) -> None:
+    def __init__(self, cut: _Cut, needed: Sequence[Call], before: Iterable[nn.Module]) -> None:
         super().__init__()
-        self._model, self._skipped, self._batch = (model,), tuple(skipped), batch
-        self._before = tuple(before)
-        self.modules_behind = nn.ModuleList(behind)
+        self._cut, self._needed, self._before = cut, tuple(needed), tuple(before)
+        skipped = frozenset(call.module for call in cut.skipped)
+        # Also those that only a training calls, as an auxiliary classifier: their gradients are
+        # averaged over the processes, too.
+        self.modules_behind = nn.ModuleList(_without(cut.model, skipped))
 
     def forward(self, *tensors: Tensor) -> Any:
-        count = len(self._skipped[-1].output)
-        features, inputs = tensors[:count], tensors[count:]
-        reached: list[bool] = []
-
-        def cut(*_: object, **__: object) -> Any:
-            reached.append(True)
-            return self._skipped[-1].returning(iter(features))
-
-        returned: dict[nn.Module, Callable[..., Any]] = {
-            call.module: self._nothing(call, len(inputs[0])) for call in self._skipped[:-1]
+        count = sum(len(call.of_samples) for call in self._needed)
+        features, inputs = iter(tensors[:count]), tensors[count:]
+        outputs = {
+            call.module: call.returning(features)
+            if call in self._needed
+            else call.nothing(len(inputs[0]))
+            for call in self._cut.skipped
         }
+        used: set[nn.Module] = set()
+
+        def returning(module: nn.Module) -> Callable[..., Any]:
+            def forward(*_: object, **__: object) -> Any:
+                used.add(module)
+                return outputs[module]
+
+            return forward
+
         # Modules before the cut that are not skipped have no parameters, but may have statistics.
-        with _replaced(returned | {self._skipped[-1].module: cut}), _evaluating(self._before):
-            found = self._model[0](*inputs)
-        if not reached:
+        with (
+            _replaced({module: returning(module) for module in outputs}),
+            _evaluating(self._before),
+        ):
+            found = self._cut.model(*inputs)
+        if len(used) != len(outputs):
             raise ModelError(_NOT_CALLED)
         return found
-
-    def _nothing(self, call: _Call, samples: int) -> Callable[..., Any]:
-        def stands_in(*_: object, **__: object) -> Any:
-            return call.returning(
-                torch.full((), torch.nan, dtype=t.dtype, device=t.device).expand(
-                    samples if len(t) == self._batch else len(t), *t.shape[1:]
-                )
-                for t in call.output
-            )
-
-        return stands_in
 
 
 @contextmanager

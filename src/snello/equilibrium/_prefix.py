@@ -260,8 +260,13 @@ def check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> 
     with evaluation_mode(model), torch.no_grad():
         expected = tensors_of(Inputs.of(tuple(inputs)).call(model))
         found = tensors_of(prefix.run_rest(features, inputs))
-    if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
+    if not equal(expected, found):
         raise ModelError(
             f"{type(model).__name__} cut behind its resting layers computes something else: its forward "
             "takes another path than torch.fx has traced"
         )
+
+
+def equal(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Return true if two lists of tensors are the same to the bit."""
+    return len(expected) == len(found) and all(map(torch.equal, expected, found))
