@@ -195,6 +195,34 @@ def test_nothing_is_frozen_where_it_costs_time(
         assert update.step().step == 6
 
 
+def test_too_few_neurons_to_gain_by_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def timed(update: SelectiveUpdate, *_: object) -> StepTiming:
+        frozen = update.frozen.values()
+        measured.append(sum(int(mask.sum()) for mask in frozen) / sum(map(len, frozen)))
+        phase = PhaseTiming(1.0, 1.0, 1.0, 0.5, 0.5, 0.5)
+        return StepTiming(phase, phase, phase, phase, 1, 8, "cpu", 1)
+
+    monkeypatch.setattr(worth_module, "time_step", timed)
+    model = network()
+    update = SelectiveUpdate(model, sgd(model), batch()[0], Stochastic(0.13), only_if_faster=True)
+    for _ in range(2):
+        step = update.step()
+        assert "too little to gain by" in step.note
+        assert step.total == 1
+    assert len(measured) == 1  # once, with most neurons frozen
+    assert measured[0] > 0.8
+    update.selection.p = 0.5
+    assert update.step().note == ""
+    assert len(measured) == 2
+    again = network()
+    resumed = SelectiveUpdate(again, sgd(again), batch()[0], Stochastic(0.13), only_if_faster=True)
+    resumed.load_state_dict(update.state_dict())
+    resumed.step()
+    assert len(measured) == 2
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["optimizer", "none yet"])
 def test_a_refused_decision_changes_nothing(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the momentum of neurons that were frozen for the measurement."""

@@ -187,7 +187,7 @@ class SelectiveUpdate:
         self._step += 1
         masks: Mapping[str, Tensor] = self._agreed(chosen) if self._step >= self.warmup else {}
         if self._worth is not None:
-            masks = self._worth.judged(self, self._probe.inputs, masks)
+            masks = self._worth.judged(self, self._probe.inputs, masks, self._macs)
         self.freezer.apply(masks)
         return self.status()
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ._neq import SelectiveUpdate
 
 REPEATS = 5
+GLANCE = 2
+"""Repeats of the first measurement, with most neurons frozen: a network worth it shows at once."""
 FASTER = 0.95
-"""Largest ratio of the two times that counts as a gain: a smaller one may be noise."""
+"""Largest ratio of the two times that counts as a gain: a larger one may be noise."""
 REFUSALS = 2
 """Measured losses after which nothing is tried any more."""
 CHANGED = 0.25
@@ -38,6 +40,7 @@ class Worth:
 
     reason: str = ""
     refusals: int = 0
+    _promising: bool = False
     _share: float | None = None
     _resting: frozenset[str] = frozenset()
 
@@ -57,6 +60,7 @@ class Worth:
         return {
             "reason": self.reason,
             "refusals": self.refusals,
+            "promising": self._promising,
             "share": self._share,
             "resting": sorted(self._resting),
         }
@@ -64,15 +68,26 @@ class Worth:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.reason, self.refusals = str(state["reason"]), int(state["refusals"])
+        self._promising = bool(state.get("promising", False))
         self._share, self._resting = state["share"], frozenset(state["resting"])
 
     def judged(
-        self, update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
+        self,
+        update: SelectiveUpdate,
+        inputs: tuple[Tensor, ...],
+        masks: Mapping[str, Tensor],
+        macs: Mapping[str, float],
     ) -> Mapping[str, Tensor]:
         """The masks if they make a step faster, else none.
 
         A decision holds until the frozen share has changed by a quarter of all neurons, or other
         layers rest whole, so that the measurements cost a few steps of the training.
+
+        Args:
+            update: the selective update.
+            inputs: of the probe.
+            masks: those that the selection wants.
+            macs: layer name -> multiply-accumulates of its forward pass.
         """
         neurons = sum(len(mask) for mask in masks.values())
         share = sum(int(mask.sum()) for mask in masks.values()) / max(neurons, 1)
@@ -80,15 +95,27 @@ class Worth:
         if not share:
             self.reason = ""
             return masks
+        if not resting and not self._promising:
+            self.reason = _loss_of_time(update, inputs, _most(masks), GLANCE)
+            self._promising = not self.reason
+            if self.reason:
+                self.refusals = REFUSALS  # it would not pay later, either
+                return {}
+        if not resting and (saved := _saved(masks, macs)) < 1 - FASTER:
+            self.reason = f"neurons that take {saved:.1%} of a step rest, too little to gain by: nothing is frozen"
+            return {}
         known = self._share is not None and abs(share - self._share) < CHANGED
         if not known or resting != self._resting:
             self._share, self._resting = share, resting
-            most = "" if resting else _loss_of_time(update, inputs, _most(masks))
-            self.reason = most or _loss_of_time(update, inputs, masks)
+            self.reason = _loss_of_time(update, inputs, masks, REPEATS)
             self.refusals += bool(self.reason)
-            if most:
-                self.refusals = REFUSALS  # it would not pay later, either
         return {} if self.reason else masks
+
+
+def _saved(masks: Mapping[str, Tensor], macs: Mapping[str, float]) -> float:
+    """The most that neurons at rest can save of a step: weight gradients are a third of its work."""
+    frozen = sum(macs.get(name, 0.0) * float(mask.float().mean()) for name, mask in masks.items())
+    return frozen / max(sum(macs.values()), 1.0) / 3
 
 
 def _most(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,14 +127,14 @@ def _most(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _loss_of_time(
-    update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor]
+    update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor], repeats: int
 ) -> str:
     """The two times, if a step with these masks is not faster; else an empty text."""
     with trial(update, masks):
         if update.optimizers:
-            step = time_step(update, inputs, None, _loss, REPEATS).step
+            step = time_step(update, inputs, None, _loss, repeats).step
         else:
-            step = time_backward(update, inputs, None, _loss, REPEATS)
+            step = time_backward(update, inputs, None, _loss, repeats)
     if step.ratio <= FASTER:
         return ""
     share = sum(int(m.sum()) for m in masks.values()) / sum(len(m) for m in masks.values())
