@@ -99,7 +99,7 @@ def test_files_of_suspects_and_copies_are_named(tmp_path: Path) -> None:
         (["--count=0"], "--count"),
         (["--keep=dual", "--kept=kept.json", "--epochs=4"], "--epochs=10"),
         (["--limit=50", "--kept=kept.json"], "--limit"),
-        (["--arguments=["], "no JSON"),
+        (["--arguments=["], "not valid JSON"),
         (["--epochs=0"], "epochs"),
         (["--out=a.json", "--kept=a.json"], "same file"),
     ],

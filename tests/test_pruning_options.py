@@ -115,11 +115,12 @@ def test_a_budget_is_met_by_the_least_pruning(kind: str, granularity: Any) -> No
     assert pruner.finished
 
 
-def test_a_budget_that_cannot_be_met_is_refused_and_nothing_changes() -> None:
+@pytest.mark.parametrize("cost", [nonzero_parameters, lambda _: math.nan])
+def test_a_budget_that_cannot_be_met_is_refused_and_nothing_changes(cost: Any) -> None:
     model = convnet()
     before = weights(model)
     with pytest.raises(ConfigError, match="cannot be met"):
-        Pruner(model, None, amount=Budget(10, nonzero_parameters)).prune()
+        Pruner(model, None, amount=Budget(10, cost)).prune()
     assert all(torch.equal(w, before[n]) for n, w in weights(model).items())
 
 

@@ -252,6 +252,26 @@ def test_tied_layers_keep_their_weights_and_keywords_are_inputs_too() -> None:
     assert correct_biases(pruned, dense, [words]) == ("hidden", "back")
 
 
+def test_keywords_of_batches_may_come_in_any_order() -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, plus: Tensor, minus: Tensor) -> Tensor:
+            return self.layer(plus - minus)
+
+    dense = Difference()
+    pruned = copy.deepcopy(dense)
+    with torch.no_grad():
+        pruned.layer.weight[:, 0] = 0
+    plus, minus = torch.randn(8, 4) + 1, torch.randn(8, 4)
+    first = {"plus": plus[:4], "minus": minus[:4]}
+    correct_biases(pruned, dense, [first, {"minus": minus[4:], "plus": plus[4:]}])
+    gap = pruned(plus, minus).mean(0) - dense(plus, minus).mean(0)
+    assert float(gap.abs().max()) < 1e-6
+
+
 def test_features_of_half_precision_do_not_overflow_and_names_are_checked_first() -> None:
     student, teacher = (nn.Sequential(nn.Conv2d(3, 4, 1)).half() for _ in range(2))
     with torch.no_grad():

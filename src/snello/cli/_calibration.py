@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
 
-from ._data import add_data_arguments, batches_of, load_images
+from ._data import add_data_arguments, add_dataset_argument, batches_of, load_images
+from ._inputs import warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +23,7 @@ CALIBRATION = ("--data", "--data-root", "--data-path", "--image-size", "--sample
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the calibration dataset and the number of samples."""
     group = parser.add_argument_group("calibration of int8")
-    group.add_argument(
-        "--data", help="digits, mnist, cifar10 or imagefolder; random inputs without it"
-    )
+    add_dataset_argument(group, "; default: random inputs")
     add_data_arguments(group)
     group.add_argument(
         "--samples", type=int, default=500, help="number of training images; default: 500"
@@ -46,10 +44,9 @@ def check_samples(arguments: argparse.Namespace) -> None:
 
 def warn_random() -> None:
     """Warn that int8 is calibrated on random inputs."""
-    print(
-        "snello: warning: int8 is calibrated on random inputs, whose ranges differ from real ones: "
-        "valid for timing, not for accuracy; choose a dataset with --data",
-        file=sys.stderr,
+    warn(
+        "int8 is calibrated on random inputs, whose ranges differ from real ones: valid for timing, not "
+        "for accuracy; choose a dataset with --data"
     )
 
 

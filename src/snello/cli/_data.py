@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from snello.errors import ConfigError, ModelError
 
 from ._images import add_image_arguments, given_images
-from ._inputs import warn
+from ._inputs import joined, warn
 from ._names import complete_with, datasets
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ NOTE = "recipe.json"
 """File with the recipe of a run, in the folder of its model."""
 
 
-def add_dataset_argument(parser: argparse.ArgumentParser, default: str = "") -> None:
+def add_dataset_argument(parser: argparse._ActionsContainer, default: str = "") -> None:
     """Add `--data`, whose names a shell completes.
 
     Args:
-        parser: the parser.
+        parser: the parser or group of options.
         default: the rest of the help: what holds without the option.
     """
     names = datasets()
@@ -266,7 +266,7 @@ def _warn_of_guesses(
     if images is None and arguments.data_path is not None:
         warn(
             f"the model file has no normalisation: the images of {arguments.data_path} are normalised by "
-            f"--mean={_text(splits.mean)} --std={_text(splits.std)}; give those that the model was "
+            f"--mean={joined(splits.mean)} --std={joined(splits.std)}; give those that the model was "
             "trained with"
         )
     if images is not None and images.classes and images.classes != splits.classes:
@@ -288,10 +288,6 @@ def _recipe_beside(file: str | Path | None) -> dict[str, Any]:
 
 def _same(path: str, other: object) -> bool:
     return isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
 
 
 def _some(classes: tuple[str, ...]) -> str:

@@ -84,7 +84,7 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
         refuse_without(arguments, "--model=NAME", *ARCHITECTURE)
     else:
         _shapes(arguments.input_shape)
-        _json_object(arguments.arguments)
+        json_object(arguments.arguments)
 
 
 def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
@@ -94,7 +94,7 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     if arguments.file is not None:
         return load(arguments.file, trust=own_code(arguments))
     import_own_code([arguments.model])
-    spec = ModelSpec(arguments.model, _json_object(arguments.arguments))
+    spec = ModelSpec(arguments.model, json_object(arguments.arguments))
     first, *further = _input_specs(arguments.input_shape)
     model = build(spec)
     if arguments.weights:
@@ -103,14 +103,15 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     images = images_of(model, spec, folder) if len(first.shape) == 3 else None
     if images is not None and getattr(arguments, "mean", "") is None:
         warn(
-            f"normalisation of {arguments.model}'s configuration: mean {_joined(images.mean)}, standard "
-            f"deviation {_joined(images.std)}; --mean and --std override it",
+            f"normalisation of {arguments.model}'s configuration: mean {joined(images.mean)}, standard "
+            f"deviation {joined(images.std)}; --mean and --std override it",
             "note",
         )
     return model.eval(), Record(spec, first.shape, first.dtype, images, tuple(further))
 
 
-def _joined(values: tuple[float, ...]) -> str:
+def joined(values: Sequence[float]) -> str:
+    """Numbers in the form of `--mean` and `--std`."""
     return ",".join(f"{value:.4g}" for value in values)
 
 
@@ -245,7 +246,12 @@ def finish(table: Table, result: Any, path: str | Path) -> None:
     print(f"written: {write_text(path, as_json(result))}")
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The value of `--arguments`.
+
+    Raises:
+        ConfigError: for anything but a JSON object.
+    """
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

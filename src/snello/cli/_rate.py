@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._data import (
     add_data_arguments,
+    add_dataset_argument,
     batches_of,
     check_image_counts,
     load_images,
@@ -49,7 +50,7 @@ def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
         default="accuracy",
         help="metric that --max-drop bounds; default: accuracy",
     )
-    group.add_argument("--data", help="digits, mnist, cifar10 or imagefolder")
+    add_dataset_argument(group, "; default: that of the recipe beside the model")
     add_data_arguments(group, judged=True)
     group.add_argument(
         "--validation-images",

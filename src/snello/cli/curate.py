@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
-from ._inputs import check_json_file, check_output, finish, refuse_without
+from ._inputs import check_json_file, check_output, finish, json_object, refuse_without
 from ._names import complete_with, datasets, models
 
 HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=models(),
         help="default: resnet-20, for images below 16 pixels lenet-300-100",
     )
-    parser.add_argument("--arguments", help="arguments of the network as a JSON object")
+    parser.add_argument("--arguments", default="{}", help="arguments of the network, as JSON")
     parser.add_argument("--epochs", type=int, default=12, help="of the training that is recorded")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate at its start")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -170,9 +169,8 @@ def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:
         fitting["in_channels"] = channels
     if name == "lenet-5":
         fitting["image_size"] = height
-    spec = ModelSpec(
-        f"snello.lab.models:{name.replace('-', '_')}", {**fitting, **_given(arguments)}
-    )
+    given = json_object(arguments.arguments)
+    spec = ModelSpec(f"snello.lab.models:{name.replace('-', '_')}", {**fitting, **given})
     import torch
 
     torch.manual_seed(arguments.seed)
@@ -184,16 +182,6 @@ def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:
         augment=arguments.augment, limit=arguments.limit, seed=arguments.seed,
     )  # fmt: skip
     return record_training(model, splits, settings)
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    try:
-        given = json.loads(arguments.arguments or "{}")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--arguments={arguments.arguments!r} is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"--arguments={arguments.arguments!r} must be a JSON object")
-    return given
 
 
 def _selected(arguments: argparse.Namespace, recording: Any, scores: Any) -> Any:

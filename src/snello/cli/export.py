@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snello.errors import ConfigError, nearest
-
 from ._calibration import CALIBRATION, add_calibration_arguments, calibration, warn_random
 from ._inputs import (
     add_model_arguments,
@@ -18,6 +16,7 @@ from ._inputs import (
     refuse_without,
 )
 from ._names import complete_with, formats
+from ._words import check_known
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,11 +97,7 @@ def _format(arguments: argparse.Namespace) -> Format:
         return format_of(arguments.out or "model.onnx")
     known = {format.name: format for format in FORMATS.values()}
     known[INT8] = known["onnx"]
-    if arguments.format not in known:
-        raise ConfigError(
-            f"--format: there is no {arguments.format!r}{nearest(arguments.format, known)}; "
-            f"there are: {', '.join(known)}"
-        )
+    check_known("--format", arguments.format, known)
     return known[arguments.format]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snello.errors import ConfigError, nearest
+from snello.errors import ConfigError
 from snello.lab.methods import METHOD_SPECS
 
 from ._data import (
@@ -30,6 +30,7 @@ from ._inputs import (
 )
 from ._names import importances
 from ._own_code import named_code
+from ._words import check_known, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,12 +245,9 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
         # 'bn-scale' needs a BatchNorm after every layer, so that it is used only on request.
         same = {"bn-scale"} | ({"l2"} if arguments.granularity == "weight" else set())
         return {name: importance for name, importance in known.items() if name not in same}
-    names = arguments.importances.split(",")
-    if unknown := [name for name in names if name not in known]:
-        hint = nearest(unknown[0], known)
-        raise ConfigError(
-            f"--importances: there is no {unknown[0]!r}{hint}; choose from: {', '.join(known)}"
-        )
+    names = listed(arguments.importances)
+    for name in names:
+        check_known("--importances", name, known)
     return {name: known[name] for name in names}
 
 

@@ -39,6 +39,7 @@ from .inputs import Inputs as Inputs
 from .inputs import Positional as Positional
 from .inputs import as_inputs as as_inputs
 from .inputs import class_name as class_name
+from .inputs import joined as joined
 from .inputs import positional as positional
 from .labelled import Labelled as Labelled
 from .labelled import Loss as Loss

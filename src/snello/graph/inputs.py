@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -88,6 +89,14 @@ class Inputs:
     def call(self, model: nn.Module) -> object:
         """The output of a model on these arguments."""
         return model(*self.args, **self.kwargs)
+
+
+def joined(batches: Sequence[Inputs]) -> Inputs:
+    """Some batches as one: their tensors concatenated, all other arguments those of the first."""
+    first = batches[0]
+    every = [batch.in_order_of(first).tensors() for batch in batches]
+    parts = iter([torch.cat(tensors) for tensors in zip(*every, strict=True)])
+    return first.map(lambda _: next(parts))
 
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs

@@ -167,7 +167,7 @@ class Budget:
         low, high = 0, len(live)
         best = trial.cost(self.cost, _below(live, high))
         trials = 2
-        if best > self.limit:
+        if not best <= self.limit:  # NaN, too
             raise ConfigError(
                 f"the budget of {self.limit:g} cannot be met: the model costs {present:g} now, and {best:g} with "
                 "everything pruned that may be; raise the limit, exclude less, or lower keep_at_least"

@@ -49,10 +49,16 @@ class Answers:
         return self.predicted == self.labels
 
 
-def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
+def answers(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    autocast: bool | torch.dtype = False,
+    channels_last: bool = False,
+) -> Answers:
     """Classify every image of the batches; arguments and errors as for `evaluate`."""
     labels, predicted, loss = [], [], 0.0
-    for logits, right in _answers(model, batches, False, False):
+    for logits, right in _answers(model, batches, autocast, channels_last):
         _check_labels(logits, right)
         loss += float(F.cross_entropy(logits, right, reduction="sum"))
         labels.append(right.cpu())
@@ -81,15 +87,9 @@ def evaluate(
     Raises:
         DataError: if there are no images, or a label exceeds the number of outputs.
     """
-    loss, right, total = 0.0, 0, 0
-    for logits, labels in _answers(model, batches, autocast, channels_last):
-        _check_labels(logits, labels)
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        right += int((logits.argmax(1) == labels).sum())
-        total += len(labels)
-    if not total:
-        raise DataError("there are no images to evaluate the model on")
-    return Evaluation(loss / total, right / total, total)
+    found = answers(model, batches, autocast=autocast, channels_last=channels_last)
+    images = len(found.labels)
+    return Evaluation(found.loss, int(found.right.sum()) / images, images)
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

@@ -267,27 +267,25 @@ class Run:
             self.timer,
             StopBetweenSteps(signals), checkpoint, *more,
         ]  # fmt: skip
-        with _quiet():
-            return L.Trainer(
-                max_epochs=recipe.epochs,
-                accumulate_grad_batches=recipe.accumulate,
-                gradient_clip_val=recipe.optimizer.clip,
-                accelerator=device_of(recipe),
-                devices=self.world.local_size,
-                num_nodes=self.world.nodes,
-                strategy=_strategy(
-                    self.world, device_of(recipe), self.method.selection is not None
-                ),
-                sync_batchnorm=recipe.sync_batchnorm,
-                use_distributed_sampler=False,  # the loaders already split images across processes
-                precision=recipe.precision,
-                plugins=SealedCheckpoints(),
-                callbacks=[callback for callback in callbacks if callback is not None],
-                logger=loggers(recipe, self.method.name, folder),
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
+        _silence()
+        return L.Trainer(
+            max_epochs=recipe.epochs,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.optimizer.clip,
+            accelerator=device_of(recipe),
+            devices=self.world.local_size,
+            num_nodes=self.world.nodes,
+            strategy=_strategy(self.world, device_of(recipe), self.method.selection is not None),
+            sync_batchnorm=recipe.sync_batchnorm,
+            use_distributed_sampler=False,  # the loaders already split images across processes
+            precision=recipe.precision,
+            plugins=SealedCheckpoints(),
+            callbacks=[callback for callback in callbacks if callback is not None],
+            logger=loggers(recipe, self.method.name, folder),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
 
     def _report(self, record: EpochRecord) -> None:
         line = (
@@ -357,20 +355,21 @@ def _task(
     )
 
 
-class _quiet:  # noqa: N801 - reads as a verb in a with statement
-    """Suppress Lightning's hints about hardware and loader workers, which do not apply here."""
+def _silence() -> None:
+    """Suppress Lightning's hints about hardware and loader workers, which do not apply here.
 
-    def __enter__(self) -> None:
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
-        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+    They come during the training, so that nothing is restored.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*log_every_n_steps.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*Checkpoint directory.*exists and is not empty.*",
         # A run folder may be moved or copied before it is resumed.
-        warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+        ".*The dirpath has changed from.*",
         # Values that are equal on all processes need no synchronisation.
-        warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        ".*It is recommended to use `self.log.*sync_dist.*",
+    ):
+        warnings.filterwarnings("ignore", message)

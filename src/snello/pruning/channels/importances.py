@@ -52,12 +52,16 @@ def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
 
     def scores(model: nn.Module, coupling: Coupling) -> dict[str, Tensor]:
         parameters = named_tensors(model)
-        return _by_dimension(
-            coupling,
-            lambda member: member.sums(parameters[member.name].detach().abs() ** p),
-            reduce,
-            roles=("write", "read"),
-        )
+        found = {}
+        for dimension in coupling.free:
+            own = [
+                member.sums(parameters[member.name].detach().abs() ** p).cpu()
+                for member in dimension.members
+                if member.role in ("write", "read")
+            ]
+            if own:
+                found[dimension.name] = _reduced(torch.stack(own), reduce)
+        return found
 
     return _called(scores, f"magnitude of order {p}, {reduce}")
 
@@ -305,10 +309,7 @@ def _gradient_scores(
                 own = [each(m.sums(by_name[m.name])) for m in members]
                 summed = _reduced(torch.stack([value.cpu().double() for value in own]), reduce)
                 totals[name] = totals[name] + (whole(summed) if whole else summed)
-        count = int(sum_on_cpu(torch.tensor(count)))
-        if not count:
-            raise DataError("there is no batch to calibrate the scores on")
-        return {n: sum_on_cpu(total) / count for n, total in totals.items()}
+        return _means(totals, count)
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
     return scores
@@ -332,14 +333,22 @@ def _output_scores(
             found = output_products(model, layers, inputs, targets, loss)
             for name, products in found.items():
                 sums[name] += products
-        count = int(sum_on_cpu(torch.tensor(count)))
-        if not count:
-            raise DataError("there is no batch to calibrate the scores on")
-        means = {name: sum_on_cpu(total) / count for name, total in sums.items()}
-        return _of_writers(coupling, means, reduce)
+        return _of_writers(coupling, _means(sums, count), reduce)
 
     scores.normalise = None  # type: ignore[attr-defined]  # all in the unit of the loss
     return scores
+
+
+def _means(totals: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Means over the batches of all processes.
+
+    Raises:
+        DataError: if there is no batch.
+    """
+    count = int(sum_on_cpu(torch.tensor(count)))
+    if not count:
+        raise DataError("there is no batch to calibrate the scores on")
+    return {name: sum_on_cpu(total) / count for name, total in totals.items()}
 
 
 def _called(scores: ChannelImportance, name: str) -> ChannelImportance:
@@ -387,22 +396,8 @@ def _products(
     ]
 
 
-def _by_dimension(
-    coupling: Coupling,
-    score: Callable[[Member], Tensor],
-    reduce: Reduce,
-    roles: tuple[str, ...],
-) -> dict[str, Tensor]:
-    found = {}
-    for dimension in coupling.free:
-        own = [score(m).cpu() for m in dimension.members if m.role in roles]
-        if own:
-            found[dimension.name] = _reduced(torch.stack(own), reduce)
-    return found
-
-
 def _of_writers(
-    coupling: Coupling, by_layer: Mapping[str, Tensor], reduce: Reduce = "mean"
+    coupling: Coupling, by_layer: Mapping[str, Tensor], reduce: Reduce
 ) -> dict[str, Tensor]:
     found = {}
     for dimension in coupling.free:

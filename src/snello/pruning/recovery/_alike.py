@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, DataError
-from snello.graph import Example, Inputs, evaluation, unlabelled
+from snello.graph import Example, Inputs, evaluation, joined, unlabelled
 from snello.neurons import parameter_owners
 
 
@@ -29,7 +28,7 @@ def check_alike(model: nn.Module, reference: nn.Module, verb: str) -> None:
         )
 
 
-def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
+def one_batch(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
     """All batches as one, on the model's device.
 
     Raises:
@@ -39,13 +38,7 @@ def joined(model: nn.Module, batches: Iterable[Example], verb: str) -> Inputs:
     taken = list(unlabelled(batches, device))
     if not taken:
         raise DataError(f"{verb}: there is no batch to compare the two networks on")
-    leaves = [pytree.tree_flatten((batch.args, dict(batch.kwargs))) for batch in taken]
-    parts: Sequence[Any] = [
-        torch.cat(together) if isinstance(together[0], Tensor) else together[0]
-        for together in zip(*(flat for flat, _ in leaves), strict=True)
-    ]
-    args, kwargs = pytree.tree_unflatten(list(parts), leaves[0][1])
-    return Inputs(args, kwargs)
+    return joined(taken)
 
 
 def tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:

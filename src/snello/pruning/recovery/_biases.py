@@ -12,7 +12,7 @@ from snello.graph import Example
 from snello.neurons import LayerFilter, dead_neurons, plain_layers, select_layers, weighted_layers
 from snello.wrappers import unwrapped
 
-from ._alike import calls, check_alike, check_finite_output, joined, run_hooked, tied
+from ._alike import calls, check_alike, check_finite_output, one_batch, run_hooked, tied
 
 
 def correct_biases(
@@ -49,7 +49,7 @@ def correct_biases(
     """
     model, reference = unwrapped(model, "correct_biases"), unwrapped(reference, "correct_biases")
     check_alike(model, reference, "correct_biases")
-    inputs = joined(model, batches, "correct_biases")
+    inputs = one_batch(model, batches, "correct_biases")
     plain, _ = plain_layers(weighted_layers(model))
     chosen = select_layers(plain, exclude, "correct_biases")
     counts, shared = calls(reference, chosen, inputs), tied(model, chosen)

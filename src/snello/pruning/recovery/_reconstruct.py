@@ -25,7 +25,7 @@ from snello.neurons import (
 )
 from snello.wrappers import unwrapped
 
-from ._alike import calls, check_alike, check_finite_output, joined, run_hooked, tied
+from ._alike import calls, check_alike, check_finite_output, one_batch, run_hooked, tied
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -96,7 +96,7 @@ def reconstruct(
         raise ConfigError(f"reconstruct: damping must be positive, not {damping}")
     model, reference = unwrapped(model, "reconstruct"), unwrapped(reference, "reconstruct")
     check_alike(model, reference, "reconstruct")
-    inputs = joined(model, batches, "reconstruct")
+    inputs = one_batch(model, batches, "reconstruct")
     layers, left = plain_layers(weighted_layers(model))
     chosen = select_layers(layers, exclude, "reconstruct")
     left |= {name: why for name, m in chosen.items() if (why := _odd(m)) is not None}

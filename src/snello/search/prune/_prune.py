@@ -168,14 +168,15 @@ def prune(
         for text in removal.plan.warnings:
             warnings.warn(f"prune: step {number}: {text}", stacklevel=2)
         narrow = _recovered(lean, removal, example_inputs, batches, reconstruction)
-        cut = run.quality(narrow)
+        cut = quality = run.quality(narrow)
         if fit is not None:
             fit(narrow)
             copy_from_first(narrow.state_dict().values())
+            quality = run.quality(narrow)
         size = size_of(narrow, example_inputs)
         step = PruningStep(
             number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
-            sum(map(len, removal.plan.removed.values())), cut, run.quality(narrow),
+            sum(map(len, removal.plan.removed.values())), cut, quality,
             tuple(branch.name for branch in removal.branches),
         )  # fmt: skip
         _show(step, on_step)

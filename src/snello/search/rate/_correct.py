@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from snello.graph import Example, evaluation
 from snello.neurons import is_batchnorm, qualified, weighted_layers
 
-from ._probe import joined
+from ._probe import first_inputs
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance per channel, each of shape `(channels,)`, in float64."""
@@ -47,7 +47,7 @@ class Correction:
         self, reference: nn.Module, batches: Sequence[Example], *, bias: bool, batchnorm: bool
     ) -> None:
         # A layer's shift must be known before the next layer runs: all inputs form one batch.
-        self._inputs = joined(batches)
+        self._inputs = first_inputs(batches)
         self._biased = [
             n for n, m in weighted_layers(reference).items() if bias and m.bias is not None
         ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snello.codec import CodecSettings, quantised
 from snello.errors import ConfigError
-from snello.graph import Example, Inputs, evaluation
+from snello.graph import Example, Inputs, evaluation, joined
 from snello.wrappers import copied
 
 from ._trial import coded_tensors, fill
@@ -21,12 +21,9 @@ MOST_INPUTS = 256
 """Number of calibration inputs that probes and corrections use; the first ones, as one batch."""
 
 
-def joined(batches: Sequence[Example]) -> Inputs:
+def first_inputs(batches: Sequence[Example]) -> Inputs:
     """The first `MOST_INPUTS` inputs of some batches, concatenated."""
-    first = Inputs.of(batches[0])
-    every = [Inputs.of(batch).in_order_of(first).tensors() for batch in batches]
-    parts = iter([torch.cat(tensors)[:MOST_INPUTS] for tensors in zip(*every, strict=True)])
-    return first.map(lambda _: next(parts))
+    return joined([Inputs.of(batch) for batch in batches]).map(lambda x: x[:MOST_INPUTS])
 
 
 class Probe:
@@ -54,7 +51,7 @@ class Probe:
                 "calibration: there is no batch of inputs; pass at least one, or None"
             )
         self._model = copied(model)
-        self._inputs = joined(batches)
+        self._inputs = first_inputs(batches)
         self._tensors = {name: value.clone() for name, value in coded_tensors(self._model).items()}
         self.runs = 0
         self._reference = self._outputs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -165,27 +166,19 @@ def _gallop(passed: Callable[[int], bool], fine: int, last: int) -> tuple[int, i
     return fine, last + 1
 
 
-def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> int:
-    """The last index that passes between `fine`, which does, and `coarse`, which does not."""
+def _bisect(passed: Callable[[int], bool], fine: int, coarse: int) -> None:
+    """Try indices between `fine`, which passes, and `coarse`, which does not, until none is left."""
     while coarse - fine > 1:
         middle = (fine + coarse) // 2
         if passed(middle):
             fine = middle
         else:
             coarse = middle
-    return fine
 
 
 def first_below(size_at: Callable[[int], float], limit: float, indices: range) -> int:
     """The first index with a size below the limit; one after the last if there is none."""
-    low, high = indices[0], indices[-1] + 1
-    while low < high:
-        middle = (low + high) // 2
-        if size_at(middle) < limit:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return indices[0] + bisect_left(indices, True, key=lambda index: size_at(index) < limit)
 
 
 def measured(evaluate: Evaluate, model: nn.Module) -> float:

@@ -204,7 +204,7 @@ class Search:
 
         def compute() -> dict[str, Any]:
             cost, groups = self._cost_and_groups(precision)
-            points = front(groups, cost) if groups else [_alone(cost)]
+            points = front(groups, cost)
             return {
                 "points": [
                     [dict(p.point.widths), p.point.sparsity, p.distance, p.cost] for p in points
@@ -374,7 +374,3 @@ def precisions_of(minimise: Minimise, allow: Collection[str]) -> tuple[Precision
 def _near(share: float, width: int, round_to: int | None) -> int:
     step = round_to or (8 if width >= 16 else 1)
     return min(width, max(step, round(share * width / step) * step))
-
-
-def _alone(cost: Cost) -> FrontPoint:
-    return FrontPoint(Point(), 0.0, cost.total(Point()))

@@ -120,13 +120,10 @@ class ShapeModel:
         """The operations, in order."""
         return [self._operation(e, widths) for e in self._operations if e.exists(widths)]
 
-    def tensors_of(self, dimension: str) -> dict[str, _Entry]:
-        """The tensors that a dimension changes."""
-        return {n: e for n, e in self._tensors.items() if _reads(e, dimension)}
-
     def elements_near(self, dimension: str, widths: Widths) -> dict[str, float]:
         """As `elements`, of the tensors that a dimension changes."""
-        return {n: self._elements(e, widths) for n, e in self.tensors_of(dimension).items()}
+        near = {n: e for n, e in self._tensors.items() if _reads(e, dimension)}
+        return {name: self._elements(entry, widths) for name, entry in near.items()}
 
     def operations_near(self, dimension: str, widths: Widths) -> list[Operation]:
         """As `operations`, of those that a dimension changes."""
