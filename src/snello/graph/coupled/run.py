@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from snello.graph.inputs import Inputs
 from snello.graph.modes import evaluation
+from snello.graph.places import calling_place
 from snello.graph.twins import same_numbers
 
 from .labels import HEAD_DIM, Axis, Labels, Reason, Vector
@@ -155,8 +153,8 @@ class Run:
 
     def _where(self) -> str:
         inside = f" in {self.path}" if self.path else ""
-        frame = users_frame()
-        return f"{inside} ({frame})" if frame else inside
+        place = calling_place()
+        return f"{inside} ({place})" if place else inside
 
     @property
     def path(self) -> str:
@@ -306,20 +304,6 @@ def _numbers(value: object) -> list[tuple[int, int]]:
     if isinstance(value, (tuple, list)):
         return [(i, number) for i, number in enumerate(value) if type(number) is int]
     return []
-
-
-def users_frame() -> str:
-    """File and line of the innermost code outside of torch and of this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file.endswith(".py") and not file.startswith(_OURS):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-_OURS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
 
 
 class Watch(TorchDispatchMode):

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import capture
+from snello.graph.coupled.cut import set_size
 from snello.simplification.ir.plan import SimplificationPlan
 from snello.wrappers import check_module, computed_memo, copied
 
@@ -83,20 +84,17 @@ def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
     check(plan, model)
     narrow(model, plan)
     for name, value in plan.attributes.items():
-        owner, _, attribute = name.rpartition(".")
-        module = model.get_submodule(owner)
-        as_list = isinstance(getattr(module, attribute), list)
-        setattr(module, attribute, list(value) if as_list else value)  # type: ignore[arg-type]
+        set_size(model, name, value)
     _keep(plan, model)
 
 
 def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     # In evaluation mode, because tracing fixes the mode of functional dropout and of branches on
     # ``self.training``.
-    copied = sharing_parameters(model).eval()
-    lean = capture(copied, constants=plan.constants).module
+    original = sharing_parameters(model).eval()
+    lean = capture(original, constants=plan.constants).module
     check(plan, lean)
-    wake_dropout(copied, lean, plan.constants)
+    wake_dropout(original, lean, plan.constants)
     builder = Builder(lean)
     for edit in plan.edits:
         apply_edit(builder, edit)
