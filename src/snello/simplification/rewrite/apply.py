@@ -52,11 +52,21 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     check_module(model, "apply")
     if not isinstance(plan, SimplificationPlan):
         raise ConfigError(f"apply: the plan is a {type(plan).__name__}, not a SimplificationPlan")
-    training = model.training
     if plan.base is not None and plan_of(model) is None:
         model = apply(plan.base, model)
     lean = _as_module(plan, model) if plan.representation == "module" else _as_graph(plan, model)
-    return lean.train(training)
+    return in_modes_of(model, lean)
+
+
+def in_modes_of(model: nn.Module, lean: nn.Module) -> nn.Module:
+    """Set each module of a lean model to the mode that it has in the original; return the former.
+
+    Not by `lean.train()`, which would wake a BatchNorm that the user keeps in evaluation mode.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in lean.named_modules():
+        module.training = modes.get(name, model.training)
+    return lean
 
 
 def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:

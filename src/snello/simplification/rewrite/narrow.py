@@ -49,7 +49,7 @@ def _narrow_layer(root: nn.Module, name: str, plan: LayerPlan) -> None:
     if isinstance(bias, Tensor):
         _replace_parameter(module, "bias", bias.detach()[outputs])
     elif plan.bias:
-        module.bias = nn.Parameter(weight.new_zeros(len(outputs)))
+        module.bias = nn.Parameter(weight.new_zeros(len(outputs)), module.weight.requires_grad)
     if not isinstance(module, _ConvNd):
         for name, kept in zip(_WIDTHS, (plan.kept_outputs, plan.kept_inputs) * 2, strict=True):
             if hasattr(module, name):
