@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from snello.graph.inputs import Inputs
+from snello.graph.inputs import Inputs, tensors_in
 from snello.graph.modes import evaluation
 from snello.graph.places import calling_place
 from snello.graph.twins import same_numbers
+from snello.wrappers import unfused_layers
 
 from .labels import HEAD_DIM, Axis, Labels, Reason, Vector
 from .products import Product
@@ -200,21 +200,17 @@ class Run:
     def forward(self, inputs: Inputs) -> Run:
         """Run the model, in evaluation mode and without gradients."""
         inputs = inputs.map(torch.clone)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with (
-                evaluation(self.model),
-                same_numbers(),
-                self._paths(),
-                Watch(self) as watch,
-                watch.calls,
-            ):
-                output = inputs.call(self.model)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with (
+            evaluation(self.model),
+            same_numbers(),
+            unfused_layers(),
+            self._paths(),
+            Watch(self) as watch,
+            watch.calls,
+        ):
+            output = inputs.call(self.model)
         self._join_equal_widths()
-        self.outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+        self.outputs = tensors_in(output)
         for tensor in self.outputs:
             for axis in self.of(tensor).axes:
                 self.labels.pin(axis, lambda: "an output of the model")
