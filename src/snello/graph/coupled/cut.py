@@ -119,8 +119,10 @@ def set_size(model: nn.Module, name: str, value: Size) -> None:
     """Set an attribute that holds a width, by its qualified name; a list stays a list."""
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
-    as_list = isinstance(getattr(module, attribute), list) and isinstance(value, tuple)
-    setattr(module, attribute, list(value) if as_list else value)
+    if isinstance(value, tuple) and isinstance(getattr(module, attribute), list):
+        setattr(module, attribute, list(value))
+    else:
+        setattr(module, attribute, value)
 
 
 def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:

@@ -63,7 +63,7 @@ class _Reduction:
     """
 
     x: Tensor
-    dims: Sequence[int]
+    dims: list[int]
     mask: Tensor
     keep: bool
     args: Sequence[Any]
@@ -82,7 +82,8 @@ class _Reduction:
 
     def norm(self) -> Tensor:
         order = self.args[1] if len(self.args) > 1 else self.kwargs.get("ord", 2)
-        return torch.linalg.vector_norm(self.x * self.mask, order, self.dims, self.keep)
+        found: Tensor = torch.linalg.vector_norm(self.x * self.mask, order, self.dims, self.keep)
+        return found
 
 
 def _reduction(compute: Callable[[_Reduction], Any]) -> Masked:

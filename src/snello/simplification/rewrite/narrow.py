@@ -42,14 +42,15 @@ def _narrow_layer(root: nn.Module, name: str, plan: LayerPlan) -> None:
     if grouped and isinstance(module, _ConvNd) and not is_even(plan):
         root.set_submodule(name, RaggedConv(module, plan))
         return
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
+    dense: Tensor = module.weight  # type: ignore[assignment]
+    weight = dense.detach()
     outputs = index_of(plan.kept_outputs, weight)
     _replace_parameter(module, "weight", sliced_weight(module, weight, plan))
     bias = module.bias
     if isinstance(bias, Tensor):
         _replace_parameter(module, "bias", bias.detach()[outputs])
     elif plan.bias:
-        module.bias = nn.Parameter(weight.new_zeros(len(outputs)), module.weight.requires_grad)
+        module.bias = nn.Parameter(weight.new_zeros(len(outputs)), dense.requires_grad)
     if not isinstance(module, _ConvNd):
         for name, kept in zip(_WIDTHS, (plan.kept_outputs, plan.kept_inputs) * 2, strict=True):
             if hasattr(module, name):
