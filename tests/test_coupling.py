@@ -17,6 +17,7 @@ from snello.graph.coupled import reference
 from snello.graph.coupled.trial import randomised
 from snello.graph.twins import tensors_of
 from snello.lab.models import CifarResNet
+from snello.simplification import SimplificationPlan, apply, coupled_plan
 from zoo import ZOO
 
 Build = Callable[[], tuple[nn.Module, object]]
@@ -218,6 +219,73 @@ def test_a_size_in_the_code_pins_with_its_place() -> None:
     assert all("test_coupling.py:" in str(d.pinned) for d in fixed)
     with pytest.raises(ModelError, match=r"does not run.*test_coupling\.py:\d+"):
         cut(model, untried, {fixed[0].name: [0]}, torch.randn(5, 4))
+
+
+def test_a_pin_outside_of_the_users_code_names_the_module_alone() -> None:
+    """The line of the script that calls `coupling` says nothing about the model."""
+    groups = coupling(
+        nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 2)), torch.ones(2, 4)
+    )
+    assert groups["0"].pinned == "softmax or a cumulative sum along channels in 1"
+
+
+class Normalised(nn.Module):
+    """A norm written by hand."""
+
+    def __init__(self, statistics: Callable[..., tuple[Tensor, Tensor]], *, keep: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.statistics, self.keep = statistics, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        spread, mean = self.statistics(y, -1, keepdim=self.keep)
+        if not self.keep:
+            spread, mean = spread[:, None], mean[:, None]
+        return self.last((y - mean) / (spread + 1))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        torch.var_mean,
+        torch.std_mean,
+        lambda y, *dim, **keep: (y.std(*dim, **keep), y.mean(*dim, **keep)),
+        lambda y, *dim, **keep: (y.var(*dim, **keep), y.sum(*dim, **keep)),
+        lambda y, *dim, **keep: (y.norm(dim=dim, **keep), y.mean(*dim, **keep)),
+    ],
+    ids=["var_mean", "std_mean", "std", "var and sum", "norm"],
+)
+def test_statistics_are_those_of_the_kept_channels(
+    statistics: Callable[..., tuple[Tensor, Tensor]], keep: bool
+) -> None:
+    groups = check(Normalised(statistics, keep=keep), torch.randn(5, 4))
+    assert [d.name for d in groups.free] == ["first"]
+
+
+class Listed(nn.Module):
+    """The widths of a split are in one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 8]
+        self.first, self.a, self.b = nn.Linear(6, 12), nn.Linear(4, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).split(self.sizes, -1)
+        return self.a(a) + self.b(b)
+
+
+def test_widths_in_a_list_are_part_of_the_plan_of_a_cut() -> None:
+    model, x = Listed().eval(), torch.randn(3, 6)
+    groups = coupling(model, x)
+    removed = {"first": [0, 1, 7]}
+    made = coupled_plan(model, groups, removed, Inputs.of(x), None)
+    assert SimplificationPlan.from_json(made.to_json()) == made
+    lean, narrow = apply(made, model), cut(model, groups, removed, x)
+    assert lean.sizes == narrow.sizes == [2, 7]
+    assert torch.equal(lean(x), narrow(x))
 
 
 class Odd(nn.Module):

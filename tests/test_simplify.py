@@ -521,6 +521,65 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert lean.get_submodule("4").weight.requires_grad
 
 
+class Attending(nn.Module):
+    """Attention without biases, of features of which some are constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.attention = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return y
+
+
+def unbiased() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False))
+
+
+def ragged() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "dead", "shape"),
+    [
+        (unbiased, {"0": [1, 2]}, (2, 3, 8, 8)),
+        (ragged, {"0": [1], "1": [0, 1, 5]}, (2, 3, 8, 8)),
+        (Attending, {"embed": [1, 2]}, (2, 4, 5)),
+    ],
+)
+def test_layers_of_a_frozen_model_that_get_a_bias_or_another_class_stay_frozen(
+    build: Callable[[], nn.Module], dead: dict[str, list[int]], shape: tuple[int, ...]
+) -> None:
+    model = build().eval().requires_grad_(False)
+    for name, neurons in dead.items():
+        model.get_submodule(name).weight[neurons] = 0
+    lean = simplify(model, torch.randn(shape))
+    narrowed = plan_of(lean)
+    assert narrowed is not None
+    assert narrowed.neurons_removed
+    assert set(dict(lean.named_parameters())) >= set(dict(model.named_parameters()))
+    assert not any(parameter.requires_grad for parameter in lean.parameters())
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_layers_that_the_user_keeps_in_evaluation_mode_stay_there(keep_class: bool) -> None:
+    model = average_pool()
+    kill(model, "0", torch.arange(8) < 3, with_norms=True)
+    modes = {name: name in ("", "0", "4") for name, _ in model.named_modules()}
+    for name, module in model.named_modules():
+        module.training = modes[name]
+    lean = simplify(model, torch.randn(2, 3, 8, 8), keep_class=keep_class)
+    assert {
+        name: module.training for name, module in lean.named_modules() if name in modes
+    } == modes
+
+
 def test_resnet_depth_is_kept_by_name() -> None:
     model = CifarResNet(8).double().eval()
     lean = simplify(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))

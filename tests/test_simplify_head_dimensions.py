@@ -49,6 +49,25 @@ def rotated(x: Tensor, angle: Tensor) -> Tensor:
     return x * angle.cos() + torch.cat([-b, a], -1) * angle.sin()
 
 
+class TwoWidths(Attention):
+    """Both widths are in one tuple."""
+
+    def __init__(self) -> None:
+        super().__init__(shared=False)
+        self.head_dims = self.head_dim, self.value_dim
+        del self.head_dim, self.value_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:-1], self.num_heads, width).transpose(1, 2)
+            for layer, width in zip(
+                (self.q, self.k, self.v), (self.head_dims[0], *self.head_dims), strict=True
+            )
+        )
+        y = torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 def block(attention: nn.Module) -> nn.Module:
     model = nn.Sequential(nn.Linear(5, WIDTH), attention, nn.Linear(WIDTH, 3))
     return randomise(model, generator(1)).double().eval()
@@ -103,6 +122,16 @@ def test_each_width_by_itself() -> None:
     lean = narrowed(model)
     assert rows(lean) == (5, 5, 3)
     assert (lean.head_dim, lean.value_dim, lean.out.in_features) == (5, 3, 3 * HEADS)
+
+
+def test_both_widths_in_one_tuple() -> None:
+    model = block(TwoWidths())
+    for layer in (model[1].q, model[1].k):
+        kill(layer, 1, 2)
+    kill(model[1].v, 0, 3, 4)
+    lean = narrowed(model)
+    assert rows(lean) == (6, 6, 3)
+    assert lean.head_dims == (6, 3)
 
 
 def test_heads_and_their_dimensions() -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .neurons import is_weighted, neuron_count
+from .wrappers import unfused_layers
 
 
 def flop_counter() -> FlopCounterMode:
@@ -36,13 +37,8 @@ def flop_counter() -> FlopCounterMode:
 def counted() -> Iterator[FlopCounterMode]:
     """Count the FLOPs of forwards that run inside, without gradients."""
     # The counter does not know the fused attention of evaluation mode, and would count zero.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), flop_counter() as counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with unfused_layers(), torch.no_grad(), flop_counter() as counter:
+        yield counter
 
 
 def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:

@@ -135,6 +135,21 @@ def eagerly() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unfused_layers() -> Iterator[None]:
+    """Run torch's transformer layers operation by operation inside the block.
+
+    In evaluation mode they are one fused operation each, of nested tensors: the layers inside are
+    not called, and counters do not know it.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def check_one_device(model: nn.Module, what: str) -> None:
     """Raise an error for `DataParallel` over several devices: hooks run on copies there.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Example, evaluation, positional
-from snello.wrappers import eagerly
+from snello.wrappers import eagerly, unfused_layers
 
 from ._sketch import sketch
 from ._uses import WeightUses
@@ -110,7 +110,6 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, full precision; all of it is restored afterwards."""
     devices = {p.device for p in model.parameters()}
     accelerated = sorted(d.index or 0 for d in devices if d.type == "cuda")
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerated))
         stack.enter_context(evaluation(model))
@@ -118,9 +117,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
         for kind in sorted({d.type for d in devices if torch.amp.is_autocast_available(d.type)}):
             # The precision of phi must not depend on whether step() is called under autocast.
             stack.enter_context(torch.autocast(kind, enabled=False))
-        # torch's fused transformer path would not call the layers, and their hooks would not run.
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        stack.enter_context(unfused_layers())
         yield
 
 

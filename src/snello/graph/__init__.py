@@ -16,8 +16,7 @@ inputs also give the shape of every output:
 Example inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, of
 any nesting ([`Inputs`][snello.graph.Inputs]).
 
-This package may import `snello.neurons` and `snello.errors` and nothing else of snello. It
-knows torch, not the libraries built on it: a module of theirs that is to stay one operation is
+This package knows torch, not the libraries built on it: a module of theirs that is to stay one operation is
 registered by its qualified name with [`register_leaf`][snello.graph.register_leaf], from the
 package that handles it. To add something here, write one file per concept and re-export its public
 names below.
@@ -41,6 +40,7 @@ from .inputs import as_inputs as as_inputs
 from .inputs import class_name as class_name
 from .inputs import joined as joined
 from .inputs import positional as positional
+from .inputs import tensors_in as tensors_in
 from .labelled import Labelled as Labelled
 from .labelled import Loss as Loss
 from .labelled import labelled as labelled

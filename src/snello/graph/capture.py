@@ -20,7 +20,7 @@ from .graph import Graph
 from .inputs import Example, Inputs
 from .merged import merged
 from .modes import containers_restored
-from .places import module_of_error, place_of_error
+from .places import place_of_error, where
 from .recorded import record
 from .shapes import propagate_shapes
 from .tape import graph_of, needed
@@ -71,7 +71,7 @@ def capture(
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "capture")
-    inputs = _together(args, kwargs)
+    inputs = None if args is None and kwargs is None else together(args, kwargs)
     with containers_restored(model):
         return _captured(model, inputs, constants or {}, whole_stateless)
 
@@ -104,7 +104,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         return outputs_of(model, inputs)
     except Exception as error:  # whatever an operation raises on inputs that do not fit it
-        raise _does_not_run(model, inputs, error) from error
+        raise does_not_run(model, inputs, error) from error
 
 
 def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
@@ -119,7 +119,7 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
     except Exception as second:
         reason = str(second).partition("\n")[0]
         raise ModelError(
-            f"{error} A run of it cannot be recorded either: {reason}{_where(model, second)}"
+            f"{error} A run of it cannot be recorded either: {reason}{where(second, model)}"
         ) from second
     if not any(map(math.prod, tape.output_shapes)):
         raise ModelError(
@@ -157,9 +157,8 @@ def _graph(
     return Graph(module, _calls(module), frozenset(tied), constants, runnable, reason)
 
 
-def _together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs | None:
-    if args is None and kwargs is None:
-        return None
+def together(args: Example | None, kwargs: Mapping[str, Any] | None) -> Inputs:
+    """Example inputs with further keyword arguments."""
     inputs = Inputs() if args is None else Inputs.of(args)
     return Inputs(inputs.args, {**inputs.kwargs, **(kwargs or {})})
 
@@ -168,7 +167,7 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         return bind(model, inputs)
     except TypeError as error:
-        raise _does_not_run(model, inputs, error) from error
+        raise does_not_run(model, inputs, error) from error
 
 
 Traced = tuple[fx.GraphModule, dict[str, Any]]
@@ -208,13 +207,14 @@ def _traced(
 
 def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
     return ModelError(
-        f"torch.fx cannot trace {type(model).__name__}: {error}{_where(model, error)}. "
+        f"torch.fx cannot trace {type(model).__name__}: {error}{where(error, model)}. "
         "Usual causes are Python branches or loops over tensor values in forward(), and optional inputs, "
         f"which are known to be left out only beside example inputs{_inner_wrapper(model)}."
     )
 
 
-def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
+def does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
+    """The error for a model that raises one on its example inputs, with the place and advice."""
     shapes = ", ".join(map(str, inputs.shapes))
     reason = str(error).partition("\n")[0]
     unbound = isinstance(error, TypeError) and "argument" in reason
@@ -226,15 +226,8 @@ def _does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelEr
     )
     return ModelError(
         f"the model does not run on the example inputs of shape {shapes}: {reason}"
-        f"{_where(model, error)}{keywords if unbound else ''}{_inner_wrapper(model)}"
+        f"{where(error, model)}{keywords if unbound else ''}{_inner_wrapper(model)}"
     )
-
-
-def _where(model: nn.Module, error: Exception) -> str:
-    """The submodule, file and line at which an error was raised, in parentheses."""
-    name, place = module_of_error(error, model), place_of_error(error)
-    parts = [*([f"in {name!r}"] if name else []), *([f"at {place}"] if place else [])]
-    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _inner_wrapper(model: nn.Module) -> str:

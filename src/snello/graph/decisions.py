@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .inputs import tensors_in
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -56,10 +58,10 @@ class Decisions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = _tensors(result)
+        given = tensors_in(result)
         if all(tensor.is_floating_point() for tensor in given):
             return result
-        read = [tensor for tensor in _tensors((args, kwargs or {})) if tensor.is_floating_point()]
+        read = [tensor for tensor in tensors_in((args, kwargs or {})) if tensor.is_floating_point()]
         return self._decided(read, given, result) if read else result
 
     def _decided(self, read: list[Tensor], given: list[Tensor], result: Any) -> Any:
@@ -74,10 +76,6 @@ class Decisions(TorchFunctionMode):
     def _next(self) -> Decision | None:
         number = len(self.taken)
         return self.known[number] if self.known and number < len(self.known) else None
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
 
 
 def _alike(known: Sequence[Tensor], read: Sequence[Tensor]) -> bool:

@@ -13,6 +13,11 @@ from torch.utils import _pytree as pytree
 from snello.errors import ConfigError
 
 
+def tensors_in(structure: object) -> list[Tensor]:
+    """All tensors in nested containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
 # Tensors have no truth value, so that a generated __eq__ would raise.
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -61,8 +66,7 @@ class Inputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in order: positional arguments first."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return tuple(tensors_in((self.args, dict(self.kwargs))))
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

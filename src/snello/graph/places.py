@@ -12,6 +12,8 @@ from types import FrameType
 import torch
 from torch import fx, nn
 
+from .inputs import Inputs
+
 _PLACE = "snello_place"
 _LIBRARIES = tuple(
     f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
@@ -47,8 +49,9 @@ def calling_place() -> str | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if frame.f_code.co_name == "trace" and name.endswith("_symbolic_trace.py"):
-            return None  # frames further out belong to the caller of the tracer, not to the model
+        traced = frame.f_code.co_name == "trace" and name.endswith("_symbolic_trace.py")
+        if traced or frame.f_code is Inputs.call.__code__:
+            return None  # frames further out belong to the caller of snello, not to the model
         if _is_users(name):
             return _short(name, frame.f_lineno)
         frame = frame.f_back
@@ -74,6 +77,15 @@ def module_of_error(error: BaseException, model: nn.Module) -> str | None:
     )
     running = [name for name in owners if name]
     return running[-1] if running else None
+
+
+def where(error: BaseException, model: nn.Module) -> str:
+    """Return the submodule, file and line at which an error was raised, in parentheses, to follow its
+    text; empty if none of them is known.
+    """
+    name, place = module_of_error(error, model), place_of_error(error)
+    parts = [*([f"in {name!r}"] if name else []), *([f"at {place}"] if place else [])]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _is_users(name: str) -> bool:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from snello.wrappers import unfused_layers
+
 from ._tracer import Tracer
 from .inputs import Inputs
 from .modes import evaluation
@@ -41,24 +43,11 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
         for position, tensor in enumerate(given.tensors()):
             shapes = {(): tuple(tensor.shape)}
             recorder.add(Step("placeholder", f"input_{position}", shapes=shapes), tensor)
-        with _without_fused_layers(), _hooked(model, recorder), recorder:
+        with unfused_layers(), _hooked(model, recorder), recorder:
             output = given.call(model)
         found = [recorder.value(tensor) for tensor in tensors_of(output)]
     recorder.add(Step("output", "output", (found,)), None)
     return Tape(recorder.steps, recorder.constants)
-
-
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """Let `nn.TransformerEncoder` call its layers: its fast path is one operation on nested
-    tensors.
-    """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def overwritten(before: Tensor, written: Tensor) -> Tensor:

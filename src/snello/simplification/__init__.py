@@ -16,14 +16,13 @@ removed, but the result is correct. The subpackages and modules, from the bottom
 - `ops`: the rules of operations, a public registry ([`rule_for`][snello.simplification.rule_for]);
 - `bypasses`: ways to skip channels that are not constant;
 - `runtime`: the modules inside a lean network;
-- `passes`: match, constants, liveness, layout, widen, overwrite, lower, report, coupled; for a result of
-  the model's own class also without_edits and attributes;
+- `passes`: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of the
+  model's own class also without_edits, attributes, head_dimensions, faults and coupled;
 - `rewrite`: applies a plan to a model; no other part edits graphs or weights;
 - `cost`, `verify`, `candidate`, `batchnorm`, `simplify`: cost models, the check in float64, a way
   to simplify a model, folding of BatchNorm, and the sequence of all steps.
 
-This package may import `snello.graph`, `snello.neurons` and `snello.errors`. To add the rule
-of an operation, see [`rule_for`][snello.simplification.rule_for]; for a rule of snello's own, add
+To add the rule of an operation, see [`rule_for`][snello.simplification.rule_for]; for a rule of snello's own, add
 one file to `ops`.
 """
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from snello.graph import Graph, Inputs, bind, differ, same_numbers, tensors_of
+from snello.graph import Graph, Inputs, bind, differ, same_numbers, tensors_in, tensors_of
 from snello.wrappers import computed_memo
 
 from .ir.domain import Domain, Training
@@ -71,8 +70,7 @@ def agreement(model: nn.Module, graph: Graph, inputs: Inputs) -> Agreement:
 
 def shapes_of(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
     """Shapes of the tensors among the arguments, in the order of the forward's signature."""
-    leaves = pytree.tree_leaves(list(bind(model, inputs).values()))
-    return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tuple(x.shape) for x in tensors_in(list(bind(model, inputs).values()))]
 
 
 def _others(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:

@@ -40,7 +40,7 @@ from .passes.refused import RuleError
 from .passes.report import left_alone, unreached
 from .passes.widen import round_up, widen
 from .passes.without_edits import without_edits
-from .rewrite import apply, plan_of, rebind, sharing_parameters
+from .rewrite import apply, in_modes_of, plan_of, rebind, sharing_parameters
 
 
 def simplify(
@@ -109,9 +109,8 @@ def simplify(
     if stored(lean) > stored(source):  # folded constants can take more than small neurons
         plan = _left_as_it_is(plan, "it would only have grown")
         lean = apply(plan, source)
-    lean.train(model.training)
     rebind(optimizers, model, lean, plan)
-    return lean
+    return in_modes_of(model, lean)
 
 
 def make_plan(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,10 @@ class Work:
     moved_innermost: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.calls + other.calls,
-            self.macs + other.macs,
-            self.elementwise + other.elementwise,
-            self.moved + other.moved,
-            self.moved_innermost + other.moved_innermost,
-        )
+        return Work(*map(operator.add, astuple(self), astuple(other)))
 
     def __mul__(self, times: int) -> Work:
-        return Work(
-            self.calls * times,
-            self.macs * times,
-            self.elementwise * times,
-            self.moved * times,
-            self.moved_innermost * times,
-        )
+        return Work(*(times * amount for amount in astuple(self)))
 
 
 @dataclass(frozen=True)

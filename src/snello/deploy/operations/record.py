@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snello.errors import ModelError
 from snello.graph import Example, Inputs, evaluation
+from snello.wrappers import unfused_layers
 
 from .operation import Operation
 
@@ -30,16 +31,12 @@ def operations_of(model: nn.Module, example_inputs: Example) -> tuple[Operation,
         ModelError: if the model does not run on the inputs.
     """
     inputs = Inputs.of(example_inputs)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation per encoder layer
     recorder = _Recorder()
     try:
-        with evaluation(model), torch.no_grad(), recorder:
+        with evaluation(model), unfused_layers(), recorder:
             inputs.map(torch.clone).call(model)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{type(model).__name__} does not run: {error}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
     return tuple(recorder.found)
 
 

@@ -29,8 +29,8 @@ from typing import Any
 
 from torch import nn
 
-from snello.errors import ModelError
-from snello.graph.inputs import Example, Inputs
+from snello.graph.capture import does_not_run, together
+from snello.graph.inputs import Example
 from snello.wrappers import unwrapped
 
 from .cut import Removed as Removed
@@ -74,14 +74,9 @@ def coupling(
         ConfigError: for example inputs of another kind.
     """
     model = unwrapped(model, "coupling")
-    inputs = Inputs.of(args)
-    inputs = Inputs(inputs.args, {**inputs.kwargs, **(kwargs or {})})
+    inputs = together(args, kwargs)
     try:
         run = Run(model).forward(inputs)
     except Exception as error:  # whatever an operation raises on inputs that do not fit it
-        reason = str(error).partition("\n")[0]
-        shapes = ", ".join(map(str, inputs.shapes))
-        raise ModelError(
-            f"the model does not run on the example inputs of shape {shapes}: {reason}"
-        ) from error
+        raise does_not_run(model, inputs, error) from error
     return tried(model, inputs, run) if trial else dimensions(run)

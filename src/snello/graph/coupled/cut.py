@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +12,7 @@ from torch import nn
 from snello.errors import ConfigError, ModelError
 from snello.graph.inputs import Example, Inputs
 from snello.graph.modes import evaluation
+from snello.graph.places import where
 from snello.neurons import named_tensors
 from snello.wrappers import copied
 
@@ -56,7 +54,9 @@ def cut(model: M, coupling: Coupling, removed: Removed, example: Example | None 
         index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
         tensor.data, tensor.grad = tensor.data.index_select(axis, index), None
     for (name, position), gone in _slices(coupling, chosen, sizes=True).items():
-        _shorten(lean, name, position, len(gone))
+        owner, _, attribute = name.rpartition(".")
+        value = getattr(lean.get_submodule(owner), attribute)
+        set_size(lean, name, shortened(value, position, len(gone)))
     if example is not None:
         check_runs(lean, Inputs.of(example))
     return lean
@@ -98,17 +98,31 @@ def kept_indices(name: str, axis: int, width: int, gone: set[int]) -> list[int]:
     return [i for i in range(width) if i not in gone]
 
 
-def shortened(value: Any, position: int, less: int) -> Any:
+Size: TypeAlias = int | tuple[int, ...]
+"""The value of an attribute that holds a width, or several."""
+
+
+def shortened(value: Size | list[int], position: int, less: int) -> Size:
     """The value of an attribute that holds a width after `less` indices were removed.
 
     Args:
         value: the width, or a tuple or list of numbers.
-        position: index of the width in the tuple or list; -1 if the value is the width.
+        position: index of the width in the tuple or list.
         less: number of removed indices.
     """
-    if position < 0:
+    if isinstance(value, int):
         return value - less
-    return type(value)([n - less if i == position else n for i, n in enumerate(value)])
+    return tuple(n - less if i == position else n for i, n in enumerate(value))
+
+
+def set_size(model: nn.Module, name: str, value: Size) -> None:
+    """Set an attribute that holds a width, by its qualified name; a list stays a list."""
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(value, tuple) and isinstance(getattr(module, attribute), list):
+        setattr(module, attribute, list(value))
+    else:
+        setattr(module, attribute, value)
 
 
 def _checked(coupling: Coupling, removed: Removed) -> dict[str, list[int]]:
@@ -140,12 +154,6 @@ def _slices(
     return found
 
 
-def _shorten(model: nn.Module, name: str, position: int, less: int) -> None:
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    setattr(module, attribute, shortened(getattr(module, attribute), position, less))
-
-
 def check_runs(model: nn.Module, inputs: Inputs) -> object:
     """Run a narrowed model.
 
@@ -156,22 +164,8 @@ def check_runs(model: nn.Module, inputs: Inputs) -> object:
         with evaluation(model):
             return inputs.map(torch.clone).call(model)
     except Exception as error:  # whatever an operation raises on shapes that do not fit
-        where = _place(error)
         raise ModelError(
             f"the narrower {type(model).__name__} does not run: "
-            f"{str(error).partition(chr(10))[0]} ({where}). A size there does not follow the "
+            f"{str(error).partition(chr(10))[0]}{where(error, model)}. A size there does not follow the "
             "widths of the layers: take it from the shape of a tensor or from an attribute."
         ) from error
-
-
-def _place(error: Exception) -> str:
-    """File and line of the innermost frame outside of torch and snello, or of the last frame."""
-    frames = traceback.extract_tb(error.__traceback__)
-    library = f"{Path(torch.__file__).parent}{os.sep}"
-    own = [
-        f
-        for f in frames
-        if not f.filename.startswith((library, f"{Path(__file__).parents[1]}{os.sep}"))
-    ]
-    last = (own or list(frames))[-1]
-    return f"{last.filename}:{last.lineno}"

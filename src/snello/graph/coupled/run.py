@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from snello.graph.inputs import Inputs
+from snello.graph.inputs import Inputs, tensors_in
 from snello.graph.modes import evaluation
+from snello.graph.places import calling_place
 from snello.graph.twins import same_numbers
+from snello.wrappers import unfused_layers
 
 from .labels import HEAD_DIM, Axis, Labels, Reason, Vector
 from .products import Product
@@ -155,8 +153,8 @@ class Run:
 
     def _where(self) -> str:
         inside = f" in {self.path}" if self.path else ""
-        frame = users_frame()
-        return f"{inside} ({frame})" if frame else inside
+        place = calling_place()
+        return f"{inside} ({place})" if place else inside
 
     @property
     def path(self) -> str:
@@ -202,21 +200,17 @@ class Run:
     def forward(self, inputs: Inputs) -> Run:
         """Run the model, in evaluation mode and without gradients."""
         inputs = inputs.map(torch.clone)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with (
-                evaluation(self.model),
-                same_numbers(),
-                self._paths(),
-                Watch(self) as watch,
-                watch.calls,
-            ):
-                output = inputs.call(self.model)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with (
+            evaluation(self.model),
+            same_numbers(),
+            unfused_layers(),
+            self._paths(),
+            Watch(self) as watch,
+            watch.calls,
+        ):
+            output = inputs.call(self.model)
         self._join_equal_widths()
-        self.outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+        self.outputs = tensors_in(output)
         for tensor in self.outputs:
             for axis in self.of(tensor).axes:
                 self.labels.pin(axis, lambda: "an output of the model")
@@ -306,20 +300,6 @@ def _numbers(value: object) -> list[tuple[int, int]]:
     if isinstance(value, (tuple, list)):
         return [(i, number) for i, number in enumerate(value) if type(number) is int]
     return []
-
-
-def users_frame() -> str:
-    """File and line of the innermost code outside of torch and of this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file.endswith(".py") and not file.startswith(_OURS):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-_OURS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
 
 
 class Watch(TorchDispatchMode):

@@ -8,6 +8,7 @@ its reference, has to do the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,66 +50,52 @@ def _count(mask: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
     return mask.expand([max(a, b) for a, b in zip(mask.shape, sizes, strict=True)]).sum()
 
 
-def _reduce(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Operand, axes, mask and keepdim of a reduction; None if it keeps every element."""
-    x, dims = args[0], reduced_axes(args, kwargs)
-    mask = _mask(run, x, dims)
-    if mask is None:
-        return None
-    keep = bool(kwargs.get("keepdim", any(a is True for a in args[2:])))
-    return x, dims, mask, keep
+@dataclass(frozen=True)
+class _Reduction:
+    """The call of a reduction of which some elements are masked.
+
+    Attributes:
+        x: the operand.
+        dims: axes that are reduced.
+        mask: 1 for kept elements.
+        keep: whether the axes stay, with length 1.
+        args, kwargs: all arguments.
+    """
+
+    x: Tensor
+    dims: list[int]
+    mask: Tensor
+    keep: bool
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    def sum(self, values: Tensor, *, keep: bool) -> Tensor:
+        return (values * self.mask).sum(self.dims, keepdim=keep)
+
+    def mean(self, *, keep: bool) -> Tensor:
+        return self.sum(self.x, keep=keep) / _count(self.mask, self.x, self.dims)
+
+    def var(self) -> Tensor:
+        less = self.kwargs.get("correction", 1)
+        count = _count(self.mask, self.x, self.dims) - (1 if less is None else less)
+        return self.sum((self.x - self.mean(keep=True)) ** 2, keep=self.keep) / count
+
+    def norm(self) -> Tensor:
+        order = self.args[1] if len(self.args) > 1 else self.kwargs.get("ord", 2)
+        found: Tensor = torch.linalg.vector_norm(self.x * self.mask, order, self.dims, self.keep)
+        return found
 
 
-def _mean(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _reduce(run, args, kwargs)
-    if found is None:
-        return None
-    x, dims, mask, keep = found
-    return (x * mask).sum(dims, keepdim=keep) / _count(mask, x, dims)
+def _reduction(compute: Callable[[_Reduction], Any]) -> Masked:
+    """The result of a reduction over kept elements; None if it keeps every element."""
 
+    def masked(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        x, dims = args[0], reduced_axes(args, kwargs)
+        mask = _mask(run, x, dims)
+        keep = bool(kwargs.get("keepdim", any(a is True for a in args[2:])))
+        return None if mask is None else compute(_Reduction(x, dims, mask, keep, args, kwargs))
 
-def _sum(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _reduce(run, args, kwargs)
-    return None if found is None else (found[0] * found[2]).sum(found[1], keepdim=found[3])
-
-
-def _norm(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _reduce(run, args, kwargs)
-    if found is None:
-        return None
-    order = args[1] if len(args) > 1 else kwargs.get("ord", 2)
-    return torch.linalg.vector_norm(found[0] * found[2], order, found[1], found[3])
-
-
-def _var(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Variance, mean (with keepdim), axes and keepdim; None if every element is kept."""
-    found = _reduce(run, args, kwargs)
-    if found is None:
-        return None
-    x, dims, mask, keep = found
-    less = kwargs.get("correction", 1)
-    less = 1 if less is None else less
-    count = _count(mask, x, dims)
-    mean = (x * mask).sum(dims, keepdim=True) / count
-    return (((x - mean) * mask) ** 2).sum(dims, keepdim=keep) / (count - less), mean, dims, keep
-
-
-def _only_var(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _var(run, args, kwargs)
-    return None if found is None else found[0]
-
-
-def _std(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _var(run, args, kwargs)
-    return None if found is None else found[0].sqrt()
-
-
-def _var_mean(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    found = _var(run, args, kwargs)
-    if found is None:
-        return None
-    var, mean, dims, keep = found
-    return var, mean if keep else mean.squeeze(dims)
+    return masked
 
 
 def _layer_norm(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -157,12 +144,13 @@ def _group_norm(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
 
 
 STATISTICS: dict[str, Masked] = {
-    "mean": _mean,
-    "sum": _sum,
-    "linalg_vector_norm": _norm,
-    "var": _only_var,
-    "std": _std,
-    "var_mean": _var_mean,
+    "mean": _reduction(lambda r: r.mean(keep=r.keep)),
+    "sum": _reduction(lambda r: r.sum(r.x, keep=r.keep)),
+    "linalg_vector_norm": _reduction(_Reduction.norm),
+    "var": _reduction(_Reduction.var),
+    "std": _reduction(lambda r: r.var().sqrt()),
+    "var_mean": _reduction(lambda r: (r.var(), r.mean(keep=r.keep))),
+    "std_mean": _reduction(lambda r: (r.var().sqrt(), r.mean(keep=r.keep))),
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _rms_norm,
     "native_group_norm": _group_norm,

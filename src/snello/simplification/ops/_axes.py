@@ -35,9 +35,11 @@ def permutation(node: fx.Node) -> list[int] | None:
     return order
 
 
-def reduced_axes(node: fx.Node) -> list[int] | None:
-    """Return the axes of a reduction; None if they are computed, or if it reduces all axes."""
-    dims = argument(node, 1, "dim")
+def reduced_axes(node: fx.Node, position: int = 1) -> list[int] | None:
+    """Return the axes of a reduction, its argument at a position or by name; None if they are
+    computed, or if it reduces all axes.
+    """
+    dims = argument(node, position, "dim")
     over = [dims] if isinstance(dims, int) else dims
     if not isinstance(over, (tuple, list)) or not all(isinstance(d, int) for d in over):
         return None

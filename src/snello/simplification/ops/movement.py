@@ -13,7 +13,8 @@ from .channelwise import PerChannel
 from .operation import Absorbed, Operation
 from .registry import rule_for
 
-_SUMS = {"sum", torch.sum}
+_NORMS = {"norm", torch.norm, torch.linalg.vector_norm}
+_SUMS = {"sum", torch.sum, *_NORMS}
 _MEANS = {"mean", torch.mean, "amax", torch.amax, "amin", torch.amin}
 _EXTREMES = {"max", torch.max, "min", torch.min}
 
@@ -53,7 +54,7 @@ def squeeze(call: Call) -> Operation | None:
 
 @rule_for(*_MEANS, *_SUMS)
 def reduction(call: Call) -> Operation | None:
-    """Mean, maximum, minimum or sum over axes other than the channels'."""
+    """Mean, maximum, minimum, sum or norm over axes other than the channels'."""
     moving = call.moving_operand()
     return None if moving is None else _reduced(call, call.node, *moving)
 
@@ -93,31 +94,15 @@ def _reduced(call: Call, reduction: fx.Node, operand: fx.Node, axis: int) -> Ope
         operand: the tensor that is reduced.
         axis: axis of its channels.
     """
-    over, rank = reduced_axes(reduction), len(sizes(operand))
+    at = 2 if reduction.target in _NORMS else 1  # behind the order of a norm
+    over, rank = reduced_axes(reduction, at), len(sizes(operand))
     if over is None or call.shape is None or axis in (reduced := {d % rank for d in over}):
         return None
-    keep = argument(reduction, 2, "keepdim", False)
+    keep = argument(reduction, at + 1, "keepdim", False)
     out = axis if keep else axis - sum(d < axis for d in reduced)
-    # The sum of a constant over positions changes with the resolution; only zero stays constant.
+    # The sum or norm of a constant changes with the resolution; only zero stays constant.
     only = 0.0 if call.node.target in _SUMS else None
     return PerChannel(call.node, (operand,), (axis,), out, only=only)
-
-
-@rule_for("norm", torch.norm, torch.linalg.vector_norm)
-def vector_norm(call: Call) -> Operation | None:
-    """Norms of each channel over its positions."""
-    moving, node = call.moving_operand(), call.node
-    over, keep = call.argument(2, "dim"), call.argument(3, "keepdim", False)
-    over = [over] if isinstance(over, int) else over
-    if moving is None or call.shape is None or not isinstance(over, (tuple, list)):
-        return None
-    operand, axis = moving
-    reduced = {d % len(sizes(operand)) for d in over if isinstance(d, int)}
-    if axis in reduced or len(reduced) != len(over) or isinstance(keep, fx.Node):
-        return None
-    out = axis if keep else axis - sum(d < axis for d in reduced)
-    # The norm of a nonzero constant changes with the resolution.
-    return PerChannel(node, (operand,), (axis,), out, only=0.0)
 
 
 @rule_for(operator.getitem)

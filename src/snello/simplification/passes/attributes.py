@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from snello.graph import known_shape
+from snello.graph.coupled.run import is_count
 from snello.neurons import qualified
 from snello.simplification.ir.edits import Pick, SetNumber
 from snello.simplification.ir.plan import SimplificationPlan
@@ -19,7 +20,6 @@ from snello.simplification.ops.splitting import SplitChannels
 
 from .facts import Facts
 
-_COUNTS = ("head", "group")
 _WIDTHS = ("dim", "size", "width", "channel", "feature", "inner")
 
 
@@ -153,6 +153,4 @@ def is_width(name: str) -> bool:
 
 def _fits(name: str, counts: bool) -> bool:
     """True of names of counts, or else of widths. A `head_dim` is a width."""
-    width = is_width(name)
-    count = any(part in name for part in _COUNTS) or name in ("h", "nh")
-    return count and not width if counts else width
+    return is_count(name) if counts else is_width(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snello.graph import Inputs
 from snello.graph.coupled import Coupling, Dimension, Removed, coupling
-from snello.graph.coupled.cut import kept_indices, removed_slices, shortened
+from snello.graph.coupled.cut import Size, kept_indices, removed_slices, shortened
 from snello.neurons import named_tensors
 from snello.simplification.ir.plan import SimplificationPlan, Slice
 
@@ -36,7 +36,7 @@ def coupled_plan(
     for (name, axis), gone in removed_slices(groups, removed).items():
         kept = kept_indices(name, axis, tensors[name].shape[axis], gone)
         slices[name] += (Slice(axis, tuple(kept)),)
-    attributes: dict[str, int | tuple[int, ...]] = {}
+    attributes: dict[str, Size] = {}
     for (name, position), gone in removed_slices(groups, removed, sizes=True).items():
         owner, _, attribute = name.rpartition(".")
         value = attributes.get(name, getattr(model.get_submodule(owner), attribute))

@@ -75,9 +75,7 @@ def _located(lean: nn.Module, error: Exception) -> Fault:
     kind = type(lean.get_submodule(name))
     place = place_of_error(error)
     text = str(error).partition("\n")[0] or type(error).__name__
-    reason = f"its forward does not take narrower tensors: {text}" + (
-        f" (at {place})" if place else ""
-    )
+    reason = f"{REASON}: {text}" + (f" (at {place})" if place else "")
     same = tuple(path for path, module in lean.named_modules() if type(module) is kind)
     return Fault(same, reason)
 

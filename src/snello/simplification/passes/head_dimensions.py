@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snello.errors import SnelloError
 from snello.graph import Inputs
 from snello.graph.coupled import Dimension, Member, coupling
+from snello.graph.coupled.cut import shortened
 from snello.neurons import is_weighted, qualified
 from snello.simplification.ir.plan import LayerPlan, SimplificationPlan
 from snello.simplification.ops.layers import has_inputs_first
@@ -182,15 +183,9 @@ class _Narrowed:
                 if outputs and bias in values:
                     values[bias] = values[bias][_others(len(values[bias]), gone)]
             elif key != "bias" and not _is_linear(module):  # a layer's own are set with it
-                old = getattr(module, key)
-                attributes[name] = _less(old, axis, len(gone))
+                old = attributes.get(name, getattr(module, key))
+                attributes[name] = shortened(old, axis, len(gone))
         return replace(self.plan, layers=layers, attributes=attributes), values
-
-
-def _less(value: int | tuple[int, ...], position: int, less: int) -> int | tuple[int, ...]:
-    if not isinstance(value, (tuple, list)):
-        return value - less
-    return tuple(n - less if i == position else n for i, n in enumerate(value))
 
 
 def _others(count: int, gone: Iterable[int]) -> list[int]:

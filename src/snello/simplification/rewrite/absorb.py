@@ -74,5 +74,5 @@ def add_bias(layer: Any, channels: int) -> Tensor:
         weight: Tensor = layer.weight
         width = weight.shape[0] if type(layer) in PLAIN else channels
         zeros = weight.detach().new_zeros(width)
-        layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+        layer.bias = nn.Parameter(zeros, weight.requires_grad)
     return layer.bias  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import capture
+from snello.graph.coupled.cut import set_size
 from snello.simplification.ir.plan import SimplificationPlan
 from snello.wrappers import check_module, computed_memo, copied
 
@@ -51,11 +52,21 @@ def apply(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     check_module(model, "apply")
     if not isinstance(plan, SimplificationPlan):
         raise ConfigError(f"apply: the plan is a {type(plan).__name__}, not a SimplificationPlan")
-    training = model.training
     if plan.base is not None and plan_of(model) is None:
         model = apply(plan.base, model)
     lean = _as_module(plan, model) if plan.representation == "module" else _as_graph(plan, model)
-    return lean.train(training)
+    return in_modes_of(model, lean)
+
+
+def in_modes_of(model: nn.Module, lean: nn.Module) -> nn.Module:
+    """Set each module of a lean model to the mode that it has in the original; return the former.
+
+    Not by `lean.train()`, which would wake a BatchNorm that the user keeps in evaluation mode.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in lean.named_modules():
+        module.training = modes.get(name, model.training)
+    return lean
 
 
 def _as_module(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
@@ -83,20 +94,17 @@ def narrow_in_place(plan: SimplificationPlan, model: nn.Module) -> None:
     check(plan, model)
     narrow(model, plan)
     for name, value in plan.attributes.items():
-        owner, _, attribute = name.rpartition(".")
-        module = model.get_submodule(owner)
-        as_list = isinstance(getattr(module, attribute), list)
-        setattr(module, attribute, list(value) if as_list else value)  # type: ignore[arg-type]
+        set_size(model, name, value)
     _keep(plan, model)
 
 
 def _as_graph(plan: SimplificationPlan, model: nn.Module) -> nn.Module:
     # In evaluation mode, because tracing fixes the mode of functional dropout and of branches on
     # ``self.training``.
-    copied = sharing_parameters(model).eval()
-    lean = capture(copied, constants=plan.constants).module
+    original = sharing_parameters(model).eval()
+    lean = capture(original, constants=plan.constants).module
     check(plan, lean)
-    wake_dropout(copied, lean, plan.constants)
+    wake_dropout(original, lean, plan.constants)
     builder = Builder(lean)
     for edit in plan.edits:
         apply_edit(builder, edit)

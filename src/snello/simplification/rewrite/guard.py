@@ -7,9 +7,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
+from snello.graph import tensors_in
 from snello.simplification.ir.domain import Domain
 
 
@@ -81,5 +81,4 @@ def _shapes(
         bound = inspect.signature(lean.forward).bind(*args, **kwargs).arguments
     except TypeError:
         return None  # the call itself will raise
-    leaves = pytree.tree_leaves(list(bound.values()))
-    return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tuple(x.shape) for x in tensors_in(list(bound.values()))]

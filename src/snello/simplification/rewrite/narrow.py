@@ -42,14 +42,15 @@ def _narrow_layer(root: nn.Module, name: str, plan: LayerPlan) -> None:
     if grouped and isinstance(module, _ConvNd) and not is_even(plan):
         root.set_submodule(name, RaggedConv(module, plan))
         return
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
-    outputs = _index(plan.kept_outputs, weight)
+    dense: Tensor = module.weight  # type: ignore[assignment]
+    weight = dense.detach()
+    outputs = index_of(plan.kept_outputs, weight)
     _replace_parameter(module, "weight", sliced_weight(module, weight, plan))
     bias = module.bias
     if isinstance(bias, Tensor):
         _replace_parameter(module, "bias", bias.detach()[outputs])
     elif plan.bias:
-        module.bias = nn.Parameter(weight.new_zeros(len(outputs)))
+        module.bias = nn.Parameter(weight.new_zeros(len(outputs)), dense.requires_grad)
     if not isinstance(module, _ConvNd):
         for name, kept in zip(_WIDTHS, (plan.kept_outputs, plan.kept_inputs) * 2, strict=True):
             if hasattr(module, name):
@@ -75,7 +76,7 @@ def sliced_weight(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
 
 
 def _sliced(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
-    outputs, inputs = (_index(kept, weight) for kept in (plan.kept_outputs, plan.kept_inputs))
+    outputs, inputs = (index_of(kept, weight) for kept in (plan.kept_outputs, plan.kept_inputs))
     transposed = has_inputs_first(module)
     if plan.groups == 1:
         rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
@@ -93,10 +94,10 @@ def _sliced(module: nn.Module, weight: Tensor, plan: LayerPlan) -> Tensor:
 def _narrow_norm(module: nn.Module, kept: Sequence[int]) -> None:
     for name in ("weight", "bias"):
         if isinstance(parameter := getattr(module, name, None), Tensor):
-            _replace_parameter(module, name, parameter.detach()[_index(kept, parameter)])
+            _replace_parameter(module, name, parameter.detach()[index_of(kept, parameter)])
     for name in ("running_mean", "running_var"):
         if isinstance(buffer := getattr(module, name, None), Tensor):
-            setattr(module, name, buffer[_index(kept, buffer)].clone())
+            setattr(module, name, buffer[index_of(kept, buffer)].clone())
     if isinstance(module, nn.GroupNorm):  # whole groups stay
         module.num_groups = module.num_groups * len(kept) // module.num_channels
     for name in ("num_features", "num_parameters", "num_channels"):
@@ -111,7 +112,7 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
     except AttributeError:
         return  # it belonged to a dead branch, which was removed
     tensor: Tensor = getattr(module, attribute)
-    kept = tensor.detach().index_select(part.axis, _index(part.kept, tensor))
+    kept = tensor.detach().index_select(part.axis, index_of(part.kept, tensor))
     if isinstance(tensor, nn.Parameter):
         _replace_parameter(module, attribute, kept)
         _tie(root, tensor, getattr(module, attribute))
@@ -134,5 +135,6 @@ def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, name, nn.Parameter(value, requires_grad=requires_grad))
 
 
-def _index(kept: Sequence[int], like: Tensor) -> Tensor:
+def index_of(kept: Sequence[int], like: Tensor) -> Tensor:
+    """Kept indices as a tensor on the device of another one."""
     return torch.tensor(kept, dtype=torch.long, device=like.device)

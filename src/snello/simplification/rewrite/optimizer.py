@@ -13,7 +13,7 @@ from snello.simplification.ir.plan import SimplificationPlan, Slice
 from snello.simplification.runtime.attention import cut, cuts
 from snello.simplification.runtime.ragged import RaggedConv, pairs
 
-from .narrow import sliced_weight
+from .narrow import index_of, sliced_weight
 
 Cut = Callable[[Tensor], Tensor]
 """A function from a tensor of the original parameter's shape to one of the lean parameter's."""
@@ -89,7 +89,7 @@ def _cut(name: str, model: nn.Module, lean: nn.Module, plan: SimplificationPlan)
     if (slices := plan.parameters.get(name)) is not None:
         return lambda x: _slice(x, slices)
     if (kept := plan.norms.get(owner)) is not None:
-        return lambda x: x[_index(kept, x)]
+        return lambda x: x[index_of(kept, x)]
     for attention, narrowed in plan.attentions.items():
         if name.startswith(f"{attention}."):
             own = cuts(model.get_submodule(attention), narrowed)
@@ -99,7 +99,7 @@ def _cut(name: str, model: nn.Module, lean: nn.Module, plan: SimplificationPlan)
     if layer is None:
         return lambda x: x
     if attribute == "bias":
-        return lambda x: x[_index(layer.kept_outputs, x)]
+        return lambda x: x[index_of(layer.kept_outputs, x)]
     module = model.get_submodule(owner)
     if isinstance(lean.get_submodule(owner), RaggedConv):
         rows, columns = pairs(layer)
@@ -109,9 +109,5 @@ def _cut(name: str, model: nn.Module, lean: nn.Module, plan: SimplificationPlan)
 
 def _slice(x: Tensor, slices: Sequence[Slice]) -> Tensor:
     for part in slices:
-        x = x.index_select(part.axis, _index(part.kept, x))
+        x = x.index_select(part.axis, index_of(part.kept, x))
     return x
-
-
-def _index(kept: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(kept, dtype=torch.long, device=like.device)

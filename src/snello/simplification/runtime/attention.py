@@ -115,7 +115,7 @@ def slim_layer(module: nn.Module, cuts: Cuts, prefix: str, bias: bool) -> nn.Lin
     if not bias:
         return _linear(weight, None)
     present = any(name == f"{prefix}bias" for name, _ in module.named_parameters())
-    new = nn.Parameter(weight.detach().new_zeros(len(weight)))
+    new = nn.Parameter(weight.detach().new_zeros(len(weight)), weight.requires_grad)
     return _linear(weight, slim(module, cuts, f"{prefix}bias") if present else new)
 
 

@@ -68,12 +68,10 @@ class RaggedConv(CachedConstant):
         kept = conv.weight.detach()[pairs(plan)]
         self.weight = nn.Parameter(kept.clone(), requires_grad=conv.weight.requires_grad)
         kept_outputs = torch.tensor(plan.kept_outputs)
-        bias = (
-            conv.bias.detach()[kept_outputs]
-            if conv.bias is not None
-            else kept.new_zeros(len(kept_outputs))
-        )
-        self.bias = nn.Parameter(bias.clone()) if plan.bias else None
+        known = conv.bias
+        bias = kept.new_zeros(len(kept_outputs)) if known is None else known.detach()[kept_outputs]
+        trained = (conv.weight if known is None else known).requires_grad
+        self.bias = nn.Parameter(bias, trained) if plan.bias else None
         has_border = plan.fold(BorderFold) is not None
         border = kept.new_zeros(len(kept_outputs), 1, *conv.kernel_size) if has_border else None
         self.register_buffer("border", border)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from snello.graph.coupled.labels import Axis
 from snello.graph.coupled.run import Run, Shadow
+from snello.graph.inputs import tensors_in as tensors_in
 
 Rule = Callable[[Run, Sequence[Any], Mapping[str, Any], Any], Shadow | Sequence[Shadow]]
 
@@ -25,10 +25,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def argument(
