@@ -104,9 +104,14 @@ def _summary(searches: list[dict[str, object]]) -> dict[str, dict[str, object]]:
                 for name in ("dense", "recipe"):
                     rows[name] += [row for row in finals if row.name == name]
     own = rows["recipe"]
-    return {name: {**_spread(found), "ahead of the recipe": sum(
-        row.value < base.value for row, base in zip(found, own, strict=True)
-    )} for name, found in rows.items()}  # fmt: skip
+    return {
+        name: {
+            **_spread(found),
+            "ahead of the recipe": sum(a.value < b.value for a, b in zip(found, own, strict=True)),
+            "as the recipe": sum(a.value == b.value for a, b in zip(found, own, strict=True)),
+        }
+        for name, found in rows.items()
+    }
 
 
 def _spread(rows: list[FinalRow]) -> dict[str, object]:
@@ -184,9 +189,8 @@ def _answer(summary: dict[str, Any]) -> str:
     elif ahead == 0:
         verdict = "The tuned values do not beat the recipe's own"
     else:
-        verdict = (
-            f"The tuned values do not clearly beat the recipe's own: better in {ahead} of {count}"
-        )
+        equal = f", equal in {tuned['as the recipe']}" if tuned["as the recipe"] else ""
+        verdict = f"The tuned values do not clearly beat the recipe's own: better in {ahead} of {count}{equal}"
     better = "lower" if tuned["value"][0] < random["value"][0] else "higher"
     return (
         f"**{verdict}**; mean penalised cost {tuned['value'][0]:.3f} against {own['value'][0]:.3f}. "
