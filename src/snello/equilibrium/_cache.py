@@ -214,8 +214,13 @@ class FeatureCache:
             self._cut(args)
         # Versions also change where the same values are written again, as masks of pruning are.
         digest = self._digest_of(state[2:4])
-        if not cut and digest != self._digest:
-            self._cut(args)  # it may hold values that were computed from the old weights
+        if (
+            not cut
+            and digest != self._digest
+            and self._prefix is not None
+            and self._prefix.constants
+        ):
+            self._cut(args)  # the constants are those of the old weights
         if cut or digest != self._digest:
             self._open(digest)
         self._key = self._state(args)

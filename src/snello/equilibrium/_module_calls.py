@@ -45,6 +45,11 @@ class Call:
         )
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors in its output."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
     def of_samples(self) -> list[Tensor]:
         """The tensors in its output with one entry per sample."""
         return [leaf for leaf in self.leaves if self.each(leaf)]

@@ -101,9 +101,7 @@ class _Cut:
     def _idle(
         self, among: Sequence[Call], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> bool:
-        if not all(
-            t.is_floating_point() for call in among for t in call.leaves if isinstance(t, Tensor)
-        ):
+        if not all(tensor.is_floating_point() for call in among for tensor in call.tensors):
             return False  # whole numbers have no NaN that would tell
         others = [call for call in self.skipped if call not in among]
         features = [tensor.clone() for call in others for tensor in call.of_samples]
@@ -120,6 +118,7 @@ class _Cut:
             tuple(call.name for call in self.skipped),
             tuple(Feature.of(tensor) for call in needed for tensor in call.of_samples),
             tuple(range(inputs)),
+            constants=any(len(call.of_samples) < len(call.tensors) for call in needed),
         )
 
     def _rest(self, needed: Sequence[Call]) -> _Rest:

@@ -36,6 +36,7 @@ class RestingPrefix:
         features: shape, dtype and memory layout of each feature.
         inputs: positions of the model's inputs that `rest` reads.
         compiled: what computes the features in place of `front`, such as the compiled `front`.
+        constants: whether `rest` holds values that were computed from weights in `front`.
     """
 
     front: nn.Module
@@ -44,6 +45,7 @@ class RestingPrefix:
     features: tuple[Feature, ...]
     inputs: tuple[int, ...]
     compiled: Callable[..., Any] | None = None
+    constants: bool = False
 
     @cached_property
     def tensors(self) -> list[Tensor]:
