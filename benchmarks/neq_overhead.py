@@ -64,6 +64,12 @@ def train(
     return seconds, status
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of the page's table."""
+    (low, high), plain = row["interval"], statistics.median(plain for plain, _ in row["pairs"])
+    return f"| {row['rule']} | {plain:.1f} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -105,9 +111,7 @@ def main(given: list[str] | None = None) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_text(options.out, json.dumps(result, indent=1))
-    for row in rows:
-        low, high = row["interval"]
-        print(f"{row['rule']}: {row['ratio']:.3f} ({low:.3f} to {high:.3f}) {row['status']}")
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,15 @@ def measured(name: str, share: float, turns: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of the page's table."""
+    ratios, kib = row["ratios"], row["bytes_per_sample"] / 2**10
+    return (
+        f"| {row['model']} | {row['share']:.0%} | {row['plain_ms']:.0f} | {ratios['at rest']:.2f} | "
+        f"{ratios['stored']:.2f} | {kib:.0f} |"
+    )
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -126,7 +135,7 @@ def main(given: list[str] | None = None) -> None:
     for name in options.models:
         for share in options.shares:
             rows.append(measured(name, share, options.turns))
-            print(json.dumps(rows[-1]), flush=True)
+            print(line(rows[-1]), flush=True)
     result = {
         "rows": rows, "turns": options.turns, "threads": 1, "torch": torch.__version__,
         "transformers": transformers.__version__, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),

@@ -101,6 +101,13 @@ def training(tmp_path):
     return "\n".join(tables)
 
 
+def steps(tmp_path):
+    pytest.importorskip("transformers")
+    stepped = map(importlib.import_module("resting_steps").line, read("neq/steps.json")["rows"])
+    cost = map(importlib.import_module("neq_overhead").line, read("neq/overhead.json")["rows"])
+    return "\n".join([*stepped, *cost])
+
+
 def tuning(tmp_path):
     return importlib.import_module("tuning")._page(read("tuning.json"))
 
@@ -119,6 +126,7 @@ def zoo(tmp_path):
         (["coverage.md"], coverage),
         (["latency.md"], latency),
         (["neq/backward.md"], backward),
+        (["neq/steps.md"], steps),
         (["neq/training.md"], training),
         (["pruning_potential.md"], potential),
         (["simplify_zoo.md"], zoo),
