@@ -212,12 +212,15 @@ def draw(points: list[Point], path: Path) -> None:
 
 def page(rows: list[dict[str, Any]], before: str, after: str) -> str:
     points = points_of(rows)
+    plain = next(p for p in points if p.name == "plain")
     lines = [before.strip(), ""]
-    lines += ["## What was asked for", "", "| | reached | best row |", "|---|---|---|"]
-    for what, reached, by in criteria(points):
-        lines.append(f"| {what} | {'yes' if reached else 'no'} | {by} |")
+    if len(plain.accuracies) > 1:  # one seed has no spread to compare with
+        lines += ["## What was asked for", "", "| | reached | best row |", "|---|---|---|"]
+        for what, reached, by in criteria(points):
+            lines.append(f"| {what} | {'yes' if reached else 'no'} | {by} |")
+        lines.append("")
     rows_text = markdown(table(points)).removeprefix("### ").strip()
-    lines += ["", "## All rows", "", rows_text, "", after.strip(), ""]
+    lines += ["## All rows", "", rows_text, "", after.strip(), ""]
     return "\n".join(lines)
 
 
