@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from snello.curation import InfoBatch
 from snello.equilibrium import (
@@ -20,6 +21,7 @@ from snello.equilibrium import (
     WatchedLayer,
 )
 from snello.errors import ConfigError, ModelError
+from snello.graph import tensors_of
 from zoo import CifarResNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,6 +289,137 @@ def test_only_what_the_layers_behind_the_cut_read_is_stored(early: bool) -> None
     with pytest.raises(ModelError, match="layerdrop"):
         cache(images, range(10))
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Chain(nn.Module):
+    """Blocks in a row that torch.fx cannot trace, of which the first two rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if float(x.detach().abs().max()) > 1e6:
+            raise ValueError("too large")
+        return self.blocks(x)
+
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.third(self.second(self.first(x)))
+
+
+def _rested(model: nn.Module, inputs: Tensor) -> FeatureCache:
+    update = SelectiveUpdate(model, None, inputs[:2].clone(), Prefix(0), dispatch="fixed")
+    resting = ("first", "second")
+    update.apply({name: torch.ones_like(update.frozen[name]) for name in resting})
+    return FeatureCache(update, len(inputs), measured=False)
+
+
+class Moved(Chain):
+    """A parameter, a buffer and a table of its own in front of the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(4), requires_grad=False)
+        self.register_buffer("mean", torch.randn(4))
+        self.norm = nn.BatchNorm1d(4, affine=False)
+        self.table = nn.Embedding(1, 4).requires_grad_(False)  # never called
+
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return super().blocks(self.norm(x - self.mean) + self.position + self.table.weight)
+
+
+@pytest.mark.parametrize("name", ["position", "mean", "norm.running_mean", "table.weight"])
+def test_features_follow_every_tensor_in_front_of_the_cut(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = Moved(), torch.randn(6, 4)
+    cache = _rested(model, inputs)
+    cache(inputs, range(6))
+    assert cache.status.stored == 6
+    with torch.no_grad():
+        model.state_dict()[name].add_(1)
+    found = cache(inputs, range(6))
+    assert cache.status.stored == 6
+    assert torch.equal(found, model.eval()(inputs))
+
+
+class Penalty(Chain):
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        first = self.first(x)
+        found = self.third(self.second(first))
+        return (found, first.square().mean()) if self.training else found
+
+
+class Twice(Chain):
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        found = self.third(self.second(self.first(x)))
+        return (found, self.second(-x)) if self.training else found
+
+
+class Checkpointed(Chain):
+    """Its backward pass would run the dropout of layers at rest."""
+
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.drop(self.first(x)))).relu()
+
+
+class SharedNorm(Chain):
+    """Statistics in front of the cut that a training behind it changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, affine=False)
+
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.third(self.norm(self.second(self.norm(self.first(x)))))
+
+
+class InPlace(Chain):
+    def blocks(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return super().blocks(x.mul_(2))
+
+
+@pytest.mark.parametrize("build", [Penalty, Twice, Checkpointed, SharedNorm, InPlace])
+def test_where_a_training_takes_other_ways_nothing_is_cut_off(build: type[Chain]) -> None:
+    torch.manual_seed(0)
+    model, inputs = build(), torch.randn(6, 4)
+    cache = _rested(model, inputs)
+    other, batches = copy.deepcopy(model), (inputs.clone(), inputs.clone())
+    found = []
+    for network, batch in zip((lambda x: cache(x, range(6)), other), batches, strict=True):
+        torch.manual_seed(1)
+        found.append(tensors_of(network(batch)))
+        sum(x.square().sum() for x in found[-1]).backward()
+    assert not cache.status.layers
+    assert all(map(torch.equal, *found))
+    assert torch.equal(*batches)
+    assert torch.equal(model.third.weight.grad, other.third.weight.grad)
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_hooks_of_modules_at_rest_get_their_outputs() -> None:
+    torch.manual_seed(0)
+    model, inputs = Chain(), torch.randn(6, 4)
+    seen: list[Tensor] = []
+    model.first.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    model.second.register_forward_hook(lambda _module, _args, output: 2 * output + 1)
+    cache = _rested(model, inputs)
+    for part in (slice(3), slice(6), slice(6)):
+        found = cache(inputs[part], range(6)[part])
+        assert torch.equal(seen[-1], nn.functional.linear(inputs[part], *model.first.parameters()))
+        assert torch.equal(found, model(inputs[part]))
+    assert cache.status.bytes_per_sample == 2 * 4 * 4
+
+
+@pytest.mark.parametrize("wrong", [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0)])
+def test_inputs_that_are_no_tensors_of_samples_are_refused(wrong: object) -> None:
+    cache = _rested(Chain(), torch.randn(6, 4))
+    with pytest.raises(ConfigError, match="one entry per sample"):
+        cache(wrong, range(6))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("to_none", [True, False])

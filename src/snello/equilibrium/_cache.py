@@ -138,13 +138,18 @@ class FeatureCache:
             index: index of each sample of the batch in the dataset, shape (B,).
 
         Raises:
-            ConfigError: for another number of indices than samples, one outside the dataset, or a
-                sample that is not the one whose features are stored.
+            ConfigError: for inputs that are no tensors, another number of indices than samples, one
+                outside the dataset, or a sample that is not the one whose features are stored.
         """
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self._update.model
         if not model.training:
             return model(*args)
+        if not all(isinstance(arg, Tensor) and arg.dim() for arg in args):
+            raise ConfigError(
+                "inputs: must be a tensor, or a tuple of tensors, with one entry per sample on the first axis; "
+                "wrap a model that takes others in a module that does not"
+            )
         where = self._checked(index, len(args[0]))
         self._look(args)
         if self._prefix is None:
@@ -313,8 +318,8 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _two(batch: Tensor) -> Tensor:
-    """Two samples: with one alone, a sum over the batch would look like a sample."""
-    return batch[:2] if len(batch) > 1 else torch.cat([batch, torch.zeros_like(batch)])
+    """Copies of two samples: with one alone, a sum over the batch would look like a sample."""
+    return torch.cat([batch, torch.zeros_like(batch)])[:2] if len(batch) < 2 else batch[:2].clone()
 
 
 def _made(folder: Path) -> Path:

@@ -105,7 +105,8 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[Call]:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(begin).remove)
-            stack.callback(module.register_forward_hook(end(name)).remove)
+            # Before the user's hooks, which may change the output.
+            stack.callback(module.register_forward_hook(end(name), prepend=True).remove)
         stack.enter_context(evaluation(model))
         model(*inputs)
     return found

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -101,6 +102,8 @@ class _Cut:
     def _idle(
         self, among: Sequence[Call], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> bool:
+        if any(call.module._forward_hooks for call in among):
+            return False  # what hooks note may enter a loss
         if not all(tensor.is_floating_point() for call in among for tensor in call.tensors):
             return False  # whole numbers have no NaN that would tell
         others = [call for call in self.skipped if call not in among]
@@ -113,7 +116,7 @@ class _Cut:
     def prefix(self, needed: Sequence[Call], inputs: int) -> RestingPrefix:
         """The two parts of the model, with the outputs of some calls as features."""
         return RestingPrefix(
-            _Front(self.model, self.skipped, needed),
+            _Front(self.model, needed, self._ahead()),
             self._rest(needed),
             tuple(call.name for call in self.skipped),
             tuple(Feature.of(tensor) for call in needed for tensor in call.of_samples),
@@ -121,11 +124,25 @@ class _Cut:
             constants=any(len(call.of_samples) < len(call.tensors) for call in needed),
         )
 
+    def _ahead(self) -> list[nn.Module]:
+        """The modules whose own parameters and buffers the features may depend on."""
+        end = self.skipped[-1].end
+        before = {m for call in self.calls if call.end <= end for m in call.module.modules()}
+        behind = {m for call in self.calls if call.start > end for m in call.module.modules()}
+        return [m for m in self.model.modules() if m in before or m not in behind]
+
     def _rest(self, needed: Sequence[Call]) -> _Rest:
         end = self.skipped[-1].end
         behind = {call.module for call in self.calls if call.start > end}
         before = [c.module for c in self.calls if c.end <= end and c.module not in behind]
         return _Rest(self, needed, before)
+
+
+def _alone(module: nn.Module) -> nn.Module:
+    """A module with the parameters and buffers of another one, without its submodules."""
+    found = nn.Module()
+    found._parameters, found._buffers = module._parameters, module._buffers
+    return found
 
 
 def _without(module: nn.Module, left_out: Set[nn.Module]) -> Iterator[nn.Module]:
@@ -144,11 +161,13 @@ class _Reached(BaseException):
 class _Front(nn.Module):
     """The model up to the last feature; its parameters and buffers are those before the cut."""
 
-    def __init__(self, model: nn.Module, skipped: Iterable[Call], needed: Iterable[Call]) -> None:
+    def __init__(
+        self, model: nn.Module, needed: Iterable[Call], ahead: Iterable[nn.Module]
+    ) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: the rest of the model is not part of this one
         self._needed = {call.module: call for call in needed}
-        self.modules_before = nn.ModuleList(call.module for call in skipped)
+        self.ahead = nn.ModuleList(map(_alone, ahead))
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         found: dict[nn.Module, list[Tensor]] = {}
@@ -162,7 +181,8 @@ class _Front(nn.Module):
 
         with ExitStack() as stack:
             for module in self._needed:
-                stack.callback(module.register_forward_hook(note).remove)
+                # Before the user's hooks, which run behind the cut, too.
+                stack.callback(module.register_forward_hook(note, prepend=True).remove)
             stack.enter_context(evaluation_mode(self._model[0]))
             try:
                 self._model[0](*inputs)
@@ -191,11 +211,11 @@ class _Rest(nn.Module):
             else call.nothing(len(inputs[0]))
             for call in self._cut.skipped
         }
-        used: set[nn.Module] = set()
+        used: list[nn.Module] = []
 
         def returning(module: nn.Module) -> Callable[..., Any]:
             def forward(*_: object, **__: object) -> Any:
-                used.add(module)
+                used.append(module)
                 return outputs[module]
 
             return forward
@@ -206,7 +226,7 @@ class _Rest(nn.Module):
             _evaluating(self._before),
         ):
             found = self._cut.model(*inputs)
-        if len(used) != len(outputs):
+        if len(used) != len(outputs) or set(used) != outputs.keys():
             raise ModelError(_NOT_CALLED)
         return found
 
@@ -241,16 +261,50 @@ def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _holds(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> bool:
-    """Return true if the two parts compute the outputs of the model, for both sizes of a batch."""
+    """Return true if the two parts compute the outputs of the model and can be trained."""
     try:
         for batch in (inputs, [x[:1] for x in inputs]):
             check(model, prefix, batch)
+        return _trains(model, prefix, inputs)
     except Exception:  # a model's forward may raise anything where it gets NaN or other shapes
         return False
-    return True
+
+
+def _trains(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> bool:
+    """Return true if a training step behind the cut reads no NaN, and nothing in front of it.
+
+    A training may take other ways than an evaluation: a penalty on the output of a resting module, a
+    buffer in front of the cut that is updated, gradient checkpointing that computes a resting module
+    again in the backward pass.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    ahead = [(buffer, buffer.clone()) for buffer in prefix.front.buffers()]
+    features = prefix.run_front(inputs)
+    learning = [p for p in prefix.rest.parameters() if p.requires_grad]
+    devices = {x.device for x in inputs if x.is_cuda}
+    again: list[nn.Module] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        stack.callback(_restore, buffers)
+        with torch.enable_grad():
+            outputs = tensors_of(prefix.run_rest(features, inputs))
+            for name in prefix.modules:
+                hook = model.get_submodule(name).register_forward_pre_hook
+                stack.callback(hook(lambda module, _: again.append(module)).remove)
+            sums = [x.sum() for x in outputs if x.requires_grad]
+            gradients = torch.autograd.grad(sums, learning, allow_unused=True)
+        still = all(torch.equal(now, then) for now, then in ahead)
+    values = [*outputs, *(g for g in gradients if g is not None)]
+    return still and not again and not any(bool(value.isnan().any()) for value in values)
+
+
+@torch.no_grad()
+def _restore(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, before in buffers:
+        buffer.copy_(before)
 
 
 _NOT_CALLED = (
-    "a layer at rest was not called: features are stored only of models that call the same layers in each step "
-    "(layerdrop is 0)"
+    "a layer at rest was not called, or twice: features are stored only of models that call the same layers in "
+    "each step (layerdrop is 0)"
 )
