@@ -81,7 +81,7 @@ def time_to_accuracy(tmp_path):
     module = importlib.import_module("time_to_accuracy_page")
     return "\n".join(
         module.page(read(f"{name}.json"), "", "")
-        for name in ("time_to_accuracy", "time_to_accuracy_vit")
+        for name in ("time_to_accuracy", "time_to_accuracy_vit", "time_to_accuracy_scratch")
     )
 
 
@@ -130,7 +130,10 @@ def zoo(tmp_path):
         (["neq/training.md"], training),
         (["pruning_potential.md"], potential),
         (["simplify_zoo.md"], zoo),
-        (["time_to_accuracy.md", "time_to_accuracy_vit.md"], time_to_accuracy),
+        (
+            ["time_to_accuracy.md", "time_to_accuracy_vit.md", "time_to_accuracy_scratch.md"],
+            time_to_accuracy,
+        ),
         (["tuning.md"], tuning),
     ],
     ids=lambda value: "" if isinstance(value, list) else value.__name__,
