@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from snello.graph import evaluation
+from snello.graph import evaluation, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Call:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors in its output."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return tensors_in(self.leaves)
 
     @property
     def of_samples(self) -> list[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,12 +79,21 @@ class _Cut:
     skipped: Sequence[Call]
     calls: Sequence[Call]
 
+    @cached_property
+    def before(self) -> list[nn.Module]:
+        """The modules of the calls that end in front of the cut; once for each call."""
+        return [call.module for call in self.calls if call.end <= self.skipped[-1].end]
+
+    @cached_property
+    def behind(self) -> set[nn.Module]:
+        """The modules that are called behind the cut."""
+        return {call.module for call in self.calls if call.start > self.skipped[-1].end}
+
     @property
     def layers(self) -> int:
         """Number of calls with parameters of their own that are not run."""
-        end = self.skipped[-1].end
-        before = (call.module for call in self.calls if call.end <= end)
-        return sum(1 for module in before if any(True for _ in module.parameters(recurse=False)))
+        own = (module.parameters(recurse=False) for module in self.before)
+        return sum(any(True for _ in parameters) for parameters in own)
 
     def needed(
         self, among: Sequence[Call], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
@@ -109,7 +119,7 @@ class _Cut:
         others = [call for call in self.skipped if call not in among]
         features = [tensor.clone() for call in others for tensor in call.of_samples]
         try:
-            return equal(outputs, tensors_of(self._rest(others)(*features, *inputs)))
+            return equal(outputs, tensors_of(_Rest(self, others)(*features, *inputs)))
         except Exception:  # a model's forward may raise anything where it gets NaN
             return False
 
@@ -117,7 +127,7 @@ class _Cut:
         """The two parts of the model, with the outputs of some calls as features."""
         return RestingPrefix(
             _Front(self.model, needed, self._ahead()),
-            self._rest(needed),
+            _Rest(self, needed),
             tuple(call.name for call in self.skipped),
             tuple(Feature.of(tensor) for call in needed for tensor in call.of_samples),
             tuple(range(inputs)),
@@ -126,16 +136,9 @@ class _Cut:
 
     def _ahead(self) -> list[nn.Module]:
         """The modules whose own parameters and buffers the features may depend on."""
-        end = self.skipped[-1].end
-        before = {m for call in self.calls if call.end <= end for m in call.module.modules()}
-        behind = {m for call in self.calls if call.start > end for m in call.module.modules()}
+        before = {inner for module in self.before for inner in module.modules()}
+        behind = {inner for module in self.behind for inner in module.modules()}
         return [m for m in self.model.modules() if m in before or m not in behind]
-
-    def _rest(self, needed: Sequence[Call]) -> _Rest:
-        end = self.skipped[-1].end
-        behind = {call.module for call in self.calls if call.start > end}
-        before = [c.module for c in self.calls if c.end <= end and c.module not in behind]
-        return _Rest(self, needed, before)
 
 
 def _alone(module: nn.Module) -> nn.Module:
@@ -194,9 +197,10 @@ class _Front(nn.Module):
 class _Rest(nn.Module):
     """The model with features in the place of its front; its parameters are those behind the cut."""
 
-    def __init__(self, cut: _Cut, needed: Sequence[Call], before: Iterable[nn.Module]) -> None:
+    def __init__(self, cut: _Cut, needed: Sequence[Call]) -> None:
         super().__init__()
-        self._cut, self._needed, self._before = cut, tuple(needed), tuple(before)
+        self._cut, self._needed = cut, tuple(needed)
+        self._before = [module for module in cut.before if module not in cut.behind]
         skipped = frozenset(call.module for call in cut.skipped)
         # Also those that only a training calls, as an auxiliary classifier: their gradients are
         # averaged over the processes, too.
