@@ -1,4 +1,4 @@
-"""What NEq costs a training in which nothing can be won, everything included.
+"""Cost of NEq in a training in which nothing can be won, everything included.
 
     SNELLO_DATA=DATA python benchmarks/neq_overhead.py lenet5 --out overhead.json
 
@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from snello.equilibrium import Selection, SelectiveUpdate, Stochastic, Velocity
 from snello.files import write_text
 from snello.lab.datasets import load_dataset
 from snello.store import build
-from snello.timing import cpu_seconds
+from snello.timing import cpu_seconds, take_turns
 
 NETWORKS = {"lenet300": ("lenet-300-100", 64), "lenet5": ("lenet-5", 100)}
 SELECTIONS: dict[str, Callable[[], Selection]] = {
@@ -90,18 +91,17 @@ def main(given: list[str] | None = None) -> None:
     train(options.network, pixels[:500], labels[:500], 1, 0, SELECTIONS["NEq"]())  # first calls
     rows: list[dict[str, Any]] = []
     for name in options.rules:
-        pairs, status = [], ""
-        for seed in range(options.pairs):
-            if seed % 2:
-                (with_rule, status), (plain, _) = (
-                    train(*data, seed, SELECTIONS[name]()),
-                    train(*data, seed, None),
-                )
-            else:
-                plain, _ = train(*data, seed, None)
-                with_rule, status = train(*data, seed, SELECTIONS[name]())
-            pairs.append((plain, with_rule))
-            print(name, seed, f"{plain:.2f} {with_rule:.2f}", flush=True)
+        seeds = {"plain": count(), "update": count()}
+
+        def measure(kind: str, name: str = name, seeds: Any = seeds) -> tuple[float, str]:
+            rule = SELECTIONS[name]() if kind == "update" else None
+            found = train(*data, next(seeds[kind]), rule)
+            print(name, kind, f"{found[0]:.2f}", flush=True)
+            return found
+
+        found = take_turns(tuple(seeds), measure, options.pairs)
+        pairs = [(p, w) for (p, _), (w, _) in zip(found["plain"], found["update"], strict=True)]
+        status = found["update"][-1][1]
         ratios = sorted(w / p for p, w in pairs)
         rows.append({"rule": name, "pairs": pairs, "ratio": statistics.median(ratios),
                      "interval": [ratios[1], ratios[-2]], "status": status})  # fmt: skip

@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
 from snello.files import write_text
 from snello.graph import tensors_of
 from snello.lab.models import CifarResNet
-from snello.timing import cpu_seconds
+from snello.timing import cpu_seconds, take_turns
 
 SAMPLES = 64
 Built = tuple[nn.Module, tuple[Tensor, ...]]
@@ -59,7 +60,7 @@ MODELS: dict[str, tuple[str, int, Callable[[], Built]]] = {
 
 
 def steps(build: Callable[[], Built], share: float, batch: int) -> dict[str, Any]:
-    """The three steps by name, as functions of the number of the batch, and the cut."""
+    """The three steps by name, each with the next batch, and the cache."""
     found: dict[str, Any] = {}
     for row in ("plain", "at rest", "stored"):
         torch.manual_seed(0)
@@ -73,10 +74,12 @@ def steps(build: Callable[[], Built], share: float, batch: int) -> dict[str, Any
         if row == "stored":
             forward = found["cache"] = FeatureCache(update, SAMPLES, measured=False)
 
+        batches = cycle(torch.arange(SAMPLES).split(batch))
+
         def step(
-            number: int, forward: Any = forward, inputs: Any = inputs, optimizer: Any = optimizer
-        ) -> float:
-            where = torch.arange(SAMPLES).split(batch)[number % (SAMPLES // batch)]
+            forward: Any = forward, inputs: Any = inputs, optimizer: Any = optimizer, batches: Any = batches
+        ) -> float:  # fmt: skip
+            where = next(batches)
             chosen = tuple(x[where] for x in inputs)
             began = cpu_seconds()
             optimizer.zero_grad()
@@ -92,13 +95,8 @@ def measured(name: str, share: float, turns: int) -> dict[str, Any]:
     label, batch, build = MODELS[name]
     found = steps(build, share, batch)
     cache = found.pop("cache")
-    for step in found.values():
-        for number in range(SAMPLES // batch):  # every feature is stored now
-            step(number)
-    times: dict[str, list[float]] = {row: [] for row in found}
-    for turn in range(turns):
-        for row, step in found.items():
-            times[row].append(step(turn))
+    # Every feature is stored after the first rounds.
+    times = take_turns(tuple(found), lambda row: found[row](), turns, warmup=SAMPLES // batch)
     status = cache.status
     cache.close()
     medians = {row: statistics.median(values) for row, values in times.items()}

@@ -70,9 +70,8 @@ from snello.files import write_file, write_text
 from snello.pruning.recovery import recalibrate
 
 ADAPTED = 2000  # images on which statistics are estimated again
-WINDOW = (
-    3  # epochs of DUAL's windows: 10 of 30 in its paper, fewer of the few that are recorded here
-)
+WINDOW = 3
+"""Epochs of DUAL's windows: 10 of 30 in its paper, fewer of the few that are recorded here."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ def subset(
 ) -> tuple[DynamicSubset, Tensor]:
     """The dynamic subset (of all, if the row has none), and the indices of its samples."""
     where = torch.arange(len(images))
-    if row.static and recording is None:
+    if row.static and row.method == "random":
         where = keep_random(images.labels, row.static, seed=seed).indices
     elif row.static and row.method == "dual":
         where = keep_dual(recording, row.static, window=WINDOW, seed=seed).indices
@@ -340,7 +339,7 @@ def subset(
 def recorded(
     task: Task, seed: int, epochs: int, options: argparse.Namespace
 ) -> tuple[Recording, float]:
-    """What a short training of all images gives to each, and its seconds in reference steps."""
+    """Record a short training on all images; return it with its seconds in reference steps."""
     file = options.out / f"recorded-{epochs}-seed-{seed}.pt"
     if not file.exists():
         recorder = Recorder(len(task.images))
