@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 from tests.seams.search import (
+    Bounds,
+    FrontPoint,
     Group,
     Judge,
     Log,
     OperationCost,
     OutputDistance,
+    Point,
     ShapeModel,
     front,
     lane,
@@ -423,8 +426,9 @@ def test_the_dense_network_is_on_the_front_where_a_narrower_one_is_as_near() -> 
 
 
 def _candidate(cost: float, passed: bool) -> Candidate:
+    limit = 0.0 if passed else 1.0
     return Candidate(
-        "", "float32", {}, 0.0, 0.0, None, None, None, None, 0, 0, None, None, None, cost, passed
+        "", "float32", {}, 0.0, 0.0, None, None, None, limit, 0, 0, None, None, None, cost, passed
     )
 
 
@@ -439,10 +443,16 @@ def _tried(lane_: Any, judge: Any) -> list[int]:
     return tried
 
 
+def _points(costs: Sequence[float]) -> list[FrontPoint]:
+    """Points ever further away, with these costs."""
+    return [FrontPoint(Point(), float(i), cost) for i, cost in enumerate(costs)]
+
+
 @pytest.mark.parametrize("limit", [0, 1, 17, 40, 59])
 def test_bisection_finds_the_furthest_point(limit: int) -> None:
     costs = range(60, 0, -1)
-    tried = _tried(lane(costs, 20, falling=True), lambda i: _candidate(costs[i], i <= limit))
+    found = lane(_points(costs), 20, Bounds(), falling=True)
+    tried = _tried(found, lambda i: _candidate(costs[i], i <= limit))
     assert limit in tried
     assert len(tried) <= 8
 
@@ -450,14 +460,45 @@ def test_bisection_finds_the_furthest_point(limit: int) -> None:
 def test_bisection_halves_the_cost() -> None:
     """Of a front with most points at a few per cent, a tight bound is not looked for there."""
     costs = [100, 95, 90, 80, 70, 60, 50, 40, *range(20, 0, -1)]
-    tried = _tried(lane(costs, 5, falling=True), lambda i: _candidate(costs[i], costs[i] >= 80))
+    found = lane(_points(costs), 5, Bounds(), falling=True)
+    tried = _tried(found, lambda i: _candidate(costs[i], costs[i] >= 80))
     assert [costs[i] for i in tried] == [100, 50, 80, 70]
+
+
+def test_a_lane_spares_what_another_one_rules_out() -> None:
+    """Neither points that cost more than one within the bound, nor any beyond one that failed."""
+    bounds, cheap, dear = Bounds(), range(60, 0, -1), range(200, 80, -1)
+    _tried(lane(_points(cheap), 20, bounds, falling=True), lambda i: _candidate(cheap[i], i <= 30))
+    assert (bounds.cost, bounds.distance) == (30, 31)
+    assert _tried(lane(_points(dear), 20, bounds, falling=True), lambda i: _candidate(1, True)) == [
+        0
+    ]
+    near = [FrontPoint(Point(), i / 10, 100.0 - i) for i in range(100)]
+    tried = _tried(lane(near, 20, bounds, falling=True), lambda i: _candidate(100 - i, i <= 80))
+    assert min(tried[1:]) > 70
+    assert max(i for i in tried if i <= 80) == 80
+
+
+def test_a_precision_that_fails_alone_rules_nothing_out() -> None:
+    bounds = Bounds()
+    found = lane(_points(range(60, 0, -1)), 20, bounds, falling=True)
+    assert _tried(found, lambda i: _candidate(1, False)) == [0]
+    assert bounds == Bounds()
+
+
+def test_what_could_not_be_built_rules_nothing_out() -> None:
+    """Its reason is another one than the distance."""
+    bounds = Bounds()
+    found = lane(_points(range(60, 0, -1)), 20, bounds, falling=True)
+    _tried(found, lambda i: replace(_candidate(1, i == 0), limit=0.0 if i == 0 else None))
+    assert bounds == Bounds(cost=60)
 
 
 @pytest.mark.parametrize("cheapest", [3, 20, 44])
 def test_a_cost_with_a_valley_is_searched_on_both_sides(cheapest: int) -> None:
     costs = range(60, 0, -1)
-    tried = _tried(lane(costs, 30, falling=False), lambda i: _candidate(abs(i - cheapest), i <= 50))
+    found = lane(_points(costs), 30, Bounds(), falling=False)
+    tried = _tried(found, lambda i: _candidate(abs(i - cheapest), i <= 50))
     assert min(abs(i - cheapest) for i in tried) <= 2
 
 

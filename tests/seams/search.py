@@ -32,8 +32,10 @@ from snello.search.identity import name_of as name_of
 # Parts of shrink whose laws do not need a whole search.
 from snello.search.shrink._costs import OperationCost as OperationCost
 from snello.search.output_distance import OutputDistance as OutputDistance
+from snello.search.shrink._front import FrontPoint as FrontPoint
 from snello.search.shrink._front import front as front
 from snello.search.shrink._judge import Judge as Judge
+from snello.search.shrink._lanes import Bounds as Bounds
 from snello.search.shrink._lanes import lane as lane
 from snello.search.shrink._log import Log as Log
 from snello.search.shrink._networks import Networks as Networks

@@ -41,7 +41,7 @@ from ._groups import (
     widths_of,
 )
 from ._judge import Evaluate, Judge
-from ._lanes import Attempt, lane, run_lanes
+from ._lanes import Attempt, Bounds, lane, run_lanes
 from ._log import Log
 from ._measure import Bench
 from ._networks import Fit, Networks
@@ -139,16 +139,15 @@ class Search:
         """Try candidates until every lane is done; all of them, the dense network first."""
         try:
             self._prepare()
-            lanes = []
-            for precision in self._precisions:
-                # Only after a first attempt at a bitstream is it known what each tensor costs.
-                found = self._front(precision)
-                lanes.append(
-                    (
-                        lane([p.cost for p in found], self._trials, falling=precision != "nnc"),
-                        self._attempt(precision, found),
-                    )
-                )
+            # Only after a first attempt at a bitstream is it known what each tensor costs.
+            fronts = {precision: self._front(precision) for precision in self._precisions}
+            bounds, lanes = Bounds(), []
+            for precision in sorted(fronts, key=lambda p: fronts[p][0].cost):
+                if self._minimise == "memory":  # there, the estimate is of another kind
+                    bounds = Bounds()
+                found = fronts[precision]
+                tried = lane(found, self._trials, bounds, falling=precision != "nnc")
+                lanes.append((tried, self._attempt(precision, found)))
             run_lanes(lanes)
             return self._candidates()
         finally:

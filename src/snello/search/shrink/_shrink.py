@@ -117,7 +117,9 @@ def shrink(
        width is timed alone, and offset and slope are fitted on a few whole networks.
     3. A Lagrange multiplier gives a front of combinations, for each precision.
     4. Points of the front are built, recovered, fine-tuned with `fit`, evaluated and measured; the
-       next one is chosen by bisection, so that the answer holds the bound by measurement.
+       next one is chosen by bisection, so that the answer holds the bound by measurement. The
+       precision whose dense network is cheapest comes first: what costs more than a point within
+       the bound, or lies further away than one beyond it, is not tried in the others.
 
     Args:
         model: a trained network; it is not changed.
