@@ -11,19 +11,12 @@ from snello.errors import ConfigError
 
 from ._images import described
 from ._inputs import ARCHITECTURE, on_device, read_model, refuse_without
+from ._names import suffixes
 from ._own_code import own_code
 
 if TYPE_CHECKING:
     from snello.deploy import Subject
     from snello.store import ImageInput
-
-
-def suffixes() -> tuple[str, ...]:
-    """Suffixes of the files that can be measured."""
-    from snello.deploy import FORMATS
-    from snello.store import MODEL_FILES
-
-    return (*(kind.suffix for kind in MODEL_FILES), *FORMATS)
 
 
 def subjects(
