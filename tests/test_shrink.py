@@ -479,6 +479,36 @@ def test_a_lane_spares_what_another_one_rules_out() -> None:
     assert max(i for i in tried if i <= 80) == 80
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_lanes_together_find_the_cheapest_point_of_all(seed: int) -> None:
+    """As if each were bisected alone, where whatever is near enough is within the bound."""
+    draw = torch.Generator().manual_seed(seed)
+    fronts = [
+        [
+            FrontPoint(Point(), d, c)
+            for d, c in zip(
+                (torch.rand(30, generator=draw).cumsum(0) - 1).clamp_min(0).tolist(),
+                (100 * torch.rand(30, generator=draw)).sort(descending=True).values.tolist(),
+                strict=True,
+            )
+        ]
+        for _ in range(2)
+    ]
+    limit = 10 * float(torch.rand((), generator=draw))
+    bounds, tried = Bounds(), []
+    for points in fronts:
+        found = lane(points, 30, bounds, falling=True)
+        tried += [
+            points[i]
+            for i in _tried(
+                found, lambda i, p=points: _candidate(p[i].cost, p[i].distance <= limit)
+            )
+        ]
+    near = [p.cost for p in (*fronts[0], *fronts[1]) if p.distance <= limit]
+    assert min(p.cost for p in tried if p.distance <= limit) == min(near)
+    assert len(tried) <= 14
+
+
 def test_a_precision_that_fails_alone_rules_nothing_out() -> None:
     bounds = Bounds()
     found = lane(_points(range(60, 0, -1)), 20, bounds, falling=True)
