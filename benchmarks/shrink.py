@@ -54,7 +54,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FIT_SHARES = (0.75, 0.5, 0.25)
 """Shares of the widths of the networks that a prediction is fitted to, with the dense one."""
 
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+SHARES = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2"
 """Shares of the widths of the uniform baseline."""
 
 
@@ -139,7 +139,7 @@ class Work:
         blocks = 8 if self.options.minimise == "latency" else 1  # those that runtimes compute in
         if self.options.minimise == "latency" and "int8" in self.options.levers:
             left.append("int8")
-        for share in SHARES:
+        for share in map(float, self.options.shares.split(",")):
             plan = plan_channels(
                 self.model, self.example, Keep(channels=share), importance=_ranks(self.labelled),
                 normalise=None, round_to=self.options.round_to or blocks,
@@ -258,7 +258,9 @@ def main() -> None:
     parser.add_argument("--minimise", choices=("bytes", "latency"), default="bytes")
     parser.add_argument("--levers", default="channels,weights,int8,nnc")
     parser.add_argument("--singles", default="channels,int8,nnc", help="single levers; empty: none")
-    parser.add_argument("--no-uniform", action="store_true")
+    parser.add_argument(
+        "--shares", default=SHARES, help="of the widths of the uniform baseline; empty: none"
+    )
     parser.add_argument("--validation", type=int, default=5000)
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--trials", type=int, default=7)
@@ -310,7 +312,7 @@ def main() -> None:
             result["search"] = shrink_data(found)
         networks[name] = (found.model, found.precision)
         write_text(options.out, json.dumps(result, indent=1))
-    if not options.no_uniform:
+    if options.shares:
         for precision, lean in work.uniform().items():
             size = footprint(lean, work.example)
             networks[f"uniform, {precision}"] = (lean, precision)
