@@ -14,6 +14,9 @@ from snello.lab.training._distributed import share_of as share_of
 # Whether a finished run may be extended is a rule on two recipes.
 from snello.lab.training._extend import refusal as refusal
 
+# What a journey does with finished runs, without training them.
+from snello.lab.training._journey import ship as ship
+
 # The lock of a run folder, held without a run.
 from snello.lab.training._folder import claimed as claimed
 

@@ -19,7 +19,8 @@ from snello.search.rate import search_rate
 from snello.search.shrink import Judge
 from snello.store import Record, save
 
-from ._evaluate import answers, evaluate
+from ._data import evaluated_together
+from ._evaluate import answers, evaluate_on
 from ._result import MODEL
 
 STREAM, CODING = "model.snello", "coding.json"
@@ -87,16 +88,20 @@ def coding_of(
     Raises:
         ConfigError: if even the finest quantisation exceeds the bound.
     """
-    ship, size = recipe.ship, recipe.data.batch_size
+    ship = recipe.ship
     if ship.qp is not None:
         return model, CodecSettings(qp=ship.qp)
     images = measured_on(recipe, splits)
-    seen = loader(splits.train, splits, size, shuffle=True, seed=recipe.seed, limit=CALIBRATION)
+    seen = loader(
+        splits.train, splits, recipe.data.batch_size, shuffle=True, seed=recipe.seed, limit=CALIBRATION,
+        # Only crops are of one size.
+        augment="crop-flip" if splits.task == "segmentation" else "none",
+    )  # fmt: skip
 
     def quality(network: nn.Module) -> Any:
         if splits.task == "classification":
             return answers(network, images()).right
-        return evaluate(network, images()).accuracy
+        return evaluate_on(splits, network, images()).accuracy
 
     judge = Judge(quality, model)
     found = search_rate(
@@ -116,7 +121,8 @@ def measured_on(recipe: Recipe, splits: Splits) -> Callable[[], Iterator[tuple[T
     count as well. They are taken where there are fewer validation images than the recipe wants:
     no change among nine images says nothing about one in a hundred.
     """
-    size, count = recipe.data.batch_size, recipe.ship.validation_images
+    size = evaluated_together(splits, recipe.data.batch_size)
+    count = recipe.ship.validation_images
     parts = [loader(splits.validation, splits, size, limit=count)]
     if (missing := count - len(splits.validation)) > 0:
         more = {"shuffle": True, "seed": recipe.seed, "limit": missing}

@@ -28,7 +28,7 @@ from snello.store import Record, load, save
 from ._coding import coded
 from ._data import Batches
 from ._distributed import World, world
-from ._evaluate import evaluate
+from ._evaluate import evaluate_on
 from ._fit import train, validate
 from ._flags import flag_of
 from ._folder import claimed
@@ -260,8 +260,8 @@ def _shipped_row(
     size = footprint(net.lean, net.record.example_inputs(1))
     return ShippedRow(
         method=method,
-        test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
+        test_accuracy=evaluate_on(splits, net.lean, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate_on(splits, decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,

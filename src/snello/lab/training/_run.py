@@ -38,7 +38,7 @@ from ._data import Batches, image_input, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._distributions import LastDistributions
-from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._evaluate import Evaluation, evaluate_on
 from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._loggers import check_loggers, loggers
@@ -227,20 +227,11 @@ class Run:
         return self._validated(model).accuracy
 
     def _validated(self, model: nn.Module) -> Evaluation:
-        autocast = AUTOCAST.get(self.recipe.precision, False)
-        return self.evaluate(model, self.batches.validation, autocast)
-
-    def evaluate(
-        self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
-    ) -> Evaluation:
-        """Evaluate a model; for segmentation the accuracy is the mean IoU."""
-        last = self.recipe.channels_last
-        if self.splits.task == "segmentation":
-            classes = len(self.splits.classes)
-            return evaluate_segmentation(
-                model, batches, classes, autocast=autocast, channels_last=last
-            )
-        return evaluate(model, batches, autocast=autocast, channels_last=last)
+        return evaluate_on(
+            self.splits, model, self.batches.validation,
+            autocast=AUTOCAST.get(self.recipe.precision, False),
+            channels_last=self.recipe.channels_last,
+        )  # fmt: skip
 
     def trainer(self, folder: Path, signals: StopSignals, more: list[L.Callback]) -> L.Trainer:
         """Build the Lightning trainer: a checkpoint after every epoch, one device per process."""
@@ -306,7 +297,8 @@ class Run:
             # hook has created the average: create it from the checkpoint's state.
             model = self.average.start(model, trainer.global_step).module
         model.eval()
-        test = self.evaluate(model, self.batches.test)
+        last = self.recipe.channels_last
+        test = evaluate_on(self.splits, model, self.batches.test, channels_last=last)
         record = Record(self.recipe.model, self.splits.input_shape, images=image_input(self.splits))
         path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
