@@ -13,6 +13,7 @@ pruned weights stay pruned.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import ref
@@ -140,7 +141,10 @@ class SensitivityPruning(_Attached):
         if self.pruner is not None:
             self.pruner.remove()
         self.sensitivity = self._build(model)
-        self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
+        with warnings.catch_warnings():
+            if state is not None:  # its masks are loaded below
+                warnings.filterwarnings("ignore", ".*no mask holds them", UserWarning)
+            self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
                 self.pruner.follow(callback.start(model, trainer.global_step))

@@ -291,10 +291,13 @@ class Run:
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
         """Test the last epoch's weights, then write model file and result (rank 0 only)."""
+        if self.pruning is not None and self.pruning.pruner is None:
+            # A run stopped after its last epoch trains no step when resumed, so that no training
+            # hook has created average and pruner: create them from the checkpoint's state.
+            self.pruning.on_train_start(trainer, self.task)
+            self.pruning.on_train_end(trainer, self.task)
         model: nn.Module = self.task.model
         if self.average is not None:
-            # A run stopped after its last epoch trains no step when resumed, so that no training
-            # hook has created the average: create it from the checkpoint's state.
             model = self.average.start(model, trainer.global_step).module
         model.eval()
         last = self.recipe.channels_last
