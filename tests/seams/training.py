@@ -23,6 +23,9 @@ from snello.lab.training._folder import claimed as claimed
 # The marks of a row, from figures alone.
 from snello.lab.training._flags import flag_of as flag_of
 
+# Trainings and measurements are replaced by made-up ones, to see when a row is measured again.
+from snello.lab.training import _reproduce as reproduction
+
 # The learning rate as a function is compared with torch's schedulers.
 from snello.lab.training._schedule import build_optimizer as build_optimizer
 from snello.lab.training._schedule import lr_factor as lr_factor

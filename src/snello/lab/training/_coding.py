@@ -54,17 +54,17 @@ def coded(recipe: Recipe, folder: Path, model: nn.Module, record: Record, splits
         "snello": __version__, "model": sha256_of(folder / MODEL), "max_drop": ship.max_drop,
         "validation_images": ship.validation_images, "qp": ship.qp,
     }  # fmt: skip
-    if _noted(log) != source | {"stream": sha256_of(path) if path.is_file() else None}:
+    if content_of(log) != source | {"stream": sha256_of(path) if path.is_file() else None}:
         chosen, settings = coding_of(recipe, model, record, splits)
         save(path, chosen, record, settings=settings, trust=recipe.model.name)
         write_text(log, json.dumps(source | {"stream": sha256_of(path)}, indent=1))
     return path
 
 
-def _noted(log: Path) -> Any:
-    """The content of a log; None if it is missing or damaged."""
+def content_of(note: Path) -> Any:
+    """The content of a JSON file that says what another file was made of; None if it is damaged."""
     try:
-        return json.loads(log.read_text("utf-8"))
+        return json.loads(note.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 

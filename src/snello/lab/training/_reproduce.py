@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from snello.errors import SnelloError
-from snello.files import write_text
+from snello.files import sha256_of, write_text
 from snello.lab.datasets import Splits
 from snello.lab.recipes import (
     PublishedRow,
@@ -21,6 +21,7 @@ from snello.lab.recipes import (
     published_table,
 )
 
+from ._coding import content_of
 from ._data import load_data
 from ._distributed import world
 from ._fit import train
@@ -169,19 +170,17 @@ class _Group:
         }
 
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
-        """Row name -> numbers, cached in the folder until another run of it finishes."""
-        note = self._folder / f"{self._table}.json"
-        finished = max(
-            (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
-        )
-        if note.is_file() and note.stat().st_mtime >= finished:
-            kept: dict[str, dict[str, float]] = json.loads(note.read_text())
-            if set(kept) == set(runs):
-                return kept
-        self._splits = self._splits or load_data(self._recipe)
-        found = self._shipped(runs) if self._table == "table1" else self._trained(runs)
-        write_text(note, json.dumps(found, indent=1))
-        return found
+        """Row name -> numbers, kept in the folder for the same runs, shipped with the same options."""
+        note, ships = self._folder / f"{self._table}.json", self._table == "table1"
+        results = {n: sha256_of(self._folder / r.method / RESULT) for n, r in runs.items()}
+        source = {"results": results, "ship": asdict(self._recipe.ship) if ships else None}
+        kept = content_of(note)
+        if not isinstance(kept, dict) or kept.get("source") != source:
+            self._splits = self._splits or load_data(self._recipe)
+            kept = {"source": source, "rows": (self._shipped if ships else self._trained)(runs)}
+            write_text(note, json.dumps(kept, indent=1))
+        rows: dict[str, dict[str, float]] = kept["rows"]
+        return rows
 
     def _shipped(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
         assert self._splits is not None
