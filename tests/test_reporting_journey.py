@@ -28,6 +28,7 @@ from snello.lab.reporting import (
     write_report,
     write_reproduction,
 )
+from snello.lab.reporting.pages import journey_page
 from snello.lab.training import (
     EpochRecord,
     FineTunedRow,
@@ -116,6 +117,16 @@ def test_training_table_gives_changes_against_the_first_row(result: JourneyResul
     assert _cells(table, "Backward time") == ["1.00x", "0.80x", "0.40x"]
     assert _cells(table, "Training [s]") == ["40", "32", "16"]
     assert "Batch 50, 2 thread(s), a device, 32-true" in table.note
+
+
+def test_figures_compare_with_the_baseline_alone(result: JourneyResult, tmp_path: Path) -> None:
+    """Wherever it stands among the methods; without it nothing is called dense."""
+    turned = replace(result, shipped=result.shipped[::-1], trained=result.trained[::-1])
+    figures = journey_page(result, tmp_path).figures
+    assert journey_page(turned, tmp_path).figures == figures
+    assert [(f.before, f.after) for f in figures if f.label == "Parameters"] == [("1000", "400")]
+    without = replace(result, shipped=result.shipped[1:], trained=result.trained[1:])
+    assert journey_page(without, tmp_path).figures == ()
 
 
 def test_backward_time_that_was_not_taken_is_a_dash(result: JourneyResult) -> None:

@@ -89,6 +89,7 @@ def training_table(result: JourneyResult) -> Table:
             "of the two matrix products of a backward pass; executed: torch's FLOP counter on a "
             "training step. Backward time: sparse over dense backward pass, interleaved on the "
             "same batch, sum over epochs; ms/step and seconds come from separate runs. "
+            "Changes are relative to the first row. "
             f"Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
         ),
     )  # fmt: skip
