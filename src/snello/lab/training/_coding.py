@@ -88,9 +88,9 @@ def coding_of(
     Raises:
         ConfigError: if even the finest quantisation exceeds the bound.
     """
-    ship = recipe.ship
-    if ship.qp is not None:
-        return model, CodecSettings(qp=ship.qp)
+    ship, fixed = recipe.ship, settings_without_search(recipe)
+    if fixed is not None:
+        return model, fixed
     images = measured_on(recipe, splits)
     seen = loader(
         splits.train, splits, recipe.data.batch_size, shuffle=True, seed=recipe.seed, limit=CALIBRATION,
@@ -112,6 +112,15 @@ def coding_of(
         calibration=[batch.to(record.dtype) for batch, _ in seen],
     )
     return found.model, found.settings
+
+
+def settings_without_search(recipe: Recipe) -> CodecSettings | None:
+    """The settings of a recipe that gives the QP; None for a search.
+
+    Raises:
+        ConfigError: for a QP out of range.
+    """
+    return None if recipe.ship.qp is None else CodecSettings(qp=recipe.ship.qp)
 
 
 def measured_on(recipe: Recipe, splits: Splits) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:

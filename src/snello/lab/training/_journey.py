@@ -25,7 +25,7 @@ from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
 
-from ._coding import coded
+from ._coding import coded, settings_without_search
 from ._data import Batches
 from ._distributed import World, world
 from ._evaluate import evaluate_on
@@ -149,9 +149,9 @@ def _journey(
     recipe: Recipe, folder: Path, resume: bool, progress: Progress | None
 ) -> JourneyResult:
     say = progress or (lambda line: None)
-    splits = validate(
-        recipe
-    )  # an error in the last method must not surface after hours of training
+    # An error in the last method, or in the coding, must not surface after hours of training.
+    settings_without_search(recipe)
+    splits = validate(recipe)
     runs: dict[str, TrainingResult] = {
         method: train(
             recipe, method, folder / method, splits=splits, resume=resume, progress=progress
