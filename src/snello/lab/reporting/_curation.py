@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def contact_sheet(
         title: of the sheet.
     """
     part = splits.train.subset(torch.as_tensor(indices))
-    images = torch.cat([images for images, _ in loader(part, splits, 64)])
+    batches = loader(part, replace(splits, order="rgb"), 64)
+    images = torch.cat([images for images, _ in batches])
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (splits.mean, splits.std))
     shown = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     rows = -(-len(indices) // _COLUMNS)
