@@ -5,6 +5,9 @@ from snello.lab.training._coding import coded as coded
 from snello.lab.training._coding import coding_of as coding_of
 from snello.lab.training._coding import measured_on as measured_on
 
+# The numbers of images on a journey's page, without a journey.
+from snello.lab.training._data import images_used as images_used
+
 # Processes must start from one network, compared without a training.
 from snello.lab.training._data import initial_model as initial_model
 

@@ -180,6 +180,25 @@ def evaluated_together(splits: Splits, batch_size: int) -> int:
     return max(batch_size, EVALUATED) if height * width <= 64 * 64 else batch_size
 
 
+def images_used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
+    """Numbers of training, validation and test images: those kept, within the recipe's limits."""
+    data = recipe.data
+    kept = len(splits.train) if data.kept is None else len(Kept.load(data.kept).indices)
+
+    def within(limit: int | None, count: int) -> int:
+        return count if limit is None else min(count, limit)
+
+    validation, test = (
+        within(data.test_limit, len(part)) for part in (splits.validation, splits.test)
+    )
+    return within(data.limit, kept), validation, test
+
+
+def guessed_among(splits: Splits) -> int | None:
+    """Number of classes that chance chooses from; None for mean IoU, which has no chance level."""
+    return len(splits.classes) if splits.task == "classification" else None
+
+
 def subset_of(recipe: Recipe, images: Any, always: int = 0) -> DynamicSubset:
     """The dynamic subset of a recipe's training images.
 

@@ -90,11 +90,10 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         {"method": method, **_read(note)},
         _asked(recipe, method),
     )  # notes written by older versions have no method
-    if found := differences(there, asked, _unused(method), _length(method)):
+    if found := differences(there, asked, _unused(method) | _length(method)):
         raise ConfigError(
-            f"{folder} holds a run of another recipe: {'; '.join(found[:3])}"
-            f"{' ...' if found[3:] else ''}: choose another --out, or resume with the run's "
-            "own settings"
+            f"{folder} holds a run of another recipe: {found}: choose another --out, or resume with "
+            "the run's own settings"
         )
     if (reason := refusal(there, recipe, method, done)) is not None:
         raise ConfigError(
@@ -114,8 +113,8 @@ def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:
     # The machine has no influence on which run it is.
     if found := differences(there, asked, _unused(method) | {"device", "log"}):
         raise ConfigError(
-            f"{folder} holds a run of other settings: {'; '.join(found[:3])}"
-            f"{' ...' if found[3:] else ''}: choose another --out, or remove {folder.parent}"
+            f"{folder} holds a run of other settings: {found}: choose another --out, or remove "
+            f"{folder.parent}"
         )
 
 
@@ -194,18 +193,27 @@ def _length(method: str) -> set[str]:
 
 
 def differences(
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    skip: Collection[str] = (),
-    allowed: Collection[str] = (),
-    within: str = "",
-) -> list[str]:
-    """Descriptions of the settings that differ: dotted name and both values."""
-    found = []
-    for name in sorted({*there, *here} - {*skip}):
+    there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str] = ()
+) -> str:
+    """The first three settings that differ, with both values; empty if none does.
+
+    Args:
+        there: settings of the existing run.
+        here: settings of the request.
+        skip: dotted names of blocks and options that may differ.
+    """
+    found = list(_differing(there, here, skip))
+    return "; ".join(found[:3]) + (" ..." if found[3:] else "")
+
+
+def _differing(
+    there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str], within: str = ""
+) -> Iterator[str]:
+    for name in sorted({*there, *here}):
         old, new, dotted = there.get(name), here.get(name), f"{within}{name}"
+        if dotted in skip:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, allowed=allowed, within=f"{dotted}.")
-        elif old != new and dotted not in allowed:
-            found.append(f"{dotted} is {old!r} there, {new!r} here")
-    return found
+            yield from _differing(old, new, skip, f"{dotted}.")
+        elif old != new:
+            yield f"{dotted} is {old!r} there, {new!r} here"

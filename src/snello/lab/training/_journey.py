@@ -18,7 +18,7 @@ from snello.deploy import (
     latencies,
     pytorch_runner,
 )
-from snello.lab.datasets import Part, Splits
+from snello.lab.datasets import Splits
 from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
 from snello.neurons import count_parameters
@@ -26,14 +26,14 @@ from snello.simplification import simplify
 from snello.store import Record, load, save
 
 from ._coding import coded, settings_without_search
-from ._data import Batches
+from ._data import Batches, guessed_among, images_used
 from ._distributed import World, world
 from ._evaluate import evaluate_on
 from ._fit import train, validate
 from ._flags import flag_of
 from ._folder import claimed
 from ._resting import FineTunedRow, compare_finetuning
-from ._result import RESULT, TrainingResult
+from ._result import MODEL, RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -171,7 +171,7 @@ def _journey(
     return JourneyResult(
         recipe=recipe,
         data_source=splits.source,
-        images=_used(recipe, splits),
+        images=images_used(recipe, splits),
         runs=runs,
         shipped=shipped,
         trained=training_rows(
@@ -180,20 +180,6 @@ def _journey(
         ),
         batch_size=recipe.data.batch_size,
         finetuned=finetuned,
-    )
-
-
-def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """Numbers of training, validation and test images, within the recipe's limits."""
-
-    def count(part: Part, limit: int | None) -> int:
-        return len(part) if limit is None else min(len(part), limit)
-
-    data = recipe.data
-    return (
-        count(splits.train, data.limit),
-        count(splits.validation, data.test_limit),
-        count(splits.test, data.test_limit),
     )
 
 
@@ -227,7 +213,7 @@ class _Net:
 
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
     # A resumed folder may contain an untrusted file: it may only name the recipe's own model.
-    original, record = load(folder / "model.pt", trust=recipe.model.name)
+    original, record = load(folder / MODEL, trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
     save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
@@ -271,12 +257,8 @@ def _shipped_row(
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
         flag=TrainingResult.read(folder / method / RESULT).flag
-        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
+        or flag_of(accuracy, guessed_among(splits), images_used(recipe, splits)[2]),
     )
-
-
-def _classes(splits: Splits) -> int | None:
-    return len(splits.classes) if splits.task == "classification" else None
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:

@@ -13,6 +13,7 @@ import torch
 from snello.errors import SnelloError
 from snello.files import sha256_of, write_text
 from snello.lab.datasets import Splits
+from snello.lab.methods import method_of
 from snello.lab.recipes import (
     PublishedRow,
     PublishedTable,
@@ -134,8 +135,9 @@ class _Group:
         failed: dict[str, str] = {}
         for row in wanted:
             try:
-                if row.method == "stochastic-star":
-                    self._train("neq")
+                selection = method_of(row.method).selection
+                if selection is not None and selection.imitates is not None:
+                    self._train(selection.imitates)
                 self._train(row.method)
             except SnelloError as error:
                 if not tolerant:

@@ -24,6 +24,7 @@ from snello.store import load
 from ._data import Batches
 from ._distributed import World
 from ._evaluate import evaluate
+from ._result import MODEL
 from ._schedule import build_optimizer
 
 EPOCHS, IMAGES = 8, 2000
@@ -91,7 +92,7 @@ def compare_finetuning(
     """
     if not isinstance(splits, DataSplits) or splits.task != "classification":
         return ()
-    model, _ = load(folder / "model.pt", trust=recipe.model.name)
+    model, _ = load(folder / MODEL, trust=recipe.model.name)
     images, labels = _in_memory(recipe, splits)
     plain = _tuning(recipe, copy.deepcopy(model), images, labels)
     resting = _tuning(recipe, model, images, labels)

@@ -34,7 +34,7 @@ from snello.sensitivity import GroupDecay, Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._data import Batches, image_input, initial_model
+from ._data import Batches, guessed_among, image_input, images_used, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._distributions import LastDistributions
@@ -163,24 +163,16 @@ class Run:
         }
 
     def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
-        """Bound on the drop of quality; chance level exists for accuracy only, not for mean IoU."""
-        classes = self._classes
+        """Bound on the drop of quality, and chance level."""
+        classes = guessed_among(self.splits)
         if classes is None and config.max_drop is None:
             return None
         return QualityBound(
             self.validation_quality,
             max_drop=config.max_drop,
             chance=None if classes is None else 1 / classes,
-            samples=self._count(self.splits.validation),
+            samples=images_used(self.recipe, self.splits)[1],
         )
-
-    @property
-    def _classes(self) -> int | None:
-        return len(self.splits.classes) if self.splits.task == "classification" else None
-
-    def _count(self, part: Any) -> int:
-        limit = self.recipe.data.test_limit
-        return len(part) if limit is None else min(limit, len(part))
 
     def _pruning_callback(self) -> SensitivityPruning | None:
         if self.method.sensitivity is None:
@@ -325,8 +317,8 @@ class Run:
         bound = None if pruner is None else pruner.quality
         return flag_of(
             test.accuracy,
-            self._classes,
-            self._count(self.splits.test),
+            guessed_among(self.splits),
+            images_used(self.recipe, self.splits)[2],
             dense=None if pruner is None else pruner.dense_quality,
             pruned=self.history.records[-1].val_accuracy,
             max_drop=None if bound is None else bound.max_drop,
