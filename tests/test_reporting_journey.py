@@ -191,6 +191,14 @@ def test_report_holds_its_tables_and_names_its_pictures(
     assert read["runs"]["neq"]["epochs"][1]["updated"] == 0.8
 
 
+def test_mean_iou_is_not_called_accuracy_without_a_word(result: JourneyResult, tmp_path: Path) -> None:  # fmt: skip
+    overlap = replace(result, task="segmentation")
+    for table in (shipping_table, training_table):
+        assert "IoU" in table(overlap).note
+        assert "IoU" not in table(result).note
+    assert "IoU" in journey_page(overlap, tmp_path).summary
+
+
 def test_report_leaves_out_what_was_not_done(result: JourneyResult, tmp_path: Path) -> None:
     page = write_report(replace(result, shipped=(), trained=()), tmp_path).read_text()
     assert "|" not in page

@@ -77,9 +77,11 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
 
     Raises:
         ConfigError: if it may not; the message names the settings that differ, or the reason why
-            the run cannot be extended.
+            the run cannot be extended; and for files of a run without its settings.
     """
     note = folder / NOTE
+    if not note.is_file():
+        _check_holds_nothing(folder)
     if not (note.is_file() and holds_run(folder)):
         return
     if not resume:
@@ -99,6 +101,16 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         raise ConfigError(
             f"{folder} holds a run of {there['epochs']} epochs, {done} of them finished: {reason}"
         )
+
+
+def _check_holds_nothing(folder: Path) -> None:
+    """Refuse to replace files of other programs, and to resume a run whose settings are lost."""
+    for name in (MODEL, RESULT, CHECKPOINT):
+        if (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} holds a {name} but no {NOTE}, which every run of snello writes first: a run "
+                f"would replace it; choose another --out, or move {name} away"
+            )
 
 
 def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:

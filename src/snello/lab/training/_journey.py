@@ -18,7 +18,7 @@ from snello.deploy import (
     latencies,
     pytorch_runner,
 )
-from snello.lab.datasets import Splits
+from snello.lab.datasets import Splits, Task
 from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
 from snello.neurons import count_parameters
@@ -111,6 +111,7 @@ class JourneyResult:
         runs: the training runs, by method.
         shipped, trained: the two tables.
         batch_size: images per training step.
+        task: of the dataset; for segmentation every accuracy is the mean intersection over union.
         finetuned: the baseline's network, fine-tuned plainly and with resting layers; empty if it
             was not trained, or its images cannot be cached.
     """
@@ -123,6 +124,7 @@ class JourneyResult:
     trained: tuple[TrainedRow, ...]
     batch_size: int
     finetuned: tuple[FineTunedRow, ...] = ()
+    task: Task = "classification"
 
 
 def journey(
@@ -180,6 +182,7 @@ def _journey(
         ),
         batch_size=recipe.data.batch_size,
         finetuned=finetuned,
+        task=splits.task,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from snello.lab.methods import label_of
 from snello.lab.reporting._journey import (
     finetuning_table,
+    metric_note,
     round_trip_table,
     shipping_table,
     training_table,
@@ -51,7 +52,7 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
     train, validation, test = result.images
     summary = (
         f"{train} training, {validation} validation and {test} test images, {result.recipe.epochs} epochs, seed "
-        f"{result.recipe.seed}. Accuracy is that of the last epoch on the test images."
+        f"{result.recipe.seed}. Accuracy is that of the last epoch on the test images.{metric_note(result)}"
     )
     tables = [shipping_table(result)] if result.shipped else []
     tables += [training_table(result)] if result.trained else []
