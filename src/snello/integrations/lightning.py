@@ -13,7 +13,6 @@ pruned weights stay pruned.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import ref
@@ -31,7 +30,7 @@ from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
 
-from ._agree import agree_on_pruning
+from ._agree import agree_on_pruning, zeros_expected
 from ._average import WeightAverage as WeightAverage
 from ._average import inner_model as _model
 from ._combined import frozen_rows_held
@@ -141,9 +140,7 @@ class SensitivityPruning(_Attached):
         if self.pruner is not None:
             self.pruner.remove()
         self.sensitivity = self._build(model)
-        with warnings.catch_warnings():
-            if state is not None:  # its masks are loaded below
-                warnings.filterwarnings("ignore", ".*no mask holds them", UserWarning)
+        with zeros_expected(state is not None):
             self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
