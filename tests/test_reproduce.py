@@ -211,6 +211,9 @@ def test_a_row_is_measured_again_for_another_run_or_other_options(
     assert [measured(2, 0.6), measured(2, 0.6)] == [[2], []]
     (tmp_path / row.recipe / "table1.json").write_text("{")
     assert measured(2, 0.6) == [2]
+    (run / "recipe.json").unlink()
+    with pytest.raises(ConfigError, match=r"recipe.json is missing"):
+        measured(2, 0.6)
 
 
 @pytest.mark.exhaustive

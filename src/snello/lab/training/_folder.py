@@ -89,7 +89,7 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
             f"{folder} already holds a run: add --resume to continue it, or choose another --out"
         )
     there, asked = (
-        {"method": method, **_read(note)},
+        {"method": method, **read_note(note)},
         _asked(recipe, method),
     )  # notes written by older versions have no method
     if found := differences(there, asked, _unused(method) | _length(method)):
@@ -121,7 +121,7 @@ def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:
     """
     if not (folder / NOTE).is_file():
         return
-    there, asked = _read(folder / NOTE), _asked(recipe, method)
+    there, asked = read_note(folder / NOTE), _asked(recipe, method)
     # The machine has no influence on which run it is.
     if found := differences(there, asked, _unused(method) | {"device", "log"}):
         raise ConfigError(
@@ -174,13 +174,19 @@ def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
     return asked
 
 
-def _read(note: Path) -> dict[str, Any]:
+def read_note(note: Path) -> dict[str, Any]:
+    """The settings of a run from the note in its folder.
+
+    Raises:
+        ConfigError: if it is missing or damaged.
+    """
     try:
         asked: dict[str, Any] = dict(json.loads(note.read_text()))
         return _completed(asked)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
+        state = "damaged" if note.is_file() else "missing"
         raise ConfigError(
-            f"{note} is damaged: choose another --out, or remove the run and start again"
+            f"{note} is {state}: choose another --out, or remove the run and start again"
         ) from error
 
 

@@ -26,6 +26,7 @@ from ._coding import content_of
 from ._data import load_data
 from ._distributed import world
 from ._fit import train
+from ._folder import read_note
 from ._journey import ShippedRow, TrainedRow, ship, training_rows
 from ._result import NOTE, RESULT, TrainingResult
 from ._run import Progress, Run
@@ -203,7 +204,7 @@ class _Group:
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:
         # Training settings come from the run's note: they may differ from the present recipe. Only
         # timing uses the present one.
-        asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
+        asked, ship = read_note(self._folder / run.method / NOTE), self._recipe.ship
         data = asked["data"]
         return {
             "device": run.device, "processes": run.processes, "threads": run.threads, "precision": run.precision,
