@@ -483,6 +483,13 @@ def test_a_qp_out_of_range_is_found_before_training(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("methods", ["baseline,stochastic-star", "stochastic-star,neq"])
+def test_what_a_method_imitates_is_named_before_it(methods: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name neq before it"):
+        journey(_recipe(f"--methods=[{methods}]"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_method(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"baseline, lobster, serene, output, neq, .*, not 'magic'"

@@ -18,6 +18,7 @@ from snello.deploy import (
     latencies,
     pytorch_runner,
 )
+from snello.errors import ConfigError
 from snello.lab.datasets import Splits, Task
 from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
@@ -152,6 +153,7 @@ def _journey(
 ) -> JourneyResult:
     say = progress or (lambda line: None)
     # An error in the last method, or in the coding, must not surface after hours of training.
+    _check_order(recipe, folder)
     settings_without_search(recipe)
     splits = validate(recipe)
     runs: dict[str, TrainingResult] = {
@@ -184,6 +186,23 @@ def _journey(
         finetuned=finetuned,
         task=splits.task,
     )
+
+
+def _check_order(recipe: Recipe, folder: Path) -> None:
+    """Check that methods which imitate the run of another one come after it.
+
+    Raises:
+        ConfigError: if that run is neither in the folder nor trained before.
+    """
+    for place, method in enumerate(recipe.methods):
+        selection = method_of(method).selection
+        wanted = selection.imitates if selection is not None else None
+        if wanted is None or wanted in recipe.methods[:place]:
+            continue
+        if not (folder / wanted / RESULT).is_file():
+            raise ConfigError(
+                f"methods: {method} imitates a finished run of {wanted}: name {wanted} before it"
+            )
 
 
 def is_shipped(method: str) -> bool:
