@@ -102,6 +102,8 @@ def compare_finetuning(
         for number in range(epochs):
             order = torch.randperm(len(images), generator=random)
             for tuning in (plain, resting) if number % 2 else (resting, plain):
+                # Dropout, like the order, depends neither on the other one nor on what ran before.
+                torch.manual_seed(recipe.seed + number)
                 tuning.epoch(order, recipe.data.batch_size)
         note = cache.status.reason or ""
     test = Batches(recipe, splits, World()).test
