@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from snello.curation import InfoBatch, RandomSubset, keep_random
+from snello.curation import InfoBatch, Kept, RandomSubset, keep_random
 from snello.errors import ConfigError, DataError
 
 pytest.importorskip("lightning")
@@ -20,6 +20,7 @@ pytest.importorskip("sklearn")
 
 import lightning as L
 
+from seams.training import images_used
 from snello import SeReNe
 from snello.integrations.lightning import CurationCallback, SensitivityPruning
 from snello.lab.datasets import load_dataset
@@ -27,6 +28,7 @@ from snello.lab.training import (
     Classification,
     OptimizerConfig,
     Segmentation,
+    load_data,
     load_recipe,
     train,
 )
@@ -159,8 +161,11 @@ def test_a_recipe_trains_on_the_images_of_an_index_file(tmp_path: Path) -> None:
     train_part = load_dataset("digits", validation=0.1).train
     path = keep_random(train_part.labels, 0.9).save(tmp_path / "kept.json")
     options = ["--epochs=1", "--data.batch_size=32", f"--data.kept={path}", "--methods=[baseline]"]
-    result = train(load_recipe("digits", options), "baseline", tmp_path / "run")
+    recipe = load_recipe("digits", options)
+    result = train(recipe, "baseline", tmp_path / "run")
     assert len(result.epochs) == 1
+    counts = images_used(recipe, load_data(recipe))
+    assert counts[0] == len(Kept.load(path).indices) < len(train_part)
     other = [*options, "--data.validation=0.2"]
     with pytest.raises(DataError, match="chosen from"):
         train(load_recipe("digits", other), "baseline", tmp_path / "other")

@@ -310,6 +310,10 @@ def _no_mask(path: Path) -> None:
     (path / "train" / "masks" / "2.png").unlink()
 
 
+def _two_suffixes(path: Path) -> None:
+    Image.new("RGB", (30, 24)).save(path / "train" / "images" / "2.bmp")
+
+
 def _other_size(path: Path) -> None:
     Image.new("L", (7, 5)).save(path / "train" / "masks" / "0.png")
 
@@ -338,6 +342,10 @@ def _one_class(path: Path) -> None:
     ("damage", "message"),
     [
         (_no_mask, r"train: '2' has no mask"),
+        (
+            _two_suffixes,
+            r"images/2\.(bmp|png|jpg) and .*/train/images/2\.(bmp|png|jpg) have one name",
+        ),
         (_other_size, r"masks/0\.png is 7×5, its image 30×24"),
         (_colours, r"masks/0\.png has mode 'RGB'"),
         (

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from snello.deploy import footprint, profile_layers
-from snello.errors import ConfigError
+from snello.errors import ConfigError, ModelError
 from snello.store import build
 
 
@@ -61,9 +61,18 @@ def test_models_are_timed_in_turns() -> None:
     for name, (model, _) in models.items():
         model[0].label = name
     profile_layers(models, repeats=2, warmup=0)
-    assert order[:8] == list("aabbbbaa")
+    assert order[:10] == list("abaabbbbaa"), "a trial of each, then turns of two forwards"
 
 
 def test_a_model_without_inputs_is_refused() -> None:
     with pytest.raises(ConfigError, match="example_inputs"):
         profile_layers({"net": (nn.Linear(2, 2), None)})  # type: ignore[dict-item]
+
+
+def test_a_model_that_does_not_run_and_counts_out_of_range_are_named() -> None:
+    model, x = nn.Linear(4, 3), torch.zeros(1, 4)
+    with pytest.raises(ModelError, match=r"Linear does not run on inputs of shape \(1, 5\)"):
+        profile_layers({"net": (model, torch.zeros(1, 5))})
+    for name, least in {"repeats": 1, "warmup": 0, "threads": 1}.items():
+        with pytest.raises(ConfigError, match=f"{name}={least - 1}: choose at least {least}"):
+            profile_layers({"net": (model, x)}, **{name: least - 1})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snello import Record, save
 from snello.cli import main
+from snello.deploy import read_device_result
 from snello.deploy.operations import (
     DeviceProfile,
     Operation,
@@ -211,6 +212,8 @@ def test_a_kit_brings_back_a_profile(tmp_path: Path) -> None:
     for model in profile.models:
         assert table.sum(map(Operation.from_key, model.operations)) > 0
     assert profile.fit().runs == 4
+    (kit / "device.json").unlink()
     again = subprocess.run([*command, "--batch=2"], cwd=kit, capture_output=True, text=True, check=False)  # fmt: skip
     assert again.returncode == 1
     assert "--batch" in again.stderr
+    assert read_device_result(kit / "device.json").batch == 2, "the whole models were timed"

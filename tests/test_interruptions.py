@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,8 @@ def _check_equal(straight: Path, resumed: Path) -> None:
 def _figures(folder: Path) -> Any:
     result = json.loads((folder / "result.json").read_text())
     epochs = [{k: v for k, v in epoch.items() if k not in TIMES} for epoch in result["epochs"]]
-    return epochs, result["test_accuracy"], result["test_loss"]
+    same = ("test_accuracy", "test_loss", "flag", "distributions")
+    return epochs, *(result[name] for name in same)
 
 
 @pytest.mark.slow
@@ -210,6 +212,26 @@ def test_a_run_stopped_behind_its_last_epoch_only_writes_what_is_missing(
         (tmp_path / "run" / name).unlink()
     assert main([*RUN, f"--out={tmp_path / 'run'}", "--resume"]) == 0
     _check_equal(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_run_stopped_behind_its_last_epoch_keeps_its_flag(
+    tmp_path: Path, one_thread: None
+) -> None:
+    """A last epoch at twenty times the learning rate undoes what the bound on the accuracy held."""
+    from snello.lab.training import load_recipe, train
+
+    recipe = load_recipe("digits", [
+        "--methods=[lobster]", "--device=cpu", "--data.limit=200", "--epochs=4", "--lobster.pwe=1",
+        "--lobster.finetune=1", "--lobster.max_drop=0.01", "--optimizer.momentum=0.9", "--optimizer.lr=0.03",
+        "--optimizer.milestones=[3]", "--optimizer.gamma=20",
+    ])  # fmt: skip
+    straight = train(recipe, "lobster", tmp_path)
+    assert straight.flag == "beyond max_drop"
+    (tmp_path / "result.json").unlink()
+    with warnings.catch_warnings():
+        # The weights at zero are those of the masks in the checkpoint.
+        warnings.filterwarnings("error", ".*no mask holds them")
+        assert train(recipe, "lobster", tmp_path, resume=True).flag == straight.flag
 
 
 # A disk that is really full

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -78,6 +79,19 @@ def test_a_page_holds_its_numbers_and_needs_nothing_else(tmp_path: Path) -> None
     )
     assert not re.search(r"(src|href)=.?(https?:)?//", elements), "nothing is loaded"
     assert len(text) < 3_000_000
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
+    """JSON.parse of a browser refuses NaN: with one, no chart of the page would be drawn."""
+    rows = [{"epoch": e, "loss": v, "method": "plain"} for e, v in ((1, 0.5), (2, math.nan))]
+    chart = lines("Loss", rows, "epoch", "loss", by="method")
+    page = Page("t", "", charts=(chart,), data={"loss": math.inf})
+    data, (spec,), text = _parts(write_page(page, tmp_path / "report.html"))
+    assert [row["loss"] for row in spec["data"]["values"]] == [0.5, None]
+    assert data == {"loss": None}
+    head = text.partition('<script type="module"')[0]
+    assert "NaN" not in head
+    assert "Infinity" not in head
 
 
 def test_a_histogram_counts_finite_values() -> None:
@@ -164,6 +178,7 @@ def test_runs_below_a_folder_are_compared_and_served_to_this_machine(tmp_path: P
         (tmp_path / name).mkdir()
         write_page(PAGE, tmp_path / name / "report.html")
     (tmp_path / "other.html").write_text("<p>not a page of a run")
+    (tmp_path / "latin.html").write_bytes("<p>é".encode("latin-1"))
     with server(tmp_path) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         assert serving.server_address[0] == "127.0.0.1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,8 +152,14 @@ def test_features_of_the_dense_network_are_an_option_of_fine_tuning() -> None:
     assert distance(alike) < 0.8 * distance(plain)
     with pytest.raises(ConfigError, match="needs a teacher"):
         finetune(Maps(4), splits, alike)
-    with pytest.raises(ConfigError, match="feature_weight must be positive"):
-        FineTuning(feature_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("feature_weight", 0.0), ("temperature", 0.0), ("batch_size", 0), ("warmup", 1.0)]
+)  # fmt: skip
+def test_impossible_settings_of_a_fine_tuning_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} (must be positive|is a share)"):
+        FineTuning(**{name: value})
 
 
 def test_fine_tuning_by_adamw_moves_every_weight_by_the_learning_rate_at_first() -> None:

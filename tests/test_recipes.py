@@ -82,7 +82,8 @@ def test_unknown_key_is_refused(name: str, key: str, tmp_path: Path) -> None:
         "--data.limit=0", "--optimizer.lr=0", "--optimizer.lr=nan", "--optimizer.momentum=1",
         "--optimizer.name=Adagrad", "--optimizer.weight_decay=-1", "--lobster.lmbda=1", "--serene.twt=-0.1",
         "--serene.granularity=layer", "--lobster.pwe=0", "--serene.every=0", "--serene.finetune=1000", "--neq.eps=-1",
-        "--neq.probe=0", "--ship.repeats=0", "--methods=[]", "--methods=[magic]", "--precision=16",
+        "--neq.probe=0", "--ship.repeats=0", "--ship.warmup=-1", "--optimizer.milestones=[-1]",
+        "--methods=[]", "--methods=[neq,neq]", "--methods=[magic]", "--precision=16",
         "--device=tpu", "--data.batchsize=3", "--epoch=3", "--no_such_option",
     ],
 )  # fmt: skip
@@ -163,6 +164,10 @@ def test_quick_values_are_laid_over_and_options_have_the_last_word(tmp_path: Pat
         ("- digits\n", "must be a mapping"),
         ("model: [\n", "not valid YAML"),
         ("model: {name: lenet-5}\n", "no quick variant"),
+        ("extends: digits\nquick: {epochs: }\n", "epochs has no value"),
+        ("extends: digits\nquick: {optimizer: {schedule: null}}\n", "schedule has no value"),
+        ("extends: digits\nquick: {data: }\n", "data must be a mapping"),
+        ("? [epochs]\n: 3\n", "not valid YAML"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_says_why(text: str, words: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from snello.lab.reporting import (
     write_report,
     write_reproduction,
 )
+from snello.lab.reporting.pages import journey_page
 from snello.lab.training import (
     EpochRecord,
     FineTunedRow,
@@ -118,6 +119,16 @@ def test_training_table_gives_changes_against_the_first_row(result: JourneyResul
     assert "Batch 50, 2 thread(s), a device, 32-true" in table.note
 
 
+def test_figures_compare_with_the_baseline_alone(result: JourneyResult, tmp_path: Path) -> None:
+    """Wherever it stands among the methods; without it nothing is called dense."""
+    turned = replace(result, shipped=result.shipped[::-1], trained=result.trained[::-1])
+    figures = journey_page(result, tmp_path).figures
+    assert journey_page(turned, tmp_path).figures == figures
+    assert [(f.before, f.after) for f in figures if f.label == "Parameters"] == [("1000", "400")]
+    without = replace(result, shipped=result.shipped[1:], trained=result.trained[1:])
+    assert journey_page(without, tmp_path).figures == ()
+
+
 def test_backward_time_that_was_not_taken_is_a_dash(result: JourneyResult) -> None:
     rows = (_trained("baseline", 1.0, None),)
     assert _cells(training_table(replace(result, trained=rows)), "Backward time") == ["-"]
@@ -178,6 +189,14 @@ def test_report_holds_its_tables_and_names_its_pictures(
     read = json.loads((tmp_path / "new" / "report.json").read_text())
     assert [row["method"] for row in read["shipped"]] == ["baseline", "serene", "serene+neq"]
     assert read["runs"]["neq"]["epochs"][1]["updated"] == 0.8
+
+
+def test_mean_iou_is_not_called_accuracy_without_a_word(result: JourneyResult, tmp_path: Path) -> None:  # fmt: skip
+    overlap = replace(result, task="segmentation")
+    for table in (shipping_table, training_table):
+        assert "IoU" in table(overlap).note
+        assert "IoU" not in table(result).note
+    assert "IoU" in journey_page(overlap, tmp_path).summary
 
 
 def test_report_leaves_out_what_was_not_done(result: JourneyResult, tmp_path: Path) -> None:

@@ -17,10 +17,22 @@ pytest.importorskip("torchvision")
 import dataset_files as files
 from seams.datasets import cifar
 from seams.pruning import quality
+from seams.training import reproduction
 from snello.cli import main
+from snello.deploy import Latency
 from snello.errors import ConfigError, DataError
+from snello.lab.datasets import Splits
 from snello.lab.reporting import markdown, reproduction_tables, write_reproduction
-from snello.lab.training import TABLES, Reproduction, load_recipe, published_table, reproduce
+from snello.lab.training import (
+    TABLES,
+    Recipe,
+    Reproduction,
+    ShippedRow,
+    TrainingResult,
+    load_recipe,
+    published_table,
+    reproduce,
+)
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TINY = (
@@ -167,6 +179,41 @@ def test_rows_that_cannot_run_say_so(tmp_path: Path) -> None:
     page = write_reproduction(result, tmp_path).read_text()
     assert page.count("not run: ") == len(result.rows) == 20
     assert "quick variants" in page
+
+
+def test_a_row_is_measured_again_for_another_run_or_other_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time, asked = Latency("", 1.0, 1.0, 1.0, 1, 1, 1, 1, "cpu"), []
+
+    def ship(recipe: Recipe, folder: Path, methods: list[str], splits: Splits) -> list[ShippedRow]:
+        asked.append(recipe.ship.batch)
+        return [ShippedRow(m, 0.5, 0.5, 0.5, 1, 0.5, 1, 1, 1, time, time) for m in methods]
+
+    for name, value in {"train": None, "load_data": "splits"}.items():
+        monkeypatch.setattr(reproduction, name, lambda *_, _value=value, **__: _value)
+    monkeypatch.setattr(reproduction, "ship", ship)
+    row = published_table("table1").rows[0]
+    run = tmp_path / row.recipe / row.method
+    run.mkdir(parents=True)
+    (run / "recipe.json").write_text(json.dumps(dataclasses.asdict(load_recipe(row.recipe))))
+
+    def measured(batch: int, accuracy: float = 0.5) -> list[int]:
+        result = TrainingResult(row.method, "model.pt", accuracy, 0, (), 0, "cpu", 1, "32-true")
+        (run / "result.json").write_text(json.dumps(dataclasses.asdict(result)))
+        asked.clear()
+        found = reproduce("table1", tmp_path, row=row.name, overrides=[f"--ship.batch={batch}"])
+        assert _row(found, row.name) is not None
+        return list(asked)
+
+    assert [measured(1), measured(1)] == [[1], []]
+    assert [measured(2), measured(2)] == [[2], []], "the conditions would name another batch"
+    assert [measured(2, 0.6), measured(2, 0.6)] == [[2], []]
+    (tmp_path / row.recipe / "table1.json").write_text("{")
+    assert measured(2, 0.6) == [2]
+    (run / "recipe.json").unlink()
+    with pytest.raises(ConfigError, match=r"recipe.json is missing"):
+        measured(2, 0.6)
 
 
 @pytest.mark.exhaustive

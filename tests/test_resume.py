@@ -258,6 +258,14 @@ def test_what_never_started_is_no_run(tmp_path: Path) -> None:
     assert len(train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path).epochs) == 1
 
 
+@pytest.mark.parametrize("name", ["model.pt", "last.ckpt", "result.json"])
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=f"holds a {name} but no recipe.json"):
+        train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
     recipe = load_recipe(

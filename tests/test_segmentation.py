@@ -4,7 +4,9 @@ and data.
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,19 @@ from snello.errors import DivergenceError
 
 L = pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
+from seams.training import ship  # noqa: E402
 from snello.integrations.lightning import SensitivityPruning  # noqa: E402
 from snello.lab.datasets import StreamedSplits, load_dataset, loader  # noqa: E402
 from snello.lab.training import (  # noqa: E402
     OptimizerConfig,
+    Recipe,
     Segmentation,
+    TrainingResult,
     evaluate_segmentation,
 )
 from snello.pruning import LossBound, Plateau  # noqa: E402
 from snello.sensitivity import Lobster, SeReNe  # noqa: E402
-from snello.store import build  # noqa: E402
+from snello.store import ModelSpec, Record, build, save  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -171,6 +176,28 @@ def test_it_learns_and_logs_what_an_independent_evaluation_finds(colours: Stream
     assert set(tested) == {"test_loss", "test_miou", "test_pixel_accuracy"}
     assert tested["test_loss"] == pytest.approx(whole.loss, rel=1e-5)
     assert tested["test_miou"] == pytest.approx(whole.accuracy, rel=1e-5)
+
+
+def test_a_finished_run_is_shipped_by_its_mean_iou(colours: StreamedSplits, tmp_path: Path) -> None:
+    """Simplified, coded within a drop of the mean IoU, exported: images differ in size."""
+    for extra in ("jsonargparse", "nncodec", "onnxruntime", "onnxscript"):
+        pytest.importorskip(extra, reason=f"needs {extra}")
+    spec = ModelSpec(f"{__name__}:Tiny")
+    plain = Recipe(spec)
+    options = replace(plain.ship, max_drop=0.1, validation_images=6, repeats=1, warmup=0)
+    recipe = replace(plain, data=replace(plain.data, batch_size=4), ship=options)
+    torch.manual_seed(0)
+    model, run = Tiny().eval(), tmp_path / "baseline"
+    with torch.no_grad():
+        model.backbone[0].weight[2:4] = 0
+    save(run / "model.pt", model, Record(spec, colours.input_shape), trust=spec.name)
+    result = TrainingResult("baseline", "model.pt", 0.0, 0.0, (), 0.0, "cpu", 1, "32-true")
+    (run / "result.json").write_text(json.dumps(asdict(result)))
+    (row,) = ship(recipe, tmp_path, ["baseline"], colours)
+    expected = evaluate_segmentation(model, loader(colours.test, colours, 1), 3)
+    assert row.test_accuracy == pytest.approx(expected.accuracy, abs=1e-3)
+    assert abs(row.decoded_accuracy - row.test_accuracy) < 0.2
+    assert row.parameters < sum(p.numel() for p in model.parameters())
 
 
 def test_miou_against_sets_of_pixels() -> None:

@@ -477,6 +477,19 @@ def test_model_that_does_not_fit_is_found_before_training(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_qp_out_of_range_is_found_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="qp=1000: choose an integer"):
+        journey(_recipe("--ship.qp=1000"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("methods", ["baseline,stochastic-star", "stochastic-star,neq"])
+def test_what_a_method_imitates_is_named_before_it(methods: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name neq before it"):
+        journey(_recipe(f"--methods=[{methods}]"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_method(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"baseline, lobster, serene, output, neq, .*, not 'magic'"

@@ -147,6 +147,12 @@ def test_warm_up_rises_in_a_line_and_meets_the_schedule(
     assert falling == sorted(falling, reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_a_training_may_be_all_warm_up(schedule: Any) -> None:
+    """Of a user's own trainer, which asks for the rate behind the last step, too."""
+    assert lr_factor(OptimizerConfig(schedule=schedule, warmup_epochs=3), 3, 3) == 1
+
+
 def test_auxiliary_classifier_learns_faster() -> None:
     model = nn.Module()
     model.backbone, model.aux_classifier = nn.Linear(3, 3), nn.Linear(3, 2)

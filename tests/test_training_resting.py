@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from pair import in_two_processes
 from seams.training import compare_finetuning
 from snello.lab.datasets import Splits
 from snello.lab.recipes import Recipe
 from snello.lab.training import load_recipe, train, validate
+from snello.store import ModelSpec, Record, save
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,28 @@ def test_both_are_fine_tuned_and_only_one_caches(trained: tuple[Recipe, Path, Sp
     assert plain.note == ""
     assert min(plain.seconds, resting.seconds, plain.epoch_ms, resting.epoch_ms) > 0
     assert (folder / "model.pt").read_bytes() == before
+
+
+class Dropping(nn.Sequential):
+    """The network drops most inputs of its classifier."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.8), nn.Linear(32, 10))
+
+
+def test_dropout_is_the_same_in_a_resumed_journey(
+    trained: tuple[Recipe, Path, Splits], tmp_path: Path
+) -> None:
+    """What was drawn before differs: a resumed journey does not train again."""
+    recipe, _, splits = trained
+    spec = ModelSpec(f"{__name__}:Dropping")
+    save(tmp_path / "model.pt", Dropping(), Record(spec, splits.input_shape), trust=spec.name)
+    found = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        rows = compare_finetuning(replace(recipe, model=spec), tmp_path, splits, epochs=2)
+        found.add(tuple(row.test_accuracy for row in rows))
+    assert len(found) == 1
 
 
 def _first_process(rank: int, folder: str) -> list[float]:

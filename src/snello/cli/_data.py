@@ -16,10 +16,9 @@ from ._inputs import joined, warn
 from ._names import complete_with, datasets
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from snello.lab.datasets import Part, Splits
-    from snello.lab.training import Evaluation
     from snello.store import ImageInput
 
 NOTE = "recipe.json"
@@ -222,17 +221,6 @@ def batches_of(
     side = splits.input_shape[1]
     whole = loader(part, splits, 1, **options)
     return ((_centre(image, side), _centre(mask, side)) for image, mask in whole)
-
-
-def quality(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], splits: Splits
-) -> Evaluation:
-    """Loss and accuracy of a classifier, or loss and mean IoU of a segmentation network."""
-    from snello.lab.training import evaluate, evaluate_segmentation
-
-    if splits.task == "classification":
-        return evaluate(model, batches)
-    return evaluate_segmentation(model, batches, len(splits.classes))
 
 
 def check_classification(splits: Splits, command: str) -> None:

@@ -11,7 +11,6 @@ from ._data import (
     batches_of,
     check_image_counts,
     load_images,
-    quality,
     require_data,
     warn_if_seen,
 )
@@ -150,4 +149,6 @@ class _Metric:
         self._splits, self._metric = splits, metric
 
     def __call__(self, model: nn.Module) -> float:
-        return float(getattr(quality(model, self._batches, self._splits), self._metric))
+        from snello.lab.training import evaluate_on
+
+        return float(getattr(evaluate_on(self._splits, model, self._batches), self._metric))

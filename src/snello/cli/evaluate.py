@@ -15,7 +15,6 @@ from ._data import (
     add_dataset_argument,
     batches_of,
     load_images,
-    quality,
     require_data,
 )
 from ._inputs import check_json_file, check_one_input, device, finish, seed, warn
@@ -111,7 +110,7 @@ def _score(
 ) -> tuple[Answers | None, dict[str, Any]]:
     """Answers of a classifier, None for segmentation; and its scores."""
     from snello.deploy import file_bytes
-    from snello.lab.training import answers, check_fits, image_input
+    from snello.lab.training import answers, check_fits, evaluate_on, image_input
 
     model, shape, preprocessing = _opened(path, arguments)
     preprocessing = known.or_that_of(path, preprocessing, given=arguments.mean is not None)
@@ -125,7 +124,7 @@ def _score(
     }  # fmt: skip
     batches = chain(*(batches_of(part, splits, arguments.batch) for part in images))
     if splits.task == "segmentation":
-        overlap = quality(model, batches, splits)
+        overlap = evaluate_on(splits, model, batches)
         return None, facts | {"mean_iou": overlap.accuracy, "loss": overlap.loss}
     found = answers(model, batches)
     return found, facts | {"accuracy": float(found.right.double().mean()), "loss": found.loss}

@@ -405,17 +405,16 @@ def main() -> int:
     if options.peak:
         sys.stdout.write(json.dumps(_peak_here(options.peak, options.threads, options.batch)))
         return 0
+    out = Path(options.out)
     try:
         result = run(here, options.threads, options.batch, options.warmup, options.repeats)
-        found = profile(here, result, options.repeats) if options.profile else None
+        _print(result)
+        _write(out, result)
+        if options.profile:
+            _write(out.with_name("profile.json"), profile(here, result, options.repeats))
     except (KitError, ImportError, OSError) as error:
         sys.stderr.write(f"bench.py: error: {error}\n")
         return 1
-    _print(result)
-    out = Path(options.out)
-    _write(out, result)
-    if found is not None:
-        _write(out.with_name("profile.json"), found)
     return 0
 
 

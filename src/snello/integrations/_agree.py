@@ -1,7 +1,10 @@
-"""Synchronisation of pruning masks across processes."""
+"""Pruning masks: those of a resumed training, and their synchronisation across processes."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +12,19 @@ from torch import distributed, nn
 
 from snello.processes import rank_and_size
 from snello.pruning import Pruner
+
+
+@contextmanager
+def zeros_expected(resumed: bool) -> Iterator[None]:
+    """Build a pruner inside the block without a warning of zeros that no mask holds.
+
+    Args:
+        resumed: True if the state of the pruner is loaded next, with the masks of the zeros.
+    """
+    with warnings.catch_warnings():
+        if resumed:
+            warnings.filterwarnings("ignore", ".*no mask holds them", UserWarning)
+        yield
 
 
 def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from snello.sensitivity import Sensitivity
 from snello.store import archives
 from snello.wrappers import OwnHook
 
+from ._agree import zeros_expected
 from ._combined import frozen_rows_held
 from ._curated_trainer import curated_trainer as curated_trainer
 
@@ -75,11 +76,12 @@ def huggingface_callback(
             optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
             if "pruner" in getattr(self, "parts", {}):
                 self.parts["pruner"].remove()  # the new pruner takes over its masks
-            built = {
-                "sensitivity": sensitivity and sensitivity(model),
-                "pruner": pruner and pruner(model, optimizer),
-                "updates": updates and updates(model, optimizer),
-            }
+            with zeros_expected(bool(state.global_step and resume_from)):
+                built = {
+                    "sensitivity": sensitivity and sensitivity(model),
+                    "pruner": pruner and pruner(model, optimizer),
+                    "updates": updates and updates(model, optimizer),
+                }
             self.parts = {name: part for name, part in built.items() if part is not None}
             for name, part_state in self.before(model, args.output_dir, state.global_step).items():
                 self.parts[name].load_state_dict(part_state)

@@ -30,7 +30,7 @@ from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Sensitivity
 from snello.wrappers import OwnHook, unwrapped
 
-from ._agree import agree_on_pruning
+from ._agree import agree_on_pruning, zeros_expected
 from ._average import WeightAverage as WeightAverage
 from ._average import inner_model as _model
 from ._combined import frozen_rows_held
@@ -140,7 +140,8 @@ class SensitivityPruning(_Attached):
         if self.pruner is not None:
             self.pruner.remove()
         self.sensitivity = self._build(model)
-        self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
+        with zeros_expected(state is not None):
+            self.pruner = Pruner(model, trainer.optimizers or None, self._evaluate, **self._options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAverage):
                 self.pruner.follow(callback.start(model, trainer.global_step))

@@ -68,7 +68,7 @@ def latencies(
     Raises:
         ConfigError: for counts out of range, or a runner built with another number of threads.
     """
-    _check(repeats=(repeats, 1), warmup=(warmup, 0), threads=(threads, 1), batch=(batch, 1))
+    check_counts(repeats=(repeats, 1), warmup=(warmup, 0), threads=(threads, 1), batch=(batch, 1))
     made = {
         name: call if isinstance(call, Runner) else Runner("pytorch", batch, device, None, call)
         for name, call in runners.items()
@@ -104,7 +104,12 @@ def _summary(runner: Runner, times: list[float], threads: int, warmup: int) -> L
     )
 
 
-def _check(**counts: tuple[int, int]) -> None:
+def check_counts(**counts: tuple[int, int]) -> None:
+    """Check counts, given with the least that each may be.
+
+    Raises:
+        ConfigError: for the first that is less.
+    """
     for name, (value, least) in counts.items():
         if value < least:
             raise ConfigError(f"{name}={value}: choose at least {least}")

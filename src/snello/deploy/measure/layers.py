@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from snello.deploy._runners import torch_threads
+from snello.deploy._verify import shapes
+from snello.errors import ModelError
 from snello.flops import counted
-from snello.graph import Example, Inputs
+from snello.graph import Example, Inputs, class_name
 from snello.graph.modes import evaluation
 from snello.neurons import is_weighted, neuron_count
 from snello.timing import cpu_seconds, now, take_turns
 
 from .counts import required_inputs
+from .latency import check_counts
 
 BETWEEN = "(between layers)"
 """Name of the row with all that no layer computes: sums, reshapes, functional operations."""
@@ -70,8 +73,9 @@ def profile_layers(
 
     Raises:
         ModelError: if a model does not run on its inputs.
-        ConfigError: for a model without example inputs.
+        ConfigError: for a model without example inputs, or counts out of range.
     """
+    check_counts(repeats=(repeats, 1), warmup=(warmup, 0), threads=(threads, 1))
     runs = {
         name: _Run(model, Inputs.of(required_inputs(model, example, "profile_layers")))
         for name, (model, example) in models.items()
@@ -95,7 +99,15 @@ class _Run:
 
     def __post_init__(self) -> None:
         # Once: the clock is read between layers.
-        self._device = next((t.device for t in self.inputs.tensors()), torch.device("cpu"))
+        tensors = self.inputs.tensors()
+        self._device = next((t.device for t in tensors), torch.device("cpu"))
+        try:
+            with evaluation(self.model):
+                self.inputs.call(self.model)
+        except Exception as error:  # the model's own code may raise anything
+            raise ModelError(
+                f"{class_name(self.model)} does not run on inputs of shape {shapes(tensors)}: {error}"
+            ) from error
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from snello.deploy import _device_bench as bench
+from snello.deploy._runners import check_threads
 from snello.errors import ConfigError, require
 from snello.files import write_text
 
@@ -174,8 +175,7 @@ def this_device(
         ConfigError: for a number of threads below one.
         MissingExtraError: without onnxruntime.
     """
-    if threads < 1:
-        raise ConfigError(f"threads={threads}: choose at least 1")
+    check_threads(threads)
     require("onnxruntime", "onnx", "measuring latency")
     device = bench.describe()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -51,6 +51,7 @@ from ._types import Part as Part
 from ._types import Splits as Splits
 from ._types import StreamedImages as StreamedImages
 from ._types import StreamedSplits as StreamedSplits
+from ._types import Task as Task
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from snello.curation import DynamicSubset
 from snello.errors import ConfigError, DataError
 
-from ._splits import derived_seed, generator
+from ._splits import Normalisation, derived_seed, generator
 from ._stream import Batch, EpochKeys, StreamedBatches
 from ._types import (
     DataSplits,
@@ -150,15 +150,8 @@ class _Batches(Dataset[Batch]):
     """One part of a dataset in memory; indexing with a list returns a batch."""
 
     def __init__(self, images: Images, splits: DataSplits, seed: int, augment: Augment) -> None:
-        self.images = images
-        self.seed = seed
-        self.augment = augment
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
-        )
-        # (pixels / 255 − mean) / std, as one multiplication and one addition
-        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
-        self.reversed = splits.colours == "bgr"
+        self.images, self.seed, self.augment = images, seed, augment
+        self.normalised = Normalisation(splits)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -181,8 +174,7 @@ class _Batches(Dataset[Batch]):
         pixels = self.images.pixels[chosen]
         if self.augment == "crop-flip":
             pixels = crop_flip(pixels, self.corners[chosen], self.mirrored[chosen])
-        pixels = pixels.flip(1) if self.reversed else pixels
-        return pixels.float().mul_(self.scale).add_(self.shift), self.images.labels[chosen]
+        return self.normalised(pixels), self.images.labels[chosen]
 
 
 def crop_flip(pixels: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:

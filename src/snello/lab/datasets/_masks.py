@@ -46,7 +46,9 @@ def read_mask_folder(path: Path) -> RawStream:
 
 def _classes(file: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"no list of classes in {file.absolute()}: {error}; write one name per line, the first for label 0"
@@ -62,7 +64,7 @@ def mask_part(folder: Path, classes: int) -> StreamedImages:
     """List `folder/{images,masks}/**`, paired by name; labels are below `classes`.
 
     Raises:
-        DataError: if there are no images, or an image or a mask is missing.
+        DataError: if there are no images, an image or a mask is missing, or two have one name.
     """
     images, masks = (_by_name(folder / kind) for kind in ("images", "masks"))
     if unpaired := sorted(set(images) ^ set(masks)):
@@ -76,9 +78,12 @@ def mask_part(folder: Path, classes: int) -> StreamedImages:
 
 
 def _by_name(folder: Path) -> dict[str, str]:
-    found = {
-        os.path.splitext(os.path.relpath(file, folder))[0]: file for file in image_files(folder)
-    }
+    found: dict[str, str] = {}
+    for file in image_files(folder):
+        name = os.path.splitext(os.path.relpath(file, folder))[0]
+        if name in found:
+            raise DataError(f"{found[name]} and {file} have one name: rename one, or remove it")
+        found[name] = file
     if not found:
         raise DataError(
             f"{folder.absolute()} has no image files{other_suffixes(folder)}; put them there"

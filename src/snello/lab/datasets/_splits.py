@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snello.errors import DataError
 
-from ._types import Images, StreamedImages
+from ._types import Images, Splits, StreamedImages
 
 PartT = TypeVar("PartT", Images, StreamedImages)
 
@@ -91,6 +91,27 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         means.append(float(mean))
         deviations.append(1.0 if constant else float(variance.sqrt()))
     return tuple(means), tuple(deviations)
+
+
+class Normalisation:
+    """Conversion of pixels to a network's inputs: order of the channels, mean and deviation.
+
+    Args:
+        splits: the dataset, with its statistics and colours.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
+        )
+        # (pixels / 255 − mean) / std, as one multiplication and one addition
+        self._scale, self._shift = (1 / (255 * std)).float(), (-mean / std).float()
+        self._reversed = splits.colours == "bgr"
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels, uint8 of shape `(..., C, H, W)`, to float32."""
+        pixels = pixels.flip(-3) if self._reversed else pixels
+        return pixels.float().mul_(self._scale).add_(self._shift)
 
 
 def resized(images: Images, size: int | None) -> Images:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from snello.errors import require
 
 from ._folders import open_rgb
-from ._splits import derived_seed
+from ._splits import Normalisation, derived_seed
 from ._transforms import image_transform
 from ._types import IGNORED, StreamedImages, StreamedSplits
 
@@ -31,12 +31,7 @@ class StreamedBatches(Dataset[Batch]):
     ) -> None:
         self.images, self.seed, self.augment = images, seed, augment
         self.view = image_transform(splits, augment)
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (splits.mean, splits.std)
-        )
-        # (pixels / 255 − mean) / std, as one multiplication and one addition
-        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
-        self.reversed = splits.colours == "bgr"
+        self.normalised = Normalisation(splits)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,8 +42,7 @@ class StreamedBatches(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         pairs = [self._one(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
-        pixels = [image.flip(0) if self.reversed else image for image, _ in pairs]
-        images = _stack([image.float().mul_(self.scale).add_(self.shift) for image in pixels], 0)
+        images = _stack([self.normalised(image) for image, _ in pairs], 0)
         return images, _stack([target.long() for _, target in pairs], IGNORED)
 
     def _one(self, epoch: int, index: int) -> Batch:

@@ -25,4 +25,5 @@ from ._recipe import epoch_overrides as epoch_overrides
 from ._recipe import load_recipe as load_recipe
 from ._recipe import option_names as option_names
 from ._recipe import recipe_parser as recipe_parser
+from ._scale import value_of as value_of
 from ._text import recipe_text as recipe_text

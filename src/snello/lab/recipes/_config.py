@@ -141,6 +141,10 @@ class OptimizerConfig:
             self.step_size >= 1, f"optimizer.step_size must be at least 1, not {self.step_size}"
         )
         check_option(
+            all(milestone >= 1 for milestone in self.milestones),
+            f"optimizer.milestones are epochs, from 1, not {self.milestones}",
+        )
+        check_option(
             self.warmup_epochs >= 0,
             f"optimizer.warmup_epochs must be >= 0, not {self.warmup_epochs}",
         )
@@ -219,11 +223,9 @@ class ShipConfig:
             0 <= self.max_drop < 1,
             f"ship.max_drop is a share of the images, from 0 to below 1, not {self.max_drop}",
         )
-        for name in ("validation_images", "repeats", "threads", "batch"):
-            check_option(
-                getattr(self, name) >= 1,
-                f"ship.{name} must be at least 1, not {getattr(self, name)}",
-            )
+        for name in ("validation_images", "repeats", "warmup", "threads", "batch"):
+            value, least = getattr(self, name), int(name != "warmup")
+            check_option(value >= least, f"ship.{name} must be at least {least}, not {value}")
 
 
 SENSITIVITY_BLOCKS: dict[str, PruningConfig] = {
@@ -302,6 +304,10 @@ class Recipe:
         )
         check_option(
             len(self.methods) > 0, "methods must name at least one of: " + ", ".join(METHODS)
+        )
+        check_option(
+            len(set(self.methods)) == len(self.methods),
+            f"methods: each can be named once, not {', '.join(self.methods)}",
         )
         for method in map(method_of, self.methods):
             # The blocks of methods that do not run are not checked: their defaults may need more

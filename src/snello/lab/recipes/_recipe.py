@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from snello.errors import ConfigError, nearest, require
 
@@ -36,6 +37,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, quick: bool
     values = recipe_values(name_or_path, quick=quick)
     values.pop(_TUNE, None)
     _check_names(name_or_path, [*_dotted(values), *map(_override_name, overrides)])
+    _check_given(name_or_path, values)
     _check_comment(name_or_path, overrides)
     parser = recipe_parser()
     # jsonargparse 4.49 renamed instantiate_classes.
@@ -212,6 +214,28 @@ def _check_names(recipe: str, names: Iterable[str]) -> None:
         raise ConfigError(f"recipe {recipe}: {error}") from error
 
 
+def _check_given(
+    recipe: str, values: Mapping[str, Any], kind: Any = Recipe, within: str = ""
+) -> None:
+    """Refuse options without a value, and blocks that are no mapping: jsonargparse takes both.
+
+    The names are those of options.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        hint, dotted = hints[name], f"{within}{name}"
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            _check_given(recipe, value, hint, f"{dotted}.")
+        elif is_dataclass(hint):
+            raise ConfigError(
+                f"recipe {recipe}: {dotted} must be a mapping of options, indented below it"
+            )
+        elif value is None and NoneType not in get_args(hint):
+            raise ConfigError(
+                f"recipe {recipe}: {dotted} has no value: give one, or remove the line"
+            )
+
+
 def _override_name(override: str) -> str:
     return override.partition("=")[0].removeprefix("--")
 
@@ -256,8 +280,10 @@ def _loader() -> Any:
             """Check the keys written in the file; keys merged with `<<` may be overridden."""
             seen: dict[Any, Any] = {}
             for key, _ in node.value:
-                name = (key.tag, getattr(key, "value", None))
-                if isinstance(key, yaml.ScalarNode) and name in seen:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # PyYAML refuses it
+                name = (key.tag, key.value)
+                if name in seen:
                     lines = f"lines {seen[name] + 1} and {key.start_mark.line + 1}"
                     raise ConfigError(
                         f"the key {key.value!r} is given twice, in {lines}: remove one"

@@ -71,10 +71,10 @@ def not_given(values: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[t
 
 
 def value_of(recipe: Recipe, name: str) -> Any:
-    """Value of a field by its dotted name."""
+    """Value of an option by its dotted name; None for an argument of the model that is not given."""
     value: Any = recipe
     for part in name.split("."):
-        value = getattr(value, part)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
     return value
 
 

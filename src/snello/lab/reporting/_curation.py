@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from snello.errors import require
-from snello.files import write_file
 from snello.lab.datasets import Splits, loader
+
+from ._plots import blank, saved
 
 _COLUMNS = 8
 
@@ -23,14 +24,14 @@ def plot_scores(scores: Mapping[str, Tensor], path: Path, title: str) -> Path:
         path: of the PNG file.
         title: of the figure.
     """
-    figure = _figure((7, 2.2 * len(scores)))
+    figure = blank(7, 2.2 * len(scores))
     axes = figure.subplots(len(scores), 1, squeeze=False)[:, 0]
     for axis, (name, values) in zip(axes, scores.items(), strict=True):
         finite = values[values.isfinite()].tolist()
         axis.hist(finite, bins=min(50, max(len(set(finite)), 1)))
         axis.set(xlabel=name, ylabel="samples", yscale="log")
     axes[0].set_title(title)
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=110, format="png"))
+    return saved(figure, path, dpi=110)
 
 
 def contact_sheet(
@@ -46,11 +47,12 @@ def contact_sheet(
         title: of the sheet.
     """
     part = splits.train.subset(torch.as_tensor(indices))
-    images = torch.cat([images for images, _ in loader(part, splits, 64)])
+    batches = loader(part, replace(splits, order="rgb"), 64)
+    images = torch.cat([images for images, _ in batches])
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (splits.mean, splits.std))
     shown = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     rows = -(-len(indices) // _COLUMNS)
-    figure = _figure((1.25 * _COLUMNS, 1.6 * rows + 0.4))
+    figure = blank(1.25 * _COLUMNS, 1.6 * rows + 0.4)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axis in axes:
@@ -59,14 +61,4 @@ def contact_sheet(
         picture = image[..., 0].tolist() if image.shape[-1] == 1 else image.tolist()
         axis.imshow(picture, cmap="gray" if image.shape[-1] == 1 else None)
         axis.set_title(caption, fontsize=6)
-    return write_file(path, lambda beside: figure.savefig(beside, dpi=130, format="png"))
-
-
-def _figure(size: tuple[float, float]):  # type: ignore[no-untyped-def]
-    require("matplotlib", "report", "drawing plots")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return saved(figure, path, dpi=130)

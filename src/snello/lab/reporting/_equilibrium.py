@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from snello.equilibrium import EquilibriumStep
 from snello.errors import ConfigError
-from snello.files import write_file
 
-from ._plots import _figure, _finish
+from ._plots import _figure, _finish, saved
 from ._tables import Table
 from ._values import flops, megabytes
 
@@ -158,7 +157,7 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)
     axis.legend(ncols=2, fontsize=8)
-    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    return saved(figure, path)
 
 
 def _frozen(cost: UpdateCost) -> str:

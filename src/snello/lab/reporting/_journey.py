@@ -58,7 +58,7 @@ def shipping_table(result: JourneyResult) -> Table:
             )
             for row in result.shipped
         ),
-        note=note + ".",
+        note=f"{note}.{metric_note(result)}",
     )  # fmt: skip
 
 
@@ -89,7 +89,9 @@ def training_table(result: JourneyResult) -> Table:
             "of the two matrix products of a backward pass; executed: torch's FLOP counter on a "
             "training step. Backward time: sparse over dense backward pass, interleaved on the "
             "same batch, sum over epochs; ms/step and seconds come from separate runs. "
+            "Changes are relative to the first row. "
             f"Batch {result.batch_size}, {run.threads} thread(s), {run.device}, {run.precision}."
+            + metric_note(result)
         ),
     )  # fmt: skip
 
@@ -172,6 +174,11 @@ def round_trip_table(result: JourneyResult) -> Table | None:
     )  # fmt: skip
 
 
+def metric_note(result: JourneyResult) -> str:
+    """What the accuracies are, where they are none."""
+    return " Accuracies are means of IoU." if result.task == "segmentation" else ""
+
+
 def _mark(flag: str) -> str:
     return f"\n! {flag}" if flag else ""
 
@@ -215,7 +222,7 @@ def _page(result: JourneyResult) -> str:
         "",
         f"{train} training, {validation} validation and {test} test images. {recipe.epochs} epochs each, seed "
         f"{recipe.seed}, {recipe.precision}, torch {torch.__version__}. Thresholds were chosen on the "
-        "validation images; accuracy is the last epoch's on the test images.",
+        "validation images; accuracy is the last epoch's on the test images." + metric_note(result),
         "",
     ]
     if result.shipped:

@@ -69,14 +69,25 @@ def _title(result: JourneyResult) -> str:
     return f"{result.recipe.model.label} on {result.recipe.data.name}"
 
 
-def _figure(rows: int) -> Any:
+def blank(width: float, height: float) -> Any:
+    """A figure without axes, in inches."""
     require("matplotlib", "report", "drawing plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # pyplot would change global state and may open a display.
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def saved(figure: Any, path: Path, dpi: int = 120) -> Path:
+    """Write a figure as PNG, atomically."""
+    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format="png"))
+
+
+def _figure(rows: int) -> Any:
+    figure = blank(8, 6)
     return figure, figure.subplots(rows, 1, sharex=True)
 
 
@@ -85,7 +96,7 @@ def _finish(figure: Any, axes: Any, path: Path) -> Path:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    return write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    return saved(figure, path)
 
 
 def plot_potential(

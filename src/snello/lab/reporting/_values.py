@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,17 +13,20 @@ from snello.deploy import Latency
 
 
 def as_json(value: Any) -> str:
-    """A result as JSON text: dataclasses become objects, tuples arrays, paths strings."""
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False)
+    """A result as JSON text: see `plain`."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of JSON: dataclasses become objects, tuples arrays, paths strings, NaN and inf null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # browsers refuse JSON with NaN, and would draw no chart at all
     return str(value) if isinstance(value, Path) else value
 
 

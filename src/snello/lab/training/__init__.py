@@ -38,6 +38,7 @@ from ._evaluate import Answers as Answers  # noqa: E402
 from ._evaluate import Evaluation as Evaluation  # noqa: E402
 from ._evaluate import answers as answers  # noqa: E402
 from ._evaluate import evaluate as evaluate  # noqa: E402
+from ._evaluate import evaluate_on as evaluate_on  # noqa: E402
 from ._evaluate import evaluate_segmentation as evaluate_segmentation  # noqa: E402
 from ._finetune import FineTuning as FineTuning  # noqa: E402
 from ._finetune import augmentation_for as augmentation_for  # noqa: E402

@@ -19,7 +19,8 @@ from snello.search.rate import search_rate
 from snello.search.shrink import Judge
 from snello.store import Record, save
 
-from ._evaluate import answers, evaluate
+from ._data import evaluated_together
+from ._evaluate import answers, evaluate_on
 from ._result import MODEL
 
 STREAM, CODING = "model.snello", "coding.json"
@@ -53,17 +54,17 @@ def coded(recipe: Recipe, folder: Path, model: nn.Module, record: Record, splits
         "snello": __version__, "model": sha256_of(folder / MODEL), "max_drop": ship.max_drop,
         "validation_images": ship.validation_images, "qp": ship.qp,
     }  # fmt: skip
-    if _noted(log) != source | {"stream": sha256_of(path) if path.is_file() else None}:
+    if content_of(log) != source | {"stream": sha256_of(path) if path.is_file() else None}:
         chosen, settings = coding_of(recipe, model, record, splits)
         save(path, chosen, record, settings=settings, trust=recipe.model.name)
         write_text(log, json.dumps(source | {"stream": sha256_of(path)}, indent=1))
     return path
 
 
-def _noted(log: Path) -> Any:
-    """The content of a log; None if it is missing or damaged."""
+def content_of(note: Path) -> Any:
+    """The content of a JSON file that says what another file was made of; None if it is damaged."""
     try:
-        return json.loads(log.read_text("utf-8"))
+        return json.loads(note.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -87,16 +88,20 @@ def coding_of(
     Raises:
         ConfigError: if even the finest quantisation exceeds the bound.
     """
-    ship, size = recipe.ship, recipe.data.batch_size
-    if ship.qp is not None:
-        return model, CodecSettings(qp=ship.qp)
+    ship, fixed = recipe.ship, settings_without_search(recipe)
+    if fixed is not None:
+        return model, fixed
     images = measured_on(recipe, splits)
-    seen = loader(splits.train, splits, size, shuffle=True, seed=recipe.seed, limit=CALIBRATION)
+    seen = loader(
+        splits.train, splits, recipe.data.batch_size, shuffle=True, seed=recipe.seed, limit=CALIBRATION,
+        # Only crops are of one size.
+        augment="crop-flip" if splits.task == "segmentation" else "none",
+    )  # fmt: skip
 
     def quality(network: nn.Module) -> Any:
         if splits.task == "classification":
             return answers(network, images()).right
-        return evaluate(network, images()).accuracy
+        return evaluate_on(splits, network, images()).accuracy
 
     judge = Judge(quality, model)
     found = search_rate(
@@ -109,6 +114,15 @@ def coding_of(
     return found.model, found.settings
 
 
+def settings_without_search(recipe: Recipe) -> CodecSettings | None:
+    """The settings of a recipe that gives the QP; None for a search.
+
+    Raises:
+        ConfigError: for a QP out of range.
+    """
+    return None if recipe.ship.qp is None else CodecSettings(qp=recipe.ship.qp)
+
+
 def measured_on(recipe: Recipe, splits: Splits) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """The batches on which coding is judged: of validation images, then of training images.
 
@@ -116,7 +130,8 @@ def measured_on(recipe: Recipe, splits: Splits) -> Callable[[], Iterator[tuple[T
     count as well. They are taken where there are fewer validation images than the recipe wants:
     no change among nine images says nothing about one in a hundred.
     """
-    size, count = recipe.data.batch_size, recipe.ship.validation_images
+    size = evaluated_together(splits, recipe.data.batch_size)
+    count = recipe.ship.validation_images
     parts = [loader(splits.validation, splits, size, limit=count)]
     if (missing := count - len(splits.validation)) > 0:
         more = {"shuffle": True, "seed": recipe.seed, "limit": missing}

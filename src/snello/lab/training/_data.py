@@ -148,17 +148,9 @@ class Batches:
             shuffle=True, seed=recipe.seed, augment=data.augment, limit=data.limit, curate=curate, **places,
         )  # fmt: skip
         self.keep: DynamicSubset | None = self.train.dataset if curated else None
-        few = data.test_limit
-        self.validation = self._loader(splits.validation, self._evaluated, limit=few, **places)
-        self.test = self._loader(splits.test, self._evaluated, limit=few)
-
-    @property
-    def _evaluated(self) -> int:
-        """Batch size of an evaluation; large images keep the training batch size, to fit memory."""
-        if self._splits.task == "segmentation":
-            return 1  # uncropped images differ in size and cannot be stacked
-        height, width = self._splits.input_shape[1:]
-        return max(self.batch_size, EVALUATED) if height * width <= 64 * 64 else self.batch_size
+        few, size = data.test_limit, evaluated_together(splits, self.batch_size)
+        self.validation = self._loader(splits.validation, size, limit=few, **places)
+        self.test = self._loader(splits.test, size, limit=few)
 
     def _loader(self, part: Part, batch_size: int, **options: Any) -> Any:
         if self._recipe.data.workers:
@@ -178,6 +170,33 @@ class Batches:
         part = loader(self._train_part, self._splits, count, limit=count)
         first: tuple[Tensor, Tensor] = next(iter(part))
         return first
+
+
+def evaluated_together(splits: Splits, batch_size: int) -> int:
+    """Batch size of an evaluation; large images keep the training batch size, to fit memory."""
+    if splits.task == "segmentation":
+        return 1  # uncropped images differ in size: stacked, they would be padded
+    height, width = splits.input_shape[1:]
+    return max(batch_size, EVALUATED) if height * width <= 64 * 64 else batch_size
+
+
+def images_used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
+    """Numbers of training, validation and test images: those kept, within the recipe's limits."""
+    data = recipe.data
+    kept = len(splits.train) if data.kept is None else len(Kept.load(data.kept).indices)
+
+    def within(limit: int | None, count: int) -> int:
+        return count if limit is None else min(count, limit)
+
+    validation, test = (
+        within(data.test_limit, len(part)) for part in (splits.validation, splits.test)
+    )
+    return within(data.limit, kept), validation, test
+
+
+def guessed_among(splits: Splits) -> int | None:
+    """Number of classes that chance chooses from; None for mean IoU, which has no chance level."""
+    return len(splits.classes) if splits.task == "classification" else None
 
 
 def subset_of(recipe: Recipe, images: Any, always: int = 0) -> DynamicSubset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
@@ -37,7 +37,7 @@ class LastDistributions(Callback):
     They are read before the decay, the pruner and the probe act, while the last gradients exist.
 
     Attributes:
-        found: name -> distribution; empty before the end, and of a run resumed after it.
+        found: name -> distribution; empty before the end.
     """
 
     def __init__(
@@ -61,6 +61,14 @@ class LastDistributions(Callback):
         for name, tensors in values.items():
             if (one := distribution(tensors.values())) is not None:
                 self.found[name] = one
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint: a run stopped after its last epoch has them when resumed."""
+        return {name: asdict(one) for name, one in self.found.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint."""
+        self.found = {name: Distribution(**one) for name, one in state_dict.items()}
 
 
 def distribution(tensors: Iterable[Tensor]) -> Distribution | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from snello.errors import DataError
 from snello.graph import evaluation, scores_of
+from snello.lab.datasets import Splits
 from snello.neurons import input_dtype
 
 
@@ -149,6 +151,21 @@ def evaluate_segmentation(
     return Evaluation(
         loss / int(confusion.sum()), float((both / either)[either > 0].mean()), images
     )
+
+
+def evaluate_on(
+    splits: Splits,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    autocast: bool | torch.dtype = False,
+    channels_last: bool = False,
+) -> Evaluation:
+    """Measure a network for the task of a dataset, as `evaluate` or `evaluate_segmentation`."""
+    how: dict[str, Any] = {"autocast": autocast, "channels_last": channels_last}
+    if splits.task == "segmentation":
+        return evaluate_segmentation(model, batches, len(splits.classes), **how)
+    return evaluate(model, batches, **how)
 
 
 def _answers(

@@ -69,8 +69,11 @@ class FineTuning:
             raise ConfigError(f"the learning rate must be positive, not {self.lr}")
         if not 0 <= self.distil <= 1:
             raise ConfigError(f"distil is a weight in [0, 1], not {self.distil}")
-        if not self.feature_weight > 0:
-            raise ConfigError(f"feature_weight must be positive, not {self.feature_weight}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is a share in [0, 1), not {self.warmup}")
+        for name in ("feature_weight", "temperature", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 def finetune(

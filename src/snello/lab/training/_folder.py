@@ -77,9 +77,11 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
 
     Raises:
         ConfigError: if it may not; the message names the settings that differ, or the reason why
-            the run cannot be extended.
+            the run cannot be extended; and for files of a run without its settings.
     """
     note = folder / NOTE
+    if not note.is_file():
+        _check_holds_nothing(folder)
     if not (note.is_file() and holds_run(folder)):
         return
     if not resume:
@@ -87,19 +89,28 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
             f"{folder} already holds a run: add --resume to continue it, or choose another --out"
         )
     there, asked = (
-        {"method": method, **_read(note)},
+        {"method": method, **read_note(note)},
         _asked(recipe, method),
     )  # notes written by older versions have no method
-    if found := differences(there, asked, _unused(method), _length(method)):
+    if found := differences(there, asked, _unused(method) | _length(method)):
         raise ConfigError(
-            f"{folder} holds a run of another recipe: {'; '.join(found[:3])}"
-            f"{' ...' if found[3:] else ''}: choose another --out, or resume with the run's "
-            "own settings"
+            f"{folder} holds a run of another recipe: {found}: choose another --out, or resume with "
+            "the run's own settings"
         )
     if (reason := refusal(there, recipe, method, done)) is not None:
         raise ConfigError(
             f"{folder} holds a run of {there['epochs']} epochs, {done} of them finished: {reason}"
         )
+
+
+def _check_holds_nothing(folder: Path) -> None:
+    """Refuse to replace files of other programs, and to resume a run whose settings are lost."""
+    for name in (MODEL, RESULT, CHECKPOINT):
+        if (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} holds a {name} but no {NOTE}, which every run of snello writes first: a run "
+                f"would replace it; choose another --out, or move {name} away"
+            )
 
 
 def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:
@@ -110,12 +121,12 @@ def check_finished_run(folder: Path, recipe: Recipe, method: str) -> None:
     """
     if not (folder / NOTE).is_file():
         return
-    there, asked = _read(folder / NOTE), _asked(recipe, method)
+    there, asked = read_note(folder / NOTE), _asked(recipe, method)
     # The machine has no influence on which run it is.
     if found := differences(there, asked, _unused(method) | {"device", "log"}):
         raise ConfigError(
-            f"{folder} holds a run of other settings: {'; '.join(found[:3])}"
-            f"{' ...' if found[3:] else ''}: choose another --out, or remove {folder.parent}"
+            f"{folder} holds a run of other settings: {found}: choose another --out, or remove "
+            f"{folder.parent}"
         )
 
 
@@ -163,13 +174,19 @@ def _asked(recipe: Recipe, method: str) -> dict[str, Any]:
     return asked
 
 
-def _read(note: Path) -> dict[str, Any]:
+def read_note(note: Path) -> dict[str, Any]:
+    """The settings of a run from the note in its folder.
+
+    Raises:
+        ConfigError: if it is missing or damaged.
+    """
     try:
         asked: dict[str, Any] = dict(json.loads(note.read_text()))
         return _completed(asked)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
+        state = "damaged" if note.is_file() else "missing"
         raise ConfigError(
-            f"{note} is damaged: choose another --out, or remove the run and start again"
+            f"{note} is {state}: choose another --out, or remove the run and start again"
         ) from error
 
 
@@ -194,18 +211,27 @@ def _length(method: str) -> set[str]:
 
 
 def differences(
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    skip: Collection[str] = (),
-    allowed: Collection[str] = (),
-    within: str = "",
-) -> list[str]:
-    """Descriptions of the settings that differ: dotted name and both values."""
-    found = []
-    for name in sorted({*there, *here} - {*skip}):
+    there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str] = ()
+) -> str:
+    """The first three settings that differ, with both values; empty if none does.
+
+    Args:
+        there: settings of the existing run.
+        here: settings of the request.
+        skip: dotted names of blocks and options that may differ.
+    """
+    found = list(_differing(there, here, skip))
+    return "; ".join(found[:3]) + (" ..." if found[3:] else "")
+
+
+def _differing(
+    there: Mapping[str, Any], here: Mapping[str, Any], skip: Collection[str], within: str = ""
+) -> Iterator[str]:
+    for name in sorted({*there, *here}):
         old, new, dotted = there.get(name), here.get(name), f"{within}{name}"
+        if dotted in skip:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, allowed=allowed, within=f"{dotted}.")
-        elif old != new and dotted not in allowed:
-            found.append(f"{dotted} is {old!r} there, {new!r} here")
-    return found
+            yield from _differing(old, new, skip, f"{dotted}.")
+        elif old != new:
+            yield f"{dotted} is {old!r} there, {new!r} here"

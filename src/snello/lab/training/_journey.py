@@ -18,22 +18,23 @@ from snello.deploy import (
     latencies,
     pytorch_runner,
 )
-from snello.lab.datasets import Part, Splits
+from snello.errors import ConfigError
+from snello.lab.datasets import Splits, Task
 from snello.lab.methods import method_of
 from snello.lab.recipes import Recipe
 from snello.neurons import count_parameters
 from snello.simplification import simplify
 from snello.store import Record, load, save
 
-from ._coding import coded
-from ._data import Batches
+from ._coding import coded, settings_without_search
+from ._data import Batches, guessed_among, images_used
 from ._distributed import World, world
-from ._evaluate import evaluate
+from ._evaluate import evaluate_on
 from ._fit import train, validate
 from ._flags import flag_of
 from ._folder import claimed
 from ._resting import FineTunedRow, compare_finetuning
-from ._result import RESULT, TrainingResult
+from ._result import MODEL, RESULT, TrainingResult
 from ._run import Progress, Run
 
 
@@ -111,6 +112,7 @@ class JourneyResult:
         runs: the training runs, by method.
         shipped, trained: the two tables.
         batch_size: images per training step.
+        task: of the dataset; for segmentation every accuracy is the mean intersection over union.
         finetuned: the baseline's network, fine-tuned plainly and with resting layers; empty if it
             was not trained, or its images cannot be cached.
     """
@@ -123,6 +125,7 @@ class JourneyResult:
     trained: tuple[TrainedRow, ...]
     batch_size: int
     finetuned: tuple[FineTunedRow, ...] = ()
+    task: Task = "classification"
 
 
 def journey(
@@ -149,9 +152,10 @@ def _journey(
     recipe: Recipe, folder: Path, resume: bool, progress: Progress | None
 ) -> JourneyResult:
     say = progress or (lambda line: None)
-    splits = validate(
-        recipe
-    )  # an error in the last method must not surface after hours of training
+    # An error in the last method, or in the coding, must not surface after hours of training.
+    _check_order(recipe, folder)
+    settings_without_search(recipe)
+    splits = validate(recipe)
     runs: dict[str, TrainingResult] = {
         method: train(
             recipe, method, folder / method, splits=splits, resume=resume, progress=progress
@@ -171,7 +175,7 @@ def _journey(
     return JourneyResult(
         recipe=recipe,
         data_source=splits.source,
-        images=_used(recipe, splits),
+        images=images_used(recipe, splits),
         runs=runs,
         shipped=shipped,
         trained=training_rows(
@@ -180,21 +184,25 @@ def _journey(
         ),
         batch_size=recipe.data.batch_size,
         finetuned=finetuned,
+        task=splits.task,
     )
 
 
-def _used(recipe: Recipe, splits: Splits) -> tuple[int, int, int]:
-    """Numbers of training, validation and test images, within the recipe's limits."""
+def _check_order(recipe: Recipe, folder: Path) -> None:
+    """Check that methods which imitate the run of another one come after it.
 
-    def count(part: Part, limit: int | None) -> int:
-        return len(part) if limit is None else min(len(part), limit)
-
-    data = recipe.data
-    return (
-        count(splits.train, data.limit),
-        count(splits.validation, data.test_limit),
-        count(splits.test, data.test_limit),
-    )
+    Raises:
+        ConfigError: if that run is neither in the folder nor trained before.
+    """
+    for place, method in enumerate(recipe.methods):
+        selection = method_of(method).selection
+        wanted = selection.imitates if selection is not None else None
+        if wanted is None or wanted in recipe.methods[:place]:
+            continue
+        if not (folder / wanted / RESULT).is_file():
+            raise ConfigError(
+                f"methods: {method} imitates a finished run of {wanted}: name {wanted} before it"
+            )
 
 
 def is_shipped(method: str) -> bool:
@@ -227,7 +235,7 @@ class _Net:
 
 def _simplified(folder: Path, recipe: Recipe) -> _Net:
     # A resumed folder may contain an untrusted file: it may only name the recipe's own model.
-    original, record = load(folder / "model.pt", trust=recipe.model.name)
+    original, record = load(folder / MODEL, trust=recipe.model.name)
     inputs = record.example_inputs()
     lean = simplify(original, inputs)
     save(folder / "simplified.pt", lean, record, trust=recipe.model.name)
@@ -260,8 +268,8 @@ def _shipped_row(
     size = footprint(net.lean, net.record.example_inputs(1))
     return ShippedRow(
         method=method,
-        test_accuracy=evaluate(net.lean, batches).accuracy,
-        decoded_accuracy=(accuracy := evaluate(decoded, batches).accuracy),
+        test_accuracy=evaluate_on(splits, net.lean, batches).accuracy,
+        decoded_accuracy=(accuracy := evaluate_on(splits, decoded, batches).accuracy),
         pruned=1 - nonzero / total,
         parameters=size.parameters,
         removed=1 - size.parameters / total,
@@ -271,12 +279,8 @@ def _shipped_row(
         pytorch=times[f"{method} pytorch"],
         onnxruntime=times[f"{method} onnxruntime"],
         flag=TrainingResult.read(folder / method / RESULT).flag
-        or flag_of(accuracy, _classes(splits), _used(recipe, splits)[2]),
+        or flag_of(accuracy, guessed_among(splits), images_used(recipe, splits)[2]),
     )
-
-
-def _classes(splits: Splits) -> int | None:
-    return len(splits.classes) if splits.task == "classification" else None
 
 
 def training_rows(runs: list[TrainingResult], dense: Callable[[], float]) -> tuple[TrainedRow, ...]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from snello.errors import SnelloError
-from snello.files import write_text
+from snello.files import sha256_of, write_text
 from snello.lab.datasets import Splits
+from snello.lab.methods import method_of
 from snello.lab.recipes import (
     PublishedRow,
     PublishedTable,
@@ -21,9 +22,11 @@ from snello.lab.recipes import (
     published_table,
 )
 
+from ._coding import content_of
 from ._data import load_data
 from ._distributed import world
 from ._fit import train
+from ._folder import read_note
 from ._journey import ShippedRow, TrainedRow, ship, training_rows
 from ._result import NOTE, RESULT, TrainingResult
 from ._run import Progress, Run
@@ -133,8 +136,9 @@ class _Group:
         failed: dict[str, str] = {}
         for row in wanted:
             try:
-                if row.method == "stochastic-star":
-                    self._train("neq")
+                selection = method_of(row.method).selection
+                if selection is not None and selection.imitates is not None:
+                    self._train(selection.imitates)
                 self._train(row.method)
             except SnelloError as error:
                 if not tolerant:
@@ -169,19 +173,17 @@ class _Group:
         }
 
     def _measured(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
-        """Row name -> numbers, cached in the folder until another run of it finishes."""
-        note = self._folder / f"{self._table}.json"
-        finished = max(
-            (self._folder / run.method / RESULT).stat().st_mtime for run in runs.values()
-        )
-        if note.is_file() and note.stat().st_mtime >= finished:
-            kept: dict[str, dict[str, float]] = json.loads(note.read_text())
-            if set(kept) == set(runs):
-                return kept
-        self._splits = self._splits or load_data(self._recipe)
-        found = self._shipped(runs) if self._table == "table1" else self._trained(runs)
-        write_text(note, json.dumps(found, indent=1))
-        return found
+        """Row name -> numbers, kept in the folder for the same runs, shipped with the same options."""
+        note, ships = self._folder / f"{self._table}.json", self._table == "table1"
+        results = {n: sha256_of(self._folder / r.method / RESULT) for n, r in runs.items()}
+        source = {"results": results, "ship": asdict(self._recipe.ship) if ships else None}
+        kept = content_of(note)
+        if not isinstance(kept, dict) or kept.get("source") != source:
+            self._splits = self._splits or load_data(self._recipe)
+            kept = {"source": source, "rows": (self._shipped if ships else self._trained)(runs)}
+            write_text(note, json.dumps(kept, indent=1))
+        rows: dict[str, dict[str, float]] = kept["rows"]
+        return rows
 
     def _shipped(self, runs: Mapping[str, TrainingResult]) -> dict[str, dict[str, float]]:
         assert self._splits is not None
@@ -202,7 +204,7 @@ class _Group:
     def _conditions(self, run: TrainingResult) -> dict[str, Any]:
         # Training settings come from the run's note: they may differ from the present recipe. Only
         # timing uses the present one.
-        asked, ship = json.loads((self._folder / run.method / NOTE).read_text()), self._recipe.ship
+        asked, ship = read_note(self._folder / run.method / NOTE), self._recipe.ship
         data = asked["data"]
         return {
             "device": run.device, "processes": run.processes, "threads": run.threads, "precision": run.precision,

@@ -24,6 +24,7 @@ from snello.store import load
 from ._data import Batches
 from ._distributed import World
 from ._evaluate import evaluate
+from ._result import MODEL
 from ._schedule import build_optimizer
 
 EPOCHS, IMAGES = 8, 2000
@@ -91,7 +92,7 @@ def compare_finetuning(
     """
     if not isinstance(splits, DataSplits) or splits.task != "classification":
         return ()
-    model, _ = load(folder / "model.pt", trust=recipe.model.name)
+    model, _ = load(folder / MODEL, trust=recipe.model.name)
     images, labels = _in_memory(recipe, splits)
     plain = _tuning(recipe, copy.deepcopy(model), images, labels)
     resting = _tuning(recipe, model, images, labels)
@@ -101,6 +102,8 @@ def compare_finetuning(
         for number in range(epochs):
             order = torch.randperm(len(images), generator=random)
             for tuning in (plain, resting) if number % 2 else (resting, plain):
+                # Dropout, like the order, depends neither on the other one nor on what ran before.
+                torch.manual_seed(recipe.seed + number)
                 tuning.epoch(order, recipe.data.batch_size)
         note = cache.status.reason or ""
     test = Batches(recipe, splits, World()).test

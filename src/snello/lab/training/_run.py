@@ -34,11 +34,11 @@ from snello.sensitivity import GroupDecay, Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
-from ._data import Batches, image_input, initial_model
+from ._data import Batches, guessed_among, image_input, images_used, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
 from ._distributions import LastDistributions
-from ._evaluate import Evaluation, evaluate, evaluate_segmentation
+from ._evaluate import Evaluation, evaluate_on
 from ._flags import flag_of
 from ._history import BackwardTimer, EpochRecord, EpochSeed, History
 from ._loggers import check_loggers, loggers
@@ -163,24 +163,16 @@ class Run:
         }
 
     def _quality_bound(self, config: PruningConfig) -> QualityBound | None:
-        """Bound on the drop of quality; chance level exists for accuracy only, not for mean IoU."""
-        classes = self._classes
+        """Bound on the drop of quality, and chance level."""
+        classes = guessed_among(self.splits)
         if classes is None and config.max_drop is None:
             return None
         return QualityBound(
             self.validation_quality,
             max_drop=config.max_drop,
             chance=None if classes is None else 1 / classes,
-            samples=self._count(self.splits.validation),
+            samples=images_used(self.recipe, self.splits)[1],
         )
-
-    @property
-    def _classes(self) -> int | None:
-        return len(self.splits.classes) if self.splits.task == "classification" else None
-
-    def _count(self, part: Any) -> int:
-        limit = self.recipe.data.test_limit
-        return len(part) if limit is None else min(limit, len(part))
 
     def _pruning_callback(self) -> SensitivityPruning | None:
         if self.method.sensitivity is None:
@@ -227,20 +219,11 @@ class Run:
         return self._validated(model).accuracy
 
     def _validated(self, model: nn.Module) -> Evaluation:
-        autocast = AUTOCAST.get(self.recipe.precision, False)
-        return self.evaluate(model, self.batches.validation, autocast)
-
-    def evaluate(
-        self, model: nn.Module, batches: Any, autocast: bool | torch.dtype = False
-    ) -> Evaluation:
-        """Evaluate a model; for segmentation the accuracy is the mean IoU."""
-        last = self.recipe.channels_last
-        if self.splits.task == "segmentation":
-            classes = len(self.splits.classes)
-            return evaluate_segmentation(
-                model, batches, classes, autocast=autocast, channels_last=last
-            )
-        return evaluate(model, batches, autocast=autocast, channels_last=last)
+        return evaluate_on(
+            self.splits, model, self.batches.validation,
+            autocast=AUTOCAST.get(self.recipe.precision, False),
+            channels_last=self.recipe.channels_last,
+        )  # fmt: skip
 
     def trainer(self, folder: Path, signals: StopSignals, more: list[L.Callback]) -> L.Trainer:
         """Build the Lightning trainer: a checkpoint after every epoch, one device per process."""
@@ -300,13 +283,17 @@ class Run:
 
     def finish(self, folder: Path, trainer: L.Trainer, seconds: float) -> None:
         """Test the last epoch's weights, then write model file and result (rank 0 only)."""
+        if self.pruning is not None and self.pruning.pruner is None:
+            # A run stopped after its last epoch trains no step when resumed, so that no training
+            # hook has created average and pruner: create them from the checkpoint's state.
+            self.pruning.on_train_start(trainer, self.task)
+            self.pruning.on_train_end(trainer, self.task)
         model: nn.Module = self.task.model
         if self.average is not None:
-            # A run stopped after its last epoch trains no step when resumed, so that no training
-            # hook has created the average: create it from the checkpoint's state.
             model = self.average.start(model, trainer.global_step).module
         model.eval()
-        test = self.evaluate(model, self.batches.test)
+        last = self.recipe.channels_last
+        test = evaluate_on(self.splits, model, self.batches.test, channels_last=last)
         record = Record(self.recipe.model, self.splits.input_shape, images=image_input(self.splits))
         path = save(folder / MODEL, model.cpu(), record, trust=self.recipe.model.name)
         result = TrainingResult(
@@ -330,8 +317,8 @@ class Run:
         bound = None if pruner is None else pruner.quality
         return flag_of(
             test.accuracy,
-            self._classes,
-            self._count(self.splits.test),
+            guessed_among(self.splits),
+            images_used(self.recipe, self.splits)[2],
             dense=None if pruner is None else pruner.dense_quality,
             pruned=self.history.records[-1].val_accuracy,
             max_drop=None if bound is None else bound.max_drop,

@@ -33,7 +33,8 @@ def lr_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
         return math.prod(config.gamma for milestone in config.milestones if milestone <= whole)
     if config.schedule == "step":
         return math.prod(config.gamma for _ in range(whole // config.step_size))
-    done = min((epoch - warmup) / (epochs - warmup), 1.0)
+    # torch asks once more behind the last step, where all may have been warm-up.
+    done = min((epoch - warmup) / max(epochs - warmup, 1), 1.0)
     if config.schedule == "poly":
         return float((1 - done) ** config.power)
     return (1 + math.cos(math.pi * done)) / 2

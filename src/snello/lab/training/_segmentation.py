@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -82,28 +82,28 @@ class Segmentation(L.LightningModule):
         Returns:
             A scalar that includes the auxiliary loss; zero if every pixel is ignored.
         """
-        loss = self._pixel_loss(scores_of(outputs), labels)
-        aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
-        return loss if aux is None else loss + self.aux_weight * self._pixel_loss(aux, labels)
+        return self._with_aux(outputs, labels, self._pixel_loss)
 
-    def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
-        """The loss of each image, (B,)."""
-        losses = self._image_losses(scores_of(outputs), labels)
+    def _with_aux(
+        self, outputs: Any, labels: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        loss = loss_of(scores_of(outputs), labels)
         aux = outputs.get("aux") if isinstance(outputs, Mapping) else None
-        return losses if aux is None else losses + self.aux_weight * self._image_losses(aux, labels)
-
-    def _image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        losses = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="none")
-        counted = (labels != self.ignored).flatten(1).sum(1)
-        return losses.flatten(1).sum(1) / counted.clamp(min=1)
+        return loss if aux is None else loss + self.aux_weight * loss_of(aux, labels)
 
     def _pixel_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        # If every pixel of a crop is ignored, the mean would be 0/0.
+        return self._entropy(scores, labels, "sum") / self._counted(labels).clamp(min=1)
+
+    def _image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each image, (B,)."""
+        counted = (labels != self.ignored).flatten(1).sum(1)
+        return self._entropy(scores, labels, "none").flatten(1).sum(1) / counted.clamp(min=1)
+
+    def _entropy(self, scores: Tensor, labels: Tensor, reduction: str) -> Tensor:
         # Autocast may return bfloat16 scores, too coarse for a sum over pixels.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        total = F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction="sum")
-        # If every pixel of a crop is ignored, the mean would be 0/0.
-        return total / self._counted(labels).clamp(min=1)
+        return F.cross_entropy(scores, labels, ignore_index=self.ignored, reduction=reduction)
 
     def _counted(self, labels: Tensor) -> Tensor:
         return (labels != self.ignored).sum()
@@ -119,8 +119,8 @@ class Segmentation(L.LightningModule):
             loss = self.loss(self._outputs(images), labels)
         else:
             (images, labels), index = batch
-            outputs = self._outputs(images)
-            loss = self._keep.weigh(self._losses(outputs, labels), index)
+            losses = self._with_aux(self._outputs(images), labels, self._image_losses)
+            loss = self._keep.weigh(losses, index)
         return logged(self, loss, batch_idx, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -16,7 +16,7 @@ from snello._version import __version__
 from snello.errors import ConfigError, require
 from snello.files import write_text
 from snello.lab.reporting._tables import Table
-from snello.lab.reporting._values import as_json
+from snello.lab.reporting._values import as_json, plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -133,7 +133,7 @@ def add_to_page(path: str | Path, tables: Sequence[Table], data: Any) -> Path:
         r'(<section id="added">).*?(</section>)': _tables(tables),
         r'(<script type="application/json" id="report">).*?(</script>)': _escaped(as_json(data)),
     }
-    text = path.read_text("utf-8") if path.is_file() else ""
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
     for pattern, content in parts.items():
         found = re.search(pattern, text, flags=re.S)
         if found is None:
@@ -164,7 +164,8 @@ def read_figures(path: str | Path) -> tuple[str, tuple[Figure, ...]] | None:
     Returns:
         Both; None for another file.
     """
-    found = re.search(r'id="figures">(.*?)</script>', Path(path).read_text("utf-8"), flags=re.S)
+    text = Path(path).read_text("utf-8", "replace")  # other pages have other encodings
+    found = re.search(r'id="figures">(.*?)</script>', text, flags=re.S)
     if found is None:
         return None
     try:
@@ -192,7 +193,7 @@ def template(name: str) -> str:
 
 
 def _embedded(spec: Mapping[str, Any]) -> str:
-    return _escaped(json.dumps({"width": "container", "height": 260, **spec}))
+    return _escaped(json.dumps(plain({"width": "container", "height": 260, **spec})))
 
 
 def _escaped(text: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from snello.lab.methods import label_of
 from snello.lab.reporting._journey import (
     finetuning_table,
+    metric_note,
     round_trip_table,
     shipping_table,
     training_table,
@@ -25,7 +26,7 @@ from .page import Chart, Figure, Page
 
 if TYPE_CHECKING:
     from snello.deploy import Profile
-    from snello.lab.training import JourneyResult, ShippedRow, TrainingResult
+    from snello.lab.training import JourneyResult, ShippedRow, TrainedRow, TrainingResult
     from snello.pruning import PotentialPoint
     from snello.search.prune import Pruned
 
@@ -36,6 +37,7 @@ METRICS = {
     "neurons updated": "updated",
 }
 """Title of a curve -> its column in the records of epochs."""
+RowT = TypeVar("RowT", "ShippedRow", "TrainedRow")
 SHARES = {"validation accuracy", "parameters at zero", "neurons updated"}
 
 
@@ -50,7 +52,7 @@ def journey_page(result: JourneyResult, folder: str | Path) -> Page:
     train, validation, test = result.images
     summary = (
         f"{train} training, {validation} validation and {test} test images, {result.recipe.epochs} epochs, seed "
-        f"{result.recipe.seed}. Accuracy is that of the last epoch on the test images."
+        f"{result.recipe.seed}. Accuracy is that of the last epoch on the test images.{metric_note(result)}"
     )
     tables = [shipping_table(result)] if result.shipped else []
     tables += [training_table(result)] if result.trained else []
@@ -196,9 +198,9 @@ def with_layers(page: Page, files: Mapping[str, str | Path], trust: Collection[s
 
 def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
     found = []
-    if len(result.shipped) > 1:
-        dense = result.shipped[0]
-        lean = min(result.shipped[1:], key=lambda row: row.parameters)
+    dense, others = _beside_baseline(result.shipped)
+    if dense is not None and others:
+        lean = min(others, key=lambda row: row.parameters)
         name = label_of(lean.method)
         found += [
             Figure("Test accuracy", percent(dense.test_accuracy), percent(lean.test_accuracy), lean.flag or name),
@@ -209,14 +211,20 @@ def _journey_figures(result: JourneyResult) -> tuple[Figure, ...]:
                 lambda ms: f"{ms:.3f}", name,
             ),
         ]  # fmt: skip
-    if len(result.trained) > 1:
-        plain = result.trained[0]
-        cheap = min(result.trained[1:], key=lambda row: row.seconds)
+    plain, cheaper = _beside_baseline(result.trained)
+    if plain is not None and cheaper:
+        cheap = min(cheaper, key=lambda row: row.seconds)
         name = label_of(cheap.method)
         found.append(
             _less("Training [s]", plain.seconds, cheap.seconds, lambda s: f"{s:.3g}", name)
         )
     return tuple(found)
+
+
+def _beside_baseline(rows: Sequence[RowT]) -> tuple[RowT | None, list[RowT]]:
+    """The row of the baseline, if there is one, and the other rows."""
+    found = next((row for row in rows if row.method == "baseline"), None)
+    return found, [row for row in rows if row is not found]
 
 
 def _distributions(runs: Mapping[str, TrainingResult]) -> list[Chart]:

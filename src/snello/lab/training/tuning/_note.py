@@ -64,7 +64,6 @@ def check_same_study(folder: Path, asked: dict[str, Any]) -> None:
         ) from error
     if found := differences(there, asked):
         raise ConfigError(
-            f"{folder} holds a study with other settings: {'; '.join(found[:3])}"
-            f"{' ...' if found[3:] else ''}: choose another --out, or go on with the study's own "
-            "settings; --trials, --within, --seeds and --storage may differ"
+            f"{folder} holds a study with other settings: {found}: choose another --out, or go on with "
+            "the study's own settings; --trials, --within, --seeds and --storage may differ"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,9 +118,3 @@ class Tuned:
     def _pairs(self) -> list[tuple[float, float]]:
         own = {row.seed: row.value for row in self.finals if row.name == "recipe"}
         return [(own[row.seed], row.value) for row in self.finals if row.name == "tuned"]
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; 0 for one value."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.mean(values), spread

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from snello.errors import ConfigError, SnelloError, check_option
 from snello.lab.datasets import Splits
 from snello.lab.methods import METHOD_SPECS, SPACES, Around, method_of
-from snello.lab.recipes import Recipe, check_option_names
+from snello.lab.recipes import Recipe, check_option_names, value_of
 from snello.lab.training._fit import validate
 from snello.search.tune import Interval, Space, dimension
 
@@ -130,14 +130,10 @@ def _checked(recipe: Recipe, method: str, name: str, given: Any) -> Any:
     _check_types(name, found.samples, kinds)
     for sample in found.samples:
         try:
-            _validated(with_values(recipe, {name: sample}), method)
+            replace(with_values(recipe, {name: sample}), methods=(method,))  # validates itself
         except ConfigError as error:
             raise ConfigError(f"tune: {name}={sample}: {error}") from error
     return found
-
-
-def _validated(recipe: Recipe, method: str) -> Recipe:
-    return replace(recipe, methods=(method,))
 
 
 def _kinds(name: str) -> tuple[Any, ...]:
@@ -170,14 +166,6 @@ def _check_types(name: str, samples: tuple[Any, ...], kinds: tuple[Any, ...]) ->
 
 def _first_field(kinds: tuple[Any, ...]) -> str:
     return next((fields(kind)[0].name for kind in kinds if is_dataclass(kind)), "name")
-
-
-def value_of(recipe: Recipe, name: str) -> Any:
-    """Value of an option by its dotted name; None for an argument that the recipe does not give."""
-    value: Any = recipe
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
-    return value
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from snello.errors import ConfigError, Stopped
 from snello.files import write_text
 from snello.lab.datasets import Splits
-from snello.lab.recipes import CurationConfig, Recipe, recipe_text
+from snello.lab.recipes import CurationConfig, Recipe, recipe_text, value_of
 from snello.lab.training._fit import validate
 from snello.search.tune import Space, best, front, is_shared, open_study, search
 
@@ -23,7 +23,7 @@ from ._note import check_same_study, noted, study_name
 from ._result import FinalRow, TrialRow, Tuned
 from ._settings import TuneSettings
 from ._shared import WINNER, check_one_process, trained
-from ._space import check_ends, space_of, value_of, with_values
+from ._space import check_ends, space_of, with_values
 from ._trial import Trials
 
 STUDY = "study.log"
