@@ -35,12 +35,12 @@ def test_a_budget_takes_the_smallest_depth_that_keeps_it() -> None:
 
 
 def test_layers_rest_to_the_depth_of_the_budget_and_further_if_at_rest() -> None:
-    layers = {name: WatchedLayer(2, 1) for name in "abcd"}
-    whole, half = torch.ones(2, dtype=torch.bool), torch.tensor([True, False])
+    layers = {name: WatchedLayer(10, 1) for name in "abcd"}
+    most, half = torch.arange(10) < 9, torch.arange(10) < 5  # 0.9 is the share
 
     class Fixed(Stochastic):
         def select(self, layers: object, similarities: object) -> dict[str, Tensor]:
-            return {"a": half, "b": half, "c": whole, "d": half}
+            return {"a": half, "b": half, "c": most, "d": half}
 
     for rule, expected in ((None, ["a", "b"]), (Fixed(0.0), ["a", "b", "c"])):
         budget = TimeBudget(6.0, rule)

@@ -21,7 +21,7 @@ from ._freezer import Freezer
 from ._layers import CHOSEN, monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
-from ._selection import Formula, Selection, Velocity, WatchedLayer, show
+from ._selection import Formula, Selection, Velocity, WatchedLayer, show, whole_layers
 from ._whole import wholes
 from ._worth import Worth
 
@@ -273,11 +273,8 @@ class SelectiveUpdate:
         return phi
 
     def _agreed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        complete = {
-            name: masks[name] if name in masks else torch.zeros(layer.neurons, dtype=torch.bool)
-            for name, layer in self._layers.items()
-        }
-        return from_first_rank(complete, self.device)
+        # Names of no layer are kept, for `Freezer.apply` to refuse.
+        return from_first_rank({**whole_layers(self._layers, ()), **masks}, self.device)
 
     def _load_selection(self, state: Mapping[str, Any]) -> None:
         before = self.selection.state_dict()

@@ -166,6 +166,16 @@ def whole_layers(layers: Mapping[str, WatchedLayer], resting: Collection[str]) -
     return {name: torch.full((layer.neurons,), name in resting) for name, layer in layers.items()}
 
 
+def share_of(mask: Tensor | None) -> float:
+    """Frozen share of a layer; 0 without a mask."""
+    return 0.0 if mask is None or not len(mask) else int(mask.sum()) / len(mask)
+
+
+def part_of(share: float, count: int) -> int:
+    """The share of a number, rounded down; 0.29 of 100 is 29, although the product is below it."""
+    return int(share * count + 1e-9)
+
+
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy a mapping with its tensors."""
     return {name: tensor.clone() for name, tensor in tensors.items()}

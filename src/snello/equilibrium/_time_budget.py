@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,7 @@ from snello.errors import ConfigError, check_option
 
 from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
-from ._selection import Selection, WatchedLayer, show
+from ._selection import Selection, WatchedLayer, share_of, show
 from ._timing import time_step, trial
 
 
@@ -149,19 +148,16 @@ class TimeBudget:
         masks = self.rule.select(layers, similarities) if self.rule is not None else {}
         chosen = {}
         for position, (name, layer) in enumerate(layers.items()):
-            if position >= depth and not self._rests(masks.get(name)):
+            if position >= depth and share_of(masks.get(name)) < self.share:
                 break
             chosen[name] = torch.ones(layer.neurons, dtype=torch.bool)
         return chosen
-
-    def _rests(self, mask: Tensor | None) -> bool:
-        return mask is not None and float(mask.float().mean()) >= self.share
 
     def state_dict(self) -> dict[str, Any]:
         """State of the rule, and the measured times."""
         times = self.times
         return {
-            "rule": {} if self.rule is None else copy.deepcopy(self.rule.state_dict()),
+            "rule": {} if self.rule is None else self.rule.state_dict(),
             "depths": [] if times is None else list(times.depths),
             "milliseconds": [] if times is None else list(times.milliseconds),
         }
