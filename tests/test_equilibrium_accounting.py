@@ -233,6 +233,14 @@ def test_a_timed_step_puts_weights_and_optimizer_back(name: str, warm: bool) -> 
         time_step(neq, *batch(), F.cross_entropy, repeats=0)
 
 
+@pytest.mark.parametrize("measure", [time_backward, time_step, measure_cost])
+def test_a_loss_without_gradient_is_refused(measure: Callable[..., Any]) -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    with pytest.raises(ModelError, match="the loss of Sequential requires no gradient"):
+        measure(neq, *batch(), lambda output, targets: F.cross_entropy(output, targets).detach())
+
+
 class Sleepy(nn.Module):
     """A layer whose forward and backward take a known time, told apart by whether something is
     frozen.

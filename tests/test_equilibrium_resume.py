@@ -71,7 +71,7 @@ def saved(*parts: Any) -> Any:
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_a_resumed_run_gives_identical_masks_and_weights(name: str) -> None:
+def test_a_resumed_run_and_a_copied_one_give_identical_masks_and_weights(name: str) -> None:
     model, optimizer, method = run(name)
     for _ in range(2):
         train(model, optimizer, 2)
@@ -82,9 +82,11 @@ def test_a_resumed_run_gives_identical_masks_and_weights(name: str) -> None:
     for part, state in zip(twin, states, strict=True):
         part.load_state_dict(state)
     assert twin[2].status() == method.status()
+    copied = copy.deepcopy((model, optimizer, method))
     steps = go_on(model, optimizer, method)
-    assert steps == go_on(*twin)
-    assert same(tensors(model), tensors(twin[0]))
+    for other in (twin, copied):
+        assert steps == go_on(*other)
+        assert same(tensors(model), tensors(other[0]))
     assert 0 < steps[-1][0].total < 1
     assert steps[-1][0].step == 5
 

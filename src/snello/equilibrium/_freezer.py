@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,11 @@ class Freezer:
         self.hold.remove()
         self._frozen = {name: _nothing(layer) for name, layer in self.layers.items()}
         self.resting = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Freeze the neurons of a copied model as well: hooks and changed classes are not copied."""
+        vars(self).update(state, hold=RowHold(state["optimizers"]))
+        self.apply(self._frozen)
 
     @contextmanager
     def dense(self) -> Iterator[None]:

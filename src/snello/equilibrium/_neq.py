@@ -58,6 +58,8 @@ class SelectiveUpdate:
     together with these, if all of them are watched and have more parameters. The head, excluded
     layers and those of other `kinds` are always updated.
 
+    A copy by `deepcopy`, in one call with the model and the optimizers, freezes the copied neurons.
+
     In distributed training every process calls [`step`][snello.equilibrium.SelectiveUpdate.step]
     and runs the probe, so that each can save and restore its state, but all ranks use the
     similarities and masks of the first rank. The probes of the other ranks may have different
