@@ -415,7 +415,10 @@ def test_hooks_of_modules_at_rest_get_their_outputs() -> None:
     assert cache.status.bytes_per_sample == 2 * 4 * 4
 
 
-@pytest.mark.parametrize("wrong", [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0), (), (torch.ones(6, 4), torch.ones(1))],
+)
 def test_inputs_that_are_no_tensors_of_samples_are_refused(wrong: object) -> None:
     cache = _rested(Chain(), torch.randn(6, 4))
     with pytest.raises(ConfigError, match="one entry per sample"):

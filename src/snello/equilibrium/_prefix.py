@@ -54,7 +54,7 @@ class RestingPrefix:
 
     def bytes_per_sample(self, dtype: torch.dtype | None = None) -> int:
         """Size of the features of one sample, in another dtype than their own if one is given."""
-        return sum((dtype or f.dtype).itemsize * f.entries for f in self.features)
+        return sum(f.stored_as(dtype).itemsize * f.entries for f in self.features)
 
     @contextmanager
     def still(self) -> Iterator[None]:
