@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, IterableDataset, default_collate
+from torch.utils.data import BatchSampler, Dataset, default_collate
 
 from snello.errors import ConfigError, DataError, check_option
 from snello.processes import meet, rank_and_size
 
+from ._arguments import length_of, mask_of
 from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
 from ._samplers import SubsetBatchSampler, SubsetSampler
 from ._seeds import generator
-from ._source import Source, integers, place_of, places_of
+from ._source import Source, place_of, places_of
 
 
 class DynamicSubset(Dataset[Any]):
@@ -55,12 +56,12 @@ class DynamicSubset(Dataset[Any]):
         always: Iterable[int] | Tensor = (),
         smoothing: float | None = None,
     ) -> None:
-        samples = _length(dataset)
+        samples = length_of(dataset)
         check_option(
             smoothing is None or 0 <= smoothing < 1, f"smoothing must be in [0, 1), not {smoothing}"
         )
         self.dataset, self.seed = dataset, seed
-        self._always = _mask(always, samples)
+        self._always = mask_of(always, samples)
         self._scores = LossScores(samples, smoothing, self._window)
         self._uses = torch.zeros(samples, dtype=torch.int64)
         self._source = Source(None, samples, shuffle=True, seed=seed)
@@ -453,31 +454,3 @@ class DynamicSubset(Dataset[Any]):
 _STATE = (
     "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
 )  # fmt: skip
-
-
-def _length(dataset: Any) -> int:
-    name = type(dataset).__name__
-    if isinstance(dataset, IterableDataset):
-        raise DataError(
-            f"{name} is an iterable dataset: its samples have no index, so none can be left out before it is read, nor "
-            "be told from another when its loss is known; use a map-style dataset (__getitem__ and __len__)"
-        )
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{name} has no __getitem__ or no __len__: samples are left out by their index; use a map-style dataset"
-        )
-    samples = len(dataset)
-    if samples < 1:
-        raise DataError(f"{name} is empty: there is nothing to leave out")
-    return samples
-
-
-def _mask(always: Iterable[int] | Tensor, samples: int) -> Tensor:
-    chosen = integers(always, "always= has")
-    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < samples:
-        raise ConfigError(
-            f"always= has indices {int(chosen.min())} … {int(chosen.max())}, and the dataset has {samples} samples"
-        )
-    mask = torch.zeros(samples, dtype=torch.bool)
-    mask[chosen.flatten()] = True
-    return mask
