@@ -439,6 +439,7 @@ def test_resumed_on_more_processes_the_epoch_begins_again_in_equal_shares(stop: 
         other = RandomSubset(dataset(), 0.0)
         sampler = other.sampler(replicas=2, rank=rank)
         other.load_state_dict(keep.state_dict())
+        assert other.coming(rest=True) == SAMPLES // 2
         shares.append(list(sampler))
         assert other.moment == (0.0 if stop == 2 else 1.0)
     assert [len(set(share)) for share in shares] == [SAMPLES // 2] * 2

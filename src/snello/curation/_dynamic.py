@@ -273,6 +273,7 @@ class DynamicSubset(Dataset[Any]):
         Returns:
             Keys of this process, and the numbers of their batches, if they come in batches.
         """
+        self._again()
         plan, asked, start = self._plan, self._asked, self._done if self._resumed else 0
         self._asked = None
         if asked is not None:
@@ -281,9 +282,6 @@ class DynamicSubset(Dataset[Any]):
         else:
             renew = plan is None or self._finished or (not self._resumed and self._used)
             epoch = 0 if plan is None else plan.epoch + 1
-        if plan is not None and plan.processes != self._source.place()[1] and not renew:
-            # Restored from a run on another number of processes, whose shares differ in length.
-            renew, epoch, self._begun = True, plan.epoch, False
         if renew:
             plan, start = self._renew(epoch), 0
         assert plan is not None
@@ -291,6 +289,18 @@ class DynamicSubset(Dataset[Any]):
         self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
         return plan.share(*self._source.place())[start : self._length], batch
+
+    def _again(self) -> None:
+        """Draw an epoch again if it was restored from a run on another number of processes.
+
+        Their shares differ in length.
+        """
+        plan, going_on = self._plan, self._resumed or not self._used
+        if plan is None or self._finished or not going_on:
+            return
+        if plan.processes != self._source.place()[1]:
+            self._begun = False
+            self._renew(plan.epoch)
 
     @property
     def _used(self) -> bool:
@@ -312,6 +322,7 @@ class DynamicSubset(Dataset[Any]):
         Args:
             rest: without those that a restored epoch was trained on before.
         """
+        self._again()
         if self._plan is None or self._finished:
             following = 0 if self._plan is None else self._plan.epoch + 1
             self._renew(following if self._asked is None else self._asked)

@@ -144,21 +144,23 @@ def curated_trainer(base: Any = None) -> Any:
                     f"{resume_from_checkpoint} has no {STATE}: it was not written by a curated Trainer"
                 )
             self.keep.load_state_dict(archives.load(path))
+            if not self._coming():  # of the epoch an incomplete batch is left, which is dropped
+                self.keep.finish()
             # The sampler goes on behind what was trained on: no batch is to be skipped.
             return math.floor(self.keep.moment), 0
 
         def _run_epoch(self, **given: Any) -> None:
-            batches = self._coming(given["train_dataloader"])  # epochs differ in length
+            batches = self._coming()  # epochs differ in length
             given["steps_in_epoch"] = batches
             given["num_update_steps_per_epoch"] = math.ceil(
                 batches / self.args.gradient_accumulation_steps
             )
             super()._run_epoch(**given)
 
-        def _coming(self, loader: DataLoader[Any]) -> int:
+        def _coming(self) -> int:
             """Batches of the epoch, or of what is left of one that was restored."""
             samples, size = self.keep.coming(rest=True), int(self._train_batch_size)
-            return samples // size if loader.drop_last else -(-samples // size)
+            return samples // size if self.args.dataloader_drop_last else -(-samples // size)
 
         def compute_loss(
             self,
