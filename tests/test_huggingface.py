@@ -152,6 +152,26 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    """Its hooks had observed every batch once more, and its frozen neurons been refused."""
+
+    class Stops(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2 * STEPS + 1:
+                raise RuntimeError("pulled")
+
+    straight = _trainer(tmp_path / "straight", [_everything()])
+    straight.train()
+    trainer = _trainer(tmp_path / "cut", [_everything(), Stops()])
+    with pytest.raises(RuntimeError, match="pulled"):
+        trainer.train()
+    trainer.remove_callback(Stops)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{2 * STEPS}"))
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, trainer.model.state_dict()[name]), name
+    assert not trainer.model._forward_hooks
+
+
 def test_a_checkpoint_elsewhere_needs_its_folder(tmp_path: Path) -> None:
     """Without the masks, training on would revive pruned weights."""
     _trainer(tmp_path / "cut", [_everything()], epochs=2).train()

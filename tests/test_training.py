@@ -297,6 +297,8 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="pulled"):
             _fit(module, [callback, Stops()], tmp_path)
         assert type(module.encoder[0]) is nn.Linear
+        # A checkpoint is written after that, as Lightning's save_on_exception does.
+        assert all(bool(mask.all()) for mask in callback.state_dict()["frozen"].values())
 
 
 @pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])

@@ -354,8 +354,10 @@ class SelectiveUpdateCallback(_Attached):
         return restored
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
-        return dict(self.neq.state_dict()) if self.neq is not None else {}
+        """For Lightning's checkpoint; after the training, as at its end or interruption."""
+        if self._attached and self.neq is not None:
+            return self.neq.state_dict()
+        return {} if self._last is None else dict(self._last[1])
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
