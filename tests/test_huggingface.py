@@ -172,6 +172,19 @@ def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path: Path) -> N
     assert not trainer.model._forward_hooks
 
 
+def test_an_evaluation_after_the_training_prunes_nothing(tmp_path: Path) -> None:
+    callback = huggingface_callback(
+        pruner=lambda m, o: Pruner(m, o, _loss, amount=LossBound(0.02), schedule=Plateau(2))
+    )
+    trainer = _trainer(tmp_path, [callback], epochs=1)
+    trainer.train()
+    before = callback.parts["pruner"].state_dict()
+    for _ in range(4):  # more than the patience of the plateau
+        trainer.evaluate()
+    assert callback.parts["pruner"].state_dict()["schedule"] == before["schedule"]
+    assert all(bool((p != 0).all()) for p in trainer.model.parameters())
+
+
 def test_a_checkpoint_elsewhere_needs_its_folder(tmp_path: Path) -> None:
     """Without the masks, training on would revive pruned weights."""
     _trainer(tmp_path / "cut", [_everything()], epochs=2).train()

@@ -253,6 +253,10 @@ def test_mistakes(tmp_path: Path) -> None:
     plain = transformers.Trainer(Net(), trainer(tmp_path, keep).args, train_dataset=rows())
     plain.train()
     last = tmp_path / f"checkpoint-{plain.state.global_step}"
+    used = SUBSETS["random"](rows())
+    by_hand(used)
+    with pytest.raises(ConfigError, match="keep has been trained on for 4 epochs"):
+        trainer(tmp_path, used).train()
     with pytest.raises(ConfigError, match=r"no curation\.pt"):
         trainer(tmp_path, keep).train(resume_from_checkpoint=str(last))
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from snello.curation import DynamicSubset
-from snello.errors import ConfigError, require
+from snello.errors import ConfigError, check_option, require
 from snello.graph import scores_of
 from snello.store import archives
 
@@ -53,8 +53,8 @@ def curated_trainer(base: Any = None) -> Any:
 
     Raises:
         ConfigError: for a `base` that is no Trainer of transformers 5 or later; when it is built,
-            without `keep`, or for epochs of another number than `keep` counts on; when it resumes,
-            for a checkpoint without the state.
+            without `keep`, or for epochs of another number than `keep` counts on; when it trains, for
+            a `keep` of another training, or a checkpoint without the state.
         MissingExtraError: without transformers.
     """
     transformers: Any = require("transformers", "huggingface", "a curated Trainer")
@@ -137,6 +137,11 @@ def curated_trainer(base: Any = None) -> Any:
                 max_steps, steps, epochs, resume_from_checkpoint, trial
             )
             if resume_from_checkpoint is None:
+                check_option(
+                    self.keep.moment == 0,
+                    f"keep has been trained on for {self.keep.moment:g} epochs, so that the learning rate would go on "
+                    "from there: make a new one, or give resume_from_checkpoint",
+                )
                 return found
             path = Path(resume_from_checkpoint, STATE)
             if not path.is_file():

@@ -37,7 +37,7 @@ def huggingface_callback(
     """Build a callback for transformers: `Trainer(callbacks=[huggingface_callback(...)])`.
 
     The sensitivity observes every training forward pass and decays weights after every optimizer
-    step; the pruner steps after every evaluation, `updates` at the end of every epoch, or after
+    step; the pruner steps after every evaluation of the training, `updates` at the end of every epoch, or after
     `every` optimizer steps. Their
     state is saved with the Trainer's checkpoints; a second `train()` of the same model continues
     from the first. The masks stay in force after training.
@@ -117,7 +117,7 @@ def huggingface_callback(
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             metrics = kwargs.get("metrics") or {}
-            if "pruner" in self.parts:
+            if "pruner" in self.parts and self.hook is not None:  # not of a trained model
                 if monitor not in metrics:
                     raise ConfigError(
                         f"the evaluation has no metric {monitor!r}; choose one of: "
@@ -151,6 +151,7 @@ def huggingface_callback(
             """Remove every hook; the masks stay in force."""
             if self.hook is not None:
                 self.hook.remove()
+                self.hook = None
             for name, part in self.parts.items():
                 if name != "pruner":  # its hooks keep pruned weights at zero after training
                     part.remove()
