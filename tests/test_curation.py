@@ -429,6 +429,17 @@ def test_a_restored_epoch_goes_on_where_the_loop_names_it() -> None:
     assert other.moment == 2.0
 
 
+def test_an_epoch_that_was_only_drawn_is_not_ended() -> None:
+    keep, model = METHODS["infobatch"](dataset()), network()
+    loader = DataLoader(keep, 16, sampler=keep.sampler())
+    for epoch in range(3):
+        epoch_of(keep, loader, model, _sgd(model))
+        coming = len(loader)
+        keep.finish()
+        assert keep.moment == epoch + 1
+        assert len(loader) == coming
+
+
 @pytest.mark.parametrize("stop", [2, 7], ids=["within an epoch", "after an epoch"])
 def test_resumed_on_more_processes_the_epoch_begins_again_in_equal_shares(stop: int) -> None:
     keep, model = RandomSubset(dataset(), 0.0), network()

@@ -253,9 +253,11 @@ class DynamicSubset(Dataset[Any]):
 
         Not needed where every sample of the epoch is weighed.
         """
-        self._finished = self._plan is not None
+        if self._plan is None or not self._begun:
+            return  # the next epoch may have been drawn already, for its length
+        self._finished = True
         # Named after the workers of a loader had begun it, as by Lightning: not to be begun again.
-        if self._plan is not None and self._asked == self._plan.epoch:
+        if self._asked == self._plan.epoch:
             self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
