@@ -295,6 +295,7 @@ def test_batch_samplers_are_regrouped_or_shrunk() -> None:
     model = network()
     epoch_of(keep, DataLoader(keep, batch_sampler=sampler), model, _sgd(model))
     assert keep.moment == 2.0  # what is dropped is not waited for
+    assert keep.kept == keep.share == 50 / SAMPLES  # nor counted
     few = RandomSubset(dataset(), 0.5).batch_sampler(BatchSampler(range(SAMPLES), 64, True))
     with pytest.raises(DataError, match="needs 64"):
         list(few)
@@ -506,6 +507,8 @@ def _without(state: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda d: list(RandomSubset(d, 0.5).sampler([[1, 2], [3, 4]])), r"batch_sampler="),
         (lambda d: RandomSubset(d, 0.5).batch_sampler([1, 2]), r"sampler=keep\.sampler"),
         (lambda d: InfoBatch(d).weigh(torch.zeros(2), torch.arange(2)), "no epoch was begun"),
+        (lambda d: _begun(d).weigh(torch.ones(2), torch.ones(2).bool()), "index must be integers"),
+        (lambda d: _begun(d).weights([0, 1]), "index must be a tensor of integers"),
         (lambda d: _begun(d).weigh(torch.zeros(2), torch.tensor([0, SAMPLES])), f"0 … {SAMPLES}"),
         (lambda d: _begun(d).record(torch.zeros(2), torch.tensor([-1, 0])), "-1 … 0"),
         (lambda d: _begun(d).weigh(torch.zeros(2), [0, 1]), "not list"),

@@ -36,6 +36,16 @@ def length_of(dataset: Any) -> int:
     return samples
 
 
+def check_index(index: object) -> None:
+    """Refuse anything but a tensor of integers, `(B,)`, by a ConfigError."""
+    if not isinstance(index, Tensor):
+        raise ConfigError(f"index must be a tensor of integers, (B,), not {type(index).__name__}")
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ConfigError(
+            f"index must be integers of the shape (B,), not {index.dtype} of {tuple(index.shape)}"
+        )
+
+
 def mask_of(always: Iterable[int] | Tensor, samples: int) -> Tensor:
     """Mark the samples that are never left out, bool `(N,)`.
 

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, default_collate
 from snello.errors import ConfigError, DataError, check_option
 from snello.processes import meet, rank_and_size
 
-from ._arguments import length_of, mask_of
+from ._arguments import check_index, length_of, mask_of
 from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
@@ -211,9 +211,7 @@ class DynamicSubset(Dataset[Any]):
 
     def record(self, losses: Tensor, index: Tensor) -> None:
         """Note the losses of a batch, as [`weigh`][snello.curation.DynamicSubset.weigh] does."""
-        if not isinstance(index, Tensor) or index.dim() != 1 or index.is_floating_point():
-            found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
-            raise ConfigError(f"index must be integers of the shape (B,), not {found}")
+        check_index(index)
         if not isinstance(losses, Tensor):
             raise ConfigError(f"losses must be a tensor, (B,) or (), not {type(losses).__name__}")
         if losses.dim() and losses.shape != index.shape:
@@ -239,7 +237,11 @@ class DynamicSubset(Dataset[Any]):
         Args:
             index: `(B,)`.
             like: a tensor whose dtype and device the weights get; default: float64 on the CPU.
+
+        Raises:
+            ConfigError: for an index that is not of integers.
         """
+        check_index(index)
         like = torch.empty(0, dtype=torch.float64) if like is None else like
         if self._plan is None:
             return torch.ones(len(index), dtype=like.dtype, device=like.device)
@@ -370,10 +372,16 @@ class DynamicSubset(Dataset[Any]):
         plan = self._plan
         if plan is None or not self._begun:
             return
-        self._uses[torch.unique(plan.places)] += 1
+        self._uses[torch.unique(self._trained)] += 1
         self._carried = plan.left
         self._rounds += 1
-        self._kept, self._offered = self._kept + len(plan), self._offered + plan.offered
+        self._kept, self._offered = self._kept + len(self._trained), self._offered + plan.offered
+
+    @property
+    def _trained(self) -> Tensor:
+        """Samples of the epoch on all processes, without a last incomplete batch that is dropped."""
+        assert self._plan is not None
+        return self._plan.places[: self._length * self._source.place()[1]]
 
     @property
     def _forced(self) -> Tensor:
@@ -398,13 +406,13 @@ class DynamicSubset(Dataset[Any]):
         """Share of the samples offered so far that were trained on, in (0, 1]; 1 before training."""
         plan, kept, offered = self._plan, self._kept, self._offered
         if plan is not None and self._begun:
-            kept, offered = kept + len(plan), offered + plan.offered
+            kept, offered = kept + len(self._trained), offered + plan.offered
         return kept / offered if offered else 1.0
 
     @property
     def share(self) -> float:
         """Share of the samples offered that the present epoch trains on; 1 before the first."""
-        return 1.0 if self._plan is None else len(self._plan) / self._plan.offered
+        return 1.0 if self._plan is None else len(self._trained) / self._plan.offered
 
     @property
     def moment(self) -> float:
