@@ -245,6 +245,8 @@ def test_limits_changed_weights_and_random_samples(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="sample 0 is another one each time"):
         FeatureCache.check(Noisy())
+    with pytest.raises(ConfigError, match="samples must be at least 1"):
+        FeatureCache.check(Noisy(), samples=0)
 
 
 def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:

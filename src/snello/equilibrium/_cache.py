@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError, ModelError, check_option
 from snello.processes import rank_and_size
 from snello.timing import timed
 
@@ -58,7 +58,8 @@ class FeatureCache:
     off if all of its layers rest; behind a whole module, if torch.fx cannot trace the model, as with
     those of transformers. It runs in evaluation mode (BatchNorm statistics are fixed,
     dropout is off), because a feature must not depend on the epoch or on the other samples of its
-    batch. When the set of resting layers changes, the features are computed again.
+    batch. When the set of resting layers changes, or one of their weights, the features are computed
+    again; not when a weight is written through its `.data`, which torch does not count as a change.
 
     With several processes, call it instead of the model in `DistributedDataParallel` that the
     update was given. Gradients are averaged over the processes for the layers after the cut only,
@@ -177,8 +178,9 @@ class FeatureCache:
             samples: number of samples to check, evenly spread.
 
         Raises:
-            ConfigError: for a sample that differs, with its index.
+            ConfigError: for a sample that differs, with its index, or a number below one.
         """
+        check_option(samples >= 1, f"samples must be at least 1, not {samples}")
         for index in range(0, len(dataset), max(1, len(dataset) // samples)):
             first, second = (tree_leaves(dataset[index]) for _ in range(2))
             if len(first) != len(second) or not all(map(_alike, first, second)):

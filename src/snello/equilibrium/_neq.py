@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snello.errors import ConfigError, DivergenceError
+from snello.graph import Example
 from snello.neurons import neuron_count
 from snello.optimizers import Optimizers
 from snello.wrappers import unwrapped, wrappers_of
@@ -72,9 +73,9 @@ class SelectiveUpdate:
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
             are kept through the steps of any optimizer, also of one that is created later.
-        probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors,
-            the same during the whole training. The outputs of all watched layers on it are kept in
-            memory.
+        probe: a few training inputs under evaluation transforms, the same during the whole training:
+            a tensor, or the model's arguments as a tuple or by name. The outputs of all watched
+            layers on it are kept in memory.
         selection: the rule that decides which neurons are frozen.
         warmup: number of first steps in which all neurons are updated, at least 1.
         exclude: names of layers that are always updated, in addition to the head.
@@ -109,7 +110,7 @@ class SelectiveUpdate:
         self,
         model: nn.Module,
         optimizer: Optimizers,
-        probe: Tensor | tuple[Tensor, ...],
+        probe: Example,
         selection: Selection,
         *,
         warmup: int = 1,
@@ -373,7 +374,7 @@ class NEq(SelectiveUpdate):
         self,
         model: nn.Module,
         optimizer: Optimizers,
-        probe: Tensor | tuple[Tensor, ...],
+        probe: Example,
         *,
         eps: float = 1e-3,
         mu: float = 0.5,

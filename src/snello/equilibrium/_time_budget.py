@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError, check_option
+from snello.graph import Example
 
 from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
@@ -90,7 +91,7 @@ class TimeBudget:
     def measure(
         self,
         update: SelectiveUpdate,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Example,
         targets: Any,
         loss_fn: Callable[[Any, Any], Tensor],
         *,
@@ -103,7 +104,7 @@ class TimeBudget:
 
         Args:
             update: the selective update that has this selection.
-            inputs: one batch.
+            inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
             targets: its targets, the second argument of the loss.
             loss_fn: `loss_fn(output, targets)` -> scalar.
             depths: number of depths besides 0, evenly spread over the watched layers.

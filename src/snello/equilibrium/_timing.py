@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from snello.errors import ConfigError
-from snello.graph import as_inputs
+from snello.graph import Example, Inputs
 from snello.optimizers import parameters_of
 from snello.timing import spread_of, take_turns, timed
 
@@ -70,7 +70,7 @@ class BackwardTiming(PhaseTiming):
 
 def time_backward(
     neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     targets: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
@@ -81,7 +81,7 @@ def time_backward(
 
     Args:
         neq: the frozen model.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
@@ -90,19 +90,17 @@ def time_backward(
         ConfigError: for fewer than one repeat.
         ModelError: if the loss requires no gradient.
     """
-    args = _checked(repeats, inputs)
-    loss = _loss(neq, args, targets, loss_fn)
+    batch = _checked(repeats, inputs)
+    device, loss = batch.tensors()[0].device, _loss(neq, batch, targets, loss_fn)
 
     def measure(kind: str) -> float:
         with neq.freezer.dense() if kind == _DENSE else nullcontext():
-            return _passes(neq, args[0].device, loss)[1]
+            return _passes(neq, device, loss)[1]
 
     with undisturbed(neq.model):
         times = take_turns(_KINDS, measure, repeats, warmup=1)
     spreads = [spread_of(times[kind]) for kind in _KINDS]
-    return BackwardTiming(
-        *spreads[0], *spreads[1], repeats, str(args[0].device), torch.get_num_threads()
-    )
+    return BackwardTiming(*spreads[0], *spreads[1], repeats, str(device), torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class StepTiming:
 
 def time_step(
     neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     targets: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
@@ -145,7 +143,7 @@ def time_step(
 
     Args:
         neq: the frozen model.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
@@ -154,11 +152,10 @@ def time_step(
         ConfigError: for fewer than one repeat, or a model that was frozen without an optimizer.
         ModelError: if the loss requires no gradient.
     """
-    args = _checked(repeats, inputs)
-    loss = _loss(neq, args, targets, loss_fn)
+    batch = _checked(repeats, inputs)
+    device, loss = batch.tensors()[0].device, _loss(neq, batch, targets, loss_fn)
     if not neq.optimizers:
         raise ConfigError("time_step: NEq was given no optimizer whose steps could be timed")
-    device = args[0].device
     # Shallow copies share parameters and state with the originals, but have no hooks.
     plain_ones = [copy.copy(optimizer) for optimizer in neq.optimizers]
 
@@ -185,25 +182,22 @@ def time_step(
         optimizer=update,
         step=_phase(*([sum(t) for t in times[kind]] for kind in _KINDS)),
         repeats=repeats,
-        batch=len(args[0]),
+        batch=batch.samples,
         device=str(device),
         threads=torch.get_num_threads(),
     )
 
 
-def _checked(repeats: int, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _checked(repeats: int, inputs: Example) -> Inputs:
     if repeats < 1:
         raise ConfigError(f"repeats: must be at least 1, not {repeats}")
-    return as_inputs(inputs)
+    return Inputs.of(inputs)
 
 
 def _loss(
-    neq: SelectiveUpdate,
-    args: tuple[Tensor, ...],
-    targets: Any,
-    loss_fn: Callable[[Any, Any], Tensor],
+    neq: SelectiveUpdate, batch: Inputs, targets: Any, loss_fn: Callable[[Any, Any], Tensor]
 ) -> Callable[[], Tensor]:
-    return lambda: loss_of(neq.model, args, lambda output: loss_fn(output, targets))
+    return lambda: loss_of(neq.model, batch, lambda output: loss_fn(output, targets))
 
 
 def _passes(
