@@ -20,7 +20,9 @@ from snello.equilibrium import (
     ParameterBudget,
     Prefix,
     SelectiveUpdate,
+    Settled,
     Stochastic,
+    TimeBudget,
     Velocity,
     WatchedLayer,
 )
@@ -182,6 +184,10 @@ def test_a_mask_for_no_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
+        (lambda: Settled(Velocity), "rule: must be a selection, .*not Velocity"),
+        (lambda: TimeBudget(1.0, 0.9), "rule: must be a selection, .*not a float"),
+        (lambda: NEq(network(), None, batch()[0]).apply({"0": [True] * 6}), "mask '0': .*a list"),
+        (lambda: SelectiveUpdate(network(), None, batch()[0], Velocity), "selection: .*Velocity"),
         (lambda: MatchedStochastic([]), "run: it is empty"),
         (lambda: MatchedStochastic([0.5, 1.5]), "run: .*1.5"),
         (lambda: MatchedStochastic(Velocity(), per_step=True), "per_step"),

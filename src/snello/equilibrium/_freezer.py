@@ -140,17 +140,20 @@ class Freezer:
         # Also without requires_grad: the user may give them to an optimizer before the next masks.
         return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
-    def _check(self, name: str, mask: Tensor) -> None:
+    def _check(self, name: str, mask: object) -> None:
         if name not in self.layers:
             raise ConfigError(
                 f"mask {name!r}: no such watched layer; they are: {', '.join(self.layers)}"
             )
         count = neuron_count(self.layers[name])
-        if mask.dtype is not torch.bool or mask.shape != (count,):
-            raise ConfigError(
-                f"mask {name!r}: must be boolean of shape ({count},), true where frozen, "
-                f"not {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        if isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape == (count,):
+            return
+        found = f"a {type(mask).__name__}"
+        if isinstance(mask, Tensor):
+            found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ConfigError(
+            f"mask {name!r}: must be a boolean tensor of shape ({count},), true where frozen, not {found}"
+        )
 
 
 def _all_rows(parameter: Tensor) -> HeldRows:

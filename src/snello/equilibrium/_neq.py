@@ -22,7 +22,15 @@ from ._freezer import Freezer
 from ._layers import CHOSEN, monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
-from ._selection import Formula, Selection, Velocity, WatchedLayer, show, whole_layers
+from ._selection import (
+    Formula,
+    Selection,
+    Velocity,
+    WatchedLayer,
+    check_selection,
+    show,
+    whole_layers,
+)
 from ._whole import wholes
 from ._worth import Worth
 
@@ -128,6 +136,7 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
+        check_selection(selection, "selection")
         self.wrapped, self.model = model, _unwrapped(model)
         self.selection, self.warmup = selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)

@@ -154,6 +154,20 @@ class Velocity:
         self._velocity = copied(state["velocity"])
 
 
+def check_selection(given: object, what: str) -> None:
+    """Refuse anything but an object with the methods of a selection, also a class of them.
+
+    Raises:
+        ConfigError: beginning with the name of the argument, `what`.
+    """
+    parts = ("observes", "select", "state_dict", "load_state_dict")
+    if isinstance(given, type) or not all(hasattr(given, part) for part in parts):
+        found = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+        raise ConfigError(
+            f"{what}: must be a selection, such as Velocity(), with {', '.join(parts)}; not {found}"
+        )
+
+
 def show(selection: object, outputs: Mapping[str, Tensor]) -> None:
     """Call a selection's optional `observe` with the probe's outputs."""
     observe = getattr(selection, "observe", None)

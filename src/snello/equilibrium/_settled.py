@@ -11,7 +11,7 @@ from torch import Tensor
 from snello.errors import ConfigError
 from snello.optimizers import Optimizers, optimizers_of
 
-from ._selection import Selection, WatchedLayer, share_of, show
+from ._selection import Selection, WatchedLayer, check_selection, share_of, show
 
 
 class Settled:
@@ -42,7 +42,7 @@ class Settled:
         optimizer: optimizer whose learning rate is watched; None to ignore learning rates.
 
     Raises:
-        ConfigError: for a value outside these bounds.
+        ConfigError: for a value outside these bounds, or a rule that is none.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Settled:
             raise ConfigError(f"slack: must be in [0, share={share}], not {slack}")
         if patience < 1:
             raise ConfigError(f"patience: must be at least 1 step, not {patience}")
+        check_selection(rule, "rule")
         self.rule, self.share, self.slack = rule, share, slack
         self.patience, self.scattered = patience, scattered
         self._optimizers = optimizers_of(optimizer, "Settled")

@@ -15,7 +15,7 @@ from snello.graph import Example
 
 from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
-from ._selection import Selection, WatchedLayer, share_of, show
+from ._selection import Selection, WatchedLayer, check_selection, share_of, show
 from ._timing import time_step, trial
 
 
@@ -69,7 +69,7 @@ class TimeBudget:
             addition.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: for a value out of range, or a rule that is none.
 
     Source: the budgets of Quélennec et al., 2024, https://arxiv.org/abs/2312.05282, in measured
     time instead of parameters.
@@ -80,6 +80,8 @@ class TimeBudget:
     ) -> None:
         check_option(milliseconds > 0, f"milliseconds must be positive, not {milliseconds}")
         check_option(0 < share <= 1, f"share must be in (0, 1], not {share}")
+        if rule is not None:
+            check_selection(rule, "rule")
         self.milliseconds, self.rule, self.share = milliseconds, rule, share
         self.times: StepTimes | None = None
 
