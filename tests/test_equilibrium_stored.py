@@ -172,6 +172,27 @@ def test_features_that_depend_on_the_batch_are_not_stored(keepdim: bool, first: 
     assert cache.status.reason
 
 
+class Placed(nn.Module):
+    """Adds the place of each sample in its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + torch.arange(x.shape[0])[:, None, None, None])
+
+
+def test_features_that_depend_on_the_place_in_the_batch_are_not_stored() -> None:
+    model = Placed()
+    update = SelectiveUpdate(model, None, images(4), Prefix(0.7))
+    update.step()
+    cache = FeatureCache(update, 10, measured=False)
+    cache(images(), range(10))
+    assert cache.status.stored == 0
+    assert cache.status.reason
+
+
 def test_wrong_arguments() -> None:
     cache = resting(network(), 0.7)
     for wrong, says in (
