@@ -131,6 +131,13 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
         with pytest.raises(ConfigError, match=f"not a {type(selection).__name__} as this one"):
             blind.load_state_dict(state)
         assert repr(selection.state_dict()) == repr(kept)
+    blind = SelectiveUpdate(fresh, None, batch()[0], Prefix(0.5))
+    later = SelectiveUpdate(network(), None, batch()[0], Prefix(0.5))
+    later.step()
+    narrowed = {**later.state_dict(), "frozen": {**later.frozen, "0": later.frozen["0"][:1]}}
+    with pytest.raises(ConfigError, match=r"mask '0': .* shape \(6,\)"):
+        blind.load_state_dict(narrowed)
+    assert blind.selection.state_dict() == {"steps": 0}
     rule, shares = MatchedStochastic(Velocity()), MatchedStochastic([0.5])
     with pytest.raises(ConfigError, match="finished run"):
         shares.load_state_dict(rule.state_dict())

@@ -70,7 +70,7 @@ class Freezer:
                 `(neurons,)`.
         """
         for name, mask in frozen.items():
-            self._check(name, mask)
+            self.check(name, mask)
         self._frozen = {
             name: frozen[name].detach().clone() if name in frozen else _nothing(layer)
             for name, layer in self.layers.items()
@@ -140,7 +140,8 @@ class Freezer:
         # Also without requires_grad: the user may give them to an optimizer before the next masks.
         return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
-    def _check(self, name: str, mask: object) -> None:
+    def check(self, name: str, mask: object) -> None:
+        """Refuse a mask of an unknown layer, or one that is not boolean of shape `(neurons,)`."""
         if name not in self.layers:
             raise ConfigError(
                 f"mask {name!r}: no such watched layer; they are: {', '.join(self.layers)}"

@@ -307,6 +307,8 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"
             )
+        for name, mask in state["frozen"].items():
+            self.freezer.check(name, mask)
         kept, own = state["positions"], self._probe.positions
         if kept != own:
             raise ConfigError(
