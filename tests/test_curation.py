@@ -295,6 +295,7 @@ def test_batch_samplers_are_regrouped_or_shrunk() -> None:
     model = network()
     epoch_of(keep, DataLoader(keep, batch_sampler=sampler), model, _sgd(model))
     assert keep.moment == 2.0  # what is dropped is not waited for
+    assert keep.kept == keep.share == 50 / SAMPLES  # nor counted
     few = RandomSubset(dataset(), 0.5).batch_sampler(BatchSampler(range(SAMPLES), 64, True))
     with pytest.raises(DataError, match="needs 64"):
         list(few)
@@ -429,6 +430,17 @@ def test_a_restored_epoch_goes_on_where_the_loop_names_it() -> None:
     assert other.moment == 2.0
 
 
+def test_an_epoch_that_was_only_drawn_is_not_ended() -> None:
+    keep, model = METHODS["infobatch"](dataset()), network()
+    loader = DataLoader(keep, 16, sampler=keep.sampler())
+    for epoch in range(3):
+        epoch_of(keep, loader, model, _sgd(model))
+        coming = len(loader)
+        keep.finish()
+        assert keep.moment == epoch + 1
+        assert len(loader) == coming
+
+
 @pytest.mark.parametrize("stop", [2, 7], ids=["within an epoch", "after an epoch"])
 def test_resumed_on_more_processes_the_epoch_begins_again_in_equal_shares(stop: int) -> None:
     keep, model = RandomSubset(dataset(), 0.0), network()
@@ -439,6 +451,7 @@ def test_resumed_on_more_processes_the_epoch_begins_again_in_equal_shares(stop: 
         other = RandomSubset(dataset(), 0.0)
         sampler = other.sampler(replicas=2, rank=rank)
         other.load_state_dict(keep.state_dict())
+        assert other.coming(rest=True) == SAMPLES // 2
         shares.append(list(sampler))
         assert other.moment == (0.0 if stop == 2 else 1.0)
     assert [len(set(share)) for share in shares] == [SAMPLES // 2] * 2
@@ -494,6 +507,8 @@ def _without(state: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda d: list(RandomSubset(d, 0.5).sampler([[1, 2], [3, 4]])), r"batch_sampler="),
         (lambda d: RandomSubset(d, 0.5).batch_sampler([1, 2]), r"sampler=keep\.sampler"),
         (lambda d: InfoBatch(d).weigh(torch.zeros(2), torch.arange(2)), "no epoch was begun"),
+        (lambda d: _begun(d).weigh(torch.ones(2), torch.ones(2).bool()), "index must be integers"),
+        (lambda d: _begun(d).weights([0, 1]), "index must be a tensor of integers"),
         (lambda d: _begun(d).weigh(torch.zeros(2), torch.tensor([0, SAMPLES])), f"0 … {SAMPLES}"),
         (lambda d: _begun(d).record(torch.zeros(2), torch.tensor([-1, 0])), "-1 … 0"),
         (lambda d: _begun(d).weigh(torch.zeros(2), [0, 1]), "not list"),

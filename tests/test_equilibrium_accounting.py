@@ -14,6 +14,7 @@ from equilibrium_samples import OPTIMIZERS, batch, network, same, sgd, tensors, 
 from seams.equilibrium import Probe, forward_use, paper_flops
 from snello.equilibrium import (
     NEq,
+    Prefix,
     SelectiveUpdate,
     StepFlops,
     Stochastic,
@@ -231,6 +232,38 @@ def test_a_timed_step_puts_weights_and_optimizer_back(name: str, warm: bool) -> 
     assert timing.step.dense_p90 > timing.backward.dense_p10
     with pytest.raises(ConfigError, match="repeats"):
         time_step(neq, *batch(), F.cross_entropy, repeats=0)
+
+
+class Named(nn.Module):
+    """Two inputs that cannot be exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(self.first(x) + self.second(y))
+
+
+def test_inputs_by_name_are_measured_as_those_by_position() -> None:
+    model, x, y = Named(), torch.randn(4, 3), torch.randn(4, 5)
+    named = {"y": y, "x": x}
+    update = SelectiveUpdate(model, sgd(model), named, Prefix(0.5), only_if_faster=True)
+    update.step()
+    assert step_flops(model, named) == step_flops(model, (x, y))
+    assert step_memory(model, named) == step_memory(model, (x, y))
+    cost = measure_cost(update, named, torch.zeros(4, dtype=torch.long), F.cross_entropy, repeats=1)
+    assert cost.timing.batch == 4
+    with pytest.raises(ConfigError, match="must be a tensor, a tuple or list"):
+        time_step(update, 1.0, None, F.cross_entropy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("measure", [time_backward, time_step, measure_cost])
+def test_a_loss_without_gradient_is_refused(measure: Callable[..., Any]) -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    with pytest.raises(ModelError, match="the loss of Sequential requires no gradient"):
+        measure(neq, *batch(), lambda output, targets: F.cross_entropy(output, targets).detach())
 
 
 class Sleepy(nn.Module):

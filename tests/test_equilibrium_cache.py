@@ -245,6 +245,8 @@ def test_limits_changed_weights_and_random_samples(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="sample 0 is another one each time"):
         FeatureCache.check(Noisy())
+    with pytest.raises(ConfigError, match="samples must be at least 1"):
+        FeatureCache.check(Noisy(), samples=0)
 
 
 def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:
@@ -415,7 +417,10 @@ def test_hooks_of_modules_at_rest_get_their_outputs() -> None:
     assert cache.status.bytes_per_sample == 2 * 4 * 4
 
 
-@pytest.mark.parametrize("wrong", [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0), (), (torch.ones(6, 4), torch.ones(1))],
+)
 def test_inputs_that_are_no_tensors_of_samples_are_refused(wrong: object) -> None:
     cache = _rested(Chain(), torch.randn(6, 4))
     with pytest.raises(ConfigError, match="one entry per sample"):
@@ -483,7 +488,7 @@ def test_cached_features_survive_a_changing_subset() -> None:
     assert min(sizes) < 40
     assert len(set(sizes[1:])) > 1  # the subset changes
     assert every > runs
-    assert runs <= 5 + 4  # the five batches of the first epoch; the cut is tried on some more
+    assert runs <= 5 + 5  # the five batches of the first epoch; the cut is tried on some more
 
 
 def test_a_compiled_front_is_compiled_once_per_cut() -> None:

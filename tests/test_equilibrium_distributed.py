@@ -41,6 +41,7 @@ def _everything(rank: int) -> dict[str, Any]:
     found["refused"] = {"wrappers": torch.tensor(_refused())}
     found["cached"] = _cached(rank, 2)
     found["cached untraced"] = _cached(rank, 2, Untraced())
+    found["other cut"] = {"says": _cut_apart(rank)}
     found["measured"] = _measured()
     found["scaled"] = _scaled(rank, 2)
     return found | {f"trained {name}": _trained(name, rank) for name in SELECTIONS}
@@ -169,6 +170,21 @@ def _cached(rank: int, size: int, model: nn.Module | None = None) -> dict[str, A
     return {"weights": weights, "stored": stored, "sent": sent}
 
 
+def _cut_apart(rank: int) -> str:
+    """Why a network is not trained of which the ranks store the outputs of different layers."""
+    model = convolutions()
+    update = SelectiveUpdate(_wrapped(model), sgd(model), batch()[0], Prefix(0.0))
+    update.apply({name: torch.ones(4, dtype=torch.bool) for name in ("0", "2")[: 1 + rank]})
+    cache = FeatureCache(update, 8, measured=False)
+    try:
+        cache(batch()[0], range(8))
+    except ConfigError as error:
+        return str(error)
+    finally:
+        cache.close()
+    return ""
+
+
 def _measured() -> dict[str, Any]:
     """Times of steps, which no two processes measure alike."""
     model = network()
@@ -272,6 +288,12 @@ def test_two_processes_with_cached_features_are_one(outcomes: Any, name: str, bu
         assert found["sent"] == [whole, whole - front, whole - front, whole]
         for key, weights in found["weights"].items():
             assert torch.allclose(weights, alone["weights"][key], rtol=1e-12, atol=1e-14), key
+
+
+def test_ranks_that_cut_a_network_at_different_layers_are_told(outcomes: Any) -> None:
+    for outcome in outcomes:
+        assert "the ranks do not do the same" in outcome["other cut"]["says"]
+        assert "layers before the cut: 0, 2" in outcome["other cut"]["says"]
 
 
 def test_parameters_of_the_model_rest_and_thaw_on_every_rank(outcomes: Any) -> None:

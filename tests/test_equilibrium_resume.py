@@ -71,7 +71,7 @@ def saved(*parts: Any) -> Any:
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_a_resumed_run_gives_identical_masks_and_weights(name: str) -> None:
+def test_a_resumed_run_and_a_copied_one_give_identical_masks_and_weights(name: str) -> None:
     model, optimizer, method = run(name)
     for _ in range(2):
         train(model, optimizer, 2)
@@ -82,9 +82,11 @@ def test_a_resumed_run_gives_identical_masks_and_weights(name: str) -> None:
     for part, state in zip(twin, states, strict=True):
         part.load_state_dict(state)
     assert twin[2].status() == method.status()
+    copied = copy.deepcopy((model, optimizer, method))
     steps = go_on(model, optimizer, method)
-    assert steps == go_on(*twin)
-    assert same(tensors(model), tensors(twin[0]))
+    for other in (twin, copied):
+        assert steps == go_on(*other)
+        assert same(tensors(model), tensors(other[0]))
     assert 0 < steps[-1][0].total < 1
     assert steps[-1][0].step == 5
 
@@ -129,6 +131,13 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
         with pytest.raises(ConfigError, match=f"not a {type(selection).__name__} as this one"):
             blind.load_state_dict(state)
         assert repr(selection.state_dict()) == repr(kept)
+    blind = SelectiveUpdate(fresh, None, batch()[0], Prefix(0.5))
+    later = SelectiveUpdate(network(), None, batch()[0], Prefix(0.5))
+    later.step()
+    narrowed = {**later.state_dict(), "frozen": {**later.frozen, "0": later.frozen["0"][:1]}}
+    with pytest.raises(ConfigError, match=r"mask '0': .* shape \(6,\)"):
+        blind.load_state_dict(narrowed)
+    assert blind.selection.state_dict() == {"steps": 0}
     rule, shares = MatchedStochastic(Velocity()), MatchedStochastic([0.5])
     with pytest.raises(ConfigError, match="finished run"):
         shares.load_state_dict(rule.state_dict())

@@ -137,8 +137,10 @@ def test_layers_rest_and_a_resumed_run_is_the_same(name: str) -> None:
     twin = built()
     for part, state in zip(twin, torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
+    copied = copy.deepcopy(parts)
     found = go_on(*parts)
     assert same(found, go_on(*twin))
+    assert same(found, go_on(*copied))
     assert sum(int(mask.sum()) for mask in found[:4]) > 0
 
 

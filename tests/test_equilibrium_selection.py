@@ -20,7 +20,9 @@ from snello.equilibrium import (
     ParameterBudget,
     Prefix,
     SelectiveUpdate,
+    Settled,
     Stochastic,
+    TimeBudget,
     Velocity,
     WatchedLayer,
 )
@@ -137,9 +139,9 @@ def test_stochastic_star_matches_a_finished_run() -> None:
     mean, each = MatchedStochastic(run), MatchedStochastic(run, per_step=True)
     given_as_shares = MatchedStochastic(frozen, per_step=True)
     for share in [*frozen, frozen[-1]]:  # after the end of the run its last share stays
-        assert shares(mean.select(layers, {}))["wide"] == int(1000 * sum(frozen) / 4)
+        assert shares(mean.select(layers, {}))["wide"] == int(1000 * sum(frozen) / 4 + 1e-9)
         masks = each.select(layers, {})["wide"]
-        assert int(masks.sum()) == int(1000 * share)
+        assert int(masks.sum()) == int(1000 * share + 1e-9)
         assert torch.equal(masks, given_as_shares.select(layers, {})["wide"])
     assert not mean.observes
 
@@ -149,16 +151,43 @@ def test_stochastic_star_matches_a_finished_run() -> None:
 def test_stochastic_star_follows_the_running_mean_of_a_rule(seeds: list[int]) -> None:
     twin, matched = Velocity(0.02), MatchedStochastic(Velocity(0.02), seed=3)
     assert matched.observes
-    frozen = 0.0
+    frozen = 0
     for steps, seed in enumerate(seeds, start=1):
-        frozen += sum(shares(twin.select(LAYERS, observed(seed))).values()) / 16
-        expected = {name: int(frozen / steps * layer.neurons) for name, layer in LAYERS.items()}
+        frozen += sum(shares(twin.select(LAYERS, observed(seed))).values())
+        expected = {n: frozen * layer.neurons // (16 * steps) for n, layer in LAYERS.items()}
         assert shares(matched.select(LAYERS, observed(seed))) == expected
+
+
+@given(count=st.integers(1, 200), frozen=st.integers(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_as_many_neurons_are_drawn_as_the_share_was_taken_from(count: int, frozen: int) -> None:
+    """Also where 1 - 0.9 in floating point is less than a tenth."""
+    frozen = min(frozen, count)
+    layers, learning = {"a": WatchedLayer(count, 1)}, (count - frozen) / count
+    for rule in (
+        Stochastic(frozen / count),
+        MatchedStochastic([EquilibriumStep(1, {"a": learning}, learning, 1.0, 2.0)]),
+    ):
+        assert shares(rule.select(layers, {})) == {"a": frozen}
+
+
+def test_a_mask_for_no_layer_is_refused() -> None:
+    class Misspelt(Stochastic):
+        def select(self, *_: Any) -> dict[str, Tensor]:
+            return {"conv": torch.ones(6, dtype=torch.bool)}
+
+    update = SelectiveUpdate(network(), None, batch()[0], Misspelt(0.5))
+    with pytest.raises(ConfigError, match="mask 'conv': no such watched layer"):
+        update.step()
 
 
 @pytest.mark.parametrize(
     ("build", "says"),
     [
+        (lambda: Settled(Velocity), "rule: must be a selection, .*not Velocity"),
+        (lambda: TimeBudget(1.0, 0.9), "rule: must be a selection, .*not a float"),
+        (lambda: NEq(network(), None, batch()[0]).apply({"0": [True] * 6}), "mask '0': .*a list"),
+        (lambda: SelectiveUpdate(network(), None, batch()[0], Velocity), "selection: .*Velocity"),
         (lambda: MatchedStochastic([]), "run: it is empty"),
         (lambda: MatchedStochastic([0.5, 1.5]), "run: .*1.5"),
         (lambda: MatchedStochastic(Velocity(), per_step=True), "per_step"),

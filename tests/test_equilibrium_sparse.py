@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -363,3 +364,23 @@ def test_evaluation_without_gradients_is_the_plain_layer() -> None:
     with torch.no_grad():
         assert torch.equal(layer(x), expected)
         assert torch.equal(layer(x[0]), alone)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: nn.Linear(3, 8), (4, 3)),
+        (lambda: nn.Conv1d(3, 8, 2), (4, 3, 5)),
+        (lambda: nn.ConvTranspose1d(3, 8, 2), (4, 3, 5)),
+        (lambda: nn.BatchNorm1d(8), (4, 8)),
+        (lambda: nn.LayerNorm(8), (4, 8)),
+    ],
+)
+def test_the_input_may_be_a_keyword(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], share: float
+) -> None:
+    layer, x = build(), torch.randn(shape)
+    expected = layer(input=x)
+    attach(layer, torch.arange(8) < 8 * share)
+    assert torch.equal(layer(input=x), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seams.equilibrium import cache_module
 from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
 from snello.errors import ConfigError
 
@@ -91,6 +93,16 @@ def test_another_sample_than_the_stored_one_is_refused(other: object) -> None:
     resting(network(), 0.7, limit=0)(other(x), range(10))  # type: ignore[operator]
 
 
+def test_two_samples_with_one_index_are_refused() -> None:
+    """As two views of an image in one batch are; the features of one would be those of both."""
+    cache, x = resting(network(), 0.7), images()
+    same = cache(torch.cat([x, x[:1]]), [*range(10), 0])
+    assert torch.equal(same[0], same[10])
+    cache, where = resting(network(), 0.7), [*range(9), 0]
+    with pytest.raises(ConfigError, match="sample 0 is another one than when its features"):
+        cache(x, where)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64, torch.bool])
 def test_samples_of_every_dtype_are_told_apart(dtype: torch.dtype) -> None:
     class Cast(nn.Module):
@@ -109,6 +121,30 @@ def test_samples_of_every_dtype_are_told_apart(dtype: torch.dtype) -> None:
     assert torch.equal(cache(x, range(10)), cache(x, range(10)))
     with pytest.raises(ConfigError, match="sample 9 is another one"):
         cache(torch.cat([x[:9], x[:1]]), range(10))
+
+
+class Numbered(nn.Module):
+    """Looks up whole numbers, computed in front of the cut, behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.table = nn.Embedding(1000, 4)
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)) + self.table(number + 1))
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    torch.manual_seed(0)
+    model, inputs = Numbered(), (torch.ones(10, 4), torch.arange(501, 511))
+    update = SelectiveUpdate(model, None, inputs, Prefix(0.5), dispatch="fixed")
+    update.step()
+    cache = FeatureCache(update, 10, dtype=torch.bfloat16, measured=False)
+    found = cache(inputs, range(10))
+    assert cache.status.layers == ("first",)
+    assert cache.status.bytes_per_sample == 4 * 2 + 8
+    torch.testing.assert_close(found, model(*inputs), rtol=0, atol=0.02)
 
 
 class Mixed(nn.Module):
@@ -132,6 +168,27 @@ def test_features_that_depend_on_the_batch_are_not_stored(keepdim: bool, first: 
     update.step()
     cache = FeatureCache(update, 10, measured=False)
     cache(x[:first], range(first))
+    assert cache.status.stored == 0
+    assert cache.status.reason
+
+
+class Placed(nn.Module):
+    """Adds the place of each sample in its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + torch.arange(x.shape[0])[:, None, None, None])
+
+
+def test_features_that_depend_on_the_place_in_the_batch_are_not_stored() -> None:
+    model = Placed()
+    update = SelectiveUpdate(model, None, images(4), Prefix(0.7))
+    update.step()
+    cache = FeatureCache(update, 10, measured=False)
+    cache(images(), range(10))
     assert cache.status.stored == 0
     assert cache.status.reason
 
@@ -216,6 +273,22 @@ def test_a_full_disk_leaves_the_network_trainable(
     assert cache.status.stored == (0 if full else 10)
     assert torch.equal(outputs, cache(images(), range(10)))
     assert bool(list(tmp_path.rglob("*.bin"))) is not full
+
+
+def test_features_that_are_not_worth_it_leave_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed training measures again, and does not go on with those of one batch."""
+    seconds = itertools.cycle([1.0, 2.0])  # to compute the features, and to read them
+    monkeypatch.setattr(cache_module, "timed", lambda call, _device: (call(), next(seconds)))
+    update = SelectiveUpdate(network(), None, images(2), Prefix(0.7), dispatch="fixed")
+    update.step()
+    for _ in range(2):
+        cache = FeatureCache(update, 10, folder=tmp_path)
+        outputs = cache(images(), range(10))
+        assert cache.status.reason == "computing the features is faster than reading them"
+        assert not list(tmp_path.rglob("*.bin"))
+        assert torch.equal(outputs, cache(images(), range(10)))
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from equilibrium_samples import batch, network, same, sgd, train
 from seams.equilibrium import worth_module
 from snello.equilibrium import (
+    GradientChange,
     NEq,
     NeVe,
     PhaseTiming,
@@ -23,6 +24,7 @@ from snello.equilibrium import (
     TimeBudget,
     Velocity,
     WatchedLayer,
+    time_step,
 )
 from snello.errors import ConfigError
 
@@ -35,12 +37,12 @@ def test_a_budget_takes_the_smallest_depth_that_keeps_it() -> None:
 
 
 def test_layers_rest_to_the_depth_of_the_budget_and_further_if_at_rest() -> None:
-    layers = {name: WatchedLayer(2, 1) for name in "abcd"}
-    whole, half = torch.ones(2, dtype=torch.bool), torch.tensor([True, False])
+    layers = {name: WatchedLayer(10, 1) for name in "abcd"}
+    most, half = torch.arange(10) < 9, torch.arange(10) < 5  # 0.9 is the share
 
     class Fixed(Stochastic):
         def select(self, layers: object, similarities: object) -> dict[str, Tensor]:
-            return {"a": half, "b": half, "c": whole, "d": half}
+            return {"a": half, "b": half, "c": most, "d": half}
 
     for rule, expected in ((None, ["a", "b"]), (Fixed(0.0), ["a", "b", "c"])):
         budget = TimeBudget(6.0, rule)
@@ -78,6 +80,22 @@ def test_measuring_changes_nothing_and_times_never_rise() -> None:
     budget.milliseconds = times.milliseconds[-1]
     update.step()
     assert len(update.freezer.resting) in times.depths
+
+
+def test_timed_steps_are_none_of_the_training() -> None:
+    """AutoFreeze's rule adds up the gradients of all optimizer steps."""
+    model = network()
+    optimizer = sgd(model)
+    rule = GradientChange(model)
+    budget = TimeBudget(1e9, rule)
+    update = SelectiveUpdate(model, optimizer, batch()[0], budget)
+    train(model, optimizer)
+    before = rule.state_dict()["sums"]
+    time_step(update, *batch(), cross_entropy, repeats=1)
+    budget.measure(update, *batch(), cross_entropy, depths=1, repeats=1)
+    after = rule.state_dict()["sums"]
+    assert set(after) == {"0", "1", "3", "4", "7", "9"}
+    assert all(torch.equal(after[name], total) for name, total in before.items())
 
 
 def _steps(update: SelectiveUpdate, phis: list[list[float]], neve: NeVe) -> list[object]:

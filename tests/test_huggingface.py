@@ -155,6 +155,39 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    """Its hooks had observed every batch once more, and its frozen neurons been refused."""
+
+    class Stops(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2 * STEPS + 1:
+                raise RuntimeError("pulled")
+
+    straight = _trainer(tmp_path / "straight", [_everything()])
+    straight.train()
+    trainer = _trainer(tmp_path / "cut", [_everything(), Stops()])
+    with pytest.raises(RuntimeError, match="pulled"):
+        trainer.train()
+    trainer.remove_callback(Stops)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{2 * STEPS}"))
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, trainer.model.state_dict()[name]), name
+    assert not trainer.model._forward_hooks
+
+
+def test_an_evaluation_after_the_training_prunes_nothing(tmp_path: Path) -> None:
+    callback = huggingface_callback(
+        pruner=lambda m, o: Pruner(m, o, _loss, amount=LossBound(0.02), schedule=Plateau(2))
+    )
+    trainer = _trainer(tmp_path, [callback], epochs=1)
+    trainer.train()
+    before = callback.parts["pruner"].state_dict()
+    for _ in range(4):  # more than the patience of the plateau
+        trainer.evaluate()
+    assert callback.parts["pruner"].state_dict()["schedule"] == before["schedule"]
+    assert all(bool((p != 0).all()) for p in trainer.model.parameters())
+
+
 def test_a_checkpoint_elsewhere_needs_its_folder(tmp_path: Path) -> None:
     """Without the masks, training on would revive pruned weights."""
     _trainer(tmp_path / "cut", [_everything()], epochs=2).train()

@@ -152,6 +152,17 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert_equal(again.model, whole.model)
 
 
+def test_a_run_goes_on_behind_the_last_whole_batch_of_an_epoch(tmp_path: Path) -> None:
+    """The rest of the epoch is less than a batch: a Trainer that gets none ends the training."""
+    dropping = {"dataloader_drop_last": True, "save_strategy": "steps", "save_steps": 1}
+    whole = trainer(tmp_path / "whole", SUBSETS["infobatch"](rows()), **dropping)
+    whole.train()
+    again = trainer(tmp_path / "again", SUBSETS["infobatch"](rows()), **dropping)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert again.state.global_step == whole.state.global_step > 4
+    assert_equal(again.model, whole.model)
+
+
 def test_own_losses_and_mean_losses(tmp_path: Path) -> None:
     """A function of the outputs; without one, a model without labels per sample has mean losses."""
     own, default = (SUBSETS["infobatch"](rows()) for _ in range(2))
@@ -242,6 +253,10 @@ def test_mistakes(tmp_path: Path) -> None:
     plain = transformers.Trainer(Net(), trainer(tmp_path, keep).args, train_dataset=rows())
     plain.train()
     last = tmp_path / f"checkpoint-{plain.state.global_step}"
+    used = SUBSETS["random"](rows())
+    by_hand(used)
+    with pytest.raises(ConfigError, match="keep has been trained on for 4 epochs"):
+        trainer(tmp_path, used).train()
     with pytest.raises(ConfigError, match=r"no curation\.pt"):
         trainer(tmp_path, keep).train(resume_from_checkpoint=str(last))
 

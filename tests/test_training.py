@@ -22,8 +22,13 @@ pytest.importorskip("sklearn")
 import lightning as L
 
 from snello import Lobster, SeReNe
+from snello.equilibrium import Stochastic
 from snello.errors import ConfigError, DataError, DivergenceError, ModelError
-from snello.integrations.lightning import NEqCallback, SensitivityPruning
+from snello.integrations.lightning import (
+    NEqCallback,
+    SelectiveUpdateCallback,
+    SensitivityPruning,
+)
 from snello.lab.training import (
     Classification,
     OptimizerConfig,
@@ -233,6 +238,20 @@ def test_two_optimizers(tmp_path: Path) -> None:
     )
 
 
+def test_decisions_between_the_steps_of_two_optimizers(tmp_path: Path) -> None:
+    class Counting(Stochastic):
+        calls = 0
+
+        def select(self, *arguments: Any) -> dict[str, Tensor]:
+            self.calls += 1
+            return super().select(*arguments)
+
+    selection = Counting(0.5)
+    callback = SelectiveUpdateCallback(_pairs()[0][:8], selection, every=3)
+    _fit(TwoOptimizers(), callback, tmp_path)
+    assert selection.calls == EPOCHS * 4 * 2 // 3, "four batches of two steps each"
+
+
 def _assert_pruned(module: nn.Module, masks: dict[str, Tensor]) -> None:
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, mask in masks.items():
@@ -297,6 +316,8 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="pulled"):
             _fit(module, [callback, Stops()], tmp_path)
         assert type(module.encoder[0]) is nn.Linear
+        # A checkpoint is written after that, as Lightning's save_on_exception does.
+        assert all(bool(mask.all()) for mask in callback.state_dict()["frozen"].values())
 
 
 @pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])

@@ -4,6 +4,7 @@ averages, logs.
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import sys
@@ -190,9 +191,10 @@ def _pairs() -> tuple[Tensor, Tensor]:
 
 
 def _fit(
-    folder: Path, *callbacks: L.Callback, batch: int = 10, accumulate: int = 1, epochs: int = 4
-) -> Plain:
-    module, data = Plain(), TensorDataset(*_pairs())
+    folder: Path, *callbacks: L.Callback, batch: int = 10, accumulate: int = 1, epochs: int = 4,
+    module: Plain | None = None,
+) -> Plain:  # fmt: skip
+    module, data = module or Plain(), TensorDataset(*_pairs())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
@@ -226,22 +228,31 @@ def test_accumulated_batches_are_one_batch(sensitivity: Any, tmp_path: Path) -> 
 
 
 def test_average_is_the_formula(tmp_path: Path) -> None:
+    """Also in a second fit, and one that goes on from the checkpoint of the first."""
     steps: list[Tensor] = []
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
             steps.append(module.model[0].weight.detach().clone())
 
+    def averaged(first: Tensor) -> Tensor:
+        for weight in steps:
+            first = 0.75 * first + 0.25 * weight
+        return first
+
     average = WeightAverage(0.75)
-    _fit(tmp_path, average, Watch())
-    expected = steps[0]
-    for weight in steps[1:]:
-        expected = 0.75 * expected + 0.25 * weight
+    module = _fit(tmp_path, average, Watch())
+    once = averaged(steps.pop(0))
     assert average.average is not None
-    torch.testing.assert_close(
-        average.average.module[0].weight.detach(), expected, rtol=0, atol=1e-12
-    )
-    assert not torch.equal(expected, steps[-1])
+    weight = average.average.module[0].weight
+    torch.testing.assert_close(weight.detach(), once, rtol=0, atol=1e-12)
+    assert not torch.equal(once, steps[-1])
+    state = copy.deepcopy(average.state_dict())
+    for _ in range(2):
+        steps.clear()
+        _fit(tmp_path, average, Watch(), module=module, epochs=1)
+        torch.testing.assert_close(weight.detach(), averaged(once), rtol=0, atol=1e-12)
+        average.load_state_dict(state)
 
 
 @pytest.mark.parametrize("first", ["average", "pruning"])

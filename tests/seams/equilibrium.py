@@ -23,4 +23,5 @@ from snello.equilibrium._probe import Probe as Probe
 from snello.equilibrium._probe import by_channel as by_channel
 
 # Times are replaced by monkeypatching, so that what follows from them is exact.
+from snello.equilibrium import _cache as cache_module
 from snello.equilibrium import _worth as worth_module

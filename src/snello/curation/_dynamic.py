@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, IterableDataset, default_collate
+from torch.utils.data import BatchSampler, Dataset, default_collate
 
 from snello.errors import ConfigError, DataError, check_option
 from snello.processes import meet, rank_and_size
 
+from ._arguments import check_index, length_of, mask_of
 from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
 from ._samplers import SubsetBatchSampler, SubsetSampler
 from ._seeds import generator
-from ._source import Source, integers, place_of, places_of
+from ._source import Source, place_of, places_of
 
 
 class DynamicSubset(Dataset[Any]):
@@ -55,12 +56,12 @@ class DynamicSubset(Dataset[Any]):
         always: Iterable[int] | Tensor = (),
         smoothing: float | None = None,
     ) -> None:
-        samples = _length(dataset)
+        samples = length_of(dataset)
         check_option(
             smoothing is None or 0 <= smoothing < 1, f"smoothing must be in [0, 1), not {smoothing}"
         )
         self.dataset, self.seed = dataset, seed
-        self._always = _mask(always, samples)
+        self._always = mask_of(always, samples)
         self._scores = LossScores(samples, smoothing, self._window)
         self._uses = torch.zeros(samples, dtype=torch.int64)
         self._source = Source(None, samples, shuffle=True, seed=seed)
@@ -210,9 +211,7 @@ class DynamicSubset(Dataset[Any]):
 
     def record(self, losses: Tensor, index: Tensor) -> None:
         """Note the losses of a batch, as [`weigh`][snello.curation.DynamicSubset.weigh] does."""
-        if not isinstance(index, Tensor) or index.dim() != 1 or index.is_floating_point():
-            found = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
-            raise ConfigError(f"index must be integers of the shape (B,), not {found}")
+        check_index(index)
         if not isinstance(losses, Tensor):
             raise ConfigError(f"losses must be a tensor, (B,) or (), not {type(losses).__name__}")
         if losses.dim() and losses.shape != index.shape:
@@ -238,7 +237,11 @@ class DynamicSubset(Dataset[Any]):
         Args:
             index: `(B,)`.
             like: a tensor whose dtype and device the weights get; default: float64 on the CPU.
+
+        Raises:
+            ConfigError: for an index that is not of integers.
         """
+        check_index(index)
         like = torch.empty(0, dtype=torch.float64) if like is None else like
         if self._plan is None:
             return torch.ones(len(index), dtype=like.dtype, device=like.device)
@@ -252,9 +255,11 @@ class DynamicSubset(Dataset[Any]):
 
         Not needed where every sample of the epoch is weighed.
         """
-        self._finished = self._plan is not None
+        if self._plan is None or not self._begun:
+            return  # the next epoch may have been drawn already, for its length
+        self._finished = True
         # Named after the workers of a loader had begun it, as by Lightning: not to be begun again.
-        if self._plan is not None and self._asked == self._plan.epoch:
+        if self._asked == self._plan.epoch:
             self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -272,6 +277,7 @@ class DynamicSubset(Dataset[Any]):
         Returns:
             Keys of this process, and the numbers of their batches, if they come in batches.
         """
+        self._again()
         plan, asked, start = self._plan, self._asked, self._done if self._resumed else 0
         self._asked = None
         if asked is not None:
@@ -280,9 +286,6 @@ class DynamicSubset(Dataset[Any]):
         else:
             renew = plan is None or self._finished or (not self._resumed and self._used)
             epoch = 0 if plan is None else plan.epoch + 1
-        if plan is not None and plan.processes != self._source.place()[1] and not renew:
-            # Restored from a run on another number of processes, whose shares differ in length.
-            renew, epoch, self._begun = True, plan.epoch, False
         if renew:
             plan, start = self._renew(epoch), 0
         assert plan is not None
@@ -290,6 +293,18 @@ class DynamicSubset(Dataset[Any]):
         self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
         return plan.share(*self._source.place())[start : self._length], batch
+
+    def _again(self) -> None:
+        """Draw an epoch again if it was restored from a run on another number of processes.
+
+        Their shares differ in length.
+        """
+        plan, going_on = self._plan, self._resumed or not self._used
+        if plan is None or self._finished or not going_on:
+            return
+        if plan.processes != self._source.place()[1]:
+            self._begun = False
+            self._renew(plan.epoch)
 
     @property
     def _used(self) -> bool:
@@ -311,6 +326,7 @@ class DynamicSubset(Dataset[Any]):
         Args:
             rest: without those that a restored epoch was trained on before.
         """
+        self._again()
         if self._plan is None or self._finished:
             following = 0 if self._plan is None else self._plan.epoch + 1
             self._renew(following if self._asked is None else self._asked)
@@ -356,10 +372,16 @@ class DynamicSubset(Dataset[Any]):
         plan = self._plan
         if plan is None or not self._begun:
             return
-        self._uses[torch.unique(plan.places)] += 1
+        self._uses[torch.unique(self._trained)] += 1
         self._carried = plan.left
         self._rounds += 1
-        self._kept, self._offered = self._kept + len(plan), self._offered + plan.offered
+        self._kept, self._offered = self._kept + len(self._trained), self._offered + plan.offered
+
+    @property
+    def _trained(self) -> Tensor:
+        """Samples of the epoch on all processes, without a last incomplete batch that is dropped."""
+        assert self._plan is not None
+        return self._plan.places[: self._length * self._source.place()[1]]
 
     @property
     def _forced(self) -> Tensor:
@@ -384,13 +406,13 @@ class DynamicSubset(Dataset[Any]):
         """Share of the samples offered so far that were trained on, in (0, 1]; 1 before training."""
         plan, kept, offered = self._plan, self._kept, self._offered
         if plan is not None and self._begun:
-            kept, offered = kept + len(plan), offered + plan.offered
+            kept, offered = kept + len(self._trained), offered + plan.offered
         return kept / offered if offered else 1.0
 
     @property
     def share(self) -> float:
         """Share of the samples offered that the present epoch trains on; 1 before the first."""
-        return 1.0 if self._plan is None else len(self._plan) / self._plan.offered
+        return 1.0 if self._plan is None else len(self._trained) / self._plan.offered
 
     @property
     def moment(self) -> float:
@@ -453,31 +475,3 @@ class DynamicSubset(Dataset[Any]):
 _STATE = (
     "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
 )  # fmt: skip
-
-
-def _length(dataset: Any) -> int:
-    name = type(dataset).__name__
-    if isinstance(dataset, IterableDataset):
-        raise DataError(
-            f"{name} is an iterable dataset: its samples have no index, so none can be left out before it is read, nor "
-            "be told from another when its loss is known; use a map-style dataset (__getitem__ and __len__)"
-        )
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{name} has no __getitem__ or no __len__: samples are left out by their index; use a map-style dataset"
-        )
-    samples = len(dataset)
-    if samples < 1:
-        raise DataError(f"{name} is empty: there is nothing to leave out")
-    return samples
-
-
-def _mask(always: Iterable[int] | Tensor, samples: int) -> Tensor:
-    chosen = integers(always, "always= has")
-    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < samples:
-        raise ConfigError(
-            f"always= has indices {int(chosen.min())} … {int(chosen.max())}, and the dataset has {samples} samples"
-        )
-    mask = torch.zeros(samples, dtype=torch.bool)
-    mask[chosen.flatten()] = True
-    return mask

@@ -13,14 +13,14 @@ from torch import Tensor
 from snello.errors import ConfigError
 
 from ._records import EquilibriumStep
-from ._selection import Formula, Velocity, WatchedLayer
+from ._selection import Formula, Velocity, WatchedLayer, part_of, whole_layers
 
 
 class Stochastic:
-    """The random baseline: `int(p * neurons)` neurons of every layer, drawn again at each step.
+    """The random baseline: a share of the neurons of every layer, drawn again at each step.
 
     Args:
-        p: share of each layer to freeze, in [0, 1].
+        p: share of each layer to freeze, in [0, 1]; the number of neurons is rounded down.
         seed: seed of its own generator; the global generators are not touched.
 
     Source: the Stochastic baseline of the NEq paper.
@@ -209,12 +209,7 @@ class Prefix:
             f"share: the schedule at step {self._steps + 1}", self._share(self._steps + 1)
         )
         self._steps += 1
-        # 0.29 * 100 is slightly less than 29 in floating point.
-        count = int(share * len(layers) + 1e-9)
-        return {
-            name: torch.full((layer.neurons,), index < count)
-            for index, (name, layer) in enumerate(layers.items())
-        }
+        return whole_layers(layers, [*layers][: part_of(share, len(layers))])
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps so far."""
@@ -283,7 +278,7 @@ class ParameterBudget:
         return dict(zip(layers, parts, strict=True))
 
     def _parameters(self, total: int) -> int:
-        return self.budget if isinstance(self.budget, int) else int(self.budget * total + 1e-9)
+        return self.budget if isinstance(self.budget, int) else part_of(self.budget, total)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the velocities."""
@@ -295,9 +290,9 @@ class ParameterBudget:
 
 
 def _drawn(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """A mask with `int(share * count)` random neurons."""
+    """A mask with a share of `count` neurons, at random."""
     frozen = torch.zeros(count, dtype=torch.bool)
-    frozen[torch.randperm(count, generator=generator)[: int(share * count)]] = True
+    frozen[torch.randperm(count, generator=generator)[: part_of(share, count)]] = True
     return frozen
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError, ModelError, check_option
 from snello.processes import rank_and_size
 from snello.timing import timed
 
@@ -58,7 +58,8 @@ class FeatureCache:
     off if all of its layers rest; behind a whole module, if torch.fx cannot trace the model, as with
     those of transformers. It runs in evaluation mode (BatchNorm statistics are fixed,
     dropout is off), because a feature must not depend on the epoch or on the other samples of its
-    batch. When the set of resting layers changes, the features are computed again.
+    batch. When the set of resting layers changes, or one of their weights, the features are computed
+    again; not when a weight is written through its `.data`, which torch does not count as a change.
 
     With several processes, call it instead of the model in `DistributedDataParallel` that the
     update was given. Gradients are averaged over the processes for the layers after the cut only,
@@ -77,9 +78,10 @@ class FeatureCache:
             finds them again if weights and cut are the same. None: a temporary folder, removed with
             the cache.
         limit: largest size of the files in bytes; if the features need more, none are stored.
-        dtype: dtype of the stored features, such as `torch.bfloat16` for half the size; None for
-            the dtype in which they are computed. Results are then bit-identical with and without
-            cache, except where the last bits of a feature depend on the size of the batch.
+        dtype: dtype of the stored features, such as `torch.bfloat16` for half the size; whole
+            numbers among them keep theirs. None for the dtype in which they are computed. Results
+            are then bit-identical with and without cache, except where the last bits of a feature
+            depend on the size of the batch.
         measured: whether to store features only if reading them is faster than computing them,
             which is timed once per cut.
         compile: function that compiles the front, such as `torch.compile`; None: it runs as it is.
@@ -138,14 +140,15 @@ class FeatureCache:
             index: index of each sample of the batch in the dataset, shape (B,).
 
         Raises:
-            ConfigError: for inputs that are no tensors, another number of indices than samples, one
-                outside the dataset, or a sample that is not the one whose features are stored.
+            ConfigError: for inputs that are no tensors of as many samples, another number of
+                indices than samples, one outside the dataset, or a sample that is not the one whose
+                features are stored.
         """
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         model = self._update.model
         if not model.training:
             return model(*args)
-        if not all(isinstance(arg, Tensor) and arg.dim() for arg in args):
+        if not _of_samples(args):
             raise ConfigError(
                 "inputs: must be a tensor, or a tuple of tensors, with one entry per sample on the first axis; "
                 "wrap a model that takes others in a module that does not"
@@ -175,8 +178,9 @@ class FeatureCache:
             samples: number of samples to check, evenly spread.
 
         Raises:
-            ConfigError: for a sample that differs, with its index.
+            ConfigError: for a sample that differs, with its index, or a number below one.
         """
+        check_option(samples >= 1, f"samples must be at least 1, not {samples}")
         for index in range(0, len(dataset), max(1, len(dataset) // samples)):
             first, second = (tree_leaves(dataset[index]) for _ in range(2))
             if len(first) != len(second) or not all(map(_alike, first, second)):
@@ -276,15 +280,21 @@ class FeatureCache:
         self._reason = None
         size = self._samples * self._prefix.bytes_per_sample(self._dtype)
         if size > self._limit:
-            self._reason = f"the features would take {size / 2**20:.0f} MiB, more than the limit"
+            self._refuse(f"the features would take {size / 2**20:.0f} MiB, more than the limit")
             return
         try:
             self._store = FeatureStore(
                 self._folder / self._digest, self._samples, self._prefix.features, self._dtype
             )
         except OSError as error:
-            shutil.rmtree(self._folder / self._digest, ignore_errors=True)
-            self._reason = f"the features would take {size / 2**20:.0f} MiB in {self._folder}: {error.strerror}"
+            self._refuse(
+                f"the features would take {size / 2**20:.0f} MiB in {self._folder}: {error.strerror}"
+            )
+
+    def _refuse(self, reason: str) -> None:
+        """Store no features of the present cut, and leave no files for a resumed training."""
+        shutil.rmtree(self._folder / self._digest, ignore_errors=True)
+        self._store, self._reason = None, reason
 
     def _features(self, args: Sequence[Tensor], where: Tensor) -> tuple[Tensor, ...]:
         prefix, store = self._prefix, self._store
@@ -301,11 +311,16 @@ class FeatureCache:
             _, computed = timed(lambda: prefix.run_front(args), device)  # the first call was slower
             _, reading = timed(lambda: store.read(where, device), device)
             if reading > computed:
-                self._store = None
-                self._reason = "computing the features is faster than reading them"
+                self._refuse("computing the features is faster than reading them")
                 return found
         # Read back, so that the first epoch has the same rounding as the later ones.
         return store.read(where, device)
+
+
+def _of_samples(args: Sequence[Any]) -> bool:
+    """Return true for tensors with the same number of entries on their first axis."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.dim()]
+    return len(tensors) == len(args) and len({len(tensor) for tensor in tensors}) == 1
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from snello.graph import Example
+
 from ._flops import StepFlops, step_flops
 from ._memory import StepMemory, step_memory
 from ._neq import SelectiveUpdate
@@ -50,7 +52,7 @@ class UpdateCost:
 
 def measure_cost(
     neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     targets: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,

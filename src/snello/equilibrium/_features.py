@@ -47,6 +47,10 @@ class Feature:
         """Number of entries of one sample."""
         return torch.Size(self.shape).numel()
 
+    def stored_as(self, dtype: torch.dtype | None) -> torch.dtype:
+        """Dtype of its entries in a store of another dtype: whole numbers are stored as they are."""
+        return dtype if dtype is not None and self.dtype.is_floating_point else self.dtype
+
 
 class FeatureStore:
     """Features of each sample of a dataset, in the memory layout in which they are computed.
@@ -58,7 +62,7 @@ class FeatureStore:
         folder: a folder of its own, which is made.
         samples: number of samples of the dataset.
         features: the features of a sample.
-        dtype: dtype to store instead of their own.
+        dtype: dtype to store instead of their own; see `Feature.stored_as`.
 
     Raises:
         OSError: if the disk has no room for all of them.
@@ -70,7 +74,7 @@ class FeatureStore:
         folder.mkdir(exist_ok=True)
         self._features = tuple(features)
         self._tensors = tuple(
-            _mapped(folder / f"{i}.bin", samples * feature.entries, dtype or feature.dtype).view(
+            _mapped(folder / f"{i}.bin", samples * feature.entries, feature.stored_as(dtype)).view(
                 samples, *(feature.shape[axis] for axis in feature.order)
             )
             for i, feature in enumerate(features)
@@ -106,11 +110,16 @@ class FeatureStore:
         return False  # some are not stored yet
 
     def write(self, where: Tensor, checksums: Tensor, values: Sequence[Tensor]) -> None:
-        """Store the features of some samples."""
+        """Store the features of some samples.
+
+        Raises:
+            ConfigError: for two samples with one index, unless they are the same.
+        """
         for store, feature, value in zip(self._tensors, self._features, values, strict=True):
             axes = (0, *(axis + 1 for axis in feature.order))
             store[where] = value.detach().permute(axes).to(device="cpu", dtype=store.dtype)
         self._checksums[where] = checksums
+        self.has(where, checksums)
 
     def read(self, where: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Features of some samples, in the dtype and layout in which they were computed."""
@@ -155,8 +164,7 @@ def checksums_of(args: Sequence[Tensor]) -> Tensor:
     It depends on up to 1024 entries of each input, spread evenly, and on their positions.
     """
     batch = len(args[0])
-    inputs = [arg.detach().reshape(batch, -1) for arg in args if arg.dim() and len(arg) == batch]
-    first, *others = (_checksums(_some(rows)) for rows in inputs)
+    first, *others = (_checksums(_some(arg.detach().reshape(batch, -1))) for arg in args)
     for other in others:
         first = 31 * first + other
     return first.cpu() | 1

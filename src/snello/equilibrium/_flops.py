@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from snello.errors import ConfigError, ModelError
 from snello.flops import flop_counter, layer_macs
-from snello.graph import as_inputs
+from snello.graph import Example, Inputs
 from snello.neurons import neuron_layers, weighted_layers
 
 from ._gradients import input_gradients_only
@@ -134,7 +134,7 @@ class StepFlops:
 
 def step_flops(
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> StepFlops:
     """Count the FLOPs that a forward and backward pass execute with the neurons frozen now.
@@ -146,7 +146,7 @@ def step_flops(
 
     Args:
         model: the model to run.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         loss_fn: the loss of the model's output; by default the sum of all its floating-point
             tensors.
 
@@ -159,7 +159,7 @@ def step_flops(
     with undisturbed(model):
         edges: list[GradientEdge] = []
         with _gradient_edges(model, edges), flop_counter() as counter:
-            loss = loss_of(model, as_inputs(inputs), loss_fn)
+            loss = loss_of(model, inputs, loss_fn)
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = _counted(loss, parameters)
         weighted = {
@@ -174,7 +174,7 @@ def step_flops(
 
 def backward_flops(
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> BackwardFlops:
     """The backward part of `step_flops`; same arguments, same errors."""
@@ -183,14 +183,14 @@ def backward_flops(
 
 
 def loss_of(
-    model: nn.Module, args: tuple[Tensor, ...], loss_fn: Callable[[Any], Tensor] | None = None
+    model: nn.Module, inputs: Example, loss_fn: Callable[[Any], Tensor] | None = None
 ) -> Tensor:
     """The loss of the model's output, by default the sum of its floating-point tensors.
 
     Raises:
         ModelError: if it requires no gradient.
     """
-    loss = (loss_fn or _summed)(model(*args))
+    loss = (loss_fn or _summed)(Inputs.of(inputs).call(model))
     if not loss.requires_grad:
         raise ModelError(
             f"the loss of {type(model).__name__} requires no gradient: nothing to measure"

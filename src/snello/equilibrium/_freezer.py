@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Freezer:
                 `(neurons,)`.
         """
         for name, mask in frozen.items():
-            self._check(name, mask)
+            self.check(name, mask)
         self._frozen = {
             name: frozen[name].detach().clone() if name in frozen else _nothing(layer)
             for name, layer in self.layers.items()
@@ -88,6 +89,11 @@ class Freezer:
         self.hold.remove()
         self._frozen = {name: _nothing(layer) for name, layer in self.layers.items()}
         self.resting = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Freeze the neurons of a copied model as well: hooks and changed classes are not copied."""
+        vars(self).update(state, hold=RowHold(state["optimizers"]))
+        self.apply(self._frozen)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -134,17 +140,21 @@ class Freezer:
         # Also without requires_grad: the user may give them to an optimizer before the next masks.
         return [HeldRows(p, index.to(p.device), axis) for p in layer.parameters(recurse=False)]
 
-    def _check(self, name: str, mask: Tensor) -> None:
+    def check(self, name: str, mask: object) -> None:
+        """Refuse a mask of an unknown layer, or one that is not boolean of shape `(neurons,)`."""
         if name not in self.layers:
             raise ConfigError(
                 f"mask {name!r}: no such watched layer; they are: {', '.join(self.layers)}"
             )
         count = neuron_count(self.layers[name])
-        if mask.dtype is not torch.bool or mask.shape != (count,):
-            raise ConfigError(
-                f"mask {name!r}: must be boolean of shape ({count},), true where frozen, "
-                f"not {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        if isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape == (count,):
+            return
+        found = f"a {type(mask).__name__}"
+        if isinstance(mask, Tensor):
+            found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ConfigError(
+            f"mask {name!r}: must be a boolean tensor of shape ({count},), true where frozen, not {found}"
+        )
 
 
 def _all_rows(parameter: Tensor) -> HeldRows:

@@ -59,6 +59,11 @@ class GradientChange:
         self._resting: set[str] = set()
         follow_steps(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Follow the steps in a copy as well."""
+        vars(self).update(state)
+        follow_steps(self)
+
     @property
     def eta(self) -> dict[str, float]:
         """Layer name -> change of its gradients at the last decision, of the layers that learn."""
@@ -89,7 +94,7 @@ class GradientChange:
         }
         bound = _quantile(self._eta, self.quantile)
         calm = {name for name, eta in self._eta.items() if eta < bound}
-        # A layer without gradients rests already; one that has been thawed is judged anew.
+        # A layer without gradients rests already; one that has been thawed is judged again.
         self._resting = (self._resting - norms.keys()) | calm
         self._norms, self._sums = norms, {}
         return whole_layers(layers, self._resting)

@@ -109,17 +109,33 @@ class RowHold:
             if self._held:
                 follow_steps(self)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Restore the rows at the end of the block: for changes that are no optimizer steps."""
+        values = [
+            (held, held.view(held.parameter.detach()).index_select(0, held.index))
+            for held in self._local()
+        ]
+        yield
+        with torch.no_grad():
+            for held, before in values:
+                held.view(held.parameter).index_copy_(0, held.index, before)
+
+    def _local(self) -> list[HeldRows]:
+        """The held rows; the model may be on another device than when they were set."""
+        self._held = [held.local() for held in self._held]
+        return self._held
+
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """Copy the held rows that an optimizer is about to change."""
         if not self._held:
             return
-        self._held = [held.local() for held in self._held]  # the model may be on another device
         own = {id(parameter) for parameter in parameters_of(optimizer)}
         # An optimizer skips a parameter without a gradient, so no copy is needed; but a closure
         # computes gradients within the step.
         stepping = [
             held
-            for held in self._held
+            for held in self._local()
             if id(held.parameter) in own and (closure or held.parameter.grad is not None)
         ]
         values = [

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.graph import as_inputs
+from snello.graph import Example, Inputs
 from snello.timing import synchronise
 
 from ._flops import loss_of, undisturbed
@@ -32,7 +32,7 @@ class StepMemory:
 
 def step_memory(
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     loss_fn: Callable[[Any], Tensor] | None = None,
 ) -> StepMemory:
     """Measure the memory of a forward and a backward pass with the neurons frozen now.
@@ -42,14 +42,14 @@ def step_memory(
 
     Args:
         model: the model to run.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         loss_fn: the loss of the model's output; by default the sum of all its floating-point
             tensors.
 
     Raises:
         ModelError: if nothing in the output requires a gradient.
     """
-    args = as_inputs(inputs)
+    args = Inputs.of(inputs).tensors()
     owned = {_storage(t) for t in (*model.parameters(), *model.buffers(), *args)}
     saved: dict[int, int] = {}
 
@@ -63,7 +63,7 @@ def step_memory(
     with undisturbed(model):
         before = _start_counting(device)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = loss_of(model, args, loss_fn)
+            loss = loss_of(model, inputs, loss_fn)
         loss.backward()  # type: ignore[no-untyped-call]
         peak = None if before is None else torch.cuda.max_memory_allocated(device) - before
     return StepMemory(sum(saved.values()), peak)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snello.errors import ConfigError, DivergenceError
+from snello.graph import Example
 from snello.neurons import neuron_count
 from snello.optimizers import Optimizers
 from snello.wrappers import unwrapped, wrappers_of
@@ -21,7 +22,15 @@ from ._freezer import Freezer
 from ._layers import CHOSEN, monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
-from ._selection import Formula, Selection, Velocity, WatchedLayer, show
+from ._selection import (
+    Formula,
+    Selection,
+    Velocity,
+    WatchedLayer,
+    check_selection,
+    show,
+    whole_layers,
+)
 from ._whole import wholes
 from ._worth import Worth
 
@@ -58,6 +67,8 @@ class SelectiveUpdate:
     together with these, if all of them are watched and have more parameters. The head, excluded
     layers and those of other `kinds` are always updated.
 
+    A copy by `deepcopy`, in one call with the model and the optimizers, freezes the copied neurons.
+
     In distributed training every process calls [`step`][snello.equilibrium.SelectiveUpdate.step]
     and runs the probe, so that each can save and restore its state, but all ranks use the
     similarities and masks of the first rank. The probes of the other ranks may have different
@@ -70,9 +81,9 @@ class SelectiveUpdate:
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every trained parameter of the watched layers must be in one of them. Frozen rows
             are kept through the steps of any optimizer, also of one that is created later.
-        probe: a few training inputs under evaluation transforms, a tensor or a tuple of tensors,
-            the same during the whole training. The outputs of all watched layers on it are kept in
-            memory.
+        probe: a few training inputs under evaluation transforms, the same during the whole training:
+            a tensor, or the model's arguments as a tuple or by name. The outputs of all watched
+            layers on it are kept in memory.
         selection: the rule that decides which neurons are frozen.
         warmup: number of first steps in which all neurons are updated, at least 1.
         exclude: names of layers that are always updated, in addition to the head.
@@ -107,7 +118,7 @@ class SelectiveUpdate:
         self,
         model: nn.Module,
         optimizer: Optimizers,
-        probe: Tensor | tuple[Tensor, ...],
+        probe: Example,
         selection: Selection,
         *,
         warmup: int = 1,
@@ -125,6 +136,7 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
             )
+        check_selection(selection, "selection")
         self.wrapped, self.model = model, _unwrapped(model)
         self.selection, self.warmup = selection, warmup
         found, self.left_alone = monitored_layers(self.model, exclude, kinds)
@@ -273,11 +285,8 @@ class SelectiveUpdate:
         return phi
 
     def _agreed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        complete = {
-            name: masks[name] if name in masks else torch.zeros(layer.neurons, dtype=torch.bool)
-            for name, layer in self._layers.items()
-        }
-        return from_first_rank(complete, self.device)
+        # Names of no layer are kept, for `Freezer.apply` to refuse.
+        return from_first_rank({**whole_layers(self._layers, ()), **masks}, self.device)
 
     def _load_selection(self, state: Mapping[str, Any]) -> None:
         before = self.selection.state_dict()
@@ -298,6 +307,8 @@ class SelectiveUpdate:
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"
             )
+        for name, mask in state["frozen"].items():
+            self.freezer.check(name, mask)
         kept, own = state["positions"], self._probe.positions
         if kept != own:
             raise ConfigError(
@@ -374,7 +385,7 @@ class NEq(SelectiveUpdate):
         self,
         model: nn.Module,
         optimizer: Optimizers,
-        probe: Tensor | tuple[Tensor, ...],
+        probe: Example,
         *,
         eps: float = 1e-3,
         mu: float = 0.5,

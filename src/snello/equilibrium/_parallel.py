@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snello.processes import copy_from_first, meet
 from snello.wrappers import wrappers_of
 
 from ._prefix import RestingPrefix
@@ -24,11 +24,14 @@ def in_parallel(prefix: RestingPrefix, model: nn.Module) -> RestingPrefix:
     Args:
         prefix: the cut network.
         model: the model as the user trains it, with its wrappers.
+
+    Raises:
+        ConfigError: if the other processes do not cut the network in the same step, as with inputs
+            whose shape differs from process to process.
     """
     if not any(isinstance(wrapper, DistributedDataParallel) for wrapper in wrappers_of(model)):
         return prefix
-    with torch.no_grad():
-        for buffer in prefix.front.buffers():
-            distributed.broadcast(buffer, src=0)
+    meet("FeatureCache", f"layers before the cut: {', '.join(prefix.modules)}")
+    copy_from_first(prefix.front.buffers())
     # Behind the cut there may be layers that are frozen whole, too, and give no gradient.
     return replace(prefix, rest=DistributedDataParallel(prefix.rest, find_unused_parameters=True))

@@ -54,7 +54,7 @@ class RestingPrefix:
 
     def bytes_per_sample(self, dtype: torch.dtype | None = None) -> int:
         """Size of the features of one sample, in another dtype than their own if one is given."""
-        return sum((dtype or f.dtype).itemsize * f.entries for f in self.features)
+        return sum(f.stored_as(dtype).itemsize * f.entries for f in self.features)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -244,21 +244,22 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> None:
-    """Compare the two parts with the model in evaluation mode, and features with those of one sample.
+    """Compare the two parts with the model in evaluation mode, and features with those of each sample.
 
     Raises:
         ModelError: if they differ.
     """
     features = prefix.run_front(inputs)
-    first = prefix.run_front([x[:1] for x in inputs])
-    for both, alone in zip(features, first, strict=True):
-        # Other sizes of a batch round otherwise, and no more.
-        alone = alone.double()
-        if not (both[:1].double() - alone).norm() <= 0.01 * alone.norm():
-            raise ModelError(
-                f"the outputs of the resting layers of {type(model).__name__} depend on the other samples of "
-                "the batch"
-            )
+    for place in range(len(inputs[0])):
+        one = slice(place, place + 1)
+        for both, alone in zip(features, prefix.run_front([x[one] for x in inputs]), strict=True):
+            # Other sizes of a batch round otherwise, and no more.
+            alone = alone.double()
+            if not (both[one].double() - alone).norm() <= 0.01 * alone.norm():
+                raise ModelError(
+                    f"the outputs of the resting layers of {type(model).__name__} depend on the other samples of "
+                    "the batch"
+                )
     with evaluation_mode(model), torch.no_grad():
         expected = tensors_of(Inputs.of(tuple(inputs)).call(model))
         found = tensors_of(prefix.run_rest(features, inputs))

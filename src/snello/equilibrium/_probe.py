@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
-from snello.graph import Example, evaluation, positional
+from snello.graph import Example, Inputs, evaluation
 from snello.wrappers import eagerly, unfused_layers
 
 from ._sketch import sketch
@@ -25,7 +25,7 @@ class Probe:
 
     Args:
         model: the model; its mode, BatchNorm statistics and the random generators are restored.
-        inputs: one input tensor, or the tuple of the model's positional arguments.
+        inputs: one input tensor, or the model's arguments as a tuple or by name.
         positions: number of spatial positions of every output to keep, see
             [`sketch`][snello.equilibrium.sketch]; None for all.
 
@@ -39,18 +39,19 @@ class Probe:
     def __init__(self, model: nn.Module, inputs: Example, positions: int | None = None) -> None:
         self.model, self.positions = model, positions
         self.lent: Collection[str] = ()
-        self._called, self.inputs = positional(model, inputs)
+        self.inputs = Inputs.of(inputs)
         if positions is not None and positions < 1:
             raise ConfigError(
                 f"positions: must be at least 1, not {positions}; None keeps all of them"
             )
-        if not self.inputs or self.inputs[0].dim() == 0 or not len(self.inputs[0]):
+        first = next(iter(self.inputs.tensors()), None)
+        if first is None or first.dim() == 0 or not len(first):
             raise ConfigError("probe: needs at least one sample; give a batch of training inputs")
 
     @property
     def samples(self) -> int:
         """Number of probe samples."""
-        return len(self.inputs[0])
+        return self.inputs.samples
 
     def outputs(self, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Outputs of the layers, before any activation, of one forward in evaluation mode.
@@ -90,9 +91,9 @@ class Probe:
                     WeightUses(lent, lambda use: read(use.layer, (use.x,), use.output))
                 )
             try:
-                self._called(*self.inputs)
+                self.inputs.call(self.model)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in self.inputs)
+                shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in self.inputs.tensors())
                 raise ModelError(
                     f"the model does not run on the probe inputs of shape {shapes}: {error}"
                 ) from error

@@ -154,6 +154,20 @@ class Velocity:
         self._velocity = copied(state["velocity"])
 
 
+def check_selection(given: object, what: str) -> None:
+    """Refuse anything but an object with the methods of a selection, also a class of them.
+
+    Raises:
+        ConfigError: beginning with the name of the argument, `what`.
+    """
+    parts = ("observes", "select", "state_dict", "load_state_dict")
+    if isinstance(given, type) or not all(hasattr(given, part) for part in parts):
+        found = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+        raise ConfigError(
+            f"{what}: must be a selection, such as Velocity(), with {', '.join(parts)}; not {found}"
+        )
+
+
 def show(selection: object, outputs: Mapping[str, Tensor]) -> None:
     """Call a selection's optional `observe` with the probe's outputs."""
     observe = getattr(selection, "observe", None)
@@ -164,6 +178,16 @@ def show(selection: object, outputs: Mapping[str, Tensor]) -> None:
 def whole_layers(layers: Mapping[str, WatchedLayer], resting: Collection[str]) -> dict[str, Tensor]:
     """Masks that freeze all neurons of some layers, and none of the others."""
     return {name: torch.full((layer.neurons,), name in resting) for name, layer in layers.items()}
+
+
+def share_of(mask: Tensor | None) -> float:
+    """Frozen share of a layer; 0 without a mask."""
+    return 0.0 if mask is None or not len(mask) else int(mask.sum()) / len(mask)
+
+
+def part_of(share: float, count: int) -> int:
+    """The share of a number, rounded down; 0.29 of 100 is 29, although the product is below it."""
+    return int(share * count + 1e-9)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from snello.errors import ConfigError
 from snello.optimizers import Optimizers, optimizers_of
 
-from ._selection import Selection, WatchedLayer, show
+from ._selection import Selection, WatchedLayer, check_selection, share_of, show
 
 
 class Settled:
@@ -42,7 +42,7 @@ class Settled:
         optimizer: optimizer whose learning rate is watched; None to ignore learning rates.
 
     Raises:
-        ConfigError: for a value outside these bounds.
+        ConfigError: for a value outside these bounds, or a rule that is none.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Settled:
             raise ConfigError(f"slack: must be in [0, share={share}], not {slack}")
         if patience < 1:
             raise ConfigError(f"patience: must be at least 1 step, not {patience}")
+        check_selection(rule, "rule")
         self.rule, self.share, self.slack = rule, share, slack
         self.patience, self.scattered = patience, scattered
         self._optimizers = optimizers_of(optimizer, "Settled")
@@ -87,7 +88,7 @@ class Settled:
     ) -> dict[str, Tensor]:
         """Apply the rule, settle and unfreeze layers; see `Selection`."""
         masks = self.rule.select(layers, similarities)
-        resting = {name: _share_of(masks.get(name)) for name in layers}
+        resting = {name: share_of(masks.get(name)) for name in layers}
         for name, share in resting.items():
             self._rested[name] = self._rested.get(name, 0) + 1 if share >= self.share else 0
         if self._fell():
@@ -136,7 +137,3 @@ class Settled:
         self.rule.load_state_dict(state["rule"])
         self._rested, self._settled = dict(state["rested"]), list(state["settled"])
         self._rate = state["rate"]
-
-
-def _share_of(mask: Tensor | None) -> float:
-    return 0.0 if mask is None or not len(mask) else int(mask.sum()) / len(mask)

@@ -97,19 +97,19 @@ def eager(forward: Forward) -> Forward:
     return cast(Forward, call)
 
 
-def _detached_forward(self: Any, *args: Any) -> Any:
+def _detached_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the plain layer's forward with detached parameters."""
     plain = self._snello_plain
     stand_in = object.__new__(plain)
     own = {name: p if p is None else p.detach() for name, p in self._parameters.items()}
     # The buffers are the layer's own, so that BatchNorm's statistics are still updated.
     vars(stand_in).update({**vars(self), "_parameters": own})
-    return plain.forward(stand_in, *args)
+    return plain.forward(stand_in, *args, **kwargs)
 
 
 @eager
-def _linear_forward(self: Any, x: Tensor) -> Any:
-    attached = _in_force(self)
+def _linear_forward(self: Any, input: Tensor) -> Any:  # the name of torch: it may be a keyword
+    attached, x = _in_force(self), input
     if attached is None:
         return self._snello_plain.forward(self, x)
     if attached.rows.all_frozen:
@@ -125,8 +125,8 @@ def _linear_forward(self: Any, x: Tensor) -> Any:
 
 
 @eager
-def _conv_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    attached = _in_force(self)
+def _conv_forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    attached, x = _in_force(self), input
     if attached is None:
         return self._snello_plain.forward(self, x, *args, **kwargs)
     weight, bias = self.weight, self.bias
@@ -206,12 +206,12 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, list[int]]:
 
 
 @eager
-def _other_forward(self: Any, *args: Any) -> Any:
+def _other_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of layers that cannot be sliced, such as normalisations: all frozen, or plain."""
     attached = _in_force(self)
     if attached is None or not attached.rows.all_frozen:
-        return self._snello_plain.forward(self, *args)
-    return _detached_forward(self, *args)
+        return self._snello_plain.forward(self, *args, **kwargs)
+    return _detached_forward(self, *args, **kwargs)
 
 
 _SLICED: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from snello.errors import ConfigError, check_option
+from snello.graph import Example
 
 from ._agree import from_first_rank
 from ._neq import SelectiveUpdate
-from ._selection import Selection, WatchedLayer, show
+from ._selection import Selection, WatchedLayer, check_selection, share_of, show
 from ._timing import time_step, trial
 
 
@@ -69,7 +69,7 @@ class TimeBudget:
             addition.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: for a value out of range, or a rule that is none.
 
     Source: the budgets of Quélennec et al., 2024, https://arxiv.org/abs/2312.05282, in measured
     time instead of parameters.
@@ -80,6 +80,8 @@ class TimeBudget:
     ) -> None:
         check_option(milliseconds > 0, f"milliseconds must be positive, not {milliseconds}")
         check_option(0 < share <= 1, f"share must be in (0, 1], not {share}")
+        if rule is not None:
+            check_selection(rule, "rule")
         self.milliseconds, self.rule, self.share = milliseconds, rule, share
         self.times: StepTimes | None = None
 
@@ -91,7 +93,7 @@ class TimeBudget:
     def measure(
         self,
         update: SelectiveUpdate,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Example,
         targets: Any,
         loss_fn: Callable[[Any, Any], Tensor],
         *,
@@ -104,7 +106,7 @@ class TimeBudget:
 
         Args:
             update: the selective update that has this selection.
-            inputs: one batch.
+            inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
             targets: its targets, the second argument of the loss.
             loss_fn: `loss_fn(output, targets)` -> scalar.
             depths: number of depths besides 0, evenly spread over the watched layers.
@@ -149,19 +151,16 @@ class TimeBudget:
         masks = self.rule.select(layers, similarities) if self.rule is not None else {}
         chosen = {}
         for position, (name, layer) in enumerate(layers.items()):
-            if position >= depth and not self._rests(masks.get(name)):
+            if position >= depth and share_of(masks.get(name)) < self.share:
                 break
             chosen[name] = torch.ones(layer.neurons, dtype=torch.bool)
         return chosen
-
-    def _rests(self, mask: Tensor | None) -> bool:
-        return mask is not None and float(mask.float().mean()) >= self.share
 
     def state_dict(self) -> dict[str, Any]:
         """State of the rule, and the measured times."""
         times = self.times
         return {
-            "rule": {} if self.rule is None else copy.deepcopy(self.rule.state_dict()),
+            "rule": {} if self.rule is None else self.rule.state_dict(),
             "depths": [] if times is None else list(times.depths),
             "milliseconds": [] if times is None else list(times.milliseconds),
         }

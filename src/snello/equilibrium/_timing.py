@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from snello.errors import ConfigError
-from snello.graph import as_inputs
+from snello.graph import Example, Inputs
 from snello.optimizers import parameters_of
 from snello.timing import spread_of, take_turns, timed
 
-from ._flops import undisturbed
+from ._flops import loss_of, undisturbed
 
 if TYPE_CHECKING:  # which decides by these times, too
     from ._neq import SelectiveUpdate
+    from ._selection import Selection
 
 _DENSE = "dense"
 _KINDS = (_DENSE, "sparse")
@@ -69,7 +70,7 @@ class BackwardTiming(PhaseTiming):
 
 def time_backward(
     neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     targets: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
@@ -80,26 +81,26 @@ def time_backward(
 
     Args:
         neq: the frozen model.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
 
     Raises:
         ConfigError: for fewer than one repeat.
+        ModelError: if the loss requires no gradient.
     """
-    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
+    batch = _checked(repeats, inputs)
+    device, loss = batch.tensors()[0].device, _loss(neq, batch, targets, loss_fn)
 
     def measure(kind: str) -> float:
         with neq.freezer.dense() if kind == _DENSE else nullcontext():
-            return _passes(neq, args, loss)[1]
+            return _passes(neq, device, loss)[1]
 
     with undisturbed(neq.model):
         times = take_turns(_KINDS, measure, repeats, warmup=1)
     spreads = [spread_of(times[kind]) for kind in _KINDS]
-    return BackwardTiming(
-        *spreads[0], *spreads[1], repeats, str(args[0].device), torch.get_num_threads()
-    )
+    return BackwardTiming(*spreads[0], *spreads[1], repeats, str(device), torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class StepTiming:
 
 def time_step(
     neq: SelectiveUpdate,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Example,
     targets: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     repeats: int = 20,
@@ -137,20 +138,22 @@ def time_step(
     """Time forward, backward and optimizer step, dense and sparse in turns.
 
     The sparse step skips the neurons frozen now; the dense optimizer step is that of a plain
-    optimizer with the same state. Weights, optimizer state, gradients, BatchNorm statistics and
-    random generators are restored.
+    optimizer with the same state. Weights, optimizer state, gradients, BatchNorm statistics, random
+    generators and the state of the selection are restored.
 
     Args:
         neq: the frozen model.
-        inputs: one batch.
+        inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
         repeats: measurements of each kind.
 
     Raises:
         ConfigError: for fewer than one repeat, or a model that was frozen without an optimizer.
+        ModelError: if the loss requires no gradient.
     """
-    args, loss = _checked(repeats, inputs), _loss(neq, targets, loss_fn)
+    batch = _checked(repeats, inputs)
+    device, loss = batch.tensors()[0].device, _loss(neq, batch, targets, loss_fn)
     if not neq.optimizers:
         raise ConfigError("time_step: NEq was given no optimizer whose steps could be timed")
     # Shallow copies share parameters and state with the originals, but have no hooks.
@@ -159,13 +162,17 @@ def time_step(
     def measure(kind: str) -> tuple[float, float, float]:
         dense = kind == _DENSE
         with _as_if_dense(neq) if dense else nullcontext():
-            passes = _passes(neq, args, loss)
+            passes = _passes(neq, device, loss)
             stepping = plain_ones if dense else neq.optimizers
-            elapsed = (*passes, _update_ms(stepping, args[0].device))
+            elapsed = (*passes, _update_ms(stepping, device))
         weights_back()  # many steps on the same batch could diverge
         return elapsed
 
-    with undisturbed(neq.model), _put_back(neq.optimizers) as weights_back:
+    with (
+        undisturbed(neq.model),
+        _put_back(neq.optimizers) as weights_back,
+        _unchanged(neq.selection),
+    ):
         times = take_turns(_KINDS, measure, repeats, warmup=1)
     plain, skipping = ([*zip(*times[kind], strict=True)] for kind in _KINDS)
     forward, backward, update = (_phase(*both) for both in zip(plain, skipping, strict=True))
@@ -175,32 +182,31 @@ def time_step(
         optimizer=update,
         step=_phase(*([sum(t) for t in times[kind]] for kind in _KINDS)),
         repeats=repeats,
-        batch=len(args[0]),
-        device=str(args[0].device),
+        batch=batch.samples,
+        device=str(device),
         threads=torch.get_num_threads(),
     )
 
 
-def _checked(repeats: int, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _checked(repeats: int, inputs: Example) -> Inputs:
     if repeats < 1:
         raise ConfigError(f"repeats: must be at least 1, not {repeats}")
-    return as_inputs(inputs)
+    return Inputs.of(inputs)
 
 
 def _loss(
-    neq: SelectiveUpdate, targets: Any, loss_fn: Callable[[Any, Any], Tensor]
-) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    return lambda args: loss_fn(neq.model(*args), targets)
+    neq: SelectiveUpdate, batch: Inputs, targets: Any, loss_fn: Callable[[Any, Any], Tensor]
+) -> Callable[[], Tensor]:
+    return lambda: loss_of(neq.model, batch, lambda output: loss_fn(output, targets))
 
 
 def _passes(
-    neq: SelectiveUpdate, args: tuple[Tensor, ...], loss_of: Callable[[tuple[Tensor, ...]], Tensor]
+    neq: SelectiveUpdate, device: torch.device, loss_of_batch: Callable[[], Tensor]
 ) -> tuple[float, float]:
     """Milliseconds of a forward and of a backward pass, from empty gradients."""
     for parameter in neq.model.parameters():
         parameter.grad = None
-    device = args[0].device
-    loss, forward = timed(lambda: loss_of(args), device)
+    loss, forward = timed(loss_of_batch, device)
     _, backward = timed(loss.backward, device)  # type: ignore[no-untyped-call]
     return forward * 1e3, backward * 1e3
 
@@ -258,6 +264,16 @@ def _put_back(optimizers: Sequence[Optimizer]) -> Iterator[Callable[[], None]]:
         for optimizer, before in zip(optimizers, states, strict=True):
             optimizer.state.clear()
             optimizer.state.update(before)
+
+
+@contextmanager
+def _unchanged(selection: Selection) -> Iterator[None]:
+    """Restore the state of a rule that may follow optimizer steps, as `GradientChange` does."""
+    before = selection.state_dict()
+    try:
+        yield
+    finally:
+        selection.load_state_dict(before)
 
 
 def _copy(value: Any) -> Any:

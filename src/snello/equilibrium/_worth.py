@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snello.errors import check_option
-from snello.graph import tensors_of
+from snello.graph import Inputs, tensors_of
 from snello.processes import rank_and_size
 
 from ._timing import time_backward, time_step, trial
@@ -74,7 +74,7 @@ class Worth:
     def judged(
         self,
         update: SelectiveUpdate,
-        inputs: tuple[Tensor, ...],
+        inputs: Inputs,
         masks: Mapping[str, Tensor],
         macs: Mapping[str, float],
     ) -> Mapping[str, Tensor]:
@@ -127,7 +127,7 @@ def _most(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _loss_of_time(
-    update: SelectiveUpdate, inputs: tuple[Tensor, ...], masks: Mapping[str, Tensor], repeats: int
+    update: SelectiveUpdate, inputs: Inputs, masks: Mapping[str, Tensor], repeats: int
 ) -> str:
     """The two times, if a step with these masks is not faster; else an empty text."""
     with trial(update, masks):

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import distributed, nn
 
-from snello.processes import rank_and_size
+from snello.processes import copy_from_first, rank_and_size
 from snello.pruning import Pruner
 
 
@@ -39,11 +38,7 @@ def agree_on_pruning(pruner: Pruner, model: nn.Module) -> None:
         return
     masks: list[Any] = [{name: mask.cpu() for name, mask in pruner.masks.items()}]
     distributed.broadcast_object_list(masks)
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dense = tensor.detach().contiguous()  # broadcast refuses channels_last weights
-            distributed.broadcast(dense, 0)
-            tensor.copy_(dense)
+    copy_from_first([*model.parameters(), *model.buffers()])
     if rank:
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         state = pruner.state_dict()

@@ -40,7 +40,7 @@ class WeightAverage(L.Callback):
         self.average: AveragedModel | None = None
 
     def start(self, model: nn.Module, steps: int) -> AveragedModel:
-        """Create the average on the first call, from the checkpoint's state if a run is resumed.
+        """Create the average on the first call, and load the checkpoint's state if a run is resumed.
 
         A second `fit` of the same model continues the average; another model starts a new one.
 
@@ -52,12 +52,12 @@ class WeightAverage(L.Callback):
             self.average = None
         if self.average is None:
             self._source = ref(model)
-            self._steps = steps
             update = get_ema_multi_avg_fn(self._decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-            if self._restored is not None:
-                self.average.load_state_dict(self._restored)
-                self._restored = None
+        if self._restored is not None:
+            self.average.load_state_dict(self._restored)
+            self._restored = None
+        self._steps = steps
         return self.average
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

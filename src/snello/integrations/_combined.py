@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-from torch import Tensor
+from contextlib import contextmanager, nullcontext
 
 from snello.equilibrium import SelectiveUpdate
-from snello.neurons import spread
 
 
 @contextmanager
@@ -20,21 +16,5 @@ def frozen_rows_held(updates: SelectiveUpdate | None) -> Iterator[None]:
     not computed; the decay would read it as zero sensitivity and shrink weights whose sensitivity
     is unknown.
     """
-    held = (
-        [] if updates is None else [(p, rows, p.detach().clone()) for p, rows in _frozen(updates)]
-    )
-    yield
-    with torch.no_grad():
-        for parameter, rows, before in held:
-            parameter.copy_(torch.where(rows, before, parameter))
-
-
-def _frozen(updates: SelectiveUpdate) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parameters with frozen neurons, each with a boolean mask broadcastable to its shape."""
-    for name, mask in updates.frozen.items():
-        if bool(mask.any()):
-            layer = updates.freezer.layers[name]
-            for key, parameter in layer.named_parameters(recurse=False):
-                wide = key == "weight" and parameter.dim() > 1
-                rows = spread(layer, mask) if wide else mask.view_as(parameter)
-                yield parameter, rows.to(parameter.device)
+    with nullcontext() if updates is None else updates.freezer.hold.kept():
+        yield

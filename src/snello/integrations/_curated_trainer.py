@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from snello.curation import DynamicSubset
-from snello.errors import ConfigError, require
+from snello.errors import ConfigError, check_option, require
 from snello.graph import scores_of
 from snello.store import archives
 
@@ -53,8 +53,8 @@ def curated_trainer(base: Any = None) -> Any:
 
     Raises:
         ConfigError: for a `base` that is no Trainer of transformers 5 or later; when it is built,
-            without `keep`, or for epochs of another number than `keep` counts on; when it resumes,
-            for a checkpoint without the state.
+            without `keep`, or for epochs of another number than `keep` counts on; when it trains, for
+            a `keep` of another training, or a checkpoint without the state.
         MissingExtraError: without transformers.
     """
     transformers: Any = require("transformers", "huggingface", "a curated Trainer")
@@ -137,6 +137,11 @@ def curated_trainer(base: Any = None) -> Any:
                 max_steps, steps, epochs, resume_from_checkpoint, trial
             )
             if resume_from_checkpoint is None:
+                check_option(
+                    self.keep.moment == 0,
+                    f"keep has been trained on for {self.keep.moment:g} epochs, so that the learning rate would go on "
+                    "from there: make a new one, or give resume_from_checkpoint",
+                )
                 return found
             path = Path(resume_from_checkpoint, STATE)
             if not path.is_file():
@@ -144,21 +149,23 @@ def curated_trainer(base: Any = None) -> Any:
                     f"{resume_from_checkpoint} has no {STATE}: it was not written by a curated Trainer"
                 )
             self.keep.load_state_dict(archives.load(path))
+            if not self._coming():  # of the epoch an incomplete batch is left, which is dropped
+                self.keep.finish()
             # The sampler goes on behind what was trained on: no batch is to be skipped.
             return math.floor(self.keep.moment), 0
 
         def _run_epoch(self, **given: Any) -> None:
-            batches = self._coming(given["train_dataloader"])  # epochs differ in length
+            batches = self._coming()  # epochs differ in length
             given["steps_in_epoch"] = batches
             given["num_update_steps_per_epoch"] = math.ceil(
                 batches / self.args.gradient_accumulation_steps
             )
             super()._run_epoch(**given)
 
-        def _coming(self, loader: DataLoader[Any]) -> int:
+        def _coming(self) -> int:
             """Batches of the epoch, or of what is left of one that was restored."""
             samples, size = self.keep.coming(rest=True), int(self._train_batch_size)
-            return samples // size if loader.drop_last else -(-samples // size)
+            return samples // size if self.args.dataloader_drop_last else -(-samples // size)
 
         def compute_loss(
             self,

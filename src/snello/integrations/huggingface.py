@@ -11,6 +11,7 @@ from weakref import ref
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from snello.equilibrium import SelectiveUpdate
 from snello.errors import ConfigError, require
@@ -37,7 +38,7 @@ def huggingface_callback(
     """Build a callback for transformers: `Trainer(callbacks=[huggingface_callback(...)])`.
 
     The sensitivity observes every training forward pass and decays weights after every optimizer
-    step; the pruner steps after every evaluation, `updates` at the end of every epoch, or after
+    step; the pruner steps after every evaluation of the training, `updates` at the end of every epoch, or after
     `every` optimizer steps. Their
     state is saved with the Trainer's checkpoints; a second `train()` of the same model continues
     from the first. The masks stay in force after training.
@@ -68,13 +69,16 @@ def huggingface_callback(
     base: Any = require("transformers", "huggingface", "the Trainer's callback").TrainerCallback
 
     class SnelloCallback(base):  # type: ignore[misc]
-        parts: dict[str, Any]
-        last: tuple[ref[nn.Module], dict[str, Any]] | None = None
+        def __init__(self) -> None:
+            self.parts: dict[str, Any] = {}
+            self.hook: RemovableHandle | None = None
+            self.last: tuple[ref[nn.Module], dict[str, Any]] | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
-            if "pruner" in getattr(self, "parts", {}):
+            self.take_down()  # a training that was interrupted has not
+            if "pruner" in self.parts:
                 self.parts["pruner"].remove()  # the new pruner takes over its masks
             with zeros_expected(bool(state.global_step and resume_from)):
                 built = {
@@ -115,7 +119,7 @@ def huggingface_callback(
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             metrics = kwargs.get("metrics") or {}
-            if "pruner" in getattr(self, "parts", {}):
+            if "pruner" in self.parts and self.hook is not None:  # not of a trained model
                 if monitor not in metrics:
                     raise ConfigError(
                         f"the evaluation has no metric {monitor!r}; choose one of: "
@@ -139,11 +143,17 @@ def huggingface_callback(
                 )
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.hook.remove()
             self.last = (
                 ref(kwargs["model"]),
                 {name: p.state_dict() for name, p in self.parts.items()},
             )
+            self.take_down()
+
+        def take_down(self) -> None:
+            """Remove every hook; the masks stay in force."""
+            if self.hook is not None:
+                self.hook.remove()
+                self.hook = None
             for name, part in self.parts.items():
                 if name != "pruner":  # its hooks keep pruned weights at zero after training
                     part.remove()

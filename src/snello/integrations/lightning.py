@@ -310,9 +310,10 @@ class SelectiveUpdateCallback(_Attached):
         assert self.last_step is not None
         if trainer.global_step == self._steps:  # gradients were only accumulated
             return
-        self._steps = trainer.global_step
+        before, self._steps = self._steps, trainer.global_step
         self._spent.append(self.last_step)
-        if self._every is not None and trainer.global_step % self._every == 0:
+        # Several optimizers take several steps in one batch.
+        if self._every is not None and self._steps // self._every > before // self._every:
             self.last_step = self.neq.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -355,8 +356,10 @@ class SelectiveUpdateCallback(_Attached):
         return restored
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
-        return dict(self.neq.state_dict()) if self.neq is not None else {}
+        """For Lightning's checkpoint; after the training, as at its end or interruption."""
+        if self._attached and self.neq is not None:
+            return self.neq.state_dict()
+        return {} if self._last is None else dict(self._last[1])
 
 
 def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
