@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from snello.deploy import FileModel, export, export_int8, file_runner, footprint, latencies
 from snello.deploy.operations import fit_latency, operations_of, this_device
-from snello.files import write_text
+from snello.files import write_file, write_text
 from snello.graph import coupling, cut
 from snello.graph.coupled import Coupling
 from snello.lab.datasets import Splits, load_dataset, loader, normalised
@@ -145,9 +145,7 @@ class Work:
                 normalise=None, round_to=self.options.round_to or blocks,
             )  # fmt: skip
             lean = plan.cut(self.model, self.example)
-            recalibrate(lean, self.calibration)
-            if self.fit is not None:
-                self.fit(lean)
+            self._trained(lean, f"uniform-{share}.pt")
             for precision in tuple(left):
                 verdict = judge(self.deployed(lean, precision))
                 print("uniform", precision, share, verdict, flush=True)
@@ -158,6 +156,18 @@ class Work:
             if not left:
                 break
         return found
+
+    def _trained(self, lean: nn.Module, name: str) -> None:
+        """Recover and fine-tune a network, or load it from the folder, where it is kept."""
+        kept = None if self.options.folder is None else Path(self.options.folder) / name
+        if kept is not None and kept.is_file():
+            load_weights(lean, kept)
+            return
+        recalibrate(lean, self.calibration)
+        if self.fit is not None:
+            self.fit(lean)
+        if kept is not None:
+            write_file(kept, lambda path: torch.save(lean.state_dict(), path))
 
     def deployed(self, model: nn.Module, precision: str) -> nn.Module:
         """The network as it answers on the device."""
