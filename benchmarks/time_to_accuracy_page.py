@@ -63,6 +63,10 @@ def seconds_of(row: dict[str, Any], speed: float) -> float:
     return sum(row["seconds"]) * speed / mean(row["reference"])
 
 
+MARKERS = "os^Dv"
+"""One for each seed."""
+
+
 def points_of(rows: list[dict[str, Any]]) -> list[Point]:
     speed = median(value for row in rows for value in row["reference"])
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -87,7 +91,15 @@ def fewer(points: list[Point]) -> list[Point]:
 
 
 def at_same_time(point: Point, curve: list[Point]) -> dict[int, float] | None:
-    """For each seed, accuracy over that of fewer epochs at the same seconds, between two of them."""
+    """For each seed, accuracy over that of fewer epochs at the same seconds.
+
+    Of one row of them that takes within 3 % as long, which has more seeds in common than two; else
+    between two of them.
+    """
+    near = min(curve, key=lambda p: abs(p.seconds - point.seconds))
+    if abs(near.seconds / point.seconds - 1) <= 0.03:
+        common = point.accuracies.keys() & near.accuracies.keys()
+        return {seed: point.accuracies[seed] - near.accuracies[seed] for seed in sorted(common)}
     for low, high in pairwise(curve):
         if low.seconds <= point.seconds <= high.seconds:
             part = (point.seconds - low.seconds) / (high.seconds - low.seconds)
@@ -180,33 +192,39 @@ def draw(points: list[Point], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     curve = fewer(points)
-    axes.plot(
-        [p.seconds for p in curve], [100 * p.accuracy for p in curve], color="0.5", zorder=1,
-        label="fewer epochs, compressed schedule",
-    )  # fmt: skip
+    # Seeds differ by more than rows do: each has its own curve to beat, and its own marker.
+    seeds = sorted({seed for point in points for seed in point.accuracies})
+    for seed in seeds:
+        same = [p for p in curve if seed in p.accuracies]
+        axes.plot(
+            [p.seconds for p in same], [100 * p.accuracies[seed] for p in same], color="0.5",
+            zorder=1, linewidth=1, marker=MARKERS[seed], markersize=5,
+            label=f"fewer epochs, compressed schedule, seed {seed}",
+        )  # fmt: skip
     colours = {
         "layers at rest": "tab:green", "neurons at rest": "tab:olive", "published freezing": "tab:purple",
         "fewer samples": "tab:blue", "both": "tab:red",
     }  # fmt: skip
-    last = (0.0, 0.0)
     for point in points:
-        values = [100 * value for value in point.accuracies.values()]
-        x, y = point.seconds, 100 * point.accuracy
-        error = [[y - min(values)], [max(values) - y]]
-        axes.errorbar(x, y, error, fmt="o", color=colours.get(point.kind, "0.3"), capsize=2)
-        # Points are sorted by time: a label that would cover the last one goes below its point.
-        close = abs(x - last[0]) < 40 and abs(y - last[1]) < 0.2
+        beats = point.kind != "fewer epochs"
+        values = {seed: 100 * value for seed, value in point.accuracies.items()}
+        for seed, value in values.items() if beats else ():
+            colour = colours.get(point.kind, "0.3")
+            axes.plot(point.seconds, value, MARKERS[seed], color=colour, markersize=5)
+        # Oblique labels do not cover each other where rows lie side by side.
+        y, oblique = (min(values.values()), -25) if beats else (max(values.values()), 25)
         axes.annotate(
-            point.name, (x, y), fontsize=6, xytext=(4, -10 if close else 4),
-            textcoords="offset points",
+            point.name, (point.seconds, y), fontsize=6, xytext=(3, -4 if beats else 4),
+            textcoords="offset points", rotation=oblique, rotation_mode="anchor",
+            va="top" if beats else "bottom",
         )  # fmt: skip
-        last = (0.0, 0.0) if close else (x, y)
     for kind, colour in colours.items():
         if any(point.kind == kind for point in points):
             axes.plot([], [], "o", color=colour, label=kind)
     axes.set(xlabel="CPU seconds of the training", ylabel="test accuracy, last epoch [%]")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
+    axes.margins(0.12)  # room for the labels
     figure.savefig(path, dpi=130)
 
 
