@@ -81,7 +81,7 @@ class Lobster(Sensitivity):
                 warnings.warn(
                     "Lobster.step: no parameter has a gradient, so none decays: call it after "
                     "optimizer.step() and before the gradients are zeroed",
-                    stacklevel=3,
+                    stacklevel=4,  # the caller of step, which torch.no_grad wraps
                 )
             self._seen = True  # once
             return [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -84,7 +84,7 @@ class Observed(Sensitivity):
         self._calls, self._latest = calls, latest
         self._clear()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Observed:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The method on a copy of the model; copy both in one `deepcopy`."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin

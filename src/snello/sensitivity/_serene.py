@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -260,7 +260,7 @@ class SeReNe(Observed):
     _uncopied = frozenset({"_handles", "_replay", "_taps", "_group"})
     """Hooks belong to one model, and a group of processes has no copy."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SeReNe:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The method on a copy of the model; copy both in one `deepcopy`."""
         twin = super().__deepcopy__(memo)
         twin._taps = []

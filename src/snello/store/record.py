@@ -109,7 +109,7 @@ class Record:
 
 def _check_input(shape: object, dtype: torch.dtype) -> None:
     sizes = shape if isinstance(shape, Sequence) else (None,)
-    if not all(isinstance(n, Integral) and n > 0 for n in sizes):
+    if not all(isinstance(n, Integral) and int(n) > 0 for n in sizes):
         raise ModelError(
             f"the shape of an input is a tuple of positive integers without the batch, not {shape!r}"
         )
