@@ -405,3 +405,40 @@ def test_qp_of_of_a_tensor_that_is_not_coded_is_refused() -> None:
     for odd in ("n", "typo"):
         with pytest.raises(ConfigError, match=rf"'{odd}' \(1 such of 2\)"):
             compress(tensors, CodecSettings(qp_of={"a": -20, odd: -20}))
+
+
+@pytest.mark.parametrize("call", [decompress, decode, read_header])
+@pytest.mark.parametrize("data", ["model.snello", None, 5, [1, 2]])
+def test_what_is_no_bytes_is_refused(call: Any, data: Any) -> None:
+    with pytest.raises(ConfigError, match="read_bytes"):
+        call(data)
+
+
+@pytest.mark.parametrize("call", [compress, encode, quantised])
+@pytest.mark.parametrize("settings", [-26, {"qp": -26}, None])
+def test_what_is_no_settings_is_refused(call: Any, settings: Any) -> None:
+    with pytest.raises(ConfigError, match="pass a CodecSettings"):
+        call({"w": torch.ones(2, 2)}, settings)
+
+
+@pytest.mark.parametrize("call", [compress, encode, quantised])
+def test_a_module_holds_no_tensors_by_name(call: Any) -> None:
+    with pytest.raises(ConfigError, match=r"pass model\.state_dict"):
+        call(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("call", [decompress, decode])
+def test_what_is_no_limits_is_refused(call: Any) -> None:
+    with pytest.raises(ConfigError, match="pass Limits"):
+        call(b"", 5)
+
+
+def test_views_in_any_layout_are_coded_alike() -> None:
+    x = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    views = {
+        "channels last": x.to(memory_format=torch.channels_last),
+        "transposed": x.mT.contiguous().mT,
+        "negated": torch._neg_view(-x),
+    }
+    for name, view in views.items():
+        assert compress({"w": view}) == compress({"w": x}), name

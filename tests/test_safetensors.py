@@ -60,6 +60,30 @@ def test_every_damaged_byte_is_found(place: float, tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_changed_header_is_found(tmp_path: Path) -> None:
+    """Names, shapes and the record would give another model, without an error."""
+    path = save(tmp_path / "a.safetensors", build("lenet-300-100"), RECORD)
+    data = path.read_bytes()
+    for old, new in (
+        (b"[1, 28, 28]", b"[1, 82, 28]"),
+        (b'"fc1.bias":{"dtype":"F32"', b'"fc1.bias":{"dtype":"I32"'),
+    ):
+        assert data.count(old) == 1
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(ModelError, match="its digest does not fit"):
+            load(path)
+    path.write_bytes(data)
+    load(path)
+
+
+def test_dtypes_that_the_format_lacks_are_refused(tmp_path: Path) -> None:
+    model = build("lenet-300-100")
+    model.fc1.bias = torch.nn.Parameter(model.fc1.bias.to(torch.complex128))
+    with pytest.raises(ConfigError, match=r"complex128.*name the file \*\.pt"):
+        save(tmp_path / "a.safetensors", model, RECORD)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_other_tools_give_weights_and_no_model(tmp_path: Path) -> None:
     model, other = build("lenet-300-100"), build("lenet-300-100")
     path = tmp_path / "weights.safetensors"

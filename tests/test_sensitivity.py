@@ -253,14 +253,17 @@ def test_the_head_is_as_sensitive_as_its_share() -> None:
     torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_forwards_without_gradients_are_not_observed() -> None:
+@pytest.mark.parametrize("examples", [None, 3])
+def test_forwards_without_gradients_are_not_observed(examples: int | None) -> None:
     model, x = mlp(), inputs_of("mlp")
-    serene = SeReNe(model, every=1)
+    expected = observed(SeReNe(model, examples=examples), model, x)
+    serene = SeReNe(model, every=1, examples=examples)
     outputs = model(x)
     with torch.no_grad():
-        model(x)  # the validation between a forward and its observation
+        model(-x)  # the validation between a forward and its observation
     serene.observe(outputs)
-    assert serene.sensitivity() == {}
+    found = serene.sensitivity()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_resumed_run_repeats_the_draws() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snello.errors import BitstreamError, ConfigError
 
-from ._limits import Limits
+from ._limits import Limits, checked_input
 from ._manifest import (
     DTYPES,
     MAX_MANIFEST,
@@ -28,8 +28,8 @@ from ._manifest import (
     read_manifest,
     write_manifest,
 )
-from ._settings import CodecSettings, check_names
-from ._stream import code_all, decode_each, join, prepared
+from ._settings import CodecSettings, check_names, check_settings
+from ._stream import check_mapping, code_all, decode_each, join, prepared
 
 MAGIC = b"\x89SNL\r\n\x1a\n"  # like PNG's: it reveals transfers that drop the eighth bit or rewrite line ends
 VERSION = 2  # in version 1 there are no codebook and qp_of settings and no QP per tensor
@@ -80,13 +80,8 @@ def compress(
             not coded; or for a record that is not JSON.
         MissingExtraError: without nncodec.
     """
-    if not isinstance(tensors, Mapping):
-        way = (
-            "pass model.state_dict()"
-            if hasattr(tensors, "state_dict")
-            else "pass a mapping of names to tensors"
-        )
-        raise ConfigError(f"compress: a {type(tensors).__name__} holds no tensors by name: {way}")
+    check_mapping(tensors, "compress")
+    check_settings(settings)
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ConfigError(
@@ -95,7 +90,7 @@ def compress(
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
     coded = {name: tensor for name, tensor in tensors.items() if is_coded(tensor)}
     check_names(settings, coded)
-    parts = code_all(prepared(coded), settings)
+    parts = code_all(prepared(coded, "compress"), settings)
     stream = join(parts) if parts else b""
     qps = {name: qp for name, (_, qp) in zip(coded, parts, strict=True)}
     entries = [replace(entry, qp=qps.get(entry.name)) for entry in entries]
@@ -123,7 +118,7 @@ def decompress(data: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) 
     Raises:
         BitstreamError: for any truncation, any flipped bit, trailing bytes, or another kind of
             file; and for a file that cannot be decoded within the limits.
-        ConfigError: if no child process can be started.
+        ConfigError: if no child process can be started, and for anything but bytes.
         MissingExtraError: without nncodec, if there is a stream to decode.
     """
     header, stream = _parse(data, limits)
@@ -177,7 +172,7 @@ def stream_of(data: bytes, limits: Limits = _LIMITS) -> bytes:
 
 def _parse(data: bytes, limits: Limits) -> tuple[Header, bytes]:
     """Header and stream of a container, after every check that needs no decoding."""
-    data = bytes(data)
+    data = checked_input(data, limits)
     if not data.startswith(MAGIC):
         raise BitstreamError(
             f"not a .snello file: it opens with {data[:8]!r}, not {MAGIC!r} ({len(data)} bytes)"

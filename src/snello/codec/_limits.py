@@ -53,3 +53,18 @@ class Limits:
         """
         cpu = ("cpu",) if importlib.util.find_spec("resource") else ()
         return ("seconds", *cpu, *(("memory_bytes",) if cpu and sys.platform == "linux" else ()))
+
+
+def checked_input(data: object, limits: object) -> bytes:
+    """The bytes to be read.
+
+    Raises:
+        ConfigError: for anything but bytes, and anything but limits.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ConfigError(
+            f"coded data are bytes, not {type(data).__name__}: pass those of a file, Path(name).read_bytes()"
+        )
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"limits={limits!r}: pass Limits, such as Limits(seconds=60)")
+    return bytes(data)

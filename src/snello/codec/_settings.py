@@ -117,6 +117,14 @@ def _check_qp(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r}: choose an integer from {QP_MIN} to {QP_MAX}")
 
 
+def check_settings(settings: object) -> None:
+    """Raise a ConfigError for anything but settings."""
+    if not isinstance(settings, CodecSettings):
+        raise ConfigError(
+            f"settings={settings!r}: pass a CodecSettings, such as CodecSettings(qp=-32)"
+        )
+
+
 def check_names(settings: CodecSettings, names: Collection[str]) -> None:
     """Check that `qp_of` only names tensors that are coded, to find misspelt names.
 

@@ -11,12 +11,13 @@ from snello.errors import BitstreamError, ConfigError
 
 from . import _nncodec, _worker
 from ._child import check_claims, decode_isolated
-from ._limits import Limits
+from ._limits import Limits, checked_input
 from ._names import escape, unescape
 from ._settings import (
     MAX_DIMENSIONS,
     CodecSettings,
     check_names,
+    check_settings,
     quantisation_parameter,
     step_size,
 )
@@ -46,7 +47,8 @@ def encode(tensors: Mapping[str, Tensor], settings: CodecSettings = _DEFAULTS) -
             that is not there; or if there is nothing to code.
         MissingExtraError: without nncodec.
     """
-    ready = prepared(tensors)
+    check_settings(settings)
+    ready = prepared(tensors, "encode")
     if not ready:
         raise ConfigError("encode: there is no tensor to code; pass at least one")
     check_names(settings, ready)
@@ -99,7 +101,10 @@ def decode(stream: bytes, limits: Limits = _LIMITS, *, isolated: bool = True) ->
         ConfigError: if no child process can be started.
         MissingExtraError: without nncodec.
     """
-    return {name: tensor for name, _, tensor in decode_each(bytes(stream), limits, isolated)}
+    return {
+        name: tensor
+        for name, _, tensor in decode_each(checked_input(stream, limits), limits, isolated)
+    }
 
 
 def decode_each(
@@ -156,8 +161,10 @@ def quantised(
         ConfigError: as [`encode`][snello.codec.encode].
         MissingExtraError: without nncodec.
     """
+    check_settings(settings)
     return {
-        name: _quantise_one(name, tensor, settings) for name, tensor in prepared(tensors).items()
+        name: _quantise_one(name, tensor, settings)
+        for name, tensor in prepared(tensors, "quantised").items()
     }
 
 
@@ -173,9 +180,10 @@ def step_sizes(
     Raises:
         ConfigError: as [`encode`][snello.codec.encode].
     """
+    check_settings(settings)
     return {
         name: step_size(quantisation_parameter(name, tensor, settings))
-        for name, tensor in prepared(tensors).items()
+        for name, tensor in prepared(tensors, "step_sizes").items()
     }
 
 
@@ -186,12 +194,33 @@ def _quantise_one(name: str, tensor: Tensor, settings: CodecSettings) -> Tensor:
     )
 
 
-def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def check_mapping(tensors: object, what: str) -> None:
+    """Raise a ConfigError for anything but a mapping.
+
+    Args:
+        tensors: what was given for named tensors.
+        what: the caller, for the error.
+    """
+    if not isinstance(tensors, Mapping):
+        way = (
+            "pass model.state_dict()"
+            if hasattr(tensors, "state_dict")
+            else "pass a mapping of names to tensors"
+        )
+        raise ConfigError(f"{what}: a {type(tensors).__name__} holds no tensors by name: {way}")
+
+
+def prepared(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """Convert tensors for the coder: float32, contiguous, on the CPU, at least one dimension.
+
+    Args:
+        tensors: as for [`encode`][snello.codec.encode].
+        what: the caller, for the error.
 
     Raises:
         ConfigError: as [`encode`][snello.codec.encode].
     """
+    check_mapping(tensors, what)
     for name in tensors:
         escape(name)
     return {name: _ready_one(name, tensor) for name, tensor in tensors.items()}
@@ -213,7 +242,13 @@ def _ready_one(name: str, tensor: Tensor) -> Tensor:
         raise ConfigError(
             f"tensor {name!r} has {tensor.dim()} dimensions; the coder takes {MAX_DIMENSIONS}"
         )
-    ready = tensor.detach().to("cpu", torch.float32).reshape(tensor.shape or (1,)).contiguous()
+    ready = (
+        tensor.detach()
+        .to("cpu", torch.float32)
+        .reshape(tensor.shape or (1,))
+        .contiguous()
+        .resolve_neg()
+    )
     # Checked after the cast: large float64 values become infinite in float32.
     if bad := int((~torch.isfinite(ready)).sum()):
         raise ConfigError(

@@ -28,8 +28,10 @@ share one protocol, which fits any training loop:
   a backward pass, every fourth step (C passes for `"full"`).
 
 With a gradient scaler, call `scaler.step(optimizer)` before `step()`. With gradient
-accumulation, observe every batch and step once. With DistributedDataParallel, call the methods on
-every process: they measure the joined batch.
+accumulation, observe every batch and step once; observe the outputs of each forward pass before the
+next one. With `torch.utils.checkpoint`, use `use_reentrant=False`, which keeps the layers in the
+graph. With DistributedDataParallel, call the methods on every process: they measure the joined
+batch.
 
 [`GroupDecay`][snello.sensitivity.GroupDecay] has one sensitivity for all slices that write a
 channel, so that layers that can only be narrowed together (on a residual stream) lose the same

@@ -77,14 +77,6 @@ class Sensitivity(ABC):
         """Remove every hook from the model."""
 
 
-def nothing_observed(method: str) -> ConfigError:
-    """The error for a step before the first observation."""
-    return ConfigError(
-        f"{method}.step: nothing has been observed yet: call {method.lower()}.observe(outputs) between the forward "
-        "pass and loss.backward(), as in docs/own-loop.md"
-    )
-
-
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:
     """`w <- w - lmbda * w * insensitivity` for all weights at once, in place.
 

@@ -17,6 +17,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from snello.neurons import neuron_count
 
+from ._observed import check_reached
+from ._outputs import wide
+
 Tap = tuple[nn.Module, Any]
 Measure = Callable[[Tensor, Sequence[Tap], Callable[[], Tensor], int], list[Tensor]]
 """(scores (B, C), taps, a function that draws one class per example (B, 1), classes per pass) ->
@@ -49,16 +52,16 @@ def _gradients(
     target: Tensor, taps: Sequence[Tap], seeds: Tensor | None = None
 ) -> list[Tensor | None]:
     edges = [edge for _, edge in taps]
-    return list(
-        torch.autograd.grad(
-            target,
-            edges,
-            seeds,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=seeds is not None,
-        )
+    gradients = torch.autograd.grad(
+        target,
+        edges,
+        seeds,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=seeds is not None,
     )
+    check_reached(gradients, "SeReNe")
+    return list(gradients)
 
 
 def _magnitudes(taps: Sequence[Tap], gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -99,7 +102,7 @@ def _full(scores: Tensor, taps: Sequence[Tap], _: Callable[[], Tensor], chunk: i
 
 
 def _mean_value(module: nn.Module, output: Tensor) -> Tensor:
-    return output.detach().mean(_other_axes(module, output), dtype=_wide(output))
+    return output.detach().mean(_other_axes(module, output), dtype=wide(output))
 
 
 def _local(_: Tensor, taps: Sequence[Tap], __: Callable[[], Tensor], ___: int) -> list[Tensor]:
@@ -120,10 +123,10 @@ def _mean_magnitude(module: nn.Module, gradient: Tensor | None) -> Tensor:
     """Mean of `|gradient|` per neuron; zero for a call that does not reach the outputs."""
     if gradient is None:
         weight: Tensor = module.weight  # type: ignore[assignment]
-        return weight.new_zeros(neuron_count(module), dtype=_wide(weight))
+        return weight.new_zeros(neuron_count(module), dtype=wide(weight))
     axes = _other_axes(module, gradient)
     # The 1-norm sums over examples and positions without a tensor of magnitudes.
-    total: Tensor = torch.linalg.vector_norm(gradient, 1, axes, dtype=_wide(gradient))
+    total: Tensor = torch.linalg.vector_norm(gradient, 1, axes, dtype=wide(gradient))
     return total * (len(total) / gradient.numel())
 
 
@@ -133,8 +136,3 @@ def _other_axes(module: nn.Module, tensor: Tensor) -> list[int]:
     behind = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
     axis = tensor.dim() - 1 - behind
     return [d for d in range(tensor.dim()) if d != axis]
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """dtype of sums: at least single precision."""
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -7,7 +7,14 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from snello.neurons import LayerFilter, is_batchnorm, is_weighted, plain_layers, select_layers
+from snello.neurons import (
+    LayerFilter,
+    is_batchnorm,
+    is_weighted,
+    plain_layers,
+    qualified,
+    select_layers,
+)
 from snello.wrappers import unwrapped
 
 from ._decay import Sensitivity, insensitivity
@@ -48,7 +55,7 @@ class Lobster(Sensitivity):
         )
         # By identity: a tied parameter decays once.
         unique = {
-            id(parameter): (f"{name}.{key}", parameter)
+            id(parameter): (qualified(name, key), parameter)
             for name, module in plain.items()
             for key, parameter in module.named_parameters(recurse=False)
         }
@@ -57,16 +64,24 @@ class Lobster(Sensitivity):
 
     def sensitivity(self) -> dict[str, Tensor]:
         """Parameter name -> `|dL/dw|`, shape of the parameter, for those that have a gradient."""
-        return {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
+        return {name: gradient.abs() for name, (_, gradient) in self._with_gradients().items()}
+
+    def _with_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Parameters and their gradients; a frozen parameter may have an old one."""
+        return {
+            name: (p, p.grad)
+            for name, p in self._parameters.items()
+            if p.grad is not None and p.requires_grad
+        }
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        pairs = [(p, p.grad) for p in self._parameters.values() if p.grad is not None and p.numel()]
+        pairs = [(p, gradient) for p, gradient in self._with_gradients().values() if p.numel()]
         if not pairs:
             if not self._seen and any(p.requires_grad for p in self._parameters.values()):
                 warnings.warn(
                     "Lobster.step: no parameter has a gradient, so none decays: call it after "
                     "optimizer.step() and before the gradients are zeroed",
-                    stacklevel=3,
+                    stacklevel=4,  # the caller of step, which torch.no_grad wraps
                 )
             self._seen = True  # once
             return [], []

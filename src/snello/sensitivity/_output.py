@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections import Counter
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from snello.neurons import LayerFilter, plain_layers, qualified, select_layers, 
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import unwrapped
 
-from ._decay import Sensitivity, insensitivity, nothing_observed
-from ._outputs import class_scores, generator, target_scores
+from ._decay import insensitivity
+from ._observed import Observed, check_reached
+from ._outputs import class_scores, generator, target_scores, wide
 
 Kind = Literal["unspecific", "specific"]
 
 
-class OutputSensitivity(Sensitivity):
+class OutputSensitivity(Observed):
     r"""Sensitivity of the outputs to a weight, the method that preceded LOBSTER and SeReNe.
 
     The unspecific kind averages over all outputs; the specific one uses the output of the target
@@ -67,24 +69,27 @@ class OutputSensitivity(Sensitivity):
         exclude: LayerFilter = (),
         group: Group = None,
     ) -> None:
-        super().__init__(lmbda)
+        super().__init__(lmbda, every, seed, group)
         if kind not in ("unspecific", "specific") or estimate not in ("sampled", "full"):
             raise ConfigError(
                 f"kind is 'unspecific' or 'specific', estimate 'sampled' or 'full', not {kind!r}, {estimate!r}"
             )
-        if every < 1 or int(every) != every:
-            raise ConfigError(f"every counts steps between observations: at least 1, not {every}")
         model = unwrapped(model, "OutputSensitivity")
         chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
         layers, self.left_alone = plain_layers(chosen)
         # By identity: a tied weight decays once.
         unique = {id(m.weight): (qualified(name, "weight"), m.weight) for name, m in layers.items()}
         self._weights: dict[str, Tensor] = dict(unique.values())  # type: ignore[arg-type]
-        self.kind, self.estimate, self.every, self.seed = kind, estimate, every, seed
-        self._class_dim, self._ignore_index, self._group = class_dim, ignore_index, group
-        self._calls = 0
-        self._pending: list[dict[str, Tensor]] = []
-        self._latest: dict[str, Tensor] = {}
+        self.kind, self.estimate = kind, estimate
+        self._class_dim, self._ignore_index = class_dim, ignore_index
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(weight.shape) for name, weight in self._weights.items()}
 
     def observe(self, outputs: Tensor, targets: Tensor | None = None) -> None:
         """Measure the sensitivities from the outputs, before `loss.backward()`.
@@ -101,8 +106,7 @@ class OutputSensitivity(Sensitivity):
         Raises:
             ConfigError: for outputs or targets of another shape, or without a graph.
         """
-        call, due = self._calls, self._calls % self.every == 0
-        if due:
+        if self._due:
             scores = class_scores(outputs, self._class_dim, "OutputSensitivity.observe")
             if self.kind == "specific":
                 if targets is None:
@@ -111,52 +115,50 @@ class OutputSensitivity(Sensitivity):
                     )
                 picked = [target_scores(outputs, targets, self._class_dim, self._ignore_index)]
             else:
-                picked = [scores[:, k] for k in self._classes(scores.shape[1], call)]
+                picked = [scores[:, k] for k in self._classes(scores.shape[1])]
             self._measure(picked)
         self._calls += 1
 
-    def _classes(self, classes: int, call: int) -> list[int]:
+    def _classes(self, classes: int) -> list[int]:
         if self.estimate == "full":
             return list(range(classes))
-        return [int(torch.randint(classes, (), generator=generator(self.seed, call)))]
+        return [int(torch.randint(classes, (), generator=generator(self.seed, self._calls)))]
 
     def _measure(self, picked: list[Tensor]) -> None:
         """Mean magnitude of the weights' gradients over the picked outputs, on all processes."""
         weights = {name: w for name, w in self._weights.items() if w.requires_grad}
-        sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+        if not weights:
+            return  # all are frozen
         size = rank_and_size(self._group)[1]
         for score in picked:
             gradients = torch.autograd.grad(
                 score.mean(), list(weights.values()), retain_graph=True, allow_unused=True
             )
-            for total, gradient in zip(sums.values(), gradients, strict=True):
-                whole = torch.zeros_like(total) if gradient is None else gradient
+            check_reached(gradients, "OutputSensitivity")
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                whole = torch.zeros_like(weight) if gradient is None else gradient
                 # Averaged over the processes before the magnitude is taken: the gradient of the
                 # joined batch.
-                total += (sum_over_processes(whole, self._group) / size).abs()
-        self._pending.append({name: total / len(picked) for name, total in sums.items()})
+                mean = (sum_over_processes(whole, self._group) / size).abs()
+                self._add(name, mean.to(wide(mean)) / len(picked))
+        self._counts.update(weights.keys())
+
+    def _add(self, name: str, part: Tensor) -> None:
+        self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def sensitivity(self) -> dict[str, Tensor]:
-        """Parameter name -> sensitivity, in the shape of the weight.
+        """Parameter name -> sensitivity, in the shape of the weight, in single precision at least.
 
         It is the mean of the observations since the last step.
         """
-        if not self._pending:
+        if not self._sums:
             return self._latest
-        return {
-            name: torch.stack([p[name] for p in self._pending]).mean(0) for name in self._pending[0]
-        }
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        self._latest, self._pending = self.sensitivity(), []
-        if not self._latest:
-            if self._calls == 0:
-                raise nothing_observed("OutputSensitivity")
-            return [], []
-        return [self._weights[n] for n in self._latest], insensitivity(list(self._latest.values()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": self._calls, "latest": dict(self._latest)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._calls, self._latest = int(state["calls"]), dict(state["latest"])
+        latest = self._finish()
+        # A weight may have been frozen after it was observed.
+        names = [name for name in latest if self._weights[name].requires_grad]
+        weights = [self._weights[name] for name in names]
+        shares = insensitivity([latest[name] for name in names]) if names else []
+        return weights, [share.to(w) for w, share in zip(weights, shares, strict=True)]

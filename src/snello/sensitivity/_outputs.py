@@ -87,3 +87,8 @@ def draw_classes(batch: int, classes: int, seed: int, call: int, group: Group) -
     rank, size = rank_and_size(group)
     drawn = torch.randint(classes, (size * batch, 1), generator=generator(seed, call))
     return drawn[rank * batch : (rank + 1) * batch]
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """dtype of sums: at least single precision."""
+    return torch.promote_types(tensor.dtype, torch.float32)

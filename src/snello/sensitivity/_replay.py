@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snello.errors import ConfigError
 from snello.graph import evaluation_mode
 from snello.wrappers import OwnHook, eagerly
 
@@ -26,13 +27,14 @@ class Replay:
 
     def __init__(self, model: nn.Module, examples: int, wanted: Callable[[], bool]) -> None:
         self._model, self._examples, self._wanted = model, examples, wanted
-        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._autocast: dict[str, Any] = {}
         self.running = False
         self._handle = model.register_forward_pre_hook(OwnHook(self._keep), with_kwargs=True)
 
     def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.running or not self._wanted():
+        # An evaluation between the forward pass and the observation is not observed.
+        if self.running or not torch.is_grad_enabled() or not self._wanted():
             return
         self._inputs = (args, kwargs)
         kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
@@ -44,14 +46,22 @@ class Replay:
         }
 
     def run(self, batch: int) -> Tensor:
-        """The outputs of the first examples of a batch of that size."""
+        """The outputs of the first examples of a batch of that size.
+
+        Raises:
+            ConfigError: if no inputs were kept since the last call.
+        """
 
         def first(value: Any) -> Any:
             # Arguments without one entry per example, such as flags, are passed on whole.
             per_example = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
             return value[: self._examples] if per_example else value
 
-        (args, kwargs), self._inputs = self._inputs, ((), {})
+        if self._inputs is None:
+            raise ConfigError(
+                "SeReNe.observe: there was no forward pass of the model since the last observation"
+            )
+        (args, kwargs), self._inputs = self._inputs, None
         self.running = True
         try:
             with (
@@ -70,4 +80,4 @@ class Replay:
     def remove(self) -> None:
         """Remove the hook from the model."""
         self._handle.remove()
-        self._inputs = ((), {})
+        self._inputs = None

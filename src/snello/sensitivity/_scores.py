@@ -22,6 +22,7 @@ from snello.graph import (
 from snello.neurons import check_granularity, plain_layers, rows, spread, weighted_layers
 from snello.processes import sum_over_processes
 
+from ._outputs import wide
 from ._serene import Estimate, SeReNe
 
 Granularity = Literal["weight", "neuron"]
@@ -52,8 +53,9 @@ def lobster_scores(batches: Batches, loss: Loss | None = None) -> Scores:
         weights: list[Tensor] = [m.weight for m in layers.values()]  # type: ignore[misc]
         if not weights:
             return {}
-        sums = [torch.zeros_like(w) for w in weights]
-        count = weights[0].new_zeros(1)
+        # Half precision cannot count to 300.
+        sums = [torch.zeros_like(w, dtype=wide(w)) for w in weights]
+        count = sums[0].new_zeros(1)
         with evaluation_mode(model), requiring_gradients(weights):
             for inputs, targets in labelled(batches, count.device):
                 value = loss_of(inputs.call(model), targets, loss)

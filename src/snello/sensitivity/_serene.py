@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal
+import warnings
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,16 @@ from snello.neurons import (
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrapped
 
-from ._decay import Sensitivity, insensitivity, nothing_observed
+from ._decay import insensitivity
 from ._estimators import ESTIMATORS, Tap
+from ._observed import Observed, check_count
 from ._outputs import class_scores, draw_classes
 from ._replay import Replay
 
 Estimate = Literal["sampled", "full", "lower-bound", "local"]
 
 
-class SeReNe(Sensitivity):
+class SeReNe(Observed):
     r"""Sensitivity-based regularisation of neurons.
 
     $$S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}}$$
@@ -100,18 +101,11 @@ class SeReNe(Sensitivity):
         exclude: LayerFilter | None = None,
         group: Group = None,
     ) -> None:
-        super().__init__(lmbda)
+        super().__init__(lmbda, every, seed, group)
         if estimate not in ESTIMATORS:
             raise ConfigError(f"estimate is one of {', '.join(ESTIMATORS)}, not {estimate!r}")
-        for option, count in (
-            ("every", every),
-            ("examples", examples),
-            ("classes_per_pass", classes_per_pass),
-        ):
-            if count is not None and (count < 1 or int(count) != count):
-                raise ConfigError(
-                    f"{option} is a number of steps, examples or classes: at least 1, not {count}"
-                )
+        check_count("examples", 1 if examples is None else examples)
+        check_count("classes_per_pass", classes_per_pass)
         given, model = model, unwrapped(model, "SeReNe")
         check_one_device(given, "SeReNe")
         default = [name] if (name := head(model)) is not None else []
@@ -119,19 +113,22 @@ class SeReNe(Sensitivity):
             weighted_layers(model), default if exclude is None else exclude, "SeReNe(exclude=...)"
         )
         self._layers, self.left_alone = plain_layers(layers)
-        self.every, self.seed = every, seed
         self._estimator, self._class_dim, self._chunk = (
             ESTIMATORS[estimate],
             class_dim,
             classes_per_pass,
         )
-        self._group, self._calls = group, 0
+        self._examples, self._warned = examples, False
         self._taps: list[tuple[str, Any]] = []
+        self._clear()
+        self._hook(model)
+
+    def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
-        self._latest: dict[str, Tensor] = {}
-        self._examples = examples
-        self._hook(model)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: (neuron_count(module),) for name, module in self._layers.items()}
 
     def _hook(self, model: nn.Module) -> None:
         """Observe a model from now on."""
@@ -143,12 +140,9 @@ class SeReNe(Sensitivity):
         ]
         forget_compiled()
 
-    @property
-    def _due(self) -> bool:
-        return self._calls % self.every == 0
-
     def _forget(self, *_: Any) -> None:
-        self._taps = []
+        if torch.is_grad_enabled():  # an evaluation in between is not observed
+            self._taps = []
 
     def _remember(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -156,6 +150,7 @@ class SeReNe(Sensitivity):
             if (
                 listening
                 and torch.is_grad_enabled()
+                and output.numel()  # an expert without tokens was not called
                 and (output.requires_grad or not self._estimator.needs_graph)
             ):
                 self._taps.append((name, self._estimator.tap(module, output)))
@@ -176,25 +171,36 @@ class SeReNe(Sensitivity):
         Raises:
             ConfigError: for outputs of another shape, or without a graph.
         """
-        call, due = self._calls, self._due
-        if due:
+        if self._due:
             scores = class_scores(outputs, self._class_dim, "SeReNe.observe")
             if self._replay is not None:
                 again = self._replay.run(len(outputs))
                 scores = class_scores(again, self._class_dim, "SeReNe.observe")
-            self._measure(scores, call)
+            self._measure(scores)
         self._calls += 1
         self._taps = []
 
-    def _measure(self, scores: Tensor, call: int) -> None:
+    def _measure(self, scores: Tensor) -> None:
         def draw() -> Tensor:
-            return draw_classes(len(scores), scores.shape[1], self.seed, call, self._group)
+            return draw_classes(len(scores), scores.shape[1], self.seed, self._calls, self._group)
 
-        taps: list[Tap] = [(self._layers[name], tap) for name, tap in self._taps]
-        if not taps:
-            return
+        # Layers under a checkpoint run again while they are measured, and add further taps.
+        observed, self._taps = self._taps, []
+        if not observed:
+            return self._warn()
+        taps: list[Tap] = [(self._layers[name], tap) for name, tap in observed]
         values = self._estimator.measure(scores, taps, draw, self._chunk)
-        self._add([name for name, _ in self._taps], values, len(scores))
+        self._add([name for name, _ in observed], values, len(scores))
+
+    def _warn(self) -> None:
+        """Warn once that nothing is observed, unless there is nothing that could decay."""
+        if not self._warned and any(m.weight.requires_grad for m in self._layers.values()):
+            warnings.warn(
+                "SeReNe.observe: no layer ran with gradients since the last observation, so none decays: "
+                "observe after each forward pass, and checkpoint layers with use_reentrant=False",
+                stacklevel=4,
+            )
+            self._warned = True
 
     def _add(self, names: list[str], values: list[Tensor], batch: int) -> None:
         """Add one observation to the sums of every layer, over all processes."""
@@ -236,15 +242,11 @@ class SeReNe(Sensitivity):
         return {name: self._estimator.finish(mean) for name, mean in means.items()}
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
-        self._latest, self._sums, self._counts = self.sensitivity(), {}, {}
-        if not self._latest:
-            if self._layers and self._calls == 0:
-                raise nothing_observed("SeReNe")
+        latest = self._finish()
+        if not latest:
             return [], []  # every layer is excluded, or none was called
         shares: dict[int, tuple[Tensor, Tensor]] = {}
-        for name, share in zip(
-            self._latest, insensitivity(list(self._latest.values())), strict=True
-        ):
+        for name, share in zip(latest, insensitivity(list(latest.values())), strict=True):
             module = self._layers[name]
             weight: Tensor = module.weight  # type: ignore[assignment]
             if not weight.requires_grad:  # frozen by the user
@@ -255,24 +257,15 @@ class SeReNe(Sensitivity):
             shares[id(weight)] = (weight, spread_share)
         return [w for w, _ in shares.values()], [s for _, s in shares.values()]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SeReNe:
+    _uncopied = frozenset({"_handles", "_replay", "_taps", "_group"})
+    """Hooks belong to one model, and a group of processes has no copy."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The method on a copy of the model; copy both in one `deepcopy`."""
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        # Hooks belong to one model, and a group of processes has no copy.
-        left = {"_handles", "_replay", "_taps", "_group"}
-        for name, value in vars(self).items():
-            if name not in left:
-                setattr(twin, name, copy.deepcopy(value, memo))
-        twin._group, twin._taps = self._group, []
+        twin = super().__deepcopy__(memo)
+        twin._taps = []
         twin._hook(twin._model)
         return twin
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": self._calls, "latest": dict(self._latest)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._calls, self._latest = int(state["calls"]), dict(state["latest"])
 
     def remove(self) -> None:
         for handle in self._handles:

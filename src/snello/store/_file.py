@@ -105,12 +105,40 @@ class ExactFile(ModelFile):
         }
 
 
-def foreign(path: Path) -> ModelError:
-    """The error for a file of weights that another program wrote."""
-    return ModelError(
+def check_format(found: object, expected: str, path: Path) -> None:
+    """Check the name of the format in a file.
+
+    Raises:
+        ModelError: for a file that another program, or a newer snello, wrote.
+    """
+    if found == expected:
+        return
+    if isinstance(found, str) and found.startswith("snello "):
+        raise ModelError(
+            f"{path} has the format {found[:40]!r}, and this snello reads {expected!r}: it was written by a newer "
+            "one; install that"
+        )
+    raise ModelError(
         f"{path} is not a snello model file; if it is a state_dict, make one of it: snello simplify --model=NAME "
         f"--weights={path} --input-shape=3,32,32 --out=model.pt"
     )
+
+
+def parsed(record: Any, path: Path) -> dict[str, Any]:
+    """The record of a file, from its JSON text.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    try:
+        found = json.loads(record)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{path}: the record of the model is damaged: it is a {type(found).__name__}, not a mapping"
+        )
+    return found
 
 
 def _row(name: str, value: Tensor) -> dict[str, Any]:

@@ -11,32 +11,43 @@ from snello.neurons import qualified
 
 
 def take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Cast a model's parameters and buffers, in place, to the floating dtypes of a file.
+    """Cast a model's parameters and buffers, in place, to the dtypes of a file.
 
-    Buffers that are not in the file are cast if model and file have one floating dtype each; in a
-    model of several dtypes they keep theirs. Parameters stay the same objects, so that tied weights
-    stay tied.
+    Floating buffers that are not in the file are cast if model and file have one floating dtype
+    each; in a model of several dtypes they keep theirs. Parameters stay the same objects, so that
+    tied weights stay tied.
     """
-    wanted = {name: value.dtype for name, value in state.items() if value.is_floating_point()}
+    wanted = {name: value.dtype for name, value in state.items()}
+    floats = {dtype for dtype in wanted.values() if dtype.is_floating_point}
     own = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
-    rest = next(iter(wanted.values())) if len(own) == 1 == len(set(wanted.values())) else None
+    rest = floats.pop() if len(own) == 1 == len(floats) else None
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            dtype = wanted.get(qualified(prefix, key), rest)
-            if tensor is None or dtype in (None, tensor.dtype) or not tensor.is_floating_point():
+            if tensor is None:
                 continue
-            if isinstance(tensor, nn.Parameter):
-                tensor.data = tensor.data.to(dtype)
-            else:
+            default = rest if tensor.is_floating_point() else None
+            dtype = wanted.get(qualified(prefix, key), default)
+            if dtype in (None, tensor.dtype):
+                continue
+            if not isinstance(tensor, nn.Parameter):
                 module._buffers[key] = tensor.to(dtype)
+            elif dtype.is_floating_point or dtype.is_complex or not tensor.requires_grad:
+                tensor.data = tensor.data.to(dtype)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state_dict strictly.
+    """Load a state_dict strictly, into a model of its dtypes.
 
     Raises:
         ModelError: if the weights belong to another model, with torch's first complaint.
     """
+    for name, value in model.state_dict().items():
+        # torch would cast without a word, and discard fractions and imaginary parts.
+        if name in state and isinstance(value, Tensor) and value.dtype != state[name].dtype:
+            raise ModelError(
+                f"{where}: these weights belong to another model: {name!r} is {state[name].dtype} in the file and "
+                f"{value.dtype} in the model"
+            )
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -48,7 +48,7 @@ def images_of(
         if library == "transformers":
             return None if folder is None else _transformers(model, Path(folder))
         return _torchvision(spec)
-    except (AttributeError, KeyError, TypeError, ValueError, ModelError):
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, ModelError):
         return None  # a configuration of another form: the preprocessing is unknown
 
 
@@ -65,7 +65,7 @@ def _timm(model: nn.Module) -> ImageInput | None:
 def _transformers(model: nn.Module, folder: Path) -> ImageInput | None:
     try:
         config = json.loads((folder / PROCESSOR).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     mean, std = _floats([0] * 3), _floats([1] * 3)
     if config.get("do_normalize", True):  # without values in the file, its class decides

@@ -50,8 +50,8 @@ def load_pretrained(folder: str | Path) -> tuple[nn.Module, Record]:
     folder = Path(folder)
     config = _config(folder / CONFIG)
     text = config.pop(CONFIG_KEY, None)
-    names = config.get("architectures") or [None]
-    if not isinstance(names[0], str):
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f"{folder / CONFIG} names no class: its 'architectures' are {names!r}")
     spec = ModelSpec(f"transformers:{names[0]}", {"config": config})
     kind = _kind(spec, folder)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snello.errors import ModelError, require
@@ -115,9 +116,14 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     shapes = [k for k in own if k in state and getattr(own[k], "shape", None) != state[k].shape]
+    lossy = [k for k in own if k in state and _loses(state[k], own[k])]
     found = [
         f"{len(keys)} {what}, first {keys[0]!r}"
-        for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+        for keys, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (lossy, "of a dtype that the model would truncate"),
+        )
         if keys
     ]
     if shapes:
@@ -127,6 +133,15 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
             f"{len(shapes)} of another shape, first {key!r} ({there} in the file, {here} in the model)"
         )
     return found
+
+
+def _loses(value: Tensor, target: object) -> bool:
+    """Return True where a cast would discard imaginary parts or fractions."""
+    if (
+        not isinstance(target, Tensor) or target.dtype is torch.bool
+    ):  # old files have masks as uint8
+        return False
+    return not torch.can_cast(value.dtype, target.dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from snello.codec import CodecSettings
 from snello.deploy import FORMATS
 from snello.errors import ConfigError, ModelError
+from snello.wrappers import unwrapped
 
 from ._check import check_loadable
 from ._file import ModelFile
@@ -43,7 +45,8 @@ def save(
     Args:
         path: `*.snello` for a bitstream with quantised weights; `*.pt`, or any other suffix
             except those of exported files, for a file that keeps weights and dtypes exactly.
-        model: the model.
+        model: the model; of one inside DataParallel, DistributedDataParallel or `torch.compile`, the
+            module inside.
         record: description of its structure; before writing it is checked that `load` can
             build the model from it.
         settings: codec settings of a bitstream; None for the defaults.
@@ -64,6 +67,7 @@ def save(
             "write it with snello.export, and model files as *.pt, *.safetensors or *.snello"
         )
     kind = next((kind for kind in MODEL_FILES if kind.suffix == path.suffix), Pt())
+    model = unwrapped(model, f"{path} is not written")
     check_loadable(model, record, str(path), trust=trust)
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     return kind.write(path, to_dict(model, record), state, settings)
@@ -109,7 +113,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     try:
-        return _kind_of(path).read(path)
+        with _reading(path):
+            return _kind_of(path).read(path)
     except ModelError as error:
         if path.suffix not in FORMATS:
             raise
@@ -136,7 +141,17 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     format = FORMATS.get(path.suffix)
-    return _kind_of(path).inspect(path) if format is None else format.inspect(path)
+    with _reading(path):
+        return _kind_of(path).inspect(path) if format is None else format.inspect(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file that the system cannot read."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _kind_of(path: Path) -> ModelFile:

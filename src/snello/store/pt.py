@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, final
@@ -12,7 +11,7 @@ from torch import Tensor
 from snello.errors import ModelError
 
 from . import archives
-from ._file import Content, ExactFile, foreign
+from ._file import Content, ExactFile, check_format, parsed
 
 FORMAT = "snello model 1"
 
@@ -37,12 +36,10 @@ class Pt(ExactFile):
 
     def read(self, path: Path) -> Content:
         content = archives.load(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise foreign(path)
-        try:
-            data, state = json.loads(content["record"]), dict(content["state_dict"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: the record of the model is damaged: {error!r}") from error
-        if not all(isinstance(value, Tensor) for value in state.values()):
+        check_format(content.get("format") if isinstance(content, dict) else None, FORMAT, path)
+        state = content.get("state_dict")
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        ):
             raise ModelError(f"{path}: the state_dict contains values that are not tensors")
-        return data, state
+        return parsed(content.get("record"), path), dict(state)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,10 +40,16 @@ class InputSpec:
     Attributes:
         shape: shape without the batch dimension.
         dtype: as in [`Record`][snello.store.Record].
+
+    Raises:
+        ModelError: as [`Record`][snello.store.Record].
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = field(default=torch.float32, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_input(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,10 @@ class Record:
             an integer dtype has the dtype of its weights.
         images: preprocessing of images and names of the classes; None if unknown.
         further: the other positional inputs of a model with several.
+
+    Raises:
+        ModelError: for a model that is no [`ModelSpec`][snello.store.ModelSpec], a shape that is not
+            one of positive integers, and a dtype that is neither floating, int64 nor int32.
     """
 
     model: ModelSpec
@@ -63,6 +74,13 @@ class Record:
     dtype: torch.dtype = field(default=torch.float32, compare=False)
     images: ImageInput | None = None
     further: tuple[InputSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, ModelSpec) or not isinstance(self.model.name, str):
+            raise ModelError(
+                f"a record needs a ModelSpec, Record(ModelSpec('resnet18'), (3, 224, 224)), not {self.model!r}"
+            )
+        _check_input(self.input_shape, self.dtype)
 
     def example_inputs(self, batch: int = 2) -> Tensor:
         """Random inputs of shape `(batch, *input_shape)`, with a fixed seed; token ids 0 and 1.
@@ -87,6 +105,19 @@ class Record:
         generator = torch.Generator().manual_seed(0)
         every = (InputSpec(self.input_shape, self.dtype), *self.further)
         return tuple(_random((batch, *one.shape), one.dtype, generator) for one in every)
+
+
+def _check_input(shape: object, dtype: torch.dtype) -> None:
+    sizes = shape if isinstance(shape, Sequence) else (None,)
+    if not all(isinstance(n, Integral) and int(n) > 0 for n in sizes):
+        raise ModelError(
+            f"the shape of an input is a tuple of positive integers without the batch, not {shape!r}"
+        )
+    if not dtype.is_floating_point and dtype not in _INTEGERS.values():
+        raise ModelError(
+            f"the dtype of an input is a floating one, {' or '.join(_INTEGERS)}, not {dtype}: models that take "
+            "others cannot be described by a record"
+        )
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -162,35 +193,27 @@ def from_dict(
         record = Record(
             ModelSpec.from_dict(data["model"]),
             tuple(int(n) for n in data["input_shape"]),
-            images=_images(data, where),
+            images=ImageInput.from_dict(data["images"]) if "images" in data else None,
             further=_further(data.get("further_inputs", ()), torch.float32),
         )
-        plan, integers = (
-            data["plan"],
-            _INTEGERS[data["input_dtype"]] if "input_dtype" in data else None,
-        )
+        plan = data["plan"]
+        integers = _INTEGERS[data["input_dtype"]] if "input_dtype" in data else None
         folds = dict(data.get("folded_batchnorms") or {})  # files of older versions lack the key
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build_untrusted(record.model, trust, where=where)
-    if plan is not None:
-        model = apply(SimplificationPlan.from_json(plan), model)
-    if folds:
-        model = apply_folds(folds, model)
+    try:
+        if plan is not None:
+            model = apply(SimplificationPlan.from_json(plan), model)
+        if folds:
+            model = apply_folds(folds, model)
+    except ModelError as error:
+        raise type(error)(f"{where}: {error}") from error
     take_dtypes(model, state)
     fill(model, state, where)
     floating = input_dtype(model)
     further = _further(data.get("further_inputs", ()), floating)
     return model, replace(record, dtype=integers or floating, further=further)
-
-
-def _images(data: Mapping[str, Any], where: str) -> ImageInput | None:
-    if "images" not in data:
-        return None
-    try:
-        return ImageInput.from_dict(data["images"])
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
 
 
 def summary(data: Mapping[str, Any]) -> dict[str, Any]:
