@@ -171,7 +171,7 @@ def _cached(rank: int, size: int, model: nn.Module | None = None) -> dict[str, A
 
 
 def _cut_apart(rank: int) -> str:
-    """Why a network is not trained of which the ranks store the outputs of different layers."""
+    """The error of ranks that store the outputs of different layers."""
     model = convolutions()
     update = SelectiveUpdate(_wrapped(model), sgd(model), batch()[0], Prefix(0.0))
     update.apply({name: torch.ones(4, dtype=torch.bool) for name in ("0", "2")[: 1 + rank]})

@@ -48,7 +48,7 @@ class Dropping(nn.Sequential):
 def test_dropout_is_the_same_in_a_resumed_journey(
     trained: tuple[Recipe, Path, Splits], tmp_path: Path
 ) -> None:
-    """What was drawn before differs: a resumed journey does not train again."""
+    """A resumed journey, which draws no numbers for trainings, tunes as an uninterrupted one."""
     recipe, _, splits = trained
     spec = ModelSpec(f"{__name__}:Dropping")
     save(tmp_path / "model.pt", Dropping(), Record(spec, splits.input_shape), trust=spec.name)

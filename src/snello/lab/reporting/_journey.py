@@ -175,7 +175,7 @@ def round_trip_table(result: JourneyResult) -> Table | None:
 
 
 def metric_note(result: JourneyResult) -> str:
-    """What the accuracies are, where they are none."""
+    """Note for segmentation that the accuracies are means of IoU; empty for other tasks."""
     return " Accuracies are means of IoU." if result.task == "segmentation" else ""
 
 

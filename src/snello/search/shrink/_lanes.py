@@ -20,7 +20,7 @@ Attempt = Callable[[int], Candidate | None]
 
 @dataclass
 class Bounds:
-    """What the points that were tried rule out, in any lane.
+    """Limits on cost and distance, from the points that any lane has tried.
 
     Attributes:
         cost: the lowest predicted cost within the bound: a point that costs more is not the answer.
