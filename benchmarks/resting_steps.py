@@ -1,10 +1,11 @@
 """Time of a training step with the first layers at rest, and with their features stored.
 
     python benchmarks/resting_steps.py --out steps.json
+    python benchmarks/resting_steps.py --device cuda --bf16 --batch 128 --out steps.json
 
 Random weights and inputs; AdamW. For each share of the layers: the plain step, the step with the
 layers at rest, and with their features stored (each sample has been seen once). The three take turns;
-CPU seconds on one thread, medians and quartiles.
+CPU seconds on one thread, or those of the wall clock of a GPU; medians and quartiles.
 """
 
 from __future__ import annotations
@@ -27,76 +28,84 @@ from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
 from snello.files import write_text
 from snello.graph import tensors_of
 from snello.lab.models import CifarResNet
-from snello.timing import cpu_seconds, take_turns
+from snello.timing import cpu_seconds, now, take_turns
 
-SAMPLES = 64
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-def resnet() -> Built:
-    return CifarResNet(32), (torch.randn(SAMPLES, 3, 32, 32),)
+def resnet(samples: int) -> Built:
+    return CifarResNet(32), (torch.randn(samples, 3, 32, 32),)
 
 
-def vit() -> Built:
+def vit(samples: int) -> Built:
     config = transformers.ViTConfig(
         hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=10
     )  # fmt: skip
-    return transformers.ViTForImageClassification(config), (torch.randn(SAMPLES, 3, 224, 224),)
+    return transformers.ViTForImageClassification(config), (torch.randn(samples, 3, 224, 224),)
 
 
-def bert() -> Built:
+def bert(samples: int) -> Built:
     config = transformers.BertConfig(
         hidden_size=256, num_hidden_layers=8, num_attention_heads=4, intermediate_size=1024, vocab_size=5000
     )  # fmt: skip
-    words = torch.randint(5000, (SAMPLES, 128))
+    words = torch.randint(5000, (samples, 128))
     return transformers.BertForSequenceClassification(config), (words, torch.ones_like(words))
 
 
-MODELS: dict[str, tuple[str, int, Callable[[], Built]]] = {
+MODELS: dict[str, tuple[str, int, Callable[[int], Built]]] = {
     "resnet-32": ("ResNet-32, 32 pixels", 32, resnet),
     "vit": ("ViT-Tiny of transformers, 224 pixels", 8, vit),
     "bert": ("BERT of transformers, 8 layers of 256, 128 tokens", 8, bert),
 }
 
 
-def steps(build: Callable[[], Built], share: float, batch: int) -> dict[str, Any]:
+def steps(
+    build: Callable[[int], Built], share: float, batch: int, device: torch.device, bf16: bool
+) -> dict[str, Any]:
     """The three steps by name, each with the next batch, and the cache."""
     found: dict[str, Any] = {}
+    samples = max(64, 2 * batch)
+    clock = cpu_seconds if device.type == "cpu" else now
     for row in ("plain", "at rest", "stored"):
         torch.manual_seed(0)
-        model, inputs = build()
-        model.train()
+        model, inputs = build(samples)
+        model.to(device).train()
+        inputs = tuple(x.to(device) for x in inputs)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         forward: Callable[..., object] = lambda x, _where, model=model: model(*x)  # noqa: E731
         if row != "plain":
             update = SelectiveUpdate(model, optimizer, tuple(x[:4] for x in inputs), Prefix(share))
             update.step()
         if row == "stored":
-            forward = found["cache"] = FeatureCache(update, SAMPLES, measured=False)
+            forward = found["cache"] = FeatureCache(update, samples, measured=False)
 
-        batches = cycle(torch.arange(SAMPLES).split(batch))
+        batches = cycle(torch.arange(samples, device=device).split(batch))
 
         def step(
             forward: Any = forward, inputs: Any = inputs, optimizer: Any = optimizer, batches: Any = batches
         ) -> float:  # fmt: skip
             where = next(batches)
             chosen = tuple(x[where] for x in inputs)
-            began = cpu_seconds()
+            began = clock(device)
             optimizer.zero_grad()
-            tensors_of(forward(chosen, where))[0].square().mean().backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = tensors_of(forward(chosen, where))[0].float().square().mean()
+            loss.backward()
             optimizer.step()
-            return cpu_seconds() - began
+            return clock(device) - began
 
         found[row] = step
     return found
 
 
-def measured(name: str, share: float, turns: int) -> dict[str, Any]:
-    label, batch, build = MODELS[name]
-    found = steps(build, share, batch)
+def measured(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
+    label, usual, build = MODELS[name]
+    batch = options.batch or usual
+    found = steps(build, share, batch, torch.device(options.device), options.bf16)
     cache = found.pop("cache")
     # Every feature is stored after the first rounds.
-    times = take_turns(tuple(found), lambda row: found[row](), turns, warmup=SAMPLES // batch)
+    warmup = max(64 // batch, 3)
+    times = take_turns(tuple(found), lambda row: found[row](), options.turns, warmup=warmup)
     status = cache.status
     cache.close()
     medians = {row: statistics.median(values) for row, values in times.items()}
@@ -112,7 +121,7 @@ def line(row: dict[str, Any]) -> str:
     """A row of the page's table."""
     ratios, kib = row["ratios"], row["bytes_per_sample"] / 2**10
     return (
-        f"| {row['model']} | {row['share']:.0%} | {row['plain_ms']:.0f} | {ratios['at rest']:.2f} | "
+        f"| {row['model']} | {row['share']:.0%} | {row['plain_ms']:.3g} | {ratios['at rest']:.2f} | "
         f"{ratios['stored']:.2f} | {kib:.0f} |"
     )
 
@@ -126,16 +135,20 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--batch", type=int, help="default: 32 images of 32 pixels, else 8")
+    parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     rows = []
     for name in options.models:
         for share in options.shares:
-            rows.append(measured(name, share, options.turns))
+            rows.append(measured(name, share, options))
             print(line(rows[-1]), flush=True)
     result = {
-        "rows": rows, "turns": options.turns, "threads": 1, "torch": torch.__version__,
+        "rows": rows, "turns": options.turns, "threads": 1, "bf16": options.bf16,
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu", "torch": torch.__version__,
         "transformers": transformers.__version__, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_text(options.out, json.dumps(result, indent=1))

@@ -21,6 +21,9 @@ pixels, by another amount for every image, and every second view is mirrored.
 
 Seconds are CPU seconds of the training loop on one thread, with everything that a method needs in
 them: probe, hooks, masks, re-estimated statistics, storing and reading features, drawing samples.
+With ``--device=cuda`` they are seconds of the wall clock, read once the device has finished, and all
+images lie in its memory; ``--shared`` says that other processes use it too, so that the accuracy of a
+row counts and its time does not.
 Before and after each epoch a fixed reference step is timed, outside of these seconds: on a machine
 with other work the speed of a core changes from minute to minute, and it is divided out.
 Static subsets by scores (`dual-R`, `ccs-R`) record a training of a quarter of the epochs first, once
@@ -177,14 +180,19 @@ class Speed:
     def __init__(self, task: Task) -> None:
         torch.manual_seed(0)
         self._task, self._model, self._x = task, task.network(), task.images.train[:100]
-        self()
+        self._seconds()
 
-    def __call__(self) -> float:
-        began = time.process_time()
+    def note(self, run: Run) -> None:
+        """Add the present speed to a run, if its time counts."""
+        if not self._task.shared:
+            run.reference.append(self._seconds())
+
+    def _seconds(self) -> float:
+        began = self._task.seconds()
         with self._task.autocast():
             loss = self._model(self._x).float().square().mean()
         loss.backward()
-        return time.process_time() - began
+        return self._task.seconds() - began
 
 
 @dataclass
@@ -192,9 +200,10 @@ class Run:
     """Results of a training.
 
     Attributes:
-        seconds: CPU seconds of each epoch; what is prepared before, scores of images among it, is
+        seconds: seconds of each epoch; what is prepared before, scores of images among it, is
             part of the first.
-        reference: seconds of the reference step before each epoch and after the last.
+        reference: seconds of the reference step before each epoch and after the last; empty if the
+            time does not count.
         wall: seconds of all, with the reference steps.
         kept: share of the samples.
         steps: number of steps.
@@ -255,8 +264,8 @@ def train(
     """
     images = task.images
     speed, run, wall = Speed(task), Run(), time.perf_counter()
-    run.reference.append(speed())
-    began = time.process_time()
+    speed.note(run)
+    began = task.seconds()
     keep, where = subset(row, images, seed, recording)
     model.train()
     freezeout = FreezeOut(model) if row.baseline == "freezeout" else None
@@ -273,7 +282,7 @@ def train(
         for number, chosen in enumerate(batches(sampler, batch)):
             if update and due(row, update, number, run.steps, size // batch):
                 update.step()
-            index = where[chosen]
+            index = where[chosen].to(task.device)
             x = images.train[index + view * size]
             with task.autocast():
                 out = forward(x, index + view * size)
@@ -295,9 +304,9 @@ def train(
             recorder.step()
         if row.baseline == "linear":
             linear_freezing(model, (epoch + 1) / row.epochs)
-        run.seconds.append(time.process_time() - began)
-        run.reference.append(speed())
-        began = time.process_time()
+        run.seconds.append(task.seconds() - began)
+        speed.note(run)
+        began = task.seconds()
         run.resting.append(len(update.freezer.resting) if update else 0)
     run.wall = time.perf_counter() - wall
     run.kept = keep.kept * len(where) / size
@@ -326,7 +335,7 @@ def subset(
     """The dynamic subset (of all, if the row has none), and the indices of its samples."""
     where = torch.arange(len(images))
     if row.static and row.method == "random":
-        where = keep_random(images.labels, row.static, seed=seed).indices
+        where = keep_random(images.labels.cpu(), row.static, seed=seed).indices
     elif row.static and row.method == "dual":
         where = keep_dual(recording, row.static, window=WINDOW, seed=seed).indices
     elif row.static:
@@ -347,7 +356,7 @@ def recorded(
         run = train(
             Row(epochs=epochs), task.network(), task, seed, options.lr, options.batch, recorder
         )
-        cost = sum(run.seconds) / mean(run.reference)
+        cost = sum(run.seconds) / mean(run.reference) if run.reference else 0.0
         kept = {"recording": vars(recorder.recording()), "cost": cost}
         write_file(file, lambda path: torch.save(kept, path))
     found = torch.load(file, weights_only=True)
@@ -413,6 +422,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="state_dict of a CIFAR ResNet")
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--precision", choices=("bf16", "32"), default="bf16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--shared", action="store_true", help="with other work: time does not count"
+    )
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=8)
@@ -444,7 +457,9 @@ def check_folder(options: argparse.Namespace) -> None:
     Raises:
         SystemExit: if the folder was begun with another setting.
     """
-    given = {k: str(v) for k, v in vars(options).items() if k not in ("rows", "seeds", "out")}
+    given = {
+        k: str(v) for k, v in vars(options).items() if k not in ("rows", "seeds", "out", "shared")
+    }
     file = options.out / "setting.json"
     options.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
@@ -469,12 +484,12 @@ def one(row: Row, name: str, task: Task, seed: int, options: argparse.Namespace)
     torch.manual_seed(seed)
     model = task.network()
     run = train(row, model, task, seed, options.lr, options.batch, recording=recording)
-    run.seconds[0] += cost * mean(run.reference)
+    run.seconds[0] += cost * mean(run.reference or [0.0])
     run.accuracy = accuracy(model, task)
     setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
                "views": options.views, "lr": options.lr, "batch": options.batch,
                "depth": options.depth, "from_scratch": task.from_scratch,
-               "precision": options.precision}  # fmt: skip
+               "precision": options.precision, "device": options.device}  # fmt: skip
     return {**setting, **asdict(run)}
 
 

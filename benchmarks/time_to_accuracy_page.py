@@ -59,7 +59,7 @@ class Point:
 
 
 def seconds_of(row: dict[str, Any], speed: float) -> float:
-    """CPU seconds, brought to a common speed of the core by the mean of the run's reference steps."""
+    """Seconds, brought to a common speed of the core by the mean of the run's reference steps."""
     return sum(row["seconds"]) * speed / mean(row["reference"])
 
 
@@ -122,7 +122,12 @@ def to_plain(point: Point, plain: Point) -> float:
     return mean(point.accuracies[seed] - plain.accuracies[seed] for seed in common)
 
 
-def table(points: list[Point]) -> Table:
+def clock_of(rows: list[dict[str, Any]]) -> str:
+    """What the seconds of a table are."""
+    return "CPU seconds" if rows[0].get("device", "cpu") == "cpu" else "Seconds"
+
+
+def table(points: list[Point], clock: str) -> Table:
     plain, curve = next(p for p in points if p.name == "plain"), fewer(points)
     rows = []
     for point in points:
@@ -137,7 +142,7 @@ def table(points: list[Point]) -> Table:
             )
         )  # fmt: skip
     header = (
-        "Row", "Saves by", "CPU seconds", "to plain", "Samples", "Accuracy", "Each seed", "to plain, points",
+        "Row", "Saves by", clock, "to plain", "Samples", "Accuracy", "Each seed", "to plain, points",
         "to fewer epochs, points",
     )  # fmt: skip
     return Table("", header, tuple(rows), "")
@@ -187,7 +192,7 @@ def criteria(points: list[Point]) -> list[tuple[str, bool, str]]:
     ]  # fmt: skip
 
 
-def draw(points: list[Point], path: Path) -> None:
+def draw(points: list[Point], clock: str, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -221,7 +226,7 @@ def draw(points: list[Point], path: Path) -> None:
     for kind, colour in colours.items():
         if any(point.kind == kind for point in points):
             axes.plot([], [], "o", color=colour, label=kind)
-    axes.set(xlabel="CPU seconds of the training", ylabel="test accuracy, last epoch [%]")
+    axes.set(xlabel=f"{clock} of the training", ylabel="test accuracy, last epoch [%]")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     axes.margins(0.12)  # room for the labels
@@ -237,7 +242,7 @@ def page(rows: list[dict[str, Any]], before: str, after: str) -> str:
         for what, reached, by in criteria(points):
             lines.append(f"| {what} | {'yes' if reached else 'no'} | {by} |")
         lines.append("")
-    rows_text = markdown(table(points)).removeprefix("### ").strip()
+    rows_text = markdown(table(points, clock_of(rows))).removeprefix("### ").strip()
     lines += ["## All rows", "", rows_text, "", after.strip(), ""]
     return "\n".join(lines)
 
@@ -258,7 +263,7 @@ def main(given: list[str] | None = None) -> None:
         ]
         write_text(store, json.dumps(found, indent=1) + "\n")
     rows = json.loads(store.read_text())
-    draw(points_of(rows), options.page.with_suffix(".png"))
+    draw(points_of(rows), clock_of(rows), options.page.with_suffix(".png"))
     texts = Path(__file__).with_name(f"{options.page.stem}_page.md").read_text()
     before, after = texts.split("<!-- tables -->")
     write_text(options.page, page(rows, before, after))

@@ -17,6 +17,7 @@ from snello.lab.datasets import load_dataset
 from snello.lab.datasets._batches import crop_flip
 from snello.lab.models import CifarResNet
 from snello.store import load_weights
+from snello.timing import cpu_seconds, now
 
 
 @dataclass
@@ -31,6 +32,11 @@ class Images:
     test: Tensor
     truth: Tensor
     views: int = 1
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device."""
+        found = (t.to(device) for t in (self.train, self.labels, self.test, self.truth))
+        return Images(*found, self.views)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,16 +55,20 @@ class Task:
         parts: beginnings of the names in each part of the network, from the input on; the last part
             has all others.
         optimizer: from parameter groups and a learning rate.
+        device: that trains; the images lie there.
         bf16: whether autocast is on.
         from_scratch: whether the weights are random.
+        shared: whether other work on the device makes its times worthless.
     """
 
     images: Images
     network: Callable[[], Any]
     parts: tuple[tuple[str, ...], ...]
     optimizer: Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+    device: torch.device
     bf16: bool
     from_scratch: bool
+    shared: bool
 
     def part(self, name: str) -> int:
         """Number of the part in which a layer or parameter is."""
@@ -66,23 +76,33 @@ class Task:
         return next(found, len(self.parts) - 1)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def seconds(self) -> float:
+        """CPU seconds of this process; on a GPU those of the wall clock, once it has finished."""
+        return cpu_seconds() if self.device.type == "cpu" else now(self.device)
 
 
 def cifar10(options: argparse.Namespace) -> Task:
     """A CIFAR ResNet on JPEG CIFAR-10 from SNELLO_DATA."""
 
+    device = torch.device(options.device)
+
     def network() -> CifarResNet:
-        model = CifarResNet(options.depth).to(memory_format=torch.channels_last)
-        return model if options.weights is None else load_weights(model, options.weights)
+        model = CifarResNet(options.depth)
+        if options.weights is not None:
+            load_weights(model, options.weights)
+        return model.to(device, memory_format=torch.channels_last)
 
     return Task(
-        _cifar10(options.images, options.views),
+        _cifar10(options.images, options.views).to(device),
         network,
         (("conv1.", "bn1.", "layer1."), ("layer2.",), ()),
         lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4),
+        device,
         options.precision == "bf16",
         options.weights is None,
+        options.shared,
     )
 
 
@@ -116,6 +136,7 @@ def vit(options: argparse.Namespace) -> Task:
         raise SystemExit(
             "--task=vit has one view of each image, and trains its first weights itself"
         )
+    device = torch.device(options.device)
     before, after = _mnist(range(5), 15_000), _mnist(range(5, 10), options.images)
     kept = options.out / "source.pth"
     if not kept.exists():
@@ -125,16 +146,18 @@ def vit(options: argparse.Namespace) -> Task:
         model = _vit()
         model.load_state_dict(torch.load(kept, weights_only=True))
         torch.nn.init.normal_(model.heads[0].weight, std=0.02)  # other classes
-        return model
+        return model.to(device)
 
     return Task(
-        after,
+        after.to(device),
         network,
         (("conv_proj.", "class_token.", "encoder.pos_embedding.", f"{BLOCK}0.", f"{BLOCK}1."),
          (f"{BLOCK}2.",), ()),
         lambda groups, lr: torch.optim.AdamW(groups, lr=lr, weight_decay=0.05),
+        device,
         options.precision == "bf16",
         from_scratch=False,
+        shared=options.shared,
     )  # fmt: skip
 
 
