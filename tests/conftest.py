@@ -66,6 +66,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU; tests that use it are skipped on a machine without one."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch.cuda.is_available() is false")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 @pytest.fixture(autouse=True)
 def rules_do_not_fail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that fails costs savings alone, so that no other law would notice: here it is an

@@ -484,11 +484,11 @@ def test_mistake_is_one_line_in_a_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", ["measure", "simplify", "train"])
+@pytest.mark.parametrize("command", ["measure", "simplify", "train", "curate"])
 def test_no_gpu_is_one_line(
     command: str, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    what = "digits" if command == "train" else str(model_file)
+    what = "digits" if command in ("train", "curate") else str(model_file)
     assert main([command, what, "--device=cuda", f"--out={tmp_path / 'out'}"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("snello: error: ")

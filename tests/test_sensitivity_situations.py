@@ -233,3 +233,24 @@ def test_a_copy_shares_the_group_of_processes(method: Any, group: Any) -> None:
     own.observe(twin(X))
     own.step()
     assert not torch.equal(twin[0].weight, model[0].weight)
+
+
+def test_some_examples_of_a_model_called_by_keyword_that_returns_a_mapping() -> None:
+    """As those of transformers: the second forward gets the same arguments, and gives logits."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(6, 12).double(), nn.Linear(12, 3).double()
+
+        def forward(self, *, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.last(self.first(x).relu())}
+
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    some, first = Wrapped(), Wrapped()
+    a = SeReNe(some, estimate="full", examples=4, every=1)
+    b = SeReNe(first, estimate="full", every=1)
+    a.observe(some(x=x)["logits"])
+    b.observe(first(x=x[:4])["logits"])
+    torch.testing.assert_close(a.sensitivity(), b.sensitivity(), rtol=1e-12, atol=0)

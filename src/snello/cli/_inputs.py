@@ -128,15 +128,19 @@ def seed(arguments: argparse.Namespace) -> None:
         torch.manual_seed(arguments.seed)
 
 
-def device(arguments: argparse.Namespace) -> torch.device:
-    """Device chosen by the arguments; the CPU by default.
+def device(arguments: argparse.Namespace, *, unless_given: str = "cpu") -> torch.device:
+    """Device chosen by the arguments.
+
+    Args:
+        arguments: of the command.
+        unless_given: the choice without `--device`.
 
     Raises:
         ConfigError: if a GPU is chosen and torch sees none.
     """
     import torch
 
-    wanted = arguments.device or "cpu"
+    wanted = arguments.device or unless_given
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -9,7 +9,7 @@ from typing import Any
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
-from ._inputs import check_json_file, check_output, finish, json_object, refuse_without
+from ._inputs import check_json_file, check_output, device, finish, json_object, refuse_without
 from ._names import complete_with, datasets, models
 
 HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
@@ -174,8 +174,7 @@ def _recorded(arguments: argparse.Namespace, splits: Any) -> Any:
     import torch
 
     torch.manual_seed(arguments.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(spec).to(device)
+    model = build(spec).to(device(arguments, unless_given="auto"))
     check_fits(name, model.eval(), splits)
     settings = FineTuning(
         epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch_size,

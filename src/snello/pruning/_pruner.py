@@ -463,7 +463,11 @@ class Pruner:
         """Restore `state_dict`. The weights of the model are not part of it."""
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
-        self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
+        devices = {n: p.device for n, p in self.model.named_parameters(remove_duplicate=False)}
+        # Masks on another device than their weights would be copied there at every step.
+        self.masks = {
+            name: mask.to(devices.get(name), copy=True) for name, mask in state["masks"].items()
+        }
         self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]

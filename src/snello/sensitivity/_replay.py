@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError
-from snello.graph import evaluation_mode
+from snello.graph import Inputs, evaluation_mode, scores_of
 from snello.wrappers import OwnHook, eagerly
 
 
@@ -37,7 +37,8 @@ class Replay:
         if self.running or not torch.is_grad_enabled() or not self._wanted():
             return
         self._inputs = (args, kwargs)
-        kind = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        given = Inputs(args, kwargs).tensors()
+        kind = next((x.device.type for x in given), "cpu")
         # The second forward has to run with the autocast state of the first.
         self._autocast = {
             "device_type": kind,
@@ -46,7 +47,7 @@ class Replay:
         }
 
     def run(self, batch: int) -> Tensor:
-        """The outputs of the first examples of a batch of that size.
+        """The scores of the first examples of a batch of that size.
 
         Raises:
             ConfigError: if no inputs were kept since the last call.
@@ -75,7 +76,7 @@ class Replay:
                 )
         finally:
             self.running = False
-        return outputs  # type: ignore[no-any-return]
+        return scores_of(outputs)
 
     def remove(self) -> None:
         """Remove the hook from the model."""

@@ -115,7 +115,7 @@ def _rounding(model: nn.Module, inputs: Inputs) -> float:
         for tensor in other.parameters():
             if tensor.is_floating_point():
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
-                tensor.mul_(1 + 4 * torch.finfo(tensor.dtype).eps * noise)
+                tensor.mul_(1 + 4 * torch.finfo(tensor.dtype).eps * noise.to(tensor.device))
     pairs = zip(outputs_of(model, inputs), outputs_of(other, inputs), strict=True)
     return max((_distance(a, b) for a, b in pairs if a.is_floating_point()), default=0.0)
 

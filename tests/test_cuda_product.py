@@ -1,0 +1,442 @@
+"""Models on a GPU, from the trained network to its files: every verb, the command, other trainers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import snello
+from device_samples import (
+    CPU,
+    Found,
+    assert_same,
+    assert_zero,
+    batches,
+    held_out,
+    images,
+    momentum,
+    network,
+    state,
+    train,
+)  # fmt: skip
+from snello import Keep, Record
+from snello.cli import main
+from snello.deploy import profile_layers
+from snello.equilibrium import NEq
+from snello.errors import ModelError
+from snello.graph.coupled import coupling
+from snello.neurons import apply_masks
+from snello.pruning import LossBound, Plateau, Pruner, Ratio, taylor
+from snello.pruning.channels import group_taylor
+from snello.search import search_rate
+from snello.sensitivity import GroupDecay, Lobster, SeReNe
+from snello.store import ModelSpec, build
+
+SHAPES = {"lenet-5": (1, 28, 28), "resnet-20": (3, 16, 16), "vit": (3, 32, 32)}
+
+
+def made(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
+    """A network by name, in evaluation mode, and two images."""
+    torch.manual_seed(0)
+    if name == "vit":
+        library = pytest.importorskip("torchvision")
+        model = library.models.VisionTransformer(32, 16, 1, 2, 16, 24, num_classes=5)
+        nn.init.normal_(model.heads.head.weight)  # zero at first
+    else:
+        if name.startswith("timm:"):
+            pytest.importorskip("timm")
+        model = build(name)
+    model = model.to(dtype).eval()
+    x = torch.randn(2, *SHAPES.get(name, (3, 32, 32)), generator=torch.Generator().manual_seed(3))
+    return model.to(device), x.to(device, dtype)
+
+
+def masked(model: nn.Module, x: Tensor) -> nn.Module:
+    """Half of its neurons pruned."""
+    Pruner(model, None, amount=Ratio(0.5), granularity="neuron").prune()
+    return model
+
+
+# Smaller networks
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "timm:resnet10t"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_simplified_and_planned_as_on_the_cpu(
+    device: torch.device, name: str, dtype: torch.dtype
+) -> None:
+    """In single precision, too, where convolutions on a GPU round to ten bits (TF32)."""
+    plans, outputs = [], []
+    for where in (device, CPU):
+        model, x = made(name, where, dtype)
+        masked(model.cpu(), x.cpu())
+        lean = snello.simplify(model.to(where), x)
+        assert {t.device for t in lean.state_dict().values()} == {where}
+        plan = snello.plan_of(lean)
+        assert plan is not None
+        plans.append(plan.to_json())
+        with torch.no_grad():
+            outputs.append(lean(x).double().cpu())
+            torch.testing.assert_close(lean(x), model(x), rtol=1e-2, atol=1e-2)
+    assert plans[0] == plans[1]
+    assert_same({"": outputs[0]}, {"": outputs[1]}, 1e-9 if dtype is torch.float64 else 1e-2)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_coupled_as_on_the_cpu(device: torch.device, name: str) -> None:
+    found, expected = (coupling(*made(name, where)) for where in (device, CPU))
+    assert found == expected
+    assert found.free
+
+
+@pytest.mark.parametrize("images_on", ["device", "cpu"])
+def test_channels_pruned_as_on_the_cpu(device: torch.device, images_on: str) -> None:
+    """Calibration images may be on the CPU."""
+    found: list[Found] = []
+    for where in (device, CPU):
+        model, x = made("resnet-20", where, torch.float64)
+        pairs = [(x, torch.tensor([1, 2])), (x.flip(0), torch.tensor([0, 3]))]
+        if images_on == "cpu":
+            pairs = [(a.cpu(), b) for a, b in pairs]
+        pruned = snello.prune(
+            model, x, Keep(macs=0.5), importance=group_taylor(pairs), calibration=[a for a, _ in pairs],
+            reconstruction="biases",
+        ).model  # fmt: skip
+        assert {t.device for t in pruned.state_dict().values()} == {where}
+        found.append(state(pruned) | {"outputs": pruned(x).detach()})
+    assert_same(*found, tolerance=1e-6)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("measured", [{"measured": True}, {"measured": True, "branches": True}])
+def test_channels_chosen_by_measurement(device: torch.device, measured: dict[str, bool]) -> None:
+    found = []
+    for where in (device, CPU):
+        model, x = made("resnet-20", where, torch.float64)
+        pruned = snello.prune(model, x, Keep(macs=0.7), calibration=[x], round_to=8, **measured)
+        found.append(state(pruned.model))
+    assert_same(*found, tolerance=1e-6)  # type: ignore[misc]
+
+
+def test_pruner_of_channels_and_group_decay(device: torch.device) -> None:
+    found = []
+    for where in (device, CPU):
+        model = network(where)
+        x, y = next(batches(model, 1))
+        optimizer = momentum(model)
+        pruner = Pruner(
+            model, optimizer, held_out, granularity="channel", example_inputs=x, amount=Ratio(0.4)
+        )
+        decay = GroupDecay(Lobster(model, 1e-2), model, coupling(model, x))
+        pruner.prune()
+        train(model, optimizer, 3, decay)
+        assert_zero(model, pruner.masks)
+        weights = Pruner(
+            model, optimizer, importance=taylor([(x.cpu(), y.cpu())]), amount=Ratio(0.7)
+        )
+        weights.prune()
+        found.append(state(model) | weights.masks)
+    assert_same(*found)  # type: ignore[misc]
+
+
+def test_shrunk_and_coded(device: torch.device) -> None:
+    pytest.importorskip("nncodec")
+    model = network(device, torch.float32).eval()
+    x, y = (t.to(device) for t in images(64, 3))
+    x = x.float()
+    for _ in range(2):
+        train(model, momentum(model), 4)
+    model.eval()
+
+    def right(other: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return (other(x).argmax(1) == y).double()
+
+    found = snello.shrink(
+        model, x[:1], right, minimise="bytes", allow=("channels", "nnc"), max_drop=0.3, calibration=[x.cpu()],
+        trials=2,
+    )  # fmt: skip
+    assert found.chosen.passed
+    assert {p.device for p in found.model.parameters()} == {device}
+    bits = search_rate(model, lambda m: float(1 - right(m).mean()), max_drop=0.5, calibration=x)
+    assert {t.device for t in bits.decoded().state_dict().values()} == {device}
+
+
+def test_shrunk_in_int8(device: torch.device) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = network(device, torch.float32).eval()
+    x = images(16, 3)[0].float().to(device)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    found = snello.shrink(
+        model, x[:1], lambda m: (m(x).argmax(1) == labels).double(), minimise="macs",
+        allow=("channels", "int8"), max_drop=0.5, calibration=[x], trials=2,
+    )  # fmt: skip
+    assert found.chosen.passed
+
+
+# Counts, times and files
+
+
+def test_counted_and_timed_on_the_device(device: torch.device) -> None:
+    model, x = made("resnet-20", device)
+    there, images_there = made("resnet-20", CPU)
+    assert snello.footprint(model, x) == snello.footprint(there, images_there)
+    profile = snello.measure(model, x, repeats=3, warmup=1)
+    assert profile.latencies["pytorch"].device == str(device)
+    rows = profile_layers({"net": (model, x)}, repeats=2, warmup=1)["net"]
+    expected = profile_layers({"net": (there, images_there)}, repeats=2, warmup=1)["net"]
+    assert [(r.name, r.macs) for r in rows] == [(r.name, r.macs) for r in expected]
+    assert sum(row.median_ms for row in rows) > 0
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m, x: snello.measure(m, x, repeats=1),
+        snello.footprint,
+        snello.simplify,
+        coupling,
+        lambda m, x: snello.prune(m, x, Keep(macs=0.5)),
+    ],
+    ids=["measure", "footprint", "simplify", "coupling", "prune"],
+)
+def test_images_elsewhere_are_refused_by_name(
+    device: torch.device, verb: Callable[..., Any]
+) -> None:
+    model, x = made("lenet-5", device)
+    if device.type == "cpu":
+        pytest.skip("one device")
+    with pytest.raises(ModelError, match=r"cuda"):
+        verb(model, x.cpu())
+
+
+def test_exported_from_the_device(device: torch.device, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, x = made("resnet-20", device)
+    masked(model, x)
+    lean = snello.simplify(model, x)
+    path = snello.export(lean, x, tmp_path / "lean.onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.cpu().numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found), lean(x).detach().cpu(), rtol=1e-2, atol=1e-2
+    )
+    from snello.deploy import quantise
+
+    assert quantise(path, tmp_path / "int8.onnx", [x]).samples == 2
+    timed = snello.measure(lean, x, onnx=path, repeats=2, warmup=1).latencies
+    assert timed["onnxruntime"].device == "cpu"
+    snello.export(lean, x, tmp_path / "lean.pt2")
+    assert {p.device for p in lean.parameters()} == {device}, "the model stays where it is"
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "snello"])
+def test_saved_from_the_device_and_loaded_on_the_cpu(
+    device: torch.device, suffix: str, tmp_path: Path
+) -> None:
+    if suffix != "pt":
+        pytest.importorskip("safetensors" if suffix == "safetensors" else "nncodec")
+    model, x = made("resnet-20", device)
+    lean = snello.simplify(masked(model, x), x)
+    path = snello.save(
+        tmp_path / f"lean.{suffix}", lean, Record(ModelSpec("resnet-20"), (3, 16, 16))
+    )
+    loaded, record = snello.load(path)
+    assert {t.device for t in loaded.state_dict().values()} == {CPU}
+    assert_same(state(loaded), state(lean), 0 if suffix != "snello" else 0.1)
+    again = loaded.to(device)
+    x = record.example_inputs(2).to(device)
+    assert again(x).device.type == device.type
+    snello.save(tmp_path / f"again.{suffix}", again, record)
+
+
+# The command
+
+
+EXTRAS = (
+    "lightning", "sklearn", "jsonargparse", "rich", "matplotlib", "nncodec", "onnxruntime", "onnxscript",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small journey on the device."""
+    for package in EXTRAS:
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("journey") / "run"
+    options = (
+        "--data.limit=300", "--epochs=4", "--lobster.finetune=1", "--serene.finetune=1", "--ship.repeats=3",
+        "--ship.warmup=1", "--neq.probe=10",
+    )  # fmt: skip
+    where = f"--device={device.type}"
+    assert main(["journey", "digits", f"--out={folder}", where, *options]) == 0
+    return folder
+
+
+def test_the_journey_trains_on_the_device(device: torch.device, trained: Path) -> None:
+    results = [json.loads(path.read_text()) for path in trained.glob("*/result.json")]
+    assert results
+    assert {result["device"].split(":")[0] for result in results} == {device.type}
+    for path in trained.glob("*/model.pt"):
+        model, _ = snello.load(path)
+        assert {p.device for p in model.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize("where", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--data=digits"),
+        ("measure", "--repeats=3", "--warmup=1"),
+        ("simplify",),
+        ("prune", "--data=digits", "--macs=0.7", "--finetune=1", "--calibration=50"),
+        ("sweep", "--data=digits", "--calibration=50", "--ratios=0,0.5"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_on_the_device(
+    device: torch.device, trained: Path, where: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = next(trained.glob("lobster*/model.pt"))
+    suffix = "pt" if words[0] in ("simplify", "prune") else "json"
+    place = where if where == "auto" else device.type
+    out = tmp_path / f"out.{suffix}"
+    assert main([words[0], str(model), *words[1:], f"--device={place}", f"--out={out}"]) == 0
+    assert out.is_file()
+
+
+@pytest.mark.parametrize("where", ["device", "cpu", None])
+def test_samples_are_recorded_where_the_user_says(
+    device: torch.device, trained: Path, where: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without a word, on a GPU if there is one, as recipes are trained."""
+    from snello.lab import training
+
+    seen: list[str] = []
+    record = training.record_training
+
+    def watched(model: nn.Module, *arguments: Any) -> Any:
+        seen.append(next(model.parameters()).device.type)
+        return record(model, *arguments)
+
+    monkeypatch.setattr(training, "record_training", watched)
+    given = [] if where is None else [f"--device={device.type if where == 'device' else where}"]
+    out = tmp_path / "samples.json"
+    words = ["curate", "digits", "--epochs=1", "--limit=100", f"--out={out}", *given]
+    assert main(words) == 0
+    assert seen == ["cpu" if where == "cpu" else device.type]
+
+
+# Other trainers
+
+
+def test_lightning_callbacks(device: torch.device, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from snello.integrations.lightning import NEqCallback, SensitivityPruning
+
+    class Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(CPU, torch.float32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)  # type: ignore[no-any-return]
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), 0.01)
+
+    x, y = images(32)
+    data, task = TensorDataset(x.float(), y), Task()
+    pruning = SensitivityPruning(
+        lambda m: SeReNe(m, 1e-3), held_out, epochs=2, amount=LossBound(0.5)
+    )
+    half = "bf16-mixed" if device.type == "cuda" else "32-true"
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, logger=False,
+        callbacks=[pruning, NEqCallback(x[:4].float(), eps=0.1)], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, precision=half,
+    )  # fmt: skip
+    trainer.fit(task, DataLoader(data, 8), DataLoader(data, 16))
+    assert pruning.pruner is not None
+    assert_zero(task, pruning.pruner.masks)
+    assert trainer.strategy.root_device.type == device.type
+
+
+def test_trainer_of_transformers(device: torch.device, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from snello.curation import InfoBatch
+    from snello.integrations.huggingface import curated_trainer, huggingface_callback
+
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=8, num_labels=3,
+    ))  # fmt: skip
+    words = torch.randint(12, (40, 6), generator=torch.Generator().manual_seed(1))
+    rows = [{"input_ids": ids, "labels": ids[0] % 3} for ids in words]
+
+    def loss(model: nn.Module) -> float:
+        at = next(model.parameters()).device
+        return float(model(input_ids=words.to(at), labels=(words[:, 0] % 3).to(at)).loss)
+
+    masks: list[Found] = []
+    callback = huggingface_callback(
+        sensitivity=lambda m: SeReNe(m, 1e-3, every=1, examples=4),
+        pruner=lambda m, o: Pruner(m, o, loss, amount=LossBound(0.2), schedule=Plateau(1, 0.9)),
+        updates=lambda m, o: NEq(m, o, {"input_ids": words[:8].to(device)}, eps=0.05),
+    )
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            masks.append(dict(callback.parts["pruner"].masks))
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=device.type == "cpu", report_to=[], disable_tqdm=True, bf16=True,
+        num_train_epochs=3, per_device_train_batch_size=10, eval_strategy="epoch", save_strategy="epoch",
+        learning_rate=0.01, logging_strategy="no",
+    )  # fmt: skip
+    keep = InfoBatch(rows, ratio=0.5, epochs=3, seed=3)
+    trainer = curated_trainer()(
+        model, arguments, keep=keep, eval_dataset=rows, callbacks=[Watch(), callback]
+    )
+    trainer.train()
+    assert next(model.parameters()).device.type == device.type
+    assert_zero(trainer.model, masks[0])
+    assert keep.kept < 1
+
+
+def test_masks_follow_a_model_to_the_device(device: torch.device) -> None:
+    """Pruned on the CPU, then moved: the masks still hold, and a simplified copy is where it is."""
+    model, x = made("lenet-5", CPU)
+    pruner = Pruner(model, None, amount=Ratio(0.5), granularity="neuron")
+    pruner.prune()
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(2):
+        F.cross_entropy(model(x.to(device)), torch.tensor([1, 2], device=device)).backward()
+        optimizer.step()
+    assert_zero(model, {n: mask.to(device) for n, mask in pruner.masks.items()})
+    pruner.amount = Ratio(0.7)
+    pruner.prune()
+    apply_masks(model, pruner.masks)
+    lean = snello.simplify(model.eval(), x.to(device))
+    assert {p.device for p in lean.parameters()} == {device}
