@@ -246,7 +246,7 @@ class Pruner:
     def _set_masks(self, masks: Masks) -> None:
         """Add masks: an entry that is pruned already stays pruned."""
         grown = {
-            name: mask & self.masks[name] if name in self.masks else mask
+            name: mask & self.masks[name].to(mask.device) if name in self.masks else mask
             for name, mask in masks.items()
         }
         self.masks = {**self.masks, **grown}

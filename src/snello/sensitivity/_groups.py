@@ -79,7 +79,7 @@ class GroupDecay(Sensitivity):
         self._method._weights_and_insensitivities()  # so that the method starts a new observation
         measured = self.sensitivity()
         # Not finite where a gradient scaler has overflowed: the optimizer skips this step, too.
-        if not measured or not all(bool(s.isfinite().all()) for s in measured.values()):
+        if not measured or not torch.stack([s.isfinite().all() for s in measured.values()]).all():
             return [], []
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
@@ -100,9 +100,7 @@ class GroupDecay(Sensitivity):
             parameter = self._parameters.get(member.name)
             if parameter is None or not parameter.requires_grad or member.role == "read":
                 continue
-            rows = parameter.new_full((parameter.shape[member.axis],), torch.inf)
-            for index, own in enumerate(member.indices):
-                rows[list(own)] = share[index].to(rows)
+            rows = member.spread(share.to(parameter), parameter.shape[member.axis], torch.inf)
             shape = [-1 if axis == member.axis else 1 for axis in range(parameter.dim())]
             yield parameter, rows.reshape(shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,11 +48,20 @@ class Member:
     def sums(self, values: Tensor) -> Tensor:
         """Sum a tensor of the parameter's shape over the slice of each index: shape (width,)."""
         along = values.transpose(0, self.axis).flatten(1).sum(1) if values.dim() > 1 else values
-        counts = torch.tensor([len(own) for own in self.indices])
-        owner = torch.repeat_interleave(torch.arange(len(self.indices)), counts)
-        places = torch.tensor([i for own in self.indices for i in own], dtype=torch.long)
-        found = torch.zeros(len(self.indices), dtype=along.dtype, device=along.device)
-        return found.index_add_(0, owner.to(found.device), along[places.to(found.device)])
+        owner, places = (index.to(along.device) for index in self._owner_and_place)
+        return along.new_zeros(len(self.indices)).index_add_(0, owner, along[places])
+
+    def spread(self, values: Tensor, length: int, elsewhere: float) -> Tensor:
+        """Put the value of each index, shape (width,), at its places on the axis: shape (length,)."""
+        owner, places = (index.to(values.device) for index in self._owner_and_place)
+        return values.new_full((length,), elsewhere).index_copy_(0, places, values[owner])
+
+    @cached_property
+    def _owner_and_place(self) -> tuple[Tensor, Tensor]:
+        """Index of the dimension and index along the axis, of every pair of the two."""
+        pairs = [(index, place) for index, own in enumerate(self.indices) for place in own]
+        owner, places = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        return owner, places
 
 
 @dataclass(frozen=True)
