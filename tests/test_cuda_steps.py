@@ -131,7 +131,7 @@ def test_a_fused_step_leaves_unscaled_gradients_to_the_decay(device: torch.devic
             if step == 2:
                 assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
         found.append({name: p.detach() for name, p in model.named_parameters()})
-    assert_same(*found, tolerance=1e-4)  # type: ignore[misc]
+    assert_same(*found, tolerance=1e-3)  # type: ignore[misc]
 
 
 class ByName(nn.Module):
