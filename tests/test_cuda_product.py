@@ -183,10 +183,15 @@ def test_shrunk_in_int8(device: torch.device) -> None:
 # Counts, times and files
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_counted_as_on_the_cpu(device: torch.device, name: str) -> None:
+    """Also attention, which every device computes by other operators."""
+    assert snello.footprint(*made(name, device)) == snello.footprint(*made(name, CPU))
+
+
 def test_counted_and_timed_on_the_device(device: torch.device) -> None:
     model, x = made("resnet-20", device)
     there, images_there = made("resnet-20", CPU)
-    assert snello.footprint(model, x) == snello.footprint(there, images_there)
     profile = snello.measure(model, x, repeats=3, warmup=1)
     assert profile.latencies["pytorch"].device == str(device)
     rows = profile_layers({"net": (model, x)}, repeats=2, warmup=1)["net"]
