@@ -235,7 +235,9 @@ def test_exported_from_the_device(device: torch.device, tmp_path: Path) -> None:
     assert quantise(path, tmp_path / "int8.onnx", [x]).samples == 2
     timed = snello.measure(lean, x, onnx=path, repeats=2, warmup=1).latencies
     assert timed["onnxruntime"].device == "cpu"
-    snello.export(lean, x, tmp_path / "lean.pt2")
+    program = snello.export(lean, x, tmp_path / "lean.pt2")
+    (latency,) = snello.measure(program, x, repeats=2, warmup=1).latencies.values()
+    assert latency.device == "cpu", "files run on the CPU, also on inputs that are not there"
     assert {p.device for p in lean.parameters()} == {device}, "the model stays where it is"
 
 
