@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,8 +88,7 @@ def outward(device: torch.device) -> tuple[Found, nn.Module, Tensor]:
         return found | {"outputs": lean(x)}, lean, x
 
 
-def test_outward_as_on_the_cpu(device: torch.device, tmp_path: Path) -> None:
-    pytest.importorskip("nncodec")
+def test_outward_as_on_the_cpu(device: torch.device) -> None:
     expected, twin, images_there = outward(CPU)
     found, lean, x = outward(device)
     assert_same(found, expected)
@@ -99,6 +97,7 @@ def test_outward_as_on_the_cpu(device: torch.device, tmp_path: Path) -> None:
     assert plan is not None
     assert plan.to_json() == snello.plan_of(twin).to_json()  # type: ignore[union-attr]
     assert snello.footprint(lean, x[:1]) == snello.footprint(twin, images_there[:1])
+    pytest.importorskip("nncodec")
     on_device, elsewhere = state(lean), {n: v.cpu() for n, v in state(lean).items()}
     assert snello.compress(on_device) == snello.compress(elsewhere)
 

@@ -23,33 +23,41 @@ from snello.sensitivity import SeReNe
 # The command
 
 
-EXTRAS = (
-    "lightning", "sklearn", "jsonargparse", "rich", "matplotlib", "nncodec", "onnxruntime", "onnxscript",
-)  # fmt: skip
+SMALL = ("--data.limit=300", "--epochs=4", "--lobster.finetune=1", "--serene.finetune=1")
 
 
 @pytest.fixture(scope="module")
 def trained(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small journey on the device."""
-    for package in EXTRAS:
+    """A small training on the device."""
+    for package in ("lightning", "sklearn", "jsonargparse", "rich", "matplotlib"):
         pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("journey") / "run"
-    options = (
-        "--data.limit=300", "--epochs=4", "--lobster.finetune=1", "--serene.finetune=1", "--ship.repeats=3",
-        "--ship.warmup=1", "--neq.probe=10",
-    )  # fmt: skip
-    where = f"--device={device.type}"
-    assert main(["journey", "digits", f"--out={folder}", where, *options]) == 0
+    folder = tmp_path_factory.mktemp("train") / "run"
+    words = ("train", "digits", "--method=lobster", f"--device={device.type}")
+    assert main([*words, f"--out={folder}", *SMALL]) == 0
     return folder
 
 
-def test_the_journey_trains_on_the_device(device: torch.device, trained: Path) -> None:
-    results = [json.loads(path.read_text()) for path in trained.glob("*/result.json")]
-    assert results
-    assert {result["device"].split(":")[0] for result in results} == {device.type}
-    for path in trained.glob("*/model.pt"):
-        model, _ = snello.load(path)
-        assert {p.device for p in model.parameters()} == {CPU}
+def assert_trained_on(device: torch.device, folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    assert result["device"].partition(":")[0] == device.type
+    model, _ = snello.load(folder / "model.pt")
+    assert {p.device for p in model.parameters()} == {CPU}
+
+
+def test_training_on_the_device(device: torch.device, trained: Path) -> None:
+    assert_trained_on(device, trained)
+
+
+def test_the_journey_on_the_device(device: torch.device, trained: Path, tmp_path: Path) -> None:
+    for package in ("nncodec", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    options = ("--ship.repeats=3", "--ship.warmup=1", "--neq.probe=10")
+    words = ("journey", "digits", f"--device={device.type}", f"--out={tmp_path / 'run'}")
+    assert main([*words, *SMALL, *options]) == 0
+    folders = [path.parent for path in tmp_path.glob("run/*/result.json")]
+    assert len(folders) > 1
+    for folder in folders:
+        assert_trained_on(device, folder)
 
 
 @pytest.mark.parametrize("where", ["auto", "cuda"])
@@ -67,7 +75,7 @@ def test_the_journey_trains_on_the_device(device: torch.device, trained: Path) -
 def test_commands_on_the_device(
     device: torch.device, trained: Path, where: str, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    model = next(trained.glob("lobster*/model.pt"))
+    model = trained / "model.pt"
     suffix = "pt" if words[0] in ("simplify", "prune") else "json"
     place = where if where == "auto" else device.type
     out = tmp_path / f"out.{suffix}"
