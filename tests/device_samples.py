@@ -79,7 +79,8 @@ def assert_zero(model: nn.Module, masks: Found) -> None:
     """Pruned weights are zero, and there are some."""
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, mask in masks.items():
-        assert bool((model.get_parameter(name).detach()[~mask] == 0).all()), name
+        weight = model.get_parameter(name).detach()
+        assert bool((weight[~mask.to(weight.device)] == 0).all()), name
 
 
 def frozen_rows(model: nn.Module, frozen: Found) -> Found:

@@ -451,3 +451,14 @@ def test_a_cut_layer_knows_its_sizes_even_if_another_module_uses_its_weight(
     assert sum(layer.weight.numel() for layer in layers) < sum(
         m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)
     )
+
+
+def test_attention_is_coupled_alike_however_it_is_computed() -> None:
+    """A GPU computes it in single precision by one operator, and in double precision by many."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    model, x = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, 3)).eval(), torch.randn(2, 5, 8)
+    expected = coupling(model, x)
+    assert {d.kind for d in expected.free} >= {"heads", "head_dim", "hidden"}
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert coupling(model, x) == expected

@@ -346,6 +346,16 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
 
+def masks_beside(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
+    """Copies of masks on the devices of their weights; others would be moved at every step.
+
+    Raises:
+        ConfigError: as `apply_masks`.
+    """
+    parameters = masked_parameters(model, masks)
+    return {n: mask.to(parameters[n].device, copy=True) for n, mask in masks.items()}
+
+
 def masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Look up the parameters named by masks; tied ones under any of their names.
 

@@ -129,8 +129,13 @@ class Dispatch:
 
 
 def can_measure() -> bool:
-    """Return true unless derivatives are being recorded, counted or traced."""
-    return not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+    """Return true unless derivatives are being recorded, counted or traced, or a step is captured.
+
+    A measurement waits for the device, which ends the capture of a CUDA graph with an error.
+    """
+    if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
 
 
 def rule(work: Work) -> bool:

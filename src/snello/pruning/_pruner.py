@@ -19,6 +19,7 @@ from snello.neurons import (
     Masks,
     apply_masks,
     count_parameters,
+    masks_beside,
 )
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes, meet
@@ -245,11 +246,11 @@ class Pruner:
 
     def _set_masks(self, masks: Masks) -> None:
         """Add masks: an entry that is pruned already stays pruned."""
+        known, given = (masks_beside(self.model, kept) for kept in (self.masks, masks))
         grown = {
-            name: mask & self.masks[name].to(mask.device) if name in self.masks else mask
-            for name, mask in masks.items()
+            name: mask & known[name] if name in known else mask for name, mask in given.items()
         }
-        self.masks = {**self.masks, **grown}
+        self.masks = {**known, **grown}
         self._apply()
         warn_of_averages(self.model, self._followers)
 
@@ -463,11 +464,7 @@ class Pruner:
         """Restore `state_dict`. The weights of the model are not part of it."""
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
-        devices = {n: p.device for n, p in self.model.named_parameters(remove_duplicate=False)}
-        # Masks on another device than their weights would be copied there at every step.
-        self.masks = {
-            name: mask.to(devices.get(name), copy=True) for name, mask in state["masks"].items()
-        }
+        self.masks = masks_beside(self.model, state["masks"])
         self.schedule.load_state_dict(state["schedule"])
         self.finished = bool(state["finished"])
         self._best = state["best"]

@@ -262,6 +262,7 @@ def _first_difference(
         expected, found = original.get(node.name), candidate.get(node.name)
         if expected is None or found is None:
             continue
-        if not difference(expected.index_select(axes[node], layout.order), found) <= TOLERANCE:
+        order = layout.order.to(expected.device)
+        if not difference(expected.index_select(axes[node], order), found) <= TOLERANCE:
             return repr(str(node.target) if node.op == "call_module" else node.name)
     return "the output"

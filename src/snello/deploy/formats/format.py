@@ -188,7 +188,8 @@ class Format(ABC):
             raise ConfigError(
                 f"{path}: inputs are a tuple of tensors, in the order of the file's inputs, not a dictionary"
             )
-        arguments = self.inputs_of(path) if inputs is None else as_inputs(inputs)
+        given = self.inputs_of(path) if inputs is None else as_inputs(inputs)
+        arguments = tuple(x.detach().cpu() for x in given)  # where every file is run
         call = self.opened(path, threads)(arguments)
         return runner(runtime or self.runtime, arguments, threads, call, str(path), device="cpu")
 

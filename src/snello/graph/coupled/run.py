@@ -340,7 +340,10 @@ class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
 
         kwargs = kwargs or {}
         rule = None
-        if func is F.scaled_dot_product_attention:
+        if func is F.multi_head_attention_forward:
+            with self._attention_seen():
+                return func(*args, **kwargs)
+        if func is _ATTENTION:
             rule = attention
         elif func is F.pad and "circular" in (*args[2:], *kwargs.values()):
             rule = circular_pad
@@ -351,6 +354,22 @@ class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
             return rule(self.watch.run, func, args, kwargs)
         finally:
             self.watch.paused = False
+
+    @contextmanager
+    def _attention_seen(self) -> Iterator[None]:
+        """Pass calls of attention to this mode inside the block, in which torch suspends it."""
+
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            return self.__torch_function__(_ATTENTION, (), args, kwargs)
+
+        F.scaled_dot_product_attention = seen
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = _ATTENTION
+
+
+_ATTENTION = F.scaled_dot_product_attention
 
 
 Rule = Callable[[Run, tuple[Any, ...], Mapping[str, Any], Any], Any]

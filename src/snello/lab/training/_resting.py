@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +19,10 @@ from snello.graph import scores_of
 from snello.lab.datasets import DataSplits, Splits, loader
 from snello.lab.recipes import Recipe
 from snello.store import load
+from snello.timing import now
 
 from ._data import Batches
+from ._device import device_of
 from ._distributed import World
 from ._evaluate import evaluate
 from ._result import MODEL
@@ -64,7 +65,7 @@ class _Tuning:
     prepared: float = 0.0
 
     def epoch(self, order: Tensor, batch: int) -> None:
-        began = time.perf_counter()
+        began = now(self.images.device)
         self.model.train()
         for index in order.split(batch):  # type: ignore[no-untyped-call]
             outputs = scores_of(self.forward(self.images[index], index))
@@ -72,13 +73,15 @@ class _Tuning:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(now(self.images.device) - began)
 
 
 def compare_finetuning(
     recipe: Recipe, folder: Path, splits: Splits, epochs: int = EPOCHS
 ) -> tuple[FineTunedRow, ...]:
     """Fine-tune a trained network twice on the same images without augmentation, in turns.
+
+    It runs on the recipe's device.
 
     Args:
         recipe: the recipe with which it was trained; the learning rate is a tenth of its own.
@@ -93,14 +96,16 @@ def compare_finetuning(
     if not isinstance(splits, DataSplits) or splits.task != "classification":
         return ()
     model, _ = load(folder / MODEL, trust=recipe.model.name)
-    images, labels = _in_memory(recipe, splits)
+    device = device_of(recipe)
+    model.to(device)
+    images, labels = (part.to(device) for part in _in_memory(recipe, splits))
     plain = _tuning(recipe, copy.deepcopy(model), images, labels)
     resting = _tuning(recipe, model, images, labels)
     random = torch.Generator().manual_seed(recipe.seed)
     with _at_rest(resting) as cache:
         # In turns, so that a busy machine slows both down alike.
         for number in range(epochs):
-            order = torch.randperm(len(images), generator=random)
+            order = torch.randperm(len(images), generator=random).to(device)
             for tuning in (plain, resting) if number % 2 else (resting, plain):
                 # Dropout, like the order, depends neither on the other one nor on what ran before.
                 torch.manual_seed(recipe.seed + number)
@@ -127,13 +132,13 @@ def _tuning(recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) ->
 @contextmanager
 def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
     """Let all layers but the classifier rest, and cache their outputs, inside the block."""
-    began = time.perf_counter()
+    began = now(tuning.images.device)
     update = SelectiveUpdate(tuning.model, tuning.optimizer, tuning.images[:2], Prefix(1.0))
     # Not by step(), for which the other processes of a training would have to wait, too.
     update.apply({name: torch.ones_like(mask) for name, mask in update.frozen.items()})
     cache = FeatureCache(update, len(tuning.images))
     tuning.forward = cache
-    tuning.prepared = time.perf_counter() - began
+    tuning.prepared = now(tuning.images.device) - began
     try:
         yield cache
     finally:
