@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seams.equilibrium import Decision, Dispatch, Work, attach_sparse, detach
+from seams.equilibrium import Decision, Dispatch, Work, attach_sparse, detach, pays, rule
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -198,6 +198,20 @@ def test_nothing_is_measured_while_torch_is_to_be_deterministic() -> None:
         torch.use_deterministic_algorithms(False)
         detach(layer)
     assert not dispatch.decisions
+
+
+def test_slicing_on_an_accelerator_has_to_save_what_its_own_code_costs() -> None:
+    work = {
+        device: Work((), (256, 1152), 10, True, True, torch.bfloat16, device, 2, 1)
+        for device in ("cpu", "cuda:0")
+    }
+    for dense_ms, sliced_ms, on_cpu, on_cuda in (
+        (1.0, 0.99, False, False), (1.0, 0.9, True, False), (1.0, 0.8, True, True), (0.1, 0.01, True, False)
+    ):  # fmt: skip
+        assert pays(work["cpu"], dense_ms, sliced_ms) is on_cpu
+        assert pays(work["cuda:0"], dense_ms, sliced_ms) is on_cuda
+    assert rule(work["cpu"])
+    assert not rule(work["cuda:0"])
 
 
 def test_the_fixed_rule_slices_wide_layers_and_leaves_narrow_ones() -> None:

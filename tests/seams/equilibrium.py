@@ -5,6 +5,8 @@
 from snello.equilibrium._dispatch import Decision as Decision
 from snello.equilibrium._dispatch import Dispatch as Dispatch
 from snello.equilibrium._dispatch import Work as Work
+from snello.equilibrium._dispatch import pays as pays
+from snello.equilibrium._dispatch import rule as rule
 from snello.equilibrium._sparse import attach as attach_sparse
 from snello.equilibrium._sparse import detach as detach
 

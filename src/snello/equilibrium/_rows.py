@@ -54,4 +54,4 @@ def by_neuron(tensor: Tensor, axis: int | None) -> Tensor:
     """
     if axis is None:
         return tensor.view(-1)
-    return tensor.transpose(0, axis) if tensor.dim() > 1 else tensor
+    return tensor.transpose(0, axis) if axis and tensor.dim() > 1 else tensor
