@@ -60,7 +60,12 @@ MODELS: dict[str, tuple[str, int, Callable[[int], Built]]] = {
 
 
 def steps(
-    build: Callable[[int], Built], share: float, batch: int, device: torch.device, bf16: bool
+    build: Callable[[int], Built],
+    share: float,
+    batch: int,
+    device: torch.device,
+    bf16: bool,
+    in_memory: bool,
 ) -> dict[str, Any]:
     """The three steps by name, each with the next batch, and the cache."""
     found: dict[str, Any] = {}
@@ -77,7 +82,9 @@ def steps(
             update = SelectiveUpdate(model, optimizer, tuple(x[:4] for x in inputs), Prefix(share))
             update.step()
         if row == "stored":
-            forward = found["cache"] = FeatureCache(update, samples, measured=False)
+            forward = found["cache"] = FeatureCache(
+                update, samples, measured=False, in_memory=in_memory
+            )
 
         batches = cycle(torch.arange(samples, device=device).split(batch))
 
@@ -101,7 +108,9 @@ def steps(
 def measured(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
     label, usual, build = MODELS[name]
     batch = options.batch or usual
-    found = steps(build, share, batch, torch.device(options.device), options.bf16)
+    found = steps(
+        build, share, batch, torch.device(options.device), options.bf16, options.in_memory
+    )
     cache = found.pop("cache")
     # Every feature is stored after the first rounds.
     warmup = max(64 // batch, 3)
@@ -137,6 +146,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--batch", type=int, help="default: 32 images of 32 pixels, else 8")
     parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument(
+        "--in-memory", action="store_true", help="features on the device, not in files"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(given)
@@ -147,7 +159,7 @@ def main(given: list[str] | None = None) -> None:
             rows.append(measured(name, share, options))
             print(line(rows[-1]), flush=True)
     result = {
-        "rows": rows, "turns": options.turns, "threads": 1, "bf16": options.bf16,
+        "rows": rows, "turns": options.turns, "threads": 1, "bf16": options.bf16, "in_memory": options.in_memory,
         "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu", "torch": torch.__version__,
         "transformers": transformers.__version__, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip

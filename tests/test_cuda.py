@@ -180,12 +180,14 @@ def test_a_time_budget_measures_the_device(device: torch.device) -> None:
 # Features, samples, checkpoints
 
 
-def cached(device: torch.device, limit: int, index_on: torch.device, layout: Any) -> Found:
+def cached(
+    device: torch.device, limit: int, index_on: torch.device, layout: Any, in_memory: bool = False
+) -> Found:
     model = network(device).to(memory_format=layout)
     optimizer = momentum(model)
     update = SelectiveUpdate(model, optimizer, images(2)[0].to(device), Prefix(0.5), dispatch="fixed")  # fmt: skip
     update.step()
-    cache = FeatureCache(update, 24, measured=False, limit=limit)
+    cache = FeatureCache(update, 24, measured=False, limit=limit, in_memory=in_memory)
     x, y = images(24)
     data = TensorDataset(x, y, torch.arange(24))
     loader = DataLoader(data, 8, num_workers=1, pin_memory=device.type == "cuda")
@@ -215,6 +217,7 @@ def test_features_of_resting_layers(device: torch.device, limit: int, layout: An
     expected = cached(CPU, limit, CPU, layout)
     for index_on in (device, CPU):
         assert_same(cached(device, limit, index_on, layout), expected)
+    assert_same(cached(device, limit, device, layout, in_memory=True), expected)
 
 
 def curated(device: torch.device, method: str) -> Found:

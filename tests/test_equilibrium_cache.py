@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -182,12 +183,13 @@ class Untraced(nn.Module):
     [Branches, lambda: CifarResNet(8, 5), Untraced],
     ids=["branches", "resnet", "untraced"],
 )
-def test_a_run_with_cache_is_the_run_without_it(build: type[nn.Module]) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_run_with_cache_is_the_run_without_it(build: type[nn.Module], in_memory: bool) -> None:
     """With a limit of no bytes the front is cut off in the same steps, and run every time."""
     torch.manual_seed(1)
     first = build()
     second = copy.deepcopy(first)
-    losses, status = _training(first)
+    losses, status = _training(first, in_memory=in_memory)
     plain, _ = _training(second, limit=0)
     assert losses == plain
     for name, value in first.state_dict().items():
@@ -195,6 +197,25 @@ def test_a_run_with_cache_is_the_run_without_it(build: type[nn.Module]) -> None:
     assert [s.stored for s in status][:2] == [0, 0]  # one epoch of warm-up, then layers rest
     assert status[3].stored == 23
     assert status[-1].layers != status[2].layers  # it was cut again, deeper
+
+
+def test_features_in_memory_leave_no_files_and_may_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    torch.manual_seed(0)
+    images = torch.randn(10, 3, 8, 8)
+    neq = SelectiveUpdate(Branches(), None, images[:2], Prefix(0.5))
+    neq.step()
+    with pytest.raises(ConfigError, match="in_memory: features in memory need no folder"):
+        FeatureCache(neq, 10, folder=tmp_path, in_memory=True)
+    cache = FeatureCache(neq, 2**50, in_memory=True, limit=2**63)
+    cache(images, range(10))
+    assert "MiB in the memory of cpu: Cannot allocate" in (cache.status.reason or "")
+    cache = FeatureCache(neq, 10, in_memory=True, measured=False)
+    cache(images, range(10))
+    assert cache.status.stored == 10
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_features_in_bfloat16_are_rounded_alike_in_every_epoch() -> None:

@@ -77,7 +77,9 @@ class FeatureCache:
             until `close`, so that a training that was killed and is resumed on the same machine
             finds them again if weights and cut are the same. None: a temporary folder, removed with
             the cache.
-        limit: largest size of the files in bytes; if the features need more, none are stored.
+        in_memory: whether to keep the features in the memory of the device that computes them, not in
+            files: on a GPU, which would otherwise wait for each batch to be copied to it.
+        limit: largest size of the features in bytes; if they need more, none are stored.
         dtype: dtype of the stored features, such as `torch.bfloat16` for half the size; whole
             numbers among them keep theirs. None for the dtype in which they are computed. Results
             are then bit-identical with and without cache, except where the last bits of a feature
@@ -90,7 +92,7 @@ class FeatureCache:
 
     Raises:
         ConfigError: for a number of samples below one, a dtype for whole numbers, or a folder that
-            does not exist or cannot be written to.
+            does not exist, cannot be written to, or is given with `in_memory`.
 
     Source: Liu et al., "AutoFreeze: automatically freezing model blocks to accelerate fine-tuning",
     2021, section 4.3, https://arxiv.org/abs/2102.01386; He et al., "PipeTransformer", ICML 2021,
@@ -103,6 +105,7 @@ class FeatureCache:
         samples: int,
         *,
         folder: str | Path | None = None,
+        in_memory: bool = False,
         limit: int = 2**32,
         dtype: torch.dtype | None = None,
         measured: bool = True,
@@ -116,8 +119,11 @@ class FeatureCache:
             raise ConfigError(f"dtype: must be a floating-point dtype of torch, not {dtype!r}")
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"folder: there is no folder {folder}")
+        if folder is not None and in_memory:
+            raise ConfigError("in_memory: features in memory need no folder; leave one of them out")
         self._update, self._samples, self._limit = update, samples, limit
         self._dtype, self._measured, self._compile = dtype, measured, compile
+        self._in_memory = in_memory
         if folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="snello-features-"))
             finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -191,7 +197,7 @@ class FeatureCache:
                 )
 
     def close(self) -> None:
-        """Remove the files."""
+        """Forget the features, and remove their files."""
         self._store, self._prefix, self._key = None, None, ()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -231,7 +237,7 @@ class FeatureCache:
         ):
             self._cut(args)  # the constants are those of the old weights
         if cut or digest != self._digest:
-            self._open(digest)
+            self._open(digest, args[0].device)
         self._key = self._state(args)
 
     def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -269,7 +275,7 @@ class FeatureCache:
         facts = prefix.modules, prefix.features, inputs, self._dtype, self._samples, system_start()
         return digest_of(facts, prefix.tensors)
 
-    def _open(self, digest: str) -> None:
+    def _open(self, digest: str, device: torch.device) -> None:
         """Open the store of the present cut, and remove all others."""
         self._store, self._digest = None, digest
         for old in self._folder.glob("*"):
@@ -282,13 +288,13 @@ class FeatureCache:
         if size > self._limit:
             self._refuse(f"the features would take {size / 2**20:.0f} MiB, more than the limit")
             return
+        place = device if self._in_memory else self._folder / self._digest
         try:
-            self._store = FeatureStore(
-                self._folder / self._digest, self._samples, self._prefix.features, self._dtype
-            )
+            self._store = FeatureStore(place, self._samples, self._prefix.features, self._dtype)
         except OSError as error:
+            where = f"the memory of {device}" if self._in_memory else self._folder
             self._refuse(
-                f"the features would take {size / 2**20:.0f} MiB in {self._folder}: {error.strerror}"
+                f"the features would take {size / 2**20:.0f} MiB in {where}: {error.strerror}"
             )
 
     def _refuse(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Features of samples in memory-mapped files, and checksums of what they were computed from."""
+"""Features of samples in files or in memory, and checksums of what they were computed from."""
 
 from __future__ import annotations
 
@@ -59,27 +59,35 @@ class FeatureStore:
     its checksum is, which is written last: a process may be killed at any time.
 
     Args:
-        folder: a folder of its own, which is made.
+        place: a folder of its own, which is made, for memory-mapped files; or the device in whose
+            memory they are.
         samples: number of samples of the dataset.
         features: the features of a sample.
         dtype: dtype to store instead of their own; see `Feature.stored_as`.
 
     Raises:
-        OSError: if the disk has no room for all of them.
+        OSError: if the disk or the memory has no room for all of them.
     """
 
     def __init__(
-        self, folder: Path, samples: int, features: Sequence[Feature], dtype: torch.dtype | None
+        self,
+        place: Path | torch.device,
+        samples: int,
+        features: Sequence[Feature],
+        dtype: torch.dtype | None,
     ) -> None:
-        folder.mkdir(exist_ok=True)
+        if isinstance(place, Path):
+            place.mkdir(exist_ok=True)
         self._features = tuple(features)
         self._tensors = tuple(
-            _mapped(folder / f"{i}.bin", samples * feature.entries, feature.stored_as(dtype)).view(
+            _zeros(place, f"{i}.bin", samples * feature.entries, feature.stored_as(dtype)).view(
                 samples, *(feature.shape[axis] for axis in feature.order)
             )
             for i, feature in enumerate(features)
         )
-        self._checksums = _mapped(folder / "samples.bin", samples, torch.int64)
+        # Compared on the CPU, also where the features are not.
+        checksums = place if isinstance(place, Path) else torch.device("cpu")
+        self._checksums = _zeros(checksums, "samples.bin", samples, torch.int64)
 
     @property
     def stored(self) -> int:
@@ -117,7 +125,7 @@ class FeatureStore:
         """
         for store, feature, value in zip(self._tensors, self._features, values, strict=True):
             axes = (0, *(axis + 1 for axis in feature.order))
-            store[where] = value.detach().permute(axes).to(device="cpu", dtype=store.dtype)
+            store[where.to(store.device)] = value.detach().permute(axes).to(store)
         self._checksums[where] = checksums
         self.has(where, checksums)
 
@@ -126,14 +134,20 @@ class FeatureStore:
         found = []
         for store, feature in zip(self._tensors, self._features, strict=True):
             back = (0, *(feature.order.index(axis) + 1 for axis in range(len(feature.order))))
-            value = store.index_select(0, where).to(device=device, dtype=feature.dtype)
+            chosen = store.index_select(0, where.to(store.device))
+            value = chosen.to(device=device, dtype=feature.dtype)
             found.append(value.permute(back))
         return tuple(found)
 
 
-def _mapped(path: Path, entries: int, dtype: torch.dtype) -> Tensor:
-    """A memory-mapped tensor of shape (entries,), zero where the file is new."""
-    size = entries * dtype.itemsize
+def _zeros(place: Path | torch.device, name: str, entries: int, dtype: torch.dtype) -> Tensor:
+    """A tensor of shape (entries,), zero where it is new: of a file in a folder, or in memory."""
+    if isinstance(place, torch.device):
+        try:
+            return torch.zeros(entries, dtype=dtype, device=place)
+        except RuntimeError as error:  # CUDA's OutOfMemoryError is one
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+    path, size = place / name, entries * dtype.itemsize
     with path.open("ab") as file:
         _reserve(file.fileno(), size, path)
     return torch.from_file(str(path), shared=True, size=entries, dtype=dtype)
