@@ -1,6 +1,6 @@
 """Everything worth measuring on one GPU, in order, in steps of at most eight minutes.
 
-    SNELLO_DATA=DATA python benchmarks/gpu.py --minutes=25 --out runs/gpu
+    SNELLO_DATA=DATA python benchmarks/gpu.py --minutes=25 --weights=resnet32.th --out runs/gpu
     python benchmarks/gpu.py --out docs/results/gpu --page docs/results/gpu.md
     python benchmarks/gpu.py --device cpu --dry --out /tmp/dry
 
@@ -11,10 +11,12 @@ the next step, a training at its last checkpoint. A step that fails or takes too
 1.  Equality of all CUDA paths with those of the CPU (``gpu_equality.py``).
 2.  Backward pass with frozen neurons: ResNet-18 and -50, Swin-T, DeepLabV3; bfloat16,
     channels_last (``neq_backward.py``).
-3.  Overhead of the sensitivities (``sensitivity_overhead.py``).
-4.  Latency of dense, masked, simplified and coupled networks (``latency.py``), and of simplified
+3.  Steps with layers at rest, features in files and in the GPU's memory (``resting_steps.py``).
+4.  Fine-tuning of the public weights, if they are given (``time_to_accuracy.py``).
+5.  Overhead of the sensitivities (``sensitivity_overhead.py``).
+6.  Latency of dense, masked, simplified and coupled networks (``latency.py``), and of simplified
     ones by share of dead neurons (``simplify_latency.py``).
-5.  ResNet-32 on CIFAR-10, without NEq and with it: 60 epochs of the published schedule, scaled
+7.  ResNet-32 on CIFAR-10, without NEq and with it: 60 epochs of the published schedule, scaled
     (``neq_training.py``).
 
 ``--page`` runs nothing: it writes the page of the results in ``--out``, with "Not measured" where
@@ -97,8 +99,8 @@ BACKWARD = {"resnet18": "256", "resnet50": "128", "swin_t": "64", "deeplabv3_res
 """Network -> batch size."""
 
 
-def steps(device: str, dry: bool, out: Path) -> list[Step]:
-    """All steps, in order."""
+def steps(device: str, dry: bool, out: Path, weights: Path | None = None) -> list[Step]:
+    """All steps, in order; with weights of a CIFAR ResNet-32 their fine-tuning as well."""
     to = ("--device", device)
 
     def step(name: str, module: str, *arguments: str) -> Step:
@@ -113,6 +115,26 @@ def steps(device: str, dry: bool, out: Path) -> list[Step]:
             f"training-{policy}", "neq_training", line, folder / TRAINING, policy, resumable=True
         )
 
+    def resting(place: str, *arguments: str) -> Step:
+        more = ("--in-memory",) if place == "memory" else ()
+        return step(f"resting-{place}", "resting_steps", *arguments, *more)
+
+    def finetuning(given: Path) -> Step:
+        folder = out / "finetuning"
+        line = (
+            "--weights",
+            str(given),
+            *to,
+            "--precision",
+            "32",
+            "--out",
+            str(folder),
+            "--rows",
+            *FINETUNED,
+        )
+        result = folder / f"{FINETUNED[-1]}-seed-0.json"
+        return Step("finetuning", "time_to_accuracy", line, result, resumable=True)
+
     quick = ("--repeats", "1")
     if dry:
         measured = [
@@ -120,6 +142,10 @@ def steps(device: str, dry: bool, out: Path) -> list[Step]:
             step(
                 "backward-lenet-5", "neq_backward", *BF16, *quick, "--models", "lenet-5", "--batch",
                 "4", "--shares", "0.5",
+            ),
+            *(
+                resting(place, "--models", "resnet-32", "--shares", "0.75", "--turns", "2", "--batch", "4")
+                for place in ("files", "memory")
             ),
             step(
                 "sensitivity", "sensitivity_overhead", "--pairs", "1", "--models", "lenet-5",
@@ -136,6 +162,8 @@ def steps(device: str, dry: bool, out: Path) -> list[Step]:
                      *(("--side", "480") if name.startswith("deeplab") else ()))
                 for name, batch in BACKWARD.items()
             ),
+            *(resting(place, "--bf16", "--batch", "128") for place in ("files", "memory")),
+            *(finetuning(given) for given in (weights,) if given is not None),
             step("sensitivity", "sensitivity_overhead", "--models", "resnet-32", "--channels-last"),
             *(
                 step(f"latency-{batch}", "latency", "--batch", batch, "--models", *NETS)
@@ -151,6 +179,10 @@ def steps(device: str, dry: bool, out: Path) -> list[Step]:
 
 
 BF16 = ("--bf16", "--layouts", "channels_last")
+FINETUNED = (
+    "plain", "epochs-4", "infobatch-0.5", "linear", "neq", "rest-2-2+anneal+stored",
+    "settled-5e-3-0.7-stored",
+)  # fmt: skip
 NETS = ("resnet-32", "resnet18", "vgg-16-cifar")
 # 250 epochs with the rate divided at 100 and 150, scaled to 60.
 TRAINED = ("cifar10_resnet32", "--epochs=60", "--optimizer.milestones=[24,36]")
@@ -257,6 +289,9 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry", action="store_true", help="tiny sizes, to test this script")
+    parser.add_argument(
+        "--weights", type=Path, help="state_dict of a CIFAR ResNet-32, to fine-tune"
+    )
     parser.add_argument("--only", nargs="+", help="names of steps")
     parser.add_argument("--page", type=Path, help="only write the page of the results in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the results")
@@ -265,7 +300,7 @@ def main(given: list[str] | None = None) -> int:
         write_page(options.out, options.page)
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    todo = steps(options.device, options.dry, options.out)
+    todo = steps(options.device, options.dry, options.out, options.weights)
     unknown = set(options.only or ()) - {step.name for step in todo}
     if unknown:
         parser.error(f"--only: no step {', '.join(sorted(unknown))}; {[s.name for s in todo]}")

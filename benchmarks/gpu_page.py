@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from time_to_accuracy_page import points_of
+from time_to_accuracy_page import table as rows_table
 
 from snello.files import write_text
 from snello.lab.reporting import Table, markdown
 
 MISSING = "Not measured."
+FINDINGS = Path(__file__).with_name("gpu_page.md")
+"""What the published numbers say, written by hand."""
 INTRODUCTION = """# On a GPU
 
-    SNELLO_DATA=DATA python benchmarks/gpu.py --minutes=25 --out runs/gpu
+    SNELLO_DATA=DATA python benchmarks/gpu.py --minutes=25 --weights=resnet32.th --out runs/gpu
     python benchmarks/gpu.py --out docs/results/gpu --page docs/results/gpu.md
 
-This page is written by the second command from the JSON files that the first one leaves (`runs/gpu/*.json` and
-`runs/gpu/training/neq_training.json`, copied to `docs/results/gpu`). All other pages of results were measured on CPUs.
+This page is written by the second command from the JSON files that the first one leaves (`runs/gpu/*.json`,
+`runs/gpu/finetuning/*.json` and `runs/gpu/training/neq_training.json`, copied to `docs/results/gpu`). All other pages
+of results were measured on CPUs.
 """
 
 
@@ -37,6 +44,9 @@ def text(folder: Path) -> str:
     found = [INTRODUCTION, _environment(folder)]
     for title, files, table in SECTIONS:
         found += [f"## {title}\n", "\n".join(_section(folder, files, table))]
+    rows = [_read(path) for path in sorted(folder.glob("finetuning/*-seed-*.json"))]
+    if rows:
+        found += ["## Fine-tuning\n", markdown(_finetuning(rows))]
     return "\n".join(found)
 
 
@@ -44,11 +54,13 @@ def _environment(folder: Path) -> str:
     record = _read(folder / "environment.json")
     if record is None:
         return "**Nothing has been measured on a GPU yet**: none was at hand.\n"
-    dry = "**A dry run at tiny sizes: no numbers to publish.** " if record.get("dry") else ""
-    return (
-        f"{dry}{record['date']}, {record['device']}, torch {record['torch']}, CUDA {record['cuda']}, cuDNN "
+    where = (
+        f"{record['date']}, {record['device']}, torch {record['torch']}, CUDA {record['cuda']}, cuDNN "
         f"{record['cudnn']}.\n"
     )
+    if record.get("dry"):
+        return f"**A dry run at tiny sizes: no numbers to publish.** {where}"
+    return f"{where}\n{FINDINGS.read_text()}"
 
 
 def _section(folder: Path, files: Iterable[str], table: Callable[[Any], Table]) -> list[str]:
@@ -99,6 +111,35 @@ def _backward(record: dict[str, Any]) -> Table:
 
 def _times(row: dict[str, Any], key: str) -> str:
     return f"{row[f'{key}_ms']:.2f} ({row[f'{key}_p10']:.2f}-{row[f'{key}_p90']:.2f})"
+
+
+def _resting(record: dict[str, Any]) -> Table:
+    rows = [
+        (
+            row["model"], f"{row['share']:.0%}", f"{row['plain_ms']:.1f}",
+            *(f"{row['ratios'][kind]:.2f}" for kind in ("at rest", "stored")),
+            f"{row['bytes_per_sample'] / 2**10:.0f}",
+        )
+        for row in record["rows"]
+    ]  # fmt: skip
+    place = "the device's memory" if record["in_memory"] else "files"
+    return Table(
+        f"Features in {place}",
+        ("Model", "Layers at rest", "Plain step [ms]", "At rest", "Features stored", "Of a sample [KiB]"),
+        tuple(rows),
+        f"Shares of the plain step, medians of {record['turns']} in turns; batches of {record['rows'][0]['batch']}, "
+        f"AdamW, {'bf16' if record['bf16'] else 'float32'}, transformers {record['transformers']}.",
+    )  # fmt: skip
+
+
+def _finetuning(rows: list[dict[str, Any]]) -> Table:
+    first = rows[0]
+    return replace(
+        rows_table(points_of(rows), "Seconds"),
+        title=f"ResNet-{first['depth']}, public weights, {first['images']} images of JPEG CIFAR-10",
+        note=f"Float32, batches of {first['batch']}. Rows and columns as in "
+        "[accuracy against time](time_to_accuracy.md).",
+    )
 
 
 def _overhead(rows: list[dict[str, Any]]) -> Table:
@@ -167,6 +208,7 @@ def _training(runs: dict[str, list[dict[str, Any]]]) -> Table:
 SECTIONS: tuple[tuple[str, tuple[str, ...], Callable[[Any], Table]], ...] = (
     ("Equality with the CPU", ("equality.json",), _equality),
     ("The backward pass with frozen neurons", ("backward-*.json",), _backward),
+    ("Steps with layers at rest", ("resting-*.json",), _resting),
     ("Overhead of the sensitivities", ("sensitivity.json",), _overhead),
     ("Latency", ("latency-*.json",), _latency),
     ("Latency by share of dead neurons", ("simplified-*.json",), _simplified),

@@ -93,7 +93,12 @@ def insensitivity(sensitivities: Sequence[Tensor]) -> list[Tensor]:
 
     Zero where S is not a number: when a gradient scaler has overflowed, weights must not change.
     """
-    bounded = torch._foreach_neg(list(sensitivities))
-    torch._foreach_add_(bounded, 1.0)
-    torch._foreach_clamp_min_(bounded, 0.0)
-    return [tensor.nan_to_num_(nan=0.0) for tensor in bounded]
+    return [share.nan_to_num_(nan=0.0) for share in bounded(sensitivities)]
+
+
+def bounded(sensitivities: Sequence[Tensor]) -> list[Tensor]:
+    """`max(0, 1 - S)` for all sensitivities at once, not a number where S is not."""
+    shares = torch._foreach_neg(list(sensitivities))
+    torch._foreach_add_(shares, 1.0)
+    torch._foreach_clamp_min_(shares, 0.0)
+    return list(shares)

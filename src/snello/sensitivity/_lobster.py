@@ -17,7 +17,7 @@ from snello.neurons import (
 )
 from snello.wrappers import unwrapped
 
-from ._decay import Sensitivity, insensitivity
+from ._decay import Sensitivity, bounded
 
 
 class Lobster(Sensitivity):
@@ -87,13 +87,14 @@ class Lobster(Sensitivity):
             return [], []
         self._seen = True
         magnitudes = torch._foreach_abs([gradient for _, gradient in pairs])
-        shares = insensitivity(magnitudes)
+        shares = bounded(magnitudes)
         # After an overflow the gradient scaler skips the optimizer step, so that the decay has to
-        # be skipped, too. A factor of zero does so without synchronising with the device.
+        # be skipped, too. Shares of zero do so without synchronising with the device.
         # The largest magnitude is NaN or infinite if any is; the infinity norm is slow on CPUs.
         device = shares[0].device
         largest = torch._foreach_max(magnitudes)
-        sound = torch.stack([m.to(device, torch.float32) for m in largest])
+        overflown = ~torch.stack([m.to(device, torch.float32) for m in largest]).isfinite().all()
+        beside = {share.device: overflown.to(share.device) for share in shares}
         for share in shares:
-            share.mul_(sound.isfinite().all().to(share.device))
+            share.masked_fill_(beside[share.device], 0.0)
         return [p for p, _ in pairs], shares
