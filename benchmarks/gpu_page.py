@@ -100,7 +100,7 @@ def _backward(record: dict[str, Any]) -> Table:
         tuple(
             (
                 row["kind"], f"{row['frozen']:.0%}", _times(row, "dense"), _times(row, "sparse"),
-                *(f"{row[key]:.2f}" for key in ("time", "bound", "executed", "paper")),
+                *("" if row[key] is None else f"{row[key]:.2f}" for key in ("time", "bound", "executed", "paper")),
             )
             for row in rows
         ),
