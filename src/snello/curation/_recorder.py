@@ -99,7 +99,8 @@ class Recorder:
         if any(t.dtype == torch.bool or t.is_floating_point() for t in (labels, index)):
             raise ConfigError(f"labels ({labels.dtype}) and index ({index.dtype}) must be integers")
         # Copies: buffers may be used again for the next batch, as with CUDA graphs.
-        labels, index = labels.detach().long().clone(), index.detach().long().clone()
+        labels = labels.detach().to(logits.device).long().clone()
+        index = index.detach().long().clone()
         wrong = (labels < 0) | (labels >= logits.shape[1])
         self._batches.append(
             (

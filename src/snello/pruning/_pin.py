@@ -18,6 +18,7 @@ from snello.neurons import (
     apply_masks,
     computed,
     masked_parameters,
+    masks_beside,
     qualified,
     weighted_layers,
 )
@@ -48,7 +49,7 @@ def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Mas
         optimizer: the optimizer that trains it; a list if there are several; None if there is none
             yet. Every masked parameter that is trained must be in one of them. They are only
             checked, not stored.
-        masks: the masks, or a function that returns the present ones.
+        masks: the masks, of which a copy is kept, or a function that returns the present ones.
 
     Returns:
         The pin; after `pin.remove()` the weights can change again.
@@ -58,6 +59,7 @@ def pin(model: nn.Module, optimizer: Optimizers, masks: Masks | Callable[[], Mas
             that do not fit the model, and a model whose parameters are sharded.
     """
     model = unwrapped(model, "pin")
+    masks = masks if callable(masks) else masks_beside(model, masks)
     present = masks() if callable(masks) else masks
     watched = masked_parameters(model, present) if present else dict(model.named_parameters())
     optimizers = optimizers_of(optimizer, "pin")
