@@ -24,6 +24,7 @@ from snello.store import build
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime")
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def small() -> nn.Sequential:
@@ -123,6 +124,9 @@ def test_int8_with_inputs_by_name(tmp_path: Path) -> None:
         export_int8(model, example, tmp_path / "int8.onnx", [{"first": x}])
 
 
+@pytest.mark.skipif(
+    TORCH < (2, 15), reason="the exporter of older torch fixes the batch size; the file is refused"
+)
 def test_a_model_of_transformers_is_exported(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

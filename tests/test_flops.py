@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from snello.flops import flop_counter, layer_macs, weight_uses
 from snello.neurons import neuron_axis, outputs_first, rows, spread, spread_inputs
@@ -53,6 +54,18 @@ def test_every_weight_is_used_as_often_as_the_output_says(sample: tuple[nn.Modul
     nn.init.zeros_(layer.bias)
     output = layer(torch.ones_like(x))
     assert int(output.sum()) == layer.weight.numel() * weight_uses(layer, x, output)
+
+
+def test_heads_that_share_keys_count_like_those_with_their_own() -> None:
+    """Of the fused attention of CPUs, forward and backward."""
+    counts = []
+    for repeats in (1, 2):
+        query = torch.randn(2, 4, 5, 8, requires_grad=True)
+        key, value = (torch.randn(2, 4 // repeats, 5, 8, requires_grad=True) for _ in range(2))
+        with flop_counter() as counter:
+            scaled_dot_product_attention(query, key, value, enable_gqa=True).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_norms_count_two_per_entry() -> None:

@@ -73,11 +73,17 @@ def layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    return int(sdpa_flop_count(query, *_per_query(query, key, value)))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    key, value = _per_query(query, key, value)
     return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _per_query(query: Any, *shared: Any) -> list[Any]:
+    """Shapes of keys and values as if each head of the query had its own: groups share them."""
+    return [torch.Size([*query[:2], *shape[2:]]) for shape in shared]
 
 
 def _convolution_backward(

@@ -74,6 +74,10 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        if isinstance(node.type, str):
+            # An annotation below `from __future__ import annotations`, which older torch.fx (2.11)
+            # takes for an object to import: the graph could not be pickled.
+            node.type = None
         note_caller(node)
         return node
 
