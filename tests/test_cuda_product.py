@@ -143,6 +143,27 @@ def test_pruner_of_channels_and_group_decay(device: torch.device) -> None:
     assert_same(*found)  # type: ignore[misc]
 
 
+def test_group_decay_of_a_model_on_two_devices(device: torch.device) -> None:
+    """The channels of one layer are read by the next, which is on another device."""
+    found = []
+    for where in (device, CPU):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+        )
+        groups = coupling(model.double(), torch.randn(2, 4, dtype=torch.float64))
+        assert len(groups.free) == 2
+        for parameter in model.parameters():
+            parameter.grad = torch.rand_like(parameter)
+        before = state(model)
+        model[2:].to(where)
+        GroupDecay(Lobster(model, 0.1), model, groups).step()
+        found.append(state(model))
+        assert not torch.equal(found[-1]["0.weight"], before["0.weight"])
+        assert not torch.equal(found[-1]["2.weight"].cpu(), before["2.weight"])
+    assert_same(*found)  # type: ignore[misc]
+
+
 def test_shrunk_and_coded(device: torch.device) -> None:
     pytest.importorskip("nncodec")
     model = network(device, torch.float32).eval()
