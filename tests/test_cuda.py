@@ -332,6 +332,10 @@ def test_copies_train_alone_and_moved_models_go_on(device: torch.device) -> None
     training.optimizer = torch.optim.AdamW(training.model.parameters(), 0.01)
     twin = copy.deepcopy(training.model)
     before = frozen_rows(training.model, training.neq.frozen)
+    assert sum(len(rows) for rows in before.values()) > 0
+    train(training.model, training.optimizer)
+    after = frozen_rows(training.model, training.neq.frozen)
+    assert all(map(torch.equal, after.values(), before.values()))
     train(training.model, training.optimizer, 3, training.serene)
     assert_zero(training.model, training.pruner.masks)
     assert_zero(twin, training.pruner.masks)
@@ -339,4 +343,3 @@ def test_copies_train_alone_and_moved_models_go_on(device: torch.device) -> None
     other = torch.optim.AdamW(twin.parameters(), 0.01)
     train(twin, other)
     assert_zero(twin, training.pruner.masks)
-    assert sum(len(rows) for rows in before.values()) > 0
