@@ -26,7 +26,7 @@ from device_samples import (
     train,
 )  # fmt: skip
 from snello import Keep, Record
-from snello.deploy import profile_layers, quantise
+from snello.deploy import FileModel, profile_layers, quantise
 from snello.errors import ModelError
 from snello.graph.coupled import coupling
 from snello.neurons import apply_masks
@@ -259,6 +259,8 @@ def test_exported_from_the_device(device: torch.device, tmp_path: Path) -> None:
     program = snello.export(lean, x, tmp_path / "lean.pt2")
     (latency,) = snello.measure(program, x, repeats=2, warmup=1).latencies.values()
     assert latency.device == "cpu", "files run on the CPU, also on inputs that are not there"
+    for file in (path, program):
+        assert_same({"": FileModel(file)(x)}, {"": lean(x).detach()}, 2e-2)
     assert {p.device for p in lean.parameters()} == {device}, "the model stays where it is"
 
 
