@@ -470,7 +470,7 @@ def check_folder(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_text(file, json.dumps(given))
-    found = json.loads(file.read_text())
+    found = {"device": "cpu"} | json.loads(file.read_text())  # the only one at first
     other = [k for k in given if given[k] != found.get(k)]
     if other:
         raise SystemExit(

@@ -93,6 +93,9 @@ def test_a_folder_of_time_to_accuracy_is_of_one_setting(tmp_path):
     script.check_folder(argparse.Namespace(**vars(given) | {"rows": ["epochs-2"], "seeds": [1]}))
     with pytest.raises(SystemExit, match="other values of lr"):
         script.check_folder(argparse.Namespace(**vars(given) | {"lr": 0.2}))
+    script.check_folder(argparse.Namespace(**vars(given), device="cpu"))  # begun without a choice
+    with pytest.raises(SystemExit, match="other values of device"):
+        script.check_folder(argparse.Namespace(**vars(given), device="cuda"))
 
 
 def test_a_recording_without_its_time_costs_nothing_only_where_time_does_not_count(tmp_path):
