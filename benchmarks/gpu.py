@@ -122,16 +122,8 @@ def steps(device: str, dry: bool, out: Path, weights: Path | None = None) -> lis
     def finetuning(given: Path) -> Step:
         folder = out / "finetuning"
         line = (
-            "--weights",
-            str(given),
-            *to,
-            "--precision",
-            "32",
-            "--out",
-            str(folder),
-            "--rows",
-            *FINETUNED,
-        )
+            "--weights", str(given), *to, "--precision", "32", "--out", str(folder), "--rows", *FINETUNED,
+        )  # fmt: skip
         result = folder / f"{FINETUNED[-1]}-seed-0.json"
         return Step("finetuning", "time_to_accuracy", line, result, resumable=True)
 
@@ -163,7 +155,7 @@ def steps(device: str, dry: bool, out: Path, weights: Path | None = None) -> lis
                 for name, batch in BACKWARD.items()
             ),
             *(resting(place, "--bf16", "--batch", "128") for place in ("files", "memory")),
-            *(finetuning(given) for given in (weights,) if given is not None),
+            *([] if weights is None else [finetuning(weights)]),
             step("sensitivity", "sensitivity_overhead", "--models", "resnet-32", "--channels-last"),
             *(
                 step(f"latency-{batch}", "latency", "--batch", batch, "--models", *NETS)

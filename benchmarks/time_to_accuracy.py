@@ -348,7 +348,11 @@ def subset(
 def recorded(
     task: Task, seed: int, epochs: int, options: argparse.Namespace
 ) -> tuple[Recording, float]:
-    """Record a short training on all images; return it with its seconds in reference steps."""
+    """Record a short training on all images; return it with its seconds in reference steps.
+
+    Raises:
+        SystemExit: for one that was recorded when its time did not count.
+    """
     file = options.out / f"recorded-{epochs}-seed-{seed}.pt"
     if not file.exists():
         recorder = Recorder(len(task.images))
@@ -356,11 +360,13 @@ def recorded(
         run = train(
             Row(epochs=epochs), task.network(), task, seed, options.lr, options.batch, recorder
         )
-        cost = sum(run.seconds) / mean(run.reference) if run.reference else 0.0
+        cost = None if task.shared else sum(run.seconds) / mean(run.reference)
         kept = {"recording": vars(recorder.recording()), "cost": cost}
         write_file(file, lambda path: torch.save(kept, path))
     found = torch.load(file, weights_only=True)
-    return Recording(**found["recording"]), found["cost"]
+    if found["cost"] is None and not task.shared:
+        raise SystemExit(f"{file} was recorded with --shared, without its time: remove it")
+    return Recording(**found["recording"]), found["cost"] or 0.0
 
 
 def grouped(model: nn.Module, task: Task, row: Row) -> list[dict[str, Any]]:
@@ -464,7 +470,7 @@ def check_folder(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_text(file, json.dumps(given))
-    found = json.loads(file.read_text())
+    found = {"device": "cpu"} | json.loads(file.read_text())  # the only one at first
     other = [k for k in given if given[k] != found.get(k)]
     if other:
         raise SystemExit(
@@ -484,7 +490,8 @@ def one(row: Row, name: str, task: Task, seed: int, options: argparse.Namespace)
     torch.manual_seed(seed)
     model = task.network()
     run = train(row, model, task, seed, options.lr, options.batch, recording=recording)
-    run.seconds[0] += cost * mean(run.reference or [0.0])
+    if not task.shared:
+        run.seconds[0] += cost * mean(run.reference)
     run.accuracy = accuracy(model, task)
     setting = {"row": name, "seed": seed, "epochs": row.epochs, "images": options.images,
                "views": options.views, "lr": options.lr, "batch": options.batch,

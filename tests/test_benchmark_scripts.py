@@ -93,6 +93,23 @@ def test_a_folder_of_time_to_accuracy_is_of_one_setting(tmp_path):
     script.check_folder(argparse.Namespace(**vars(given) | {"rows": ["epochs-2"], "seeds": [1]}))
     with pytest.raises(SystemExit, match="other values of lr"):
         script.check_folder(argparse.Namespace(**vars(given) | {"lr": 0.2}))
+    script.check_folder(argparse.Namespace(**vars(given), device="cpu"))  # begun without a choice
+    with pytest.raises(SystemExit, match="other values of device"):
+        script.check_folder(argparse.Namespace(**vars(given), device="cuda"))
+
+
+def test_a_recording_without_its_time_costs_nothing_only_where_time_does_not_count(tmp_path):
+    script = benchmark("time_to_accuracy")
+    recorder = Recorder(1)
+    recorder.record(torch.ones(1, 2), torch.zeros(1, dtype=torch.long), torch.zeros(1).long())
+    recorder.step()
+    kept = {"recording": vars(recorder.recording()), "cost": None}
+    torch.save(kept, tmp_path / "recorded-2-seed-0.pt")
+    options = argparse.Namespace(out=tmp_path)
+    found, cost = script.recorded(argparse.Namespace(shared=True), 0, 2, options)
+    assert (len(found), cost) == (1, 0.0)
+    with pytest.raises(SystemExit, match="recorded with --shared, without its time"):
+        script.recorded(argparse.Namespace(shared=False), 0, 2, options)
 
 
 def test_subsets_of_time_to_accuracy_leave_out_their_share():

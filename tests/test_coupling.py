@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -462,3 +463,22 @@ def test_attention_is_coupled_alike_however_it_is_computed() -> None:
     assert {d.kind for d in expected.free} >= {"heads", "head_dim", "hidden"}
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert coupling(model, x) == expected
+
+
+def test_attention_of_the_user_stays_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libraries of faster kernels replace it."""
+    own = F.scaled_dot_product_attention
+    calls = []
+
+    def faster(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return own(*args, **kwargs)
+
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    model, x = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, 3)).eval(), torch.randn(2, 5, 8)
+    expected = coupling(model, x)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", faster)
+    assert coupling(model, x) == expected
+    calls.clear()
+    model.train()(x)
+    assert len(calls) == 1

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 import snello
@@ -51,7 +52,7 @@ from snello.equilibrium import (
     time_backward,
     time_step,
 )  # fmt: skip
-from snello.pruning import LossBound, Plateau, Pruner, Ratio
+from snello.pruning import LossBound, Plateau, Pruner, QualityBound, Ratio
 from snello.sensitivity import SeReNe
 
 # The two loops of the README
@@ -300,6 +301,28 @@ def test_a_training_goes_on_from_a_checkpoint(
     assert_same(again.neq.frozen, whole.neq.frozen)
 
 
+def test_a_pruning_step_is_undone_beside_the_weights(device: torch.device) -> None:
+    """Also after the state was loaded on the CPU."""
+    model, qualities = network(device), iter((0.9, 0.9, 0.1))
+    bound = QualityBound(lambda _: next(qualities), max_drop=0.1)
+    pruner = Pruner(model, None, held_out, amount=Ratio(0.2, of_rest=True), quality=bound)
+    average = AveragedModel(model)
+    pruner.follow(average)
+    pruner.prune()
+    expected, masks = state(model), dict(pruner.masks)
+    pruner.prune()
+    file = io.BytesIO()
+    torch.save(pruner.state_dict(), file)
+    file.seek(0)
+    pruner.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    pruner.prune()
+    assert pruner.finished
+    assert {mask.device for mask in pruner.masks.values()} == {p.device for p in model.parameters()}
+    assert_same(pruner.masks, masks)
+    assert_same(state(model), expected, 0)
+    assert_same(state(average.module), expected, 0)
+
+
 def test_copies_train_alone_and_moved_models_go_on(device: torch.device) -> None:
     training = Training(CPU)
     training.epoch()
@@ -309,6 +332,10 @@ def test_copies_train_alone_and_moved_models_go_on(device: torch.device) -> None
     training.optimizer = torch.optim.AdamW(training.model.parameters(), 0.01)
     twin = copy.deepcopy(training.model)
     before = frozen_rows(training.model, training.neq.frozen)
+    assert sum(len(rows) for rows in before.values()) > 0
+    train(training.model, training.optimizer)
+    after = frozen_rows(training.model, training.neq.frozen)
+    assert all(map(torch.equal, after.values(), before.values()))
     train(training.model, training.optimizer, 3, training.serene)
     assert_zero(training.model, training.pruner.masks)
     assert_zero(twin, training.pruner.masks)
@@ -316,4 +343,3 @@ def test_copies_train_alone_and_moved_models_go_on(device: torch.device) -> None
     other = torch.optim.AdamW(twin.parameters(), 0.01)
     train(twin, other)
     assert_zero(twin, training.pruner.masks)
-    assert sum(len(rows) for rows in before.values()) > 0

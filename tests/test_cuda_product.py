@@ -26,7 +26,7 @@ from device_samples import (
     train,
 )  # fmt: skip
 from snello import Keep, Record
-from snello.deploy import profile_layers, quantise
+from snello.deploy import FileModel, profile_layers, quantise
 from snello.errors import ModelError
 from snello.graph.coupled import coupling
 from snello.neurons import apply_masks
@@ -143,6 +143,27 @@ def test_pruner_of_channels_and_group_decay(device: torch.device) -> None:
     assert_same(*found)  # type: ignore[misc]
 
 
+def test_group_decay_of_a_model_on_two_devices(device: torch.device) -> None:
+    """The channels of one layer are read by the next, which is on another device."""
+    found = []
+    for where in (device, CPU):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+        )
+        groups = coupling(model.double(), torch.randn(2, 4, dtype=torch.float64))
+        assert len(groups.free) == 2
+        for parameter in model.parameters():
+            parameter.grad = torch.rand_like(parameter)
+        before = state(model)
+        model[2:].to(where)
+        GroupDecay(Lobster(model, 0.1), model, groups).step()
+        found.append(state(model))
+        assert not torch.equal(found[-1]["0.weight"], before["0.weight"])
+        assert not torch.equal(found[-1]["2.weight"].cpu(), before["2.weight"])
+    assert_same(*found)  # type: ignore[misc]
+
+
 def test_shrunk_and_coded(device: torch.device) -> None:
     pytest.importorskip("nncodec")
     model = network(device, torch.float32).eval()
@@ -238,6 +259,8 @@ def test_exported_from_the_device(device: torch.device, tmp_path: Path) -> None:
     program = snello.export(lean, x, tmp_path / "lean.pt2")
     (latency,) = snello.measure(program, x, repeats=2, warmup=1).latencies.values()
     assert latency.device == "cpu", "files run on the CPU, also on inputs that are not there"
+    for file in (path, program):
+        assert_same({"": FileModel(file)(x)}, {"": lean(x).detach()}, 2e-2)
     assert {p.device for p in lean.parameters()} == {device}, "the model stays where it is"
 
 

@@ -4,12 +4,14 @@ they claim to be, and its steps land on the rungs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -173,6 +175,41 @@ def test_the_mean_insensitivity_counts_weights_that_are_not_zero() -> None:
 
     assert published.mean_insensitivity(model, Half()) == pytest.approx(0.5 / 3)
     assert math.isnan(published.mean_insensitivity(nn.Sequential(nn.ReLU()), Half()))
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_replayed_steps_take_each_batch_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CUDA's graphs: a step runs at once, or when its capture is replayed."""
+    seen: list[int] = []
+    captured: list[torch.Tensor] = []
+
+    class Graph:
+        def replay(self) -> None:
+            seen.append(int(captured[-1]))
+
+    class Capture(contextlib.AbstractContextManager[None]):
+        running = False
+
+        def __init__(self, graph: Graph) -> None:
+            Capture.running = True
+
+        def __exit__(self, *_: object) -> None:
+            Capture.running = False
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        if Capture.running:
+            captured.append(images)
+        else:
+            seen.append(int(images))
+
+    for name, stand_in in (
+        ("CUDAGraph", Graph), ("graph", Capture), ("Stream", MagicMock), ("current_stream", MagicMock()),
+        ("stream", contextlib.nullcontext),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    published.replayed(step, iter([(torch.tensor(i), torch.tensor(i)) for i in range(count)]))
+    assert seen == list(range(count))
+    assert len(captured) == (count > published.WARM_UP)
 
 
 def test_the_page_has_the_tables_of_what_has_finished(tmp_path: Path) -> None:

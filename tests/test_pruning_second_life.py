@@ -278,6 +278,17 @@ def test_a_pin_of_masks_alone_carries_on_too() -> None:
     assert (model[0].weight[~masks["0.weight"]] != 0).any()
 
 
+def test_a_pin_keeps_its_own_copy_of_the_masks() -> None:
+    model = _model()
+    masks = {"0.weight": model[0].weight > 0}
+    before = copy.deepcopy(masks)
+    pin(model, None, masks)
+    masks["0.weight"].fill_(True)
+    masks.clear()
+    _train(model)
+    assert_zero_where(model, before)
+
+
 # Averages
 
 

@@ -254,3 +254,23 @@ def test_some_examples_of_a_model_called_by_keyword_that_returns_a_mapping() -> 
     a.observe(some(x=x)["logits"])
     b.observe(first(x=x[:4])["logits"])
     torch.testing.assert_close(a.sensitivity(), b.sensitivity(), rtol=1e-12, atol=0)
+
+
+def test_some_examples_of_another_output_than_the_scores_are_refused() -> None:
+    """The second forward would measure the scores, silently."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            features = self.first(x).relu()
+            return {"features": features, "logits": self.last(features)}
+
+    model = Wrapped()
+    serene = SeReNe(model, examples=4, every=1)
+    with pytest.raises(ConfigError, match=r"outputs of 12 classes, but .* scores, of 3"):
+        serene.observe(model(torch.randn(8, 6))["features"])
+    serene.observe(model(torch.randn(8, 6))["logits"])
+    assert serene.sensitivity()["first"].shape == (12,)

@@ -99,8 +99,8 @@ class Dispatch:
 
     Args:
         mode: "measured" times both ways once per kind of work. "fixed" follows a rule derived from
-            measurements on one machine: two runs with the same seed then give the same bits, which
-            measured decisions do not guarantee. While
+            measurements on one machine, which slices on CPUs alone: two runs with the same seed
+            then give the same bits, which measured decisions do not guarantee. While
             `torch.are_deterministic_algorithms_enabled()`, the rule is used in either mode.
     """
 

@@ -92,8 +92,8 @@ class SelectiveUpdate:
         positions: number of spatial positions to keep of every probe output, instead of all; see
             [`snello.equilibrium.sketch`][] for the memory that it saves and the error.
         dispatch: "measured" times once per shape whether computing only the active rows is faster
-            than masking the dense gradient; "fixed" decides by a rule, so that two runs are
-            bit-identical.
+            than masking the dense gradient; "fixed" decides by a rule (on accelerators, never), so
+            that two runs are bit-identical.
         only_if_faster: apply masks only if a training step on the probe is measured to be faster
             with them. If it is not, as in a network too small to gain, nothing is frozen, no hook
             is attached, and the step's `note` says so. Once it would not pay with most neurons

@@ -399,7 +399,7 @@ class Pruner:
         """Undo the last pruning step, and end pruning."""
         self._ended = self.finished = True
         if self._before is not None:
-            pruned, self.masks = self.masks, self._before["masks"]
+            pruned, self.masks = self.masks, masks_beside(self.model, self._before["masks"])
             self._load(self._before["weights"])
             for follower in self._followers:
                 revive(follower, self.model, pruned, self.masks)

@@ -26,5 +26,5 @@ def revive(follower: nn.Module, model: nn.Module, pruned: Masks, kept: Masks) ->
     averages = dict(follower.named_parameters(remove_duplicate=False))
     for name, mask in pruned.items():
         average, present = averages[name], model.get_parameter(name).detach()
-        back = ~mask & kept.get(name, torch.ones_like(mask))
+        back = ~mask & kept.get(name, torch.ones_like(mask)).to(mask.device)
         average.copy_(torch.where(back.to(average.device), present.to(average), average))

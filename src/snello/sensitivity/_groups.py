@@ -71,15 +71,19 @@ class GroupDecay(Sensitivity):
                 _mean(member, measured) for member in dimension.members if member.role == "write"
             ]
             known = [mean for mean in means if mean is not None]
-            if known:
-                found[dimension.name] = torch.stack(known).amax(0)
+            if known:  # its layers may be on several devices
+                found[dimension.name] = torch.stack([k.to(known[0].device) for k in known]).amax(0)
         return found
 
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         self._method._weights_and_insensitivities()  # so that the method starts a new observation
         measured = self.sensitivity()
+        if not measured:
+            return [], []
+        device = next(iter(measured.values())).device
+        sound = [values.isfinite().all().to(device) for values in measured.values()]
         # Not finite where a gradient scaler has overflowed: the optimizer skips this step, too.
-        if not measured or not torch.stack([s.isfinite().all() for s in measured.values()]).all():
+        if not torch.stack(sound).all():
             return [], []
         factors: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(measured, insensitivity(list(measured.values())), strict=True):
@@ -122,5 +126,4 @@ def _mean(member: Member, measured: dict[str, Tensor]) -> Tensor | None:
     neurons = measured.get(member.name.rpartition(".")[0])
     if neurons is None or len(neurons) < member.span:
         return None
-    flat = member.of_neurons()
-    return flat.sums(neurons) / flat.sums(torch.ones_like(neurons)).clamp_min(1)
+    return member.sums(neurons) / member.sums(torch.ones_like(neurons)).clamp_min(1)

@@ -169,13 +169,19 @@ class SeReNe(Observed):
             targets: not used.
 
         Raises:
-            ConfigError: for outputs of another shape, or without a graph.
+            ConfigError: for outputs of another shape, or without a graph; with `examples`, for others
+                than the scores that the model returns.
         """
         if self._due:
             scores = class_scores(outputs, self._class_dim, "SeReNe.observe")
             if self._replay is not None:
                 again = self._replay.run(len(outputs))
-                scores = class_scores(again, self._class_dim, "SeReNe.observe")
+                given, scores = scores, class_scores(again, self._class_dim, "SeReNe.observe")
+                if scores.shape[1] != given.shape[1]:
+                    raise ConfigError(
+                        f"SeReNe.observe: outputs of {given.shape[1]} classes, but examples={self._examples} measures "
+                        f"the model's scores, of {scores.shape[1]}: observe those, or leave out examples"
+                    )
             self._measure(scores)
         self._calls += 1
         self._taps = []

@@ -79,7 +79,7 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, files: Files, threads: int) -> Bind:
-        """Load files on the CPU.
+        """Load files on the CPU, to be run on inputs there, without gradients.
 
         Args:
             files: the files, as listed by [`files`][snello.deploy.formats.Format.files].
@@ -188,14 +188,13 @@ class Format(ABC):
             raise ConfigError(
                 f"{path}: inputs are a tuple of tensors, in the order of the file's inputs, not a dictionary"
             )
-        given = self.inputs_of(path) if inputs is None else as_inputs(inputs)
-        arguments = tuple(x.detach().cpu() for x in given)  # where every file is run
+        arguments = self.inputs_of(path) if inputs is None else as_inputs(inputs)
         call = self.opened(path, threads)(arguments)
         return runner(runtime or self.runtime, arguments, threads, call, str(path), device="cpu")
 
     @final
     def opened(self, path: Path, threads: int = 1) -> Bind:
-        """Check and load a file.
+        """Check and load a file, to be run on the CPU on inputs from any device.
 
         Raises:
             ModelError: if the file is missing, damaged or refused.
@@ -206,7 +205,8 @@ class Format(ABC):
         self.check(path)
         for module in self.runs_with:
             self.require(module, "running")
-        return self.load(self.files(path), threads)
+        bind = self.load(self.files(path), threads)
+        return lambda inputs: bind(tuple(x.detach().cpu() for x in inputs))
 
     @final
     def size(self, path: Path) -> int:

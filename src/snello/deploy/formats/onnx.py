@@ -77,7 +77,7 @@ class Onnx(Format):
                 raise ConfigError(
                     f"{files[0]} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}"
                 )
-            feed = dict(zip(names, (x.detach().cpu().numpy() for x in inputs), strict=True))
+            feed = dict(zip(names, (x.numpy() for x in inputs), strict=True))
             return lambda: session.run(None, feed)
 
         return bind

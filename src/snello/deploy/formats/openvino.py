@@ -74,7 +74,7 @@ class OpenVino(Format):
         request = compiled.create_infer_request()
 
         def bind(inputs: Inputs) -> Any:
-            feed = [x.detach().cpu().numpy() for x in inputs]
+            feed = [x.numpy() for x in inputs]
             return lambda: tuple(request.infer(feed).values())
 
         return bind

@@ -115,7 +115,8 @@ class Program(Format):
 
     def peak_memory(self, path: Path, inputs: Inputs, threads: int) -> PeakMemory:
         module = self.read(path).module()  # threads do not change which tensors are alive
-        return peak_memory_of(module, [*module.parameters(), *module.buffers()], inputs)
+        held = [*module.parameters(), *module.buffers()]
+        return peak_memory_of(module, held, tuple(x.detach().cpu() for x in inputs))
 
     def read(self, path: Path) -> torch.export.ExportedProgram:
         """Check and read a program.

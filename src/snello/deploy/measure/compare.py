@@ -198,8 +198,7 @@ def model_runtimes() -> tuple[str, ...]:
 def _file_and_inputs(subject: Subject, batch: int) -> tuple[Path, tuple[Tensor, ...]]:
     path = subject.file
     assert path is not None  # checked before
-    given = subject.inputs or format_of(path).inputs_of(path, batch)
-    return path, tuple(x.detach().cpu() for x in given)
+    return path, subject.inputs or format_of(path).inputs_of(path, batch)
 
 
 def _profile(subject: Subject, batch: int, threads: int, times: dict[str, Latency]) -> Profile:

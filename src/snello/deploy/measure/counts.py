@@ -75,7 +75,7 @@ def peak_memory(
     inputs = (
         format.inputs_of(path) if example_inputs is None else Inputs.of(example_inputs).tensors()
     )
-    return format.peak_memory(path, tuple(x.detach().cpu() for x in inputs), threads)
+    return format.peak_memory(path, inputs, threads)
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:

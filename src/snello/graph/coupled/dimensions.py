@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -41,12 +41,12 @@ class Member:
         """Length of the axis that the indices need: one more than the largest of them."""
         return 1 + max((max(own, default=-1) for own in self.indices), default=-1)
 
-    def of_neurons(self) -> Member:
-        """The same indices of a vector with one value per neuron."""
-        return replace(self, axis=0)
-
     def sums(self, values: Tensor) -> Tensor:
-        """Sum a tensor of the parameter's shape over the slice of each index: shape (width,)."""
+        """Sum a tensor over the slice of each index: shape (width,).
+
+        Args:
+            values: of the parameter's shape, or one for each entry of the axis.
+        """
         along = values.transpose(0, self.axis).flatten(1).sum(1) if values.dim() > 1 else values
         owner, places = (index.to(along.device) for index in self._owner_and_place)
         return along.new_zeros(len(self.indices)).index_add_(0, owner, along[places])

@@ -362,14 +362,16 @@ class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
         def seen(*args: Any, **kwargs: Any) -> Any:
             return self.__torch_function__(_ATTENTION, (), args, kwargs)
 
+        present = F.scaled_dot_product_attention  # users put faster kernels there
         F.scaled_dot_product_attention = seen
         try:
             yield
         finally:
-            F.scaled_dot_product_attention = _ATTENTION
+            F.scaled_dot_product_attention = present
 
 
-_ATTENTION = F.scaled_dot_product_attention
+_ATTENTION = torch._C._nn.scaled_dot_product_attention
+"""torch's own, also where a user has put another one into `torch.nn.functional`."""
 
 
 Rule = Callable[[Run, tuple[Any, ...], Mapping[str, Any], Any], Any]

@@ -402,7 +402,7 @@ def _of_writers(
     found = {}
     for dimension in coupling.free:
         own = [
-            member.of_neurons().sums(by_layer[layer].cpu())
+            member.sums(by_layer[layer].cpu())
             for member in dimension.members
             if member.role == "write"
             and (layer := member.name.rpartition(".")[0]) in by_layer
