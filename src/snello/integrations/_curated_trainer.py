@@ -52,7 +52,7 @@ def curated_trainer(base: Any = None) -> Any:
         A subclass of `base`.
 
     Raises:
-        ConfigError: for a `base` that is no Trainer of transformers 5 or later; when it is built,
+        ConfigError: for a `base` that is no Trainer of transformers 5.8 or later; when it is built,
             without `keep`, or for epochs of another number than `keep` counts on; when it trains, for
             a `keep` of another training, or a checkpoint without the state.
         MissingExtraError: without transformers.
@@ -62,7 +62,7 @@ def curated_trainer(base: Any = None) -> Any:
     if not (inspect.isclass(base) and issubclass(base, transformers.Trainer)):
         raise ConfigError(f"curated_trainer: {base!r} is no subclass of transformers.Trainer")
     if not hasattr(base, "_run_epoch"):
-        raise ConfigError("curated_trainer needs transformers 5 or later")
+        raise ConfigError("curated_trainer needs transformers 5.8 or later")
 
     class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Ends the epochs of the subset and saves its state."""
