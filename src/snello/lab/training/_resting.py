@@ -136,7 +136,9 @@ def _at_rest(tuning: _Tuning) -> Iterator[FeatureCache]:
     update = SelectiveUpdate(tuning.model, tuning.optimizer, tuning.images[:2], Prefix(1.0))
     # Not by step(), for which the other processes of a training would have to wait, too.
     update.apply({name: torch.ones_like(mask) for name, mask in update.frozen.items()})
-    cache = FeatureCache(update, len(tuning.images))
+    # In files, features would have to be copied to a GPU for each batch.
+    on_gpu = tuning.images.device.type != "cpu"
+    cache = FeatureCache(update, len(tuning.images), in_memory=on_gpu)
     tuning.forward = cache
     tuning.prepared = now(tuning.images.device) - began
     try:
