@@ -62,7 +62,7 @@ def section(rows: list[Row], methods: Sequence[str], page: Path) -> list[str]:
     return [
         markdown(_accuracy(title, by_method, ratios, p["longest"])),
         f"![Test error against the weights left]({plot.name})\n",
-        markdown(_differences(by_method, p["rungs"])),
+        *map(markdown, _differences(by_method, p["rungs"])),
         markdown(_costs(by_method, p["rungs"])),
     ]
 
@@ -81,20 +81,21 @@ def _accuracy(title: str, rows: dict[str, list[Row]], ratios: list[float], longe
     )
 
 
-def _differences(rows: dict[str, list[Row]], ratios: list[float]) -> Table:
-    """Each sensitivity less each control, seed by seed, in points of test accuracy."""
+def _differences(rows: dict[str, list[Row]], ratios: list[float]) -> list[Table]:
+    """Each sensitivity less each control, seed by seed, in points of test accuracy; none without both."""
     cells = []
     for method in SENSITIVITIES:
         for control in CONTROLS:
             if method in rows and control in rows:
                 pairs = [_pairs(rows[method], rows[control], ratio) for ratio in ratios]
                 cells.append((f"{method} - {control}", *(_cell(p, _signed) for p in pairs)))
-    return Table(
+    table = Table(
         "Difference in points of test accuracy, seed by seed: median (lowest to highest)",
         ("Difference", *(f"{ratio:.1%}" for ratio in ratios)),
         tuple(cells),
         "A method is better by more than the spread where the lowest difference is above zero.",
     )
+    return [table] if cells else []
 
 
 def _costs(rows: dict[str, list[Row]], ratios: list[float]) -> Table:
