@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resting_steps import cells as resting_cells
 from time_to_accuracy_page import points_of
 from time_to_accuracy_page import table as rows_table
 
@@ -16,7 +17,7 @@ from snello.lab.reporting import Table, markdown
 
 MISSING = "Not measured."
 FINDINGS = Path(__file__).with_name("gpu_page.md")
-"""What the published numbers say, written by hand."""
+"""Findings beside the published numbers, written by hand."""
 INTRODUCTION = """# On a GPU
 
     SNELLO_DATA=DATA python benchmarks/gpu.py --minutes=25 --weights=resnet32.th --out runs/gpu
@@ -114,19 +115,11 @@ def _times(row: dict[str, Any], key: str) -> str:
 
 
 def _resting(record: dict[str, Any]) -> Table:
-    rows = [
-        (
-            row["model"], f"{row['share']:.0%}", f"{row['plain_ms']:.1f}",
-            *(f"{row['ratios'][kind]:.2f}" for kind in ("at rest", "stored")),
-            f"{row['bytes_per_sample'] / 2**10:.0f}",
-        )
-        for row in record["rows"]
-    ]  # fmt: skip
     place = "the device's memory" if record["in_memory"] else "files"
     return Table(
         f"Features in {place}",
         ("Model", "Layers at rest", "Plain step [ms]", "At rest", "Features stored", "Of a sample [KiB]"),
-        tuple(rows),
+        tuple(map(resting_cells, record["rows"])),
         f"Shares of the plain step, medians of {record['turns']} in turns; batches of {record['rows'][0]['batch']}, "
         f"AdamW, {'bf16' if record['bf16'] else 'float32'}, transformers {record['transformers']}.",
     )  # fmt: skip

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from latency import place
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -250,12 +250,9 @@ def page(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
-    device = (
-        torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
-    )
     precision = "bf16" if options.bf16 else "float32"
     return {
-        "device": device,
+        "device": place(options.device),
         "threads": options.threads,
         "torch": torch.__version__,
         "precision": precision,

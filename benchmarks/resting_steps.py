@@ -16,19 +16,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from latency import place
 from torch import Tensor, nn
 
 from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
 from snello.files import write_text
 from snello.graph import tensors_of
 from snello.lab.models import CifarResNet
-from snello.timing import cpu_seconds, now, take_turns
+from snello.timing import take_turns, work_seconds
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -38,6 +39,8 @@ def resnet(samples: int) -> Built:
 
 
 def vit(samples: int) -> Built:
+    import transformers
+
     config = transformers.ViTConfig(
         hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=10
     )  # fmt: skip
@@ -45,6 +48,8 @@ def vit(samples: int) -> Built:
 
 
 def bert(samples: int) -> Built:
+    import transformers
+
     config = transformers.BertConfig(
         hidden_size=256, num_hidden_layers=8, num_attention_heads=4, intermediate_size=1024, vocab_size=5000
     )  # fmt: skip
@@ -62,6 +67,7 @@ MODELS: dict[str, tuple[str, int, Callable[[int], Built]]] = {
 def steps(
     build: Callable[[int], Built],
     share: float,
+    samples: int,
     batch: int,
     device: torch.device,
     bf16: bool,
@@ -69,8 +75,6 @@ def steps(
 ) -> dict[str, Any]:
     """The three steps by name, each with the next batch, and the cache."""
     found: dict[str, Any] = {}
-    samples = max(64, 2 * batch)
-    clock = cpu_seconds if device.type == "cpu" else now
     for row in ("plain", "at rest", "stored"):
         torch.manual_seed(0)
         model, inputs = build(samples)
@@ -93,13 +97,13 @@ def steps(
         ) -> float:  # fmt: skip
             where = next(batches)
             chosen = tuple(x[where] for x in inputs)
-            began = clock(device)
+            began = work_seconds(device)
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = tensors_of(forward(chosen, where))[0].float().square().mean()
             loss.backward()
             optimizer.step()
-            return clock(device) - began
+            return work_seconds(device) - began
 
         found[row] = step
     return found
@@ -108,13 +112,19 @@ def steps(
 def measured(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
     label, usual, build = MODELS[name]
     batch = options.batch or usual
+    rounds = max(64 // batch, 2)
     found = steps(
-        build, share, batch, torch.device(options.device), options.bf16, options.in_memory
+        build,
+        share,
+        rounds * batch,
+        batch,
+        torch.device(options.device),
+        options.bf16,
+        options.in_memory,
     )
     cache = found.pop("cache")
     # Every feature is stored after the first rounds.
-    warmup = max(64 // batch, 3)
-    times = take_turns(tuple(found), lambda row: found[row](), options.turns, warmup=warmup)
+    times = take_turns(tuple(found), lambda row: found[row](), options.turns, warmup=rounds)
     status = cache.status
     cache.close()
     medians = {row: statistics.median(values) for row, values in times.items()}
@@ -126,13 +136,18 @@ def measured(name: str, share: float, options: argparse.Namespace) -> dict[str, 
     }  # fmt: skip
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the page's table."""
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Cells of a row of a table."""
     ratios, kib = row["ratios"], row["bytes_per_sample"] / 2**10
     return (
-        f"| {row['model']} | {row['share']:.0%} | {row['plain_ms']:.3g} | {ratios['at rest']:.2f} | "
-        f"{ratios['stored']:.2f} | {kib:.0f} |"
-    )
+        row["model"], f"{row['share']:.0%}", f"{row['plain_ms']:.3g}", f"{ratios['at rest']:.2f}",
+        f"{ratios['stored']:.2f}", f"{kib:.0f}",
+    )  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the page's table."""
+    return f"| {' | '.join(cells(row))} |"
 
 
 def main(given: list[str] | None = None) -> None:
@@ -160,8 +175,8 @@ def main(given: list[str] | None = None) -> None:
             print(line(rows[-1]), flush=True)
     result = {
         "rows": rows, "turns": options.turns, "threads": 1, "bf16": options.bf16, "in_memory": options.in_memory,
-        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu", "torch": torch.__version__,
-        "transformers": transformers.__version__, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
+        "device": place(options.device), "torch": torch.__version__,
+        "transformers": version("transformers"), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_text(options.out, json.dumps(result, indent=1))
 

@@ -125,7 +125,7 @@ def to_plain(point: Point, plain: Point) -> float:
 
 
 def clock_of(rows: list[dict[str, Any]]) -> str:
-    """What the seconds of a table are."""
+    """Name the clock that a table's seconds are of."""
     return "CPU seconds" if rows[0].get("device", "cpu") == "cpu" else "Seconds"
 
 

@@ -17,7 +17,7 @@ from snello.lab.datasets import load_dataset
 from snello.lab.datasets._batches import crop_flip
 from snello.lab.models import CifarResNet
 from snello.store import load_weights
-from snello.timing import cpu_seconds, now
+from snello.timing import work_seconds
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Task:
 
     def seconds(self) -> float:
         """CPU seconds of this process; on a GPU those of the wall clock, once it has finished."""
-        return cpu_seconds() if self.device.type == "cpu" else now(self.device)
+        return work_seconds(self.device)
 
 
 def cifar10(options: argparse.Namespace) -> Task:

@@ -69,6 +69,15 @@ def cpu_seconds(device: torch.device | str = "cpu") -> float:
     return time.process_time()
 
 
+def work_seconds(device: torch.device | str = "cpu") -> float:
+    """CPU seconds of this process; for work on an accelerator, those of the wall clock once it is done.
+
+    Args:
+        device: where the work runs; it is waited for.
+    """
+    return cpu_seconds() if torch.device(device).type == "cpu" else now(device)
+
+
 def timed(
     call: Callable[[], T],
     device: torch.device | str = "cpu",

@@ -18,7 +18,7 @@ from snello.flops import counted
 from snello.graph import Example, Inputs, class_name
 from snello.graph.modes import evaluation
 from snello.neurons import is_weighted, neuron_count
-from snello.timing import cpu_seconds, now, take_turns
+from snello.timing import take_turns, work_seconds
 
 from .counts import required_inputs
 from .latency import check_counts
@@ -143,7 +143,7 @@ class _Run:
         return leave
 
     def _now(self) -> float:
-        return cpu_seconds() if self._device.type == "cpu" else now(self._device)
+        return work_seconds(self._device)
 
     def timed(self) -> dict[str, float]:
         """Seconds of each layer in one forward; of another forward under the empty name.
