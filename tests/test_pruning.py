@@ -111,6 +111,15 @@ def test_pin_by_itself() -> None:
     assert model.weight.all()
 
 
+def test_masks_follow_a_model_to_another_device() -> None:
+    model = convnet()
+    pruner = Pruner(model, sgd(model), cross_entropy, amount=LossBound(0.5))
+    pruner.prune()
+    sgd(model.to("meta")).step()
+    assert pruner.masks
+    assert {mask.device.type for mask in pruner.masks.values()} == {"meta"}
+
+
 def test_attach_pins_through_another_optimizer() -> None:
     model = convnet()
     pruner = Pruner(model, sgd(model), cross_entropy, amount=LossBound(0.5))

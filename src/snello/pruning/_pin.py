@@ -130,14 +130,17 @@ class Pin:
         if model is None or not masks:
             return
         own = {id(parameter) for parameter in parameters_of(optimizer)}
-        moved = [
-            n
+        updated = {
+            n: p
             for n, p in model.named_parameters(remove_duplicate=False)
             if id(p) in own and n in masks
-        ]
-        if moved:
+        }
+        if updated:
             self.overwritten = {}
-            apply_masks(model, {name: masks[name] for name in moved})
+            # Kept where the model is now: it may have been moved to another device since it was
+            # pruned, and every later step would copy the masks there.
+            masks.update({n: masks[n].to(p.device) for n, p in updated.items()})
+            apply_masks(model, {name: masks[name] for name in updated})
 
     @torch.no_grad()
     def loaded(self, module: nn.Module, prefix: str) -> None:
