@@ -263,6 +263,11 @@ def main(given: list[str] | None = None) -> None:
         found = [
             json.loads(file.read_text()) for file in sorted(options.rows.glob("*-seed-*.json"))
         ]
+        if not any(row["row"] == "plain" and row["reference"] for row in found):
+            parser.error(
+                f"{options.rows} holds no timed row of the plain training, to which all rows are compared: "
+                "run time_to_accuracy.py --rows plain without --shared"
+            )
         write_text(store, json.dumps(found, indent=1) + "\n")
     rows = json.loads(store.read_text())
     draw(points_of(rows), clock_of(rows), options.page.with_suffix(".png"))

@@ -112,6 +112,16 @@ def test_a_recording_without_its_time_costs_nothing_only_where_time_does_not_cou
         script.recorded(argparse.Namespace(shared=False), 0, 2, options)
 
 
+def test_a_page_of_time_to_accuracy_needs_times(tmp_path, capsys):
+    script, page = benchmark("time_to_accuracy_page"), tmp_path / "page.md"
+    shared = {"row": "plain", "seed": 0, "accuracy": 0.9, "seconds": [], "reference": []}
+    (tmp_path / "plain-seed-0.json").write_text(json.dumps(shared))
+    with pytest.raises(SystemExit):
+        script.main([str(page), f"--rows={tmp_path}"])
+    assert "--shared" in capsys.readouterr().err
+    assert not page.with_suffix(".json").exists()
+
+
 def test_subsets_of_time_to_accuracy_leave_out_their_share():
     script = benchmark("time_to_accuracy")
     torch.manual_seed(0)
