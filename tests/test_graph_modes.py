@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snello import simplify
 from snello.deploy import footprint, profile_layers
-from snello.graph import capture, coupling
+from snello.graph import capture, coupling, evaluation
 
 
 class Caching(nn.Module):
@@ -54,3 +54,15 @@ def test_a_cache_of_the_model_is_as_before(name: str) -> None:
     with torch.no_grad():
         model.scale.zero_()
         assert torch.equal(model(X), model.head.bias.expand(3, 2)), "not what was stored before"
+
+
+def test_an_evaluation_under_autocast_takes_no_gradients_from_the_training() -> None:
+    """Autocast keeps the weights that it has cast; the fast path of transformers casts them first."""
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        with evaluation(model):
+            model(x)
+        model(x).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert torch.is_autocast_cache_enabled()

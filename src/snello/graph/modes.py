@@ -36,13 +36,20 @@ def containers_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation mode; after the block every module is as it was."""
+    """Set a model to evaluation mode; after the block every module is as it was.
+
+    Autocast keeps no weights that it casts inside the block: they may have no gradients, and a training
+    step in the same autocast region would go on with them and lose its own.
+    """
     modes = {module: module.training for module in model.modules()}
+    cached = torch.is_autocast_cache_enabled()
     model.eval()
+    torch.set_autocast_cache_enabled(False)
     try:
         with containers_restored(model):
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         # One by one: model.train() would also change layers that the user keeps in eval mode.
         for module, training in modes.items():
             module.training = training
