@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from laws import assert_zero_where
+from snello.errors import ConfigError
 from snello.neurons import Masks
-from snello.pruning import Pruner, Ratio, pin, unpin, zero_masks
+from snello.pruning import Cubic, Pruner, Ratio, pin, unpin, zero_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,6 +192,25 @@ def test_an_earlier_checkpoint_is_restored_in_either_order(order: str) -> None:
         load()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert _same(pruner.masks, state["masks"])
+
+
+@pytest.mark.parametrize("state", ["nothing", "other schedule", "other model", "none"])
+def test_a_state_of_something_else_is_refused_and_changes_nothing(state: str) -> None:
+    model, pruner = _pruned()
+    other = Pruner(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), None, amount=Ratio(0.5))
+    other.prune()
+    given: Any = {
+        "nothing": {},
+        "none": None,
+        "other schedule": Pruner(_model(), None, amount=Ratio(0.2), schedule=Cubic(3)).state_dict(),
+        "other model": other.state_dict(),
+    }[state]
+    weights, before = _state(model), copy.deepcopy(pruner.state_dict())
+    with pytest.raises(ConfigError):
+        pruner.load_state_dict(given)
+    assert _same(pruner.masks, before["masks"])
+    assert pruner.schedule.state_dict() == before["schedule"]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_after_remove_anything_may_be_loaded() -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 
@@ -87,6 +87,25 @@ def check_option(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ConfigError(message)
+
+
+def check_state(state: object, entries: Iterable[str], owner: str) -> None:
+    """Refuse anything but a state of an object, before any of it is loaded.
+
+    Args:
+        state: what was given to `load_state_dict`.
+        entries: what every state of it has.
+        owner: name of its class.
+
+    Raises:
+        ConfigError: if it is no mapping, or lacks entries.
+    """
+    missing = sorted(set(entries) - set(state if isinstance(state, Mapping) else ()))
+    check_option(
+        not missing,
+        f"not a state of {owner}: this {type(state).__name__} lacks {', '.join(missing)}; pass what "
+        f"{owner}.state_dict() returned",
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, default_collate
 
-from snello.errors import ConfigError, DataError, check_option
+from snello.errors import ConfigError, DataError, check_option, check_state
 from snello.processes import meet, rank_and_size
 
 from ._arguments import check_index, length_of, mask_of
@@ -451,10 +451,7 @@ class DynamicSubset(Dataset[Any]):
         Raises:
             ConfigError: for a state of another method or of another number of samples.
         """
-        missing = set(_STATE) - set(state)
-        check_option(
-            not missing, f"not a state of {type(self).__name__}: without {sorted(missing)}"
-        )
+        check_state(state, _STATE, type(self).__name__)
         check_option(
             state["method"] == type(self).__name__,
             f"the state is of {state['method']}, not of {type(self).__name__}: resume with that method",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.errors import ConfigError, DivergenceError
+from snello.errors import ConfigError, DivergenceError, check_state
 from snello.graph import Example
 from snello.neurons import neuron_count
 from snello.optimizers import Optimizers
@@ -299,10 +299,8 @@ class SelectiveUpdate:
             ) from error
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        if missing := {"step", "frozen", "reference", "positions", "selection"} - set(state):
-            raise ConfigError(
-                f"state_dict: lacks {', '.join(sorted(missing))}; pass what NEq.state_dict() returned"
-            )
+        entries = ("step", "frozen", "reference", "positions", "selection")
+        check_state(state, entries, type(self).__name__)
         if other := set(state["frozen"]) ^ set(self._layers):
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_option
+from snello.errors import ConfigError, check_option, check_state
 
 from ._neq import SelectiveUpdate
 
@@ -151,10 +151,7 @@ class NeVe:
         Raises:
             ConfigError: if it is not a state of NeVe.
         """
-        if missing := {"velocity", "best", "waited"} - set(state):
-            raise ConfigError(
-                f"state_dict: lacks {', '.join(sorted(missing))}; pass what NeVe.state_dict() returned"
-            )
+        check_state(state, ("velocity", "best", "waited"), "NeVe")
         velocity = state["velocity"].cpu()
         self._velocity = velocity.clone() if len(velocity) else None
         self._best, self._waited = float(state["best"]), int(state["waited"])

@@ -12,15 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from snello.errors import ConfigError, DivergenceError
+from snello.errors import ConfigError, DivergenceError, check_state
 from snello.graph import Example, evaluation
-from snello.neurons import (
-    LayerFilter,
-    Masks,
-    apply_masks,
-    count_parameters,
-    masks_beside,
-)
+from snello.neurons import LayerFilter, Masks, apply_masks, count_parameters, masks_beside
 from snello.optimizers import Optimizers, check_trained, optimizers_of
 from snello.processes import mean_over_processes, meet
 from snello.wrappers import computed_memo, unwrapped
@@ -461,11 +455,18 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`. The weights of the model are not part of it."""
+        """Restore `state_dict`. The weights of the model are not part of it.
+
+        Raises:
+            ConfigError: for a state of something else, of another model or another schedule, which
+                changes nothing.
+        """
+        check_state(state, ("masks", "schedule", "finished", "best"), "Pruner")
+        masks = masks_beside(self.model, state["masks"])
+        self.schedule.load_state_dict(state["schedule"])
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
-        self.masks = masks_beside(self.model, state["masks"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.masks = masks
         self.finished = bool(state["finished"])
         self._best = state["best"]
         # States of earlier versions have no entries for the bound on the quality.
