@@ -88,6 +88,34 @@ def test_a_compiled_model_decays_as_the_plain_one(
         torch.testing.assert_close(found[name], weight, rtol=1e-12, atol=1e-14)
 
 
+class Residual(nn.Module):
+    """A network whose compiled backward overwrites the gradient that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        found: Tensor = self.head(F.relu(x + self.branch(F.relu(x))))
+        return found
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_compiled_backward_pass_can_be_run_twice(ran: bool) -> None:
+    torch.manual_seed(0)
+    model = Residual().double()
+    twin = copy.deepcopy(model)
+    expected = _train(twin, twin, METHODS["output"](twin))
+    run = torch.compile(model, backend="aot_eager")
+    with torch._functorch.config.patch(donated_buffer=True):  # as torch has it
+        if ran:
+            run(_batch()[0]).sum().backward()
+        found = _train(model, run, METHODS["output"](model))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-12, atol=1e-14)
+
+
 def test_a_removed_sensitivity_sees_nothing_more_of_a_compiled_model() -> None:
     model = _model()
     run, serene = _compiled(model), SeReNe(model, 0.1)

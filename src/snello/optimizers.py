@@ -14,7 +14,7 @@ that the user passes are only checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 )
 
 from .errors import ConfigError
-from .wrappers import forget_compiled
+from .wrappers import eager, forget_compiled
 
 Optimizers = Optimizer | Iterable[Optimizer] | None
 """One optimizer, several, or none (yet); each may be in a wrapper's attribute `optimizer`."""
@@ -145,27 +145,22 @@ def unfollow_steps(follower: StepFollower) -> None:
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-    _outside_graphs(_tell_before)(optimizer, closure)
+    _tell_before(optimizer, closure)
 
 
 def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-    _outside_graphs(_tell_after)(optimizer)
+    _tell_after(optimizer)
 
 
-def _outside_graphs(function: Callable[..., None]) -> Callable[..., None]:
-    # A compiled step would repeat what the followers did when it was traced.
-    if torch.compiler.is_compiling():
-        outside: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        return outside
-    return function
-
-
+# Eagerly: a compiled step would repeat what the followers did when it was traced.
+@eager
 @torch.no_grad()
 def _tell_before(optimizer: Optimizer, closure: bool) -> None:
     for follower in list(_followers):
         follower.before(optimizer, closure)
 
 
+@eager
 @torch.no_grad()
 def _tell_after(optimizer: Optimizer) -> None:
     for follower in list(_followers):

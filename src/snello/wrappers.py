@@ -6,10 +6,12 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as compilation
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .errors import ConfigError, ModelError
@@ -82,6 +84,33 @@ def forget_compiled() -> None:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
 
 
+def allow_second_backward() -> None:
+    """Let compiled models compute gradients twice, as `retain_graph=True` asks of autograd.
+
+    By default the first pass of their backward may overwrite what a second would need, which is refused.
+    """
+    if compilation.donated_buffer:
+        compilation.donated_buffer = False
+        forget_compiled()
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def eager(function: F) -> F:
+    """Break the graph at a function under `torch.compile`: it runs between two compiled parts."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Not as a decorator, which would import the compiler: seconds for users who never compile.
+        if torch.compiler.is_compiling():
+            outside = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast(F, call)
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -118,6 +147,7 @@ class OwnHook:
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self.function = function
 
+    @eager  # traced, it would be compiled for each layer that has one
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return None if self.function is None else self.function(*args, **kwargs)
 

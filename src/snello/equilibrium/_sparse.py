@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
-from typing import Any, TypeVar, cast
+from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +31,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from snello.neurons import neuron_axis, padding_of
+from snello.wrappers import eager
 
 from ._dispatch import BUCKETS, Dispatch, Work
 from ._gradients import ConvRows, Geometry, LinearRows, is_channels_last
@@ -46,8 +47,6 @@ class _Attached:
     gates: list[RemovableHandle]
     owner: object
 
-
-Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 _attached: WeakKeyDictionary[nn.Module, _Attached] = WeakKeyDictionary()
 """Kept outside the layers, so that copies of a layer do not have it."""
@@ -81,20 +80,6 @@ def _work(layer: Any, kind: tuple[Any, ...], x: Tensor, positions: int, last: bo
     )
     decision = attached.dispatch.decision(work)
     return None if decision is not None and not decision.sliced else work
-
-
-def eager(forward: Forward) -> Forward:
-    """Break the graph here under torch.compile: the layer runs between two compiled parts."""
-
-    @wraps(forward)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not as a decorator, which would import the compiler: seconds for users who never compile.
-        if torch.compiler.is_compiling():
-            outside = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
-            return outside(self, *args, **kwargs)
-        return forward(self, *args, **kwargs)
-
-    return cast(Forward, call)
 
 
 def _detached_forward(self: Any, *args: Any, **kwargs: Any) -> Any:

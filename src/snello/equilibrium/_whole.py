@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from snello.neurons import neuron_layers
+from snello.wrappers import eager
 
-from ._sparse import eager, sparse_class
+from ._sparse import sparse_class
 from ._uses import in_projections
 
 

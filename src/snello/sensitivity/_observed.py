@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snello.errors import ConfigError
 from snello.processes import Group
+from snello.wrappers import allow_second_backward
 
 from ._decay import Sensitivity
 
@@ -34,6 +35,7 @@ class Observed(Sensitivity):
         self.every, self.seed, self._group = every, seed, group
         self._calls = 0
         self._latest: dict[str, Tensor] = {}
+        allow_second_backward()  # that of the loss follows
 
     @property
     def _due(self) -> bool:
