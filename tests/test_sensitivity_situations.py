@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
+from snello.equilibrium import SelectiveUpdate, Stochastic
 from snello.errors import ConfigError
 from snello.sensitivity import Lobster, OutputSensitivity, SeReNe, lobster_scores
 
@@ -135,6 +136,24 @@ def test_weights_frozen_during_training_do_not_decay(method: Any) -> None:
         still = not model[0].weight.requires_grad
         assert torch.equal(model[0].weight, frozen) == still
         model[0].requires_grad_(False)
+
+
+def test_lobster_leaves_neurons_that_are_frozen() -> None:
+    """Their gradients are not computed; zeros would count as no sensitivity, and decay most."""
+    model = mlp()
+    update = SelectiveUpdate(model, None, X[:2], Stochastic(0.5))
+    update.step()
+    before = copy.deepcopy(model)
+    lobster = Lobster(model, 0.1)
+    model(X).square().sum().backward()
+    lobster.step()
+    for name, mask in update.frozen.items():
+        now, then = model.get_submodule(name), before.get_submodule(name)
+        assert mask.any()
+        for key, value in now.named_parameters():
+            still = value == then.get_parameter(key)
+            assert still[mask].all(), name
+            assert not still[~mask].all(), name
 
 
 def test_accumulated_batches_may_freeze_and_thaw_layers() -> None:

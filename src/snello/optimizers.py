@@ -5,8 +5,7 @@ notified of the steps of *all* optimizers in the process, and looks at their par
 moment: optimizers that are created later, replaced or extended need no attaching. The optimizers
 that the user passes are only checked.
 
-    class Pin:
-        def before(self, optimizer, closure): ...
+    class Pin(StepFollower):
         def after(self, optimizer): ...
 
     follow_steps(pin)                   # until the pin is deleted, or unfollow_steps(pin)
@@ -14,8 +13,9 @@ that the user passes are only checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -112,14 +112,19 @@ def _inside(given: Any, what: str) -> Optimizer:
 # Following
 
 
-class StepFollower(Protocol):
-    """Receiver of every step of every optimizer."""
+class StepFollower:
+    """Receiver of every step of every optimizer; its methods do nothing by default."""
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """Called before a step; with a closure, the step computes its own gradients."""
 
     def after(self, optimizer: Optimizer) -> None:
         """Called after the step has changed the parameters."""
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep what it holds through a change of weights that is no optimizer step."""
+        yield
 
 
 _followers: WeakSet[StepFollower] = WeakSet()
@@ -141,6 +146,19 @@ def follow_steps(follower: StepFollower) -> None:
 def unfollow_steps(follower: StepFollower) -> None:
     """Stop notifying a follower."""
     _followers.discard(follower)
+
+
+@contextmanager
+def rows_kept() -> Iterator[None]:
+    """Keep the rows that followers hold through a change inside the block that is no step.
+
+    This is for a decay by the gradients of the loss. Those of frozen neurons are not computed: read
+    as zero, they would shrink weights of which nothing is known.
+    """
+    with ExitStack() as stack:
+        for follower in list(_followers):
+            stack.enter_context(follower.kept())
+        yield
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

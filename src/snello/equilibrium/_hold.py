@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.optimizers import follow_steps, parameters_of, unfollow_steps
+from snello.optimizers import StepFollower, follow_steps, parameters_of, unfollow_steps
 
 from ._rows import by_neuron
 
@@ -62,7 +62,7 @@ _NESTED = 4
 """Largest number of open steps kept per optimizer, because a step that raised is never closed."""
 
 
-class RowHold:
+class RowHold(StepFollower):
     """Keep rows of parameters bit-identical through every step of every optimizer.
 
     Before a step the frozen rows, and the same rows of the optimizer state, are copied; after it
@@ -111,7 +111,7 @@ class RowHold:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Restore the rows at the end of the block: for changes that are no optimizer steps."""
+        """Restore the rows at the end of the block."""
         values = [
             (held, held.view(held.parameter.detach()).index_select(0, held.index))
             for held in self._local()

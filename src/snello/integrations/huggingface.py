@@ -22,7 +22,6 @@ from snello.store import archives
 from snello.wrappers import OwnHook
 
 from ._agree import zeros_expected
-from ._combined import frozen_rows_held
 from ._curated_trainer import curated_trainer as curated_trainer
 
 
@@ -113,9 +112,7 @@ def huggingface_callback(
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if "sensitivity" in self.parts:  # gradients are still there
-                decay = self.parts["sensitivity"]
-                with frozen_rows_held(self.parts.get("updates") if decay.by_gradient else None):
-                    decay.step()
+                self.parts["sensitivity"].step()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             metrics = kwargs.get("metrics") or {}

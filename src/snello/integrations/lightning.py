@@ -33,7 +33,6 @@ from snello.wrappers import OwnHook, unwrapped
 from ._agree import agree_on_pruning, zeros_expected
 from ._average import WeightAverage as WeightAverage
 from ._average import inner_model as _model
-from ._combined import frozen_rows_held
 
 
 def _averages(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[nn.Module]:
@@ -189,9 +188,7 @@ class SensitivityPruning(_Attached):
         """Decay after an optimizer step, not after merely accumulated gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if self.sensitivity is not None and stepped and self._active(trainer):
-            held = _updates(trainer) if self.sensitivity.by_gradient else None
-            with frozen_rows_held(held):
-                self.sensitivity.step()
+            self.sensitivity.step()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune on a plateau, and at the end of the pruning epochs."""
@@ -360,12 +357,6 @@ class SelectiveUpdateCallback(_Attached):
         if self._attached and self.neq is not None:
             return self.neq.state_dict()
         return {} if self._last is None else dict(self._last[1])
-
-
-def _updates(trainer: L.Trainer) -> SelectiveUpdate | None:
-    """The selective update of another callback in this trainer, or None."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c.neq for c in callbacks if isinstance(c, SelectiveUpdateCallback)), None)
 
 
 class NEqCallback(SelectiveUpdateCallback):

@@ -24,6 +24,7 @@ from snello.neurons import (
 )
 from snello.optimizers import (
     Optimizers,
+    StepFollower,
     check_trained,
     follow_steps,
     optimizers_of,
@@ -85,7 +86,7 @@ def pins_of(model: nn.Module) -> list[Pin]:
     return [hook.pin for hook in hooks if isinstance(hook, _Loaded) and hook.pin is not None]
 
 
-class Pin:
+class Pin(StepFollower):
     """Masks that are kept on a model, until [`remove`][snello.pruning.Pin.remove] or until the
     model is deleted.
 
@@ -120,9 +121,6 @@ class Pin:
         for handle in self._handles:
             handle.remove()
         self._handles, self.overwritten = [], {}
-
-    def before(self, optimizer: Optimizer, closure: bool) -> None:
-        """Do nothing: weights are set to zero after a step."""
 
     def after(self, optimizer: Optimizer) -> None:
         """Apply the masks of the parameters that an optimizer has updated."""

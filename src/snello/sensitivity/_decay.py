@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from snello.errors import ConfigError
+from snello.optimizers import rows_kept
 
 
 class Sensitivity(ABC):
@@ -24,8 +26,8 @@ class Sensitivity(ABC):
             rate.
 
     Attributes:
-        by_gradient: whether the method uses the gradients of the loss, which are missing for
-            neurons frozen by NEq.
+        by_gradient: whether the method uses the gradients of the loss. Those of neurons frozen by
+            NEq are not computed, so that these neurons do not decay.
     """
 
     by_gradient = False
@@ -64,7 +66,8 @@ class Sensitivity(ABC):
         """
         weights, insensitivities = self._weights_and_insensitivities()
         if weights:
-            decay_(weights, insensitivities, self.lmbda)
+            with rows_kept() if self.by_gradient else nullcontext():
+                decay_(weights, insensitivities, self.lmbda)
 
     def state_dict(self) -> dict[str, Any]:
         """State that lets a resumed run continue identically."""

@@ -30,7 +30,7 @@ class Lobster(Sensitivity):
     the gradients are zeroed: the gradient is then that of the whole effective batch, accumulated,
     averaged over the processes of DistributedDataParallel, and unscaled by
     `scaler.step(optimizer)`. If gradients are clipped, the clipped ones are used. A parameter
-    without a gradient does not decay.
+    without a gradient does not decay, nor does a neuron that NEq has frozen.
 
     Args:
         model: its Linear, convolution and BatchNorm layers decay, weights and biases.
