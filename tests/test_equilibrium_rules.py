@@ -98,6 +98,42 @@ def test_gradient_change_is_its_formula() -> None:
         GradientChange(model, 1.5)
 
 
+def test_gradients_of_weights_and_biases_may_come_in_two_steps() -> None:
+    """As where one optimizer has the matrices and another all else, or a bias learns later."""
+    found = []
+    for apart in (False, True):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).double()
+        matrices, others = ([p for p in model.parameters() if p.dim() == d] for d in (2, 1))
+        groups = [matrices, others] if apart else [[*matrices, *others]]
+        optimizers = [torch.optim.SGD(group, lr=0.0) for group in groups]
+        rule = GradientChange(model)
+        layers = {str(i): WatchedLayer(layer.out_features, 1) for i, layer in enumerate(model)}
+        for interval in (1.0, 1.5):
+            for step in range(3):
+                for p in model.parameters():
+                    still = step == 1 and p.dim() == 1
+                    p.grad = None if still else torch.full_like(p, interval * (step + 1) + p.dim())
+                for optimizer in optimizers:
+                    optimizer.step()
+            rule.select(layers, {})
+        found.append(rule.eta)
+    assert found[0] == pytest.approx(found[1])
+    assert found[0].keys() == {"0", "1"}
+
+
+def test_a_fused_step_that_overflowed_changes_no_sum() -> None:
+    model = nn.Linear(2, 3)
+    optimizer, rule = torch.optim.Adam(model.parameters(), fused=True), GradientChange(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for worst in (1.0, torch.inf):
+        model.weight.grad, model.bias.grad = torch.ones(3, 2), torch.full((3,), worst)
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    (summed,) = rule.state_dict()["sums"].values()
+    assert torch.equal(summed, torch.full((9,), 0.25))  # unscaled
+
+
 RULES: dict[str, Callable[[nn.Module], Selection]] = {
     "plasticity": lambda model: Settled(Plasticity(3e-3)),
     "cka": lambda model: Settled(StableCKA(1e-2)),

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from snello.errors import ConfigError
 from snello.neurons import neuron_layers
-from snello.optimizers import follow_steps, parameters_of
+from snello.optimizers import StepFollower, follow_steps, parameters_of
 from snello.wrappers import unwrapped
 
 from ._selection import WatchedLayer, copied, whole_layers
 from ._uses import in_projections
 
 
-class GradientChange:
+class GradientChange(StepFollower):
     r"""AutoFreeze's rule: freeze the layers whose gradients have changed least.
 
     With $\Delta_l^t$ the sum of the gradients of layer $l$ over all optimizer steps between two
@@ -69,18 +69,21 @@ class GradientChange:
         """Layer name -> change of its gradients at the last decision, of the layers that learn."""
         return dict(self._eta)
 
-    def before(self, optimizer: Optimizer, closure: bool) -> None:
-        """Do nothing: a closure computes its gradients within the step."""
-
     def after(self, optimizer: Optimizer) -> None:
         """Add the gradients of an optimizer step."""
         own = {id(p) for p in parameters_of(optimizer)}
+        # Set for the step of a fused optimizer, which is called even if the scaler has overflowed.
+        overflown = getattr(optimizer, "found_inf", None)
         for name, parameters in self._parameters.items():
-            found = [p.grad for p in parameters if id(p) in own and p.grad is not None]
-            if found:
-                summed = torch.cat([grad.detach().flatten().float() for grad in found])
-                before = self._sums.get(name)
-                self._sums[name] = summed if before is None else before.to(summed).add_(summed)
+            found = [p.grad if id(p) in own else None for p in parameters]
+            if all(grad is None for grad in found):
+                continue
+            # A weight and its bias may be in two optimizers, or learn at other times.
+            summed = torch.cat(list(map(_flat, parameters, found)))
+            if overflown is not None:
+                summed.masked_fill_(overflown.to(summed.device) > 0, 0)
+            before = self._sums.get(name)
+            self._sums[name] = summed if before is None else before.to(summed).add_(summed)
 
     def select(
         self, layers: Mapping[str, WatchedLayer], similarities: Mapping[str, Tensor]
@@ -113,6 +116,13 @@ class GradientChange:
         sums, norms, eta = copied(state["sums"]), dict(state["norms"]), dict(state["eta"])
         self._sums, self._norms, self._eta = sums, norms, eta
         self._resting = set(state["resting"])
+
+
+def _flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """A gradient in single precision, one dimension; zeros if there is none."""
+    if gradient is None:
+        return parameter.new_zeros(parameter.numel(), dtype=torch.float)
+    return gradient.detach().flatten().float()
 
 
 def _quantile(values: Mapping[str, float], share: float) -> float:
